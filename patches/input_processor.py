@@ -1,0 +1,45 @@
+"""Patch: ``InputProcessor.process_inputs`` also validates policies. See the ledger in README.md."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+_MARK = "_vllm_flow_patch"
+
+
+def apply() -> None:
+    """Validate ``flow_*`` keys in the front end, where a ValueError becomes HTTP 400.
+
+    With the extension off, requests pass as in stock vLLM.
+    """
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    original = InputProcessor.process_inputs
+    if hasattr(original, _MARK):
+        return
+
+    @functools.wraps(original)
+    def process_inputs(
+        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        from vllm_flow.engine import frontend
+
+        # Before the image is decoded: a bad key must not cost the server any work.
+        num_layers = frontend.check_params(self.vllm_config, params)
+        request = original(self, request_id, prompt, params, *args, **kwargs)
+        if num_layers is not None:
+            frontend.check_request(request, num_layers)
+        return request
+
+    setattr(process_inputs, _MARK, original)
+    InputProcessor.process_inputs = process_inputs
+
+
+def revert() -> None:
+    """Put the original back."""
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    InputProcessor.process_inputs = getattr(
+        InputProcessor.process_inputs, _MARK, InputProcessor.process_inputs
+    )

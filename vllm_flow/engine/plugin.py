@@ -1,0 +1,68 @@
+"""How the extension gets into vLLM: an entry point that costs nothing until the key is set.
+
+Seam: the entry-point group ``vllm.general_plugins``, run once in every vLLM process. vLLM swallows
+import errors there, so this module imports only what is needed to install the two patches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+WORKER_CLS = "vllm_flow.engine.worker.FlowWorker"
+SCHEDULER_CLS = "vllm_flow.engine.scheduler.FlowScheduler"
+ASYNC_SCHEDULER_CLS = "vllm_flow.engine.scheduler.FlowAsyncScheduler"
+
+
+def register() -> None:
+    """Entry point: make vLLM read ``additional_config["vllm_flow"]``. May run more than once."""
+    from vllm_flow.patches import input_processor, vllm_config
+
+    vllm_config.apply(configure)
+    input_processor.apply()
+
+
+def configure(config: Any) -> None:
+    """Select our worker and scheduler in a finished ``VllmConfig``; nothing without the key.
+
+    Raises:
+        ValueError: a setting or a feature that is not supported, with the remedy.
+    """
+    from vllm import __version__
+
+    from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
+    from vllm_flow.engine.support import check_supported
+
+    options = config.additional_config
+    if not isinstance(options, dict) or CONFIG_KEY not in options:
+        return
+    if config.model_config is None or config.model_config.is_submodel_config:
+        return  # a view of a config that was or will be configured as a whole
+    check_supported(config, __version__)
+    FlowSettings.of(config)
+    asynchronous = config.scheduler_config.async_scheduling
+    _select(
+        config.scheduler_config,
+        "scheduler_cls",
+        ASYNC_SCHEDULER_CLS if asynchronous else SCHEDULER_CLS,
+        replaces=(None, SCHEDULER_CLS, ASYNC_SCHEDULER_CLS),
+    )
+    _select(
+        config.parallel_config,
+        "worker_cls",
+        WORKER_CLS,
+        replaces=(
+            "vllm.v1.worker.cpu_worker.CPUWorker",
+            "vllm.v1.worker.gpu_worker.Worker",
+            WORKER_CLS,
+        ),
+    )
+
+
+def _select(section: Any, name: str, chosen: str, replaces: tuple[str | None, ...]) -> None:
+    current = getattr(section, name)
+    if current not in replaces:
+        raise ValueError(
+            f"vLLM-Flow sets {name}={chosen!r} and cannot be combined with {name}={current!r}; "
+            f"leave out {name}, or leave out additional_config['vllm_flow']."
+        )
+    setattr(section, name, chosen)

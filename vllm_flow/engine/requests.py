@@ -1,0 +1,89 @@
+"""From a vLLM request to its token layout: the same few lines in front end, scheduler and worker.
+
+Seam: ``SamplingParams.extra_args`` and ``MultiModalFeatureSpec.mm_position``, which vLLM carries
+from the front end to the workers, so no process has to tell another what it decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from vllm_flow.plan import ScheduledRequest, StepPlan, TokenLayout, plan_step
+from vllm_flow.policy import parse_policy
+from vllm_flow.spans import ImageSpans
+
+if TYPE_CHECKING:
+    from vllm.multimodal.inputs import MultiModalFeatureSpec
+    from vllm.sampling_params import SamplingParams
+
+EVICTABLE_MODALITIES = ("image", "video")
+
+
+def image_spans(features: Iterable[MultiModalFeatureSpec]) -> ImageSpans:
+    """Spans of the embedding positions of image and video placeholders.
+
+    The text tokens around them (start and end markers, row breaks) are not embedding positions
+    and stay.
+    """
+    return ImageSpans.from_ranges(
+        (start, last + 1)
+        for feature in features
+        if feature.modality in EVICTABLE_MODALITIES
+        for start, last in feature.mm_position.extract_embeds_range()
+    )
+
+
+def token_layout(
+    params: SamplingParams | None,
+    features: Iterable[MultiModalFeatureSpec],
+    num_layers: int,
+) -> TokenLayout | None:
+    """The request's layout, None where it evicts nothing.
+
+    Raises:
+        PolicyError: the request carries a policy that the front end would have refused.
+    """
+    policy = parse_policy(params.extra_args if params is not None else None, num_layers)
+    return None if policy is None else TokenLayout.of(policy, image_spans(features))
+
+
+class LayoutBook:
+    """The layouts of the requests a process knows of; requests that evict nothing are not in it."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.num_layers = num_layers
+        self.layouts: dict[str, TokenLayout] = {}
+
+    def add(
+        self,
+        request_id: str,
+        params: SamplingParams | None,
+        features: Iterable[MultiModalFeatureSpec],
+    ) -> TokenLayout | None:
+        """Read a request's layout and keep it until :meth:`remove`; None if it evicts nothing."""
+        layout = token_layout(params, features, self.num_layers)
+        if layout is not None:
+            self.layouts[request_id] = layout
+        return layout
+
+    def remove(self, request_id: str) -> None:
+        self.layouts.pop(request_id, None)
+
+    def plan(
+        self,
+        request_ids: Sequence[str],
+        num_computed: Sequence[int],
+        num_scheduled: Sequence[int],
+    ) -> StepPlan | None:
+        """The step's plan; arguments are parallel, in the order of the batch's rows."""
+        if not any(request_id in self.layouts for request_id in request_ids):
+            return None
+        return plan_step(
+            [
+                ScheduledRequest(int(computed), int(scheduled), self.layouts.get(request_id))
+                for request_id, computed, scheduled in zip(
+                    request_ids, num_computed, num_scheduled, strict=True
+                )
+            ]
+        )

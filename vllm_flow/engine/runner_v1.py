@@ -1,0 +1,88 @@
+"""Adapter for Model Runner V1 (CPU's, and CUDA's with ``VLLM_USE_V2_MODEL_RUNNER=0``).
+
+Seams: ``get_kv_cache_spec``, ``_update_states``, ``_build_attention_metadata`` and
+``_model_forward`` of ``vllm/v1/worker/gpu_model_runner.py``. Gathers the step's inputs and arms
+the decoder hook; takes no decision.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm_flow.engine.decoder import DecoderHook, FlowStep
+from vllm_flow.engine.families import decoder_of
+from vllm_flow.engine.metadata import flow_step
+from vllm_flow.engine.requests import LayoutBook
+from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.engine.storage import group_specs
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+
+class FlowRunnerV1:
+    """Mixed in before the runner's own class by :func:`adopt`."""
+
+    flow_settings: FlowSettings
+    flow_requests: LayoutBook
+    flow_hook: DecoderHook
+    flow_step: FlowStep | None
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        self.flow_hook = DecoderHook(decoder_of(self.model, self.model_config.architectures))
+
+    def get_kv_cache_spec(self) -> dict[str, Any]:
+        return group_specs(super().get_kv_cache_spec(), self.flow_settings)
+
+    def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
+        for request_id in scheduler_output.finished_req_ids:
+            self.flow_requests.remove(request_id)
+        for request in scheduler_output.scheduled_new_reqs:
+            self.flow_requests.add(request.req_id, request.sampling_params, request.mm_features)
+        return super()._update_states(scheduler_output)
+
+    def _build_attention_metadata(
+        self, *args: Any, num_scheduled_tokens: dict[str, int] | None = None, **kwargs: Any
+    ) -> Any:
+        built = super()._build_attention_metadata(
+            *args, num_scheduled_tokens=num_scheduled_tokens, **kwargs
+        )
+        self.flow_step = None
+        if num_scheduled_tokens:  # absent in dummy runs, whose rows belong to no request
+            self.flow_step = self._plan_flow_step(num_scheduled_tokens)
+        return built
+
+    def _plan_flow_step(self, num_scheduled_tokens: dict[str, int]) -> FlowStep | None:
+        batch = self.input_batch
+        plan = self.flow_requests.plan(
+            batch.req_ids,
+            batch.num_computed_tokens_cpu[: batch.num_reqs],
+            [num_scheduled_tokens[request_id] for request_id in batch.req_ids],
+        )
+        if plan is None:
+            return None
+        groups = self.kv_cache_config.kv_cache_groups
+        return flow_step(
+            plan,
+            block_tables=[
+                batch.block_table[group].get_device_tensor(batch.num_reqs)
+                for group in range(len(groups))
+            ],
+            attn_groups=self.attn_groups,
+            kv_cache_config=self.kv_cache_config,
+            device=self.device,
+        )
+
+    def _model_forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.flow_hook.arm(self.flow_step)
+        return super()._model_forward(*args, **kwargs)
+
+
+def adopt(runner: Any, settings: FlowSettings) -> None:
+    """Turn a freshly built V1 runner, of whatever platform, into one that evicts."""
+    kind = type(runner)
+    runner.__class__ = type(f"Flow{kind.__name__}", (FlowRunnerV1, kind), {})
+    runner.flow_settings = settings
+    runner.flow_requests = LayoutBook(settings.num_layers)
+    runner.flow_step = None

@@ -1,0 +1,103 @@
+"""Adapter for Model Runner V2 (CUDA's default).
+
+Seams: the runner's ``get_kv_cache_spec`` and its ``ModelState``
+(``vllm/v1/worker/gpu/model_states/interface.py``): ``add_request``, ``remove_request`` and
+``prepare_attn``. Gathers the step's inputs and arms the decoder hook; takes no decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vllm_flow.engine.decoder import DecoderHook
+from vllm_flow.engine.families import decoder_of
+from vllm_flow.engine.metadata import flow_step
+from vllm_flow.engine.requests import LayoutBook
+from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.engine.storage import group_specs
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import NewRequestData
+
+
+class FlowModelState:
+    """Mixed in before the model's own state class once the model is loaded."""
+
+    flow_requests: LayoutBook
+    flow_hook: DecoderHook
+
+    def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
+        self.flow_requests.add(
+            new_req_data.req_id, new_req_data.sampling_params, new_req_data.mm_features
+        )
+        super().add_request(req_index, new_req_data)
+
+    def remove_request(self, req_id: str) -> None:
+        self.flow_requests.remove(req_id)
+        super().remove_request(req_id)
+
+    def prepare_attn(
+        self,
+        input_batch: Any,
+        cudagraph_mode: Any,
+        block_tables: Sequence[torch.Tensor],
+        slot_mappings: torch.Tensor,
+        attn_groups: Sequence[Sequence[Any]],
+        kv_cache_config: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        # Dummy batches carry ids that no request has, so they get a stock pass.
+        plan = self.flow_requests.plan(
+            input_batch.req_ids,
+            input_batch.num_computed_tokens_np[: input_batch.num_reqs],
+            input_batch.num_scheduled_tokens[: input_batch.num_reqs],
+        )
+        self.flow_hook.arm(
+            None
+            if plan is None
+            else flow_step(
+                plan,
+                block_tables=block_tables,
+                attn_groups=attn_groups,
+                kv_cache_config=kv_cache_config,
+                device=self.device,
+            )
+        )
+        return super().prepare_attn(
+            input_batch,
+            cudagraph_mode,
+            block_tables,
+            slot_mappings,
+            attn_groups,
+            kv_cache_config,
+            *args,
+            **kwargs,
+        )
+
+
+class FlowRunnerV2:
+    """Mixed in before the runner's own class by :func:`adopt`."""
+
+    flow_settings: FlowSettings
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        state = self.model_state
+        kind = type(state)
+        state.__class__ = type(f"Flow{kind.__name__}", (FlowModelState, kind), {})
+        state.flow_requests = LayoutBook(self.flow_settings.num_layers)
+        state.flow_hook = DecoderHook(decoder_of(self.model, self.model_config.architectures))
+
+    def get_kv_cache_spec(self) -> dict[str, Any]:
+        return group_specs(super().get_kv_cache_spec(), self.flow_settings)
+
+
+def adopt(runner: Any, settings: FlowSettings) -> None:
+    """Turn a freshly built V2 runner, of whatever platform, into one that evicts."""
+    kind = type(runner)
+    runner.__class__ = type(f"Flow{kind.__name__}", (FlowRunnerV2, kind), {})
+    runner.flow_settings = settings

@@ -1,0 +1,74 @@
+"""The scheduler that knows each request's layout before its first block is allocated.
+
+Seam: ``SchedulerConfig.scheduler_cls``. Two classes, since vLLM keeps async scheduling in a
+subclass of its own. Takes no scheduling decision: it only registers and forgets layouts.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
+
+from vllm_flow.engine.inspect import Footprint
+from vllm_flow.engine.requests import LayoutBook, image_spans
+from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.engine.storage import managers_of
+
+FOOTPRINTS_KEPT = 4096
+"""Finished requests whose footprint is remembered for :func:`vllm_flow.engine.inspect.footprints`."""
+
+
+class _FlowScheduling:
+    """What both schedulers add to vLLM's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        settings = FlowSettings.of(self.vllm_config)
+        assert settings is not None, "this scheduler class is set by vLLM-Flow's configuration"
+        self.flow_settings = settings
+        self.flow_requests = LayoutBook(settings.num_layers)
+        self.flow_footprints: OrderedDict[str, Footprint] = OrderedDict()
+        self.flow_managers = managers_of(self.kv_cache_manager.coordinator.single_type_managers)
+        for manager in self.flow_managers:
+            manager.use_layouts(self.flow_requests.layouts)
+
+    def add_request(self, request: Request) -> None:
+        layout = self.flow_requests.add(
+            request.request_id, request.sampling_params, request.mm_features
+        )
+        if layout is not None:
+            # Blocks found by tokens alone hold the image's influence in every layer.
+            request.skip_reading_prefix_cache = True
+        super().add_request(request)
+
+    def _free_blocks(self, request: Request) -> None:
+        self._remember(request)
+        super()._free_blocks(request)
+        self.flow_requests.remove(request.request_id)
+
+    def _remember(self, request: Request) -> None:
+        layout = self.flow_requests.layouts.get(request.request_id)
+        self.flow_footprints[request.request_id] = Footprint(
+            cliff=self.flow_settings.num_layers if layout is None else layout.cliff,
+            prompt_tokens=request.num_prompt_tokens,
+            image_tokens=image_spans(request.mm_features).total,
+            computed_tokens=request.num_computed_tokens,
+            blocks=tuple(
+                len(manager.req_to_blocks.get(request.request_id, ()))
+                for manager in self.flow_managers
+            ),
+        )
+        if len(self.flow_footprints) > FOOTPRINTS_KEPT:
+            self.flow_footprints.popitem(last=False)
+
+
+class FlowScheduler(_FlowScheduling, Scheduler):
+    """vLLM's scheduler over storage groups."""
+
+
+class FlowAsyncScheduler(_FlowScheduling, AsyncScheduler):
+    """vLLM's async scheduler over storage groups."""

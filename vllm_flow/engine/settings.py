@@ -1,0 +1,83 @@
+"""The operator's settings: ``additional_config["vllm_flow"]`` as one documented dataclass.
+
+Seam: ``VllmConfig.additional_config``, which vLLM reserves for extensions and hands to every
+process. Reads the model's layer count from the config; imports nothing of vLLM.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from vllm_flow.plan import default_group_layers, storage_groups
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+CONFIG_KEY = "vllm_flow"
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """Settings of one engine, resolved against its model."""
+
+    num_layers: int
+    """Decoder layers of the model (read from the model, not set by the operator)."""
+
+    group_layers: int
+    """Consecutive decoder layers that share one block table: how finely memory is saved.
+
+    Any cliff is exact whatever this is; blocks are saved in the groups that lie wholly past it.
+    Must divide ``num_layers``. Default: the smallest divisor that makes at most 8 groups.
+    """
+
+    @property
+    def group_starts(self) -> tuple[int, ...]:
+        """First layer of each storage group."""
+        return storage_groups(self.num_layers, self.group_layers)
+
+    def group_start(self, layer: int) -> int:
+        """First layer of the storage group that decoder layer ``layer`` belongs to."""
+        return layer - layer % self.group_layers
+
+    @classmethod
+    def read(cls, options: Any, num_layers: int) -> FlowSettings:
+        """Settings from the JSON object under ``vllm_flow``.
+
+        Raises:
+            ValueError: not an object, an unknown option, or a value out of range; names it.
+        """
+        if not isinstance(options, Mapping):
+            raise ValueError(
+                f"additional_config[{CONFIG_KEY!r}]={options!r}: it must be a JSON object with "
+                f"options, {{}} for the defaults."
+            )
+        known = [f.name for f in fields(cls) if f.name != "num_layers"]
+        for name in options:
+            if name not in known:
+                close = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known options: {known}."
+                raise ValueError(
+                    f"additional_config[{CONFIG_KEY!r}][{name!r}]: no such option; {hint}"
+                )
+        group_layers = options.get("group_layers")
+        if group_layers is None:
+            group_layers = default_group_layers(num_layers)
+        elif isinstance(group_layers, bool) or not isinstance(group_layers, int):
+            raise ValueError(
+                f"additional_config[{CONFIG_KEY!r}]['group_layers']={group_layers!r}: it must be "
+                f"an integer that divides the model's {num_layers} decoder layers."
+            )
+        storage_groups(num_layers, group_layers)
+        return cls(num_layers=num_layers, group_layers=group_layers)
+
+    @classmethod
+    def of(cls, vllm_config: VllmConfig) -> FlowSettings | None:
+        """Settings of an engine, None where the extension is off."""
+        options = vllm_config.additional_config
+        if not isinstance(options, Mapping) or CONFIG_KEY not in options:
+            return None
+        num_layers = vllm_config.model_config.get_total_num_hidden_layers()
+        return cls.read(options[CONFIG_KEY], num_layers)

@@ -1,0 +1,118 @@
+"""What this version can serve: everything else is refused at start-up with a sentence.
+
+Reads a finished ``VllmConfig``; changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm_flow.engine import families
+
+TESTED_VLLM = ("0.32.0", "0.33.0")
+"""Tested range of vLLM: from the first, up to but without the second."""
+
+
+def check_supported(vllm_config: Any, vllm_version: str) -> None:
+    """Refuse what eviction has not been shown to be exact with.
+
+    Raises:
+        ValueError: a sentence that names the feature and what to do instead.
+    """
+    check_version(vllm_version)
+    families.check_supported(vllm_config.model_config.architectures)
+    for sentence, applies in _REFUSALS:
+        if applies(vllm_config):
+            raise ValueError(f"vLLM-Flow does not support {sentence}")
+
+
+def check_version(version: str) -> None:
+    """Refuse a vLLM outside the tested range."""
+    from packaging.version import Version
+
+    low, high = TESTED_VLLM
+    if not Version(low) <= Version(version) < Version(high):
+        raise ValueError(
+            f"vLLM-Flow was tested with vLLM >= {low}, < {high} and does not support "
+            f"{version}; install a tested version, or leave out additional_config['vllm_flow']."
+        )
+
+
+def _eager(config: Any) -> bool:
+    compilation = config.compilation_config
+    return compilation.mode.name == "NONE" and compilation.cudagraph_mode.name == "NONE"
+
+
+def _more_than_one(name: str) -> Callable[[Any], bool]:
+    return lambda config: getattr(config.parallel_config, name, 1) > 1
+
+
+_REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+    (
+        "CUDA graphs and torch.compile yet: pass enforce_eager=True (--enforce-eager).",
+        lambda config: not _eager(config),
+    ),
+    (
+        "pipeline parallelism: set pipeline_parallel_size=1.",
+        _more_than_one("pipeline_parallel_size"),
+    ),
+    (
+        "tensor parallelism yet: set tensor_parallel_size=1.",
+        _more_than_one("tensor_parallel_size"),
+    ),
+    ("data parallelism yet: start one server per GPU.", _more_than_one("data_parallel_size")),
+    (
+        "decode context parallelism: set decode_context_parallel_size=1.",
+        _more_than_one("decode_context_parallel_size"),
+    ),
+    (
+        "prefill context parallelism: set prefill_context_parallel_size=1.",
+        _more_than_one("prefill_context_parallel_size"),
+    ),
+    (
+        "dual-batch overlap: leave out enable_dbo.",
+        lambda config: config.parallel_config.use_ubatching,
+    ),
+    (
+        "speculative decoding: leave out speculative_config.",
+        lambda config: config.speculative_config is not None,
+    ),
+    ("LoRA adapters: leave out enable_lora.", lambda config: config.lora_config is not None),
+    (
+        "KV connectors: leave out kv_transfer_config.",
+        lambda config: config.kv_transfer_config is not None,
+    ),
+    (
+        "encoder-cache connectors: leave out ec_transfer_config.",
+        lambda config: config.ec_transfer_config is not None,
+    ),
+    (
+        "a quantised KV cache: leave kv_cache_dtype at 'auto'.",
+        lambda config: config.cache_config.cache_dtype not in ("auto", "bfloat16", "float16"),
+    ),
+    (
+        "KV-sharing fast prefill: leave out kv_sharing_fast_prefill.",
+        lambda config: config.cache_config.kv_sharing_fast_prefill,
+    ),
+    (
+        "pooling models: it evicts while text is generated.",
+        lambda config: config.model_config.runner_type != "generate",
+    ),
+    (
+        "encoder-decoder models: their image is no part of the decoder's prompt.",
+        lambda config: config.model_config.is_encoder_decoder,
+    ),
+    (
+        "models with bidirectional attention over the image.",
+        lambda config: config.model_config.is_mm_prefix_lm,
+    ),
+    (
+        "a disabled hybrid KV-cache manager: leave out disable_hybrid_kv_cache_manager.",
+        lambda config: bool(config.scheduler_config.disable_hybrid_kv_cache_manager),
+    ),
+    (
+        "prompt embeddings: leave out enable_prompt_embeds.",
+        lambda config: config.model_config.enable_prompt_embeds,
+    ),
+)

@@ -1,0 +1,30 @@
+"""Workers whose model runner evicts, one per platform.
+
+Seam: ``ParallelConfig.worker_cls``. A worker builds its runner inside ``init_device``; ours hands
+that runner to the adapter of its generation, so no upstream code is copied.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.platforms import current_platform
+
+from vllm_flow.engine import runner_v1, runner_v2
+from vllm_flow.engine.settings import FlowSettings
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
+
+
+class FlowWorker(PlatformWorker):  # type: ignore[valid-type, misc]
+    """The platform's worker with a runner that evicts."""
+
+    def init_device(self, *args: Any, **kwargs: Any) -> None:
+        super().init_device(*args, **kwargs)
+        settings = FlowSettings.of(self.vllm_config)
+        assert settings is not None, "this worker class is set by vLLM-Flow's configuration"
+        adapter = runner_v2 if self.use_v2_model_runner else runner_v1
+        adapter.adopt(self.model_runner, settings)

@@ -1,0 +1,95 @@
+"""What a request may ask for: the policy, its flat request keys and every validation rule.
+
+Knows nothing of vLLM, torch or prompts: a policy is read from the plain mapping that arrives as
+``SamplingParams.extra_args`` (offline) or ``vllm_xargs`` (OpenAI-compatible server).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+KEY_PREFIX = "flow_"
+CLIFF_KEY = "flow_cliff"
+REQUEST_KEYS = (CLIFF_KEY,)
+"""Every request key this version understands; any other ``flow_*`` key is an error."""
+
+
+class PolicyError(ValueError):
+    """A request's policy cannot be honoured; the message names the key, the value and the remedy."""
+
+    def __init__(self, key: str, value: Any, reason: str) -> None:
+        self.key = key
+        self.value = value
+        super().__init__(f"{key}={_shown(value)}: {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class FlowPolicy:
+    """Evict every image token from decoder layers with 0-based index >= ``cliff``.
+
+    Layers below the cliff see the whole image, so ``cliff`` is the number of layers that do
+    ("From Redundancy to Relevance: Information Flow in LVLMs Across Reasoning Tasks", section 3).
+    """
+
+    cliff: int
+
+    def request_keys(self) -> dict[str, int]:
+        """The flat form a client sends; :func:`parse_policy` reads it back."""
+        return {CLIFF_KEY: self.cliff}
+
+
+def parse_policy(keys: Mapping[str, Any] | None, num_layers: int) -> FlowPolicy | None:
+    """Read a policy from a request's extra arguments.
+
+    Args:
+        keys: the request's extra arguments; keys without the ``flow_`` prefix belong to others
+            and are left alone.
+        num_layers: number of decoder layers of the model.
+
+    Returns:
+        The policy, or None for the baseline: no ``flow_cliff``, or one equal to ``num_layers``.
+
+    Raises:
+        PolicyError: (a ValueError) an unknown ``flow_*`` key, a value that is no integer, or one
+            outside ``0..num_layers``.
+    """
+    if not keys:
+        return None
+    for key, value in keys.items():
+        if isinstance(key, str) and key.startswith(KEY_PREFIX) and key not in REQUEST_KEYS:
+            close = difflib.get_close_matches(key, REQUEST_KEYS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {_known()}."
+            raise PolicyError(key, value, f"vLLM-Flow does not know this key; {hint}")
+    if CLIFF_KEY not in keys:
+        return None
+    cliff = _checked_cliff(keys[CLIFF_KEY], num_layers)
+    return None if cliff == num_layers else FlowPolicy(cliff)
+
+
+def _checked_cliff(value: Any, num_layers: int) -> int:
+    allowed = (
+        f"it must be an integer from 0 (no layer sees the image) to {num_layers} "
+        "(the number of decoder layers: nothing is evicted)."
+    )
+    # bool is an int in Python, yet `true` is never a layer.
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise PolicyError(CLIFF_KEY, value, f"{type(value).__name__} is not a layer; {allowed}")
+    if not 0 <= value <= num_layers:
+        raise PolicyError(CLIFF_KEY, value, f"there is no such layer; {allowed}")
+    return value
+
+
+def _known() -> str:
+    return ", ".join(repr(key) for key in REQUEST_KEYS)
+
+
+def _shown(value: Any) -> str:
+    """The value as the message shows it, cut so that a hostile one cannot fill the log."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
+        # repr of an enormous integer is slow and, past 4300 digits, an error of its own.
+        return f"<integer of {value.bit_length()} bits>"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,86 @@
+"""Where the image tokens of a prompt are: half-open token ranges and the counts that follow.
+
+Spans come from the prompt's placeholders, never from token ids: a sampled token whose id happens
+to be the image token's is text. Knows nothing of policies, layers or vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpans:
+    """Sorted, disjoint, non-empty half-open ranges ``[start, end)`` of prompt positions."""
+
+    ranges: tuple[tuple[int, int], ...] = ()
+    _starts: IntArray = field(init=False, repr=False, compare=False)
+    _lengths: IntArray = field(init=False, repr=False, compare=False)
+    _before: IntArray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        last = 0
+        for start, end in self.ranges:
+            if not last <= start < end:
+                raise ValueError(
+                    f"image spans must be sorted, disjoint and not empty, got {self.ranges}; "
+                    "build them with ImageSpans.from_ranges"
+                )
+            last = end
+        starts = np.array([start for start, _ in self.ranges], dtype=np.int64)
+        lengths = np.array([end - start for start, end in self.ranges], dtype=np.int64)
+        object.__setattr__(self, "_starts", starts)
+        object.__setattr__(self, "_lengths", lengths)
+        object.__setattr__(self, "_before", np.concatenate(([0], np.cumsum(lengths))))
+
+    @classmethod
+    def from_ranges(cls, ranges: Iterable[tuple[int, int]]) -> ImageSpans:
+        """Spans from ranges in any order; touching and overlapping ones are merged, empty dropped."""
+        merged: list[tuple[int, int]] = []
+        for start, end in sorted(ranges):
+            if end <= start:
+                continue
+            if merged and start <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+            else:
+                merged.append((start, end))
+        return cls(tuple(merged))
+
+    @property
+    def total(self) -> int:
+        """Number of image tokens in the prompt."""
+        return int(self._before[-1])
+
+    @property
+    def end(self) -> int:
+        """First position past the last image token (0 without images)."""
+        return self.ranges[-1][1] if self.ranges else 0
+
+    def count_before(self, position: int) -> int:
+        """Number of image tokens at positions < ``position``."""
+        if position >= self.end:
+            return self.total
+        return sum(min(position, end) - start for start, end in self.ranges if start < position)
+
+    def counts_before(self, positions: ArrayLike) -> IntArray:
+        """:meth:`count_before` for an array of positions, of any shape."""
+        position = np.asarray(positions, dtype=np.int64)
+        if not self.ranges:
+            return np.zeros_like(position)
+        index = np.searchsorted(self._starts, position, side="left")
+        # Whole spans that start before the position, less what the last of them has left.
+        last = np.maximum(index - 1, 0)
+        inside = np.clip(position - self._starts[last], 0, self._lengths[last])
+        counts: IntArray = np.where(index > 0, self._before[last] + inside, 0)
+        return counts
+
+    def is_image(self, positions: ArrayLike) -> NDArray[np.bool_]:
+        """Whether each position holds an image token, same shape as ``positions``."""
+        position = np.asarray(positions, dtype=np.int64)
+        return self.counts_before(position + 1) > self.counts_before(position)
