@@ -23,60 +23,66 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import NewRequestData
 
 
-class FlowModelState:
-    """Mixed in before the model's own state class once the model is loaded."""
+def evicting(kind: type[Any]) -> type[Any]:
+    """A model state class that evicts, derived from the model's own.
 
-    flow_requests: LayoutBook
-    flow_hook: DecoderHook
+    Derived rather than mixed in: an instance only takes a new class of the same object layout,
+    and ``ModelState`` is an abstract base class.
+    """
 
-    def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
-        self.flow_requests.add(
-            new_req_data.req_id, new_req_data.sampling_params, new_req_data.mm_features
-        )
-        super().add_request(req_index, new_req_data)
+    class FlowModelState(kind):  # type: ignore[valid-type, misc]
+        flow_requests: LayoutBook
+        flow_hook: DecoderHook
 
-    def remove_request(self, req_id: str) -> None:
-        self.flow_requests.remove(req_id)
-        super().remove_request(req_id)
-
-    def prepare_attn(
-        self,
-        input_batch: Any,
-        cudagraph_mode: Any,
-        block_tables: Sequence[torch.Tensor],
-        slot_mappings: torch.Tensor,
-        attn_groups: Sequence[Sequence[Any]],
-        kv_cache_config: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        # Dummy batches carry ids that no request has, so they get a stock pass.
-        plan = self.flow_requests.plan(
-            input_batch.req_ids,
-            input_batch.num_computed_tokens_np[: input_batch.num_reqs],
-            input_batch.num_scheduled_tokens[: input_batch.num_reqs],
-        )
-        self.flow_hook.arm(
-            None
-            if plan is None
-            else flow_step(
-                plan,
-                block_tables=block_tables,
-                attn_groups=attn_groups,
-                kv_cache_config=kv_cache_config,
-                device=self.device,
+        def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
+            self.flow_requests.add(
+                new_req_data.req_id, new_req_data.sampling_params, new_req_data.mm_features
             )
-        )
-        return super().prepare_attn(
-            input_batch,
-            cudagraph_mode,
-            block_tables,
-            slot_mappings,
-            attn_groups,
-            kv_cache_config,
-            *args,
-            **kwargs,
-        )
+            super().add_request(req_index, new_req_data)
+
+        def remove_request(self, req_id: str) -> None:
+            self.flow_requests.remove(req_id)
+            super().remove_request(req_id)
+
+        def prepare_attn(
+            self,
+            input_batch: Any,
+            cudagraph_mode: Any,
+            block_tables: Sequence[torch.Tensor],
+            slot_mappings: torch.Tensor,
+            attn_groups: Sequence[Sequence[Any]],
+            kv_cache_config: Any,
+            *args: Any,
+            **kwargs: Any,
+        ) -> dict[str, Any]:
+            # Dummy batches carry ids that no request has, so they get a stock pass.
+            plan = self.flow_requests.plan(
+                input_batch.req_ids,
+                input_batch.num_computed_tokens_np[: input_batch.num_reqs],
+                input_batch.num_scheduled_tokens[: input_batch.num_reqs],
+            )
+            step = None
+            if plan is not None:
+                step = flow_step(
+                    plan,
+                    block_tables=block_tables,
+                    attn_groups=attn_groups,
+                    kv_cache_config=kv_cache_config,
+                    device=self.device,
+                )
+            self.flow_hook.arm(step)
+            return super().prepare_attn(
+                input_batch,
+                cudagraph_mode,
+                block_tables,
+                slot_mappings,
+                attn_groups,
+                kv_cache_config,
+                *args,
+                **kwargs,
+            )
+
+    return FlowModelState
 
 
 class FlowRunnerV2:
@@ -87,8 +93,7 @@ class FlowRunnerV2:
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
         state = self.model_state
-        kind = type(state)
-        state.__class__ = type(f"Flow{kind.__name__}", (FlowModelState, kind), {})
+        state.__class__ = evicting(type(state))
         state.flow_requests = LayoutBook(self.flow_settings.num_layers)
         state.flow_hook = DecoderHook(decoder_of(self.model, self.model_config.architectures))
 

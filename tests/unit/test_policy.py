@@ -1,0 +1,61 @@
+"""Policies: what is accepted, what is refused, and what the refusal says."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_flow.policy import FlowPolicy, PolicyError, parse_policy
+
+LAYERS = 32
+
+
+@given(st.integers(0, LAYERS - 1))
+def test_a_cliff_round_trips_through_its_request_keys(cliff: int) -> None:
+    policy = parse_policy({"flow_cliff": cliff}, LAYERS)
+    assert policy == FlowPolicy(cliff)
+    assert parse_policy(policy.request_keys(), LAYERS) == policy
+
+
+@pytest.mark.parametrize("keys", [None, {}, {"flow_cliff": LAYERS}, {"kv_transfer_params": {}}])
+def test_the_baseline_is_no_policy(keys: dict | None) -> None:
+    assert parse_policy(keys, LAYERS) is None
+
+
+def test_keys_of_others_are_left_alone() -> None:
+    assert parse_policy({"flowers": 3, "other": "x", "flow_cliff": 1}, LAYERS) == FlowPolicy(1)
+
+
+NOT_A_LAYER = st.one_of(
+    st.integers(max_value=-1),
+    st.integers(min_value=LAYERS + 1),
+    st.booleans(),
+    st.floats(),
+    st.text(),
+    st.none(),
+    st.lists(st.integers()),
+    st.dictionaries(st.text(), st.integers()),
+)
+
+
+@given(NOT_A_LAYER)
+def test_a_bad_cliff_is_refused_by_name(value: object) -> None:
+    with pytest.raises(PolicyError) as error:
+        parse_policy({"flow_cliff": value}, LAYERS)
+    message = str(error.value)
+    assert message.startswith("flow_cliff=") and "from 0" in message and str(LAYERS) in message
+    assert len(message) < 400
+
+
+def test_an_enormous_integer_is_refused_without_being_printed() -> None:
+    with pytest.raises(PolicyError, match="integer of 100001 bits"):
+        parse_policy({"flow_cliff": 1 << 100_000}, LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [("flow_clif", "did you mean 'flow_cliff'"), ("flow_temperature", "known keys: 'flow_cliff'")],
+)
+def test_an_unknown_flow_key_is_refused_with_a_hint(key: str, hint: str) -> None:
+    with pytest.raises(PolicyError, match=hint):
+        parse_policy({key: 1}, LAYERS)
+    assert issubclass(PolicyError, ValueError)
