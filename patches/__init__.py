@@ -1,4 +1,1 @@
-"""Every change to somebody else's module: one file per target, with its ledger in README.md.
-
-Knows nothing of policies, plans or the engine.
-"""
+"""Every change to somebody else's module: one file per target, with its ledger in README.md."""

@@ -25,11 +25,10 @@ def apply() -> None:
     ) -> Any:
         from vllm_flow.engine import frontend
 
-        # Before the image is decoded: a bad key must not cost the server any work.
-        num_layers = frontend.check_params(self.vllm_config, params)
+        settings = frontend.check_params(self.vllm_config, params)
         request = original(self, request_id, prompt, params, *args, **kwargs)
-        if num_layers is not None:
-            frontend.check_request(request, num_layers)
+        if settings is not None:
+            frontend.check_request(request, settings)
         return request
 
     setattr(process_inputs, _MARK, original)

@@ -50,6 +50,38 @@ class TokenLayout:
         return num_tokens - self.spans.count_before(num_tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class PackedBoundary:
+    """What a prefix of whole blocks means for a storage group that keeps packed tokens.
+
+    Seen from the prefix one block shorter, at most one packed block became full on the way and at
+    most one is partly filled at the end, since a block of tokens keeps at most a block of them.
+    """
+
+    full_blocks: int
+    """Packed blocks that hold kept tokens of the prefix only, and all they can."""
+    completed: int | None
+    """The packed block that became full since the prefix one block shorter."""
+    tail: int | None
+    """The packed block that the prefix fills in part; its later slots are anybody's."""
+
+
+def packed_boundary(layout: TokenLayout, num_blocks: int, block_size: int) -> PackedBoundary:
+    """The packed blocks that a prefix of ``num_blocks`` whole blocks of tokens ends in."""
+
+    def kept(blocks: int) -> int:
+        tokens = blocks * block_size
+        return tokens - layout.spans.count_before(tokens)
+
+    before, now = kept(num_blocks - 1), kept(num_blocks)
+    full = now // block_size
+    return PackedBoundary(
+        full_blocks=full,
+        completed=full - 1 if full > before // block_size else None,
+        tail=full if now % block_size else None,
+    )
+
+
 def storage_groups(num_layers: int, group_layers: int) -> tuple[int, ...]:
     """First layer of each storage group of ``group_layers`` consecutive layers.
 

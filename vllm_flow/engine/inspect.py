@@ -6,8 +6,11 @@ Works on an engine in this process (``VLLM_ENABLE_V1_MULTIPROCESSING=0``). Reads
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from vllm_flow.plan import TokenLayout
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -78,15 +81,14 @@ def check_integrity(llm: LLM | Any) -> None:
                 first = owners.setdefault(block.block_id, (group, request_id))
                 if first == (group, request_id):
                     continue
-                # Two holders must have found it by the same hash, hence in the same group.
+                # Two holders must have found it by one hash: same group, same policy.
                 _check(
-                    first[0] == group and block.block_hash is not None,
+                    first[0] == group
+                    and block.block_hash is not None
+                    and _cliff(layouts, first[1]) == _cliff(layouts, request_id),
                     f"block {block.block_id} is shared without a common prefix",
                     [first, (group, request_id)],
                 )
-            if request_id in layouts:
-                hashed = [block.block_id for block in blocks if block.block_hash is not None]
-                _check(not hashed, f"request {request_id} left blocks in the prefix cache", hashed)
 
     deferred = Counter(
         block.block_id for _, blocks in scheduler.deferred_frees for block in blocks
@@ -104,6 +106,11 @@ def check_integrity(llm: LLM | Any) -> None:
         block.block_id for block in pool.blocks if not block.is_null and block.ref_cnt == 0
     }
     _check(set(free) == unused, "unused blocks and free queue differ", set(free) ^ unused)
+
+
+def _cliff(layouts: Mapping[str, TokenLayout], request_id: str) -> int | None:
+    layout = layouts.get(request_id)
+    return None if layout is None else layout.cliff
 
 
 def _check(holds: bool, what: str, found: Any) -> None:

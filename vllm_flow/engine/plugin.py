@@ -44,7 +44,7 @@ def configure(config: Any) -> None:
         config.scheduler_config,
         "scheduler_cls",
         ASYNC_SCHEDULER_CLS if asynchronous else SCHEDULER_CLS,
-        replaces=(None, SCHEDULER_CLS, ASYNC_SCHEDULER_CLS),
+        replaces=(None,),
     )
     _select(
         config.parallel_config,
@@ -53,13 +53,14 @@ def configure(config: Any) -> None:
         replaces=(
             "vllm.v1.worker.cpu_worker.CPUWorker",
             "vllm.v1.worker.gpu_worker.Worker",
-            WORKER_CLS,
         ),
     )
 
 
 def _select(section: Any, name: str, chosen: str, replaces: tuple[str | None, ...]) -> None:
     current = getattr(section, name)
+    if current in (SCHEDULER_CLS, ASYNC_SCHEDULER_CLS, WORKER_CLS):
+        return
     if current not in replaces:
         raise ValueError(
             f"vLLM-Flow sets {name}={chosen!r} and cannot be combined with {name}={current!r}; "

@@ -14,6 +14,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from vllm_flow.engine.inspect import Footprint
+from vllm_flow.engine.prefix import FlowKVCacheManager
 from vllm_flow.engine.requests import LayoutBook, image_spans
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage import managers_of
@@ -35,18 +36,22 @@ class _FlowScheduling:
         self.flow_managers = managers_of(self.kv_cache_manager.coordinator.single_type_managers)
         for manager in self.flow_managers:
             manager.use_layouts(self.flow_requests.layouts)
+        self.kv_cache_manager.__class__ = FlowKVCacheManager
+        self.kv_cache_manager.flow_layouts = self.flow_requests.layouts
+        self.kv_cache_manager.flow_managers = self.flow_managers
 
     def add_request(self, request: Request) -> None:
-        layout = self.flow_requests.add(
-            request.request_id, request.sampling_params, request.mm_features
-        )
-        if layout is not None:
-            # Blocks found by tokens alone hold the image's influence in every layer.
-            request.skip_reading_prefix_cache = True
+        self.flow_requests.add(request.request_id, request.sampling_params, request.mm_features)
         super().add_request(request)
 
     def _free_blocks(self, request: Request) -> None:
         self._remember(request)
+        if request.request_id in self.flow_requests.layouts:
+            # Blocks of a layout are cached one step late; the last step's are cached here.
+            # Tokens in flight have no hash yet.
+            self.kv_cache_manager.cache_blocks(
+                request, min(request.num_computed_tokens, request.num_tokens)
+            )
         super()._free_blocks(request)
         self.flow_requests.remove(request.request_id)
 

@@ -16,14 +16,26 @@ from typing import Any
 
 from typing_extensions import Self
 from vllm.model_executor.models.utils import extract_layer_index
-from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.kv_cache_utils import (
+    BlockHash,
+    KVCacheBlock,
+    make_block_hash_with_group_id,
+)
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, replace_as
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.request import Request
 
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.plan import TokenLayout
+from vllm_flow.plan import TokenLayout, packed_boundary
+
+POSITION, COMPLETED, TAIL = 0, 1 << 16, 2 << 16
+"""Kinds of keys in the prefix cache, as offsets to the group id that vLLM appends to a hash.
+
+A prefix names by position the block of its last tokens (as in stock vLLM), as COMPLETED the packed
+block it made full, as TAIL the packed block it fills in part: three blocks, three keys. A key
+promises what the block holds for whoever has the prefix, whichever request wrote it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +44,8 @@ class FlowAttentionSpec(FullAttentionSpec):
 
     first_layer: int
     """Shallowest decoder layer of the storage group."""
+    last_layer: int
+    """Deepest decoder layer of the storage group."""
 
     @classmethod
     def merge(cls, specs: list[Self]) -> Self:
@@ -50,52 +64,152 @@ class FlowAttentionSpec(FullAttentionSpec):
 
 
 class FlowAttentionManager(FullAttentionManager):
-    """Allocates blocks for the tokens a storage group keeps: all, or the packed text past a cliff."""
+    """Allocates blocks for the tokens a storage group keeps, and shares them by policy.
+
+    For a request that evicts, a group is one of three kinds:
+
+    - *whole*: every layer lies before the cliff. Blocks hold tokens by position, as in stock vLLM.
+    - *packed*: no layer does. Blocks hold the kept tokens by rank.
+    - *mixed*: the cliff is inside. Blocks hold tokens by position for some layers and by rank for
+      the others, so tokens generated later are written into early blocks.
+
+    A prefix hit shares a block only if nobody writes it any more. Packed blocks that the prefix
+    fills in part, and mixed ones from the first that is not packed full, are copied on write.
+    """
 
     _layouts: Mapping[str, TokenLayout] = {}
 
     def use_layouts(self, layouts: Mapping[str, TokenLayout]) -> None:
         """Share the scheduler's live mapping from request id to layout."""
         self._layouts = layouts
+        self._copies: dict[str, int] = {}
+
+    @property
+    def spec(self) -> FlowAttentionSpec:
+        return self.kv_cache_spec
 
     def stored_tokens(self, request_id: str, num_tokens: int) -> int:
         """Slots that the request's first ``num_tokens`` tokens need in this group."""
         layout = self._layouts.get(request_id)
         if layout is None:
             return num_tokens
-        return layout.stored_tokens(num_tokens, self.kv_cache_spec.first_layer)
+        return layout.stored_tokens(num_tokens, self.spec.first_layer)
+
+    def _shared_blocks(self, layout: TokenLayout, num_tokens: int) -> int:
+        """Blocks of a hit of ``num_tokens`` that are never written again, and so can be shared."""
+        return layout.stored_tokens(num_tokens, self.spec.last_layer) // self.block_size
 
     def get_num_blocks_to_allocate(
         self,
         request_id: str,
         num_tokens: int,
         new_computed_blocks: Sequence[KVCacheBlock],
+        total_computed_tokens: int,
+        num_local_computed_tokens: int,
         *args: Any,
         **kwargs: Any,
     ) -> int:
-        return super().get_num_blocks_to_allocate(
+        needed = super().get_num_blocks_to_allocate(
             request_id,
             self.stored_tokens(request_id, num_tokens),
             new_computed_blocks,
+            total_computed_tokens,
+            self.stored_tokens(request_id, num_local_computed_tokens),
             *args,
             **kwargs,
         )
+        layout = self._layouts.get(request_id)
+        if layout is not None and self._is_mixed(layout) and new_computed_blocks:
+            shared = self._shared_blocks(layout, num_local_computed_tokens)
+            needed += len(new_computed_blocks) - shared
+        return needed
+
+    def add_local_computed_blocks(
+        self,
+        request_id: str,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        num_local_computed_tokens: int,
+        num_external_computed_tokens: int,
+    ) -> None:
+        super().add_local_computed_blocks(
+            request_id,
+            new_computed_blocks,
+            self.stored_tokens(request_id, num_local_computed_tokens),
+            num_external_computed_tokens,
+        )
+        layout = self._layouts.get(request_id)
+        if layout is None:
+            return
+        if self._is_packed(layout):
+            # Counts whole blocks of tokens here, see cache_blocks.
+            self.num_cached_block[request_id] = num_local_computed_tokens // self.block_size
+        elif self._is_mixed(layout) and new_computed_blocks:
+            shared = self._shared_blocks(layout, num_local_computed_tokens)
+            self._copies[request_id] = shared
+            self.num_cached_block[request_id] = shared
 
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
-        return super().allocate_new_blocks(
+        copies = []
+        first = self._copies.pop(request_id, None)
+        if first is not None:
+            held = self.req_to_blocks[request_id]
+            copies = self.block_pool.get_new_blocks(len(held) - first)
+            for index, block in enumerate(copies, start=first):
+                self._apply_cow(request_id, index, held[index], block)
+        return copies + super().allocate_new_blocks(
             request_id, self.stored_tokens(request_id, num_tokens), num_tokens_main_model
         )
 
-    def cache_blocks(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Leave a policy's blocks out of the prefix cache.
+    def cache_blocks(self, request: Request, num_tokens: int, *args: Any, **kwargs: Any) -> None:
+        layout = self._layouts.get(request.request_id)
+        if layout is None:
+            super().cache_blocks(request, num_tokens, *args, **kwargs)
+            return
+        # A copy runs before its step's forward pass: what is found must have been computed by
+        # an earlier step, not by the one being scheduled.
+        num_tokens = min(num_tokens, request.num_computed_tokens)
+        known = self.num_cached_block.get(request.request_id, 0)
+        if not self._is_packed(layout):
+            super().cache_blocks(request, num_tokens, *args, **kwargs)
+        if layout.evicts_at(self.spec.last_layer):
+            for num_blocks in range(known + 1, num_tokens // self.block_size + 1):
+                self._cache_boundary(request, layout, num_blocks)
+                # Of a packed group: whole blocks of *tokens* that can be found.
+                self.num_cached_block[request.request_id] = num_blocks
 
-        Keys and values of text after the image depend on the policy in every layer past the
-        cliff, so a block found by its tokens alone would be wrong for anybody else.
-        """
-        if request.request_id not in self._layouts:
-            super().cache_blocks(request, *args, **kwargs)
+    def _cache_boundary(self, request: Request, layout: TokenLayout, num_blocks: int) -> None:
+        """Make packed blocks findable from a prefix of ``num_blocks`` whole blocks of tokens."""
+        boundary = packed_boundary(layout, num_blocks, self.block_size)
+        held = self.req_to_blocks[request.request_id]
+        for index, kind in ((boundary.completed, COMPLETED), (boundary.tail, TAIL)):
+            if index is not None:
+                # The pool keeps any number of keys per block and drops them with the block.
+                self.block_pool._insert_block_hash(
+                    make_block_hash_with_group_id(
+                        request.block_hashes[num_blocks - 1], kind + self.kv_cache_group_id
+                    ),
+                    held[index],
+                    num_tokens=num_blocks * self.block_size,
+                )
+
+    def find_cached(self, prefix: BlockHash, kind: int) -> KVCacheBlock | None:
+        """The block that a prefix's hash names, by position or as :data:`COMPLETED` or `TAIL`."""
+        found = self.block_pool.get_cached_block(prefix, [kind + self.kv_cache_group_id])
+        return found[0] if found else None
+
+    def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
+        self._copies.pop(request_id, None)
+        return super().pop_blocks_for_free(request_id)
+
+    def _is_packed(self, layout: TokenLayout) -> bool:
+        """Whether no layer of this group sees the image."""
+        return layout.evicts_at(self.spec.first_layer)
+
+    def _is_mixed(self, layout: TokenLayout) -> bool:
+        """Whether the cliff lies inside this group."""
+        return not self._is_packed(layout) and layout.evicts_at(self.spec.last_layer)
 
 
 def group_specs(
@@ -116,9 +230,12 @@ def group_specs(
                 f"vLLM-Flow evicts from full attention only, but layer {name!r} stores "
                 f"{type(spec).__name__}; serve this model without additional_config['vllm_flow']."
             )
-        layer = extract_layer_index(name)
+        first = settings.group_start(extract_layer_index(name))
         grouped[name] = replace_as(
-            spec, FlowAttentionSpec, first_layer=settings.group_start(layer)
+            spec,
+            FlowAttentionSpec,
+            first_layer=first,
+            last_layer=first + settings.group_layers - 1,
         )
     return grouped
 

@@ -1,0 +1,158 @@
+"""What is asked of the engine: checkpoint shapes, prompts, batches and engine options, for both model runners.
+
+Plain data; knows neither vLLM nor the oracle. A case with ``quick`` also runs under Model Runner V2, whose kernels go
+through an interpreter on CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.engine.tiny_llava import IMAGE_TOKEN_ID, Shape, words
+
+MAX_MODEL_LEN = 512
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request. ``images`` are seeds of random pictures, one per ``<image>`` of the prompt."""
+
+    prompt: str
+    images: tuple[int, ...] = ()
+    cliff: int | None = None
+    max_tokens: int = 32
+    allowed: tuple[int, ...] | None = None
+
+    @property
+    def extra_args(self) -> dict[str, int] | None:
+        return None if self.cliff is None else {"flow_cliff": self.cliff}
+
+    def without_policy(self) -> Ask:
+        return Ask(self.prompt, self.images, None, self.max_tokens, self.allowed)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch for one engine; ``options`` go to ``LLM`` on top of the harness's."""
+
+    name: str
+    shape: Shape
+    asks: tuple[Ask, ...]
+    group_layers: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+    quick: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def one_image(seed: int, cliff: int | None = None, before: int = 5, after: int = 7) -> Ask:
+    """Text, an image, text; everything follows from the seed."""
+    return Ask(f"{words(before, seed)} <image> {words(after, seed + 500)}", (seed,), cliff)
+
+
+def two_images(seed: int, cliff: int | None = None) -> Ask:
+    """An image right after the first token, text, another image, text."""
+    prompt = f"<image> {words(6, seed)} <image> {words(9, seed + 500)}"
+    return Ask(prompt, (seed, seed + 1), cliff)
+
+
+def adjacent_images(seed: int, cliff: int | None = None) -> Ask:
+    """Two images without text between them."""
+    return Ask(f"{words(3, seed)} <image> <image> {words(4, seed + 500)}", (seed, seed + 1), cliff)
+
+
+def text_only(seed: int, cliff: int | None = None, count: int = 40) -> Ask:
+    return Ask(words(count, seed), (), cliff)
+
+
+def image_token_as_text(seed: int, cliff: int | None = None) -> Ask:
+    """An answer in which the image token's id is the only one allowed beside two words: it is text there."""
+    ask = one_image(seed, cliff)
+    return Ask(ask.prompt, ask.images, cliff, ask.max_tokens, (IMAGE_TOKEN_ID, 20, 60))
+
+
+def every_cliff(layers: int) -> tuple[Ask, ...]:
+    """All cliffs with one image and with two, the same prompts throughout."""
+    asks = (one_image(1), two_images(2))
+    return tuple(Ask(ask.prompt, ask.images, cliff) for ask in asks for cliff in range(layers + 1))
+
+
+def mixed(layers: int) -> tuple[Ask, ...]:
+    """One batch of everything: several cliffs, baseline, text-only with and without a policy."""
+    middle = layers // 2
+    return (
+        one_image(11, middle),
+        one_image(12, None, before=33),
+        text_only(13),
+        two_images(14, 1),
+        one_image(16, 0, before=0, after=2),
+        text_only(17, middle, count=70),
+        one_image(18, layers),
+        two_images(28, layers - 1),
+        adjacent_images(21, middle),
+        two_images(23, None),
+        image_token_as_text(25, middle),
+        Ask(f"{words(4, 26)} <image>", (26,), None),
+    )
+
+
+GQA = Shape("llama", layers=4, heads=4, kv_heads=2, head_dim=32, grid=5, seed=1)
+MHA = Shape("llama", layers=3, heads=2, kv_heads=2, head_dim=64, grid=4, seed=2)
+MISTRAL = Shape("mistral", layers=5, heads=4, kv_heads=1, head_dim=64, grid=8, seed=3)
+QWEN = Shape("qwen2", layers=4, heads=2, kv_heads=2, head_dim=80, grid=6, seed=4)
+LONG = Shape("llama", layers=6, heads=4, kv_heads=2, head_dim=32, grid=12, seed=5)
+"""144 image tokens, more than four blocks: chunks fall inside an image."""
+
+SHAPES = (GQA, MHA, MISTRAL, QWEN, LONG)
+
+CLIFFS = tuple(
+    Case(
+        f"every-cliff-{shape.family}-{shape.head_dim}",
+        shape,
+        every_cliff(shape.layers),
+        groups,
+        quick=quick,
+    )
+    for shape, groups, quick in (
+        (GQA, 2, True),
+        (MHA, 1, False),
+        (MISTRAL, 1, False),
+        (QWEN, 2, True),
+    )
+)
+
+GROUPS = tuple(
+    Case(f"groups-of-{groups}", LONG, mixed(LONG.layers), groups, quick=groups == 2)
+    for groups in (1, 2, 3, 6)
+)
+
+CHUNKS = tuple(
+    Case(
+        f"chunks-of-{budget}-groups-of-{groups}",
+        LONG,
+        mixed(LONG.layers),
+        groups,
+        # A chunked prefill shares its budget with the decodes, so fewer sequences mean longer chunks.
+        {"max_num_batched_tokens": budget, "max_num_seqs": seqs},
+        quick=budget == 97,
+    )
+    for budget, seqs, groups in ((32, 1, 2), (32, 4, 3), (48, 3, 1), (97, 12, 2), (200, 12, 6))
+)
+
+SCHEDULERS = (
+    Case("not-asynchronous", LONG, mixed(LONG.layers), 2, {"async_scheduling": False}, quick=True),
+    Case("asynchronous", LONG, mixed(LONG.layers), 2, {"async_scheduling": True}),
+    Case(
+        "not-asynchronous-chunks-of-64",
+        LONG,
+        mixed(LONG.layers),
+        3,
+        {"async_scheduling": False, "max_num_batched_tokens": 64, "max_num_seqs": 8},
+    ),
+)
+
+EXACT = (*CLIFFS, *GROUPS, *CHUNKS, *SCHEDULERS)
+
+QUICK = tuple(case for case in EXACT if case.quick)

@@ -1,0 +1,194 @@
+"""Opens vLLM engines on tiny checkpoints, runs batches and compares them with the oracle.
+
+The only test module that calls vLLM. Knows nothing of which model runner is active.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from vllm import LLM, RequestOutput, SamplingParams
+
+from tests.engine import oracle
+from tests.engine.cases import MAX_MODEL_LEN, Ask
+from tests.engine.tiny_llava import Shape, build, picture
+
+BLOCK_SIZE = 32
+LOGPROB_TOLERANCE = 1e-4
+STOCK = None
+"""`group_layers` of an engine without the extension."""
+
+
+def params_of(ask: Ask, **extra: Any) -> SamplingParams:
+    """Greedy, end-of-text ignored, with the policy's keys."""
+    return SamplingParams(
+        temperature=0,
+        max_tokens=ask.max_tokens,
+        logprobs=1,
+        ignore_eos=True,
+        allowed_token_ids=list(ask.allowed) if ask.allowed else None,
+        extra_args=ask.extra_args,
+        **extra,
+    )
+
+
+class Engine:
+    """An engine in this process with its checkpoint."""
+
+    def __init__(self, shape: Shape, root: Path, group_layers: int | None, **options: Any) -> None:
+        self.shape = shape
+        self.model_dir = build(shape, root)
+        self.group_layers = group_layers
+        settings: dict[str, Any] = dict(
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=MAX_MODEL_LEN,
+            max_num_batched_tokens=MAX_MODEL_LEN * 8,
+            max_num_seqs=32,
+            block_size=BLOCK_SIZE,
+            kv_cache_memory_bytes=24 << 20,
+            enable_prefix_caching=False,
+            limit_mm_per_prompt={"image": 2},
+        )
+        if group_layers is not STOCK:
+            settings["additional_config"] = {"vllm_flow": {"group_layers": group_layers}}
+        self.llm = LLM(model=str(self.model_dir), **(settings | options))
+
+    def prompt(self, ask: Ask) -> dict[str, Any]:
+        """What `LLM.generate` and `LLMEngine.add_request` take."""
+        pictures = [picture(self.shape, seed) for seed in ask.images]
+        return {
+            "prompt": ask.prompt,
+            **({"multi_modal_data": {"image": pictures}} if pictures else {}),
+        }
+
+    def run(self, asks: Sequence[Ask]) -> list[RequestOutput]:
+        """All requests in one call."""
+        return self.llm.generate(
+            [self.prompt(ask) for ask in asks], [params_of(ask) for ask in asks], use_tqdm=False
+        )
+
+    def add(self, request_id: str, ask: Ask) -> None:
+        """Hand one request to the engine without stepping it."""
+        self.llm.llm_engine.add_request(request_id, self.prompt(ask), params_of(ask))
+
+    def step(self) -> dict[str, RequestOutput]:
+        """One step; what it returned, by request id."""
+        return {out.request_id: out for out in self.llm.llm_engine.step()}
+
+    def drain(self) -> dict[str, RequestOutput]:
+        """Step until nothing is left; the last output of each request."""
+        last: dict[str, RequestOutput] = {}
+        while self.llm.llm_engine.has_unfinished_requests():
+            last |= self.step()
+        return last
+
+    def abort(self, request_id: str) -> None:
+        self.llm.llm_engine.abort_request([request_id])
+
+    @property
+    def scheduler(self) -> Any:
+        return self.llm.llm_engine.engine_core.engine_core.scheduler
+
+    @contextmanager
+    def count_preemptions(self) -> Iterator[list[str]]:
+        """Ids of the requests preempted meanwhile, once per preemption."""
+        scheduler, seen = self.scheduler, []
+        original = scheduler._preempt_request
+
+        def preempt(request: Any, *args: Any, **kwargs: Any) -> None:
+            seen.append(request.request_id)
+            original(request, *args, **kwargs)
+
+        scheduler._preempt_request = preempt
+        try:
+            yield seen
+        finally:
+            del scheduler._preempt_request
+
+    def check_idle(self) -> None:
+        """No request left, every block back in the pool, and the extension's own check."""
+        # Under asynchronous scheduling the worker may still owe the step after the last token.
+        while self.llm.llm_engine.has_unfinished_requests():
+            self.step()
+        pool = self.scheduler.kv_cache_manager.block_pool
+        assert not self.scheduler.requests, sorted(self.scheduler.requests)
+        # One block is vLLM's null block.
+        assert pool.get_num_free_blocks() == len(pool.blocks) - 1, "KV blocks leaked"
+        if self.group_layers is not STOCK:
+            importlib.import_module("vllm_flow.engine.inspect").check_integrity(self.llm)
+
+
+def tokens_of(output: RequestOutput) -> tuple[int, ...]:
+    return tuple(output.outputs[0].token_ids)
+
+
+def logprobs_of(output: RequestOutput) -> tuple[float, ...]:
+    """The logprob of each output token."""
+    rows = output.outputs[0].logprobs
+    assert rows is not None
+    return tuple(row[token].logprob for row, token in zip(rows, tokens_of(output), strict=True))
+
+
+def assert_exact(engine: Engine, asks: Sequence[Ask], outputs: Sequence[RequestOutput]) -> None:
+    """Every answer is complete and is the oracle's: tokens equal, logprobs within the tolerance."""
+    wrong = []
+    for index, (ask, output) in enumerate(zip(asks, outputs, strict=True)):
+        found = tokens_of(output)
+        pictures = [picture(engine.shape, seed) for seed in ask.images]
+        expected = oracle.check_greedy(
+            engine.model_dir, ask.prompt, pictures, ask.cliff, found, ask.allowed
+        )
+        assert tuple(output.prompt_token_ids or ()) == expected.prompt_token_ids
+        assert len(found) == ask.max_tokens
+        # A tie would make the comparison a matter of luck.
+        assert min(expected.gaps) > 5 * LOGPROB_TOLERANCE, f"request {index}: choose another seed"
+        error = max(
+            abs(a - b) if math.isfinite(a) else math.inf
+            for a, b in zip(logprobs_of(output), expected.logprobs, strict=False)
+        )
+        if found != expected.token_ids or error > LOGPROB_TOLERANCE:
+            at = len(expected.token_ids) - 1 if found != expected.token_ids else None
+            wrong.append(
+                f"request {index} (cliff {ask.cliff}): token {at} differs, logprobs by {error:.1e}"
+            )
+    assert not wrong, "\n".join(wrong)
+
+
+def assert_same(outputs: Sequence[RequestOutput], others: Sequence[RequestOutput]) -> None:
+    """Two engines' answers: equal tokens, logprobs equal to the last bits."""
+    assert [tokens_of(out) for out in outputs] == [tokens_of(out) for out in others]
+    for out, other in zip(outputs, others, strict=True):
+        pairs = zip(logprobs_of(out), logprobs_of(other), strict=True)
+        assert max(abs(a - b) for a, b in pairs) <= 1e-6
+
+
+class Engines:
+    """Opens engines on demand and keeps them all, so that tests share their start-up.
+
+    None is closed before the end: shutting one down destroys the process groups that all of them share.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._open: dict[str, Engine] = {}
+
+    def get(self, shape: Shape, group_layers: int | None, **options: Any) -> Engine:
+        """The engine for these settings; `group_layers` STOCK means without the extension."""
+        key = repr((shape, group_layers, sorted(options.items())))
+        if key not in self._open:
+            self._open[key] = Engine(shape, self.root, group_layers, **options)
+        return self._open[key]
+
+    def close(self) -> None:
+        # Each shutdown collects garbage three times, seconds per engine in a process that is about to end.
+        with mock.patch("gc.collect"):
+            for engine in self._open.values():
+                engine.llm.llm_engine.engine_core.shutdown()
+        self._open.clear()

@@ -1,0 +1,83 @@
+"""Nonsense is refused with a ValueError that names the key, and the engine goes on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from vllm import SamplingParams
+
+from tests.engine.cases import GQA, one_image, two_images
+from tests.engine.fixtures import OpenEngine
+from tests.engine.harness import Engine, assert_exact
+
+BAD: tuple[tuple[str, Any], ...] = (
+    ("flow_cliff", -1),
+    ("flow_cliff", GQA.layers + 1),
+    ("flow_cliff", 10**30),
+    ("flow_cliff", True),
+    ("flow_cliff", False),
+    ("flow_cliff", 2.0),
+    ("flow_cliff", math.nan),
+    ("flow_cliff", math.inf),
+    ("flow_cliff", "2"),
+    ("flow_cliff", [2]),
+    ("flow_cliff", None),
+    ("flow_clif", 2),
+    ("flow_", 2),
+)
+
+
+def params(extra_args: dict[str, Any], **more: Any) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=4, extra_args=extra_args, **more)
+
+
+def still_answers(engine: Engine) -> None:
+    asks = [one_image(1, 2), two_images(2)]
+    assert_exact(engine, asks, engine.run(asks))
+
+
+@pytest.mark.parametrize(("key", "value"), BAD, ids=lambda part: repr(part)[:24])
+def test_bad_value_is_refused(open_engine: OpenEngine, key: str, value: Any) -> None:
+    engine = open_engine(GQA, 2)
+    good, bad = engine.prompt(one_image(1)), engine.prompt(two_images(2))
+    with pytest.raises(ValueError, match=rf"\b{key}\b"):
+        engine.llm.generate(bad, params({key: value}), use_tqdm=False)
+    # One bad request among good ones leaves none of them behind.
+    with pytest.raises(ValueError, match=rf"\b{key}\b"):
+        engine.llm.generate(
+            [good, bad, good], [params({}), params({key: value}), params({})], use_tqdm=False
+        )
+    engine.check_idle()
+    still_answers(engine)
+
+
+def test_prompt_that_ends_with_an_image_is_refused(open_engine: OpenEngine) -> None:
+    """The first answer token would come from an evicted row."""
+    engine = open_engine(GQA, 2)
+    prompt = engine.prompt(one_image(1, after=0))
+    with pytest.raises(ValueError, match="flow_cliff"):
+        engine.llm.generate(prompt, params({"flow_cliff": 2}), use_tqdm=False)
+    engine.llm.generate(prompt, params({}), use_tqdm=False)
+    still_answers(engine)
+
+
+def test_prompt_logprobs_with_a_policy_are_refused(open_engine: OpenEngine) -> None:
+    """Evicted rows have no logits."""
+    engine = open_engine(GQA, 2)
+    prompt = engine.prompt(one_image(1))
+    with pytest.raises(ValueError, match="prompt_logprobs"):
+        engine.llm.generate(prompt, params({"flow_cliff": 2}, prompt_logprobs=1), use_tqdm=False)
+    [out] = engine.llm.generate(prompt, params({}, prompt_logprobs=1), use_tqdm=False)
+    assert out.prompt_logprobs is not None
+    assert len(out.prompt_logprobs) == len(out.prompt_token_ids or ())
+    still_answers(engine)
+
+
+def test_keys_of_others_are_left_alone(open_engine: OpenEngine) -> None:
+    engine = open_engine(GQA, 2)
+    [out] = engine.llm.generate(
+        engine.prompt(one_image(1)), params({"somebody_elses": "key"}), use_tqdm=False
+    )
+    assert len(out.outputs[0].token_ids) == 4

@@ -1,0 +1,35 @@
+"""Requests without a policy get stock vLLM's tokens, whatever the storage groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.engine.cases import LONG, mixed
+from tests.engine.fixtures import OpenEngine
+from tests.engine.harness import STOCK, assert_same
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "whole prefills": {},
+    "chunks": {"max_num_batched_tokens": 97, "max_num_seqs": 12},
+    "prefix caching": {"enable_prefix_caching": True},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+@pytest.mark.parametrize("group_layers", [2, 6])
+def test_without_policy_equals_stock(
+    open_engine: OpenEngine, group_layers: int, options: dict[str, Any]
+) -> None:
+    asks = [ask.without_policy() for ask in mixed(LONG.layers)]
+    stock = open_engine(LONG, STOCK, **options).run(asks)
+    assert_same(open_engine(LONG, group_layers, **options).run(asks), stock)
+
+
+def test_without_policy_equals_stock_after_policies(open_engine: OpenEngine) -> None:
+    """Nothing of a policy stays behind in blocks, batch slots or the decoder."""
+    asks = [ask.without_policy() for ask in mixed(LONG.layers)]
+    engine = open_engine(LONG, 2)
+    engine.run(mixed(LONG.layers))
+    assert_same(engine.run(asks), open_engine(LONG, STOCK).run(asks))

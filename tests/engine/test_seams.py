@@ -1,0 +1,82 @@
+"""What upstream must still do: a seam that vLLM renames fails here with a name, not deep in an engine."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from vllm.config import ParallelConfig, SchedulerConfig, VllmConfig
+from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+from vllm.v1.worker.gpu.input_batch import InputBatch as InputBatchV2
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
+from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
+from vllm.v1.worker.utils import AttentionGroup
+
+from vllm_flow.engine import plugin
+from vllm_flow.patches import input_processor, vllm_config
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        (RunnerV1.get_kv_cache_spec, ["self"]),
+        (RunnerV1.load_model, ["load_dummy_weights"]),
+        (RunnerV1._update_states, ["scheduler_output"]),
+        (RunnerV1._build_attention_metadata, ["num_scheduled_tokens", "slot_mappings"]),
+        (RunnerV1._model_forward, ["input_ids", "positions", "inputs_embeds"]),
+        (RunnerV2.get_kv_cache_spec, ["self"]),
+        (RunnerV2.load_model, ["load_dummy_weights"]),
+        (DefaultModelState.add_request, ["req_index", "new_req_data"]),
+        (DefaultModelState.remove_request, ["req_id"]),
+        (
+            DefaultModelState.prepare_attn,
+            ["input_batch", "cudagraph_mode", "block_tables", "slot_mappings", "attn_groups"],
+        ),
+        (Scheduler.add_request, ["request"]),
+        (Scheduler._free_blocks, ["request"]),
+        (FullAttentionManager.get_num_blocks_to_allocate, ["request_id", "num_tokens"]),
+        (FullAttentionManager.allocate_new_blocks, ["num_tokens", "num_tokens_main_model"]),
+        (FullAttentionManager.cache_blocks, ["request", "num_tokens"]),
+        (KVCacheSpecRegistry.register, ["kvcache_spec_cls", "manager_class"]),
+        (AttentionGroup.build_metadata, ["common_attn_metadata"]),
+        (InputProcessor.process_inputs, ["request_id", "prompt", "params"]),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", None),
+)
+def test_a_seam_is_where_we_stand(function: Callable[..., Any], parameters: list[str]) -> None:
+    assert set(parameters) <= set(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (InputBatchV2, {"req_ids", "num_computed_tokens_np", "num_scheduled_tokens"}),
+        (CommonAttentionMetadata, {"query_start_loc", "seq_lens", "block_table_tensor"}),
+        (ParallelConfig, {"worker_cls"}),
+        (SchedulerConfig, {"scheduler_cls", "async_scheduling"}),
+        (VllmConfig, {"additional_config"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_record_has_the_fields_we_use(kind: type, names: set[str]) -> None:
+    assert names <= set(kind.__dataclass_fields__)
+
+
+def test_the_plugin_may_be_registered_twice_and_reverted() -> None:
+    plugin.register()
+    once = VllmConfig.__post_init__, InputProcessor.process_inputs
+    plugin.register()
+    assert (VllmConfig.__post_init__, InputProcessor.process_inputs) == once
+    vllm_config.revert()
+    input_processor.revert()
+    assert VllmConfig.__post_init__ not in once and InputProcessor.process_inputs not in once
+    assert inspect.getmodule(VllmConfig.__post_init__).__name__.startswith("vllm.")
+    assert inspect.getmodule(InputProcessor.process_inputs).__name__.startswith("vllm.")
+    plugin.register()

@@ -1,0 +1,106 @@
+"""Start-up: inert without the key, our classes with it, a sentence for what is not supported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm.engine.arg_utils import EngineArgs
+
+from tests.engine.tiny_llava import Shape, build
+from vllm_flow.engine import plugin
+from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.engine.support import check_version
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(Shape(layers=6), tmp_path_factory.mktemp("models"))
+
+
+def config_of(model_dir: Path, options: Any = None, **arguments: Any) -> Any:
+    """A finished VllmConfig; ``options`` go under the extension's key unless None."""
+    arguments = {"enforce_eager": True, "max_model_len": 512, **arguments}
+    if options is not None:
+        arguments["additional_config"] = {"vllm_flow": options}
+    return EngineArgs(model=str(model_dir), **arguments).create_engine_config()
+
+
+def test_without_the_key_nothing_is_selected(model_dir: Path) -> None:
+    config = config_of(model_dir)
+    assert config.scheduler_config.scheduler_cls is None
+    assert config.parallel_config.worker_cls.startswith("vllm.v1.worker.")
+    assert FlowSettings.of(config) is None
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_the_key_selects_our_classes(model_dir: Path, asynchronous: bool) -> None:
+    config = config_of(model_dir, {}, async_scheduling=asynchronous)
+    expected = plugin.ASYNC_SCHEDULER_CLS if asynchronous else plugin.SCHEDULER_CLS
+    assert config.scheduler_config.scheduler_cls == expected
+    assert config.parallel_config.worker_cls == plugin.WORKER_CLS
+    assert FlowSettings.of(config) == FlowSettings(num_layers=6, group_layers=1)
+    plugin.configure(config)  # a config may be finished more than once
+    assert config.scheduler_config.scheduler_cls == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "must be a JSON object"),
+        (True, "must be a JSON object"),
+        ({"group_layer": 2}, "did you mean 'group_layers'"),
+        ({"cliff": 2}, "no such option"),
+        ({"group_layers": 4}, "use one of 1, 2, 3, 6"),
+        ({"group_layers": 0}, "use one of 1, 2, 3, 6"),
+        ({"group_layers": 2.0}, "must be an integer"),
+        ({"group_layers": True}, "must be an integer"),
+        ({"group_layers": "2"}, "must be an integer"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_of(model_dir, options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"enforce_eager": False}, "CUDA graphs and torch.compile yet: pass enforce_eager=True"),
+        ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
+        ({"tensor_parallel_size": 2}, "tensor parallelism"),
+        ({"enable_lora": True}, "LoRA"),
+        ({"kv_cache_dtype": "fp8"}, "quantised KV cache"),
+        ({"disable_hybrid_kv_cache_manager": True}, "hybrid KV-cache manager"),
+        ({"runner": "pooling"}, "pooling models"),
+        (
+            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+            "speculative decoding",
+        ),
+        (
+            {"kv_transfer_config": {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}},
+            "KV connectors",
+        ),
+        ({"scheduler_cls": "somebody.Else"}, "cannot be combined with scheduler_cls"),
+        ({"worker_cls": "somebody.Else"}, "cannot be combined with worker_cls"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_what_is_not_supported_is_refused(
+    model_dir: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_of(model_dir, {}, **arguments)
+
+
+def test_a_model_without_an_adapter_is_refused(model_dir: Path) -> None:
+    overrides = {"architectures": ["LlavaNextForConditionalGeneration"]}
+    with pytest.raises(ValueError, match="supports LlavaForConditionalGeneration"):
+        config_of(model_dir, {}, hf_overrides=overrides)
+
+
+@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "1.0"])
+def test_an_untested_vllm_is_refused(version: str) -> None:
+    with pytest.raises(ValueError, match="tested with vLLM >= 0.32.0, < 0.33.0"):
+        check_version(version)

@@ -1,0 +1,42 @@
+"""A request takes the blocks its layers need: none for image tokens in groups that lie wholly past the cliff."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.cases import LONG, Ask, one_image, text_only, two_images
+from tests.engine.fixtures import OpenEngine
+from tests.engine.harness import BLOCK_SIZE
+
+
+def blocks_expected(ask: Ask, prompt_tokens: int, group_layers: int) -> tuple[int, ...]:
+    """Blocks per group; the last output token is never stored."""
+    stored = prompt_tokens + ask.max_tokens - 1
+    cliff = LONG.layers if ask.cliff is None else ask.cliff
+    image = LONG.image_tokens * len(ask.images)
+    return tuple(
+        -(-(stored - (image if first >= cliff else 0)) // BLOCK_SIZE)
+        for first in range(0, LONG.layers, group_layers)
+    )
+
+
+@pytest.mark.parametrize("group_layers", [1, 2, 3, 6])
+def test_blocks_hold_what_the_layers_see(open_engine: OpenEngine, group_layers: int) -> None:
+    from vllm_flow.engine.inspect import footprints
+
+    # Asynchronous scheduling may hold one token more than it needs when a request ends.
+    engine = open_engine(LONG, group_layers, async_scheduling=False)
+    asks = [one_image(91, cliff) for cliff in (None, *range(LONG.layers + 1))]
+    asks += [two_images(92, 3), text_only(94, 3), text_only(95)]
+    for index, ask in enumerate(asks):
+        engine.add(f"blocks{index}", ask)
+    outputs = engine.drain()
+    found = {
+        name.rsplit("-", 1)[0]: footprint for name, footprint in footprints(engine.llm).items()
+    }
+    for index, ask in enumerate(asks):
+        footprint = found[f"blocks{index}"]
+        prompt_tokens = len(outputs[f"blocks{index}"].prompt_token_ids or ())
+        assert footprint.prompt_tokens == prompt_tokens
+        assert footprint.image_tokens == LONG.image_tokens * len(ask.images)
+        assert footprint.blocks == blocks_expected(ask, prompt_tokens, group_layers), ask

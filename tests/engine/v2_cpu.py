@@ -1,0 +1,41 @@
+"""Makes Model Runner V2 run on CPU: Triton's interpreter, and a CPU backend that Triton does not ship.
+
+V2's kernels are written in Triton. Installed before vLLM is imported, this lets V2's logic be tested without a GPU; Triton's
+compiler, CUDA graphs and streams stay untested. Knows nothing of the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import SimpleNamespace
+
+SWITCH = "VLLM_USE_V2_MODEL_RUNNER"
+"""vLLM's own variable; vLLM chooses its model runner once per process."""
+
+
+def wanted() -> bool:
+    """Whether this process is to run V2."""
+    return os.environ.get(SWITCH) == "1"
+
+
+class _Driver:
+    """What vLLM asks of a Triton backend's driver: whether a device of its kind is there."""
+
+    @staticmethod
+    def is_active() -> bool:
+        return False
+
+
+def install() -> None:
+    """Switch the interpreter on and announce a CPU backend.
+
+    Raises:
+        RuntimeError: vLLM is there already, and has decided that it has no Triton.
+    """
+    if "vllm" in sys.modules:
+        raise RuntimeError("Model Runner V2 on CPU must be set up before vllm is imported")
+    os.environ["TRITON_INTERPRET"] = "1"
+    from triton.backends import backends
+
+    backends["cpu"] = SimpleNamespace(driver=_Driver, compiler=None)  # type: ignore[assignment]

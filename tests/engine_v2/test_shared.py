@@ -1,0 +1,35 @@
+"""The engine suite's tests again, under Model Runner V2 and over the cases marked ``quick``."""
+
+from __future__ import annotations
+
+from tests.engine.test_bad_requests import test_bad_value_is_refused
+from tests.engine.test_exactness import (
+    test_alone_is_exact,
+    test_batch_is_exact,
+    test_requests_join_a_running_batch,
+    test_stock_baseline_is_the_oracle,
+)
+from tests.engine.test_inert import test_without_policy_equals_stock
+from tests.engine.test_lifecycle import (
+    test_abort_during_decode,
+    test_abort_during_prefill,
+    test_preempted_requests_stay_exact,
+)
+from tests.engine.test_prefix_caching import test_baseline_beside_policies
+from tests.engine.test_runner import test_model_runner
+from tests.engine.test_storage import test_blocks_hold_what_the_layers_see
+
+__all__ = [
+    "test_abort_during_decode",
+    "test_abort_during_prefill",
+    "test_alone_is_exact",
+    "test_bad_value_is_refused",
+    "test_baseline_beside_policies",
+    "test_batch_is_exact",
+    "test_blocks_hold_what_the_layers_see",
+    "test_model_runner",
+    "test_preempted_requests_stay_exact",
+    "test_requests_join_a_running_batch",
+    "test_stock_baseline_is_the_oracle",
+    "test_without_policy_equals_stock",
+]

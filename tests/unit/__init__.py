@@ -1,0 +1,1 @@
+"""Tests of what needs neither vLLM nor a model."""
