@@ -43,10 +43,14 @@ def build_parser() -> argparse.ArgumentParser:
         type=whole_numbers,
         help="layers that see the whole image, as 0,4,30 or 0:30:2 (default: every second layer)",
     )
-    demo.add_argument("--questions", type=int, help="questions of the seen styles to ask")
+    demo.add_argument(
+        "--questions",
+        type=int,
+        help="questions about scenes in seen styles; half as many of the other splits",
+    )
     demo.add_argument("--rounds", type=int, default=5, help="rounds of prefill timing")
     demo.add_argument("--group-layers", type=int, help="layers per storage group")
-    demo.add_argument("--dtype", help="float32 (default on CPU), bfloat16 or float16")
+    demo.add_argument("--dtype", help="float32 (default for the demo model), bfloat16 or float16")
     demo.add_argument("--kv-cache-gib", type=float, help="size of the KV-cache pool")
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="where results go")
     demo.add_argument("--quick", action="store_true", help="few questions, cliffs and rounds")

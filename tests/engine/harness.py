@@ -82,12 +82,14 @@ class Engine:
         """One step; what it returned, by request id."""
         return {out.request_id: out for out in self.llm.llm_engine.step()}
 
-    def drain(self) -> dict[str, RequestOutput]:
+    def drain(self, limit: int = 2000) -> dict[str, RequestOutput]:
         """Step until nothing is left; the last output of each request."""
         last: dict[str, RequestOutput] = {}
-        while self.llm.llm_engine.has_unfinished_requests():
+        for _ in range(limit):
+            if not self.llm.llm_engine.has_unfinished_requests():
+                return last
             last |= self.step()
-        return last
+        raise AssertionError(f"requests are left after {limit} steps: {list(self.scheduler.requests)}")
 
     def abort(self, request_id: str) -> None:
         self.llm.llm_engine.abort_request([request_id])
@@ -114,9 +116,7 @@ class Engine:
 
     def check_idle(self) -> None:
         """No request left, every block back in the pool, and the extension's own check."""
-        # Under asynchronous scheduling the worker may still owe the step after the last token.
-        while self.llm.llm_engine.has_unfinished_requests():
-            self.step()
+        self.drain()
         pool = self.scheduler.kv_cache_manager.block_pool
         assert not self.scheduler.requests, sorted(self.scheduler.requests)
         # One block is vLLM's null block.

@@ -34,7 +34,8 @@ def params(extra_args: dict[str, Any], **more: Any) -> SamplingParams:
 
 
 def still_answers(engine: Engine) -> None:
-    asks = [one_image(1, 2), two_images(2)]
+    # Pictures of its own; test_refused_picture_can_be_sent_again is about the refused one.
+    asks = [one_image(5, 2), two_images(6)]
     assert_exact(engine, asks, engine.run(asks))
 
 
@@ -51,6 +52,15 @@ def test_bad_value_is_refused(open_engine: OpenEngine, key: str, value: Any) -> 
         )
     engine.check_idle()
     still_answers(engine)
+
+
+def test_refused_picture_can_be_sent_again(open_engine: OpenEngine) -> None:
+    """vLLM's front end takes a processed picture for known to the engine, though the engine never got it."""
+    engine = open_engine(GQA, 2)
+    ask = one_image(33)
+    with pytest.raises(ValueError, match="flow_cliff"):
+        engine.llm.generate(engine.prompt(ask), params({"flow_cliff": -1}), use_tqdm=False)
+    assert_exact(engine, [ask], engine.run([ask]))
 
 
 def test_prompt_that_ends_with_an_image_is_refused(open_engine: OpenEngine) -> None:

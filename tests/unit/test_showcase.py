@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from tests.unit.synthetic import ENGINE, synthetic_results
-from vllm_flow.showcase import figure, page, table
+from vllm_flow.showcase import figure, material, page, table
 from vllm_flow.showcase.command import WIDTH, default_cliffs, timed_batch, write_all
 from vllm_flow.showcase.records import Results, equal_from, predicted_blocks, summarise
 
@@ -174,3 +174,13 @@ def test_invented_words_are_marked_and_escaped(results: Results) -> None:
         '&lt;i&gt; A <span class="invented">bus</span>, <span class="invented">buses</span>'
         " and a busy street"
     )
+
+
+def test_held_out_questions_are_drawn_alike_every_time() -> None:
+    questions = material.held_out(10)
+    counts = {s: sum(q.split == s for q in questions) for s in ("seen", "unseen_style", "photo")}
+    assert counts == {"seen": 10, "unseen_style": 5, "photo": 5}
+    assert questions == material.held_out(10)
+    assert all(question.image_path.exists() for question in questions)
+    assert {question.label for question in questions} == {"yes", "no"}
+    assert material.is_right(questions[0], questions[0].label.capitalize())

@@ -1,0 +1,69 @@
+# vLLM-Flow: every target works alone in a fresh clone; `make` lists them.
+
+PYTHON      ?= python3
+VARIANT     ?= cpu
+VENV        := .venv
+BIN         := $(VENV)/bin
+STAMP       := $(VENV)/.setup-$(VARIANT)
+SETUP_LOG   := $(VENV)/setup.log
+# Used only where pip cannot find the CPU build of torch by itself.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Further arguments of `vllm-flow demo`, e.g. make demo ARGS="--quick".
+ARGS        ?=
+
+export HF_HUB_OFFLINE ?= 1
+export VLLM_NO_USAGE_STATS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-unit test-engine lint clean
+
+help:
+	@echo "make setup   environment in $(VENV) (VARIANT=cuda for a CUDA machine)"
+	@echo "make demo    a real model, image tokens evicted at a range of layers; writes out/demo/"
+	@echo "make test    unit tests, then the engine's under both model runners"
+	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make clean   caches and results; the environment stays (rm -r $(VENV) removes it)"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml patches/torchvision_ops.py vllm_flow/setup_env.py
+	@test -x $(BIN)/python || { echo "set-up: environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "set-up: installing; takes minutes and a few GB (log in $(SETUP_LOG))"
+	@install="$(BIN)/python -m pip install -e .[$(VARIANT),demo,dev]"; \
+	if ! $$install >$(SETUP_LOG) 2>&1; then \
+	    if [ "$(VARIANT)" = cpu ] && grep -q "No matching distribution found for torch==" $(SETUP_LOG); then \
+	        echo "set-up: torch for CPU is not where pip looks; adding $(TORCH_INDEX)"; \
+	        $$install --extra-index-url $(TORCH_INDEX) >>$(SETUP_LOG) 2>&1; \
+	    else false; fi \
+	    || { tail -n 20 $(SETUP_LOG); echo "set-up failed; see $(SETUP_LOG)"; exit 1; }; \
+	fi
+	@$(BIN)/python -m vllm_flow.setup_env
+	@touch $@
+
+demo: setup
+	@$(BIN)/vllm-flow demo $(ARGS)
+
+test: test-unit test-engine
+
+test-unit: setup
+	@echo "tests: pure modules, statistics, set-up, demo model"
+	@$(BIN)/python -m pytest -m "not gpu" tests/unit tests/demo
+
+# Two processes: vLLM chooses its model runner once per process.
+test-engine: setup
+	@echo "tests: engine, model runner V1"
+	@$(BIN)/python -m pytest -m "not gpu" tests/engine
+	@echo "tests: engine, model runner V2"
+	@VLLM_USE_V2_MODEL_RUNNER=1 $(BIN)/python -m pytest -m "not gpu" tests/engine_v2
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@PYTHONPATH=. $(BIN)/lint-imports --no-logo
+
+clean:
+	@rm -rf out .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache build *.egg-info
+	@find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Evaluation: statistics now, tasks and drivers later. Installed as `vllm_flow.eval`."""

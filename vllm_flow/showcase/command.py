@@ -1,0 +1,179 @@
+"""`vllm-flow demo`: model, engine, questions, times, results, in this order."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from vllm_flow.showcase import figure, material, page, table
+from vllm_flow.showcase.page import spread_over
+from vllm_flow.showcase.records import Question, Results, summarise
+from vllm_flow.showcase.serving import Asker, EngineOptions, quieten, start_engine
+
+QUESTIONS = 64
+"""Questions of the headline split by default; half as many of the others."""
+SCENES = 24
+"""Pictures whose objects are listed."""
+CAPTION_CLIFFS = 6
+"""Cliffs at which that is done, spread over the range."""
+TIMED_BATCH = 8
+"""Questions in a batch whose prefill is timed."""
+WIDTH = 124
+"""Least width of the output, so that a row of the table stays one line when it is piped."""
+
+
+def default_cliffs(num_layers: int, quick: bool) -> list[int]:
+    """Every second layer, or about six values for a quick look; the baseline excluded."""
+    step = max(2, num_layers // 6) if quick else 2
+    return list(range(0, num_layers, step))
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Run the whole demo; the exit status."""
+    console = Console(highlight=False)
+    if console.width < WIDTH:
+        console.width = WIDTH
+    started = time.monotonic()
+    quieten(offline=args.model is None)
+    options = engine_options(args, console)
+    if options is None:
+        return 1
+
+    questions = material.held_out(args.questions or (24 if args.quick else QUESTIONS))
+    console.print("starting vLLM with the extension (about 20 s)")
+    llm, engine = start_engine(options)
+    chosen = args.cliffs or default_cliffs(engine.num_layers, args.quick)
+    cliffs = sorted({*chosen, engine.num_layers})
+    if cliffs[0] < 0 or cliffs[-1] > engine.num_layers:
+        console.print(f"--cliffs: this model has the layers 0 to {engine.num_layers}")
+        return 2
+    build = material.demo_prompt() if args.model is None else material.template_prompt(args.model)
+    asker = Asker(llm, engine, build)
+    console.print(
+        f"{len(questions)} questions at {len(cliffs)} cliffs each, mixed in one engine "
+        f"({engine.num_layers} layers, {len(engine.group_starts)} storage groups)"
+    )
+    answers = asker.ask(questions, cliffs)
+    captions = asker.list_objects(
+        material.scenes(6 if args.quick else SCENES), spread_over(cliffs, CAPTION_CLIFFS)
+    )
+    rounds = min(args.rounds, 3) if args.quick else args.rounds
+    speedups = asker.time_prefill(timed_batch(questions), cliffs, rounds) if rounds else {}
+    results = summarise(engine, questions, answers, speedups, captions)
+    written = write_all(results, args.out)
+    show(console, results, written, time.monotonic() - started)
+    next_steps(console, options, args.model is None)
+    return 0
+
+
+def engine_options(args: argparse.Namespace, console: Console) -> EngineOptions | None:
+    """The engine's options; assembles the demo model where no other is named."""
+    pool = None if args.kv_cache_gib is None else int(args.kv_cache_gib * 2**30)
+    if args.model is not None:
+        return EngineOptions(
+            model=args.model,
+            dtype=args.dtype or "auto",
+            group_layers=args.group_layers,
+            max_model_len=1024,
+            kv_cache_bytes=pool,
+            block_size=None,
+        )
+    from vllm_flow.demo.assemble import AssemblyError, assemble
+    from vllm_flow.demo.smollm2 import MissingDecoder
+
+    console.print("assembling the demo model (kept in a cache after the first time)")
+    try:
+        path = assemble()
+    except (AssemblyError, MissingDecoder) as error:
+        console.print(str(error), soft_wrap=True, markup=False)
+        return None
+    return EngineOptions(
+        model=str(path),
+        dtype=args.dtype or "float32",
+        group_layers=args.group_layers or 2,
+        max_model_len=512,
+        kv_cache_bytes=pool or 2**30,
+        block_size=32,  # vLLM's smallest on CPU; its default would hold a whole prompt
+    )
+
+
+def timed_batch(questions: list[Question]) -> list[Question]:
+    """The first questions with pictures of their own."""
+    by_picture = {question.image_path: question for question in reversed(questions)}
+    return list(reversed(by_picture.values()))[:TIMED_BATCH]
+
+
+def write_all(results: Results, out: Path) -> list[Path]:
+    """Write every result file; return their paths, the page first."""
+    out.mkdir(parents=True, exist_ok=True)
+    png, svg = figure.draw(results, out)
+    page.write_page(results, svg, out / "index.html")
+    table.write_json(results, out / "results.json")
+    table.write_csv(results, out / "results.csv")
+    return [out / "index.html", png, svg, out / "results.csv", out / "results.json"]
+
+
+def show(console: Console, results: Results, written: list[Path], seconds: float) -> None:
+    """Print the table, what its columns mean and where the files are."""
+    console.print()
+    console.print(table.table(results))
+    for note in table.notes(results):
+        console.print(note, soft_wrap=True)
+    console.print(f"\nDone in {seconds:.0f} s. Written:")
+    for path in written:
+        console.print(f"  {path}", soft_wrap=True)
+
+
+def serve_flags(options: EngineOptions) -> str:
+    """The engine's options as flags of `vllm serve`, the extension's own left out."""
+    flags = f"--enforce-eager --dtype {options.dtype} --max-model-len {options.max_model_len}"
+    if options.block_size is not None:
+        flags += f" --block-size {options.block_size}"
+    if options.kv_cache_bytes is not None:
+        flags += f" --kv-cache-memory-bytes {options.kv_cache_bytes}"
+    return flags
+
+
+def next_steps(console: Console, options: EngineOptions, demo_model: bool) -> None:
+    """How to serve the same model, and how to ask another one."""
+    flow = {} if options.group_layers is None else {"group_layers": options.group_layers}
+    setting = json.dumps({"vllm_flow": flow})
+    body = {
+        "model": options.model,
+        "max_tokens": 8,
+        "vllm_xargs": {"flow_cliff": 16},
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": "https://.../picture.jpg"}},
+                    {"type": "text", "text": "Is there a dog in the picture?"},
+                ],
+            }
+        ],
+    }
+    lines = [
+        "",
+        "Serve the same model (any OpenAI client; the cliff travels with each request):",
+        "",
+        f"  .venv/bin/vllm serve {options.model} \\",
+        f"      {serve_flags(options)} \\",
+        f"      --additional-config '{setting}'",
+        "  curl -s localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\",
+        f"      -d '{json.dumps(body)}'",
+    ]
+    if demo_model:
+        lines += [
+            "",
+            "The same questions to LLaVA-1.5-7B (a CUDA machine with `make setup VARIANT=cuda`, "
+            "weights from the hub):",
+            "",
+            "  HF_HUB_OFFLINE=0 .venv/bin/vllm-flow demo --model llava-hf/llava-1.5-7b-hf "
+            "--cliffs 0:32:2",
+        ]
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)

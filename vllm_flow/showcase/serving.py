@@ -1,0 +1,236 @@
+"""The demo's only contact with vLLM: one engine, questions at many cliffs, timed prefills.
+
+Knows nothing of statistics, tables or pages. vLLM is imported when an engine is built, after the
+environment has been set for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tqdm import tqdm
+
+from vllm_flow.showcase import material
+from vllm_flow.showcase.records import Answer, Caption, Engine, Question, Scene
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput
+
+    from vllm_flow.engine.inspect import Footprint
+
+T = TypeVar("T")
+
+CHUNK = 64
+"""Requests handed to the engine at once: enough to mix cliffs, few enough for a live bar."""
+
+ANSWER_TOKENS = 3
+"""Enough for "Yes" or "No" and the end."""
+
+CAPTION_TOKENS = 40
+"""Enough to list the objects of a scene."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the engine is started; None leaves a choice to vLLM or vLLM-Flow."""
+
+    model: str
+    dtype: str
+    group_layers: int | None
+    max_model_len: int
+    kv_cache_bytes: int | None
+    block_size: int | None
+
+
+def quieten(offline: bool) -> None:
+    """Set vLLM's environment for a readable run in one process; before vLLM is imported."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # footprints are read from the scheduler
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(level)  # for what vLLM says before it reads the level
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # vLLM keeps a core for its front end, which here shares the engine's process.
+    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if offline:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def start_engine(options: EngineOptions) -> tuple[LLM, Engine]:
+    """Start vLLM with the extension; return it with what describes it."""
+    import torch
+    import vllm
+
+    from vllm_flow.engine.settings import FlowSettings
+
+    flow = {} if options.group_layers is None else {"group_layers": options.group_layers}
+    llm = vllm.LLM(
+        model=options.model,
+        dtype=options.dtype,
+        max_model_len=options.max_model_len,
+        kv_cache_memory_bytes=options.kv_cache_bytes,
+        block_size=options.block_size,
+        limit_mm_per_prompt={"image": 1},
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        use_tqdm_on_load=False,
+        disable_log_stats=False,  # per-request time stamps
+        additional_config={"vllm_flow": flow},
+    )
+    config = llm.llm_engine.vllm_config
+    settings = FlowSettings.of(config)
+    assert settings is not None
+    return llm, Engine(
+        model=options.model,
+        dtype=str(config.model_config.dtype).removeprefix("torch."),
+        num_layers=settings.num_layers,
+        group_starts=settings.group_starts,
+        block_size=config.cache_config.block_size,
+        vllm=vllm.__version__,
+        torch=torch.__version__,
+        device=device_name(),
+    )
+
+
+def device_name() -> str:
+    """The processor or graphics card that computes, as it calls itself."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = (line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+            name = next(names, "CPU")
+    except OSError:
+        name = "CPU"
+    return f"{name}, {os.cpu_count()} cores"
+
+
+class Asker:
+    """Sends requests to one engine, each with its own cliff."""
+
+    def __init__(self, llm: LLM, engine: Engine, build_prompt: Callable[[str], str]) -> None:
+        self.llm = llm
+        self.engine = engine
+        self.build_prompt = build_prompt
+
+    def prompt(self, text: str, picture: Path) -> dict[str, Any]:
+        """One picture and what is asked about it, as vLLM takes them."""
+        from PIL import Image
+
+        with Image.open(picture) as file:
+            image = file.convert("RGB")
+        return {"prompt": self.build_prompt(text), "multi_modal_data": {"image": image}}
+
+    def sampling(self, cliff: int, max_tokens: int) -> Any:
+        """Greedy decoding; the cliff is the request's own.
+
+        The baseline carries no key at all, so that it is a request as stock vLLM knows it.
+        """
+        from vllm import SamplingParams
+
+        flow = None if cliff == self.engine.num_layers else {"flow_cliff": cliff}
+        return SamplingParams(temperature=0, max_tokens=max_tokens, extra_args=flow)
+
+    def run(
+        self, jobs: Sequence[tuple[T, int]], prompts: Mapping[T, Any], tokens: int, what: str
+    ) -> Iterator[tuple[T, int, str, Footprint]]:
+        """Each (item, cliff) job with what was said and what it took, in the order given."""
+        from vllm_flow.engine.inspect import footprints
+
+        with tqdm(total=len(jobs), desc=what, unit="request", dynamic_ncols=True) as bar:
+            for first in range(0, len(jobs), CHUNK):
+                chunk = jobs[first : first + CHUNK]
+                outputs = self.llm.generate(
+                    [prompts[item] for item, _ in chunk],
+                    [self.sampling(cliff, tokens) for _, cliff in chunk],
+                    use_tqdm=False,
+                )
+                took = {
+                    internal.rpartition("-")[0]: footprint
+                    for internal, footprint in footprints(self.llm).items()
+                }
+                for (item, cliff), output in zip(chunk, outputs, strict=True):
+                    yield item, cliff, output.outputs[0].text.strip(), took[output.request_id]
+                bar.update(len(chunk))
+
+    def ask(self, questions: Sequence[Question], cliffs: Sequence[int]) -> list[Answer]:
+        """Every question at every cliff, shuffled, so that each batch mixes cliffs."""
+        prompts = {q: self.prompt(material.question_text(q), q.image_path) for q in questions}
+        return [
+            Answer(
+                question_id=question.question_id,
+                cliff=cliff,
+                said=said,
+                right=material.is_right(question, said),
+                prompt_tokens=took.prompt_tokens,
+                image_tokens=took.image_tokens,
+                computed_tokens=took.computed_tokens,
+                blocks=took.blocks,
+            )
+            for question, cliff, said, took in self.run(
+                shuffled_jobs(questions, cliffs), prompts, ANSWER_TOKENS, "asking"
+            )
+        ]
+
+    def list_objects(self, scenes: Sequence[Scene], cliffs: Sequence[int]) -> list[Caption]:
+        """What every scene shows, at every cliff."""
+        prompts = {s: self.prompt(material.caption_text(), s.image_path) for s in scenes}
+        jobs = shuffled_jobs(scenes, cliffs)
+        return [
+            material.caption_of(scene, cliff, said)
+            for scene, cliff, said, _ in self.run(jobs, prompts, CAPTION_TOKENS, "listing")
+        ]
+
+    def time_prefill(
+        self, questions: Sequence[Question], cliffs: Sequence[int], rounds: int
+    ) -> dict[int, list[float]]:
+        """Per cliff, the baseline's prefill time over the cliff's, once per round.
+
+        In each round the same batch runs once at every cliff, in shuffled order, so that a slow
+        moment of the machine hits all alike. One round before them warms up; it also leaves the
+        images' features in vLLM's encoder cache, so the vision tower is not part of the times.
+        """
+        prompts = [self.prompt(material.question_text(q), q.image_path) for q in questions]
+        order = list(cliffs)
+        ratios: dict[int, list[float]] = {cliff: [] for cliff in cliffs}
+        shuffler = random.Random(0)
+        total = (rounds + 1) * len(order)
+        with tqdm(total=total, desc="timing", unit="batch", dynamic_ncols=True) as bar:
+            for number in range(rounds + 1):
+                shuffler.shuffle(order)
+                seconds = {}
+                for cliff in order:
+                    outputs = self.llm.generate(prompts, self.sampling(cliff, 1), use_tqdm=False)
+                    seconds[cliff] = engine_seconds(outputs)
+                    bar.update()
+                if number > 0:
+                    for cliff in cliffs:
+                        ratios[cliff].append(seconds[self.engine.num_layers] / seconds[cliff])
+        return ratios
+
+
+def shuffled_jobs(items: Sequence[T], cliffs: Sequence[int]) -> list[tuple[T, int]]:
+    """Every item at every cliff, in an order that is random and always the same."""
+    jobs = [(item, cliff) for item in items for cliff in cliffs]
+    random.Random(0).shuffle(jobs)
+    return jobs
+
+
+def engine_seconds(outputs: Sequence[RequestOutput]) -> float:
+    """From the first request scheduled to the last first token, by the engine's own clock.
+
+    Leaves out what does not depend on the cliff: tokenising and preparing the pictures.
+    """
+    metrics = [output.metrics for output in outputs]
+    return max(m.first_token_ts for m in metrics) - min(m.scheduled_ts for m in metrics)
