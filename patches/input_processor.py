@@ -24,10 +24,14 @@ def apply() -> None:
         self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> Any:
         from vllm_flow.engine import frontend
+        from vllm_flow.engine.settings import FlowSettings
 
-        settings = frontend.check_params(self.vllm_config, params)
-        request = original(self, request_id, prompt, params, *args, **kwargs)
-        if settings is not None:
+        settings = FlowSettings.of(self.vllm_config)
+        if settings is None:
+            return original(self, request_id, prompt, params, *args, **kwargs)
+        with frontend.forgetting_pictures_on_refusal(self.renderer, prompt):
+            frontend.check_params(params, settings)
+            request = original(self, request_id, prompt, params, *args, **kwargs)
             frontend.check_request(request, settings)
         return request
 

@@ -34,6 +34,4 @@ def revert() -> None:
     """Put the original back."""
     from vllm.config import VllmConfig
 
-    VllmConfig.__post_init__ = getattr(
-        VllmConfig.__post_init__, _MARK, VllmConfig.__post_init__
-    )
+    VllmConfig.__post_init__ = getattr(VllmConfig.__post_init__, _MARK, VllmConfig.__post_init__)

@@ -15,7 +15,7 @@ from tests.engine.harness import Engine, assert_exact
 BAD: tuple[tuple[str, Any], ...] = (
     ("flow_cliff", -1),
     ("flow_cliff", GQA.layers + 1),
-    ("flow_cliff", 10**30),
+    ("flow_cliff", 2**64 - 1),  # the largest that vLLM itself lets through
     ("flow_cliff", True),
     ("flow_cliff", False),
     ("flow_cliff", 2.0),
@@ -61,6 +61,17 @@ def test_refused_picture_can_be_sent_again(open_engine: OpenEngine) -> None:
     with pytest.raises(ValueError, match="flow_cliff"):
         engine.llm.generate(engine.prompt(ask), params({"flow_cliff": -1}), use_tqdm=False)
     assert_exact(engine, [ask], engine.run([ask]))
+
+
+def test_pictures_of_a_refused_batch_can_be_sent_again(open_engine: OpenEngine) -> None:
+    engine = open_engine(GQA, 2)
+    asks = [one_image(34), one_image(35), one_image(36)]
+    keys = [{}, {"flow_cliff": -1}, {}]
+    with pytest.raises(ValueError, match="flow_cliff"):
+        engine.llm.generate(
+            [engine.prompt(ask) for ask in asks], [params(key) for key in keys], use_tqdm=False
+        )
+    assert_exact(engine, asks, engine.run(asks))
 
 
 def test_prompt_that_ends_with_an_image_is_refused(open_engine: OpenEngine) -> None:

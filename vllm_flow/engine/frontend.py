@@ -6,6 +6,8 @@ OpenAI-compatible server answers it with HTTP 400.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.engine.prefix import SALT_MARK, policy_salt
@@ -14,23 +16,35 @@ from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy import CLIFF_KEY, PolicyError, parse_policy
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
     from vllm.v1.engine import EngineCoreRequest
 
 
-def check_params(vllm_config: VllmConfig, params: Any) -> FlowSettings | None:
-    """Check a request's keys before its prompt is processed: a bad key costs the server no work.
+@contextmanager
+def forgetting_pictures_on_refusal(renderer: Any, prompt: Any) -> Iterator[None]:
+    """Let a refused request's pictures be sent again.
 
-    Returns:
-        The engine's settings, None where the extension is off.
+    vLLM processes pictures before it validates the request, and from then on takes them for known
+    to the engine. Without this, the next good request with the same picture would go out without
+    it and fail.
+    """
+    try:
+        yield
+    except ValueError:
+        cache = renderer.mm_processor_cache
+        hashes = prompt.get("mm_hashes") if isinstance(prompt, dict) else None
+        for picture in (h for of_kind in (hashes or {}).values() for h in of_kind):
+            if cache is not None:
+                cache.invalidate(picture)
+        raise
+
+
+def check_params(params: Any, settings: FlowSettings) -> None:
+    """Check a request's keys, which costs nothing, before its prompt is looked at.
 
     Raises:
         PolicyError: see :func:`vllm_flow.policy.parse_policy`.
     """
-    settings = FlowSettings.of(vllm_config)
-    if settings is not None:
-        parse_policy(getattr(params, "extra_args", None), settings.num_layers)
-    return settings
+    parse_policy(getattr(params, "extra_args", None), settings.num_layers)
 
 
 def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:

@@ -90,9 +90,7 @@ def check_integrity(llm: LLM | Any) -> None:
                     [first, (group, request_id)],
                 )
 
-    deferred = Counter(
-        block.block_id for _, blocks in scheduler.deferred_frees for block in blocks
-    )
+    deferred = Counter(block.block_id for _, blocks in scheduler.deferred_frees for block in blocks)
     expected = uses + deferred
     wrong = {
         block.block_id: (block.ref_cnt, expected[block.block_id])
@@ -102,9 +100,7 @@ def check_integrity(llm: LLM | Any) -> None:
     _check(not wrong, "blocks whose reference count differs from their uses", wrong)
     free = [block.block_id for block in pool.free_block_queue.get_all_free_blocks()]
     _check(len(free) == len(set(free)), "blocks are in the free queue twice", free)
-    unused = {
-        block.block_id for block in pool.blocks if not block.is_null and block.ref_cnt == 0
-    }
+    unused = {block.block_id for block in pool.blocks if not block.is_null and block.ref_cnt == 0}
     _check(set(free) == unused, "unused blocks and free queue differ", set(free) ^ unused)
 
 

@@ -8,6 +8,7 @@ per policy gives each policy a hash chain of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
 from vllm.v1.request import Request
