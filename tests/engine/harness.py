@@ -14,6 +14,8 @@ from typing import Any
 from unittest import mock
 
 from vllm import LLM, RequestOutput, SamplingParams
+from vllm.platforms import current_platform
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from tests.engine import oracle
 from tests.engine.cases import MAX_MODEL_LEN, Ask
@@ -38,6 +40,24 @@ def params_of(ask: Ask, **extra: Any) -> SamplingParams:
     )
 
 
+@contextmanager
+def asynchronous_on_cpu(wanted: bool) -> Iterator[None]:
+    """Let asynchronous scheduling stand, which vLLM's CPU platform always turns off.
+
+    It gains nothing there, but scheduler and runners work: step N + 1 is scheduled before the
+    tokens of step N are known.
+    """
+    platform = type(current_platform)
+    check = platform.check_and_update_config
+
+    def check_and_keep(config: Any) -> None:
+        check(config)
+        config.scheduler_config.async_scheduling = wanted
+
+    with mock.patch.object(platform, "check_and_update_config", staticmethod(check_and_keep)):
+        yield
+
+
 class Engine:
     """An engine in this process with its checkpoint."""
 
@@ -58,7 +78,11 @@ class Engine:
         )
         if group_layers is not STOCK:
             settings["additional_config"] = {"vllm_flow": {"group_layers": group_layers}}
-        self.llm = LLM(model=str(self.model_dir), **(settings | options))
+        asynchronous = bool(options.get("async_scheduling"))
+        with asynchronous_on_cpu(asynchronous):
+            self.llm = LLM(model=str(self.model_dir), **(settings | options))
+        # A test that asked for asynchronous scheduling and did not get it would prove nothing.
+        assert isinstance(self.scheduler, AsyncScheduler) == asynchronous
 
     def prompt(self, ask: Ask) -> dict[str, Any]:
         """What `LLM.generate` and `LLMEngine.add_request` take."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from vllm.engine.arg_utils import EngineArgs
 
+from tests.engine.harness import asynchronous_on_cpu
 from tests.engine.tiny_llava import Shape, build
 from vllm_flow.engine import plugin
 from vllm_flow.engine.settings import FlowSettings
@@ -36,7 +37,8 @@ def test_without_the_key_nothing_is_selected(model_dir: Path) -> None:
 
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_the_key_selects_our_classes(model_dir: Path, asynchronous: bool) -> None:
-    config = config_of(model_dir, {}, async_scheduling=asynchronous)
+    with asynchronous_on_cpu(asynchronous):
+        config = config_of(model_dir, {}, async_scheduling=asynchronous)
     expected = plugin.ASYNC_SCHEDULER_CLS if asynchronous else plugin.SCHEDULER_CLS
     assert config.scheduler_config.scheduler_cls == expected
     assert config.parallel_config.worker_cls == plugin.WORKER_CLS
