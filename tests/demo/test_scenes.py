@@ -51,9 +51,10 @@ def test_training_never_draws_heldout_seeds() -> None:
             common.PROJECTOR_SEED,
             common.PROJECTOR_SEED + budget.projector_steps * budget.projector_batch,
         ),
-        range(common.LORA_SEED, common.LORA_SEED + budget.lora_steps * budget.lora_batch),
+        range(common.LORA_SEED, common.LORA_SEED + 60_000_000),
         range(common.SMALL_SEED, common.SMALL_SEED + budget.small_steps * budget.small_batch),
         range(common.CHECK_SEED, common.CHECK_SEED + 1000),
+        range(common.POLISH_SEED, common.POLISH_SEED + 60_000_000),
     ]
     ends = [0] + [part.stop for part in drawn]
     assert all(part.start >= end for part, end in zip(drawn, ends, strict=False))  # no overlap

@@ -23,6 +23,8 @@ from tests.engine.tiny_llava import Shape, build, picture
 
 BLOCK_SIZE = 32
 LOGPROB_TOLERANCE = 1e-4
+TIE = 5 * LOGPROB_TOLERANCE
+"""Two tokens whose logprobs are closer than this count as tied."""
 STOCK = None
 """`group_layers` of an engine without the extension."""
 
@@ -106,14 +108,16 @@ class Engine:
         """One step; what it returned, by request id."""
         return {out.request_id: out for out in self.llm.llm_engine.step()}
 
-    def drain(self, limit: int = 2000) -> dict[str, RequestOutput]:
+    def drain(self, limit: int = 1000) -> dict[str, RequestOutput]:
         """Step until nothing is left; the last output of each request."""
         last: dict[str, RequestOutput] = {}
         for _ in range(limit):
             if not self.llm.llm_engine.has_unfinished_requests():
                 return last
             last |= self.step()
-        raise AssertionError(f"requests are left after {limit} steps: {list(self.scheduler.requests)}")
+        raise AssertionError(
+            f"requests are left after {limit} steps: {list(self.scheduler.requests)}"
+        )
 
     def abort(self, request_id: str) -> None:
         self.llm.llm_engine.abort_request([request_id])
@@ -138,6 +142,11 @@ class Engine:
         finally:
             del scheduler._preempt_request
 
+    def check_blocks(self) -> None:
+        """The extension's own check of the block pool; may run between any two steps."""
+        if self.group_layers is not STOCK:
+            importlib.import_module("vllm_flow.engine.inspect").check_integrity(self.llm)
+
     def check_idle(self) -> None:
         """No request left, every block back in the pool, and the extension's own check."""
         self.drain()
@@ -145,8 +154,7 @@ class Engine:
         assert not self.scheduler.requests, sorted(self.scheduler.requests)
         # One block is vLLM's null block.
         assert pool.get_num_free_blocks() == len(pool.blocks) - 1, "KV blocks leaked"
-        if self.group_layers is not STOCK:
-            importlib.import_module("vllm_flow.engine.inspect").check_integrity(self.llm)
+        self.check_blocks()
 
 
 def tokens_of(output: RequestOutput) -> tuple[int, ...]:
@@ -160,8 +168,14 @@ def logprobs_of(output: RequestOutput) -> tuple[float, ...]:
     return tuple(row[token].logprob for row, token in zip(rows, tokens_of(output), strict=True))
 
 
-def assert_exact(engine: Engine, asks: Sequence[Ask], outputs: Sequence[RequestOutput]) -> None:
-    """Every answer is complete and is the oracle's: tokens equal, logprobs within the tolerance."""
+def assert_exact(
+    engine: Engine, asks: Sequence[Ask], outputs: Sequence[RequestOutput], ties: bool = False
+) -> None:
+    """Every answer is complete and is the oracle's: tokens equal, logprobs within the tolerance.
+
+    Where the oracle's two best tokens all but tie, the comparison would be a matter of luck. That
+    is an error in the choice of prompts, or, with `ties`, where the comparison of an answer may end.
+    """
     wrong = []
     for index, (ask, output) in enumerate(zip(asks, outputs, strict=True)):
         found = tokens_of(output)
@@ -171,17 +185,17 @@ def assert_exact(engine: Engine, asks: Sequence[Ask], outputs: Sequence[RequestO
         )
         assert tuple(output.prompt_token_ids or ()) == expected.prompt_token_ids
         assert len(found) == ask.max_tokens
-        # A tie would make the comparison a matter of luck.
-        assert min(expected.gaps) > 5 * LOGPROB_TOLERANCE, f"request {index}: choose another seed"
-        error = max(
-            abs(a - b) if math.isfinite(a) else math.inf
-            for a, b in zip(logprobs_of(output), expected.logprobs, strict=False)
-        )
-        if found != expected.token_ids or error > LOGPROB_TOLERANCE:
-            at = len(expected.token_ids) - 1 if found != expected.token_ids else None
-            wrong.append(
-                f"request {index} (cliff {ask.cliff}): token {at} differs, logprobs by {error:.1e}"
-            )
+        clear = [gap > TIE for gap in expected.gaps]
+        assert ties or all(clear), f"request {index}: choose another seed"
+        count = len(expected.token_ids)
+        if found != expected.token_ids:
+            count -= 1
+            if clear[count]:
+                wrong.append(f"request {index} (cliff {ask.cliff}): token {count} differs")
+        pairs = zip(logprobs_of(output)[:count], expected.logprobs, strict=False)
+        error = max((abs(a - b) if math.isfinite(a) else math.inf for a, b in pairs), default=0)
+        if error > LOGPROB_TOLERANCE:
+            wrong.append(f"request {index} (cliff {ask.cliff}): logprobs differ by {error:.1e}")
     assert not wrong, "\n".join(wrong)
 
 

@@ -1,7 +1,8 @@
-"""What the engine must produce: greedy decoding with image rows removed, by Hugging Face's modules, float32, no cache.
+"""What the engine must produce: greedy decoding with image rows removed, float32, no cache.
 
-Knows nothing of vLLM. Two formulations that share only the weights: `forward_removed` walks the decoder layers and drops
-the image rows after layer c-1; `forward_masked` runs the model's own forward and hides image keys from layer c on.
+Runs Hugging Face's modules and knows nothing of vLLM. Two formulations that share only the weights:
+`forward_removed` walks the decoder layers and drops the image rows after layer c-1;
+`forward_masked` runs the model's own forward and hides image keys from layer c on.
 
 Shapes: T tokens (prompt, placeholders expanded, then output), R rows left, D width, V vocabulary.
 """

@@ -1,10 +1,11 @@
-"""Builds tiny random LLaVA checkpoints that transformers and vLLM both load, with tokenizer and image processor.
+"""Builds tiny random LLaVA checkpoints that transformers and vLLM both load.
 
-Knows nothing of cliffs or engines. Names on disk are those of the hub's LLaVA-1.5 checkpoints, the only ones that both
-libraries read (vLLM 0.32 misses the vision tower under the names transformers 5 writes).
+Tokenizer and image processor included. Knows nothing of cliffs or engines. Names on disk are those
+of the hub's LLaVA-1.5 checkpoints, the only ones that both libraries read (vLLM 0.32 misses the
+vision tower under the names transformers 5 writes).
 
-Every weight is drawn at a gain relative to its fan-in, not at transformers' 0.02: at 0.02 attention is uniform, the image
-hardly matters, and an engine that ignored the cliff would pass the comparison.
+Every weight is drawn at a gain relative to its fan-in, not at transformers' 0.02: at 0.02 attention
+is uniform, the image hardly matters, and an engine that ignored the cliff would pass.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ WORDS = tuple(f"w{i}" for i in range(123))
 VOCAB_SIZE = len(SPECIALS) + len(WORDS)
 MAX_POSITIONS = 2048
 
-# Gain of a weight matrix: the standard deviation of its output for inputs of unit variance. Query and key above one make
-# attention pick rather than average; the head's makes the greedy token clear by far more than float error.
+# Gain of a weight matrix: the standard deviation of its output for inputs of unit variance. Query
+# and key above one make attention pick rather than average; the head's makes the greedy token lead
+# by far more than float error.
 GAINS = {"q_proj": 1.5, "k_proj": 1.5, "lm_head": 4.0, "embed_tokens": 1.0}
 
 

@@ -1,7 +1,8 @@
-"""Makes Model Runner V2 run on CPU: Triton's interpreter, and a CPU backend that Triton does not ship.
+"""Makes Model Runner V2 run on CPU: Triton's interpreter, and the CPU backend Triton does not ship.
 
-V2's kernels are written in Triton. Installed before vLLM is imported, this lets V2's logic be tested without a GPU; Triton's
-compiler, CUDA graphs and streams stay untested. Knows nothing of the tests.
+V2's kernels are written in Triton. Installed before vLLM is imported, this lets V2's logic be
+tested without a GPU; Triton's compiler, CUDA graphs and streams stay untested. Knows nothing of
+the tests.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from vllm.exceptions import VLLMClientError, VLLMValidationError
+
 from vllm_flow.engine.prefix import SALT_MARK, policy_salt
 from vllm_flow.engine.requests import token_layout
 from vllm_flow.engine.settings import FlowSettings
@@ -19,23 +21,35 @@ if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
 
+class RefusedRequest(VLLMValidationError, ValueError):
+    """What a client sees of a refusal: ValueError offline, HTTP 400 served."""
+
+
 @contextmanager
-def forgetting_pictures_on_refusal(renderer: Any, prompt: Any) -> Iterator[None]:
-    """Let a refused request's pictures be sent again.
+def refusals(renderer: Any, prompt: Any) -> Iterator[None]:
+    """Turn refusals into what vLLM reports to clients, and let refused pictures be sent again.
 
     vLLM processes pictures before it validates the request, and from then on takes them for known
-    to the engine. Without this, the next good request with the same picture would go out without
-    it and fail.
+    to the engine. Unless it is told to forget them, the next good request with the same picture
+    would go out without it and fail.
     """
     try:
         yield
-    except ValueError:
-        cache = renderer.mm_processor_cache
-        hashes = prompt.get("mm_hashes") if isinstance(prompt, dict) else None
-        for picture in (h for of_kind in (hashes or {}).values() for h in of_kind):
-            if cache is not None:
-                cache.invalidate(picture)
+    except PolicyError as error:
+        _forget_pictures(renderer, prompt)
+        raise RefusedRequest(str(error), parameter=error.key) from None
+    except (ValueError, VLLMClientError):
+        _forget_pictures(renderer, prompt)
         raise
+
+
+def _forget_pictures(renderer: Any, prompt: Any) -> None:
+    cache = renderer.mm_processor_cache
+    if cache is None or not isinstance(prompt, dict):
+        return
+    for hashes in prompt.get("mm_hashes", {}).values():
+        for picture in hashes:
+            cache.invalidate(picture)
 
 
 def check_params(params: Any, settings: FlowSettings) -> None:
@@ -51,13 +65,15 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
     """Check what only the processed prompt shows, and give the policy a prefix cache of its own.
 
     Raises:
-        PolicyError: the policy cannot be combined with this prompt or these parameters.
-        ValueError: the client's cache salt reads like a policy's.
+        PolicyError: the policy cannot be combined with this prompt or these parameters, or the
+            client's cache salt reads like a policy's.
     """
     if request.cache_salt is not None and request.cache_salt.startswith(SALT_MARK):
-        raise ValueError(
-            f"cache_salt={request.cache_salt[:40]!r}: salts that begin with {SALT_MARK!r} are "
-            "vLLM-Flow's own, which keep a policy's blocks from others; send another."
+        raise PolicyError(
+            "cache_salt",
+            request.cache_salt,
+            f"salts that begin with {SALT_MARK!r} are vLLM-Flow's own, which keep a policy's "
+            "blocks from others; send another.",
         )
     params = request.sampling_params
     layout = token_layout(params, request.mm_features or (), settings.num_layers)
