@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 from vllm.config import ParallelConfig, SchedulerConfig, VllmConfig
+from vllm.multimodal.cache.base import BaseMultiModalProcessorCache
 from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.worker.gpu.input_batch import InputBatch as InputBatchV2
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
@@ -20,7 +25,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_flow.engine import plugin
-from vllm_flow.patches import input_processor, vllm_config
+from vllm_flow.patches import input_processor, output_processor, vllm_config
 
 
 @pytest.mark.parametrize(
@@ -47,6 +52,11 @@ from vllm_flow.patches import input_processor, vllm_config
         (KVCacheSpecRegistry.register, ["kvcache_spec_cls", "manager_class"]),
         (AttentionGroup.build_metadata, ["common_attn_metadata"]),
         (InputProcessor.process_inputs, ["request_id", "prompt", "params"]),
+        (OutputProcessor.process_outputs, ["engine_core_outputs"]),
+        (Scheduler._free_request, ["request", "delay_free_blocks"]),
+        (KVCacheManager.get_computed_blocks, ["request"]),
+        (BlockPool._insert_block_hash, ["block_hash_with_group_id", "block", "num_tokens"]),
+        (BaseMultiModalProcessorCache.invalidate, ["mm_hash"]),
     ],
     ids=lambda value: getattr(value, "__qualname__", None),
 )
@@ -62,21 +72,32 @@ def test_a_seam_is_where_we_stand(function: Callable[..., Any], parameters: list
         (ParallelConfig, {"worker_cls"}),
         (SchedulerConfig, {"scheduler_cls", "async_scheduling"}),
         (VllmConfig, {"additional_config"}),
+        (EngineCoreOutput, {"finish_reason", "kv_transfer_params"}),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_a_record_has_the_fields_we_use(kind: type, names: set[str]) -> None:
-    assert names <= set(kind.__dataclass_fields__)
+    assert names <= set(inspect.signature(kind).parameters)
 
 
 def test_the_plugin_may_be_registered_twice_and_reverted() -> None:
     plugin.register()
-    once = VllmConfig.__post_init__, InputProcessor.process_inputs
+    once = patched()
     plugin.register()
-    assert (VllmConfig.__post_init__, InputProcessor.process_inputs) == once
-    vllm_config.revert()
-    input_processor.revert()
-    assert VllmConfig.__post_init__ not in once and InputProcessor.process_inputs not in once
-    assert inspect.getmodule(VllmConfig.__post_init__).__name__.startswith("vllm.")
-    assert inspect.getmodule(InputProcessor.process_inputs).__name__.startswith("vllm.")
+    assert patched() == once
+    for patch in (vllm_config, input_processor, output_processor):
+        patch.revert()
+    for function, ours in zip(patched(), once, strict=True):
+        assert function is not ours
+        assert "vllm_flow" not in function.__code__.co_filename
+        assert "patches" not in function.__code__.co_filename
     plugin.register()
+
+
+def patched() -> list[Callable[..., Any]]:
+    """Every function that the ledger of patches names, as it is now."""
+    return [
+        VllmConfig.__post_init__,
+        InputProcessor.process_inputs,
+        OutputProcessor.process_outputs,
+    ]

@@ -175,3 +175,45 @@ def test_text_alone_with_a_policy_is_served(server: Server) -> None:
     prompt = f"{words(9, 7)} "
     expected = oracle.generate(server.model_dir, prompt, [], SHAPE.layers, 12, tuple(WORD_IDS))
     assert answer.json()["choices"][0]["token_ids"] == list(expected.token_ids)
+
+
+def metrics(server: Server) -> dict[str, float]:
+    """The extension's counters by name and policy."""
+    found = {}
+    for line in server.client.get("/metrics").text.splitlines():
+        name, _, value = line.rpartition(" ")
+        if name.startswith("vllm_flow:") and "_created" not in name:
+            found[name.replace('model_name="tiny",', "").replace('{model_name="tiny"}', "")] = (
+                float(value)
+            )
+    return found
+
+
+def test_what_a_policy_did_is_in_its_response_and_in_the_metrics(server: Server) -> None:
+    before = metrics(server)
+    answer = server.chat(server.body(8, {"flow_cliff": 2})).json()
+    baseline = server.chat(server.body(8)).json()
+    after = metrics(server)
+    prompt, image = answer["usage"]["prompt_tokens"], SHAPE.image_tokens
+    stored = prompt + 12 - 1
+    blocks = [-(-stored // 32), -(-(stored - image) // 32)]
+    # Two layers per group, keys and values of two heads of 32 float32 numbers each.
+    block_bytes = 2 * 32 * 2 * 2 * 32 * 4
+    assert answer["kv_transfer_params"]["vllm_flow"] == {
+        "cliff": 2,
+        "image_tokens_evicted": image,
+        "prefill_rows_saved": 2 * image,
+        "kv_blocks": blocks,
+        "kv_blocks_saved": blocks[0] - blocks[1],
+        "kv_bytes_saved": (blocks[0] - blocks[1]) * block_bytes,
+    }
+    assert baseline["kv_transfer_params"] is None
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert {name: value for name, value in grown.items() if value} == {
+        'vllm_flow:requests_total{policy="cliff=2"}': 1,
+        'vllm_flow:requests_total{policy="baseline"}': 1,
+        "vllm_flow:image_tokens_evicted_total": image,
+        "vllm_flow:prefill_rows_saved_total": 2 * image,
+        "vllm_flow:kv_blocks_saved_total": blocks[0] - blocks[1],
+        "vllm_flow:kv_bytes_saved_total": (blocks[0] - blocks[1]) * block_bytes,
+    }

@@ -1,7 +1,7 @@
 """How the extension gets into vLLM: an entry point that costs nothing until the key is set.
 
 Seam: the entry-point group ``vllm.general_plugins``, run once in every vLLM process. vLLM swallows
-import errors there, so this module imports only what is needed to install the two patches.
+import errors there, so this module imports only what is needed to install the patches.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ ASYNC_SCHEDULER_CLS = "vllm_flow.engine.scheduler.FlowAsyncScheduler"
 
 def register() -> None:
     """Entry point: make vLLM read ``additional_config["vllm_flow"]``. May run more than once."""
-    from vllm_flow.patches import input_processor, vllm_config
+    from vllm_flow.engine import metrics
+    from vllm_flow.patches import input_processor, output_processor, vllm_config
 
     vllm_config.apply(configure)
     input_processor.apply()
+    output_processor.apply(metrics.observe)
 
 
 def configure(config: Any) -> None:
@@ -29,6 +31,7 @@ def configure(config: Any) -> None:
     """
     from vllm import __version__
 
+    from vllm_flow.engine import metrics
     from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
     from vllm_flow.engine.support import check_supported
 
@@ -55,6 +58,7 @@ def configure(config: Any) -> None:
             "vllm.v1.worker.gpu_worker.Worker",
         ),
     )
+    metrics.enable(config.model_config.served_model_name)
 
 
 def _select(section: Any, name: str, chosen: str, replaces: tuple[str | None, ...]) -> None:

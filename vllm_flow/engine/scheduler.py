@@ -1,7 +1,8 @@
 """The scheduler that knows each request's layout before its first block is allocated.
 
 Seam: ``SchedulerConfig.scheduler_cls``. Two classes, since vLLM keeps async scheduling in a
-subclass of its own. Takes no scheduling decision: it only registers and forgets layouts.
+subclass of its own. Takes no scheduling decision: it registers and forgets layouts, and reports
+what they saved.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from vllm_flow.engine import metrics
 from vllm_flow.engine.inspect import Footprint
 from vllm_flow.engine.prefix import FlowKVCacheManager
 from vllm_flow.engine.requests import LayoutBook, image_spans
@@ -43,6 +45,20 @@ class _FlowScheduling:
     def add_request(self, request: Request) -> None:
         self.flow_requests.add(request.request_id, request.sampling_params, request.mm_features)
         super().add_request(request)
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        evicts = request.request_id in self.flow_requests.layouts
+        kv_transfer_params, ec_transfer_params = super()._free_request(request, *args, **kwargs)
+        if evicts:
+            found = metrics.report(
+                self.flow_footprints[request.request_id],
+                self.flow_settings.group_starts,
+                self.flow_settings.num_layers,
+                self.flow_managers[0].block_size,
+                self.flow_managers[0].spec.page_size_bytes * self.flow_settings.group_layers,
+            )
+            kv_transfer_params = {**(kv_transfer_params or {}), metrics.REPORT_KEY: found}
+        return kv_transfer_params, ec_transfer_params
 
     def _free_blocks(self, request: Request) -> None:
         self._remember(request)
