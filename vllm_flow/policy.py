@@ -69,6 +69,37 @@ def parse_policy(keys: Mapping[str, Any] | None, num_layers: int) -> FlowPolicy 
     return None if cliff == num_layers else FlowPolicy(cliff)
 
 
+def admit(
+    keys: Mapping[str, Any] | None,
+    num_layers: int,
+    *,
+    allowed: bool = True,
+    strongest: FlowPolicy | None = None,
+) -> FlowPolicy | None:
+    """:func:`parse_policy` within an operator's bounds.
+
+    Args:
+        allowed: whether requests may carry a policy at all.
+        strongest: the most they may evict.
+
+    Raises:
+        PolicyError: also where the operator's bounds exclude what is asked for.
+    """
+    policy = parse_policy(keys, num_layers)
+    if keys and CLIFF_KEY in keys and not allowed:
+        raise PolicyError(
+            CLIFF_KEY, keys[CLIFF_KEY], "the operator of this server sets the policy; leave it out."
+        )
+    if policy is not None and strongest is not None and policy.cliff < strongest.cliff:
+        raise PolicyError(
+            CLIFF_KEY,
+            policy.cliff,
+            f"the operator of this server allows layers from {strongest.cliff} on; it must be an "
+            f"integer from {strongest.cliff} to {num_layers}.",
+        )
+    return policy
+
+
 def _checked_cliff(value: Any, num_layers: int) -> int:
     allowed = (
         f"it must be an integer from 0 (no layer sees the image) to {num_layers} "

@@ -59,6 +59,10 @@ def test_the_key_selects_our_classes(model_dir: Path, asynchronous: bool) -> Non
         ({"group_layers": 2.0}, "must be an integer"),
         ({"group_layers": True}, "must be an integer"),
         ({"group_layers": "2"}, "must be an integer"),
+        ({"default_policy": 2}, "must hold request keys"),
+        ({"default_policy": {"flow_cliff": 7}}, r"\['default_policy'\]: flow_cliff=7"),
+        ({"max_policy": {"cliff": 2}}, "'cliff' is no request key"),
+        ({"allow_request_policy": 0}, "must be true or false"),
     ],
 )
 def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message: str) -> None:

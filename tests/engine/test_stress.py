@@ -17,20 +17,31 @@ from tests.engine.harness import assert_exact
 from tests.engine.tiny_llava import words
 
 REQUESTS = 40
-TINY_POOL = 2 << 20
+TINY_POOL = 1700 << 10
+"""Bytes: hardly more than one request of the greatest length."""
+
+
+def chunks_of(tokens: int) -> dict[str, int]:
+    """Chunks by vLLM's threshold, not by the step's budget: that is the encoder cache's size, too.
+
+    With an encoder cache of one picture, stock vLLM 0.32 dies of "Encoder cache miss" under this
+    traffic when prefix caching is on.
+    """
+    return {"max_num_batched_tokens": 512, "long_prefill_token_threshold": tokens}
+
 
 ENGINES: dict[str, tuple[int, dict[str, Any]]] = {
-    "cache-groups-of-2": (2, dict(enable_prefix_caching=True, max_num_batched_tokens=97)),
+    "cache-groups-of-2": (2, dict(enable_prefix_caching=True, **chunks_of(97))),
     "cache-groups-of-1-async": (
         1,
-        dict(enable_prefix_caching=True, max_num_batched_tokens=64, async_scheduling=True),
+        dict(enable_prefix_caching=True, async_scheduling=True, **chunks_of(64)),
     ),
     "cache-groups-of-3-async": (
         3,
-        dict(enable_prefix_caching=True, max_num_batched_tokens=512, async_scheduling=True),
+        dict(enable_prefix_caching=True, async_scheduling=True, max_num_batched_tokens=512),
     ),
     "groups-of-3-async": (3, dict(max_num_batched_tokens=48, async_scheduling=True)),
-    "cache-groups-of-6": (6, dict(enable_prefix_caching=True, max_num_batched_tokens=150)),
+    "cache-groups-of-6": (6, dict(enable_prefix_caching=True, **chunks_of(150))),
 }
 
 
@@ -64,7 +75,7 @@ def test_random_traffic_is_exact(open_engine: OpenEngine, name: str, seed: int) 
             for _ in range(min(len(waiting), int(rng.integers(3)))):
                 live.add(waiting[0])
                 engine.add(waiting[0], asks[waiting.pop(0)])
-            if live and rng.random() < 0.06:
+            if live and rng.random() < 0.04:
                 victim = sorted(live)[rng.integers(len(live))]
                 engine.abort(victim)
                 live.discard(victim)
@@ -74,6 +85,6 @@ def test_random_traffic_is_exact(open_engine: OpenEngine, name: str, seed: int) 
                 if output.finished:
                     live.discard(request_id)
             engine.check_blocks()
-    assert preempted and aborted and len(aborted) < REQUESTS / 2
     names = [name for name in asks if name not in aborted]
+    assert preempted and aborted and len(names) > REQUESTS / 4
     assert_exact(engine, [asks[name] for name in names], [outputs[n] for n in names], ties=True)

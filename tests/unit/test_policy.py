@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_flow.policy import FlowPolicy, PolicyError, parse_policy
+from vllm_flow.policy import FlowPolicy, PolicyError, admit, parse_policy
 
 LAYERS = 32
 
@@ -59,3 +59,18 @@ def test_an_unknown_flow_key_is_refused_with_a_hint(key: str, hint: str) -> None
     with pytest.raises(PolicyError, match=hint):
         parse_policy({key: 1}, LAYERS)
     assert issubclass(PolicyError, ValueError)
+
+
+@given(st.integers(0, LAYERS), st.none() | st.integers(0, LAYERS - 1), st.booleans())
+def test_an_operator_bounds_what_requests_ask_for(
+    cliff: int, strongest: int | None, allowed: bool
+) -> None:
+    bound = None if strongest is None else FlowPolicy(strongest)
+    if allowed and (strongest is None or cliff >= strongest):
+        expected = parse_policy({"flow_cliff": cliff}, LAYERS)
+        found = admit({"flow_cliff": cliff}, LAYERS, allowed=allowed, strongest=bound)
+        assert found == expected
+    else:
+        with pytest.raises(PolicyError, match="the operator of this server"):
+            admit({"flow_cliff": cliff}, LAYERS, allowed=allowed, strongest=bound)
+    assert admit({"other": 1}, LAYERS, allowed=allowed, strongest=bound) is None

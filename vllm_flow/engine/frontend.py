@@ -15,7 +15,8 @@ from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm_flow.engine.prefix import SALT_MARK, policy_salt
 from vllm_flow.engine.requests import token_layout
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.policy import CLIFF_KEY, PolicyError, parse_policy
+from vllm_flow.plan import TokenLayout
+from vllm_flow.policy import CLIFF_KEY, PolicyError, admit
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -56,49 +57,65 @@ def check_params(params: Any, settings: FlowSettings) -> None:
     """Check a request's keys, which costs nothing, before its prompt is looked at.
 
     Raises:
-        PolicyError: see :func:`vllm_flow.policy.parse_policy`.
+        PolicyError: see :func:`vllm_flow.policy.admit`.
     """
-    parse_policy(getattr(params, "extra_args", None), settings.num_layers)
+    admit(
+        getattr(params, "extra_args", None),
+        settings.num_layers,
+        allowed=settings.allow_request_policy,
+        strongest=settings.max_policy,
+    )
 
 
 def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
-    """Check what only the processed prompt shows, and give the policy a prefix cache of its own.
+    """Settle a processed request's policy, and give the policy a prefix cache of its own.
+
+    A default policy is what the operator prefers, not what the client asked for: it stays away
+    from requests that it does not fit.
 
     Raises:
-        PolicyError: the policy cannot be combined with this prompt or these parameters, or the
-            client's cache salt reads like a policy's.
+        PolicyError: the client's policy cannot be combined with its prompt or parameters, or its
+            cache salt reads like a policy's.
     """
-    if request.cache_salt is not None and request.cache_salt.startswith(SALT_MARK):
+    salt = request.cache_salt
+    if salt is not None and salt.startswith(SALT_MARK):
         raise PolicyError(
             "cache_salt",
-            request.cache_salt,
+            salt,
             f"salts that begin with {SALT_MARK!r} are vLLM-Flow's own, which keep a policy's "
             "blocks from others; send another.",
         )
     params = request.sampling_params
-    layout = token_layout(params, request.mm_features or (), settings.num_layers)
-    if layout is None:
+    if params is None:
         return
+    own_keys = params.extra_args or {}
+    default = settings.default_policy if CLIFF_KEY not in own_keys else None
+    if default is not None:
+        params.extra_args = {**own_keys, **default.request_keys()}
+    layout = token_layout(params, request.mm_features or (), settings.num_layers)
+    obstacle = None if layout is None else _obstacle(request, layout)
+    if layout is None or (obstacle is not None and default is not None):
+        params.extra_args = own_keys or None
+    elif obstacle is not None:
+        raise PolicyError(CLIFF_KEY, layout.cliff, obstacle)
+    else:
+        request.cache_salt = policy_salt(salt, layout)
+
+
+def _obstacle(request: EngineCoreRequest, layout: TokenLayout) -> str | None:
+    """Why this request cannot evict, with the remedy; None if it can."""
     if request.prompt_token_ids is None:
-        raise PolicyError(
-            CLIFF_KEY, layout.cliff, "prompts given as embeddings have no placeholders to evict."
-        )
+        return "prompts given as embeddings have no placeholders to evict."
     if layout.spans.end >= len(request.prompt_token_ids):
-        raise PolicyError(
-            CLIFF_KEY,
-            layout.cliff,
+        return (
             "the prompt ends with an image token, and the first answer token would be read from "
-            "an evicted row; put text (or the chat template's turn end) after the image.",
+            "an evicted row; put text (or the chat template's turn end) after the image."
         )
-    if params.prompt_logprobs is not None:
-        raise PolicyError(
-            CLIFF_KEY,
-            layout.cliff,
+    if request.sampling_params.prompt_logprobs is not None:
+        return (
             "evicted positions have no logits, so prompt_logprobs cannot be given; leave out "
-            "prompt_logprobs, or the policy.",
+            "prompt_logprobs, or the policy."
         )
     if request.resumable:
-        raise PolicyError(
-            CLIFF_KEY, layout.cliff, "streaming input may bring images later; leave out the policy."
-        )
-    request.cache_salt = policy_salt(request.cache_salt, layout)
+        return "streaming input may bring images later; leave out the policy."
+    return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.plan import default_group_layers, storage_groups
+from vllm_flow.policy import REQUEST_KEYS, FlowPolicy, PolicyError, parse_policy
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -32,6 +33,16 @@ class FlowSettings:
     Any cliff is exact whatever this is; blocks are saved in the groups that lie wholly past it.
     Must divide ``num_layers``. Default: the smallest divisor that makes at most 8 groups.
     """
+
+    default_policy: FlowPolicy | None = None
+    """Policy of requests that send no ``flow_*`` key, for clients that cannot send one; written as
+    its request keys, ``{"flow_cliff": 16}``. A client opts out by sending the baseline."""
+
+    max_policy: FlowPolicy | None = None
+    """The most a request may evict: cliffs below this one are refused. Same form."""
+
+    allow_request_policy: bool = True
+    """False refuses every request that sends a ``flow_*`` key."""
 
     @property
     def group_starts(self) -> tuple[int, ...]:
@@ -59,19 +70,28 @@ class FlowSettings:
             if name not in known:
                 close = difflib.get_close_matches(str(name), known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"known options: {known}."
-                raise ValueError(
-                    f"additional_config[{CONFIG_KEY!r}][{name!r}]: no such option; {hint}"
-                )
+                raise ValueError(f"{_named(name)}: no such option; {hint}")
         group_layers = options.get("group_layers")
         if group_layers is None:
             group_layers = default_group_layers(num_layers)
         elif isinstance(group_layers, bool) or not isinstance(group_layers, int):
             raise ValueError(
-                f"additional_config[{CONFIG_KEY!r}]['group_layers']={group_layers!r}: it must be "
-                f"an integer that divides the model's {num_layers} decoder layers."
+                f"{_named('group_layers')}={group_layers!r}: it must be an integer that divides "
+                f"the model's {num_layers} decoder layers."
             )
         storage_groups(num_layers, group_layers)
-        return cls(num_layers=num_layers, group_layers=group_layers)
+        allow = options.get("allow_request_policy", True)
+        if not isinstance(allow, bool):
+            raise ValueError(
+                f"{_named('allow_request_policy')}={allow!r}: it must be true or false."
+            )
+        return cls(
+            num_layers=num_layers,
+            group_layers=group_layers,
+            default_policy=_policy(options, "default_policy", num_layers),
+            max_policy=_policy(options, "max_policy", num_layers),
+            allow_request_policy=allow,
+        )
 
     @classmethod
     def of(cls, vllm_config: VllmConfig) -> FlowSettings | None:
@@ -81,3 +101,24 @@ class FlowSettings:
             return None
         num_layers = vllm_config.model_config.get_total_num_hidden_layers()
         return cls.read(options[CONFIG_KEY], num_layers)
+
+
+def _named(option: Any) -> str:
+    return f"additional_config[{CONFIG_KEY!r}][{option!r}]"
+
+
+def _policy(options: Mapping[str, Any], name: str, num_layers: int) -> FlowPolicy | None:
+    keys = options.get(name)
+    if keys is None:
+        return None
+    if not isinstance(keys, Mapping):
+        raise ValueError(
+            f'{_named(name)}={keys!r}: it must hold request keys, such as {{"flow_cliff": 16}}.'
+        )
+    strange = [key for key in keys if key not in REQUEST_KEYS]
+    if strange:
+        raise ValueError(f"{_named(name)}: {strange[0]!r} is no request key.")
+    try:
+        return parse_policy(keys, num_layers)
+    except PolicyError as error:
+        raise ValueError(f"{_named(name)}: {error}") from None
