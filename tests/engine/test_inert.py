@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine import v2_cpu
 from tests.engine.cases import LONG, mixed
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, assert_same
@@ -18,7 +19,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
-@pytest.mark.parametrize("group_layers", [2, 6])
+@pytest.mark.parametrize("group_layers", v2_cpu.reduced([2, 6], to=[2]))
 def test_without_policy_equals_stock(
     open_engine: OpenEngine, group_layers: int, options: dict[str, Any]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.engine import v2_cpu
 from tests.engine.cases import LONG, Ask, one_image, text_only, two_images
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE
@@ -20,7 +21,7 @@ def blocks_expected(ask: Ask, prompt_tokens: int, group_layers: int) -> tuple[in
     )
 
 
-@pytest.mark.parametrize("group_layers", [1, 2, 3, 6])
+@pytest.mark.parametrize("group_layers", v2_cpu.reduced([1, 2, 3, 6], to=[2]))
 def test_blocks_hold_what_the_layers_see(open_engine: OpenEngine, group_layers: int) -> None:
     from vllm_flow.engine.inspect import footprints
 

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from types import SimpleNamespace
+from typing import TypeVar
+
+T = TypeVar("T")
 
 SWITCH = "VLLM_USE_V2_MODEL_RUNNER"
 """vLLM's own variable; vLLM chooses its model runner once per process."""
@@ -18,6 +22,11 @@ SWITCH = "VLLM_USE_V2_MODEL_RUNNER"
 def wanted() -> bool:
     """Whether this process is to run V2."""
     return os.environ.get(SWITCH) == "1"
+
+
+def reduced(values: Iterable[T], to: Iterable[T]) -> list[T]:
+    """Parameters of a test: all under V1, those of `to` under V2, whose interpreter is slow."""
+    return list(to) if wanted() else list(values)
 
 
 class _Driver:

@@ -18,6 +18,7 @@ from tests.engine.test_lifecycle import (
 from tests.engine.test_prefix_caching import test_baseline_beside_policies
 from tests.engine.test_runner import test_model_runner
 from tests.engine.test_storage import test_blocks_hold_what_the_layers_see
+from tests.engine.test_stress import test_random_traffic_is_exact
 
 __all__ = [
     "test_abort_during_decode",
@@ -29,6 +30,7 @@ __all__ = [
     "test_blocks_hold_what_the_layers_see",
     "test_model_runner",
     "test_preempted_requests_stay_exact",
+    "test_random_traffic_is_exact",
     "test_requests_join_a_running_batch",
     "test_stock_baseline_is_the_oracle",
     "test_without_policy_equals_stock",
