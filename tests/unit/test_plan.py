@@ -14,6 +14,7 @@ from vllm_flow.plan import (
     StepPlan,
     TokenLayout,
     default_group_layers,
+    packed_boundary,
     plan_step,
     predict_blocks,
     row_count_ideal,
@@ -140,6 +141,24 @@ def test_block_needs_match_a_naive_model(case: Case, block_size: int, group_laye
             )
             expected.append(-(-held // block_size))
         assert predict_blocks(tokens, case.layout, starts, block_size) == tuple(expected)
+
+
+@settings(max_examples=200)
+@given(cases(), st.integers(1, 6))
+def test_boundaries_name_every_packed_block_once(case: Case, block_size: int) -> None:
+    """Going through a prompt block by block, the packed blocks fill up one after the other."""
+    layout = case.layout
+    if layout is None:
+        return
+    completed = []
+    for num_blocks in range(1, case.length // block_size + 1):
+        boundary = packed_boundary(layout, num_blocks, block_size)
+        kept = sum(p not in case.image for p in range(num_blocks * block_size))
+        if boundary.completed is not None:
+            completed.append(boundary.completed)
+        # All full blocks were named, in order, and the tail is the block behind them.
+        assert completed == list(range(boundary.full_blocks)) == list(range(kept // block_size))
+        assert boundary.tail == (kept // block_size if kept % block_size else None)
 
 
 def test_a_step_of_image_tokens_only_leaves_no_row() -> None:
