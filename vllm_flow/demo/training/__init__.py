@@ -1,0 +1,1 @@
+"""How the demo model was trained; needed only to train it again, never to use it."""

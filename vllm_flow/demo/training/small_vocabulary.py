@@ -1,0 +1,28 @@
+"""The small model's tokenizer: SmolLM2's, cut to the commonest merges and the demo's own words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_flow.demo.classes import (
+    ANSWER_SUFFIX,
+    CAPTION_REQUEST,
+    CLASSES,
+    caption_of,
+    presence_question,
+)
+from vllm_flow.demo.prompt import SYSTEM_TEXT
+from vllm_flow.demo.smollm2 import read_tokenizer
+
+FIRST = 768
+"""Ids kept as they are: 17 special tokens, 256 bytes, the first merges."""
+
+
+def small_tokenizer() -> Any:
+    """A tokenizer in which every class name is one token, so that few layers suffice."""
+    questions = " ".join(presence_question(name) + ANSWER_SUFFIX for name in CLASSES)
+    captions = " ".join(caption_of([name]).capitalize() for name in CLASSES)
+    chat = f"system\nuser\nassistant\n{SYSTEM_TEXT} Yes No"
+    return read_tokenizer(
+        first=FIRST, text=f"{chat}\n{questions}\n{captions}\n{CAPTION_REQUEST}\nYes\nNo"
+    )
