@@ -6,7 +6,7 @@ Also trains the small decoder from scratch: the same loop with every weight free
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,14 @@ from vllm_flow.demo.training.common import (
     pixels,
     save,
 )
-from vllm_flow.demo.training.packs import IGNORED, Packer, additive_mask, questions_of
+from vllm_flow.demo.training.packs import (
+    IGNORED,
+    Ask,
+    Packer,
+    additive_mask,
+    presence_only,
+    questions_of,
+)
 from vllm_flow.demo.training.projector_stage import Projector, load_projector
 from vllm_flow.demo.training.vision_stage import patch_features
 
@@ -75,9 +82,15 @@ class Asker:
     """Runs packs through tower, projector and decoder."""
 
     def __init__(
-        self, tower: nn.Module, projector: Projector, llama: nn.Module, tokenizer: Any
+        self,
+        tower: nn.Module,
+        projector: Projector,
+        llama: nn.Module,
+        tokenizer: Any,
+        questions: Callable[[Sequence[str], random.Random], list[Ask]] = questions_of,
     ) -> None:
         self.tower, self.projector, self.llama = tower, projector, llama
+        self.questions = questions
         self.packer = Packer(tokenizer)
         self.yes, self.no = (tokenizer.encode(word).ids[0] for word in ("Yes", "No"))
 
@@ -98,7 +111,7 @@ class Asker:
 
     def loss(self, scenes: list[Scene], rng: random.Random) -> torch.Tensor:
         """Weighted cross entropy over the answers of a fresh set of questions."""
-        batch = self.packer.batch([questions_of(s.objects, rng) for s in scenes])
+        batch = self.packer.batch([self.questions(s.objects, rng) for s in scenes])
         with torch.autocast("cpu", torch.bfloat16):
             hidden = self.hidden(scenes, batch)
             chosen = batch.targets_BT != IGNORED
@@ -114,7 +127,7 @@ class Asker:
         rng = random.Random(0)
         for start in range(0, len(scenes), size):
             part = scenes[start : start + size]
-            packs = [questions_of(s.objects, rng) for s in part]
+            packs = [self.questions(s.objects, rng) for s in part]
             batch = self.packer.batch(packs)
             with torch.autocast("cpu", torch.bfloat16):
                 hidden = self.hidden(part, batch)
@@ -133,7 +146,10 @@ class Asker:
                         )
                         caption_right += int((logits.argmax(-1) == batch.targets_BT[b, rows]).sum())
                         caption_tokens += rows.stop - rows.start
-        return {"presence": right / asked, "caption_tokens": caption_right / caption_tokens}
+        presence = {"presence": right / asked}
+        if not caption_tokens:
+            return presence
+        return {**presence, "caption_tokens": caption_right / caption_tokens}
 
 
 def _fit(
@@ -219,11 +235,13 @@ def train_small(
         return target, projected
     torch.manual_seed(budget.seed + 3)
     llama, fitted = new_llama(config), work / "small_fitted.safetensors"
-    # As for the demo model: a patch of a dog starts as the word "dog", at random values here.
+    # As for the demo model, a patch of a dog starts as the word "dog"; the words are random here, and
+    # large enough that the first layers' output does not drown which word it is.
+    nn.init.normal_(llama.embed_tokens.weight, std=0.15)
     table = llama.embed_tokens.weight.detach().clone()
     projector_stage.train(fitted, source, tower, table, tokenizer, budget, log)
     projector = load_projector(fitted)
-    asker = Asker(tower, projector, llama, tokenizer)
+    asker = Asker(tower, projector, llama, tokenizer, presence_only)
     matrices = [p for p in llama.layers.parameters() if p.ndim == 2]
     others = [*llama.embed_tokens.parameters(), *projector.parameters()]
     others += [p for p in llama.parameters() if p.ndim == 1]

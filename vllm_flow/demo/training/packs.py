@@ -54,6 +54,21 @@ def questions_of(objects: Sequence[str], rng: random.Random, most: int = 3) -> l
     return [*asks, Ask(CAPTION_REQUEST, caption_of(objects).capitalize())]
 
 
+def presence_only(objects: Sequence[str], rng: random.Random) -> list[Ask]:
+    """Every object with and without the suffix, and as many absent ones: what the small model learns.
+
+    No captions: from scratch they take most of the loss and presence does not come off.
+    """
+    no = rng.sample([name for name in CLASSES if name not in objects], 2 * len(objects))
+    asks = [
+        Ask(presence_question(name) + suffix, "Yes")
+        for name in objects
+        for suffix in ("", ANSWER_SUFFIX)
+    ]
+    asks += [Ask(presence_question(name) + rng.choice(("", ANSWER_SUFFIX)), "No") for name in no]
+    return asks
+
+
 @dataclass(frozen=True)
 class PackBatch:
     """Tensors of a batch of packs; image rows of ``tokens`` hold 0 and are to be replaced."""
