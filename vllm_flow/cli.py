@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         help="questions about scenes in seen styles; half as many of the other splits",
     )
-    demo.add_argument("--rounds", type=int, default=5, help="rounds of prefill timing")
+    demo.add_argument("--rounds", type=int, default=4, help="rounds of prefill timing")
     demo.add_argument("--group-layers", type=int, help="layers per storage group")
     demo.add_argument("--dtype", help="float32 (default for the demo model), bfloat16 or float16")
     demo.add_argument("--kv-cache-gib", type=float, help="size of the KV-cache pool")

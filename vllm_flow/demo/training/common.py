@@ -44,10 +44,10 @@ class Budget:
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_lr: float = 1.5e-3
-    small_steps: int = 500
+    small_steps: int = 400
     small_batch: int = 12
     small_lr: float = 2e-3
-    small_muon_lr: float = 4e-3
+    small_muon_lr: float = 2e-3
     seed: int = 7
 
     def as_dict(self) -> dict[str, Any]:
