@@ -22,7 +22,7 @@ export PIP_ROOT_USER_ACTION := ignore
 help:
 	@echo "make setup   environment in $(VENV) (VARIANT=cuda for a CUDA machine)"
 	@echo "make demo    a real model, image tokens evicted at a range of layers; writes out/demo/"
-	@echo "make test    unit tests, then the engine's under both model runners"
+	@echo "make test    unit tests, the engine's under both model runners, the server's"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make clean   caches and results; the environment stays (rm -r $(VENV) removes it)"
 
@@ -51,12 +51,14 @@ test-unit: setup
 	@echo "tests: pure modules, statistics, set-up, demo model"
 	@$(BIN)/python -m pytest -m "not gpu" tests/unit tests/demo
 
-# Two processes: vLLM chooses its model runner once per process.
+# Processes of their own: vLLM chooses its model runner once per process.
 test-engine: setup
 	@echo "tests: engine, model runner V1"
 	@$(BIN)/python -m pytest -m "not gpu" tests/engine
 	@echo "tests: engine, model runner V2"
 	@VLLM_USE_V2_MODEL_RUNNER=1 $(BIN)/python -m pytest -m "not gpu" tests/engine_v2
+	@echo "tests: OpenAI-compatible server"
+	@$(BIN)/python -m pytest -m "not gpu" tests/server
 
 lint: setup
 	@$(BIN)/ruff check .
