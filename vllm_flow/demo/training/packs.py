@@ -22,6 +22,7 @@ from vllm_flow.demo.classes import (
     CLASSES,
     caption_of,
     presence_question,
+    with_article,
 )
 from vllm_flow.demo.prompt import ANSWER_END, prompt_head, prompt_tail
 from vllm_flow.demo.vision import IMAGE_TOKENS
@@ -35,6 +36,8 @@ class Ask:
 
     text: str
     answer: str
+    early: str = ""
+    """Where ``text`` starts with this, its last token is asked for the answer as well."""
 
 
 def questions_of(objects: Sequence[str], rng: random.Random, most: int = 3) -> list[Ask]:
@@ -57,16 +60,18 @@ def questions_of(objects: Sequence[str], rng: random.Random, most: int = 3) -> l
 def presence_only(objects: Sequence[str], rng: random.Random) -> list[Ask]:
     """Every object with and without the suffix, and as many absent ones: what the small model learns.
 
-    No captions: from scratch they take most of the loss and presence does not come off.
+    No captions: from scratch they take most of the loss and presence does not come off. The class
+    name's own token is asked for the answer too: finding the object there and reading it off at the
+    end are two steps, and together they are not found from random weights in a short training.
     """
     no = rng.sample([name for name in CLASSES if name not in objects], 2 * len(objects))
-    asks = [
-        Ask(presence_question(name) + suffix, "Yes")
-        for name in objects
-        for suffix in ("", ANSWER_SUFFIX)
-    ]
-    asks += [Ask(presence_question(name) + rng.choice(("", ANSWER_SUFFIX)), "No") for name in no]
-    return asks
+
+    def ask(name: str, suffix: str, answer: str) -> Ask:
+        early = f"Is there {with_article(name)}"
+        return Ask(presence_question(name) + suffix, answer, early)
+
+    asks = [ask(name, suffix, "Yes") for name in objects for suffix in ("", ANSWER_SUFFIX)]
+    return asks + [ask(name, rng.choice(("", ANSWER_SUFFIX)), "No") for name in no]
 
 
 @dataclass(frozen=True)
@@ -97,9 +102,9 @@ class Packer:
 
     def batch(self, packs: Sequence[Sequence[Ask]]) -> PackBatch:
         """Encode one list of questions per picture."""
-        rows = [[self._segment(ask) for ask in pack] for pack in packs]
+        rows = [[(*self._segment(ask), ask.early) for ask in pack] for pack in packs]
         prefix = self.image.stop
-        length = prefix + max(sum(len(ids) for ids, _ in segments) for segments in rows)
+        length = prefix + max(sum(len(ids) for ids, *_ in segments) for segments in rows)
         size = (len(rows), length)
         tokens, positions = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
         targets, weights = torch.full(size, IGNORED), torch.zeros(size)
@@ -110,7 +115,7 @@ class Packer:
             positions[b, :prefix] = torch.arange(prefix)
             owner[b, :prefix] = 0
             at, first = prefix, []
-            for number, (ids, answer_length) in enumerate(segments, start=1):
+            for number, (ids, answer_length, early) in enumerate(segments, start=1):
                 end = at + len(ids)
                 tokens[b, at:end] = torch.tensor(ids)
                 positions[b, at:end] = torch.arange(prefix, prefix + len(ids))
@@ -119,6 +124,9 @@ class Packer:
                 targets[b, start : end - 1] = tokens[b, start + 1 : end]
                 weights[b, start : end - 1] = 1.0 if answer_length <= 3 else 0.4
                 weights[b, end - 2] = 0.2  # the end token is soon learnt
+                if early:
+                    row = at + len(self.encode(early)) - 1
+                    targets[b, row], weights[b, row] = ids[-answer_length], 1.0
                 first.append(start)
                 at = end
             firsts.append(first)
