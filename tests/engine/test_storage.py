@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.engine import v2_cpu
@@ -41,3 +43,15 @@ def test_blocks_hold_what_the_layers_see(open_engine: OpenEngine, group_layers: 
         assert footprint.prompt_tokens == prompt_tokens
         assert footprint.image_tokens == LONG.image_tokens * len(ask.images)
         assert footprint.blocks == blocks_expected(ask, prompt_tokens, group_layers), ask
+
+
+def test_blocks_that_are_not_allocated_serve_others(open_engine: OpenEngine) -> None:
+    """A pool that makes baseline requests preempt each other holds as many that evict."""
+    engine = open_engine(LONG, 2, kv_cache_memory_bytes=2 << 20)
+    asks = [one_image(97 + i % 2, None) for i in range(8)]
+    with engine.count_preemptions() as preempted:
+        engine.run(asks)
+    assert preempted, "the pool is too large for this test"
+    with engine.count_preemptions() as preempted:
+        engine.run([replace(ask, cliff=0) for ask in asks])
+    assert not preempted
