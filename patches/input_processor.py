@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
-_MARK = "_vllm_flow_patch"
+from vllm_flow.patches.wrapping import unwrap, wrap
 
 
 def apply() -> None:
@@ -15,34 +15,29 @@ def apply() -> None:
     """
     from vllm.v1.engine.input_processor import InputProcessor
 
-    original = InputProcessor.process_inputs
-    if hasattr(original, _MARK):
-        return
+    def around(original: Callable[..., Any]) -> Callable[..., Any]:
+        def process_inputs(
+            self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+        ) -> Any:
+            from vllm_flow.engine import frontend
+            from vllm_flow.engine.settings import FlowSettings
 
-    @functools.wraps(original)
-    def process_inputs(
-        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        from vllm_flow.engine import frontend
-        from vllm_flow.engine.settings import FlowSettings
+            settings = FlowSettings.of(self.vllm_config)
+            if settings is None:
+                return original(self, request_id, prompt, params, *args, **kwargs)
+            with frontend.refusals(self.renderer, prompt):
+                frontend.check_params(params, settings)
+                request = original(self, request_id, prompt, params, *args, **kwargs)
+                frontend.check_request(request, settings)
+            return request
 
-        settings = FlowSettings.of(self.vllm_config)
-        if settings is None:
-            return original(self, request_id, prompt, params, *args, **kwargs)
-        with frontend.refusals(self.renderer, prompt):
-            frontend.check_params(params, settings)
-            request = original(self, request_id, prompt, params, *args, **kwargs)
-            frontend.check_request(request, settings)
-        return request
+        return process_inputs
 
-    setattr(process_inputs, _MARK, original)
-    InputProcessor.process_inputs = process_inputs
+    wrap(InputProcessor, "process_inputs", around)
 
 
 def revert() -> None:
     """Put the original back."""
     from vllm.v1.engine.input_processor import InputProcessor
 
-    InputProcessor.process_inputs = getattr(
-        InputProcessor.process_inputs, _MARK, InputProcessor.process_inputs
-    )
+    unwrap(InputProcessor, "process_inputs")

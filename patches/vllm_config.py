@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
-_MARK = "_vllm_flow_patch"
+from vllm_flow.patches.wrapping import unwrap, wrap
 
 
 def apply(configure: Callable[[Any], None]) -> None:
@@ -17,21 +16,18 @@ def apply(configure: Callable[[Any], None]) -> None:
     """
     from vllm.config import VllmConfig
 
-    original = VllmConfig.__post_init__
-    if hasattr(original, _MARK):
-        return
+    def around(original: Callable[..., Any]) -> Callable[..., Any]:
+        def __post_init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            configure(self)
 
-    @functools.wraps(original)
-    def __post_init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        configure(self)
+        return __post_init__
 
-    setattr(__post_init__, _MARK, original)
-    VllmConfig.__post_init__ = __post_init__
+    wrap(VllmConfig, "__post_init__", around)
 
 
 def revert() -> None:
     """Put the original back."""
     from vllm.config import VllmConfig
 
-    VllmConfig.__post_init__ = getattr(VllmConfig.__post_init__, _MARK, VllmConfig.__post_init__)
+    unwrap(VllmConfig, "__post_init__")
