@@ -70,15 +70,16 @@ def test_unequal_lengths_are_refused() -> None:
 @pytest.mark.parametrize(
     "table, low, high",
     [
-        # Bentur et al. (2009) in Fagerland, Lydersen and Laake (2014), Newcombe's interval.
+        # The data of Bentur et al. (2009), an example in Fagerland, Lydersen and Laake (2014).
         ((1, 1, 7, 12), -0.507, -0.026),
-        # Altman, Machin, Bryant and Gardner, Statistics with Confidence (2000), table 6.2.
+        # An example in Altman et al., Statistics with Confidence (2000).
         ((14, 5, 0, 22), 0.011, 0.226),
     ],
 )
-def test_newcombe_interval_as_published(
+def test_newcombe_interval_of_two_textbook_tables(
     table: tuple[int, int, int, int], low: float, high: float
 ) -> None:
+    """Limits remembered from the books, not looked up; the coverage test below is the evidence."""
     ours = newcombe_interval(*table)
     assert (ours.low, ours.high) == pytest.approx((low, high), abs=6e-4)
 
