@@ -7,7 +7,8 @@ import argparse
 import pytest
 
 from vllm_flow import __version__
-from vllm_flow.cli import build_parser, main, whole_numbers
+from vllm_flow.cli import COMMANDS, build_parser, main
+from vllm_flow.showcase.command import whole_numbers
 
 
 def test_whole_numbers() -> None:
@@ -24,7 +25,7 @@ def test_nonsense_is_refused_by_name(text: str) -> None:
 
 
 def test_demo_defaults() -> None:
-    args = build_parser().parse_args(["demo"])
+    args = build_parser(["demo"]).parse_args(["demo"])
     assert args.model is None
     assert str(args.out) == "out/demo"
 
@@ -33,3 +34,19 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out.strip() == f"vllm-flow {__version__}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert f"usage: vllm-flow {name}" in shown
+    assert COMMANDS[name].load().__doc__.splitlines()[0] in shown
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in COMMANDS)

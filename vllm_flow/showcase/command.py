@@ -1,4 +1,8 @@
-"""`vllm-flow demo`: model, engine, questions, times, results, in this order."""
+"""Serves a vision-language model and asks it about pictures while its image tokens are evicted.
+
+Model, engine, questions, times, results, in this order: a range of cliffs, per request, in one
+engine; table, figure and page in the folder of results.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,41 @@ def default_cliffs(num_layers: int, quick: bool) -> list[int]:
     return list(range(0, num_layers, step))
 
 
-def run_demo(args: argparse.Namespace) -> int:
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """`0,4,30` or `0:30:2` (both ends included) as a tuple, for --cliffs."""
+    try:
+        if ":" in text:
+            first, last, *step = (int(part) for part in text.split(":"))
+            return tuple(range(first, last + 1, *step))
+        return tuple(int(part) for part in text.split(","))
+    except (ValueError, TypeError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a list like 0,4,30 nor a range like 0:30:2"
+        ) from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``vllm-flow demo``."""
+    parser.add_argument("--model", help="directory or hub name (default: the demo model)")
+    parser.add_argument(
+        "--cliffs",
+        type=whole_numbers,
+        help="layers that see the whole image, as 0,4,30 or 0:30:2 (default: every second layer)",
+    )
+    parser.add_argument(
+        "--questions",
+        type=int,
+        help="questions about scenes in seen styles; half as many of the other splits",
+    )
+    parser.add_argument("--rounds", type=int, default=4, help="rounds of prefill timing")
+    parser.add_argument("--group-layers", type=int, help="layers per storage group")
+    parser.add_argument("--dtype", help="float32 (default for the demo model), bfloat16 or float16")
+    parser.add_argument("--kv-cache-gib", type=float, help="size of the KV-cache pool")
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="where results go")
+    parser.add_argument("--quick", action="store_true", help="few questions, cliffs and rounds")
+
+
+def run(args: argparse.Namespace) -> int:
     """Run the whole demo; the exit status."""
     console = Console(highlight=False)
     if console.width < WIDTH:
