@@ -6,7 +6,7 @@ through an interpreter on CPU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.engine.tiny_llava import IMAGE_TOKEN_ID, Shape, words
@@ -23,13 +23,15 @@ class Ask:
     cliff: int | None = None
     max_tokens: int = 32
     allowed: tuple[int, ...] | None = None
+    samples: int = 1
+    """Answers wanted; all are greedy, so all must be the oracle's."""
 
     @property
     def extra_args(self) -> dict[str, int] | None:
         return None if self.cliff is None else {"flow_cliff": self.cliff}
 
     def without_policy(self) -> Ask:
-        return Ask(self.prompt, self.images, None, self.max_tokens, self.allowed)
+        return replace(self, cliff=None)
 
 
 @dataclass(frozen=True)

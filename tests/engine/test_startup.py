@@ -75,7 +75,10 @@ def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message
     [
         ({"enforce_eager": False}, "CUDA graphs and torch.compile yet: pass enforce_eager=True"),
         ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
-        ({"tensor_parallel_size": 2}, "tensor parallelism"),
+        (
+            {"tensor_parallel_size": 4, "decode_context_parallel_size": 2},
+            "decode context parallelism",
+        ),
         ({"enable_lora": True}, "LoRA"),
         ({"kv_cache_dtype": "fp8"}, "quantised KV cache"),
         ({"disable_hybrid_kv_cache_manager": True}, "hybrid KV-cache manager"),
@@ -88,6 +91,25 @@ def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message
             {"kv_transfer_config": {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}},
             "KV connectors",
         ),
+        (
+            {"kv_transfer_config": {"kv_connector": "NixlConnector", "kv_role": "kv_both"}},
+            "KV connectors",
+        ),
+        (
+            {"kv_transfer_config": {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}},
+            "KV connectors",
+        ),
+        (
+            {
+                "ec_transfer_config": {
+                    "ec_connector": "ECExampleConnector",
+                    "ec_role": "ec_producer",
+                }
+            },
+            "encoder-cache connectors",
+        ),
+        ({"enable_prompt_embeds": True}, "prompt embeddings"),
+        ({"hf_overrides": {"is_encoder_decoder": True}}, "encoder-decoder models"),
         ({"scheduler_cls": "somebody.Else"}, "cannot be combined with scheduler_cls"),
         ({"worker_cls": "somebody.Else"}, "cannot be combined with worker_cls"),
     ],
@@ -104,6 +126,21 @@ def test_a_model_without_an_adapter_is_refused(model_dir: Path) -> None:
     overrides = {"architectures": ["LlavaNextForConditionalGeneration"]}
     with pytest.raises(ValueError, match="supports LlavaForConditionalGeneration"):
         config_of(model_dir, {}, hf_overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"tensor_parallel_size": 2},
+        {"data_parallel_size": 2},
+        {"enable_prefix_caching": True},
+        {"enable_chunked_prefill": False},
+    ],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_what_is_supported_is_accepted(model_dir: Path, arguments: dict[str, Any]) -> None:
+    config = config_of(model_dir, {}, **arguments)
+    assert config.parallel_config.worker_cls == plugin.WORKER_CLS
 
 
 @pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "1.0"])

@@ -1,25 +1,33 @@
-"""Random traffic on a pool that is too small: arrivals, aborts, shared prefixes, every cliff.
+"""What the other tests arrange one by one happens here at once: random traffic on a small pool.
 
-What the other tests arrange one by one happens here at once, and the block pool is checked after
-every step.
+``test_random_traffic_is_exact`` is a fixed selection; ``test_fuzz`` draws engines, pools and traffic until
+its time is up: ``VLLM_FLOW_FUZZ_SECONDS`` (``make fuzz`` for an hour), from ``VLLM_FLOW_FUZZ_SEED`` on.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.engine import v2_cpu
-from tests.engine.cases import LONG, Ask, text_only
+from tests.engine import traffic, v2_cpu
+from tests.engine.cases import LONG
 from tests.engine.fixtures import OpenEngine
-from tests.engine.harness import assert_exact
-from tests.engine.tiny_llava import words
 
 REQUESTS = 40
 TINY_POOL = 1700 << 10
 """Bytes: hardly more than one request of the greatest length."""
+
+FUZZ_SECONDS = float(os.environ.get("VLLM_FLOW_FUZZ_SECONDS", "45"))
+FUZZ_SEED = int(os.environ.get("VLLM_FLOW_FUZZ_SEED", "1000"))
+FUZZ_ENGINES = 16
+"""Engines of a fuzz; they stay open, so an hour's run must not draw new ones for ever."""
+ROUNDS = 4
+"""Rounds of traffic before the next engine: starting one costs as much as a hundred steps."""
 
 
 def chunks_of(tokens: int) -> dict[str, int]:
@@ -46,21 +54,6 @@ ENGINES: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-def random_ask(rng: np.random.Generator) -> Ask:
-    """One of few beginnings, cut at random, so that prefixes of all lengths are shared."""
-    cliff = [None, *range(LONG.layers + 1)][rng.integers(LONG.layers + 2)]
-    kind, tokens = rng.integers(8), int(rng.integers(2, 33))
-    if kind == 0:
-        return Ask(text_only(int(rng.integers(3)), count=90).prompt, (), cliff, tokens)
-    picture = int(rng.integers(2))
-    said = words(100, 700 + picture).split()
-    before, after = said[:35], said[35 : 36 + int(rng.integers(65))]
-    if kind == 1:
-        prompt = " ".join([*before, "<image>", *after[:10], "<image>", *after[10:], "w1"])
-        return Ask(prompt, (picture, picture + 1), cliff, tokens)
-    return Ask(" ".join([*before, "<image>", *after]), (picture,), cliff, tokens)
-
-
 @pytest.mark.parametrize("seed", v2_cpu.reduced(range(2), to=[0]))
 @pytest.mark.parametrize("name", v2_cpu.reduced(ENGINES, to=["cache-groups-of-3-async"]))
 def test_random_traffic_is_exact(open_engine: OpenEngine, name: str, seed: int) -> None:
@@ -68,24 +61,37 @@ def test_random_traffic_is_exact(open_engine: OpenEngine, name: str, seed: int) 
     engine = open_engine(
         LONG, group_layers, kv_cache_memory_bytes=TINY_POOL, max_num_seqs=12, **options
     )
-    rng = np.random.default_rng(seed)
-    asks = {f"{seed}-{index}": random_ask(rng) for index in range(REQUESTS)}
-    waiting, live, outputs, aborted = list(asks), set[str](), {}, set[str]()
-    with engine.count_preemptions() as preempted:
-        while waiting or live:
-            for _ in range(min(len(waiting), int(rng.integers(3)))):
-                live.add(waiting[0])
-                engine.add(waiting[0], asks[waiting.pop(0)])
-            if live and rng.random() < 0.04:
-                victim = sorted(live)[rng.integers(len(live))]
-                engine.abort(victim)
-                live.discard(victim)
-                aborted.add(victim)
-            for request_id, output in engine.step().items():
-                outputs[request_id] = output
-                if output.finished:
-                    live.discard(request_id)
-            engine.check_blocks()
-    names = [name for name in asks if name not in aborted]
-    assert preempted and aborted and len(names) > REQUESTS / 4
-    assert_exact(engine, [asks[name] for name in names], [outputs[n] for n in names], ties=True)
+    went = traffic.run(engine, seed, REQUESTS)
+    assert went.preempted and went.aborted and went.finished > REQUESTS / 4
+
+
+def random_engine(rng: np.random.Generator) -> tuple[int, dict[str, Any]]:
+    """Storage groups, pool, chunks, caching and scheduling, each drawn by itself."""
+    chunk = int(rng.choice([32, 48, 97, 150, 512]))
+    cached = bool(rng.random() < 0.7)
+    options = dict(
+        kv_cache_memory_bytes=int(rng.choice([1700, 2200, 4000])) << 10,
+        max_num_seqs=int(rng.choice([3, 12])),
+        enable_prefix_caching=cached,
+        async_scheduling=bool(rng.random() < 0.5),
+        **chunks_of(chunk) if cached else {"max_num_batched_tokens": chunk},
+    )
+    return int(rng.choice([1, 2, 3, 6])), options
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(FUZZ_SECONDS + 600)
+def test_fuzz(open_engine: OpenEngine) -> None:
+    end = time.monotonic() + FUZZ_SECONDS
+    total = traffic.Traffic(0, 0, 0, 0)
+    for seed in itertools.count(FUZZ_SEED):
+        drawn = (seed - FUZZ_SEED) // ROUNDS % FUZZ_ENGINES
+        group_layers, options = random_engine(np.random.default_rng(FUZZ_SEED + drawn))
+        engine = open_engine(LONG, group_layers, **options)
+        # Shown by pytest where the run fails: what it takes to repeat it.
+        print(f"seed {seed}: groups of {group_layers}, {options}")
+        total += traffic.run(engine, seed, REQUESTS)
+        if time.monotonic() > end:
+            break
+    print(f"fuzz: {total}")
+    assert total.finished > REQUESTS / 4

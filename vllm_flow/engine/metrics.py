@@ -45,7 +45,7 @@ def report(
     Args:
         footprint: what it took.
         block_size: tokens per block.
-        block_bytes: bytes per block, all layers of its storage group together.
+        block_bytes: bytes per block, all layers of its storage group and all workers together.
     """
     full = predict_blocks(footprint.computed_tokens, None, group_starts, block_size)
     saved = sum(full) - sum(footprint.blocks)

@@ -41,6 +41,12 @@ class _FlowScheduling:
         self.kv_cache_manager.__class__ = FlowKVCacheManager
         self.kv_cache_manager.flow_layouts = self.flow_requests.layouts
         self.kv_cache_manager.flow_managers = self.flow_managers
+        # A block is spread over the workers of a tensor-parallel group, each with its heads.
+        self.flow_block_bytes = (
+            self.flow_managers[0].spec.page_size_bytes
+            * settings.group_layers
+            * self.vllm_config.parallel_config.tensor_parallel_size
+        )
 
     def add_request(self, request: Request) -> None:
         self.flow_requests.add(request.request_id, request.sampling_params, request.mm_features)
@@ -55,7 +61,7 @@ class _FlowScheduling:
                 self.flow_settings.group_starts,
                 self.flow_settings.num_layers,
                 self.flow_managers[0].block_size,
-                self.flow_managers[0].spec.page_size_bytes * self.flow_settings.group_layers,
+                self.flow_block_bytes,
             )
             kv_transfer_params = {**(kv_transfer_params or {}), metrics.REPORT_KEY: found}
         return kv_transfer_params, ec_transfer_params

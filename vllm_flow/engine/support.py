@@ -58,11 +58,6 @@ _REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
         _more_than_one("pipeline_parallel_size"),
     ),
     (
-        "tensor parallelism yet: set tensor_parallel_size=1.",
-        _more_than_one("tensor_parallel_size"),
-    ),
-    ("data parallelism yet: start one server per GPU.", _more_than_one("data_parallel_size")),
-    (
         "decode context parallelism: set decode_context_parallel_size=1.",
         _more_than_one("decode_context_parallel_size"),
     ),

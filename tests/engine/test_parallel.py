@@ -1,0 +1,36 @@
+"""Tensor parallelism: two workers with half of the heads each make the same plan of every step.
+
+Data parallelism is the server's affair: tests/server/test_parallel.py.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.engine.cases import LONG, mixed, one_image
+from tests.engine.fixtures import OpenEngine
+from tests.engine.harness import assert_exact
+from vllm_flow.engine.inspect import footprints
+from vllm_flow.engine.metrics import REPORT_KEY
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
+def test_two_workers_are_exact(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # torch has threads here already
+    options = dict(distributed_executor_backend="mp", enable_prefix_caching=True)
+    engine = open_engine(
+        LONG, 2, tensor_parallel_size=2, max_num_batched_tokens=97, max_num_seqs=8, **options
+    )
+    asks = [*mixed(LONG.layers), one_image(11, 3)]  # the last shares the first one's prefix
+    outputs = engine.run(asks[:-1]) + engine.run(asks[-1:])
+    assert_exact(engine, asks, outputs)
+    assert outputs[-1].num_cached_tokens
+    # Bytes are those of all workers together.
+    found = outputs[0].kv_transfer_params[REPORT_KEY]
+    alone = open_engine(LONG, 2).run(asks[:1])[0].kv_transfer_params[REPORT_KEY]
+    assert found["kv_bytes_saved"] == alone["kv_bytes_saved"] > 0
+    assert footprints(engine.llm)

@@ -1,0 +1,92 @@
+"""Random traffic on a pool that is too small: arrivals, aborts, shared prefixes, every cliff, several samples.
+
+Everything follows from the seed. Knows nothing of pytest; used by the stress test and by the fuzz.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+
+from tests.engine.cases import LONG, Ask, text_only
+from tests.engine.harness import Engine, assert_exact
+from tests.engine.tiny_llava import words
+
+STEP_LIMIT = 5000
+"""A run of some dozens of requests takes a few hundred steps; more means that it never ends."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a run went through."""
+
+    steps: int
+    finished: int
+    aborted: int
+    preempted: int
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.steps} steps, {self.finished} requests equal to the oracle's, "
+            f"{self.aborted} aborted, {self.preempted} preemptions"
+        )
+
+
+def random_ask(rng: np.random.Generator) -> Ask:
+    """One of few beginnings, cut at random, so that prefixes of all lengths are shared."""
+    cliff = [None, *range(LONG.layers + 1)][rng.integers(LONG.layers + 2)]
+    kind, tokens = rng.integers(8), int(rng.integers(2, 33))
+    samples = 2 if rng.random() < 0.1 else 1
+    if kind == 0:
+        prompt = text_only(int(rng.integers(3)), count=90).prompt
+        return Ask(prompt, (), cliff, tokens, samples=samples)
+    picture = int(rng.integers(2))
+    said = words(100, 700 + picture).split()
+    before, after = said[:35], said[35 : 36 + int(rng.integers(65))]
+    if kind == 1:
+        prompt = " ".join([*before, "<image>", *after[:10], "<image>", *after[10:], "w1"])
+        return Ask(prompt, (picture, picture + 1), cliff, tokens, samples=samples)
+    prompt = " ".join([*before, "<image>", *after])
+    return Ask(prompt, (picture,), cliff, tokens, samples=samples)
+
+
+def run(engine: Engine, seed: int, requests: int) -> Traffic:
+    """Send `requests` random requests, abort some, and compare every finished answer with the oracle.
+
+    The block pool is checked after every step.
+
+    Raises:
+        AssertionError: an answer differs, a block is lost, or the traffic does not end.
+    """
+    rng = np.random.default_rng(seed)
+    asks: dict[str, Ask] = {f"{seed}-{index}": random_ask(rng) for index in range(requests)}
+    waiting, live = list(asks), set[str]()
+    outputs: dict[str, Any] = {}
+    aborted = set[str]()
+    steps = 0
+    with engine.count_preemptions() as preempted:
+        while waiting or live:
+            for _ in range(min(len(waiting), int(rng.integers(3)))):
+                live.add(waiting[0])
+                engine.add(waiting[0], asks[waiting.pop(0)])
+            if live and rng.random() < 0.04:
+                victim = sorted(live)[rng.integers(len(live))]
+                engine.abort(victim)
+                live.discard(victim)
+                aborted.add(victim)
+            for request_id, output in engine.step().items():
+                outputs[request_id] = output
+                if output.finished:
+                    live.discard(request_id)
+            engine.check_blocks()
+            steps += 1
+            assert steps < STEP_LIMIT, f"seed {seed}: {sorted(live)} never end"
+    names = [name for name in asks if name not in aborted]
+    assert_exact(engine, [asks[name] for name in names], [outputs[n] for n in names], ties=True)
+    engine.check_idle()
+    return Traffic(steps, len(names), len(aborted), len(preempted))
