@@ -17,12 +17,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-engine lint clean
+.PHONY: help setup demo test test-unit test-engine fuzz lint clean
 
 help:
 	@echo "make setup   environment in $(VENV) (VARIANT=cuda for a CUDA machine)"
 	@echo "make demo    a real model, image tokens evicted at a range of layers; writes out/demo/"
 	@echo "make test    unit tests, the engine's under both model runners, the server's"
+	@echo "make fuzz    random traffic against the oracle for an hour (SECONDS=3600)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make clean   caches and results; the environment stays (rm -r $(VENV) removes it)"
 
@@ -59,6 +60,12 @@ test-engine: setup
 	@VLLM_USE_V2_MODEL_RUNNER=1 $(BIN)/python -m pytest -m "not gpu" tests/engine_v2
 	@echo "tests: OpenAI-compatible server"
 	@$(BIN)/python -m pytest -m "not gpu" tests/server
+
+SECONDS ?= 3600
+# The seed is the time, so that every run sees new traffic; a failure prints what repeats it.
+fuzz: setup
+	@VLLM_FLOW_FUZZ_SECONDS=$(SECONDS) VLLM_FLOW_FUZZ_SEED=$$(date +%s) \
+	    $(BIN)/python -m pytest tests/engine/test_stress.py -k fuzz -s
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -66,6 +66,28 @@ def test_one_image_many_questions(open_engine: OpenEngine, cliff: int) -> None:
     assert min(out.num_cached_tokens for out in outputs) >= 21 + LONG.image_tokens
 
 
+@pytest.mark.parametrize("chunk", [512, 64])
+@pytest.mark.parametrize("cliff", range(LONG.layers))
+def test_what_arrives_together_shares_as_in_stock_vllm(
+    open_engine: OpenEngine, cliff: int, chunk: int
+) -> None:
+    """Followers wait until the first has computed what they share, then find it; samples do, too."""
+    options = {**CACHED, "max_num_batched_tokens": 512, "long_prefill_token_threshold": chunk}
+    engine, stock = open_engine(LONG, 2, **options), open_engine(LONG, STOCK, **options)
+    first = one_image(390 + cliff, cliff, before=30, after=70)
+    asks = [replace(first, prompt=f"{first.prompt} {words(8, n)}") for n in range(3)]
+    asks.append(replace(one_image(400 + cliff, cliff, before=30, after=70), samples=3))
+    outputs = engine.run(asks)
+    assert_exact(engine, asks, outputs)
+    others = stock.run([ask.without_policy() for ask in asks])
+    if chunk == 512:
+        hits = [out.num_cached_tokens for out in outputs[:3]]
+        expected = [out.num_cached_tokens for out in others[:3]]
+        assert all(hit >= other - BLOCK_SIZE for hit, other in zip(hits, expected, strict=True))
+    # In chunks, stock followers find one chunk and compute the rest beside the first; ours wait.
+    assert min(out.num_cached_tokens for out in outputs[1:3]) > 30 + LONG.image_tokens
+
+
 def test_policies_do_not_share(open_engine: OpenEngine) -> None:
     engine = open_engine(LONG, 2, **CACHED)
     asks = [one_image(340, cliff, before=40, after=40) for cliff in (None, *range(6))]

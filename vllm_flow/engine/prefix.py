@@ -30,16 +30,48 @@ class FlowKVCacheManager(KVCacheManager):
 
     flow_layouts: Mapping[str, TokenLayout]
     flow_managers: Sequence[FlowAttentionManager]
+    flow_in_flight: set[BlockHash]
+    """Prefixes of requests with a layout that the step being scheduled will compute."""
 
     def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:
-        layout = self.flow_layouts.get(request.request_id)
-        if layout is None or not self.prefix_cache_lookup_enabled(request):
+        layout = self._searchable_layout(request)
+        if layout is None:
             return super().get_computed_blocks(request)
-        # The last token is computed anew for its logits, as in stock vLLM.
-        blocks, num_tokens = longest_hit(
-            request.block_hashes, request.num_tokens - 1, layout, self.flow_managers
-        )
+        blocks, num_tokens = self._longest_hit(request, layout)
         return self.create_kv_cache_blocks(blocks), num_tokens, 0
+
+    def has_prefix_in_flight(self, request: Request) -> bool:
+        """Whether the next step would find a longer prefix of a new request than this one does.
+
+        Stock vLLM lets requests of one step share what that step computes. Packed blocks cannot be
+        shared so early, as the tail of a hit is copied before the forward pass.
+        """
+        layout = self._searchable_layout(request)
+        if layout is None or not self.flow_in_flight or request.num_computed_tokens:
+            return False
+        limit = (request.num_tokens - 1) // self.flow_managers[0].block_size
+        coming = next(
+            (
+                num_blocks
+                for num_blocks in range(min(limit, len(request.block_hashes)), 0, -1)
+                if request.block_hashes[num_blocks - 1] in self.flow_in_flight
+            ),
+            0,
+        )
+        return coming > 0 and (
+            coming * self.flow_managers[0].block_size > self._longest_hit(request, layout)[1]
+        )
+
+    def _searchable_layout(self, request: Request) -> TokenLayout | None:
+        if not self.prefix_cache_lookup_enabled(request):
+            return None
+        return self.flow_layouts.get(request.request_id)
+
+    def _longest_hit(
+        self, request: Request, layout: TokenLayout
+    ) -> tuple[tuple[list[KVCacheBlock], ...], int]:
+        # The last token is computed anew for its logits, as in stock vLLM.
+        return longest_hit(request.block_hashes, request.num_tokens - 1, layout, self.flow_managers)
 
 
 def longest_hit(

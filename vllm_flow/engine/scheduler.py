@@ -1,8 +1,8 @@
 """The scheduler that knows each request's layout before its first block is allocated.
 
 Seam: ``SchedulerConfig.scheduler_cls``. Two classes, since vLLM keeps async scheduling in a
-subclass of its own. Takes no scheduling decision: it registers and forgets layouts, and reports
-what they saved.
+subclass of its own. Registers and forgets layouts, and reports what they saved. The one scheduling
+decision that is ours: a request waits a step where a request of its policy is computing its prefix.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
@@ -36,11 +38,13 @@ class _FlowScheduling:
         self.flow_requests = LayoutBook(settings.num_layers)
         self.flow_footprints: OrderedDict[str, Footprint] = OrderedDict()
         self.flow_managers = managers_of(self.kv_cache_manager.coordinator.single_type_managers)
+        self.flow_in_flight: set[BlockHash] = set()
         for manager in self.flow_managers:
-            manager.use_layouts(self.flow_requests.layouts)
+            manager.use_layouts(self.flow_requests.layouts, self.flow_in_flight)
         self.kv_cache_manager.__class__ = FlowKVCacheManager
         self.kv_cache_manager.flow_layouts = self.flow_requests.layouts
         self.kv_cache_manager.flow_managers = self.flow_managers
+        self.kv_cache_manager.flow_in_flight = self.flow_in_flight
         # A block is spread over the workers of a tensor-parallel group, each with its heads.
         self.flow_block_bytes = (
             self.flow_managers[0].spec.page_size_bytes
@@ -51,6 +55,20 @@ class _FlowScheduling:
     def add_request(self, request: Request) -> None:
         self.flow_requests.add(request.request_id, request.sampling_params, request.mm_features)
         super().add_request(request)
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        self.flow_in_flight.clear()
+        return super().schedule(*args, **kwargs)
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        """Whether a waiting request may be scheduled in this step.
+
+        It waits while a longer part of its prompt is being computed for another request. That
+        lasts as long as the other one advances, and then saves computing it a second time.
+        """
+        if not super()._handle_blocked_waiting_request(request):
+            return False
+        return not self.kv_cache_manager.has_prefix_in_flight(request)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         evicts = request.request_id in self.flow_requests.layouts

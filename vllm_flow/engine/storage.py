@@ -79,9 +79,14 @@ class FlowAttentionManager(FullAttentionManager):
 
     _layouts: Mapping[str, TokenLayout] = {}
 
-    def use_layouts(self, layouts: Mapping[str, TokenLayout]) -> None:
-        """Share the scheduler's live mapping from request id to layout."""
+    def use_layouts(self, layouts: Mapping[str, TokenLayout], in_flight: set[BlockHash]) -> None:
+        """Share the scheduler's live mapping from request id to layout.
+
+        ``in_flight`` takes the prefixes that the step being scheduled will compute, whose blocks
+        can be found from the next step on.
+        """
         self._layouts = layouts
+        self._in_flight = in_flight
         self._copies: dict[str, int] = {}
 
     @property
@@ -169,7 +174,11 @@ class FlowAttentionManager(FullAttentionManager):
             return
         # A copy runs before its step's forward pass: what is found must have been computed by
         # an earlier step, not by the one being scheduled.
-        num_tokens = min(num_tokens, request.num_computed_tokens)
+        computed = min(num_tokens, request.num_computed_tokens)
+        self._in_flight.update(
+            request.block_hashes[computed // self.block_size : num_tokens // self.block_size]
+        )
+        num_tokens = computed
         known = self.num_cached_block.get(request.request_id, 0)
         if not self._is_packed(layout):
             super().cache_blocks(request, num_tokens, *args, **kwargs)

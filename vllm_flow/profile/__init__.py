@@ -1,0 +1,1 @@
+"""Measuring what eviction saves: on top of vLLM, beside what arithmetic allows."""

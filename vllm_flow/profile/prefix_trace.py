@@ -1,0 +1,183 @@
+"""Prefix-cache hits of a replayed multi-turn trace, beside stock vLLM's for the same traffic.
+
+``python -m vllm_flow.profile.prefix_trace`` replays conversations about pictures, turn by turn, once
+with the extension off and then with each policy, and prints the prompt tokens that were found in
+the cache. Everything but the answers of the trace is fixed, so the figures are the same in every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+CONVERSATIONS = 12
+PICTURES = 4
+"""Fewer than conversations, so that pictures are asked about again."""
+BLOCK_SIZE = 32
+REPLIES = ("Yes", "No", "I see it near the middle of the picture.", "There is none.")
+"""What the model is taken to have said: replayed, so that every run's prompts are the same."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One request of the trace."""
+
+    conversation: int
+    picture: int
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """Hits of one run of the trace."""
+
+    policy: str
+    prompt_tokens: int
+    cached_tokens: int
+    of_stock: float
+    """Cached tokens as a share of stock vLLM's."""
+    least: int
+    """The smallest difference to stock's hit of the same request, in tokens."""
+    most: int
+
+
+def trace(turns: int) -> list[Turn]:
+    """The requests in order: every conversation's first turn, then every second turn, and so on.
+
+    A later turn's prompt is the whole conversation so far. Two thirds of the conversations open
+    with the same question.
+    """
+    from vllm_flow.demo.classes import CLASSES
+    from vllm_flow.demo.prompt import ANSWER_END, build_prompt
+
+    def question(conversation: int, turn: int) -> str:
+        opening = turn == 0 and conversation % 3
+        thing = CLASSES[0 if opening else (7 * conversation + 5 * turn) % len(CLASSES)]
+        return f"Is there a {thing} in the image?"
+
+    prompts = [build_prompt(question(index, 0)) for index in range(CONVERSATIONS)]
+    requests = []
+    for turn in range(turns):
+        for index in range(CONVERSATIONS):
+            requests.append(Turn(index, index % PICTURES, prompts[index]))
+            reply = REPLIES[(index + turn) % len(REPLIES)]
+            prompts[index] += (
+                f"{reply}{ANSWER_END}\n<|im_start|>user\n{question(index, turn + 1)}{ANSWER_END}\n"
+                "<|im_start|>assistant\n"
+            )
+    return requests
+
+
+def replay(llm: Any, requests: Iterable[Turn], cliff_of: Callable[[Turn], int | None]) -> list[Any]:
+    """Run the trace from an empty cache, one turn of all conversations per batch."""
+    from PIL import Image
+    from vllm import SamplingParams
+
+    from vllm_flow.demo.heldout import load_scenes
+
+    pictures = [Image.open(scene.image_path).convert("RGB") for scene in load_scenes("seen")]
+    llm.reset_prefix_cache()
+    outputs = []
+    requests = list(requests)
+    for start in range(0, len(requests), CONVERSATIONS):
+        batch = requests[start : start + CONVERSATIONS]
+        outputs += llm.generate(
+            [
+                {"prompt": turn.prompt, "multi_modal_data": {"image": pictures[turn.picture]}}
+                for turn in batch
+            ],
+            [
+                SamplingParams(
+                    temperature=0,
+                    max_tokens=2,
+                    extra_args=None if cliff_of(turn) is None else {"flow_cliff": cliff_of(turn)},
+                )
+                for turn in batch
+            ],
+            use_tqdm=False,
+        )
+    return outputs
+
+
+def compare(policy: str, found: Sequence[Any], stock: Sequence[Any]) -> Row:
+    """The hits of one run beside stock's of the same requests."""
+    differences = [
+        output.num_cached_tokens - other.num_cached_tokens
+        for output, other in zip(found, stock, strict=True)
+    ]
+    cached = sum(output.num_cached_tokens for output in found)
+    of_stock = cached / max(1, sum(other.num_cached_tokens for other in stock))
+    return Row(
+        policy,
+        sum(len(output.prompt_token_ids) for output in found),
+        cached,
+        of_stock,
+        min(differences),
+        max(differences),
+    )
+
+
+def measure(model: Path, turns: int, group_layers: int, cliffs: Sequence[int]) -> list[Row]:
+    """Replay the trace on stock vLLM, on the extension without a policy, with each cliff, and mixed."""
+    import vllm
+
+    def engine(**more: Any) -> Any:
+        return vllm.LLM(
+            str(model),
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=1024,
+            block_size=BLOCK_SIZE,
+            kv_cache_memory_bytes=256 << 20,
+            enable_prefix_caching=True,
+            **more,
+        )
+
+    requests = trace(turns)
+    stock = replay(engine(), requests, lambda turn: None)
+    flow = engine(additional_config={"vllm_flow": {"group_layers": group_layers}})
+    rows = [
+        compare("stock vLLM", stock, stock),
+        compare("no policy", replay(flow, requests, lambda turn: None), stock),
+    ]
+    for cliff in cliffs:
+        found = replay(flow, requests, lambda turn, cliff=cliff: cliff)  # type: ignore[misc]
+        rows.append(compare(f"cliff {cliff}", found, stock))
+    mixed = replay(flow, requests, lambda turn: cliffs[turn.conversation % len(cliffs)])
+    rows.append(compare("one of these cliffs per conversation", mixed, stock))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=4, help="questions per conversation")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    args = parser.parse_args()
+
+    from vllm_flow.showcase.serving import quieten
+
+    quieten(offline=True)
+    from vllm_flow.demo.assemble import assemble_small
+
+    rows = measure(assemble_small(), args.turns, 2, (0, 1, 2, 3, 4, 5))
+    print(
+        f"{CONVERSATIONS} conversations of {args.turns} turns about {PICTURES} pictures, "
+        f"{BLOCK_SIZE}-token blocks\n"
+    )
+    print("| policy | prompt tokens | cached | of stock's | per request, against stock's |")
+    print("|---|---|---|---|---|")
+    for row in rows:
+        print(
+            f"| {row.policy} | {row.prompt_tokens} | {row.cached_tokens} | {row.of_stock:.3f} "
+            f"| {row.least:+d} ... {row.most:+d} |"
+        )
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
