@@ -107,11 +107,14 @@ QWEN = Shape("qwen2", layers=4, heads=2, kv_heads=2, head_dim=80, grid=6, seed=4
 LONG = Shape("llama", layers=6, heads=4, kv_heads=2, head_dim=32, grid=12, seed=5)
 """144 image tokens, more than four blocks: chunks fall inside an image."""
 
-SHAPES = (GQA, MHA, MISTRAL, QWEN, LONG)
+NEXT = Shape("llama", layers=4, heads=4, kv_heads=2, head_dim=32, grid=4, seed=6, tiles=True)
+"""LLaVA-NeXT: wide pictures and tall ones, whose numbers of tokens differ."""
+
+SHAPES = (GQA, MHA, MISTRAL, QWEN, LONG, NEXT)
 
 CLIFFS = tuple(
     Case(
-        f"every-cliff-{shape.family}-{shape.head_dim}",
+        f"every-cliff-{shape.family}-{shape.head_dim}{'-tiles' if shape.tiles else ''}",
         shape,
         every_cliff(shape.layers),
         groups,
@@ -122,6 +125,7 @@ CLIFFS = tuple(
         (MHA, 1, False),
         (MISTRAL, 1, False),
         (QWEN, 2, True),
+        (NEXT, 2, False),
     )
 )
 

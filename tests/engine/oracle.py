@@ -13,13 +13,20 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+)
 
 HIDDEN = torch.finfo(torch.float32).min
+
+Model: TypeAlias = "LlavaForConditionalGeneration | LlavaNextForConditionalGeneration"
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,9 @@ class Prompt:
     ids: tuple[int, ...]
     is_image_T: tuple[bool, ...]
     pixels: torch.Tensor | None
-    """Images x 3 x height x width, or None."""
+    """Images x 3 x height x width, with tiles images x tiles x 3 x height x width; or None."""
+    sizes: torch.Tensor | None = None
+    """Images x 2, height and width in pixels; only where pictures are tiled."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +52,14 @@ class OracleOutput:
 
 
 @functools.lru_cache(maxsize=8)
-def load(model_dir: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def load(model_dir: Path) -> tuple[Model, Any]:
     """The checkpoint in float32 with plain attention, and its processor; a missing or stray weight is an error."""
-    model, info = LlavaForConditionalGeneration.from_pretrained(
+    model, info = AutoModelForImageTextToText.from_pretrained(
         model_dir, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     assert not info["missing_keys"], info["missing_keys"]
     assert not info["unexpected_keys"], info["unexpected_keys"]
-    return model.eval(), LlavaProcessor.from_pretrained(model_dir)
+    return model.eval(), AutoProcessor.from_pretrained(model_dir)
 
 
 def num_layers(model_dir: Path) -> int:
@@ -64,12 +73,11 @@ def encode(model_dir: Path, prompt: str, images: Sequence[Image.Image] = ()) -> 
     batch = processor(text=prompt, images=list(images) or None, return_tensors="pt")
     ids = tuple(batch["input_ids"][0].tolist())
     image_id = model.config.image_token_id
-    return Prompt(ids, tuple(i == image_id for i in ids), batch.get("pixel_values"))
+    is_image = tuple(i == image_id for i in ids)
+    return Prompt(ids, is_image, batch.get("pixel_values"), batch.get("image_sizes"))
 
 
-def embed(
-    model: LlavaForConditionalGeneration, prompt: Prompt, output: Sequence[int]
-) -> torch.Tensor:
+def embed(model: Model, prompt: Prompt, output: Sequence[int]) -> torch.Tensor:
     """Embeddings 1 x T x D of prompt and output, projected image features at the placeholders."""
     ids_T = torch.tensor([*prompt.ids, *output])
     hidden_TD = model.get_input_embeddings()(ids_T)
@@ -79,6 +87,7 @@ def embed(
             prompt.pixels,
             vision_feature_layer=config.vision_feature_layer,
             vision_feature_select_strategy=config.vision_feature_select_strategy,
+            **({} if prompt.sizes is None else {"image_sizes": prompt.sizes}),
         )
         at = torch.tensor(prompt.is_image_T).nonzero()[:, 0]
         hidden_TD[at] = torch.cat(list(features.pooler_output))

@@ -99,7 +99,7 @@ def test_the_picture_matters_below_the_cliff_only(shape: Shape, root: Path) -> N
             oracle.forward_removed(
                 build(shape, root), encoded(shape, root, Ask(ask.prompt, (seed,))), [], cliff
             )[-1]
-            for seed in (1, 2)
+            for seed in (1, 3)  # with tiles: pictures of one size
         ]
         assert torch.equal(rows[0], rows[1]) == (cliff == 0)
 

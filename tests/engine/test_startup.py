@@ -123,7 +123,7 @@ def test_what_is_not_supported_is_refused(
 
 
 def test_a_model_without_an_adapter_is_refused(model_dir: Path) -> None:
-    overrides = {"architectures": ["LlavaNextForConditionalGeneration"]}
+    overrides = {"architectures": ["LlavaOnevisionForConditionalGeneration"]}
     with pytest.raises(ValueError, match="supports LlavaForConditionalGeneration"):
         config_of(model_dir, {}, hf_overrides=overrides)
 

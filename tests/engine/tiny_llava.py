@@ -24,6 +24,8 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
     MistralConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
@@ -57,9 +59,12 @@ class Shape:
     patch: int = 4
     """Pixels per patch side."""
     seed: int = 0
+    tiles: bool = False
+    """LLaVA-NeXT: a picture is seen whole and in tiles, so its number of tokens depends on its size."""
 
     @property
     def image_tokens(self) -> int:
+        """Tokens of an image (with tiles, of one tile)."""
         return self.grid**2
 
     @property
@@ -96,7 +101,7 @@ def _text_config(shape: Shape) -> PretrainedConfig:
     return config
 
 
-def config_of(shape: Shape) -> LlavaConfig:
+def config_of(shape: Shape) -> LlavaConfig | LlavaNextConfig:
     """The LLaVA configuration of a shape: CLIP tower, second-last feature layer, CLS dropped, as LLaVA-1.5."""
     vision = CLIPVisionConfig(
         hidden_size=64,
@@ -107,7 +112,7 @@ def config_of(shape: Shape) -> LlavaConfig:
         image_size=shape.grid * shape.patch,
         patch_size=shape.patch,
     )
-    config = LlavaConfig(
+    common = dict(
         vision_config=vision,
         text_config=_text_config(shape),
         image_token_id=IMAGE_TOKEN_ID,
@@ -116,12 +121,26 @@ def config_of(shape: Shape) -> LlavaConfig:
         image_seq_length=shape.image_tokens,
         tie_word_embeddings=False,
     )
-    config.architectures = ["LlavaForConditionalGeneration"]
+    config: LlavaConfig | LlavaNextConfig
+    if shape.tiles:
+        config = LlavaNextConfig(image_grid_pinpoints=_pinpoints(shape), **common)
+        config.architectures = ["LlavaNextForConditionalGeneration"]
+    else:
+        config = LlavaConfig(**common)
+        config.architectures = ["LlavaForConditionalGeneration"]
     config.torch_dtype = "float32"
     return config
 
 
-def _fill(model: LlavaForConditionalGeneration, seed: int) -> None:
+def _pinpoints(shape: Shape) -> list[list[int]]:
+    """Heights and widths into which pictures are tiled."""
+    side = shape.grid * shape.patch
+    return [[side, 2 * side], [2 * side, side], [2 * side, 2 * side]]
+
+
+def _fill(
+    model: LlavaForConditionalGeneration | LlavaNextForConditionalGeneration, seed: int
+) -> None:
     """Draw every parameter anew; the order is that of sorted names, so it does not depend on module order."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in sorted(model.named_parameters()):
@@ -139,8 +158,9 @@ def _fill(model: LlavaForConditionalGeneration, seed: int) -> None:
 
 
 def hub_name(name: str) -> str:
-    """A parameter's name in transformers 5 -> in the hub's LLaVA-1.5 checkpoints."""
+    """A parameter's name in transformers 5 -> in the hub's LLaVA checkpoints."""
     for now, hub in (
+        ("model.image_newline", "image_newline"),
         ("model.vision_tower.", "vision_tower.vision_model."),
         ("model.multi_modal_projector.", "multi_modal_projector."),
         ("model.language_model.", "language_model.model."),
@@ -175,9 +195,12 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 def _write_processor(shape: Shape, where: Path) -> None:
     """The hub's two processor files; one of transformers 5 alone would not do for vLLM's older readers."""
     side = shape.grid * shape.patch
+    kind = "LlavaNextProcessor" if shape.tiles else "LlavaProcessor"
+    tiling = {"image_grid_pinpoints": _pinpoints(shape)} if shape.tiles else {}
     image = dict(
-        image_processor_type="CLIPImageProcessor",
-        processor_class="LlavaProcessor",
+        image_processor_type="LlavaNextImageProcessor" if shape.tiles else "CLIPImageProcessor",
+        processor_class=kind,
+        **tiling,
         do_resize=True,
         size={"shortest_edge": side},
         do_center_crop=True,
@@ -191,7 +214,7 @@ def _write_processor(shape: Shape, where: Path) -> None:
         resample=3,
     )
     processor = dict(
-        processor_class="LlavaProcessor",
+        processor_class=kind,
         image_token="<image>",
         patch_size=shape.patch,
         vision_feature_select_strategy="default",
@@ -208,7 +231,8 @@ def build(shape: Shape, root: Path) -> Path:
         return where
     where.mkdir(parents=True, exist_ok=True)
     config = config_of(shape)
-    model = LlavaForConditionalGeneration(config).to(torch.float32)
+    kind = LlavaNextForConditionalGeneration if shape.tiles else LlavaForConditionalGeneration
+    model = kind(config).to(torch.float32)
     _fill(model, shape.seed)
     config.save_pretrained(where)
     _tokenizer().save_pretrained(where)
@@ -219,9 +243,15 @@ def build(shape: Shape, root: Path) -> Path:
 
 
 def picture(shape: Shape, seed: int) -> Image.Image:
-    """A random RGB image of the model's own size, so that no resampling is involved."""
+    """A random RGB image of the model's own size, so that no resampling is involved.
+
+    With tiles it is wide or tall, and not quite a multiple of a tile, so that padding comes off.
+    """
     side = shape.grid * shape.patch
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    size = (side, side)
+    if shape.tiles:
+        size = (2 * side - shape.patch, side) if seed % 2 else (side, 2 * side)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 

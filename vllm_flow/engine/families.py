@@ -57,7 +57,7 @@ def decoder_of(model: Any, architectures: Sequence[str]) -> Decoder:
 
 
 def _llava(model: Any) -> Decoder:
-    """LLaVA: a causal language model behind ``get_language_model()``."""
+    """LLaVA-1.5 and -NeXT: a causal language model behind ``get_language_model()``."""
     inner = model.get_language_model().model
     if type(inner).__name__ not in DECODERS:
         raise ValueError(
@@ -68,3 +68,4 @@ def _llava(model: Any) -> Decoder:
 
 
 register("LlavaForConditionalGeneration", _llava)
+register("LlavaNextForConditionalGeneration", _llava)
