@@ -31,14 +31,11 @@ from vllm_flow.eval import coco
 from vllm_flow.eval.language import singulars, tokenise, wordnet_lemmas
 from vllm_flow.eval.reading import (
     DataError,
-    Row,
     directory,
     few,
     first_directory_with,
-    json_rows,
     parquet_files,
     parquet_rows,
-    read_json,
     read_text,
 )
 from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, parquet_image, ratio
