@@ -38,7 +38,16 @@ from vllm_flow.eval.reading import (
     parquet_rows,
     read_text,
 )
-from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, parquet_image, ratio
+from vllm_flow.eval.tasks.base import (
+    Item,
+    Metrics,
+    Scored,
+    Task,
+    Totals,
+    counts_of,
+    parquet_image,
+    ratio,
+)
 
 Rule = Literal["official", "opera"]
 RULES: Mapping[str, Callable[[Sequence[str]], list[str]]] = {
@@ -198,7 +207,7 @@ class Chair(Task):
     def metrics(self, totals: Totals) -> Metrics:
         """Shares; `len` in tokens."""
         return {
-            metric: ratio(totals.get(part, 0.0), totals.get(whole, 0.0))
+            metric: ratio(*counts_of(totals, part, whole))
             for metric, (part, whole) in METRICS.items()
         }
 
