@@ -139,8 +139,7 @@ class ScienceQA(Task):
 
     def score(self, item: Item, text: str) -> Scored:
         letter = parse_letter(text)
-        valid = LETTERS[: item.truth["choices"]]
-        right = letter is not None and letter in valid and letter == item.truth["answer"]
+        right = letter == item.truth["answer"]
         return Scored(item.id, letter, float(right), _counts(item, right))
 
     def metrics(self, totals: Totals) -> Metrics:
@@ -179,7 +178,7 @@ def _item(row: Row, number: str, image: str | None) -> Item:
         list(map(str, choices)),
         row.get("hint", str) if row.values.get("hint") else "",
     )
-    truth = {"answer": LETTERS[answer], "choices": len(choices), "has_image": image is not None}
+    truth = {"answer": LETTERS[answer], "has_image": image is not None}
     return Item(number, text, image, truth)
 
 

@@ -19,7 +19,7 @@ from vllm_flow.eval.tasks.base import parquet_image, ratio, sum_counts
 
 EXAMPLES = {
     "pope": Item("random/1", "Q", None, {"label": "no"}, "random"),
-    "scienceqa": Item("1", "Q", None, {"answer": "A", "choices": 2, "has_image": True}),
+    "scienceqa": Item("1", "Q", None, {"answer": "A", "has_image": True}),
     "textvqa": Item("1", "Q", None, {"answers": ["no"] * 10}),
     "chair": Item("1", "Q", None, {"objects": ["dog"]}),
     "mmstar": Item("1", "Q", None, {"answer": "A"}, "math"),
