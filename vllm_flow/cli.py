@@ -42,6 +42,10 @@ COMMANDS = {
         "vllm_flow.showcase.command",
         "ask held-out questions at a range of cliffs; table, figure and page in out/demo/",
     ),
+    "score": Entry(
+        "vllm_flow.eval.score_command",
+        "score answer files of POPE, ScienceQA, TextVQA or CHAIR by the official rules",
+    ),
 }
 
 

@@ -1,0 +1,44 @@
+"""Runs `vllm-flow score` in tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.eval import files
+from vllm_flow.cli import main
+
+
+class Command:
+    """Runs `vllm-flow score` and keeps what it said."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.capsys = folder, capsys
+
+    def scores(self, *arguments: object) -> dict[str, Any]:
+        out = self.folder / "out/scores.json"
+        status = main(["score", *map(str, arguments), "--json", str(out)])
+        self.output, self.errors = self.capsys.readouterr()
+        assert status == 0, self.errors
+        return json.loads(out.read_text())
+
+    def refuses(self, *arguments: object) -> str:
+        assert main(["score", *map(str, arguments)]) == 2
+        self.output, self.errors = self.capsys.readouterr()
+        assert self.output == ""
+        assert self.errors.count("\n") == 1 and "Traceback" not in self.errors
+        return self.errors
+
+
+@pytest.fixture
+def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(tmp_path, capsys)
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """A directory with POPE's three label files."""
+    return files.pope_labels(tmp_path / "labels")

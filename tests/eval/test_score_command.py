@@ -1,0 +1,306 @@
+"""`vllm-flow score` from files to figures, and what it refuses; POPE's joins are in test_score_pope.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.eval import files
+from tests.eval.conftest import Command
+from tests.eval.test_scienceqa import official as scienceqa_files
+from tests.eval.test_score_pope import CATEGORIES, pope_answers
+from tests.eval.test_textvqa import official as textvqa_files
+from vllm_flow.cli import main
+
+
+# ScienceQA: the split is 11 (no image), 4 and 5; the answers are B, A, C.
+def scienceqa(command: Command, rows: list[dict], *more: str) -> tuple[object, ...]:
+    folder = scienceqa_files(command.folder)
+    path = files.json_lines(command.folder / "answers.jsonl", rows)
+    return (
+        "scienceqa", "--problems", folder / "problems.json", "--splits", folder / "pid_splits.json",
+        "--answers", path, *more,
+    )  # fmt: skip
+
+
+def test_scienceqa(command: Command) -> None:
+    rows = [
+        {"question_id": "4", "prompt": "<image>\nQ", "text": "A. one"},
+        {"question_id": "5", "prompt": "<image>\nQ", "text": "D"},
+        {"question_id": 11, "prompt": "Q", "text": "The answer is B."},
+    ]
+    scores = command.scores(*scienceqa(command, rows))
+    assert scores["task"] == "scienceqa"
+    assert scores["metrics"] == {
+        "accuracy": pytest.approx(2 / 3), "img_accuracy": 0.5,
+    }  # fmt: skip
+    assert scores["items"] == [
+        {"id": "11", "parsed": "B", "score": 1.0},
+        {"id": "4", "parsed": "A", "score": 1.0},
+        {"id": "5", "parsed": "D", "score": 0.0},
+    ]
+    assert command.errors == ""
+    assert "accuracy with image" in command.output and "50.00 %" in command.output
+
+
+def test_scienceqa_a_missing_answer(command: Command) -> None:
+    rows = [{"question_id": "4", "prompt": "<image>\nQ", "text": "A"}]
+    scores = command.scores(*scienceqa(command, rows, "--split", "test"))
+    assert scores["metrics"] == {"accuracy": pytest.approx(1 / 3), "img_accuracy": 1.0}
+    assert "2 of 3 questions have no answer and count as wrong" in command.errors
+
+
+def test_scienceqa_the_prompt_says_what_was_seen(command: Command) -> None:
+    rows = [{"question_id": "4", "prompt": "Q", "text": "A"}, {"question_id": "5", "text": "A"}]
+    scores = command.scores(*scienceqa(command, rows))
+    assert scores["metrics"]["img_accuracy"] == 0.0, "problem 4 was asked without its image"
+
+
+def test_scienceqa_refusals(command: Command) -> None:
+    row = {"question_id": "4", "prompt": "Q", "text": "A"}
+    assert "problem ids that are not in this split: 6, 77" in command.refuses(
+        *scienceqa(command, [row, row | {"question_id": "6"}, row | {"question_id": 77}])
+    )
+    assert "line 2: the answer to 4 comes twice" in command.refuses(*scienceqa(command, [row, row]))
+    assert "no split 'tset'" in command.refuses(*scienceqa(command, [row], "--split", "tset"))
+    assert "line 1: no 'text'" in command.refuses(*scienceqa(command, [{"question_id": "4"}]))
+    assert "no answers in it" in command.refuses(*scienceqa(command, []))
+
+
+# TextVQA
+OCR_PROMPTS = [
+    "What is the brand?\nReference OCR token: NOKIA, x\nAnswer the question using a single word or phrase.",
+    "Reference OCR token: NOKIA\nWHAT IS THE BRAND?\nAnswer the question using a single word or phrase.",
+    "What is the brand?\nAnswer the question using a single word or phrase.",
+    "OCR tokens: NOKIA\nx. Question: what is the brand? Short answer:",
+    "<image>\nWhat is the brand?\nAnswer the question using a single word or phrase.",
+    "what is the brand?",
+]
+
+
+def textvqa(command: Command, rows: list[dict]) -> tuple[object, ...]:
+    folder = textvqa_files(command.folder)
+    path = files.json_lines(command.folder / "answers.jsonl", rows)
+    return ("textvqa", "--annotations", folder / "TextVQA_0.5.1_val.json", "--answers", path)
+
+
+@pytest.mark.parametrize("asked", OCR_PROMPTS)
+def test_textvqa(command: Command, asked: str) -> None:
+    rows = [
+        {"question_id": "003a8ae2ef43b901", "prompt": "What time?\nAnswer", "text": "Nine"},
+        {"question_id": "003a8ae2ef43b901", "prompt": asked, "text": "The Nokia."},
+        {"question_id": "ff", "prompt": "What is it?\nAnswer", "text": "x"},
+    ]
+    scores = command.scores(*textvqa(command, rows))
+    assert scores["metrics"] == {"accuracy": pytest.approx(1 / 3)}
+    assert scores["items"][1] == {"id": "34602", "parsed": "nokia", "score": 1.0}
+    assert command.errors == ""
+    assert "33.33 %" in command.output
+
+
+def test_textvqa_by_question_id_and_in_part(command: Command) -> None:
+    scores = command.scores(*textvqa(command, [{"question_id": 34603, "text": "10"}]))
+    assert scores["metrics"] == {"accuracy": 1.0}
+    assert "2 of 3 questions have no answer" in command.errors
+
+
+def test_textvqa_refusals(command: Command) -> None:
+    row = {"question_id": "ff", "prompt": "What is it?\nAnswer", "text": "x"}
+    assert "line 2: a second answer to 'what is it?' on image ff" in command.refuses(
+        *textvqa(command, [row, row])
+    )
+    message = command.refuses(*textvqa(command, [row, row | {"prompt": "What time?\nAnswer"}]))
+    assert "1 of 2 answers are to no question of the annotations" in message
+    assert "line 2 (ff)" in message
+    assert "no 'prompt', and ff is none of" in command.refuses(
+        *textvqa(command, [{"question_id": "ff", "text": "x"}])
+    )
+
+
+# CHAIR
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    splits = {"val": {7: (["dog"], ["A man and a dog."]), 8: (["cat"], [])}}
+    return files.coco(tmp_path / "annotations", splits)
+
+
+CAPTIONS = [
+    {"image_id": 7, "caption": "A dog, a dog and a car."},
+    {"image_id": 8, "caption": "A cat."},
+]
+
+
+def check_chair(scores: dict) -> None:
+    assert scores["task"] == "chair"
+    assert scores["metrics"] == {
+        "chair_s": 0.5, "chair_i": 0.25, "recall": pytest.approx(2 / 3), "len": 6.0,
+    }  # fmt: skip
+    assert scores["items"][0] == {
+        "id": "7",
+        "parsed": {"mentioned": ["dog", "dog", "car"], "hallucinated": ["car"]},
+        "score": pytest.approx(2 / 3),
+    }
+
+
+def test_chair(command: Command, coco: Path) -> None:
+    lines = files.json_lines(command.folder / "captions.jsonl", CAPTIONS)
+    check_chair(command.scores("chair", "--annotations", coco, "--captions", lines))
+    assert "CHAIR_i" in command.output and "25.00 %" in command.output
+    as_list = files.json_file(command.folder / "captions.json", CAPTIONS)
+    call = ("chair", "--annotations", coco.parent, "--captions", as_list, "--rule", "official")
+    check_chair(command.scores(*call))
+
+
+def test_chair_refusals(command: Command, coco: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(captions: list[dict], *more: str) -> str:
+        path = files.json_lines(command.folder / "captions.jsonl", captions)
+        return command.refuses("chair", "--annotations", coco, "--captions", path, *more)
+
+    assert "line 3: the caption of image 7 comes twice" in call([*CAPTIONS, CAPTIONS[0]])
+    message = call([*CAPTIONS, {"image_id": 99, "caption": "x"}])
+    assert "1 of 3 images are not in the annotations" in message and ": 99" in message
+    assert "'image_id' is 'x', not a COCO" in call([{"image_id": "x", "caption": "x"}])
+    assert "no 'caption'" in call([{"image_id": 7, "text": "x"}])
+    import nltk
+
+    def no_tagger(tokens: list[str]) -> None:
+        raise LookupError
+
+    monkeypatch.setattr(nltk, "pos_tag", no_tagger)
+    assert "nltk.downloader averaged_perceptron_tagger_eng" in call(CAPTIONS, "--rule", "opera")
+
+
+# Everything
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "answers.jsonl: no such file"),
+        ('{"question_id": "4", "text": "A"}\nnonsense\n', "answers.jsonl, line 2: not JSON"),
+        ('{"question_id": "4", "text": "A"', "answers.jsonl, line 1: not JSON"),
+        ('"text"\n', "line 1: expected an object"),
+        ('{"text": "A"}\n', "line 1: no 'question_id' (the record has text)"),
+        ('{"question_id": "4", "text": null}\n', "line 1: 'text' is None, not text"),
+        ('{"question_id": 4.5, "text": "A"}\n', "line 1: 'question_id' is 4.5, not"),
+        ("\n\n", "no answers in it"),
+        ("[1]", "record 0: expected an object"),
+    ],
+)
+@pytest.mark.parametrize("task", ["pope", "scienceqa"])
+def test_bad_answer_files(
+    command: Command, labels: Path, task: str, content: str | None, message: str
+) -> None:
+    call = (
+        ("pope", "--labels", labels, "--answers", command.folder / "answers.jsonl")
+        if task == "pope"
+        else scienceqa(command, [])
+    )
+    path = command.folder / "answers.jsonl"
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_text(content)
+    assert message in command.refuses(*call)
+
+
+def test_output_that_cannot_be_written(command: Command) -> None:
+    (command.folder / "file").write_text("")
+    rows = [{"question_id": "4", "text": "A"}]
+    out = str(command.folder / "file/scores.json")
+    assert "cannot be written" in command.refuses(*scienceqa(command, rows, "--json", out))
+
+
+KEYS = st.sampled_from(
+    ["question_id", "text", "prompt", "category", "image", "label", "choices", "answer", "hint", "test",
+     "question", "image_id", "answers", "caption", "annotations", "images", "categories", "id", "name",
+     "category_id", "data", "4"]
+)  # fmt: skip
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 9)
+    | st.floats()
+    | st.sampled_from(["", "7", "no", "A"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def damaged(value: Any, key: str, new: Any, nth: list[int]) -> Any:
+    """`value` with the nth occurrence of `key` set to `new`, or taken away where that is None."""
+    if isinstance(value, list):
+        return [damaged(one, key, new, nth) for one in value]
+    if not isinstance(value, dict):
+        return value
+    changed = {}
+    for name, one in value.items():
+        if name == key:
+            nth[0] -= 1
+            if nth[0] == -1:
+                if new is not None:
+                    changed[name] = new
+                continue
+        changed[name] = damaged(one, key, new, nth)
+    return changed
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None
+)
+@given(st.sampled_from(["pope", "scienceqa", "textvqa", "chair"]), st.integers(0, 20), KEYS, VALUES,
+       st.integers(0, 2))  # fmt: skip
+def test_damaged_files_never_give_a_traceback(
+    command: Command, task: str, which: int, key: str, new: Any, nth: int
+) -> None:
+    """Any value of any file replaced by another, or missing: figures, or one sentence and status 2."""
+    folder = command.folder / task
+    answers = folder / "answers.jsonl"
+    files.pope_labels(folder)
+    scienceqa_files(folder)
+    textvqa_files(folder)
+    files.coco(folder, {"val": {7: (["dog"], ["A man."]), 8: (["cat"], [])}})
+    calls: dict[str, tuple[list[dict], list[object], list[str]]] = {
+        "pope": (
+            [r | {"category": c, "prompt": "", "image": None} for c in CATEGORIES for r in pope_answers(folder, c)],
+            ["--labels", folder, "--answers", answers],
+            ["coco_pope_random.json"],
+        ),
+        "scienceqa": (
+            [{"question_id": "4", "prompt": "<image>", "text": "A"}],
+            ["--problems", folder / "problems.json", "--splits", folder / "pid_splits.json",
+             "--answers", answers],
+            ["problems.json", "pid_splits.json"],
+        ),
+        "textvqa": (
+            [{"question_id": "ff", "prompt": "what is it?", "text": "A"}],
+            ["--annotations", folder / "TextVQA_0.5.1_val.json", "--answers", answers],
+            ["TextVQA_0.5.1_val.json"],
+        ),
+        "chair": (
+            [{"image_id": 7, "caption": "A dog."}],
+            ["--annotations", folder, "--captions", answers],
+            ["instances_val2014.json", "captions_val2014.json"],
+        ),
+    }  # fmt: skip
+    rows, arguments, inputs = calls[task]
+    files.json_lines(answers, rows)
+    names = ["answers.jsonl", *inputs]
+    path = folder / names[which % len(names)]
+    text = path.read_text()
+    lines = [json.loads(text)] if path.suffix == ".json" and "pope" not in path.name else [
+        json.loads(line) for line in text.splitlines()
+    ]  # fmt: skip
+    path.write_text("\n".join(json.dumps(one) for one in damaged(lines, key, new, [nth])))
+    command.capsys.readouterr()
+    status = main(["score", task, *map(str, arguments)])
+    output, errors = command.capsys.readouterr()
+    assert (status == 0 and output) or (status == 2 and not output and errors.count("\n") == 1)
+
+
+def test_unknown_task(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["score", "vqa"])
+    assert "invalid choice: 'vqa'" in capsys.readouterr().err
