@@ -43,10 +43,11 @@ async def checked_json_request(raw_request: Request) -> None:
     """vLLM's own check of the content type, then ours of the keys."""
     await validate_json_request(raw_request)
     settings = getattr(raw_request.app.state, STATE, None)
-    if settings is None:
+    raw = await raw_request.body()
+    if settings is None or not raw:
         return
     try:
-        check_once(await raw_request.body())
+        check_once(raw)
         check_body(await raw_request.json(), settings)
     except PolicyError as error:
         raise RefusedRequest(str(error), parameter=error.key) from None
