@@ -9,9 +9,7 @@ from typing import Any
 _MARK = "_vllm_flow_original"
 
 
-def wrap(
-    owner: Any, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> None:
+def wrap(owner: Any, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Replace ``owner.name`` by ``around(original)``; nothing where that was done before.
 
     Args:

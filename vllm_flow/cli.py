@@ -42,6 +42,10 @@ COMMANDS = {
         "vllm_flow.showcase.command",
         "ask held-out questions at a range of cliffs; table, figure and page in out/demo/",
     ),
+    "doctor": Entry(
+        "vllm_flow.doctor",
+        "what is installed, and whether vLLM would serve with the extension (or a model)",
+    ),
 }
 
 

@@ -42,7 +42,9 @@ def not_a_layer(layers: int) -> st.SearchStrategy[Any]:
 
 
 UNKNOWN_KEYS = st.one_of(
-    st.sampled_from(["flow_", "flow_clif", "flow_Cliff", "flow_cliff ", "flow_cliffs", "flow_layer"]),
+    st.sampled_from(
+        ["flow_", "flow_clif", "flow_Cliff", "flow_cliff ", "flow_cliffs", "flow_layer"]
+    ),
     st.text(max_size=20).map(KEY_PREFIX.__add__),
 ).filter(lambda key: key != CLIFF_KEY)
 

@@ -135,7 +135,9 @@ def test_text_alone_with_a_policy_is_served(server: Tiny) -> None:
     answer = server.chat(body)
     assert answer.status_code == 200, answer.text
     prompt = f"{words(9, 7)} "
-    expected = oracle.generate(server.running.model_dir, prompt, [], SHAPE.layers, 12, tuple(WORD_IDS))
+    expected = oracle.generate(
+        server.running.model_dir, prompt, [], SHAPE.layers, 12, tuple(WORD_IDS)
+    )
     assert answer.json()["choices"][0]["token_ids"] == list(expected.token_ids)
 
 
