@@ -36,7 +36,8 @@ class KeyCheck:
         app.dependency_overrides[validate_json_request] = checked_json_request
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        setattr(state, STATE, FlowSettings.of(engine_client.vllm_config))
+        if engine_client is not None:  # there is none in a server that only renders prompts
+            setattr(state, STATE, FlowSettings.of(engine_client.vllm_config))
 
 
 async def checked_json_request(raw_request: Request) -> None:
