@@ -95,8 +95,5 @@ ODD_BODIES = {
     "another encoding": json.dumps({"model": "model"}).encode("utf-32-be"),
 }
 
-ILL_VALUES: tuple[Any, ...] = (
-    *(None, True, -1, 2**70, 1.5, math.nan, -math.inf, "x", "", [], {}, [None], [{}]),
-    *({"a": {"b": None}}, [[1]]),
-)
+ILL_VALUES = (None, True, -1, 2**70, 1.5, math.nan, "x", [], {}, [None], {"a": {"b": None}})
 """What each field of a request is set to; a few of them are good for some fields."""

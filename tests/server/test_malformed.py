@@ -255,7 +255,7 @@ def test_bodies_against_the_schema_are_refused(watched: Watched, path: str) -> N
     schema = schemathesis.openapi.from_url(f"{watched.server.url}/openapi.json")
     cases = schema[path]["POST"].as_strategy(generation_mode=GenerationMode.NEGATIVE)
 
-    @settings(drawn, max_examples=40)
+    @settings(drawn, max_examples=25)
     @given(cases)
     def check(case: Any) -> None:
         body = case.body
