@@ -1,4 +1,4 @@
-"""Wraps a method of somebody else's class once, and unwraps it. Knows no target."""
+"""Wraps a method or function of somebody else's once, and unwraps it. Knows no target."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 _MARK = "_vllm_flow_original"
 
 
-def wrap(
-    owner: type, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> None:
-    """Replace ``owner.name`` by ``around(original)``; nothing where that was done before."""
+def wrap(owner: Any, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace ``owner.name`` by ``around(original)``; nothing where that was done before.
+
+    Args:
+        owner: a class or a module.
+    """
     original = getattr(owner, name)
     if hasattr(original, _MARK):
         return
@@ -21,7 +23,7 @@ def wrap(
     setattr(owner, name, wrapper)
 
 
-def unwrap(owner: type, name: str) -> None:
+def unwrap(owner: Any, name: str) -> None:
     """Put the original back."""
     current = getattr(owner, name)
     setattr(owner, name, getattr(current, _MARK, current))

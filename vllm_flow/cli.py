@@ -46,6 +46,10 @@ COMMANDS = {
         "vllm_flow.eval.score_command",
         "score answer files of POPE, ScienceQA, TextVQA or CHAIR by the official rules",
     ),
+    "doctor": Entry(
+        "vllm_flow.doctor",
+        "what is installed, and whether vLLM would serve with the extension (or a model)",
+    ),
 }
 
 

@@ -16,6 +16,16 @@ CLIFF_KEY = "flow_cliff"
 REQUEST_KEYS = (CLIFF_KEY,)
 """Every request key this version understands; any other ``flow_*`` key is an error."""
 
+_KINDS = {
+    bool: "a boolean",
+    float: "a float",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+"""What a value is, in words that fit JSON and Python."""
+
 
 class PolicyError(ValueError):
     """A request's policy cannot be honoured; the message names the key, the value and the remedy."""
@@ -107,7 +117,8 @@ def _checked_cliff(value: Any, num_layers: int) -> int:
     )
     # bool is an int in Python, yet `true` is never a layer.
     if isinstance(value, bool) or not isinstance(value, int):
-        raise PolicyError(CLIFF_KEY, value, f"{type(value).__name__} is not a layer; {allowed}")
+        kind = _KINDS.get(type(value), type(value).__name__)
+        raise PolicyError(CLIFF_KEY, value, f"{kind} is not a layer; {allowed}")
     if not 0 <= value <= num_layers:
         raise PolicyError(CLIFF_KEY, value, f"there is no such layer; {allowed}")
     return value
@@ -119,7 +130,7 @@ def _known() -> str:
 
 def _shown(value: Any) -> str:
     """The value as the message shows it, cut so that a hostile one cannot fill the log."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
         # repr of an enormous integer is slow and, past 4300 digits, an error of its own.
         return f"<integer of {value.bit_length()} bits>"
     text = repr(value)

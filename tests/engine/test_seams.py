@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import vllm.plugins
 from vllm.config import ParallelConfig, SchedulerConfig, VllmConfig
 from vllm.multimodal.cache.base import BaseMultiModalProcessorCache
 from vllm.v1.attention.backend import CommonAttentionMetadata
@@ -25,7 +26,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_flow.engine import plugin
-from vllm_flow.patches import input_processor, output_processor, vllm_config
+from vllm_flow.patches import endpoint_plugins, input_processor, output_processor, vllm_config
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,7 @@ from vllm_flow.patches import input_processor, output_processor, vllm_config
         (KVCacheManager.get_computed_blocks, ["request"]),
         (BlockPool._insert_block_hash, ["block_hash_with_group_id", "block", "num_tokens"]),
         (BaseMultiModalProcessorCache.invalidate, ["mm_hash"]),
+        (vllm.plugins.load_endpoint_plugins, ["supported_tasks"]),
     ],
     ids=lambda value: getattr(value, "__qualname__", None),
 )
@@ -92,6 +94,34 @@ def test_the_plugin_may_be_registered_twice_and_reverted() -> None:
         assert "vllm_flow" not in function.__code__.co_filename
         assert "patches" not in function.__code__.co_filename
     plugin.register()
+
+
+def test_routes_with_a_body_depend_on_what_we_override() -> None:
+    """The HTTP check stands on FastAPI's overrides of this one dependency."""
+    from vllm.entrypoints.anthropic.api_router import router as anthropic
+    from vllm.entrypoints.openai.chat_completion.api_router import router as chat
+    from vllm.entrypoints.openai.completion.api_router import router as completion
+    from vllm.entrypoints.openai.responses.api_router import router as responses
+    from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+
+    create = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"}
+    found = {
+        route.path
+        for router in (anthropic, chat, completion, responses)
+        for route in router.routes
+        if validate_json_request in [depends.dependency for depends in route.dependencies]
+    }
+    assert create <= found
+
+
+def test_endpoint_plugins_are_left_alone_until_the_extension_is_on() -> None:
+    endpoint_plugins.revert()
+    plugin.register()
+    assert "patches" not in vllm.plugins.load_endpoint_plugins.__code__.co_filename
+    endpoint_plugins.apply(lambda: "ours")
+    assert vllm.plugins.load_endpoint_plugins(("generate",)) == ["ours"]
+    endpoint_plugins.revert()
+    assert vllm.plugins.load_endpoint_plugins(("generate",)) == []
 
 
 def patched() -> list[Callable[..., Any]]:

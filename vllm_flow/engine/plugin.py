@@ -34,6 +34,7 @@ def configure(config: Any) -> None:
     from vllm_flow.engine import metrics
     from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
     from vllm_flow.engine.support import check_supported
+    from vllm_flow.patches import endpoint_plugins
 
     options = config.additional_config
     if not isinstance(options, dict) or CONFIG_KEY not in options:
@@ -59,6 +60,14 @@ def configure(config: Any) -> None:
         ),
     )
     metrics.enable(config.model_config.served_model_name)
+    endpoint_plugins.apply(_key_check)
+
+
+def _key_check() -> Any:
+    """What the HTTP server attaches; imported there only, since it needs FastAPI."""
+    from vllm_flow.engine.http import KeyCheck
+
+    return KeyCheck()
 
 
 def _select(section: Any, name: str, chosen: str, replaces: tuple[str | None, ...]) -> None:

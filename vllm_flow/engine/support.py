@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vllm_flow.engine import families
-
 TESTED_VLLM = ("0.32.0", "0.33.0")
 """Tested range of vLLM: from the first, up to but without the second."""
 
@@ -20,6 +18,8 @@ def check_supported(vllm_config: Any, vllm_version: str) -> None:
     Raises:
         ValueError: a sentence that names the feature and what to do instead.
     """
+    from vllm_flow.engine import families
+
     check_version(vllm_version)
     families.check_supported(vllm_config.model_config.architectures)
     for sentence, applies in _REFUSALS:

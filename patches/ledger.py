@@ -1,0 +1,65 @@
+"""The ledger's targets as data: what each patch of vLLM replaces, and whether it is still there.
+
+The reasons are in README.md. Imports vLLM only when asked for a target.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Target:
+    """One function of vLLM that a patch wraps."""
+
+    patch: str
+    """The patch's module in this package."""
+    module: str
+    name: str
+    """Dotted, within the module."""
+    parameters: tuple[str, ...]
+    """Parameters that the patch passes on by name or place."""
+
+    @property
+    def path(self) -> str:
+        return f"{self.module}.{self.name}"
+
+    def find(self) -> Any:
+        """The function as it is now. Raises ImportError or AttributeError where it is gone."""
+        found: Any = importlib.import_module(self.module)
+        for part in self.name.split("."):
+            found = getattr(found, part)
+        return found
+
+    def problem(self) -> str | None:
+        """Why the patch would not apply, None if it would."""
+        try:
+            expected = inspect.signature(self.find()).parameters
+        except (ImportError, AttributeError) as error:
+            return f"{self.path} is not there ({error})"
+        missing = [name for name in self.parameters if name not in expected]
+        if missing:
+            return f"{self.path} has no parameter {', '.join(missing)}"
+        return None
+
+
+TARGETS = (
+    Target("vllm_config", "vllm.config", "VllmConfig.__post_init__", ("self",)),
+    Target(
+        "input_processor",
+        "vllm.v1.engine.input_processor",
+        "InputProcessor.process_inputs",
+        ("self", "request_id", "prompt", "params"),
+    ),
+    Target(
+        "output_processor",
+        "vllm.v1.engine.output_processor",
+        "OutputProcessor.process_outputs",
+        ("self", "engine_core_outputs"),
+    ),
+    Target("endpoint_plugins", "vllm.plugins", "load_endpoint_plugins", ("supported_tasks",)),
+)
+"""Every function of vLLM that is replaced. torchvision's shim is no replacement: setup_env knows it."""

@@ -1,0 +1,61 @@
+"""Requests for the small demo model: questions about shipped pictures, with and without a policy."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tests.server.serving import NAME
+from vllm_flow.demo.heldout import Question, load_questions
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+
+def data_url(image: Image.Image, format: str = "PNG") -> str:
+    file = io.BytesIO()
+    image.convert("RGB").save(file, format)
+    return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def question(index: int) -> Question:
+    """One of the shipped questions on scenes in a style that the model knows."""
+    return load_questions("seen")[index]
+
+
+def picture_of(asked: Question | Path) -> Image.Image:
+    return Image.open(asked if isinstance(asked, Path) else asked.image_path).convert("RGB")
+
+
+def chat_body(
+    index: int, cliff: Any = None, *, pictures: int = 1, max_tokens: int = 6, **more: Any
+) -> dict[str, Any]:
+    """A chat request about ``pictures`` pictures, the first being question ``index``'s."""
+    asked = question(index)
+    images = [picture_of(question(index + 2 * offset)) for offset in range(pictures)]
+    parts = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
+    content = [*parts, {"type": "text", "text": asked.text}]
+    return with_policy(
+        {
+            "model": NAME,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            **more,
+        },
+        cliff,
+    )
+
+
+def text_body(words: str, cliff: Any = None, **more: Any) -> dict[str, Any]:
+    """A completion request: no picture, which the endpoint cannot carry."""
+    body = {"model": NAME, "prompt": words, "max_tokens": 6, "temperature": 0, **more}
+    return with_policy(body, cliff)
+
+
+def with_policy(body: dict[str, Any], cliff: Any) -> dict[str, Any]:
+    return body if cliff is None else {**body, "vllm_xargs": {"flow_cliff": cliff}}

@@ -1,0 +1,291 @@
+"""What clients do with an OpenAI-compatible server, with policies: the ``openai`` client against the oracle.
+
+The exactness of policies themselves is ``tests/engine``'s; here each feature of the protocol meets one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+from PIL import Image
+
+from tests.engine import oracle
+from tests.server.conftest import IMAGE_TOKENS, LAYERS
+from tests.server.requests import chat_body, data_url, picture_of, question
+from tests.server.serving import NAME, Server
+from vllm_flow.demo.prompt import IMAGE_TOKEN, prompt_head, prompt_tail
+
+TOLERANCE = 1e-4
+CLIFFS = (None, *range(1, LAYERS + 1))
+LEAVING = 28
+"""Clients that leave: their blocks together would fill the pool."""
+EXACT = {"logprobs": True, "top_logprobs": 1, "return_token_ids": True, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def client(small: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{small.url}/v1", api_key="none", max_retries=0)
+
+
+def chat(client: openai.OpenAI, body: dict[str, Any]) -> Any:
+    """A chat request by the client: vLLM's own fields go where it takes them."""
+    own = ("model", "messages", "max_tokens", "temperature", "logprobs", "top_logprobs", "n")
+    own += ("seed", "stream", "stream_options", "response_format")
+    known = {key: value for key, value in body.items() if key in own}
+    extra = {key: value for key, value in body.items() if key not in own}
+    return client.chat.completions.create(**known, extra_body=extra)
+
+
+def report(answer: Any) -> dict[str, Any] | None:
+    """The extension's report in a response of the client."""
+    return (answer.model_extra["kv_transfer_params"] or {}).get("vllm_flow")
+
+
+def cached(answer: Any) -> int:
+    return answer.usage.prompt_tokens_details.cached_tokens
+
+
+def assert_oracles(
+    server: Server, choice: Any, prompt: str, pictures: Sequence[Image.Image], cliff: int | None
+) -> None:
+    """A choice's tokens and logprobs are the oracle's, up to a tie between two tokens."""
+    found = choice.model_extra["token_ids"]
+    expected = oracle.check_greedy(server.model_dir, prompt, pictures, cliff, found)
+    same = len(expected.token_ids)
+    if list(expected.token_ids) != found:
+        assert expected.gaps[-1] < 5 * TOLERANCE, "a token differs from the oracle's"
+        same -= 1
+    assert same > 0
+    said = [token.logprob for token in choice.logprobs.content]
+    for one, other in zip(said[:same], expected.logprobs, strict=False):
+        assert math.isclose(one, other, abs_tol=TOLERANCE)
+
+
+def prompt_of(index: int, pictures: int = 1) -> str:
+    return prompt_head() + IMAGE_TOKEN * pictures + prompt_tail(question(index).text)
+
+
+@pytest.mark.parametrize("cliff", CLIFFS)
+def test_tokens_and_logprobs_are_the_oracles(
+    small: Server, client: openai.OpenAI, cliff: int | None
+) -> None:
+    answer = chat(client, chat_body(4, cliff, **EXACT))
+    assert_oracles(small, answer.choices[0], prompt_of(4), [picture_of(question(4))], cliff)
+    saved = report(answer)
+    assert (saved is None) == (cliff in (None, LAYERS))
+    if saved is not None:
+        assert (saved["cliff"], saved["image_tokens_evicted"]) == (cliff, IMAGE_TOKENS)
+        assert saved["prefill_rows_saved"] == IMAGE_TOKENS * (LAYERS - cliff)
+
+
+@pytest.mark.parametrize("cliff", [None, 1, 3])
+def test_several_pictures(small: Server, client: openai.OpenAI, cliff: int | None) -> None:
+    answer = chat(client, chat_body(8, cliff, pictures=2, **EXACT))
+    pictures = [picture_of(question(8)), picture_of(question(10))]
+    assert_oracles(small, answer.choices[0], prompt_of(8, 2), pictures, cliff)
+    if cliff is not None:
+        assert report(answer)["image_tokens_evicted"] == 2 * IMAGE_TOKENS
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_pictures_as_data_urls(small: Server, client: openai.OpenAI, format: str) -> None:
+    file = io.BytesIO()
+    picture_of(question(12)).save(file, format)
+    body = chat_body(12, 2, **EXACT)
+    parts = body["messages"][0]["content"]
+    parts[0]["image_url"]["url"] = data_url(picture_of(question(12)), format)
+    answer = chat(client, body)
+    assert_oracles(small, answer.choices[0], prompt_of(12), [Image.open(file)], 2)
+
+
+def test_a_stream_says_the_same_and_has_no_place_for_the_report(
+    small: Server, client: openai.OpenAI
+) -> None:
+    """If this fails because a chunk carries the report: good news for the README."""
+    body = chat_body(16, 2, max_tokens=12, ignore_eos=True)
+    whole = chat(client, body)
+    before = small.metric("vllm_flow:image_tokens_evicted_total")
+    options = {"stream_options": {"include_usage": True}}
+    chunks = list(chat(client, {**body, "stream": True, **options}))
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert said == whole.choices[0].message.content
+    assert chunks[-1].usage.completion_tokens == 12
+    assert not any("vllm_flow" in chunk.model_dump_json() for chunk in chunks)
+    assert small.metric("vllm_flow:image_tokens_evicted_total") == before + IMAGE_TOKENS
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_responses_endpoint_reports_streamed_or_not(
+    client: openai.OpenAI, stream: bool
+) -> None:
+    content = [
+        {"type": "input_image", "image_url": data_url(picture_of(question(20))), "detail": "auto"},
+        {"type": "input_text", "text": question(20).text},
+    ]
+    answer = client.responses.create(
+        model=NAME,
+        input=[{"role": "user", "content": content}],
+        max_output_tokens=4,
+        temperature=0,
+        stream=stream,
+        extra_body={"vllm_xargs": {"flow_cliff": 2}},
+    )
+    if stream:
+        answer = list(answer)[-1].response
+    assert answer.output_text == chat(client, chat_body(20, 2)).choices[0].message.content
+    assert report(answer)["cliff"] == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_text_alone_is_answered_as_without_a_policy(
+    small: Server, client: openai.OpenAI, stream: bool
+) -> None:
+    def answers(**xargs: int) -> tuple[str, list[float]]:
+        answer = client.completions.create(
+            model=NAME,
+            prompt=prompt_head() + prompt_tail("Is there a fish?"),
+            max_tokens=12,
+            temperature=0,
+            logprobs=1,
+            stream=stream,
+            extra_body={"ignore_eos": True, "vllm_xargs": xargs},
+        )
+        choices = [part.choices[0] for part in answer] if stream else answer.choices
+        said = "".join(choice.text for choice in choices)
+        return said, [value for choice in choices for value in choice.logprobs.token_logprobs]
+
+    before = small.metric("vllm_flow:image_tokens_evicted_total")
+    plain, with_policy = answers(), answers(flow_cliff=1)
+    assert plain[0] == with_policy[0]
+    assert plain[1] == pytest.approx(with_policy[1], abs=1e-6)
+    assert small.metric("vllm_flow:image_tokens_evicted_total") == before
+
+
+def test_several_greedy_choices_are_equal(small: Server, client: openai.OpenAI) -> None:
+    """vLLM refuses n > 1 at temperature 0; sampling among one token is greedy too."""
+    answer = chat(client, {**chat_body(24, 2, n=3, top_k=1, **EXACT), "temperature": 1})
+    assert len(answer.choices) == 3
+    for choice in answer.choices:
+        assert_oracles(small, choice, prompt_of(24), [picture_of(question(24))], 2)
+    assert report(answer)["cliff"] == 2
+
+
+def test_sampled_choices_follow_their_seed(client: openai.OpenAI) -> None:
+    def texts(seed: int) -> list[str]:
+        body = chat_body(28, 2, n=3, max_tokens=10, seed=seed, ignore_eos=True)
+        answer = chat(client, {**body, "temperature": 1.5})
+        return [choice.message.content for choice in answer.choices]
+
+    first = texts(1)
+    assert len(set(first)) == 3
+    assert texts(1) == first != texts(2)
+
+
+def test_json_schema(client: openai.OpenAI) -> None:
+    values = ["yes", "no"]
+    schema = {
+        "type": "object",
+        "properties": {"answer": {"enum": values}},
+        "required": ["answer"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    answer = chat(client, chat_body(32, 2, max_tokens=60, response_format=form))
+    assert json.loads(answer.choices[0].message.content)["answer"] in values
+    assert report(answer)["cliff"] == 2
+
+
+def test_structured_choice(client: openai.OpenAI) -> None:
+    words = ["elephant", "bicycle"]
+    body = chat_body(32, 2, max_tokens=20, structured_outputs={"choice": words})
+    answer = chat(client, body)
+    assert answer.choices[0].message.content in words
+    assert report(answer)["cliff"] == 2
+
+
+def test_prefixes_are_shared_within_a_policy_only(client: openai.OpenAI) -> None:
+    def hits(cliff: int | None) -> int:
+        return cached(chat(client, chat_body(36, cliff)))
+
+    prompt = chat(client, chat_body(36)).usage.prompt_tokens
+    full = prompt // 32 * 32
+    assert hits(None) == full
+    for cliff in (2, 3):
+        assert hits(cliff) == 0
+        assert full - 32 <= hits(cliff) <= full
+    assert full - 32 <= hits(2) <= full
+    assert hits(None) == full
+
+
+@pytest.mark.parametrize("cliff", [None, 2])
+def test_a_second_turn_finds_the_first(
+    small: Server, client: openai.OpenAI, cliff: int | None
+) -> None:
+    body = chat_body(40, cliff, **EXACT)
+    first = chat(client, body)
+    turn = prompt_tail(question(40).text)
+    said = first.choices[0].message.content
+    body["messages"] += [
+        {"role": "assistant", "content": said},
+        {"role": "user", "content": question(41).text},
+    ]
+    second = chat(client, body)
+    assert cached(second) >= first.usage.prompt_tokens // 32 * 32 - 32 > 0
+    prompt = (
+        f"{prompt_head()}{IMAGE_TOKEN}{turn}{said}<|im_end|>\n<|im_start|>user\n"
+        f"{prompt_tail(question(41).text)}"
+    )
+    assert_oracles(small, second.choices[0], prompt, [picture_of(question(40))], cliff)
+
+
+def test_policies_mixed_in_one_batch(small: Server, client: openai.OpenAI) -> None:
+    asked = [(44 + 4 * round, cliff) for round in range(4) for cliff in CLIFFS]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(
+            pool.map(lambda one: chat(client, chat_body(one[0], one[1], **EXACT)), asked)
+        )
+    for (index, cliff), answer in zip(asked, answers, strict=True):
+        picture = [picture_of(question(index))]
+        assert_oracles(small, answer.choices[0], prompt_of(index), picture, cliff)
+
+
+def leave(client: openai.OpenAI, index: int, cliff: int | None) -> None:
+    """Ask for an answer that takes seconds, and disconnect when it has begun."""
+    body = chat_body(index, cliff, max_tokens=900, ignore_eos=True, stream=True)
+    stream = chat(client, body)
+    next(stream)
+    stream.close()
+
+
+def test_clients_that_leave_free_their_blocks(small: Server, client: openai.OpenAI) -> None:
+    before = small.metric("vllm:generation_tokens_total")
+    for number in range(LEAVING):
+        leave(client, 60, CLIFFS[number % len(CLIFFS)])
+    small.wait_until("vllm:num_requests_running", 0)
+    generated = small.metric("vllm:generation_tokens_total") - before
+    assert generated < LEAVING * 900 / 2, "they were not aborted"
+    # Had they kept their blocks, this one could not be scheduled.
+    long = client.with_options(timeout=30).completions.create(
+        model=NAME, prompt="fish " * 800, max_tokens=1
+    )
+    assert long.usage.prompt_tokens > 800
+    small.wait_until("vllm:kv_cache_usage_perc", 0)
+
+
+def test_clients_that_leave_while_others_stay(small: Server, client: openai.OpenAI) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        leaving = [pool.submit(leave, client, 64, 1 + number % 5) for number in range(6)]
+        staying = pool.submit(chat, client, chat_body(68, 2, **EXACT))
+        for one in leaving:
+            one.result()
+        choice = staying.result().choices[0]
+    assert_oracles(small, choice, prompt_of(68), [picture_of(question(68))], 2)
+    small.wait_until("vllm:num_requests_running", 0)
+    small.wait_until("vllm:kv_cache_usage_perc", 0)

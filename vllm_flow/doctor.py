@@ -1,0 +1,48 @@
+"""Says what is installed and whether vLLM would serve with the extension; with a model, whether that one.
+
+Starts no engine and loads no weights. Exit status 1 where serving would not work, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from vllm_flow.engine.diagnosis import Diagnosis, diagnose
+
+WIDTH = 14
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("--model", help="also look at this model: a folder, or a name of the hub")
+    parser.add_argument("--json", action="store_true", help="print an object instead of lines")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the diagnosis; 1 where serving would not work."""
+    # vLLM logs how it comes to its choices, which would drown what is said here.
+    logging.getLogger("vllm").setLevel(logging.ERROR)
+    found = diagnose(args.model)
+    if args.json:
+        print(json.dumps({"serves": not found.problems, **asdict(found)}, indent=2))
+    else:
+        print("\n".join(lines(found)))
+    return 1 if found.problems else 0
+
+
+def lines(found: Diagnosis) -> Iterator[str]:
+    """The diagnosis as it is printed."""
+    yield ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    yield ""
+    for finding in found.findings:
+        yield f"{'PROBLEM' if finding.problem else 'ok':9}{finding.topic:{WIDTH}}{finding.text}"
+    yield ""
+    if found.problems:
+        first = found.problems[0]
+        yield f"Serving would not work: {first.topic}: {first.text}"
+    else:
+        yield "Serving with vLLM-Flow works here, as far as can be seen without starting it."

