@@ -50,7 +50,7 @@ test: test-unit test-engine
 
 test-unit: setup
 	@echo "tests: pure modules, statistics, set-up, demo model"
-	@$(BIN)/python -m pytest -m "not gpu" tests/unit tests/demo
+	@$(BIN)/python -m pytest -m "not gpu" tests/unit tests/demo tests/eval
 
 # Processes of their own: vLLM chooses its model runner once per process.
 test-engine: setup
@@ -67,11 +67,16 @@ fuzz: setup
 	@VLLM_FLOW_FUZZ_SECONDS=$(SECONDS) VLLM_FLOW_FUZZ_SEED=$$(date +%s) \
 	    $(BIN)/python -m pytest tests/engine/test_stress.py -k fuzz -s
 
+# For tools that look for modules on disk: the package as it is installed, made of links.
+LINKS := build/links
+
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@PYTHONPATH=. $(BIN)/lint-imports --no-logo
+	@rm -rf $(LINKS) && mkdir -p $(LINKS)/vllm_flow
+	@ln -s $(CURDIR)/vllm_flow/* $(CURDIR)/eval $(CURDIR)/patches $(LINKS)/vllm_flow/
+	@cd $(LINKS) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
+	@cd $(LINKS) && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-logo --config $(CURDIR)/pyproject.toml
 
 clean:
 	@rm -rf out .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache build *.egg-info

@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the rows here")
     args = parser.parse_args()
 
-    from vllm_flow.showcase.serving import quieten
+    from vllm_flow.engine.process import quieten
 
     quieten(offline=True)
     from vllm_flow.demo.assemble import assemble_small

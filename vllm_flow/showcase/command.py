@@ -14,10 +14,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from vllm_flow.engine.process import quieten
 from vllm_flow.showcase import figure, material, page, table
 from vllm_flow.showcase.page import spread_over
 from vllm_flow.showcase.records import Question, Results, summarise
-from vllm_flow.showcase.serving import Asker, EngineOptions, quieten, start_engine
+from vllm_flow.showcase.serving import Asker, EngineOptions, start_engine
 
 QUESTIONS = 64
 """Questions of the headline split by default; half as many of the others."""

@@ -6,10 +6,7 @@ environment has been set for it.
 
 from __future__ import annotations
 
-import logging
-import os
 import random
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
+from vllm_flow.engine.process import device_name
 from vllm_flow.showcase import material
 from vllm_flow.showcase.records import Answer, Caption, Engine, Question, Scene
 
@@ -47,22 +45,6 @@ class EngineOptions:
     max_model_len: int
     kv_cache_bytes: int | None
     block_size: int | None
-
-
-def quieten(offline: bool) -> None:
-    """Set vLLM's environment for a readable run in one process; before vLLM is imported."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # footprints are read from the scheduler
-    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    logging.getLogger("vllm").setLevel(level)  # for what vLLM says before it reads the level
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # vLLM keeps a core for its front end, which here shares the engine's process.
-    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    if offline:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def start_engine(options: EngineOptions) -> tuple[LLM, Engine]:
@@ -99,21 +81,6 @@ def start_engine(options: EngineOptions) -> tuple[LLM, Engine]:
         torch=torch.__version__,
         device=device_name(),
     )
-
-
-def device_name() -> str:
-    """The processor or graphics card that computes, as it calls itself."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
-    try:
-        with open("/proc/cpuinfo") as lines:
-            names = (line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-            name = next(names, "CPU")
-    except OSError:
-        name = "CPU"
-    return f"{name}, {os.cpu_count()} cores"
 
 
 class Asker:

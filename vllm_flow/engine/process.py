@@ -1,0 +1,41 @@
+"""A process that runs an engine by itself: its environment and what it computes on.
+
+For commands that print their own results. Imports neither torch nor vLLM before it is called.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+
+def quieten(offline: bool) -> None:
+    """Set vLLM's environment for a readable run in one process; before vLLM is imported."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # footprints are read from the scheduler
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(level)  # for what vLLM says before it reads the level
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # vLLM keeps a core for its front end, which here shares the engine's process.
+    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if offline:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def device_name() -> str:
+    """The processor or graphics card that computes, as it calls itself."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = (line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+            name = next(names, "CPU")
+    except OSError:
+        name = "CPU"
+    return f"{name}, {os.cpu_count()} cores"
