@@ -21,7 +21,10 @@ from vllm_flow.demo.assemble import assemble_small
 
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two engines need two cores")
-def test_two_engines_answer_as_one(small: Server, tmp_path: Path) -> None:
+def test_two_engines_answer_as_one(
+    small: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # a core for each
     arguments = [
         *("--max-model-len", "1024", "--kv-cache-memory-bytes", str(KV_BYTES)),
         *("--additional-config", json.dumps({"vllm_flow": {"group_layers": GROUP_LAYERS}})),
