@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Totals = Mapping[str, Union[float, NDArray[np.float64]]]
+Totals = Mapping[str, float | NDArray[np.float64]]
 """Summed counts: numbers, or arrays of one shape (one entry per bootstrap sample)."""
-Metrics = dict[str, Union[float, NDArray[np.float64]]]
+Metrics = dict[str, float | NDArray[np.float64]]
 """Metrics of the same shape; shares lie in [0, 1]."""
 
 
