@@ -160,3 +160,40 @@ def by_unique(rows: Iterable[tuple[Any, Row]], what: str) -> Mapping[Any, Row]:
             raise DataError(f"{row.place}: {what} {shown} comes twice (first: {found[key].place})")
         found[key] = row
     return found
+
+
+def first_directory_with(data: Path, names: Sequence[str], folders: Sequence[str]) -> Path:
+    """Where the files `names` are: the first of `folders` (below `data`) that holds one of them, else
+    the first folder."""
+    for folder in folders:
+        if any((data / folder / name).is_file() for name in names):
+            return data / folder
+    return data / folders[0]
+
+
+def first_file(data: Path, name: str, folders: Sequence[str]) -> Path | None:
+    """The file `name` in the first of `folders` (below `data`) that has it; None where none does."""
+    return next((data / f / name for f in folders if (data / f / name).is_file()), None)
+
+
+def parquet_present(path: Path, column: str) -> list[bool]:
+    """For each row of a parquet file whether `column` holds something; a hub's image, a struct of
+    bytes and path, does if either is there. Reads batch by batch: images are large."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    present: list[bool] = []
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=256, columns=[column]):
+            values = batch.column(0)
+            valid = pc.is_valid(values)
+            if hasattr(values.type, "fields"):
+                parts = [
+                    pc.is_valid(pc.struct_field(values, [i])) for i in range(values.type.num_fields)
+                ]
+                some = parts[0]
+                for part in parts[1:]:
+                    some = pc.or_(some, part)
+                valid = pc.and_(valid, some)
+            present += valid.to_pylist()
+    return present
