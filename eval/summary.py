@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from vllm_flow.eval.bootstrap import Comparison, compare
-from vllm_flow.eval.savings import Saving, savings
+from vllm_flow.eval.results import Compared, Options, Policy, PolicyResult, Summary, TaskResult
+from vllm_flow.eval.savings import savings
 from vllm_flow.eval.stats import (
-    Interval,
     accuracy,
     holm,
     mcnemar_p,
@@ -26,127 +25,13 @@ from vllm_flow.eval.stats import (
     unseen_share,
 )
 from vllm_flow.eval.tasks.base import Item, Scored, Task
-from vllm_flow.eval.verdicts import CliffEvidence, FoundCliff, Verdict, find_cliff, judge, loss_of
+from vllm_flow.eval.verdicts import CliffEvidence, FoundCliff, find_cliff, judge, loss_of
 
 AnswerRow = Mapping[str, Any]
 """A row of `vllm_flow.eval.records.ANSWERS`."""
 
 SAME = 1e-9
 """A metric that equals the mean score up to this, under every policy, is the mean score."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run is read."""
-
-    confidence: float = 0.95
-    tolerance: float = 0.01
-    """Loss that is put up with, in the headline metric's unit: 0.01 is one percentage point."""
-    power: float = 0.8
-    """Of the smallest difference that the sample could have shown."""
-    resamples: int = 2000
-    swaps: int = 9999
-    seed: int = 0
-
-    @property
-    def level(self) -> float:
-        """Error rate of tests."""
-        return 1 - self.confidence
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A policy as `run.json` names it."""
-
-    name: str
-    kind: str
-    cliff: int | None = None
-
-    def layer(self, num_layers: int | None) -> int | None:
-        """Layers that see the image, where the policy is a cliff or an end of that axis."""
-        if self.kind == "baseline":
-            return num_layers
-        return self.cliff if self.kind in ("cliff", "text-only") else None
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A metric against the baseline."""
-
-    comparison: Comparison
-    p_corrected: float
-    """By Holm, over the policies of the task."""
-    detectable: float
-    """Smallest true difference that would have been found with `Options.power`."""
-    verdict: Verdict
-
-
-@dataclass(frozen=True)
-class PolicyResult:
-    """A task under a policy."""
-
-    policy: Policy
-    answered: int
-    failed: int
-    missing: int
-    paired: int
-    """Items that have an answer here and under the baseline; comparisons rest on these."""
-    values: Mapping[str, Interval]
-    """Every metric, on all answered items; empty where there are none."""
-    against: Mapping[str, Compared]
-    """Every metric against the baseline; empty for the baseline itself and where no pair is there."""
-    gained: int = 0
-    """Pairs whose score is higher than under the baseline."""
-    lost: int = 0
-    mcnemar_p: float | None = None
-    """Of right and wrong answers, taking questions for independent; None where scores are not 0/1."""
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """Everything about one task."""
-
-    name: str
-    headline: str
-    higher_is_better: bool
-    binary: bool
-    items: int
-    pictures: int
-    """Units that are resampled: distinct pictures, and items without one."""
-    exact: bool
-    """Whether the headline was compared by the exact McNemar test and Newcombe's interval (it is the
-    share of right answers, and no picture is asked about twice), else by resampling pictures."""
-    metrics: tuple[str, ...]
-    """The headline first."""
-    policies: tuple[PolicyResult, ...]
-    """In the run's order, but the baseline first."""
-    cliff: FoundCliff | None
-    """None where there is no baseline or no cliff with answers."""
-    scores: Mapping[str, Mapping[str, Scored]]
-    """Policy's name -> item's id -> what the answer was worth."""
-
-    @property
-    def baseline(self) -> PolicyResult | None:
-        return next((r for r in self.policies if r.policy.kind == "baseline" and r.answered), None)
-
-    def result(self, policy: str) -> PolicyResult | None:
-        """The result under the policy of that name."""
-        return next((r for r in self.policies if r.policy.name == policy), None)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A run, read."""
-
-    num_layers: int | None
-    policies: tuple[Policy, ...]
-    tasks: tuple[TaskResult, ...]
-    savings: tuple[Saving, ...]
-    """Per policy over all tasks."""
-    errors: Mapping[tuple[str, str], Counter[str]] = field(default_factory=dict)
-    """(task, policy) -> reasons."""
-    unread: Mapping[str, str] = field(default_factory=dict)
-    """Tasks that could not be summarised, with the reason."""
 
 
 def summarise(
@@ -185,7 +70,16 @@ def summarise(
                 _task_result(tasks[name], items[name], policies, of_task, layers, options)
             )
     return Summary(
-        layers, policies, tuple(results), savings(policies, answers, layers), errors, unread or {}
+        num_layers=layers,
+        policies=policies,
+        tasks=tuple(results),
+        savings=savings(policies, answers, layers),
+        task_savings={
+            result.name: savings(policies, [r for r in answers if r["task"] == result.name], layers)
+            for result in results
+        },
+        errors=errors,
+        unread=unread or {},
     )
 
 
@@ -216,7 +110,8 @@ def _task_result(
     units = {item.id: item.image or f"item {item.id}" for item in items}
     base = next((p.name for p in policies if p.kind == "baseline" and scores[p.name]), None)
     answered = [p.name for p in policies if scores[p.name]]
-    compared = [name for name in answered if base and name != base and scores[name].keys() & scores[base].keys()]  # fmt: skip
+    others = [name for name in answered if base and name != base]
+    compared = [name for name in others if base and scores[name].keys() & scores[base].keys()]
     # A policy beside itself gives its own intervals on all its answers.
     alone = _compare(task, [(scores[n], scores[n]) for n in answered], units, options, swaps=1)
     pairs = [_paired(scores[base], scores[n]) for n in compared] if base else []
@@ -228,7 +123,8 @@ def _task_result(
     against: dict[str, dict[str, Compared]] = {name: {} for name in compared}
     for metric, comparisons in beside.items():
         if metric in means:
-            comparisons = [_exact(b, t, c, options) for (b, t), c in zip(pairs, comparisons, strict=True)]  # fmt: skip
+            both = zip(pairs, comparisons, strict=True)
+            comparisons = [_exact(*pair, found, options) for pair, found in both]
         corrected = holm([c.p_value for c in comparisons])
         for name, comparison, p, pair in zip(compared, comparisons, corrected, pairs, strict=True):
             against[name][metric] = Compared(
@@ -277,7 +173,7 @@ def _task_result(
         task.binary,
         len(items),
         distinct,
-        task.headline in means,
+        frozenset(means),
         metrics,
         tuple(results),
         _found(results, task, layers, options),

@@ -1,9 +1,19 @@
-"""The README that is written beside the files: what they are, and what they are not."""
+"""The README and `about.json` that are written beside the files: what they are, and what they are not.
+
+Reports of an evaluation quote the note in `about.json`, so that no score passes for a benchmark's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+
+from vllm_flow.demo.datasets.common import write_json
+
+NOTE = (
+    "The questions are vLLM-Flow's own, on its demo pictures, in the file formats of these benchmarks "
+    "and scored by their rules: read POPE-style for POPE, and so on. Scores are not benchmark scores."
+)
 
 ABOUT = {
     "pope": "POPE-style: is there a certain object in the picture? Three files, as in POPE.",
@@ -52,7 +62,10 @@ LICENCES = {
 
 
 def write_readme(out: Path, counts: Mapping[str, int], seed: int, split: str) -> None:
-    """Write `README.md` into `out`."""
+    """Write `README.md` and `about.json` into `out`."""
+    write_json(
+        {"note": NOTE, "seed": seed, "split": split, "items": dict(counts)}, out / "about.json"
+    )
     rows = "\n".join(f"| `{name}/` | {count} | {ABOUT[name]} |" for name, count in counts.items())
     text = TEXT.format(seed=seed, split=split, rows=rows, licence=LICENCES[split])
     (out / "README.md").write_text(text, encoding="utf-8")
