@@ -166,7 +166,7 @@ def answers(
     context = DataContext.get_current()
     context.enable_progress_bars = False  # the command's own bar counts answers
     context.print_on_execution_start = False
-    context.raise_original_map_exception = False
+    context.raise_original_map_exception = True
     placement: dict[str, Any] = {"num_gpus": pool.num_gpus} if pool.num_gpus else {}
     if pool.num_cpus is not None:
         placement["num_cpus"] = pool.num_cpus
@@ -176,8 +176,8 @@ def answers(
         batch_size=None,  # a block is a batch
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=pool.engines, max_tasks_in_flight_per_actor=IN_FLIGHT),
-        max_restarts=-1,
-        max_task_retries=RETRIES,
+        # Dead actors are started again without end, Ray Data's default; batches are not.
+        ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
         **placement,
     )
     try:

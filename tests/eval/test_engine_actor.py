@@ -99,7 +99,7 @@ def test_every_policy_of_every_item_is_answered_and_measured(engine: EngineActor
             assert row["image_tokens"] == IMAGE_TOKENS
             assert row["prefill_rows_saved"] == IMAGE_TOKENS * (LAYERS - cliff)
         saved = row["kv_blocks_baseline"] - row["kv_blocks"]
-        assert (saved > 0) == (policy in ("cliff=2", "cliff=3", "text-only", "downsample=1"))
+        assert (saved > 0) == (policy not in ("baseline", "downsample=6"))
         assert (row["kv_bytes_saved"] > 0) == (saved > 0)
         if policy == "text-only":
             blocks_of_text_only.add(saved)
