@@ -296,7 +296,7 @@ def read_pictures(items: Sequence[Mapping[str, Any]]) -> dict[Any, Image | Excep
 
 def unreadable(item: Mapping[str, Any], error: Exception) -> str:
     """The reason recorded for an item whose picture cannot be read."""
-    return f"image {item['image']}: {type(error).__name__}: {error}"
+    return f"image unreadable ({type(error).__name__}): {item['image']}: {error}"
 
 
 def _picture_key(item: Mapping[str, Any]) -> Any:

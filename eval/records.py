@@ -68,8 +68,8 @@ KEY = ("task", "item_id", "policy")
 Key = tuple[str, str, str]
 
 SETTINGS = (
-    "version", "model", "num_layers", "group_layers", "block_size", "dtype", "data", "seed", "limit",
-    "conversation", "image_preparation", "engine_args",
+    "version", "model", "num_layers", "group_layers", "block_size", "dtype", "max_model_len", "data", "seed",
+    "limit", "conversation", "prompt", "image_preparation", "engine_args",
 )  # fmt: skip
 """Entries of `run.json` that a resumed run must share, since answers depend on them."""
 
