@@ -23,7 +23,7 @@ class Flips:
     gained_in_all: int
 
 
-def choose_flips(task: TaskResult, count: int = 3, seed: int = 0) -> Flips | None:
+def choose_flips(task: TaskResult, count: int = 4, seed: int = 0) -> Flips | None:
     """At most `count` examples each way, None where no policy changed any score.
 
     The policy is the found cliff if an answer flipped there, else the next shallower one where one did,

@@ -121,44 +121,35 @@ def data_note(meta: Mapping[str, Any]) -> str | None:
 
 
 def show(summary: Summary, options: Options) -> None:
-    """Print a table per task: the headline metric against the baseline."""
+    """Print the core of the report: a line per task, the cliffs, what is missing."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from vllm_flow.eval import report_text as text
     from vllm_flow.eval.report_page import gaps, task_view
 
     console = Console(highlight=False)
-    for task in summary.tasks:
-        if not any(result.answered for result in task.policies):
-            continue
-        view = task_view(task, summary.num_layers, options)
-        table = Table(
-            box=box.SIMPLE_HEAD,
-            title=f"{view['title']}, {view['items']} items",
-            title_justify="left",
+    views = [
+        task_view(task, summary.num_layers, options)
+        for task in summary.tasks
+        if any(result.answered for result in task.policies)
+    ]
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("task", "metric", "baseline", "cliff", "there", "difference"):
+        table.add_column(heading, justify="left" if heading in ("task", "metric") else "right")
+    for view in views:
+        base, found = view["baseline"], view["found"]
+        table.add_row(
+            view["title"],
+            view["metric"] + (", %" if view["percent"] else ""),
+            base["value"] if base else "-",
+            f"{view['found_layer']}/{summary.num_layers}" if found else "-",
+            found["value"] if found else "-",
+            f"{found['difference']} {found['difference_limits']}" if found else "-",
         )
-        for heading in (
-            "policy",
-            f"{view['metric']}{', %' if view['percent'] else ''}",
-            "difference",
-            "p (Holm)",
-            "verdict",
-        ):
-            table.add_column(
-                heading, justify="left" if heading in ("policy", "verdict") else "right"
-            )
-        for row in view["rows"]:
-            table.add_row(
-                row["policy"],
-                f"{row['value']} {row['limits']}",
-                f"{row['difference']} {row['difference_limits']}",
-                row["corrected"],
-                row["verdict"],
-            )
-        console.print(table)
-        if task.cliff is not None:
-            console.print(text.cliff_text(task.cliff, options.tolerance, view["percent"]))
+    console.print(table)
+    for view in views:
+        if view["swept"]:
+            console.print(f"{view['title']}: {view['cliff']}")
     for gap in gaps(summary, {}):
         console.print(gap)

@@ -57,7 +57,7 @@ def draw_all(summary: Summary, directory: Path, options: Options) -> dict[str, P
                 figure = panels(plt, chosen, draw)
                 written[name] = save(plt, figure, directory / name)
         if layers and len(saved_on_axis(summary)) > 1:
-            figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+            figure, axis = plt.subplots(figsize=(5.4, 3.8), layout="constrained")
             saved(axis, summary)
             written["savings"] = save(plt, figure, directory / "savings")
     return written
@@ -69,7 +69,7 @@ def panels(plt: Any, tasks: Sequence[TaskResult], draw: Callable[[Any, TaskResul
     rows = -(-len(tasks) // columns)
     width = max(4.5 * columns, 6.4)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(width, 3.3 * rows + 0.6), squeeze=False, layout="constrained"
+        rows, columns, figsize=(width, 2.9 * rows + 0.6), squeeze=False, layout="constrained"
     )
     labels: dict[str, Any] = {}
     for task, axis in zip(tasks, axes.flat, strict=False):
@@ -174,7 +174,7 @@ def _mark_cliff(axis: Any, task: TaskResult) -> None:
         axis.axvline(cliff.found, color=GREEN, lw=1.8, label="from here on no loss found", zorder=1)
     if cliff.shown is not None and cliff.shown != cliff.found:
         axis.axvline(
-            cliff.shown, color=GREEN, lw=1.4, ls="-.", label="from here on shown to be within tolerance",
+            cliff.shown, color=GREEN, lw=1.4, ls="-.", label="from here on a larger loss is ruled out",
             zorder=1,
         )  # fmt: skip
 

@@ -35,6 +35,8 @@ class Example:
     picture: str | None
     """A data URI; None where the item has no picture or it is not there any more."""
     question: str
+    request: str
+    """The text's last line where it asks for a form of answer, else empty."""
     truth: list[tuple[str, str]]
     said: list[tuple[str, str, str]]
     """(policy's title, answer, how it scored: right, wrong or part)."""
@@ -75,6 +77,12 @@ def truth_lines(truth: Mapping[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
+def split_request(question: str) -> tuple[str, str]:
+    """A question, and its last line where that tells in what form to answer."""
+    head, _, tail = question.rpartition("\n")
+    return (head, tail) if head and tail.startswith("Answer ") else (question, "")
+
+
 def grade(score: float | None) -> str:
     """How an answer scored, as the page colours it."""
     return "none" if score is None else "right" if score >= 1 else "wrong" if score <= 0 else "part"
@@ -108,7 +116,7 @@ def examples(
         assert task.baseline is not None
         return Example(
             picture_uri(one.image),
-            one.text.strip(),
+            *split_request(one.text.strip()),
             truth_lines(one.truth),
             [told(p, item) for p in (task.baseline.policy, by_name[flips.policy])],
             [told(p, item) for p in axis] if len(axis) > 2 else [],
@@ -166,7 +174,9 @@ def cells(task: TaskResult, result: PolicyResult, metric: str, options: Options)
             "corrected": text.p_text(against.p_corrected),
             "flips": f"+{result.gained} −{result.lost}",
             "mcnemar": "" if result.mcnemar_p is None else text.p_text(result.mcnemar_p),
-            "verdict": text.verdict_text(against, options.tolerance, share),
+            "verdict": text.verdict_text(
+                against, options.tolerance, share, task.higher_is_better, options.level
+            ),
             "finding": against.verdict.finding,
         }
     return row
@@ -229,7 +239,6 @@ def saving_rows(summary: Summary) -> list[list[str]]:
         rows.append(
             [
                 text.policy_title(policies[saving.policy]),
-                f"{saving.requests}",
                 percent(saving.prefill_share),
                 percent(saving.kv_share),
                 "–" if megabytes is None else f"{megabytes / 2**20:.1f}",
@@ -311,6 +320,7 @@ def write_page(
         note=note,
         tasks=[task_view(t, layers, options) for t in summary.tasks if any(r.answered for r in t.policies)],
         figures={name: data_uri(svg, "svg+xml") for name, svg in figures.items()},
+        reduced=any(p.kind == "downsample" for p in summary.policies),
         savings=saving_rows(summary),
         examples=[one for one in shown if one],
         gaps=gaps(summary, meta),

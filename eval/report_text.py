@@ -74,7 +74,13 @@ def unit(share: bool) -> str:
     return "points" if share else "units"
 
 
-def verdict_text(compared: Compared, tolerance: float, share: bool = True) -> str:
+def verdict_text(
+    compared: Compared,
+    tolerance: float,
+    share: bool = True,
+    higher_is_better: bool = True,
+    level: float = 0.05,
+) -> str:
     """The verdict on a difference, in words that say no more than was found."""
     verdict = compared.verdict
     size = number(abs(compared.comparison.difference.value), share)
@@ -83,6 +89,9 @@ def verdict_text(compared: Compared, tolerance: float, share: bool = True) -> st
         text = "every answer scored the same"
     elif verdict.finding in ("worse", "better"):
         return f"{verdict.finding} by {size}" + (f", {within}" if verdict.within_tolerance else "")
+    elif compared.comparison.p_value < level:
+        worse = (compared.comparison.difference.value < 0) == higher_is_better
+        return f"{'worse' if worse else 'better'} by {size}, but not beyond chance after correction"
     else:
         text = "no difference found"
     if verdict.within_tolerance:
