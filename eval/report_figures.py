@@ -91,7 +91,8 @@ def panels(plt: Any, tasks: Sequence[TaskResult], draw: Callable[[Any, TaskResul
 def save(plt: Any, figure: Any, stem: Path) -> Path:
     """PNG and SVG without a date, so that the same run gives the same files."""
     figure.savefig(stem.with_suffix(".png"), dpi=170)
-    figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+    # Without a background, for pages that are light or dark.
+    figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None}, transparent=True)
     plt.close(figure)
     return stem.with_suffix(".svg")
 
@@ -107,10 +108,10 @@ def _scale(task: TaskResult) -> float:
 
 
 def _headed(axis: Any, task: TaskResult, what: str) -> None:
-    direction = "" if task.higher_is_better else " (lower is better)"
-    axis.set_title(task_title(task.name))
+    direction = "" if task.higher_is_better else ": lower is better"
+    axis.set_title(task_title(task.name) + direction)
     percent = ", %" if _scale(task) == 100 and "difference" not in what else ""
-    axis.set_ylabel(f"{metric_title(task.headline)}{what}{percent}{direction}")
+    axis.set_ylabel(f"{metric_title(task.headline)}{what}{percent}")
 
 
 def _layer_axis(axis: Any, layers: int) -> None:
