@@ -67,7 +67,7 @@ def panels(plt: Any, tasks: Sequence[TaskResult], draw: Callable[[Any, TaskResul
     """One panel per task, and one legend below them that names each thing once."""
     columns = min(len(tasks), COLUMNS if len(tasks) != 4 else 2)
     rows = -(-len(tasks) // columns)
-    width = max(4.5 * columns, 6.4)
+    width = max((4.5 if columns < 3 else 4.0) * columns, 6.4)
     figure, axes = plt.subplots(
         rows, columns, figsize=(width, 2.9 * rows + 0.6), squeeze=False, layout="constrained"
     )

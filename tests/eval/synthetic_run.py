@@ -17,8 +17,8 @@ from vllm_flow.eval.tasks.base import Item
 LAYERS = 30
 IMAGE_TOKENS = 64
 BLOCK = 32
-ACCURACY = {0: 0.5, 2: 0.5, 4: 0.55, 6: 0.8, 8: 0.9, 10: 0.94}
-"""Chance of a right answer by cliff; 0.95 from 12 on."""
+ACCURACY = {0: 0.5, 4: 0.55, 6: 0.8, 8: 0.9, 10: 0.94, 12: 0.95}
+"""Chance of a right answer from a cliff on; 0.95 from 12 on."""
 POLICIES = "baseline,cliff=0:30:2,downsample=6:24:6"
 
 
@@ -26,14 +26,14 @@ def chance(kind: str, cliff: int | None) -> float:
     """Chance of a right answer under a policy."""
     if kind == "downsample":
         return 0.6 + 0.3 * (cliff or 0) / LAYERS
-    return ACCURACY.get(LAYERS if cliff is None else cliff, 0.95)
+    return ACCURACY[max(c for c in ACCURACY if c <= (LAYERS if cliff is None else cliff))]
 
 
 def answer(task: str, item: Item, right: bool, rng: random.Random) -> str:
     """A right or a wrong answer."""
     if task == "pope":
         return "Yes" if (item.truth["label"] == "yes") == right else "No"
-    if task == "scienceqa":
+    if task.startswith("scienceqa"):
         letters = "ABCDE"[: item.truth["choices"]]
         return str(
             item.truth["answer"] if right else rng.choice(letters.replace(item.truth["answer"], ""))
