@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vllm_flow.demo.classes import CLASSES
+from vllm_flow.demo.classes import CLASSES, caption_of
 from vllm_flow.demo.datasets import TASKS, write_datasets
 from vllm_flow.demo.datasets.__main__ import main
 from vllm_flow.demo.datasets.chair import COCO
 from vllm_flow.demo.datasets.common import coco_name, image_id
 from vllm_flow.demo.datasets.pope import CATEGORIES
 from vllm_flow.demo.heldout import HeldoutScene, load_scenes
+from vllm_flow.eval.tasks import get_task, load_image
 
 ITEMS = 40
 
@@ -219,6 +220,32 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--out", str(tmp_path), "--items", "0"])
     assert "at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_the_evaluation_reads_them_and_right_answers_are_right(name: str, data: Path) -> None:
+    task = get_task(name)
+    items = task.read(data / name)
+    assert len(items) == {"pope": 3 * ITEMS, "scienceqa": ITEMS - ITEMS // 5}.get(name, ITEMS)
+    assert len({item.id for item in items}) == len(items)
+    scores = []
+    for item in items:
+        assert item.image is not None and load_image(item.image).mode == "RGB"
+        truth = item.truth
+        if name == "chair":
+            said = caption_of([o for o in CLASSES if o in truth["objects"]])
+        elif name == "textvqa":
+            said = Counter(truth["answers"]).most_common(1)[0][0]
+        else:
+            said = truth["label" if name == "pope" else "answer"]
+        scores.append(task.score(item, said).score)
+    assert min(scores) >= (0.99 if name != "textvqa" else 0.9)
+
+
+def test_chair_sees_no_object_in_the_words_coco_does_not_know(data: Path) -> None:
+    task = get_task("chair")
+    others = caption_of([name for name in CLASSES if name not in COCO])
+    assert task.score(task.read(data / "chair")[0], others).parsed["mentioned"] == []
 
 
 @pytest.mark.parametrize(
