@@ -46,6 +46,10 @@ COMMANDS = {
         "vllm_flow.eval.eval_command",
         "ask benchmark questions under several policies, on all GPUs; keeps every answer",
     ),
+    "score": Entry(
+        "vllm_flow.eval.score_command",
+        "score answer files of POPE, ScienceQA, TextVQA or CHAIR by the official rules",
+    ),
 }
 
 
