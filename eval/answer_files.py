@@ -35,10 +35,8 @@ class Answer(NamedTuple):
 
 def read_records(path: Path) -> list[Row]:
     """The records of a file of JSON lines, or of one JSON list; DataError where there are none."""
-    if read_text(path).lstrip().startswith("["):
-        rows = json_rows(path, read_json(path, list))
-    else:
-        rows = read_json_lines(path)
+    is_list = read_text(path).lstrip().startswith("[")
+    rows = json_rows(path, read_json(path, list)) if is_list else read_json_lines(path)
     if not rows:
         raise DataError(f"{path}: no answers in it")
     return rows

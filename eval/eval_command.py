@@ -116,7 +116,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"\nvllm-flow eval: stopped: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("\nvllm-flow eval: interrupted.", file=sys.stderr)
-    print(f"The answers so far are in {args.out}; the same command goes on.", file=sys.stderr)
+    if (args.out / "run.json").exists():
+        print(f"The answers so far are in {args.out}; the same command goes on.", file=sys.stderr)
     return 1
 
 

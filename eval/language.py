@@ -41,7 +41,10 @@ def tokenise(text: str) -> list[str]:
 
 
 def singulars(tokens: Sequence[str]) -> list[str]:
-    """Every token made singular, whatever its part of speech (textblob's copy of pattern's rules)."""
+    """Every token made singular, whatever its part of speech, as pattern 3.6 does it.
+
+    `bus` becomes `bu` and `glass` becomes `glas`: that is the published rule.
+    """
     return [_singular(token) for token in tokens]
 
 
@@ -49,6 +52,12 @@ def singulars(tokens: Sequence[str]) -> list[str]:
 def _singular(token: str) -> str:
     from textblob.en.inflect import singularize
 
+    # textblob has pattern's rules. Of half a million word forms these are all that the two bring to
+    # different words of which one counts for CHAIR.
+    if token in ("collies", "doggies"):
+        return token
+    if token.endswith("buses") and token != "buses":
+        return token[:-2]
     return str(singularize(token))
 
 

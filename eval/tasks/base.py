@@ -101,6 +101,12 @@ def sum_counts(scored: Iterable[Scored]) -> dict[str, float]:
     return totals
 
 
+def counts_of(totals: Totals, *names: str) -> list[Any]:
+    """Counts by name, zero for those that no item has; all of the totals' shape."""
+    zero = 0.0 * next(iter(totals.values()), 0.0)
+    return [totals.get(name, zero) for name in names]
+
+
 def ratio(numerator: Any, denominator: Any) -> Any:
     """`numerator / denominator`, elementwise for arrays; 0 where the denominator is 0."""
     top, bottom = np.broadcast_arrays(

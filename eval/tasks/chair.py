@@ -31,17 +31,23 @@ from vllm_flow.eval import coco
 from vllm_flow.eval.language import singulars, tokenise, wordnet_lemmas
 from vllm_flow.eval.reading import (
     DataError,
-    Row,
     directory,
     few,
     first_directory_with,
-    json_rows,
     parquet_files,
     parquet_rows,
-    read_json,
     read_text,
 )
-from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, parquet_image, ratio
+from vllm_flow.eval.tasks.base import (
+    Item,
+    Metrics,
+    Scored,
+    Task,
+    Totals,
+    counts_of,
+    parquet_image,
+    ratio,
+)
 
 Rule = Literal["official", "opera"]
 RULES: Mapping[str, Callable[[Sequence[str]], list[str]]] = {
@@ -201,7 +207,7 @@ class Chair(Task):
     def metrics(self, totals: Totals) -> Metrics:
         """Shares; `len` in tokens."""
         return {
-            metric: ratio(totals.get(part, 0.0), totals.get(whole, 0.0))
+            metric: ratio(*counts_of(totals, part, whole))
             for metric, (part, whole) in METRICS.items()
         }
 

@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_flow.eval.reading import DataError, directory, parquet_files, parquet_rows
-from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, parquet_image, ratio
+from vllm_flow.eval.tasks.base import (
+    Item,
+    Metrics,
+    Scored,
+    Task,
+    Totals,
+    counts_of,
+    parquet_image,
+    ratio,
+)
 
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 CATEGORIES = (
@@ -77,8 +86,8 @@ class MMStar(Task):
         return Scored(item.id, choice, right, counts, item.group)
 
     def metrics(self, totals: Totals) -> Metrics:
-        right = [totals.get(f"right_{category}", 0.0) for category in CATEGORIES]
-        asked = [totals.get(f"asked_{category}", 0.0) for category in CATEGORIES]
+        right = counts_of(totals, *(f"right_{category}" for category in CATEGORIES))
+        asked = counts_of(totals, *(f"asked_{category}" for category in CATEGORIES))
         metrics: Metrics = {"accuracy": ratio(sum(right), sum(asked))}
         for category, part, whole in zip(CATEGORIES, right, asked, strict=True):
             metrics[metric_name(category)] = ratio(part, whole)

@@ -30,7 +30,16 @@ from vllm_flow.eval.reading import (
     parquet_rows,
     read_json_lines,
 )
-from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, parquet_image, ratio
+from vllm_flow.eval.tasks.base import (
+    Item,
+    Metrics,
+    Scored,
+    Task,
+    Totals,
+    counts_of,
+    parquet_image,
+    ratio,
+)
 
 CATEGORIES = ("random", "popular", "adversarial")
 SUFFIX = "\nAnswer the question using a single word or phrase."
@@ -127,7 +136,7 @@ class Pope(Task):
         metrics: Metrics = {}
         present = {}
         for category in CATEGORIES:
-            tp, fp, tn, fn = (totals.get(f"{cell}_{category}", 0.0) for cell in CELLS)
+            tp, fp, tn, fn = counts_of(totals, *(f"{cell}_{category}" for cell in CELLS))
             total = tp + fp + tn + fn
             precision, recall = ratio(tp, tp + fp), ratio(tp, tp + fn)
             present[category] = ratio(total, total)

@@ -30,7 +30,16 @@ from vllm_flow.eval.reading import (
     parquet_rows,
     read_json,
 )
-from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, parquet_image, ratio
+from vllm_flow.eval.tasks.base import (
+    Item,
+    Metrics,
+    Scored,
+    Task,
+    Totals,
+    counts_of,
+    parquet_image,
+    ratio,
+)
 
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
@@ -136,8 +145,8 @@ class ScienceQA(Task):
 
     def metrics(self, totals: Totals) -> Metrics:
         return {
-            "accuracy": ratio(totals.get("right", 0.0), totals.get("asked", 0.0)),
-            "img_accuracy": ratio(totals.get("img_right", 0.0), totals.get("img_answered", 0.0)),
+            "accuracy": ratio(*counts_of(totals, "right", "asked")),
+            "img_accuracy": ratio(*counts_of(totals, "img_right", "img_answered")),
         }
 
 

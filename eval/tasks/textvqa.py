@@ -31,7 +31,16 @@ from vllm_flow.eval.reading import (
     parquet_rows,
     read_json,
 )
-from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, parquet_image, ratio
+from vllm_flow.eval.tasks.base import (
+    Item,
+    Metrics,
+    Scored,
+    Task,
+    Totals,
+    counts_of,
+    parquet_image,
+    ratio,
+)
 
 ANNOTATIONS = "TextVQA_0.5.1_val.json"
 OCR = "TextVQA_Rosetta_OCR_v0.2_val.json"
@@ -165,7 +174,7 @@ class TextVQA(Task):
         return Scored(item.id, normalise(text), score, {"score": score, "answered": 1.0})
 
     def metrics(self, totals: Totals) -> Metrics:
-        return {"accuracy": ratio(totals.get("score", 0.0), totals.get("answered", 0.0))}
+        return {"accuracy": ratio(*counts_of(totals, "score", "answered"))}
 
 
 def _records(path: Path) -> list[object]:

@@ -25,7 +25,7 @@ from vllm_flow import cli  # noqa: E402
 from vllm_flow.eval import driver  # noqa: E402
 from vllm_flow.eval.driver import Pool, SweepError, collect, pool_of  # noqa: E402
 from vllm_flow.eval.engine_actor import EngineOptions  # noqa: E402
-from vllm_flow.eval.records import Run, RunError, answers_table  # noqa: E402
+from vllm_flow.eval.records import Run, answers_table  # noqa: E402
 from vllm_flow.eval.tasks import get_task  # noqa: E402
 
 QUESTIONS = 40
@@ -322,14 +322,3 @@ def test_engines_fit_the_cluster() -> None:
         pool_of({"GPU": 8.0}, 9)
     with pytest.raises(SweepError, match="5 CPUs"):
         pool_of({"CPU": 5.0}, 6)
-
-
-def test_a_run_is_locked_while_it_is_written(
-    cluster: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "run"
-    one = command(data, out, "baseline")
-    with Run.create(out, {}).writing(), pytest.raises(RunError), Run.open(out).writing():
-        pass
-    assert cli.main(one) == 2
-    assert "other settings" in capsys.readouterr().err
