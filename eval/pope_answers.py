@@ -85,6 +85,8 @@ def pope_answers(
             f"{few(labels)}"
         )
     if all(record.category is None for record in records):
+        _tell_by_id(records, labels)
+    if all(record.category is None for record in records):
         joined = _join_blocks(records, labels)
     elif any(record.category is None for record in records):
         raise DataError("some answers tell their category and some do not")
@@ -114,11 +116,27 @@ def _records(
                         f"{row.place}: question id {row.identifier('question_id')} is not in the "
                         "question file"
                     )
-            own = row.values.get("category", question.get("category", str) if question else None)
-            if category and own and own != category:
-                raise DataError(f"{row.place}: category {own!r} in the file given for {category!r}")
-            records.append(Record(row, category or own, question))
+            told = [
+                r.get("category", str) for r in (row, question) if r and r.values.get("category")
+            ]
+            if category:
+                told.insert(0, category)
+            if len(set(told)) > 1:
+                raise DataError(
+                    f"{row.place}: of the category {told[0]!r} or of {told[1]!r}? Its record, the "
+                    "question file and --answers CATEGORY=FILE must agree"
+                )
+            records.append(Record(row, told[0] if told else None, question))
     return records
+
+
+def _tell_by_id(records: Sequence[Record], labels: Mapping[str, Sequence[Item]]) -> None:
+    """Set the records' categories where the label files have no question id in common."""
+    pairs = [(item.truth["question_id"], item.group) for items in labels.values() for item in items]
+    category = dict(pairs)
+    if len(category) == len(pairs) and all(record.id in category for record in records):
+        for record in records:
+            record.category = category[record.id]
 
 
 def _join_blocks(records: Sequence[Record], labels: Mapping[str, Sequence[Item]]) -> dict[str, str]:
@@ -195,7 +213,9 @@ def _join(category: str, records: Sequence[Record], items: Sequence[Item]) -> di
 def _by_picture(
     category: str, records: Sequence[Record], items: Sequence[Item]
 ) -> list[tuple[Record, Item]]:
-    known = {(image_name(i.truth["image"]), asked_object(i.truth["question"])): i for i in items}
+    known: dict[tuple[str | None, str | None], Item] = {
+        (image_name(i.truth["image"]), asked_object(i.truth["question"])): i for i in items
+    }
     keyed = [((record.image, record.asked), record) for record in records]
     missing = [record.id for key, record in keyed if key not in known]
     if missing or len({key for key, _ in keyed}) != len(known):

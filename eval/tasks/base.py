@@ -85,7 +85,11 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, item: Item, text: str) -> Scored:
-        """Score an answer as the model gave it."""
+        """Score an answer.
+
+        The official scripts strip a model's output before they record it; whoever records answers does
+        that. The rules here take the recorded text as it is, white space included.
+        """
 
     @abstractmethod
     def metrics(self, totals: Totals) -> Metrics:

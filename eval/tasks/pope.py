@@ -161,7 +161,7 @@ def _item(row: Row, category: str, question: str, label: str, name: str, image: 
 
 
 def _label(row: Row, key: str) -> str:
-    label = row.get(key, str).strip().lower()
+    label: str = row.get(key, str).strip().lower()
     if label not in ("yes", "no"):
         raise DataError(f"{row.place}: {key} is {row.values[key]!r}, neither yes nor no")
     return label

@@ -77,7 +77,7 @@ def official_items(problems: Path, splits: Path, split: str, images: Path | None
         raise DataError(f"{splits}: no split {split!r}; there are {', '.join(sorted(chosen))}")
     items = []
     seen = set()
-    for number in map(str, chosen[split]):
+    for number in map(str, Row(str(splits), chosen).get(split, list)):
         if number not in known:
             raise DataError(
                 f"{problems}: no problem {number}, which {splits} lists under {split!r}"
@@ -88,7 +88,7 @@ def official_items(problems: Path, splits: Path, split: str, images: Path | None
         if not isinstance(known[number], dict):
             raise DataError(f"{problems}, problem {number}: not an object")
         row = Row(f"{problems}, problem {number}", known[number])
-        name = row.values.get("image")
+        name = row.get("image", str) if row.values.get("image") else None
         image = str((images or Path()) / split / number / name) if name else None
         items.append(_item(row, number, image))
     return items
@@ -139,8 +139,7 @@ class ScienceQA(Task):
 
     def score(self, item: Item, text: str) -> Scored:
         letter = parse_letter(text)
-        valid = LETTERS[: item.truth["choices"]]
-        right = letter is not None and letter in valid and letter == item.truth["answer"]
+        right = letter == item.truth["answer"]
         return Scored(item.id, letter, float(right), _counts(item, right))
 
     def metrics(self, totals: Totals) -> Metrics:
@@ -175,9 +174,11 @@ def _item(row: Row, number: str, image: str | None) -> Item:
             f"{row.place}: answer {answer} of {len(choices)} choices (at most {len(LETTERS)})"
         )
     text = question_text(
-        row.get("question", str), list(map(str, choices)), row.values.get("hint") or ""
+        row.get("question", str),
+        list(map(str, choices)),
+        row.get("hint", str) if row.values.get("hint") else "",
     )
-    truth = {"answer": LETTERS[answer], "choices": len(choices), "has_image": image is not None}
+    truth = {"answer": LETTERS[answer], "has_image": image is not None}
     return Item(number, text, image, truth)
 
 

@@ -85,9 +85,15 @@ def test_the_rule_by_positions(text: str) -> None:
 @pytest.mark.parametrize("letter", "ABCDEZ")
 @pytest.mark.parametrize("choices", [2, 3, 4, 5])
 @pytest.mark.parametrize("answer", [0, 1])
-def test_a_letter_beyond_the_choices_is_wrong(letter: str, choices: int, answer: int) -> None:
-    truth = {"answer": "ABCDE"[answer], "choices": choices, "has_image": True}
-    scored = TASK.score(Item("1", "", None, truth), f"The answer is {letter}.")
+def test_a_letter_beyond_the_choices_is_wrong(
+    tmp_path: Path, letter: str, choices: int, answer: int
+) -> None:
+    files.json_file(
+        tmp_path / "problems.json",
+        {"1": problem(answer, None) | {"choices": [f"choice {n}" for n in range(choices)]}},
+    )
+    files.json_file(tmp_path / "pid_splits.json", {"test": ["1"]})
+    scored = FULL.score(FULL.read(tmp_path)[0], f"The answer is {letter}.")
     assert scored.score == float(letter == "ABCDE"[answer])
 
 
@@ -179,6 +185,9 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     files.json_file(tmp_path / "problems.json", {"4": problem(3, None)})
     with pytest.raises(DataError, match="problem 4: answer 3 of 3 choices"):
         TASK.read(tmp_path)
+    files.json_file(tmp_path / "problems.json", {"4": problem(1, None) | {"image": 5}})
+    with pytest.raises(DataError, match="problem 4: 'image' is 5, not text"):
+        TASK.read(tmp_path)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from([None, "A", "B", "x"])), max_size=40))
@@ -186,7 +195,7 @@ def test_two_accuracies(cases: list[tuple[bool, str | None]]) -> None:
     """A missing answer is wrong overall and no part of the IMG accuracy."""
     scored = []
     for n, (has_image, text) in enumerate(cases):
-        item = Item(str(n), "", None, {"answer": "A", "choices": 2, "has_image": has_image})
+        item = Item(str(n), "", None, {"answer": "A", "has_image": has_image})
         scored.append(unanswered(item) if text is None else TASK.score(item, text))
     metrics = TASK.metrics(sum_counts(scored))
     right = [text == "A" for _, text in cases]

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.eval import files
 from tests.eval.test_scienceqa import official as scienceqa_files
@@ -103,6 +105,19 @@ def test_pope_categories_told_in_the_answers(command: Command, labels: Path) -> 
     random.Random(0).shuffle(rows)
     path = files.json_lines(command.folder / "answers.jsonl", rows)
     check_pope(command.scores("pope", "--labels", labels, "--answers", path))
+
+
+def test_pope_label_files_with_ids_of_their_own(command: Command, labels: Path) -> None:
+    rows = []
+    for n, category in enumerate(CATEGORIES):
+        path = labels / f"coco_pope_{category}.json"
+        own = [json.loads(line) for line in path.read_text().splitlines()]
+        files.json_lines(path, [row | {"question_id": row["question_id"] + 10 * n} for row in own])
+        rows += pope_answers(labels, category)
+    random.Random(2).shuffle(rows)
+    path = files.json_lines(command.folder / "answers.jsonl", rows)
+    scores = command.scores("pope", "--labels", labels, "--answers", path)
+    assert scores["metrics"]["f1"] == pytest.approx((2 / 3 + 8 / 5) / 3)
 
 
 def test_pope_with_llavas_question_file(command: Command, labels: Path) -> None:
@@ -412,6 +427,93 @@ def test_output_that_cannot_be_written(command: Command) -> None:
     rows = [{"question_id": "4", "text": "A"}]
     out = str(command.folder / "file/scores.json")
     assert "cannot be written" in command.refuses(*scienceqa(command, rows, "--json", out))
+
+
+KEYS = st.sampled_from(
+    ["question_id", "text", "prompt", "category", "image", "label", "choices", "answer", "hint", "test",
+     "question", "image_id", "answers", "caption", "annotations", "images", "categories", "id", "name",
+     "category_id", "data", "4"]
+)  # fmt: skip
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 9)
+    | st.floats()
+    | st.sampled_from(["", "7", "no", "A"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def damaged(value: Any, key: str, new: Any, nth: list[int]) -> Any:
+    """`value` with the nth occurrence of `key` set to `new`, or taken away where that is None."""
+    if isinstance(value, list):
+        return [damaged(one, key, new, nth) for one in value]
+    if not isinstance(value, dict):
+        return value
+    changed = {}
+    for name, one in value.items():
+        if name == key:
+            nth[0] -= 1
+            if nth[0] == -1:
+                if new is not None:
+                    changed[name] = new
+                continue
+        changed[name] = damaged(one, key, new, nth)
+    return changed
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None
+)
+@given(st.sampled_from(["pope", "scienceqa", "textvqa", "chair"]), st.integers(0, 20), KEYS, VALUES,
+       st.integers(0, 2))  # fmt: skip
+def test_damaged_files_never_give_a_traceback(
+    command: Command, task: str, which: int, key: str, new: Any, nth: int
+) -> None:
+    """Any value of any file replaced by another, or missing: figures, or one sentence and status 2."""
+    folder = command.folder / task
+    answers = folder / "answers.jsonl"
+    files.pope_labels(folder)
+    scienceqa_files(folder)
+    textvqa_files(folder)
+    files.coco(folder, {"val": {7: (["dog"], ["A man."]), 8: (["cat"], [])}})
+    calls: dict[str, tuple[list[dict], list[object], list[str]]] = {
+        "pope": (
+            [r | {"category": c, "prompt": "", "image": None} for c in CATEGORIES for r in pope_answers(folder, c)],
+            ["--labels", folder, "--answers", answers],
+            ["coco_pope_random.json"],
+        ),
+        "scienceqa": (
+            [{"question_id": "4", "prompt": "<image>", "text": "A"}],
+            ["--problems", folder / "problems.json", "--splits", folder / "pid_splits.json",
+             "--answers", answers],
+            ["problems.json", "pid_splits.json"],
+        ),
+        "textvqa": (
+            [{"question_id": "ff", "prompt": "what is it?", "text": "A"}],
+            ["--annotations", folder / "TextVQA_0.5.1_val.json", "--answers", answers],
+            ["TextVQA_0.5.1_val.json"],
+        ),
+        "chair": (
+            [{"image_id": 7, "caption": "A dog."}],
+            ["--annotations", folder, "--captions", answers],
+            ["instances_val2014.json", "captions_val2014.json"],
+        ),
+    }  # fmt: skip
+    rows, arguments, inputs = calls[task]
+    files.json_lines(answers, rows)
+    names = ["answers.jsonl", *inputs]
+    path = folder / names[which % len(names)]
+    text = path.read_text()
+    lines = [json.loads(text)] if path.suffix == ".json" and "pope" not in path.name else [
+        json.loads(line) for line in text.splitlines()
+    ]  # fmt: skip
+    path.write_text("\n".join(json.dumps(one) for one in damaged(lines, key, new, [nth])))
+    command.capsys.readouterr()
+    status = main(["score", task, *map(str, arguments)])
+    output, errors = command.capsys.readouterr()
+    assert (status == 0 and output) or (status == 2 and not output and errors.count("\n") == 1)
 
 
 def test_unknown_task(capsys: pytest.CaptureFixture[str]) -> None:

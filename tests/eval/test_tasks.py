@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from vllm_flow.eval.tasks.base import parquet_image, ratio, sum_counts
 
 EXAMPLES = {
     "pope": Item("random/1", "Q", None, {"label": "no"}, "random"),
-    "scienceqa": Item("1", "Q", None, {"answer": "A", "choices": 2, "has_image": True}),
+    "scienceqa": Item("1", "Q", None, {"answer": "A", "has_image": True}),
     "textvqa": Item("1", "Q", None, {"answers": ["no"] * 10}),
     "chair": Item("1", "Q", None, {"objects": ["dog"]}),
     "mmstar": Item("1", "Q", None, {"answer": "A"}, "math"),
@@ -184,3 +186,12 @@ def test_a_missing_or_strange_value_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 1: 'b' is None, not text"):
         row.get("b", str)
     assert row.identifier("c") == "7"
+
+
+def test_tasks_need_neither_engine_nor_cluster() -> None:
+    code = (
+        "import sys; from vllm_flow.eval import tasks, score_command, answer_files, pope_answers; "
+        "tasks.task_names(); print(sorted({'torch', 'vllm', 'ray', 'nltk', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -46,7 +46,8 @@ NORMALISED = [
     ('x"y"z', "x y z"), ("x;y", "x y"), ("x; y", "x y"), ("x=y", "x y"), ("x+y", "x y"), ("x + y", "x y"),
     ("x\\y", "x y"), ("x_y", "x y"), ("x>y<z", "x y z"), ("x@y", "x y"), ("x@y.com", "x ycom"),
     ("x @y", "x y"), ("x`y", "x y"), ("x!y", "x y"), ("x! y", "x y"), ("wow!", "wow"), ("x!\ty", "x y"),
-    ("x!\ny!z", "x yz"), ("x-\u00a0y-z", "x y z"), ("x-y/ z-w", "x y z w"), ("x:y", "x:y"), ("x&y", "x&y"),
+    ("x!\ny!z", "x yz"), ("x-\u00a0y-z", "x y z"), ("x-y/ z-w", "x y z w"), ("x:y", "x:y"), ("x-/y-z", "x y z"),
+    ("x/-y-z", "x y z"), ("x/ -y/z-w", "x yzw"), ("x&y", "x&y"),
     ("x*y", "x*y"), ("#1", "#1"), ("$5", "$5"), ("50%", "50%"), ("x|y", "x|y"), ("x~y", "x~y"), ("x^y", "x^y"),
     ("x: y", "x: y"), ("“x”", "“x”"), ("x–y", "x–y"), ("it's-x", "it 's x"), ("x-'s", "x 's"),
     # Full stops go unless a digit follows.
