@@ -29,15 +29,14 @@ def chance(kind: str, cliff: int | None) -> float:
     return ACCURACY[max(c for c in ACCURACY if c <= (LAYERS if cliff is None else cliff))]
 
 
-def answer(task: str, item: Item, right: bool, rng: random.Random) -> str:
+def answer(task: str, item: Item, right: bool, rng: random.Random) -> Any:
     """A right or a wrong answer."""
     if task == "pope":
         return "Yes" if (item.truth["label"] == "yes") == right else "No"
     if task.startswith("scienceqa"):
-        letters = "ABCDE"[: item.truth["choices"]]
-        return str(
-            item.truth["answer"] if right else rng.choice(letters.replace(item.truth["answer"], ""))
-        )
+        # Two letters are choices of every problem.
+        wrong = "B" if item.truth["answer"] == "A" else "A"
+        return item.truth["answer"] if right else wrong
     if task.startswith("textvqa"):
         return max(item.truth["answers"], key=item.truth["answers"].count) if right else "a sign"
     shown = [name for name in CLASSES if name in item.truth["objects"]]
