@@ -278,15 +278,23 @@ def gaps(summary: Summary, meta: Mapping[str, Any]) -> list[str]:
 
 def settings(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     """`run.json` as rows of text; what has places of its own on the page is left out."""
-    rows = []
-    for name, value in meta.items():
-        if name in ("versions", "policies", "tasks", "version"):
-            continue
-        if name == "command" and isinstance(value, list):
-            value = " ".join(map(str, value))
-        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        rows.append((name.replace("_", " "), shown))
+
+    def shown(value: Any) -> str:
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
+            return " ".join(value)
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    apart = ("versions", "policies", "tasks", "version", "sessions")
+    rows = [
+        (name.replace("_", " "), shown(value)) for name, value in meta.items() if name not in apart
+    ]
     rows.append(("policies", ", ".join(p["name"] for p in meta.get("policies", []))))
+    sessions = meta.get("sessions", [])
+    if len(sessions) > 1:
+        rows += [
+            (f"session {number}", "; ".join(shown(value) for value in session.values()))
+            for number, session in enumerate(sessions, start=1)
+        ]
     return rows
 
 

@@ -18,7 +18,7 @@ from vllm_flow.eval import report_text as text
 from vllm_flow.eval.bootstrap import Comparison
 from vllm_flow.eval.records import Run
 from vllm_flow.eval.report_command import write_report
-from vllm_flow.eval.report_page import truth_lines
+from vllm_flow.eval.report_page import settings, truth_lines
 from vllm_flow.eval.results import Compared, Options, Policy, Summary
 from vllm_flow.eval.stats import Interval
 from vllm_flow.eval.verdicts import FoundCliff, Verdict
@@ -279,6 +279,21 @@ def test_cliffs_in_words() -> None:
     assert "even at the deepest cliff asked, 12" in said(None, None)
     assert "At no cliff do these items suffice" in said(8, None)
     assert "no cliff to compare" in text.cliff_text(None, 0.01)
+
+
+def test_settings_are_readable() -> None:
+    session = {"started": "today", "command": ["vllm-flow", "eval"], "engines": 2}
+    meta = {
+        "command": ["vllm-flow", "eval"],
+        "num_layers": 30,
+        "versions": {},
+        "sessions": [session],
+    }
+    assert settings(meta) == [("command", "vllm-flow eval"), ("num layers", "30"), ("policies", "")]
+    assert settings(meta | {"sessions": [session] * 2})[-1] == (
+        "session 2",
+        "today; vllm-flow eval; 2",
+    )
 
 
 def test_truths_are_short() -> None:
