@@ -18,7 +18,8 @@ from vllm_flow.eval import report_text as text
 from vllm_flow.eval.bootstrap import Comparison
 from vllm_flow.eval.records import Run
 from vllm_flow.eval.report_command import write_report
-from vllm_flow.eval.report_page import settings, truth_lines
+from vllm_flow.eval.report_examples import truth_lines
+from vllm_flow.eval.report_page import settings
 from vllm_flow.eval.results import Compared, Options, Policy, Summary
 from vllm_flow.eval.stats import Interval
 from vllm_flow.eval.verdicts import FoundCliff, Verdict
