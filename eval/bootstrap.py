@@ -144,6 +144,7 @@ def compare(
                         without[1][name][:, p] - without[0][name][:, p],
                         bound,
                         confidence,
+                        floor=-1.0,
                     ),
                     p_value=float((1 + extreme[:, p].sum()) / (1 + swaps)),
                     standard_error=float(np.std(drawn_difference[:, p])),
@@ -154,18 +155,23 @@ def compare(
 
 
 def interval(
-    value: float, samples: Array, without: Array, bound: float, confidence: float = 0.95
+    value: float,
+    samples: Array,
+    without: Array,
+    bound: float,
+    confidence: float = 0.95,
+    floor: float = 0.0,
 ) -> Interval:
     """BCa limits around `value`; `value` -+ `bound` where the samples know no width.
 
     Args:
         samples: [R] the metric in the resamples.
         without: [U] the metric without each unit (jackknife), for the acceleration.
-        bound: half width where all samples agree. A value in [0, 1] keeps its limits there, a
-            negative one (a difference) within [-1, 1].
+        bound: half width where all samples agree.
+        floor: what the metric cannot fall below; 1 is its ceiling, unless it is above that already.
     """
     if np.ptp(samples) <= NOISE:
-        floor, ceiling = (0.0, 1.0) if 0 < value <= 1 else (-1.0, 1.0)
+        ceiling = 1.0 if value <= 1 else np.inf
         low, high = max(value - bound, floor), min(value + bound, ceiling)
         return Interval(value, min(low, value), max(high, value))
     low, high = bca_limits(value, samples, without, confidence)

@@ -136,6 +136,12 @@ def test_identical_answers_leave_room_for_what_was_not_seen() -> None:
     assert (result.treatment.low, result.treatment.high) == pytest.approx((1 - bound, 1))
 
 
+def test_a_share_of_nothing_is_not_negative() -> None:
+    result = one(np.zeros(40), np.zeros(40), resamples=99, swaps=99)
+    assert (result.treatment.low, result.treatment.high) == pytest.approx((0, unseen_share(40)))
+    assert result.difference.low == pytest.approx(-unseen_share(40))
+
+
 @pytest.mark.parametrize("size", [(2, 5, 3), (1, 5, 2)])
 def test_shapes_are_checked(size: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="treatments, units"):
