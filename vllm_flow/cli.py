@@ -42,6 +42,14 @@ COMMANDS = {
         "vllm_flow.showcase.command",
         "ask held-out questions at a range of cliffs; table, figure and page in out/demo/",
     ),
+    "eval": Entry(
+        "vllm_flow.eval.eval_command",
+        "ask benchmark questions under several policies, on all GPUs; keeps every answer",
+    ),
+    "report": Entry(
+        "vllm_flow.eval.report_command",
+        "score a run of eval: page, figures and tables in RUN/report/",
+    ),
     "score": Entry(
         "vllm_flow.eval.score_command",
         "score answer files of POPE, ScienceQA, TextVQA or CHAIR by the official rules",

@@ -1,0 +1,131 @@
+"""What reaches the model's processor: the prompt, the padded picture, and models refused early."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from vllm_flow.demo.heldout import build_prompt
+from vllm_flow.eval.conversation import ConversationError, choose
+from vllm_flow.eval.model_facts import (
+    ModelError,
+    downsampling_obstacle,
+    full_grid,
+    read_facts,
+)
+from vllm_flow.eval.pictures import pad_to_square, prepare
+
+
+class Templated:
+    """A processor whose chat template is a Python format."""
+
+    def __init__(self, chat_template: str | None) -> None:
+        self.chat_template = chat_template
+
+    def apply_chat_template(self, messages: list[Any], add_generation_prompt: bool) -> str:
+        assert add_generation_prompt
+        (message,) = messages
+        kinds = [part["type"] for part in message["content"]]
+        assert kinds in (["image", "text"], ["text"])
+        image = "<image>\n" if kinds[0] == "image" else ""
+        return self.chat_template.format(image=image, text=message["content"][-1]["text"])
+
+
+HUB_LLAVA = "USER: {image}{text} ASSISTANT:"
+CHATML = "<|im_start|>user\n{image}{text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_llava_is_asked_in_its_own_conversation() -> None:
+    expected = (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant "
+        "gives helpful, detailed, and polite answers to the user's questions. "
+        "USER: <image>\nIs it? ASSISTANT:"
+    )
+    for model, processor in (
+        ("llava-hf/llava-1.5-7b-hf", Templated(None)),
+        ("/models/mine", Templated(HUB_LLAVA)),
+    ):
+        found = choose("auto", model, processor)
+        assert found.prompt("Is it?", image=True) == expected
+        assert found.prompt("Is it?", image=False) == expected.replace("<image>\n", "")
+        assert found.add_special_tokens
+
+
+def test_other_models_are_asked_in_their_chat_template() -> None:
+    found = choose("auto", "/models/other", Templated(CHATML))
+    assert found.name == "chat-template" and not found.add_special_tokens
+    assert found.prompt("a", image=True) == CHATML.format(image="<image>\n", text="a")
+    assert found.prompt("a", image=False) == CHATML.format(image="", text="a")
+    assert choose("chat-template", "llava-1.5", Templated(HUB_LLAVA)).name == "chat-template"
+    assert choose("llava-1.5", "/models/other", Templated(CHATML)).name == "llava-1.5"
+    with pytest.raises(ConversationError, match="has no chat template"):
+        choose("auto", "/models/other", Templated(None))
+
+
+def test_the_demo_model_is_asked_as_it_was_taught() -> None:
+    facts = read_facts("demo-small")
+    assert facts.conversation.prompt("Is it?", image=True) == build_prompt("Is it?")
+    assert (facts.num_layers, facts.full_grid, facts.no_downsampling) == (6, 8, None)
+
+
+def test_a_model_that_is_not_there(tmp_path: Any) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_facts(str(tmp_path))
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_padding_centres_the_picture_on_the_mean_colour(width: int, height: int) -> None:
+    picture = Image.new("RGB", (width, height), (255, 0, 0))
+    square = pad_to_square(picture)
+    side = max(width, height)
+    assert square.size == (side, side)
+    left, top = (side - width) // 2, (side - height) // 2
+    assert square.crop((left, top, left + width, top + height)).tobytes() == picture.tobytes()
+    colours = dict((colour, count) for count, colour in square.getcolors())
+    assert colours.get((122, 116, 104), 0) == side * side - width * height
+
+
+def test_preparations() -> None:
+    picture = Image.new("RGB", (4, 2))
+    assert prepare(picture, "plain") is picture
+    assert prepare(picture, "pad").size == (4, 4)
+    with pytest.raises(ValueError, match="'crop'"):
+        prepare(picture, "crop")
+
+
+def config(**vision: Any) -> Any:
+    strategy = vision.pop("strategy", "default")
+    architecture = vision.pop("architecture", "LlavaForConditionalGeneration")
+    tower = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, **vision}
+    return SimpleNamespace(
+        architectures=[architecture],
+        vision_config=SimpleNamespace(**tower),
+        vision_feature_select_strategy=strategy,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, None),
+        ({"model_type": "siglip_vision_model", "strategy": "full"}, None),
+        ({"architecture": "LlavaNextForConditionalGeneration"}, "no square of patches"),
+        ({"model_type": "pixtral"}, "no learned positions"),
+        ({"strategy": "full"}, "one image token for each patch"),
+        ({"image_size": 384}, "do not fill"),
+    ],
+)
+def test_which_models_take_reduced_pictures(changes: dict[str, Any], says: str | None) -> None:
+    obstacle = downsampling_obstacle(config(**changes))
+    assert (obstacle is None) if says is None else (says in obstacle)
+
+
+def test_grids() -> None:
+    assert full_grid(config()) == 24
+    assert full_grid(config(image_size=384)) is None
+    assert full_grid(SimpleNamespace()) is None

@@ -1,0 +1,302 @@
+"""The report: its figures, tables and page, on made-up runs of many shapes."""
+
+from __future__ import annotations
+
+import csv
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from tests.eval.synthetic_run import make_run
+from vllm_flow.cli import main
+from vllm_flow.eval import report_text as text
+from vllm_flow.eval.bootstrap import Comparison
+from vllm_flow.eval.records import Run
+from vllm_flow.eval.report_command import write_report
+from vllm_flow.eval.report_examples import truth_lines
+from vllm_flow.eval.report_page import settings
+from vllm_flow.eval.results import Compared, Options, Policy, Summary
+from vllm_flow.eval.stats import Interval
+from vllm_flow.eval.verdicts import FoundCliff, Verdict
+
+FAST = Options(resamples=100, swaps=199)
+
+
+def words(page: Path) -> str:
+    """The page's visible text."""
+    body = re.sub(r"(?s)<style>.*?</style>|<[^>]+>", " ", page.read_text())
+    return re.sub(r"\s+", " ", html.unescape(body))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of a report's time; tests of something else do without."""
+    monkeypatch.setattr("vllm_flow.eval.report_figures.draw_all", lambda *_: {})
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Summary, Path]:
+    folder = tmp_path_factory.mktemp("report")
+    run = make_run(folder, ["pope", "chair"], "baseline,cliff=0:30:6,downsample=12", failures=0.02)
+    summary, page = write_report(run.path, run.path / "report", FAST)
+    return run, summary, page
+
+
+def test_all_files_are_there_and_pictures_open(written: tuple[Run, Summary, Path]) -> None:
+    _, _, page = written
+    names = {path.name for path in page.parent.iterdir()}
+    figures = {"scores", "differences", "tradeoff", "savings"}
+    tables = {"scores", "savings", "items", "errors"}
+    assert names == (
+        {"report.html"}
+        | {f"{n}.{e}" for n in figures for e in ("png", "svg")}
+        | {f"{n}.csv" for n in tables}
+    )
+    for name in figures:
+        with Image.open(page.parent / f"{name}.png") as image:
+            assert image.width > 700
+            assert image.convert("L").getextrema()[0] < 120, "something dark is drawn"
+
+
+def test_the_page_asks_for_nothing_from_outside(written: tuple[Run, Summary, Path]) -> None:
+    source = written[2].read_text()
+    assert "<script" not in source and "@import" not in source
+    links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')>]+)""", source)
+    assert links and all(link.startswith(("data:image/", "#")) for link in links)
+    anchors = set(re.findall(r'href="#([^"]+)"', source))
+    assert anchors <= set(re.findall(r'id="([^"]+)"', source))
+
+
+def test_the_page_says_the_summarys_numbers(written: tuple[Run, Summary, Path]) -> None:
+    run, summary, page = written
+    shown = words(page)
+    for task in summary.tasks:
+        assert text.task_title(task.name) in shown
+        for result in task.policies:
+            assert text.number(result.values[task.headline].value) in shown
+            if task.headline in result.against:
+                compared = result.against[task.headline]
+                assert text.limits(compared.comparison.difference, sign=True) in shown
+                assert text.p_text(compared.p_corrected) in shown
+        assert text.cliff_text(task.cliff, 0.01) in shown
+    assert "Not a benchmark’s data" in shown and "POPE-style" in shown
+    for version in run.meta["versions"].values():
+        assert version in shown
+
+
+def test_errors_are_counted_with_their_reasons(written: tuple[Run, Summary, Path]) -> None:
+    run, _, page = written
+    failed = [row for row in run.answers().to_pylist() if row["error"]]
+    assert f"{len(failed)} requests ended in an error" in words(page)
+    assert "EngineDeadError: the engine stopped" in words(page)
+    assert sum(int(row["requests"]) for row in rows(page.parent / "errors.csv")) == len(failed)
+
+
+def test_tables_hold_the_summary(written: tuple[Run, Summary, Path]) -> None:
+    run, summary, page = written
+    table = rows(page.parent / "scores.csv")
+    assert len(table) == sum(len(r.values) for t in summary.tasks for r in t.policies)
+    for task in summary.tasks:
+        for result in task.policies:
+            line = next(
+                row
+                for row in table
+                if (row["task"], row["policy"]) == (task.name, result.policy.name)
+                and row["headline"] == "True"
+            )
+            assert float(line["value"]) == result.values[task.headline].value
+            if task.headline in result.against:
+                compared = result.against[task.headline]
+                assert float(line["difference"]) == compared.comparison.difference.value
+                assert float(line["p_holm"]) == compared.p_corrected
+    answered = [row for row in run.answers().to_pylist() if row["answer"] is not None]
+    items = rows(page.parent / "items.csv")
+    assert len(items) == len(answered)
+    accuracy = [
+        float(r["score"]) for r in items if (r["task"], r["policy"]) == ("pope", "baseline")
+    ]
+    pope = next(t for t in summary.tasks if t.name == "pope")
+    assert sum(accuracy) / len(accuracy) == pytest.approx(
+        pope.policies[0].values["accuracy"].value, abs=0.02
+    )
+    everything = [row for row in rows(page.parent / "savings.csv") if row["task"] == "*"]
+    assert [row["policy"] for row in everything] == [s.policy for s in summary.savings]
+
+
+def test_flipped_answers_are_shown_with_their_pictures(written: tuple[Run, Summary, Path]) -> None:
+    source = written[2].read_text()
+    section = source[source.index("Answers that flipped") :]
+    cards = section.count('<article class="card">')
+    assert cards >= 6
+    assert section.count("data:image/jpeg;base64,") == cards
+    assert "Lost:" in section and "Gained:" in section
+
+
+def test_the_same_run_gives_the_same_files(tmp_path: Path) -> None:
+    run = make_run(tmp_path, ["scienceqa"], "baseline,cliff=0:30:10", items=20)
+    for name in ("once", "again"):
+        write_report(run.path, tmp_path / name, FAST)
+    for path in (tmp_path / "once").iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_an_unfinished_run_says_what_is_missing(tmp_path: Path, no_figures: None) -> None:
+    run = make_run(tmp_path, ["pope"], "baseline,cliff=12,cliff=16", items=20, unfinished=0.2)
+    run.extend(["textvqa"], [{"name": "cliff=18", "kind": "cliff", "cliff": 18}])
+    summary, page = write_report(run.path, tmp_path / "out", FAST)
+    shown = words(page)
+    missing = sum(r.missing for r in summary.tasks[0].policies)
+    assert "This run is not complete" in shown
+    assert f"POPE: {missing} of 240 answers are not there yet" in shown
+    assert "TextVQA could not be read" in shown
+
+
+def test_one_policy_is_enough_for_a_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path, ["scienceqa"], "cliff=12", items=10)
+    _, page = write_report(run.path, tmp_path / "out", FAST)
+    shown = words(page)
+    assert "has no baseline" in shown and "Answers that flipped" not in shown
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_a_policy_of_an_unknown_kind_is_reported(tmp_path: Path, no_figures: None) -> None:
+    run = make_run(tmp_path, ["textvqa"], "baseline,cliff=6:18:6", items=20)
+    extra = [
+        row | {"policy": "top=8"}
+        for row in run.answers().to_pylist()
+        if row["policy"] == "cliff=12"
+    ]
+    run.append(pa.Table.from_pylist(extra, schema=run.answers().schema))
+    run.extend([], [{"name": "top=8", "kind": "top", "keep": 8}])
+    summary, page = write_report(run.path, tmp_path / "out", FAST)
+    assert "top=8" in words(page)
+    result = summary.tasks[0].result("top=8")
+    assert result is not None and result.policy.layer(30) is None and result.against
+
+
+def test_an_item_whose_picture_is_gone_is_still_shown(tmp_path: Path, no_figures: None) -> None:
+    run = make_run(tmp_path, ["pope"], "baseline,cliff=6", items=20)
+    for picture in (tmp_path / "data").rglob("*.jpg"):
+        picture.unlink()
+    _, page = write_report(run.path, tmp_path / "out", FAST)
+    assert '<article class="card">' in page.read_text()
+    assert "data:image/jpeg" not in page.read_text()
+
+
+def test_answers_cannot_break_the_page(tmp_path: Path, no_figures: None) -> None:
+    run = make_run(tmp_path, ["textvqa"], "baseline,cliff=6", items=12)
+    evil = [
+        row | {"answer": "<script>alert(1)</script>", "policy": "cliff=8"}
+        for row in run.answers().to_pylist()
+        if row["policy"] == "cliff=6"
+    ]
+    run.append(pa.Table.from_pylist(evil, schema=run.answers().schema))
+    run.extend([], [{"name": "cliff=8", "kind": "cliff", "cliff": 8}])
+    _, page = write_report(run.path, tmp_path / "out", FAST)
+    assert "<script" not in page.read_text()
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], no_figures: None) -> None:
+    run = make_run(tmp_path, ["pope", "chair"], "baseline,cliff=6:18:6", items=12)
+    assert main(["report", str(run.path), "--tolerance", "2", "--resamples", "100"]) == 0
+    printed = capsys.readouterr().out
+    assert "POPE" in printed and "CHAIR" in printed
+    assert "no loss beyond 2 points" in " ".join(printed.split())
+    assert (run.path / "report" / "report.html").exists()
+
+
+def test_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "run.json" in capsys.readouterr().err
+    Run.create(tmp_path / "empty", {"tasks": ["pope"], "policies": []})
+    assert main(["report", str(tmp_path / "empty")]) == 2
+    assert "nothing to report" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "empty"), "--tolerance", "-1"]) == 2
+
+
+@pytest.mark.parametrize(
+    "value, share, expected",
+    [(0.0321, True, "+3.2"), (-0.5, True, "−50.0"), (0.0001, True, "0.0"), (-0.0001, True, "0.0"),
+     (1.25, False, "+1.25")],
+)  # fmt: skip
+def test_signed(value: float, share: bool, expected: str) -> None:
+    assert text.signed(value, share) == expected
+
+
+@pytest.mark.parametrize(
+    "name, title",
+    [("pope", "POPE"), ("textvqa-no-ocr", "TextVQA (no ocr)"), ("my-task", "my-task")],
+)
+def test_task_titles(name: str, title: str) -> None:
+    assert text.task_title(name) == title
+
+
+def test_metric_titles() -> None:
+    named = [text.metric_title(m) for m in ("f1", "f1_random", "yes_ratio", "chair_i")]
+    assert named == ["F1", "F1 random", "yes ratio", "CHAIR_i"]
+    assert text.policy_title(Policy("text-only", "text-only", 0)) == "text only"
+
+
+def compared(value: float, half: float, p: float, corrected: float, **verdict: Any) -> Compared:
+    difference = Interval(value, value - half, value + half)
+    comparison = Comparison(difference, difference, difference, p, half / 2, False)
+    return Compared(comparison, corrected, 0.03, Verdict(**verdict))
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        (compared(-0.05, 0.01, 0, 0.001, finding="worse", within_tolerance=False), "worse by 5.0"),
+        (compared(0.0, 0.005, 1, 1, finding="none", within_tolerance=True),
+         "no difference found; within ±1 points"),
+        (compared(0.0, 0.02, 1, 1, finding="none", within_tolerance=False),
+         "no difference found; ±3.0 or more would likely show"),
+        (compared(-0.04, 0.02, 0.01, 0.2, finding="none", within_tolerance=False),
+         "worse by 4.0, but not beyond chance after correction"),
+        (compared(0.0, 0.02, 1, 1, finding="identical", within_tolerance=False),
+         "every answer scored the same; ±3.0 or more would likely show"),
+    ],
+)  # fmt: skip
+def test_verdicts_in_words(given: Compared, expected: str) -> None:
+    assert text.verdict_text(given, 0.01) == expected
+
+
+def test_cliffs_in_words() -> None:
+    def said(found: int | None, shown: int | None) -> str:
+        return text.cliff_text(FoundCliff(found, shown, 0.01, (4, 8, 12)), 0.01)
+
+    assert "From cliff 8 on, no loss beyond 1 point was found." in said(8, 12)
+    assert "shown from cliff 12 on" in said(8, 12)
+    assert "even at the deepest cliff asked, 12" in said(None, None)
+    assert "At no cliff do these items suffice" in said(8, None)
+    assert "no cliff to compare" in text.cliff_text(None, 0.01)
+
+
+def test_settings_are_readable() -> None:
+    session = {"started": "today", "command": ["vllm-flow", "eval"], "engines": 2}
+    meta = {
+        "command": ["vllm-flow", "eval"],
+        "num_layers": 30,
+        "versions": {},
+        "sessions": [session],
+    }
+    assert settings(meta) == [("command", "vllm-flow eval"), ("num layers", "30"), ("policies", "")]
+    assert settings(meta | {"sessions": [session] * 2})[-1] == (
+        "session 2",
+        "today; vllm-flow eval; 2",
+    )
+
+
+def test_truths_are_short() -> None:
+    lines = truth_lines({"answers": ["a"] * 9 + ["b"], "question_id": 3, "label": "yes"})
+    assert lines == [("answers", "a ×9, b"), ("label", "yes")]

@@ -1,0 +1,345 @@
+"""A summary's numbers are what direct computation gives; verdicts and found cliffs mean what they say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from tests.eval.synthetic_run import LAYERS, make_run
+from vllm_flow.eval.flips import choose_flips
+from vllm_flow.eval.records import Run
+from vllm_flow.eval.results import Options, Summary
+from vllm_flow.eval.stats import Interval, paired_difference
+from vllm_flow.eval.summary import summarise
+from vllm_flow.eval.tasks import get_task
+from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, ratio, sum_counts
+from vllm_flow.eval.verdicts import CliffEvidence, find_cliff, judge, loss_of
+
+OPTIONS = Options(resamples=300, swaps=999)
+POLICIES = "baseline,cliff=0:30:6,downsample=12"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return make_run(
+        tmp_path_factory.mktemp("run"), policies=POLICIES, items=60, failures=0.01, unfinished=0.02
+    )
+
+
+def read(run: Run, options: Options = OPTIONS) -> Summary:
+    names = run.meta["tasks"]
+    return summarise(
+        run.meta,
+        {name: run.items(name) for name in names},
+        run.answers().to_pylist(),
+        {name: get_task(name) for name in names},
+        options,
+    )
+
+
+@pytest.fixture(scope="module")
+def summary(run: Run) -> Summary:
+    return read(run)
+
+
+def scored(run: Run, task: str) -> dict[str, dict[str, Scored]]:
+    """Policy -> item -> score, straight from the answers."""
+    items = {item.id: item for item in run.items(task)}
+    found: dict[str, dict[str, Scored]] = {}
+    for row in run.answers().to_pylist():
+        if row["task"] == task and row["answer"] is not None:
+            one = get_task(task).score(items[row["item_id"]], row["answer"])
+            found.setdefault(row["policy"], {})[row["item_id"]] = one
+    return found
+
+
+@pytest.mark.parametrize("name", ["pope", "scienceqa", "textvqa", "chair"])
+def test_values_and_differences_are_the_tasks_metrics(
+    name: str, run: Run, summary: Summary
+) -> None:
+    task, direct = get_task(name), scored(run, name)
+    result = next(t for t in summary.tasks if t.name == name)
+    assert result.metrics[0] == result.headline == task.headline
+    for policy in result.policies:
+        mine = direct[policy.policy.name]
+        values = task.metrics(sum_counts(mine.values()))
+        assert {m: v.value for m, v in policy.values.items()} == pytest.approx(values)
+        assert all(v.low <= v.value <= v.high for v in policy.values.values())
+        if policy.policy.kind == "baseline":
+            assert not policy.against
+            continue
+        shared = mine.keys() & direct["baseline"].keys()
+        assert policy.paired == len(shared) <= len(run.items(name))
+        before = task.metrics(sum_counts(direct["baseline"][i] for i in shared))
+        after = task.metrics(sum_counts(mine[i] for i in shared))
+        for metric, compared in policy.against.items():
+            difference = compared.comparison.difference
+            assert difference.value == pytest.approx(after[metric] - before[metric], abs=1e-12)
+            assert difference.low <= difference.value <= difference.high
+        changes = [mine[i].score - direct["baseline"][i].score for i in shared]
+        assert (policy.gained, policy.lost) == (
+            sum(c > 0 for c in changes),
+            sum(c < 0 for c in changes),
+        )
+
+
+def test_binary_scores_get_the_exact_test_where_pictures_do_not_repeat(
+    run: Run, summary: Summary
+) -> None:
+    direct = scored(run, "scienceqa")
+    task = next(t for t in summary.tasks if t.name == "scienceqa")
+    assert task.pictures == task.items and task.exact == {"accuracy", "img_accuracy"}
+    p_values = []
+    for policy in task.policies[1:]:
+        shared = [i for i in direct["baseline"] if i in direct[policy.policy.name]]
+        before = [direct["baseline"][i].score == 1 for i in shared]
+        after = [direct[policy.policy.name][i].score == 1 for i in shared]
+        comparison = policy.against["img_accuracy"].comparison
+        table = [[0, sum(b and not a for b, a in zip(before, after, strict=True))],
+                 [sum(a and not b for b, a in zip(before, after, strict=True)), 0]]  # fmt: skip
+        expected = mcnemar(table, exact=True).pvalue if np.sum(table) else 1.0
+        assert comparison.p_value == pytest.approx(expected) == policy.mcnemar_p
+        assert comparison.difference == paired_difference(before, after).difference
+        p_values.append(comparison.p_value)
+    corrected = [p.against["img_accuracy"].p_corrected for p in task.policies[1:]]
+    assert corrected == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
+
+
+def test_repeated_pictures_are_resampled_as_a_whole(summary: Summary) -> None:
+    task = next(t for t in summary.tasks if t.name == "pope")
+    assert task.pictures < task.items and not task.exact
+
+
+def test_asking_the_same_three_times_is_no_more_evidence() -> None:
+    """POPE asks its yes questions in all three categories: p and intervals must not shrink."""
+    meta = {"policies": [{"name": n, "kind": k} for n, k in (("b", "baseline"), ("t", "other"))]}
+    results = []
+    for times in (1, 3):
+        items = [
+            Item(f"{i}/{copy}", "?", f"{i}.jpg", {"value": 1})
+            for i in range(40)
+            for copy in range(times)
+        ]
+        said = {item.id: "1" for item in items}
+        rows = answers({"b": said, "t": {i: "2" if i.startswith("1") else "1" for i in said}})
+        task = summarise(meta, {"guess": items}, rows, {"guess": Guess()}, OPTIONS).tasks[0]
+        results.append(task.policies[1].against["misses"].comparison)
+    assert results[0].p_value == results[1].p_value < 0.05
+    assert results[0].difference == results[1].difference
+
+
+def test_answers_errors_and_gaps_are_counted(run: Run, summary: Summary) -> None:
+    rows = run.answers().to_pylist()
+    failed = Counter((r["task"], r["policy"]) for r in rows if r["error"])
+    assert {key: sum(c.values()) for key, c in summary.errors.items()} == failed and failed
+    for task in summary.tasks:
+        for policy in task.policies:
+            assert policy.answered + policy.failed + policy.missing == task.items
+            assert policy.failed == failed[task.name, policy.policy.name]
+        assert any(policy.missing for policy in task.policies)
+
+
+def test_the_known_curve_is_found(tmp_path: Path) -> None:
+    """Made-up answers lose a lot below cliff 10 and nothing from 12 on."""
+    run = make_run(tmp_path, ["scienceqa", "chair"], "baseline,cliff=4:28:4,text-only", items=None)
+    for task in read(run).tasks:
+        assert task.cliff is not None and task.cliff.asked == (0, 4, 8, 12, 16, 20, 24, 28)
+        assert task.cliff.found in (8, 12)
+        finding = task.result("cliff=4").against[task.headline].verdict.finding  # type: ignore[union-attr]
+        assert finding == "worse"
+
+
+def test_savings_are_ratios_of_sums(run: Run, summary: Summary) -> None:
+    rows = [r for r in run.answers().to_pylist() if r["answer"] is not None]
+    full = {
+        (r["task"], r["item_id"]): r["prompt_tokens"] for r in rows if r["policy"] == "baseline"
+    }
+    saving = next(s for s in summary.savings if s.policy == "cliff=12")
+    mine = [r for r in rows if r["policy"] == "cliff=12"]
+    both = [r for r in mine if (r["task"], r["item_id"]) in full]
+    saved = sum(r["prefill_rows_saved"] for r in both)
+    whole = LAYERS * sum(full[r["task"], r["item_id"]] for r in both)
+    assert saving.prefill_share == pytest.approx(1 - saved / whole)
+    kv = sum(r["kv_blocks"] for r in mine) / sum(r["kv_blocks_baseline"] for r in mine)
+    assert (saving.requests, saving.kv_share) == (len(mine), pytest.approx(kv))
+    assert next(s for s in summary.savings if s.policy == "baseline").prefill_share == 1
+
+
+@dataclass(frozen=True)
+class Guess(Task):
+    """A task of one's own, with a metric the report has never heard of."""
+
+    name = "guess"
+    max_tokens = 1
+    headline = "misses"
+    higher_is_better = False
+    binary = False
+
+    def read(self, data: Path) -> list[Item]:
+        return [Item(str(i), "?", None, {"value": i % 3}) for i in range(30)]
+
+    def score(self, item: Item, text: str) -> Scored:
+        off = abs(float(text) - item.truth["value"])
+        return Scored(item.id, text, 1 / (1 + off), {"off": off, "all": 1.0})
+
+    def metrics(self, totals: Totals) -> Metrics:
+        return {"misses": ratio(totals.get("off", 0.0), totals.get("all", 0.0))}
+
+
+def answers(rows: Mapping[str, Mapping[str, str | None]]) -> list[dict[str, Any]]:
+    return [
+        {"task": "guess", "policy": policy, "item_id": item, "answer": said,
+         "error": None if said is not None else "lost"}
+        for policy, by_item in rows.items()
+        for item, said in by_item.items()
+    ]  # fmt: skip
+
+
+def test_other_tasks_and_kinds_of_policies_need_nothing_new() -> None:
+    items = Guess().read(Path())
+    good = {item.id: str(item.truth["value"]) for item in items}
+    bad = {item.id: "5" for item in items}
+    meta = {
+        "num_layers": 8,
+        "policies": [
+            {"name": "random=8", "kind": "random", "keep": 8},
+            {"name": "baseline", "kind": "baseline"},
+        ],
+    }
+    rows = answers({"baseline": good, "random=8": bad, "stray": good})
+    result = summarise(meta, {"guess": items}, rows, {"guess": Guess()}, OPTIONS)
+    task = result.tasks[0]
+    assert [p.policy.kind for p in task.policies] == ["baseline", "random", "unlisted"]
+    assert task.cliff is None
+    random, stray = task.policies[1:]
+    assert random.against["misses"].verdict.finding == "worse"
+    assert random.against["misses"].comparison.difference.value == pytest.approx(4)
+    assert stray.against["misses"].verdict.finding == "identical"
+    assert not stray.against["misses"].verdict.within_tolerance, "30 items cannot show 1 point"
+
+
+def test_without_a_baseline_there_are_scores_and_no_comparisons() -> None:
+    items = Guess().read(Path())
+    rows = answers({"cliff=4": {item.id: "1" for item in items[:10]}, "cliff=6": {"0": None}})
+    meta = {
+        "num_layers": 8,
+        "policies": [{"name": f"cliff={c}", "kind": "cliff", "cliff": c} for c in (4, 6)],
+    }
+    task = summarise(meta, {"guess": items}, rows, {"guess": Guess()}, OPTIONS).tasks[0]
+    assert task.baseline is None and task.cliff is None and choose_flips(task) is None
+    four, six = task.policies
+    assert (four.answered, four.missing, bool(four.values), four.against) == (10, 20, True, {})
+    assert (six.answered, six.failed, six.values) == (0, 1, {})
+
+
+def test_a_run_without_answers_is_a_summary_of_nothing() -> None:
+    items = Guess().read(Path())
+    meta = {"policies": [{"name": "baseline", "kind": "baseline"}]}
+    task = summarise(meta, {"guess": items}, [], {"guess": Guess()}, OPTIONS).tasks[0]
+    assert (task.policies[0].missing, task.metrics) == (30, ("misses",))
+
+
+def interval(low: float, high: float) -> Interval:
+    return Interval((low + high) / 2, low, high)
+
+
+@pytest.mark.parametrize(
+    "difference, p, higher, finding, within",
+    [
+        (interval(-0.06, -0.02), 0.001, True, "worse", False),
+        (interval(-0.06, -0.02), 0.001, False, "better", False),
+        (interval(-0.009, -0.001), 0.01, True, "worse", True),
+        (interval(-0.04, 0.01), 0.2, True, "none", False),
+        (interval(-0.008, 0.009), 0.9, True, "none", True),
+    ],
+)
+def test_verdicts(difference: Interval, p: float, higher: bool, finding: str, within: bool) -> None:
+    verdict = judge(difference, p, identical=False, higher_is_better=higher, tolerance=0.01)
+    assert (verdict.finding, verdict.within_tolerance) == (finding, within)
+
+
+def evidence(*rows: tuple[int, float, float, float]) -> list[CliffEvidence]:
+    """(cliff, loss, half width, corrected p)."""
+    return [CliffEvidence(c, Interval(x, x - h, x + h), p) for c, x, h, p in rows]
+
+
+def test_found_cliff_of_a_clean_curve() -> None:
+    rows = evidence(
+        (0, 0.4, 0.05, 0.0), (8, 0.03, 0.01, 0.001), (12, 0.005, 0.015, 0.6),
+        (16, 0.0, 0.005, 1.0), (20, 0.002, 0.005, 1.0),
+    )  # fmt: skip
+    cliff = find_cliff(rows, tolerance=0.01)
+    assert (cliff.found, cliff.shown, cliff.asked) == (12, 16, (0, 8, 12, 16, 20))
+
+
+def test_a_dip_further_down_spoils_what_is_above_it() -> None:
+    rows = evidence((8, 0.0, 0.005, 1.0), (12, 0.05, 0.01, 0.001), (16, 0.0, 0.005, 1.0))
+    cliff = find_cliff(rows, tolerance=0.01)
+    assert (cliff.found, cliff.shown) == (16, 16)
+
+
+def test_a_loss_at_the_deepest_cliff_leaves_nothing_found() -> None:
+    cliff = find_cliff(evidence((8, 0.0, 0.001, 1.0), (28, 0.05, 0.01, 0.001)), tolerance=0.01)
+    assert (cliff.found, cliff.shown) == (None, None)
+
+
+def test_a_sure_loss_within_the_tolerance_is_put_up_with() -> None:
+    rows = evidence((8, 0.006, 0.003, 0.001))
+    assert find_cliff(rows, tolerance=0.01).found == 8
+    assert find_cliff(rows, tolerance=0.005).found is None
+
+
+losses = st.tuples(st.integers(0, 30), st.floats(-0.2, 0.5), st.floats(0.001, 0.1), st.floats(0, 1))
+
+
+@given(st.lists(losses, min_size=1, max_size=12, unique_by=lambda row: row[0]))
+def test_found_cliffs_keep_their_promise(rows: list[tuple[int, float, float, float]]) -> None:
+    found = evidence(*rows)
+    cliff = find_cliff(found, tolerance=0.01)
+    for one in found:
+        lost = one.p_corrected < 0.05 and one.loss.value > 0.01
+        if cliff.found is not None and one.cliff >= cliff.found:
+            assert not lost
+        if cliff.shown is not None and one.cliff >= cliff.shown:
+            assert one.loss.high <= 0.01
+    # Smallest: the next shallower cliff asked breaks the promise.
+    below = [one for one in found if cliff.found is None or one.cliff < cliff.found]
+    if below:
+        next_one = max(below, key=lambda one: one.cliff)
+        assert next_one.p_corrected < 0.05 and next_one.loss.value > 0.01
+
+
+@given(st.floats(-1, 1), st.floats(0, 0.5))
+def test_a_loss_points_the_other_way(value: float, half: float) -> None:
+    difference = Interval(value, value - half, value + half)
+    loss = loss_of(difference, higher_is_better=True)
+    assert (loss.value, loss.low, loss.high) == (-value, -difference.high, -difference.low)
+    assert loss_of(difference, higher_is_better=False) == difference
+
+
+def test_flips_are_what_they_say(run: Run, summary: Summary) -> None:
+    for task in summary.tasks:
+        flips = choose_flips(task)
+        assert flips is not None and flips == choose_flips(task)
+        direct = scored(run, task.name)
+        for ids, sign in ((flips.lost, -1), (flips.gained, 1)):
+            assert len(ids) <= 4
+            for item in ids:
+                change = direct[flips.policy][item].score - direct["baseline"][item].score
+                assert sign * change > 0
+        result = task.result(flips.policy)
+        assert result is not None and task.cliff is not None
+        assert (flips.lost_in_all, flips.gained_in_all) == (result.lost, result.gained)
+        if task.result(f"cliff={task.cliff.found}"):
+            assert result.policy.cliff is not None and task.cliff.found is not None
+            assert result.policy.cliff <= task.cliff.found
