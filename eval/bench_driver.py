@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--sweep-items", type=int, default=192, help="items of the other one")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--part", choices=("ray", "policies"), help="one of the two alone")
     args = parser.parse_args()
     # Ray would give its engine a share of the cores, the loop's engine would take all of them.
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -59,8 +60,10 @@ def main() -> None:
     policies = parse_policies(spec, layers)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args.model, facts, policies, args.batch, Path(folder))
-        bench.ray_against_loop(args.items, args.rounds)
-        bench.policies_against_stock(args.sweep_items, args.rounds + 2)
+        if args.part != "policies":
+            bench.ray_against_loop(args.items, args.rounds)
+        if args.part != "ray":
+            bench.policies_against_stock(args.sweep_items, args.rounds)
 
 
 class Bench:
@@ -88,8 +91,8 @@ class Bench:
             kv_cache_bytes=DEMO_POOL,
         )
         print(f"model {model}, {facts.num_layers} layers; policies: {', '.join(self.names)}")
-        # Both are kept to the end: vLLM's engines of a process share their process groups.
-        self.stock = EngineActor(self.options, extension=False)
+        # Kept to the end, both of them: vLLM's engines of a process share their process groups.
+        self.stock: EngineActor | None = None
         self.engine = EngineActor(self.options)
         self.pictures = 0
 
@@ -144,7 +147,7 @@ class Bench:
 
     def policies_against_stock(self, count: int, rounds: int) -> None:
         """Print what the sweep takes of the time of as many stock requests."""
-        stock = self.stock
+        stock = self.stock = EngineActor(self.options, extension=False)
         baseline = [BASELINE] * len(self.policies)
 
         def passes() -> Iterator[pa.Table]:

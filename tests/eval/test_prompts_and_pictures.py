@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -78,6 +78,7 @@ def test_a_model_that_is_not_there(tmp_path: Any) -> None:
         read_facts(str(tmp_path))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_padding_centres_the_picture_on_the_mean_colour(width: int, height: int) -> None:
     picture = Image.new("RGB", (width, height), (255, 0, 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_flow.eval.policies import parse_policies
@@ -23,6 +23,7 @@ def keys_of(rows: list[dict]) -> list[tuple[str, str, str]]:
     return [(row["task"], row["item_id"], name) for row in rows for name in row["policies"]]
 
 
+@settings(deadline=None)
 @given(tasks, st.data(), st.integers(1, 5))
 def test_done_and_left_are_everything_once(
     ids: dict[str, set[str]], data: st.DataObject, size: int
