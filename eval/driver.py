@@ -222,7 +222,7 @@ def hardware(pool: Pool) -> str:
             if name.startswith("accelerator_type:")
         )
         return f"{pool.engines} x {' or '.join(kinds) or 'GPU'}"
-    from vllm_flow.showcase.serving import device_name
+    from vllm_flow.engine.process import device_name
 
     return device_name()
 

@@ -263,7 +263,7 @@ class EngineActor:
 
 def prepare_process() -> None:
     """Set what vLLM and torch read when they are imported, for an engine inside this process."""
-    from vllm_flow.showcase.serving import quieten
+    from vllm_flow.engine.process import quieten
 
     quieten(offline=False)
     # Ray gives an actor its share of the cores (OMP_NUM_THREADS); pinning would put all engines of
