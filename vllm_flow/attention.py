@@ -150,9 +150,9 @@ class TokenAttention:
         spans = row.request.spans
 
         def total(labels: IntArray) -> FloatArray:
-            # One-hot columns; a matrix product keeps float64 out of the log and order out of sums.
             member = spans.labels[:, None] == labels[None, :]
-            return (mass @ member.astype(np.float32)).astype(np.float32)
+            summed: FloatArray = mass @ member.astype(np.float32)
+            return summed
 
         images = total(np.arange(spans.num_images))
         text = total(np.array([SYSTEM, USER, OUTPUT]))

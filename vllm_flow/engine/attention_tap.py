@@ -63,7 +63,6 @@ class AttentionTap:
         self.requests: dict[str, LoggedRequest] = {}
         self._groups: dict[int, int] = {}
         self._block_size: dict[int, int] = {}
-        self._wrapped: list[Any] = []
         self._rows: list[tuple[str, AnswerRow]] = []
         self._reads: dict[int, list[_Reads]] = {}
         self._masses: list[tuple[_Reads, torch.Tensor]] = []
@@ -77,7 +76,10 @@ class AttentionTap:
                 self._groups[layer] = group
                 # Of the kernel's blocks, which the block tables count in, too.
                 self._block_size[layer] = attention.kv_cache.shape[2]
-                self._wrap(layer, attention, readers[alike])
+                # An instance attribute hides the class's forward and leaves other instances alone.
+                attention.forward = partial(
+                    self._forward, layer, attention, readers[alike], attention.forward
+                )
 
     def add(self, request_id: str, request: LoggedRequest | None) -> None:
         """Log a request until :meth:`remove`; nothing for one that does not ask for it."""
@@ -86,12 +88,6 @@ class AttentionTap:
 
     def remove(self, request_id: str) -> None:
         self.requests.pop(request_id, None)
-
-    def unwrap(self) -> None:
-        """Give every attention layer its own ``forward`` back."""
-        for attention in self._wrapped:
-            del attention.forward
-        self._wrapped.clear()
 
     def arm(
         self,
@@ -118,7 +114,7 @@ class AttentionTap:
             if not chosen:
                 continue
             variant = None if plan is None else plan.variant_at(layer)
-            alike = (group, variant and variant.first_layer, chosen)
+            alike = (group, None if variant is None else variant.first_layer, chosen)
             if alike not in built:
                 built[alike] = self._build(rows, chosen, layer, variant, block_tables[group])
             self._reads[layer] = built[alike]
@@ -141,11 +137,6 @@ class AttentionTap:
             output.get_output = lambda: complete(finish())  # type: ignore[method-assign]
             return output
         return complete(output)
-
-    def _wrap(self, layer: int, attention: Any, read: KeyReader) -> None:
-        # An instance attribute hides the class's forward and leaves other instances alone.
-        attention.forward = partial(self._forward, layer, attention, read, attention.forward)
-        self._wrapped.append(attention)
 
     def _forward(
         self,
