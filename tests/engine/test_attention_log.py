@@ -310,3 +310,8 @@ def test_requests_join_and_leave_a_running_batch(open_logging: Any) -> None:
     engine.abort("join-gone")
     outputs |= engine.drain()
     assert_logged(logging, asks, [outputs[f"join-{index}"] for index in range(len(asks))])
+    assert logging.rows("mass", ["join-gone"]) != []  # up to the abort
+    # Nothing of them stays behind; a worker hears of ended requests with the next step.
+    engine.run([text_only(516)])
+    [runner] = engine.llm.llm_engine.collective_rpc(lambda worker: worker.model_runner)
+    assert not runner.flow_tap.requests and not engine.scheduler.flow_logged
