@@ -164,5 +164,6 @@ def test_the_log_stops_at_its_limit_and_deletes_nothing(tmp_path: Path) -> None:
     assert sum(row["request_id"] == "earlier" for row in kept) == LAYERS
     assert LAYERS < len(kept) < 9 * LAYERS
     assert len(kept) + writer.take_dropped() == 9 * LAYERS
+    assert not writer.add("a", token(8)), "it has stopped, and does not even try"
     assert pq.read_table(tmp_path / "heat").num_rows == len(kept)
     writer.close()
