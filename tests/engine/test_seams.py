@@ -69,7 +69,6 @@ from vllm_flow.patches import input_processor, output_processor, vllm_config
         (Scheduler.add_request, ["request"]),
         (Scheduler._free_blocks, ["request"]),
         (Scheduler.update_from_output, ["scheduler_output", "model_runner_output"]),
-        (Scheduler._update_request_with_output, ["request", "new_token_ids"]),
         (Scheduler.shutdown, ["self"]),
         (FullAttentionManager.get_num_blocks_to_allocate, ["request_id", "num_tokens"]),
         (FullAttentionManager.allocate_new_blocks, ["num_tokens", "num_tokens_main_model"]),

@@ -46,7 +46,8 @@ class _FlowScheduling:
         self.kv_cache_manager.flow_layouts = self.flow_requests.layouts
         self.kv_cache_manager.flow_managers = self.flow_managers
         self.flow_log: AttentionLogWriter | None = None
-        self.flow_attention: dict[str, TokenAttention] = {}
+        # Of the step being processed: what may become part of an answer.
+        self.flow_attention: dict[str, tuple[Request, TokenAttention]] = {}
         self.flow_logged: dict[str, int] = {}  # of live requests that log: rows handed over
         if settings.attention_log is not None:
             self.flow_log = AttentionLogWriter(
@@ -60,23 +61,30 @@ class _FlowScheduling:
         super().add_request(request)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
-        if self.flow_log is not None:
-            self.flow_attention = getattr(model_runner_output, OUTPUT_FIELD, {})
-        return super().update_from_output(scheduler_output, model_runner_output)
-
-    def _update_request_with_output(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        # Here a sampled token becomes part of the answer, once: what was computed for a token that
-        # is thrown away (after a stop, a preemption, an abort) is not logged.
-        token = request.num_output_tokens
-        result = super()._update_request_with_output(request, *args, **kwargs)
-        found = self.flow_attention.get(request.request_id)
-        if (
-            found is not None
-            and found.token == token < request.num_output_tokens
-            and self.flow_log.add(client_request_id(request.request_id), found)
-        ):
-            self.flow_logged[request.request_id] += found.num_rows
+        if self.flow_log is None:
+            return super().update_from_output(scheduler_output, model_runner_output)
+        # Recomputing a preempted request repeats rows of tokens that it has long had.
+        self.flow_attention = {
+            request_id: (request, found)
+            for request_id, found in getattr(model_runner_output, OUTPUT_FIELD, {}).items()
+            if (request := self.requests.get(request_id)) is not None
+            and found.token == request.num_output_tokens
+        }
+        result = super().update_from_output(scheduler_output, model_runner_output)
+        for request_id in list(self.flow_attention):
+            self._log_token(request_id)
         return result
+
+    def _log_token(self, request_id: str) -> None:
+        """Log the step's token of a request if it became part of the answer.
+
+        It did not where the step came too late: after a stop, an abort, or a preemption.
+        """
+        request, found = self.flow_attention.pop(request_id, (None, None))
+        if request is None or request.num_output_tokens <= found.token:
+            return
+        if self.flow_log.add(client_request_id(request_id), found):
+            self.flow_logged[request_id] += found.num_rows
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -95,11 +103,14 @@ class _FlowScheduling:
                 self.flow_managers[0].block_size,
                 self.flow_managers[0].spec.page_size_bytes * self.flow_settings.group_layers,
             )
-        rows = self.flow_logged.pop(request.request_id, None)
-        if rows is not None:
+        if request.request_id in self.flow_logged:
+            self._log_token(request.request_id)  # the last one, before it is reported
             # An aborted request's report reaches nobody; what was dropped waits for the next one.
             aborted = request.status is RequestStatus.FINISHED_ABORTED
-            found |= metrics.log_report(rows, 0 if aborted else self.flow_log.take_dropped())
+            found |= metrics.log_report(
+                self.flow_logged.pop(request.request_id),
+                0 if aborted else self.flow_log.take_dropped(),
+            )
         if found:
             kv_transfer_params = {**(kv_transfer_params or {}), metrics.REPORT_KEY: found}
         return kv_transfer_params, ec_transfer_params
