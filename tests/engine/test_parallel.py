@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from vllm import envs
 
 from tests.engine.cases import LONG, mixed, one_image
 from tests.engine.fixtures import OpenEngine
@@ -19,8 +20,13 @@ from vllm_flow.engine.metrics import REPORT_KEY
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
 def test_two_workers_are_exact(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # torch has threads here already
+    for name, value in {
+        "VLLM_CPU_OMP_THREADS_BIND": "0|1",  # a core for each
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # torch has threads here already
+    }.items():
+        monkeypatch.setenv(name, value)  # for the workers
+        # vLLM keeps what it read when it started the first engine of this process.
+        monkeypatch.setattr(envs, name, value, raising=False)
     options = dict(distributed_executor_backend="mp", enable_prefix_caching=True)
     engine = open_engine(
         LONG, 2, tensor_parallel_size=2, max_num_batched_tokens=97, max_num_seqs=8, **options

@@ -7,12 +7,16 @@ engine process, worker and back.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tests.engine import oracle
 from tests.engine.tiny_llava import SPECIALS, WORDS, Shape, build, picture, words
@@ -32,6 +36,7 @@ class Tiny:
     """The running server, and requests for its model."""
 
     running: Server
+    log: Path
 
     def body(self, seed: int, xargs: Any = None, **more: Any) -> dict[str, Any]:
         """A chat request: words, a picture as data URL, words."""
@@ -67,13 +72,14 @@ class Tiny:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
     root = tmp_path_factory.mktemp("server")
     (root / "template.jinja").write_text(TEMPLATE)
+    flow = {"group_layers": 2, "attention_log": str(root / "attention")}
     arguments = [
         *("--max-model-len", "256", "--kv-cache-memory-bytes", str(16 << 20)),
         *("--chat-template", str(root / "template.jinja")),
-        *("--additional-config", json.dumps({"vllm_flow": {"group_layers": 2}})),
+        *("--additional-config", json.dumps({"vllm_flow": flow})),
     ]
     with serve(build(SHAPE, root), arguments, root / "server.log") as running:
-        yield Tiny(running)
+        yield Tiny(running, root / "attention")
 
 
 @pytest.mark.parametrize("cliff", [None, *range(SHAPE.layers + 1)])
@@ -112,6 +118,9 @@ def test_a_streamed_answer_is_the_same(server: Tiny) -> None:
         ({"flow_cliff": {"layer": 2}}, "flow_cliff={'layer': 2}: an object"),
         ({"flow_cliff": True}, "flow_cliff=True: a boolean"),
         ({"flow_cliff": 10**40}, f"flow_cliff={10**40}: there is no such layer"),
+        ({"flow_log_attention": [0, 4]}, "flow_log_attention=[0, 4]: there is no layer 4"),
+        ({"flow_log_attention": 2}, "flow_log_attention=2: it must be true"),
+        ({"flow_log_attention_heat": True}, "send flow_log_attention too"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -139,6 +148,48 @@ def test_text_alone_with_a_policy_is_served(server: Tiny) -> None:
         server.running.model_dir, prompt, [], SHAPE.layers, 12, tuple(WORD_IDS)
     )
     assert answer.json()["choices"][0]["token_ids"] == list(expected.token_ids)
+
+
+def logged(server: Tiny, request_id: str, rows: int, kind: str = "mass") -> list[dict[str, Any]]:
+    """Rows of a request, once that many have been written."""
+    end = time.monotonic() + 30
+    found: list[dict[str, Any]] = []
+    while time.monotonic() < end and len(found) < rows:
+        time.sleep(0.2)
+        if (server.log / kind).exists():
+            table = pq.read_table(server.log / kind)
+            found = [row for row in table.to_pylist() if row["request_id"] == request_id]
+    return found
+
+
+def test_attention_is_logged_under_the_id_that_the_client_sees(server: Tiny) -> None:
+    """JSON's true, a list of layers, and the way from the worker's process to the engine's to the disk."""
+    xargs = {"flow_cliff": 2, "flow_log_attention": True, "flow_log_attention_heat": True}
+    answer = server.chat(server.body(9, xargs)).json()
+    some = server.chat(server.body(10, {"flow_log_attention": [3, 1]})).json()
+    silent = server.chat(server.body(9)).json()
+    report = {"attention_rows": 12 * SHAPE.layers, "attention_rows_dropped": 0}
+    assert answer["kv_transfer_params"]["vllm_flow"].items() >= report.items()
+    assert some["kv_transfer_params"]["vllm_flow"] == {
+        "attention_rows": 24,
+        "attention_rows_dropped": 0,
+    }
+    rows = logged(server, answer["id"], 12 * SHAPE.layers)
+    keys = sorted((row["token"], row["layer"]) for row in rows)
+    assert keys == [(token, layer) for token in range(12) for layer in range(SHAPE.layers)]
+    assert len(logged(server, answer["id"], len(rows), "heat")) == len(rows)
+    assert {row["layer"] for row in logged(server, some["id"], 24)} == {1, 3}
+    assert logged(server, silent["id"], 0) == []
+
+    prompt = f"{words(5, 9)} <image> {words(7, 10)} "
+    encoded = oracle.encode(server.running.model_dir, prompt, [picture(SHAPE, 9)])
+    tokens = answer["choices"][0]["token_ids"]
+    attention = oracle.attention_removed(server.running.model_dir, encoded, tokens[:-1], 2)
+    is_image = torch.tensor([*encoded.is_image_T, *[False] * 11])
+    for row in rows:
+        weights = attention[row["layer"], len(encoded.ids) - 1 + row["token"]]
+        assert abs(row["image"] - float(weights[is_image].sum())) < 1e-4
+        assert abs(sum(row[name] for name in ("system", "image", "user", "output")) - 1) < 1e-5
 
 
 def metrics(server: Tiny) -> dict[str, float]:

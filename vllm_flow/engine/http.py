@@ -18,9 +18,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
-from vllm_flow.engine.frontend import RefusedRequest
+from vllm_flow.engine.frontend import RefusedRequest, check_keys
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.policy import KEY_PREFIX, PolicyError, admit
+from vllm_flow.policy import KEY_PREFIX, PolicyError
 
 XARGS = "vllm_xargs"
 STATE = "vllm_flow_settings"
@@ -58,7 +58,8 @@ def check_body(body: Any, settings: FlowSettings) -> None:
     """Check the keys of a parsed body; whatever else is wrong with it is for vLLM to refuse.
 
     Raises:
-        PolicyError: a ``flow_*`` key beside ``vllm_xargs``; see also :func:`vllm_flow.policy.admit`.
+        PolicyError: a ``flow_*`` key beside ``vllm_xargs``; see also
+            :func:`vllm_flow.engine.frontend.check_keys`.
     """
     if not isinstance(body, dict):
         return
@@ -68,12 +69,7 @@ def check_body(body: Any, settings: FlowSettings) -> None:
             raise PolicyError(key, value, reason)
     keys = body.get(XARGS)
     if isinstance(keys, dict):
-        admit(
-            keys,
-            settings.num_layers,
-            allowed=settings.allow_request_policy,
-            strongest=settings.max_policy,
-        )
+        check_keys(keys, settings)
 
 
 def check_once(raw: bytes) -> None:
