@@ -42,6 +42,10 @@ COMMANDS = {
         "vllm_flow.showcase.command",
         "ask held-out questions at a range of cliffs; table, figure and page in out/demo/",
     ),
+    "profile": Entry(
+        "vllm_flow.profile.command",
+        "time, throughput and memory beside stock vLLM's, each with its ideal; out/profile/",
+    ),
 }
 
 

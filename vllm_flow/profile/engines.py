@@ -253,7 +253,9 @@ def watch(llm: LLM) -> Iterator[Watch]:
     def freed(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(request: Any, *args: Any, **kwargs: Any) -> Any:
             seen.blocks.append(
-                tuple(len(manager.req_to_blocks.get(request.request_id, ())) for manager in managers)
+                tuple(
+                    len(manager.req_to_blocks.get(request.request_id, ())) for manager in managers
+                )
             )
             return original(request, *args, **kwargs)
 

@@ -55,7 +55,9 @@ class LlavaShape:
             )
         for whole, part in (("hidden", "heads"), ("heads", "kv_heads")):
             if getattr(self, whole) % getattr(self, part):
-                raise ValueError(f"{part}={getattr(self, part)} does not divide {whole}={getattr(self, whole)}.")
+                raise ValueError(
+                    f"{part}={getattr(self, part)} does not divide {whole}={getattr(self, whole)}."
+                )
         if self.vocab <= len(SPECIALS):
             raise ValueError(f"vocab={self.vocab}: it must exceed {len(SPECIALS)}.")
 
@@ -71,7 +73,9 @@ class LlavaShape:
         for pair in filter(None, text.removeprefix(PREFIX).split(",")):
             name, _, number = pair.partition("=")
             if name.strip() not in known or not number.strip().isdigit():
-                raise ValueError(f"{pair!r} in the shape: write NAME=NUMBER with {', '.join(known)}.")
+                raise ValueError(
+                    f"{pair!r} in the shape: write NAME=NUMBER with {', '.join(known)}."
+                )
             values[name.strip()] = int(number)
         return cls(**values)
 
@@ -194,7 +198,10 @@ def write_folder(shape: LlavaShape, where: Path, dtype: str) -> Path:
         image_std=[0.25, 0.25, 0.25],
         resample=3,
         rescale_factor=1 / 255,
-        **{f"do_{step}": True for step in ("resize", "center_crop", "rescale", "normalize", "convert_rgb")},
+        **{
+            f"do_{step}": True
+            for step in ("resize", "center_crop", "rescale", "normalize", "convert_rgb")
+        },
     )
     processor = dict(
         processor_class="LlavaProcessor",
