@@ -30,22 +30,23 @@ PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "llava-16",
             "--shape layers=16,hidden=1024,heads=16,kv_heads=16,mlp=2816 --parts prefill,load,capacity "
-            "--rounds 2 --requests 4,16,32 --kv-cache-gib 1.25 --ttft-ms 10000 --tpot-ms 500",
+            "--rounds 2 --requests 4,16,32 --block-size 32 --kv-cache-gib 1.25 --ttft-ms 10000 --tpot-ms 500",
         ),
         (
             "decode",
             "--shape layers=16,hidden=1024,heads=16,kv_heads=16,mlp=2816 --parts decode "
-            "--decode-image-tokens 576,2880 --decode-batch 4 --rounds 2 --output-tokens 24",
+            "--decode-image-tokens 576,2880 --decode-batch 4 --rounds 2 --output-tokens 24 "
+            "--block-size 32 --kv-cache-gib 1",
         ),
         (
             "tinyllama-22",
             f"--shape {TINY_LLAMA} --parts prefill --batch 2 --rounds 2 --group-layers 2 "
-            "--kv-cache-gib 0.25",
+            "--block-size 32 --kv-cache-gib 0.25",
         ),
         (
             "peers",
             "--shape layers=16,hidden=1024,heads=16,kv_heads=16,mlp=2816 --parts peers --rounds 1 "
-            "--kv-cache-gib 1",
+            "--dtype float32 --block-size 32 --kv-cache-gib 1",
         ),
     ),
     "quick": (
@@ -144,6 +145,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: %(default)s",
     )
     add("--kv-cache-gib", type=float, default=2.0, help="each engine's pool; default: %(default)s")
+    add("--block-size", type=int, default=None, help="tokens per KV block; default: vLLM's choice")
     add("--group-layers", type=int, default=None, help="layers per storage group")
     add("--max-num-batched-tokens", type=int, default=8192, metavar="N", help="default: 8192")
     add("--ttft-ms", type=float, default=None, help="goodput: a request's TTFT must be within")
@@ -226,6 +228,7 @@ def _profile(args: argparse.Namespace, scratch: Path) -> None:
         load_format=load_format,
         max_model_len=longest + args.text_tokens + args.output_tokens + 64,
         max_num_batched_tokens=args.max_num_batched_tokens,
+        block_size=args.block_size,
         kv_cache_bytes=int(args.kv_cache_gib * 2**30),
         group_layers=groups,
         images=images_of(longest),

@@ -47,7 +47,7 @@ def show(results: Results, console: Console) -> None:
     for table in tables(results):
         console.print(table)
     for note in results.notes:
-        console.print(note, highlight=False)
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(title: str, columns: Iterable[str]) -> Table:
