@@ -11,16 +11,13 @@ alternating rounds, and prints what was reached beside what the shapes allow.
 from __future__ import annotations
 
 import argparse
-import datetime
 import shlex
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from vllm_flow.profile.shape import PREFIX, LlavaShape
+from vllm_flow.profile.shape import PREFIX
 
 PARTS = ("prefill", "load", "capacity", "decode", "peers")
 TINY_LLAMA = "layers=22,hidden=2048,heads=32,kv_heads=4,mlp=5632"
@@ -157,9 +154,11 @@ def run(args: argparse.Namespace) -> int:
     """Profile; print the tables and write JSON and figures."""
     if args.preset:
         return _preset(args)
+    from vllm_flow.profile import session
+
     try:
         with tempfile.TemporaryDirectory(prefix="vllm-flow-shape-") as scratch:
-            _profile(args, Path(scratch))
+            session.profile(args, Path(scratch))
     except ValueError as error:
         print(f"vllm-flow profile: {error}", file=sys.stderr)
         return 2
@@ -175,171 +174,3 @@ def _preset(args: argparse.Namespace) -> int:
         if status:
             return status
     return 0
-
-
-def _profile(args: argparse.Namespace, scratch: Path) -> None:
-    from vllm_flow.profile import engines
-
-    engines.prepare_process()
-    from rich.console import Console
-    from transformers import AutoConfig
-
-    from vllm_flow.plan import default_group_layers, storage_groups
-    from vllm_flow.profile import figure, ideal, measure, table
-    from vllm_flow.profile.load import Limits
-    from vllm_flow.profile.records import Results
-    from vllm_flow.profile.shape import shape_of, write_folder, write_weights
-
-    requests = args.requests or tuple(max(4, 2 * level) for level in args.concurrency)
-    if len(requests) != len(args.concurrency):
-        raise ValueError(
-            f"--requests names {len(requests)} loads, --concurrency {len(args.concurrency)}."
-        )
-    spelled = args.shape or (args.model if args.model.startswith(PREFIX) else None)
-    model, load_format = args.model, "auto"
-    if spelled is not None:
-        llava = LlavaShape.parse(spelled)
-        if "peers" in args.parts:
-            model = str(write_weights(llava, scratch, args.dtype))
-        else:
-            model, load_format = str(write_folder(llava, scratch, args.dtype)), "dummy"
-    config = AutoConfig.from_pretrained(model)
-    shape = shape_of(config, args.dtype)
-    if shape.tower is None:
-        raise ValueError(f"{model} has no vision tower; profile a vision-language model.")
-    systems = engines.parse_systems(args.policies, shape.layers)
-    (peer,) = engines.parse_systems(args.peer_cliff, shape.layers)[1:]
-    groups = args.group_layers or default_group_layers(shape.layers)
-    storage_groups(shape.layers, groups)  # refuses a size that does not divide
-
-    def images_of(tokens: int) -> int:
-        if tokens % shape.tower.patches:
-            raise ValueError(
-                f"{tokens} image tokens: one image has {shape.tower.patches}; use a multiple."
-            )
-        return tokens // shape.tower.patches
-
-    image_tokens = args.image_tokens or shape.tower.patches
-    contexts = args.decode_image_tokens or (image_tokens,)
-    longest = max(image_tokens, *(contexts if "decode" in args.parts else ()), 0)
-    options = engines.EngineOptions(
-        model=model,
-        dtype=args.dtype,
-        load_format=load_format,
-        max_model_len=longest + args.text_tokens + args.output_tokens + 64,
-        max_num_batched_tokens=args.max_num_batched_tokens,
-        block_size=args.block_size,
-        kv_cache_bytes=int(args.kv_cache_gib * 2**30),
-        group_layers=groups,
-        images=images_of(longest),
-    )
-    console = Console(width=200 if not sys.stdout.isatty() else None)
-    stock, flow = (
-        engines.open_engine(options, extension=on, num_layers=shape.layers) for on in (False, True)
-    )
-    work = measure.workload_of(stock, args.text_tokens, args.output_tokens, images_of(image_tokens))
-    limits = Limits(args.ttft_ms, args.tpot_ms)
-    bench = measure.Bench(stock, flow, systems, shape, work, limits)
-    found: dict[str, Any] = {}
-    if "prefill" in args.parts:
-        found["prefill"] = measure.prefill(bench, args.batch, args.rounds)
-    if "load" in args.parts:
-        found["load"] = tuple(
-            row
-            for level, count in zip(args.concurrency, requests, strict=True)
-            for row in measure.under_load(bench, level, count, args.rounds)
-        )
-    if "capacity" in args.parts:
-        found["capacity"] = measure.capacity(bench)
-    if "decode" in args.parts:
-        found["decode"] = tuple(
-            row
-            for tokens in contexts
-            for row in measure.decode(
-                bench.with_work(replace(work, image_tokens=tokens, images=images_of(tokens))),
-                args.decode_batch,
-                args.rounds,
-            )
-        )
-    if "peers" in args.parts:
-        found["peers"] = _peers(bench, model, args, peer.layers_seen(shape.layers))
-    flops = ideal.prefill_flops(shape, work, shape.layers)
-    results = Results(
-        command=f"vllm-flow {shlex.join(sys.argv[1:])}",
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        model=f"{PREFIX}{LlavaShape.parse(spelled)}" if spelled is not None else args.model,
-        shape=asdict(shape),
-        workload=asdict(work),
-        engine=_engine_facts(stock, options, groups),
-        limits=asdict(limits),
-        notes=(
-            f"One request: {work.text_tokens} text + {work.image_tokens} image tokens, "
-            f"{work.output_tokens} out; {flops.total / 1e9:.0f} GFLOP of prefill without a policy, "
-            f"{flops.tower / 1e9:.1f} of them the vision tower.",
-        ),
-        **found,
-    )
-    results = replace(results, notes=(*results.notes, _describe(results)))
-    table.show(results, console)
-    paths = [results.write(args.out), *figure.draw(results, args.out)]
-    console.print("Wrote " + ", ".join(str(path) for path in paths), highlight=False)
-
-
-def _peers(bench: Any, model: str, args: argparse.Namespace, cliff: int) -> Any:
-    import torch
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
-    from transformers.utils.logging import disable_progress_bar
-
-    from vllm_flow.profile import peer_bench
-
-    disable_progress_bar()
-
-    theirs = LlavaForConditionalGeneration.from_pretrained(
-        model, dtype=getattr(torch, args.dtype), attn_implementation="sdpa"
-    ).eval()
-    return peer_bench.compare(
-        bench,
-        theirs,
-        LlavaProcessor.from_pretrained(model),
-        batches=(1, args.batch),
-        cliff=cliff,
-        rounds=args.rounds,
-    )
-
-
-def _engine_facts(llm: Any, options: Any, groups: int) -> dict[str, Any]:
-    import platform
-
-    import torch
-    import vllm
-
-    return {
-        **asdict(options),
-        "model": None,  # a folder of this machine says nothing elsewhere
-        "group_layers": groups,
-        "block_size": llm.llm_engine.vllm_config.cache_config.block_size,
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor(),
-        "vllm": vllm.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            names = (line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-            return next(names, "CPU")
-    except OSError:
-        return "CPU"
-
-
-def _describe(results: Any) -> str:
-    engine = results.engine
-    return (
-        f"{results.model}; {engine['dtype']}; vLLM {engine['vllm']}, torch {engine['torch']}, "
-        f"{engine['device']}, {engine['threads']} threads; storage groups of {engine['group_layers']} "
-        f"layers, blocks of {engine['block_size']} tokens; stock and extension are two engines of "
-        "one process, rounds alternate; medians [lowest, highest]."
-    )
