@@ -119,6 +119,22 @@ def test_decode_reads_grow_with_the_cliff_and_the_batch(
 
 
 @given(shapes(), works(), st.data())
+def test_a_decode_step_reads_the_weights_once_and_every_request(
+    shape: ModelShape, work: Workload, data: st.DataObject
+) -> None:
+    cliff, batch = data.draw(cliffs(shape)), data.draw(st.integers(1, 64))
+    each = ideal.decode_step_bytes(shape, work, cliff, batch + 1)
+    each -= ideal.decode_step_bytes(shape, work, cliff, batch)
+    whole = ideal.decode_step_bytes(shape, work, cliff, batch)
+    parameters = shape.layers * shape.layer_parameters + shape.head_parameters
+    assert whole - batch * each == pytest.approx(parameters * shape.value_bytes)
+    # A request's mean context lies between its prompt and its end.
+    low = ideal.stored_tokens(shape, work, cliff, work.prompt_tokens)
+    high = ideal.stored_tokens(shape, work, cliff, work.prompt_tokens + work.output_tokens)
+    assert low * shape.token_bytes * 0.999 <= each <= high * shape.token_bytes * 1.001
+
+
+@given(shapes(), works(), st.data())
 def test_decode_flops_add_up_step_by_step(
     shape: ModelShape, work: Workload, data: st.DataObject
 ) -> None:

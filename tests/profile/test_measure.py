@@ -98,6 +98,14 @@ def test_load_serves_everything_and_predicts_every_block(bench: Bench) -> None:
     assert stock.ideal_ratio == baseline.ideal_ratio == 1 < two.ideal_ratio < one.ideal_ratio
 
 
+def test_blocks_at_the_very_border_of_a_block(bench: Bench) -> None:
+    """84 prompt tokens and 13 out fill three blocks to the last slot: the last token is not stored."""
+    border = bench.with_work(replace(bench.work, output_tokens=13))
+    assert border.work.computed_tokens == 96
+    rows = measure.under_load(border, concurrency=1, count=1, rounds=1)
+    assert all(row.blocks_exact for row in rows) and rows[0].blocks_each == (3,)
+
+
 def test_limits_that_nothing_meets_make_no_good_request(bench: Bench) -> None:
     strict = replace(bench, limits=load.Limits(ttft_ms=1e-6))
     rows = measure.under_load(strict, concurrency=2, count=2, rounds=1)

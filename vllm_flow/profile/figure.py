@@ -99,8 +99,9 @@ def _bars(
             linestyle=(0, (2, 1)),
             label="ideal" if first else None,
         )
-    axis.set_xticks(range(len(groups)), groups, rotation=20, ha="right")
-    axis.legend(fontsize=9, loc="upper left")
+    axis.set_xticks(range(len(groups)), groups)
+    # Below the axes, where it can hide nothing.
+    axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(-0.02, -0.16), ncols=2)
 
 
 def _prefill(axis: Any, results: Results) -> None:
