@@ -22,29 +22,29 @@ from vllm_flow.profile.shape import PREFIX
 PARTS = ("prefill", "load", "capacity", "decode", "peers")
 TINY_LLAMA = "layers=22,hidden=2048,heads=32,kv_heads=4,mlp=5632"
 
+_LLAVA_16 = "--shape layers=16,hidden=1024,heads=16,kv_heads=16,mlp=2816 --block-size 32"
+
 PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
+    # Under 15 minutes on two cores.
     "cpu": (
         (
             "llava-16",
-            "--shape layers=16,hidden=1024,heads=16,kv_heads=16,mlp=2816 --parts prefill,load,capacity "
-            "--rounds 2 --requests 4,16,32 --block-size 32 --kv-cache-gib 1.25 --ttft-ms 10000 --tpot-ms 500",
+            f"{_LLAVA_16} --parts prefill,load --rounds 2 --batch 4 --requests 2,8,32 "
+            "--kv-cache-gib 1.25 --ttft-ms 20000 --tpot-ms 1000",
         ),
+        ("capacity", f"{_LLAVA_16} --parts capacity --kv-cache-gib 0.5"),
         (
             "decode",
-            "--shape layers=16,hidden=1024,heads=16,kv_heads=16,mlp=2816 --parts decode "
-            "--decode-image-tokens 576,2880 --decode-batch 4 --rounds 2 --output-tokens 24 "
-            "--block-size 32 --kv-cache-gib 1",
+            f"{_LLAVA_16} --parts decode --decode-image-tokens 576,2880 --decode-batch 2 "
+            "--rounds 2 --output-tokens 24 --kv-cache-gib 1",
         ),
         (
             "tinyllama-22",
-            f"--shape {TINY_LLAMA} --parts prefill --batch 2 --rounds 2 --group-layers 2 "
+            f"--shape {TINY_LLAMA} --parts prefill --batch 1 --rounds 2 --group-layers 2 "
             "--block-size 32 --kv-cache-gib 0.25",
         ),
-        (
-            "peers",
-            "--shape layers=16,hidden=1024,heads=16,kv_heads=16,mlp=2816 --parts peers --rounds 1 "
-            "--dtype float32 --block-size 32 --kv-cache-gib 1",
-        ),
+        # float32, so that greedy tokens of two libraries can be compared.
+        ("peers", f"{_LLAVA_16} --parts peers --rounds 1 --dtype float32 --kv-cache-gib 1"),
     ),
     "quick": (
         (
