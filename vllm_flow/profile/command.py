@@ -67,6 +67,23 @@ def _numbers(text: str) -> tuple[int, ...]:
     return found
 
 
+def _number(text: str) -> int:
+    (number,) = _numbers(text) if "," not in text else (0,)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: write one number, at least 1")
+    return number
+
+
+def _gib(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if found <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a size in GiB above 0, such as 1.5")
+    return found
+
+
 def _parts(text: str) -> tuple[str, ...]:
     found = tuple(part.strip() for part in text.split(","))
     strange = [part for part in found if part not in PARTS]
@@ -89,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_parts,
         default=("prefill", "load", "capacity"),
         metavar="A,B",
-        help=f"what to measure: {', '.join(PARTS)}; default: %(default)s",
+        help=f"what to measure: {', '.join(PARTS)}; default: the first three",
     )
     add(
         "--policies",
@@ -110,17 +127,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="requests per load, one number per concurrency; default: twice the concurrency, at least 4",
     )
-    add("--text-tokens", type=int, default=32, metavar="N", help="default: %(default)s")
+    add("--text-tokens", type=_number, default=32, metavar="N", help="default: %(default)s")
     add(
         "--image-tokens",
-        type=int,
+        type=_number,
         default=None,
         metavar="N",
         help="per request, a multiple of the model's tokens per image; default: one image",
     )
-    add("--output-tokens", type=int, default=16, metavar="N", help="default: %(default)s")
-    add("--batch", type=int, default=8, metavar="N", help="requests of one prefill; default: 8")
-    add("--decode-batch", type=int, default=1, metavar="N", help="requests of a decode; default: 1")
+    add("--output-tokens", type=_number, default=16, metavar="N", help="default: %(default)s")
+    add("--batch", type=_number, default=8, metavar="N", help="requests of one prefill; default: 8")
+    add(
+        "--decode-batch",
+        type=_number,
+        default=1,
+        metavar="N",
+        help="requests of a decode; default: 1",
+    )
     add(
         "--decode-image-tokens",
         type=_numbers,
@@ -134,17 +157,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CLIFF",
         help="the cliff of mask, VTW and ours among the peers; default: %(default)s",
     )
-    add("--rounds", type=int, default=3, help="counted rounds, after one to warm up; default: 3")
+    add(
+        "--rounds", type=_number, default=3, help="counted rounds, after one to warm up; default: 3"
+    )
     add(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
         default="bfloat16",
         help="default: %(default)s",
     )
-    add("--kv-cache-gib", type=float, default=2.0, help="each engine's pool; default: %(default)s")
-    add("--block-size", type=int, default=None, help="tokens per KV block; default: vLLM's choice")
-    add("--group-layers", type=int, default=None, help="layers per storage group")
-    add("--max-num-batched-tokens", type=int, default=8192, metavar="N", help="default: 8192")
+    add("--kv-cache-gib", type=_gib, default=2.0, help="each engine's pool; default: %(default)s")
+    add(
+        "--block-size",
+        type=_number,
+        default=None,
+        help="tokens per KV block; default: vLLM's choice",
+    )
+    add("--group-layers", type=_number, default=None, help="layers per storage group")
+    add("--max-num-batched-tokens", type=_number, default=8192, metavar="N", help="default: 8192")
     add("--ttft-ms", type=float, default=None, help="goodput: a request's TTFT must be within")
     add("--tpot-ms", type=float, default=None, help="goodput: and its TPOT within")
     add("--out", type=Path, default=Path("out/profile"), help="default: %(default)s")

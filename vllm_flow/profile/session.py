@@ -47,7 +47,14 @@ def profile(args: argparse.Namespace, scratch: Path) -> None:
             model = str(write_weights(llava, scratch, args.dtype))
         else:
             model, load_format = str(write_folder(llava, scratch, args.dtype)), "dummy"
-    config = AutoConfig.from_pretrained(model)
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except OSError as error:
+        raise ValueError(f"no model at {model!r}: {str(error).splitlines()[0]}") from None
+    if "peers" in args.parts and config.model_type != "llava":
+        raise ValueError(
+            f"the peers are written for LLaVA; leave out peers for {config.model_type}."
+        )
     shape = shape_of(config, args.dtype)
     if shape.tower is None:
         raise ValueError(f"{model} has no vision tower; profile a vision-language model.")
