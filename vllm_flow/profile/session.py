@@ -6,10 +6,12 @@ import argparse
 import datetime
 import shlex
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.profile.records import Results
 from vllm_flow.profile.shape import PREFIX, LlavaShape
 
 
@@ -29,9 +31,8 @@ def profile(args: argparse.Namespace, scratch: Path) -> None:
     from transformers import AutoConfig
 
     from vllm_flow.plan import default_group_layers, storage_groups
-    from vllm_flow.profile import figure, ideal, measure, table
+    from vllm_flow.profile import figure, measure, table
     from vllm_flow.profile.load import Limits
-    from vllm_flow.profile.records import Results
     from vllm_flow.profile.shape import shape_of, write_folder, write_weights
 
     requests = args.requests or tuple(max(4, 2 * level) for level in args.concurrency)
@@ -60,6 +61,7 @@ def profile(args: argparse.Namespace, scratch: Path) -> None:
         raise ValueError(f"{model} has no vision tower; profile a vision-language model.")
     systems = engines.parse_systems(args.policies, shape.layers)
     (peer,) = engines.parse_systems(args.peer_cliff, shape.layers)[1:]
+    cliff = peer.layers_seen(shape.layers)
     groups = args.group_layers or default_group_layers(shape.layers)
     storage_groups(shape.layers, groups)  # refuses a size that does not divide
 
@@ -91,49 +93,92 @@ def profile(args: argparse.Namespace, scratch: Path) -> None:
     work = measure.workload_of(stock, args.text_tokens, args.output_tokens, images_of(image_tokens))
     limits = Limits(args.ttft_ms, args.tpot_ms)
     bench = measure.Bench(stock, flow, systems, shape, work, limits)
-    found: dict[str, Any] = {}
+    results = _empty(args, spelled, bench, options, groups)
+    # Each part is shown and kept as soon as it is there: a run may be cut short.
+    for part, measured in _measurements(args, bench, requests, contexts, images_of, model, cliff):
+        results = replace(results, **{part: measured})
+        for made in table.tables(results, part):
+            console.print(made)
+        results.write(args.out)
+    for note in results.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    paths = [results.write(args.out), *figure.draw(results, args.out)]
+    console.print(
+        "Wrote " + ", ".join(str(path) for path in paths), highlight=False, soft_wrap=True
+    )
+
+
+def _measurements(
+    args: argparse.Namespace,
+    bench: Any,
+    requests: Sequence[int],
+    contexts: Sequence[int],
+    images_of: Callable[[int], int],
+    model: str,
+    cliff: int,
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """(part, what was found), one after the other."""
+    from vllm_flow.profile import measure
+
     if "prefill" in args.parts:
-        found["prefill"] = measure.prefill(bench, args.batch, args.rounds)
+        yield "prefill", measure.prefill(bench, args.batch, args.rounds)
     if "load" in args.parts:
-        found["load"] = tuple(
-            row
-            for level, count in zip(args.concurrency, requests, strict=True)
-            for row in measure.under_load(bench, level, count, args.rounds)
+        yield (
+            "load",
+            tuple(
+                row
+                for level, count in zip(args.concurrency, requests, strict=True)
+                for row in measure.under_load(bench, level, count, args.rounds)
+            ),
         )
     if "capacity" in args.parts:
-        found["capacity"] = measure.capacity(bench)
+        yield "capacity", measure.capacity(bench)
     if "decode" in args.parts:
-        found["decode"] = tuple(
-            row
-            for tokens in contexts
-            for row in measure.decode(
-                bench.with_work(replace(work, image_tokens=tokens, images=images_of(tokens))),
-                args.decode_batch,
-                args.rounds,
-            )
+        yield (
+            "decode",
+            tuple(
+                row
+                for tokens in contexts
+                for row in measure.decode(
+                    bench.with_work(
+                        replace(bench.work, image_tokens=tokens, images=images_of(tokens))
+                    ),
+                    args.decode_batch,
+                    args.rounds,
+                )
+            ),
         )
     if "peers" in args.parts:
-        found["peers"] = _peers(bench, model, args, peer.layers_seen(shape.layers))
-    flops = ideal.prefill_flops(shape, work, shape.layers)
-    results = Results(
+        yield "peers", _peers(bench, model, args, cliff)
+
+
+def _empty(
+    args: argparse.Namespace, spelled: str | None, bench: Any, options: Any, groups: int
+) -> Results:
+    """What is known of a run before anything is measured."""
+    from vllm_flow.profile import ideal
+
+    work, flops = bench.work, ideal.prefill_flops(bench.shape, bench.work, bench.shape.layers)
+    engine = _engine_facts(bench.stock, options, groups)
+    model = f"{PREFIX}{LlavaShape.parse(spelled)}" if spelled is not None else args.model
+    return Results(
         command=f"vllm-flow {shlex.join(sys.argv[1:])}",
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        model=f"{PREFIX}{LlavaShape.parse(spelled)}" if spelled is not None else args.model,
-        shape=asdict(shape),
+        model=model,
+        shape=asdict(bench.shape),
         workload=asdict(work),
-        engine=_engine_facts(stock, options, groups),
-        limits=asdict(limits),
+        engine=engine,
+        limits=asdict(bench.limits),
         notes=(
             f"One request: {work.text_tokens} text + {work.image_tokens} image tokens, "
             f"{work.output_tokens} out; {flops.total / 1e9:.0f} GFLOP of prefill without a policy, "
             f"{flops.tower / 1e9:.1f} of them the vision tower.",
+            f"{model}; {engine['dtype']}; vLLM {engine['vllm']}, torch {engine['torch']}, "
+            f"{engine['device']}, threads: {engine['threads']}; storage groups of {groups} layers, "
+            f"blocks of {engine['block_size']} tokens; stock and extension are two engines of one "
+            "process, rounds alternate; medians [lowest, highest].",
         ),
-        **found,
     )
-    results = replace(results, notes=(*results.notes, _describe(results)))
-    table.show(results, console)
-    paths = [results.write(args.out), *figure.draw(results, args.out)]
-    console.print("Wrote " + ", ".join(str(path) for path in paths), highlight=False)
 
 
 def _peers(bench: Any, model: str, args: argparse.Namespace, cliff: int) -> Any:
@@ -184,13 +229,3 @@ def _processor() -> str:
             return next(names, "CPU")
     except OSError:
         return "CPU"
-
-
-def _describe(results: Any) -> str:
-    engine = results.engine
-    return (
-        f"{results.model}; {engine['dtype']}; vLLM {engine['vllm']}, torch {engine['torch']}, "
-        f"{engine['device']}, {engine['threads']} threads; storage groups of {engine['group_layers']} "
-        f"layers, blocks of {engine['block_size']} tokens; stock and extension are two engines of "
-        "one process, rounds alternate; medians [lowest, highest]."
-    )

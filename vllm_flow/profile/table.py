@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from vllm_flow.profile.records import Results, Spread
@@ -29,25 +28,9 @@ def share(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def tables(results: Results) -> list[Table]:
-    """One table per measurement that was made."""
-    makers = (
-        (results.prefill, _prefill),
-        (results.load, _load),
-        (results.load, _memory),
-        (results.capacity, _capacity),
-        (results.decode, _decode),
-        (results.peers, _peers),
-    )
-    return [make(results) for records, make in makers if records]
-
-
-def show(results: Results, console: Console) -> None:
-    """Print every table."""
-    for table in tables(results):
-        console.print(table)
-    for note in results.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+def tables(results: Results, part: str) -> list[Table]:
+    """The tables of one part of the profile: a field of :class:`Results` that holds measurements."""
+    return [make(results) for make in _MAKERS[part]]
 
 
 def _table(title: str, columns: Iterable[str]) -> Table:
@@ -207,3 +190,12 @@ def _peers(results: Results) -> Table:
             same,
         )
     return table
+
+
+_MAKERS: dict[str, tuple[Callable[[Results], Table], ...]] = {
+    "prefill": (_prefill,),
+    "load": (_load, _memory),
+    "capacity": (_capacity,),
+    "decode": (_decode,),
+    "peers": (_peers,),
+}
