@@ -101,7 +101,7 @@ def _bars(
         )
     axis.set_xticks(range(len(groups)), groups)
     # Below the axes, where it can hide nothing.
-    axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(-0.02, -0.16), ncols=2)
+    axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(-0.02, -0.1), ncols=2)
 
 
 def _prefill(axis: Any, results: Results) -> None:
