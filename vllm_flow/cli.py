@@ -58,6 +58,10 @@ COMMANDS = {
         "vllm_flow.doctor",
         "what is installed, and whether vLLM would serve with the extension (or a model)",
     ),
+    "profile": Entry(
+        "vllm_flow.profile.command",
+        "time, throughput and memory beside stock vLLM's, each with its ideal; out/profile/",
+    ),
 }
 
 

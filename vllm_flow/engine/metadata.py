@@ -6,7 +6,9 @@ attention backend of vLLM is built through. Knows neither runner: each hands ove
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -60,12 +62,18 @@ def flow_step(
     return step
 
 
+@lru_cache(maxsize=4096)
+def _layer_index(name: str) -> int:
+    """vLLM parses the index out of the name; every layer is asked for in every step."""
+    return extract_layer_index(name)
+
+
 def _layers_by_variant(layer_names: Sequence[str], plan: StepPlan) -> dict[int, list[str]]:
     """Variant index -> the layers in it; layers before the first cliff are in none."""
-    starts = np.array([variant.first_layer for variant in plan.variants])
+    starts = [variant.first_layer for variant in plan.variants]
     found: dict[int, list[str]] = {}
     for name in layer_names:
-        index = int(np.searchsorted(starts, extract_layer_index(name), side="right")) - 1
+        index = bisect_right(starts, _layer_index(name)) - 1
         if index >= 0:
             found.setdefault(index, []).append(name)
     return found
@@ -94,25 +102,41 @@ class _VariantTensors:
         rest = iter(tensors[5:])
         self.rows = next(rest) if variant.rows is not None else None
         self.gather = next(rest) if variant.gather is not None else None
+        # The same for every storage group, and there are several per step.
+        self._host = (
+            torch.from_numpy(variant.query_start_loc.astype(np.int32)),
+            torch.from_numpy(variant.seq_lens.astype(np.int32)),
+            variant.max_query_len,
+            variant.max_seq_len,
+        )
+        self._places: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _place(self, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """[R] index into the request's blocks, and [R] slot inside the block."""
+        if block_size not in self._places:
+            self._places[block_size] = (self.positions // block_size, self.positions % block_size)
+        return self._places[block_size]
 
     def common_metadata(
         self, block_table: torch.Tensor, block_size: int
     ) -> CommonAttentionMetadata:
         """Attention metadata of this variant over one group's block table, [requests, blocks]."""
-        variant = self.variant
-        block = block_table[self.row_requests, self.positions // block_size]
-        slots = block.to(torch.int64) * block_size + self.positions % block_size
-        query_start_loc_cpu = torch.from_numpy(variant.query_start_loc.astype(np.int32))
-        seq_lens_cpu = torch.from_numpy(variant.seq_lens.astype(np.int32))
+        index, inside = self._place(block_size)
+        block = block_table[self.row_requests, index]
+        query_start_loc_cpu, seq_lens_cpu, max_query_len, max_seq_len = self._host
+        num_reqs = len(self.variant.requests)
         return CommonAttentionMetadata(
             query_start_loc=self.query_start_loc,
             query_start_loc_cpu=query_start_loc_cpu,
             seq_lens=self.seq_lens,
             seq_lens_cpu_upper_bound=seq_lens_cpu,
-            num_reqs=len(variant.requests),
-            num_actual_tokens=variant.num_rows,
-            max_query_len=variant.max_query_len,
-            max_seq_len=variant.max_seq_len,
-            block_table_tensor=block_table.index_select(0, self.requests),
-            slot_mapping=slots,
+            num_reqs=num_reqs,
+            num_actual_tokens=self.variant.num_rows,
+            max_query_len=max_query_len,
+            max_seq_len=max_seq_len,
+            # Where every request has a row, as in decode, the table is taken as it is.
+            block_table_tensor=block_table
+            if num_reqs == len(block_table)
+            else block_table.index_select(0, self.requests),
+            slot_mapping=block.to(torch.int64) * block_size + inside,
         )

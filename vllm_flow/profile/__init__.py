@@ -1,1 +1,1 @@
-"""Measuring what eviction saves: on top of vLLM, beside what arithmetic allows."""
+"""What eviction saves on one machine, beside what arithmetic allows; on top of vLLM."""

@@ -1,0 +1,67 @@
+"""Arguments of ``vllm-flow profile``: what is refused, and that every preset can be read."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+import pytest
+
+from vllm_flow.cli import build_parser
+from vllm_flow.profile.command import PRESETS
+from vllm_flow.profile.shape import LlavaShape
+
+
+def parse(line: str) -> argparse.Namespace:
+    argv = ["profile", *shlex.split(line)]
+    return build_parser(argv).parse_args(argv)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_can_be_read(name: str) -> None:
+    names = [run for run, _ in PRESETS[name]]
+    assert len(set(names)) == len(names)
+    for _, line in PRESETS[name]:
+        args = parse(line)
+        LlavaShape.parse(args.shape)
+        if args.requests is not None:
+            assert len(args.requests) == len(args.concurrency)
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("", "required"),
+        ("--model a --shape layers=2", "not allowed"),
+        ("--model a --parts prefil", "choose from"),
+        ("--model a --rounds 0", "at least 1"),
+        ("--model a --rounds 1,2", "one number"),
+        ("--model a --concurrency 1,x", "such as 1,8,32"),
+        ("--model a --kv-cache-gib 0", "above 0"),
+    ],
+)
+def test_refusals(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(line)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("--shape layers=x", "layers=x"),
+        ("--shape layers=4 --requests 1,2", "--requests names 2"),
+        ("--shape layers=4 --policies cliff=9", "cliff=9"),
+        ("--shape layers=4 --group-layers 3", "group_layers=3"),
+        ("--shape layers=4 --image-tokens 600", "600 image tokens"),
+        ("--model no-such-folder", "no model at 'no-such-folder'"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_an_engine_starts(
+    line: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vllm_flow.profile import command
+
+    assert command.run(parse(line)) == 2
+    assert said in capsys.readouterr().err

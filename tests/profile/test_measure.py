@@ -1,0 +1,176 @@
+"""The measurements on two tiny engines: what is counted must equal what the shapes say.
+
+Times on a shared machine prove nothing, so none is compared; rows, blocks, requests and copies are.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vllm_flow.profile import engines, figure, ideal, load, measure, table
+from vllm_flow.profile.engines import System
+from vllm_flow.profile.measure import Bench
+from vllm_flow.profile.records import Results, Spread
+
+CLIFF = System("cliff=2", extension=True, cliff=2)
+
+
+def test_work_is_counted_as_the_engine_sees_it(bench: Bench) -> None:
+    assert (bench.work.text_tokens, bench.work.image_tokens) == (20, 64)
+    assert measure.workload_of(bench.stock, 9, 5, 2).image_tokens == 128
+
+
+def test_rows_through_each_layer_are_the_ideals(bench: Bench) -> None:
+    """The guard of the speed-up that no noisy machine can disturb."""
+    rows: dict[int, int] = defaultdict(int)
+    layers = engines.runner_of(bench.flow).model.language_model.model.layers
+    hooks = [
+        layer.mlp.register_forward_pre_hook(
+            lambda _module, args, index=index: rows.__setitem__(index, rows[index] + len(args[0]))
+        )
+        for index, layer in enumerate(layers)
+    ]
+    try:
+        for system in bench.systems[1:]:
+            rows.clear()
+            _, prompts = bench.requests(3)
+            bench.flow.generate(prompts, load.params_of(system, 1), use_tqdm=False)
+            expected = ideal.layer_rows(bench.shape, bench.work, bench.layers_seen(system))
+            assert tuple(rows[i] for i in range(4)) == tuple(3 * r for r in expected), system
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_the_step_plan_neither_waits_for_the_device_nor_copies_per_layer(bench: Bench) -> None:
+    """What costs time on a GPU: reading a tensor back, and many small copies."""
+    counted: dict[str, int] = defaultdict(int)
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            counted[str(func)] += 1
+            return func(*args, **(kwargs or {}))
+
+    runner = engines.runner_of(bench.flow)
+    plan, steps = runner._plan_flow_step, 0
+
+    def spy(*args: object) -> object:
+        nonlocal steps
+        steps += 1
+        with Count():
+            return plan(*args)
+
+    runner._plan_flow_step = spy
+    try:
+        _, prompts = bench.requests(2)
+        bench.flow.generate(prompts, load.params_of(CLIFF, 4), use_tqdm=False)
+    finally:
+        del runner._plan_flow_step
+    waits = [
+        name for name in counted if any(w in name for w in ("local_scalar", "nonzero", "item"))
+    ]
+    assert steps == 4 and not waits, waits
+    # Two packed groups of one variant: slots are looked up once per group and step.
+    assert counted["aten.index.Tensor"] == 2 * steps, dict(counted)
+    # Places inside blocks are the same for every group.
+    assert counted["aten.floor_divide.default"] == steps, dict(counted)
+
+
+def test_load_serves_everything_and_predicts_every_block(bench: Bench) -> None:
+    rows = measure.under_load(bench, concurrency=3, count=5, rounds=1)
+    assert [row.system for row in rows] == ["stock", "baseline", "cliff=2", "cliff=1"]
+    for row in rows:
+        assert row.blocks_exact, row
+        assert row.good_share.median == 1.0
+        assert row.requests_per_s.median > 0 and row.ttft_ms.median > 0 and row.tpot_ms.median > 0
+        assert row.peak_blocks <= 3 * sum(row.blocks_predicted)
+        assert row.ideal_kv_mib <= row.peak_kv_mib
+        assert 0 < row.host_share.median < 1
+    stock, baseline, two, one = rows
+    assert len(stock.blocks_each) == 1 and len(baseline.blocks_each) == 4
+    assert baseline.peak_kv_mib == stock.peak_kv_mib
+    assert two.peak_kv_mib < baseline.peak_kv_mib and one.peak_kv_mib < two.peak_kv_mib
+    assert stock.plan_ms.median == 0 < two.plan_ms.median
+    assert stock.ideal_ratio == baseline.ideal_ratio == 1 < two.ideal_ratio < one.ideal_ratio
+
+
+def test_blocks_at_the_very_border_of_a_block(bench: Bench) -> None:
+    """84 prompt tokens and 13 out fill three blocks to the last slot: the last token is not stored."""
+    border = bench.with_work(replace(bench.work, output_tokens=13))
+    assert border.work.computed_tokens == 96
+    rows = measure.under_load(border, concurrency=1, count=1, rounds=1)
+    assert all(row.blocks_exact for row in rows) and rows[0].blocks_each == (3,)
+
+
+def test_limits_that_nothing_meets_make_no_good_request(bench: Bench) -> None:
+    strict = replace(bench, limits=load.Limits(ttft_ms=1e-6))
+    rows = measure.under_load(strict, concurrency=2, count=2, rounds=1)
+    assert {row.good_share.median for row in rows} == {0.0}
+
+
+def test_capacity_is_what_the_pool_holds(bench: Bench) -> None:
+    rows = measure.capacity(bench)
+    for row in rows:
+        assert row.running == row.ideal, row
+    ratios = {row.system: row.ratio for row in rows}
+    assert ratios["baseline"] == 1 < ratios["cliff=2"] < ratios["cliff=1"]
+
+
+def test_prefill_and_decode_cover_every_system(bench: Bench) -> None:
+    prefill = measure.prefill(bench, batch=2, rounds=1)
+    decode = measure.decode(bench.with_work(replace(bench.work, images=2, image_tokens=128)), 1, 1)
+    names = [system.name for system in bench.systems]
+    assert [row.system for row in prefill] == [row.system for row in decode] == names
+    assert prefill[0].speedup.median == decode[0].speedup.median == 1
+    assert prefill[2].ideal_rows == pytest.approx(4 * 84 / (4 * 84 - 2 * 64))
+    assert {row.image_tokens for row in decode} == {128}
+
+
+def test_watching_leaves_nothing_behind(bench: Bench) -> None:
+    core, runner = engines.core_of(bench.flow), engines.runner_of(bench.flow)
+    before = {
+        name: dict(vars(x)) for name, x in (("c", core), ("s", core.scheduler), ("r", runner))
+    }
+    with pytest.raises(RuntimeError), engines.watch(bench.flow):
+        raise RuntimeError
+    for name, owner in (("c", core), ("s", core.scheduler), ("r", runner)):
+        assert vars(owner).keys() == before[name].keys()
+    assert core.step_fn == before["c"]["step_fn"]
+
+
+def test_a_report_is_drawn_and_written(bench: Bench, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    results = Results(
+        command="c", created="now", model="m", shape={}, workload={}, engine={}, limits={},
+        prefill=measure.prefill(bench, 1, 1),
+        load=measure.under_load(bench, 2, 2, 1),
+    )  # fmt: skip
+    assert [len(t.rows) for t in table.tables(results, "prefill")] == [4]
+    assert [len(t.rows) for t in table.tables(results, "load")] == [4, 4]
+    assert results.write(tmp_path).exists()
+    assert all(path.stat().st_size > 1000 for path in figure.draw(results, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text, cliffs",
+    [("baseline", [None]), ("cliff=0,cliff=L,cliff=L/2", [0, 4, 2]), ("cliff=1,cliff=L/4", [1])],
+)
+def test_policies(text: str, cliffs: list[int | None]) -> None:
+    systems = engines.parse_systems(text, 4)
+    assert systems[0].name == engines.STOCK and not systems[0].extension
+    assert [system.cliff for system in systems[1:]] == cliffs
+
+
+@pytest.mark.parametrize("text", ["cliff", "cliff=", "cliff=x", "cliff=5", "cliff=L/0", "top=3"])
+def test_policies_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(ValueError, match="policy"):
+        engines.parse_systems(text, 4)
+
+
+def test_spread() -> None:
+    assert Spread.of([3, 1, 2]) == Spread(2.0, 1.0, 3.0, 3)
+    with pytest.raises(ValueError):
+        Spread.of([])

@@ -1,0 +1,206 @@
+"""Profile eviction beside stock vLLM: time, throughput, memory, each with its ideal.
+
+Opens a stock engine and one with the extension in this process, gives both the same work in
+alternating rounds, and prints what was reached beside what the shapes allow.
+
+  vllm-flow profile --model llava-hf/llava-1.5-7b-hf --concurrency 1,8,32
+  vllm-flow profile --shape layers=32,hidden=4096,heads=32,kv_heads=32,mlp=11008   (random weights)
+  vllm-flow profile --preset cpu                                                  (what `make bench` runs)
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from vllm_flow.profile.shape import PREFIX
+
+PARTS = ("prefill", "load", "capacity", "decode", "peers")
+TINY_LLAMA = "layers=22,hidden=2048,heads=32,kv_heads=4,mlp=5632"
+
+_LLAVA_16 = "--shape layers=16,hidden=1024,heads=16,kv_heads=16,mlp=2816 --block-size 32"
+
+PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
+    # Under 15 minutes on two cores.
+    "cpu": (
+        (
+            "llava-16",
+            f"{_LLAVA_16} --parts prefill,load --rounds 2 --batch 4 --requests 2,8,32 "
+            "--kv-cache-gib 1.25 --ttft-ms 20000 --tpot-ms 1000",
+        ),
+        ("capacity", f"{_LLAVA_16} --parts capacity --kv-cache-gib 0.5"),
+        (
+            "decode",
+            f"{_LLAVA_16} --parts decode --decode-image-tokens 576,2880 --decode-batch 2 "
+            "--rounds 2 --output-tokens 24 --kv-cache-gib 1",
+        ),
+        (
+            "tinyllama-22",
+            f"--shape {TINY_LLAMA} --parts prefill --batch 1 --rounds 2 --group-layers 2 "
+            "--block-size 32 --kv-cache-gib 0.25",
+        ),
+        # float32, so that greedy tokens of two libraries can be compared.
+        ("peers", f"{_LLAVA_16} --parts peers --rounds 1 --dtype float32 --kv-cache-gib 1"),
+    ),
+    "quick": (
+        (
+            "quick",
+            "--shape layers=8,hidden=256,heads=4,kv_heads=4,mlp=704,image_tokens=144,vocab=2000 "
+            f"--parts {','.join(PARTS)} --concurrency 1,4 --requests 2,8 --rounds 2 --batch 4 "
+            "--decode-image-tokens 144,720 --kv-cache-gib 0.05",
+        ),
+    ),
+}
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: write numbers such as 1,8,32") from None
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: numbers must be at least 1")
+    return found
+
+
+def _number(text: str) -> int:
+    (number,) = _numbers(text) if "," not in text else (0,)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: write one number, at least 1")
+    return number
+
+
+def _gib(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if found <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a size in GiB above 0, such as 1.5")
+    return found
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    found = tuple(part.strip() for part in text.split(","))
+    strange = [part for part in found if part not in PARTS]
+    if strange:
+        raise argparse.ArgumentTypeError(f"{strange[0]!r}: choose from {', '.join(PARTS)}")
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help=f"a model's folder or hub name, or {PREFIX}KEY=N,...")
+    what.add_argument(
+        "--shape", help="a LLaVA of this shape with random weights: layers=16,hidden=1024,..."
+    )
+    what.add_argument("--preset", choices=sorted(PRESETS), help="several runs, one after the other")
+    add(
+        "--parts",
+        type=_parts,
+        default=("prefill", "load", "capacity"),
+        metavar="A,B",
+        help=f"what to measure: {', '.join(PARTS)}; default: the first three",
+    )
+    add(
+        "--policies",
+        default="baseline,cliff=2,cliff=L/4,cliff=L/2",
+        help="with the extension; L is the number of layers; default: %(default)s",
+    )
+    add(
+        "--concurrency",
+        type=_numbers,
+        default=(1, 8, 32),
+        metavar="A,B",
+        help="requests at once under load; default: 1,8,32",
+    )
+    add(
+        "--requests",
+        type=_numbers,
+        default=None,
+        metavar="A,B",
+        help="requests per load, one number per concurrency; default: twice the concurrency, at least 4",
+    )
+    add("--text-tokens", type=_number, default=32, metavar="N", help="default: %(default)s")
+    add(
+        "--image-tokens",
+        type=_number,
+        default=None,
+        metavar="N",
+        help="per request, a multiple of the model's tokens per image; default: one image",
+    )
+    add("--output-tokens", type=_number, default=16, metavar="N", help="default: %(default)s")
+    add("--batch", type=_number, default=8, metavar="N", help="requests of one prefill; default: 8")
+    add(
+        "--decode-batch",
+        type=_number,
+        default=1,
+        metavar="N",
+        help="requests of a decode; default: 1",
+    )
+    add(
+        "--decode-image-tokens",
+        type=_numbers,
+        default=None,
+        metavar="A,B",
+        help="contexts of the decode steps; default: those of --image-tokens",
+    )
+    add(
+        "--peer-cliff",
+        default="cliff=L/4",
+        metavar="CLIFF",
+        help="the cliff of mask, VTW and ours among the peers; default: %(default)s",
+    )
+    add(
+        "--rounds", type=_number, default=3, help="counted rounds, after one to warm up; default: 3"
+    )
+    add(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        default="bfloat16",
+        help="default: %(default)s",
+    )
+    add("--kv-cache-gib", type=_gib, default=2.0, help="each engine's pool; default: %(default)s")
+    add(
+        "--block-size",
+        type=_number,
+        default=None,
+        help="tokens per KV block; default: vLLM's choice",
+    )
+    add("--group-layers", type=_number, default=None, help="layers per storage group")
+    add("--max-num-batched-tokens", type=_number, default=8192, metavar="N", help="default: 8192")
+    add("--ttft-ms", type=float, default=None, help="goodput: a request's TTFT must be within")
+    add("--tpot-ms", type=float, default=None, help="goodput: and its TPOT within")
+    add("--out", type=Path, default=Path("out/profile"), help="default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Profile; print the tables and write JSON and figures."""
+    if args.preset:
+        return _preset(args)
+    from vllm_flow.profile import session
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="vllm-flow-shape-") as scratch:
+            session.profile(args, Path(scratch))
+    except ValueError as error:
+        print(f"vllm-flow profile: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _preset(args: argparse.Namespace) -> int:
+    """Each run in a process of its own: engines give their memory back only when it ends."""
+    for name, line in PRESETS[args.preset]:
+        own = [*shlex.split(line), "--out", str(args.out / name)]
+        print(f"\n$ vllm-flow profile {shlex.join(own)}\n", flush=True)
+        status = subprocess.run([sys.executable, "-m", "vllm_flow.cli", "profile", *own]).returncode
+        if status:
+            return status
+    return 0

@@ -1,0 +1,292 @@
+"""The profile's contact with vLLM's engines: opening them side by side, and watching their steps.
+
+One process holds a stock engine (extension off) and one with the extension. They share threads,
+allocator and machine, so that rounds can alternate between them; only one computes at a time.
+Watching wraps bound methods on instances and takes the wrappers off again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm_flow.plan import default_group_layers, storage_groups
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+STOCK = "stock"
+POOL_SLACK = 1
+"""vLLM keeps one block of a pool as its null block."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How both engines are started; None leaves the choice to vLLM."""
+
+    model: str
+    dtype: str
+    load_format: str = "auto"
+    max_model_len: int | None = None
+    max_num_batched_tokens: int = 8192
+    max_num_seqs: int = 256
+    block_size: int | None = None
+    kv_cache_bytes: int | None = None
+    group_layers: int | None = None
+    images: int = 1
+
+
+@dataclass(frozen=True)
+class System:
+    """What is measured: an engine and the cliff its requests carry."""
+
+    name: str
+    extension: bool
+    cliff: int | None = None
+    """None: requests without a policy."""
+
+    @property
+    def extra_args(self) -> dict[str, int] | None:
+        return None if self.cliff is None else {"flow_cliff": self.cliff}
+
+    def layers_seen(self, num_layers: int) -> int:
+        """Layers that see the image."""
+        return num_layers if self.cliff is None else self.cliff
+
+
+def parse_systems(text: str, num_layers: int) -> list[System]:
+    """``baseline,cliff=2,cliff=L/4`` -> stock vLLM first, then the extension with each policy.
+
+    ``baseline`` is a request without a policy, with the extension on. ``L`` is the number of layers.
+
+    Raises:
+        ValueError: names the policy that cannot be read, or the cliff that is no layer.
+    """
+    systems = [System(STOCK, extension=False)]
+    for policy in filter(None, (part.strip() for part in text.split(","))):
+        kind, _, value = policy.partition("=")
+        if policy == "baseline":
+            system = System("baseline", extension=True)
+        elif kind == "cliff" and value:
+            cliff = _cliff(policy, value, num_layers)
+            system = System(f"cliff={cliff}", extension=True, cliff=cliff)
+        else:
+            raise ValueError(f"policy {policy!r}: write baseline, cliff=8 or cliff=L/4.")
+        if system not in systems:
+            systems.append(system)
+    return systems
+
+
+def _cliff(policy: str, value: str, num_layers: int) -> int:
+    whole, _, part = value.partition("/")
+    try:
+        cliff = (num_layers if whole == "L" else int(whole)) // (int(part) if part else 1)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"policy {policy!r}: write cliff=8 or cliff=L/4.") from None
+    if not 0 <= cliff <= num_layers:
+        raise ValueError(f"policy {policy!r}: the model has layers 0 ... {num_layers}.")
+    return cliff
+
+
+def prepare_process() -> None:
+    """Set vLLM's environment for engines in this process; before vLLM is imported."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # both engines here, open to inspection
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(level)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # vLLM keeps a core for its front end, which here shares the engine's process.
+    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def open_engine(options: EngineOptions, *, extension: bool, num_layers: int) -> LLM:
+    """Start one engine; both are started alike but for the extension's key."""
+    import vllm
+
+    groups = options.group_layers or default_group_layers(num_layers)
+    flow = {"additional_config": {"vllm_flow": {"group_layers": groups}}}
+    return vllm.LLM(
+        model=options.model,
+        dtype=options.dtype,
+        load_format=options.load_format,
+        max_model_len=options.max_model_len,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_num_seqs=options.max_num_seqs,
+        block_size=options.block_size,
+        kv_cache_memory_bytes=options.kv_cache_bytes,
+        limit_mm_per_prompt={"image": options.images},
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        use_tqdm_on_load=False,
+        disable_log_stats=False,  # per-request time stamps
+        **(flow if extension else {}),
+    )
+
+
+@dataclass
+class Step:
+    """One engine step. Times in seconds."""
+
+    requests: int
+    tokens: int
+    seconds: float
+    schedule: float
+    """Scheduler: choosing, allocating, and taking the step's output back."""
+    metadata: float
+    """Attention metadata of all storage groups, the step plan included."""
+    plan: float
+    """The step plan and its metadata alone; 0 in a stock engine."""
+
+    @property
+    def holds_prompt(self) -> bool:
+        """Whether any request had more than its one decoded row."""
+        return self.tokens > self.requests
+
+
+@dataclass
+class Watch:
+    """What was seen of an engine's steps and of its block pool."""
+
+    steps: list[Step] = field(default_factory=list)
+    blocks: list[tuple[int, ...]] = field(default_factory=list)
+    """Per ended request, blocks held per KV-cache group."""
+    peak_blocks: int = 0
+    peak_running: int = 0
+
+    def seconds(self, *, prompt: bool) -> float:
+        """Time in steps with prompt tokens, or in pure decode steps."""
+        return sum(step.seconds for step in self.steps if step.holds_prompt == prompt)
+
+    def host_share(self, part: str = "both") -> float:
+        """Share of the steps' time spent in scheduler and/or step plan.
+
+        Args:
+            part: ``schedule``, ``plan``, ``metadata`` or ``both`` (schedule + plan).
+        """
+        total = sum(step.seconds for step in self.steps)
+        names = ("schedule", "plan") if part == "both" else (part,)
+        return sum(getattr(step, name) for step in self.steps for name in names) / (total or 1.0)
+
+
+def core_of(llm: LLM) -> Any:
+    """The engine core, which runs in this process."""
+    return llm.llm_engine.engine_core.engine_core
+
+
+def runner_of(llm: LLM) -> Any:
+    """The model runner, which runs in this process."""
+    return core_of(llm).model_executor.driver_worker.worker.model_runner
+
+
+def pool_of(llm: LLM) -> Any:
+    """The KV block pool."""
+    return core_of(llm).scheduler.kv_cache_manager.block_pool
+
+
+def pool_blocks(llm: LLM) -> int:
+    """Blocks that requests can hold."""
+    return len(pool_of(llm).blocks) - POOL_SLACK
+
+
+def group_starts(llm: LLM, num_layers: int) -> tuple[int, ...]:
+    """First layer of each KV-cache group; stock vLLM has one group of all layers."""
+    groups = len(core_of(llm).scheduler.kv_cache_manager.coordinator.single_type_managers)
+    return storage_groups(num_layers, num_layers // groups)
+
+
+@contextlib.contextmanager
+def watch(llm: LLM) -> Iterator[Watch]:
+    """Record the engine's steps until the block ends."""
+    core = core_of(llm)
+    scheduler, runner = core.scheduler, runner_of(llm)
+    managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+    pool, seen = pool_of(llm), Watch()
+    spent = {"schedule": 0.0, "metadata": 0.0, "plan": 0.0}
+    last: dict[str, Any] = {}
+
+    def timed(name: str, after: Callable[[Any], None] | None = None) -> Callable[..., Any]:
+        def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                start = time.perf_counter()
+                try:
+                    result = original(*args, **kwargs)
+                finally:
+                    spent[name] += time.perf_counter() - start
+                if after is not None:
+                    after(result)
+                return result
+
+            return call
+
+        return wrap
+
+    def scheduled(output: Any) -> None:
+        last["scheduled"] = output.num_scheduled_tokens
+        free = pool.get_num_free_blocks()
+        seen.peak_blocks = max(seen.peak_blocks, len(pool.blocks) - POOL_SLACK - free)
+        seen.peak_running = max(seen.peak_running, len(scheduler.running))
+
+    def step(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call() -> Any:
+            spent.update(dict.fromkeys(spent, 0.0))
+            last.clear()
+            start = time.perf_counter()
+            result = original()
+            seconds = time.perf_counter() - start
+            tokens = last.get("scheduled")
+            if tokens:
+                seen.steps.append(Step(len(tokens), sum(tokens.values()), seconds, **spent))
+            return result
+
+        return call
+
+    def freed(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(request: Any, *args: Any, **kwargs: Any) -> Any:
+            seen.blocks.append(
+                tuple(
+                    len(manager.req_to_blocks.get(request.request_id, ())) for manager in managers
+                )
+            )
+            return original(request, *args, **kwargs)
+
+        return call
+
+    state = getattr(runner, "model_state", None)  # model runner V2
+    wrappers: Sequence[tuple[Any, str, Callable[..., Any]]] = (
+        (core, "step_fn", step),
+        (scheduler, "schedule", timed("schedule", scheduled)),
+        (scheduler, "update_from_output", timed("schedule")),
+        (scheduler, "_free_blocks", freed),
+        (state, "prepare_attn", timed("metadata")),
+        (runner, "_build_attention_metadata", timed("metadata")),
+        (runner, "_plan_flow_step", timed("plan")),
+    )
+    with contextlib.ExitStack() as stack:
+        for owner, name, wrapper in wrappers:
+            if owner is not None and hasattr(owner, name):
+                stack.enter_context(_wrapped(owner, name, wrapper))
+        yield seen
+
+
+@contextlib.contextmanager
+def _wrapped(owner: Any, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
+    """Hide a method of one instance behind ``wrapper(method)``."""
+    own = vars(owner).get(name)
+    setattr(owner, name, wrapper(getattr(owner, name)))
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)

@@ -1,0 +1,227 @@
+"""What a request must cost at least, from shapes alone: rows, FLOPs, bytes, blocks. Pure integers.
+
+Every measured figure of the profile stands beside one of these. Knows no engine and no clock.
+
+Conventions. A multiply-add counts as two FLOPs. A prompt has ``text_tokens`` + ``image_tokens``
+rows; decoder layers with index < cliff run all of them, the others the text rows only; cliff =
+number of layers is the baseline. Sums over causal attention count the pairs that exist, i.e.
+R (R + 1) / 2 for R rows, wherever in the prompt the image stands. Norms, rotary embeddings and
+softmax are left out: they are linear in the rows, below one per cent of the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vllm_flow.plan import TokenLayout, predict_blocks
+from vllm_flow.spans import ImageSpans
+
+
+@dataclass(frozen=True, slots=True)
+class TowerShape:
+    """A vision transformer and the two-layer projector behind it, per image."""
+
+    layers: int
+    hidden: int
+    mlp: int
+    patches: int
+    """Patch rows of one image; one class row is added."""
+    patch_values: int
+    """Values of one patch: 3 x side x side."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A decoder with grouped-query attention and a gated MLP, and what feeds it pictures."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vocab: int
+    tower: TowerShape | None = None
+    value_bytes: int = 2
+    """Bytes of a weight and of a stored key or value: 2 for bfloat16, 4 for float32."""
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of one decoder layer's projections and MLP."""
+        queries = 2 * self.hidden * self.heads * self.head_dim  # q and o
+        keys = 2 * self.hidden * self.kv_heads * self.head_dim  # k and v
+        return queries + keys + 3 * self.hidden * self.mlp
+
+    @property
+    def head_parameters(self) -> int:
+        """Weights of the output head."""
+        return self.hidden * self.vocab
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's key and value in one layer."""
+        return 2 * self.kv_heads * self.head_dim * self.value_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One request."""
+
+    text_tokens: int
+    image_tokens: int
+    output_tokens: int
+    images: int = 1
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.text_tokens + self.image_tokens
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens with keys and values at the end: all but the last output token."""
+        return self.prompt_tokens + self.output_tokens - 1
+
+    def context(self, tokens_out: int) -> int:
+        """Tokens that the step computing output token ``tokens_out`` (0-based, >= 1) reads."""
+        return self.prompt_tokens + tokens_out
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """FLOPs by what they are spent on."""
+
+    linear: int
+    """Projections and MLPs of the decoder layers."""
+    attention: int
+    head: int
+    tower: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.linear + self.attention + self.head + self.tower
+
+
+def layer_rows(shape: ModelShape, work: Workload, cliff: int) -> tuple[int, ...]:
+    """Prompt rows that run through each decoder layer.
+
+    Raises:
+        ValueError: ``cliff`` is not in [0, layers].
+    """
+    if not 0 <= cliff <= shape.layers:
+        raise ValueError(f"cliff={cliff}: it must be in 0 ... {shape.layers}.")
+    return tuple(
+        work.prompt_tokens if layer < cliff else work.text_tokens for layer in range(shape.layers)
+    )
+
+
+def tower_flops(tower: TowerShape | None, images: int, hidden: int) -> int:
+    """FLOPs of the vision tower and the projector into the decoder's width ``hidden``."""
+    if tower is None:
+        return 0
+    rows = tower.patches + 1
+    weights = 4 * tower.hidden**2 + 2 * tower.hidden * tower.mlp
+    layers = tower.layers * (2 * rows * weights + 4 * tower.hidden * rows**2)
+    embed = 2 * tower.patches * tower.patch_values * tower.hidden
+    project = 2 * tower.patches * (tower.hidden * hidden + hidden**2)
+    return images * (layers + embed + project)
+
+
+def prefill_flops(
+    shape: ModelShape, work: Workload, cliff: int, *, with_tower: bool = True
+) -> Flops:
+    """FLOPs of one request's prefill up to its first token.
+
+    Args:
+        with_tower: False where the image's features are in the encoder cache.
+    """
+    rows = layer_rows(shape, work, cliff)
+    pairs = sum(r * (r + 1) // 2 for r in rows)
+    return Flops(
+        linear=2 * shape.layer_parameters * sum(rows),
+        attention=4 * shape.heads * shape.head_dim * pairs,
+        head=2 * shape.head_parameters,
+        tower=tower_flops(shape.tower, work.images, shape.hidden) if with_tower else 0,
+    )
+
+
+def prefill_ratio(
+    shape: ModelShape, work: Workload, cliff: int, *, with_tower: bool = True
+) -> float:
+    """The baseline's prefill FLOPs over the cliff's: the speed-up of a FLOP-bound prefill."""
+    full = prefill_flops(shape, work, shape.layers, with_tower=with_tower)
+    return full.total / prefill_flops(shape, work, cliff, with_tower=with_tower).total
+
+
+def stored_tokens(shape: ModelShape, work: Workload, cliff: int, context: int) -> int:
+    """Keys that one decoded row reads in all layers together, at ``context`` tokens so far."""
+    past = shape.layers - min(cliff, shape.layers)
+    return shape.layers * context - past * work.image_tokens
+
+
+def decode_flops(shape: ModelShape, work: Workload, cliff: int) -> Flops:
+    """FLOPs of one request's decode: every output token but the first."""
+    steps = work.output_tokens - 1
+    reads = sum(
+        stored_tokens(shape, work, cliff, work.context(step)) for step in range(1, steps + 1)
+    )
+    return Flops(
+        linear=2 * shape.layer_parameters * shape.layers * steps,
+        attention=4 * shape.heads * shape.head_dim * reads,
+        head=2 * shape.head_parameters * steps,
+    )
+
+
+def decode_step_bytes(shape: ModelShape, work: Workload, cliff: int, batch: int) -> float:
+    """Bytes a decode step reads, averaged over a request: weights once, each request's keys and values."""
+    weights = (shape.layers * shape.layer_parameters + shape.head_parameters) * shape.value_bytes
+    context = work.prompt_tokens + work.output_tokens / 2
+    past = shape.layers - min(cliff, shape.layers)
+    tokens = shape.layers * context - past * work.image_tokens
+    return weights + batch * tokens * shape.token_bytes
+
+
+def decode_ratio(shape: ModelShape, work: Workload, cliff: int, batch: int) -> float:
+    """The baseline's bytes per decode step over the cliff's: the speed-up of a memory-bound decode."""
+    full = decode_step_bytes(shape, work, shape.layers, batch)
+    return full / decode_step_bytes(shape, work, cliff, batch)
+
+
+def kv_bytes(shape: ModelShape, work: Workload, cliff: int) -> int:
+    """Bytes of one request's keys and values at its end, without the rounding to blocks."""
+    return stored_tokens(shape, work, cliff, work.computed_tokens) * shape.token_bytes
+
+
+def layout(work: Workload, cliff: int) -> TokenLayout:
+    """A layout with this many image tokens; where they stand does not matter once all are computed."""
+    return TokenLayout(ImageSpans.from_ranges([(0, work.image_tokens)]), cliff)
+
+
+def kv_blocks(
+    work: Workload, cliff: int, group_starts: Sequence[int], block_size: int
+) -> tuple[int, ...]:
+    """KV blocks one request holds at its end, per storage group."""
+    plan = layout(work, cliff) if work.image_tokens else None
+    return predict_blocks(work.computed_tokens, plan, group_starts, block_size)
+
+
+def concurrent_requests(pool_blocks: int, blocks_each: int) -> int:
+    """Requests that a pool holds to their ends without preemption."""
+    return pool_blocks // blocks_each
+
+
+def end_to_end_ratio(total_seconds: float, prefill_seconds: float, ratio: float) -> float:
+    """Amdahl's law: stock's time over what is left of it when only its prefill shrinks.
+
+    Args:
+        total_seconds: stock's time for a load.
+        prefill_seconds: the part spent in steps that hold prompt tokens; the rest (decode, front
+            end) is taken as it is, so a decode that reads less can exceed this ratio.
+        ratio: the prefill's own ideal speed-up.
+
+    Raises:
+        ValueError: the part is not in [0, total].
+    """
+    if not 0 <= prefill_seconds <= total_seconds:
+        raise ValueError(f"prefill {prefill_seconds} s of {total_seconds} s in all")
+    return total_seconds / (total_seconds - prefill_seconds * (1 - 1 / ratio))

@@ -1,0 +1,231 @@
+"""One run of the profile: checkpoint, two engines, the measurements, tables, JSON and figure."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from vllm_flow.profile.records import Results
+from vllm_flow.profile.shape import PREFIX, LlavaShape
+
+
+def profile(args: argparse.Namespace, scratch: Path) -> None:
+    """Do what the command's arguments say.
+
+    Args:
+        scratch: an empty folder, where the checkpoint of a shape is written.
+
+    Raises:
+        ValueError: arguments that do not fit the model or one another.
+    """
+    from vllm_flow.profile import engines
+
+    engines.prepare_process()
+    from rich.console import Console
+    from transformers import AutoConfig
+
+    from vllm_flow.plan import default_group_layers, storage_groups
+    from vllm_flow.profile import figure, measure, table
+    from vllm_flow.profile.load import Limits
+    from vllm_flow.profile.shape import shape_of, write_folder, write_weights
+
+    requests = args.requests or tuple(max(4, 2 * level) for level in args.concurrency)
+    if len(requests) != len(args.concurrency):
+        raise ValueError(
+            f"--requests names {len(requests)} loads, --concurrency {len(args.concurrency)}."
+        )
+    spelled = args.shape or (args.model if args.model.startswith(PREFIX) else None)
+    model, load_format = args.model, "auto"
+    if spelled is not None:
+        llava = LlavaShape.parse(spelled)
+        if "peers" in args.parts:
+            model = str(write_weights(llava, scratch, args.dtype))
+        else:
+            model, load_format = str(write_folder(llava, scratch, args.dtype)), "dummy"
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except OSError as error:
+        raise ValueError(f"no model at {model!r}: {str(error).splitlines()[0]}") from None
+    if "peers" in args.parts and config.model_type != "llava":
+        raise ValueError(
+            f"the peers are written for LLaVA; leave out peers for {config.model_type}."
+        )
+    shape = shape_of(config, args.dtype)
+    if shape.tower is None:
+        raise ValueError(f"{model} has no vision tower; profile a vision-language model.")
+    systems = engines.parse_systems(args.policies, shape.layers)
+    (peer,) = engines.parse_systems(args.peer_cliff, shape.layers)[1:]
+    cliff = peer.layers_seen(shape.layers)
+    groups = args.group_layers or default_group_layers(shape.layers)
+    storage_groups(shape.layers, groups)  # refuses a size that does not divide
+
+    def images_of(tokens: int) -> int:
+        if tokens % shape.tower.patches:
+            raise ValueError(
+                f"{tokens} image tokens: one image has {shape.tower.patches}; use a multiple."
+            )
+        return tokens // shape.tower.patches
+
+    image_tokens = args.image_tokens or shape.tower.patches
+    contexts = args.decode_image_tokens or (image_tokens,)
+    longest = max(image_tokens, *(contexts if "decode" in args.parts else ()), 0)
+    options = engines.EngineOptions(
+        model=model,
+        dtype=args.dtype,
+        load_format=load_format,
+        max_model_len=longest + args.text_tokens + args.output_tokens + 64,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        block_size=args.block_size,
+        kv_cache_bytes=int(args.kv_cache_gib * 2**30),
+        group_layers=groups,
+        images=images_of(longest),
+    )
+    console = Console(width=200 if not sys.stdout.isatty() else None)
+    stock, flow = (
+        engines.open_engine(options, extension=on, num_layers=shape.layers) for on in (False, True)
+    )
+    work = measure.workload_of(stock, args.text_tokens, args.output_tokens, images_of(image_tokens))
+    limits = Limits(args.ttft_ms, args.tpot_ms)
+    bench = measure.Bench(stock, flow, systems, shape, work, limits)
+    results = _empty(args, spelled, bench, options, groups)
+    # Each part is shown and kept as soon as it is there: a run may be cut short.
+    for part, measured in _measurements(args, bench, requests, contexts, images_of, model, cliff):
+        results = replace(results, **{part: measured})
+        for made in table.tables(results, part):
+            console.print(made)
+        results.write(args.out)
+    for note in results.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    paths = [results.write(args.out), *figure.draw(results, args.out)]
+    console.print(
+        "Wrote " + ", ".join(str(path) for path in paths), highlight=False, soft_wrap=True
+    )
+
+
+def _measurements(
+    args: argparse.Namespace,
+    bench: Any,
+    requests: Sequence[int],
+    contexts: Sequence[int],
+    images_of: Callable[[int], int],
+    model: str,
+    cliff: int,
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """(part, what was found), one after the other."""
+    from vllm_flow.profile import measure
+
+    if "prefill" in args.parts:
+        yield "prefill", measure.prefill(bench, args.batch, args.rounds)
+    if "load" in args.parts:
+        yield (
+            "load",
+            tuple(
+                row
+                for level, count in zip(args.concurrency, requests, strict=True)
+                for row in measure.under_load(bench, level, count, args.rounds)
+            ),
+        )
+    if "capacity" in args.parts:
+        yield "capacity", measure.capacity(bench)
+    if "decode" in args.parts:
+        yield (
+            "decode",
+            tuple(
+                row
+                for tokens in contexts
+                for row in measure.decode(
+                    bench.with_work(
+                        replace(bench.work, image_tokens=tokens, images=images_of(tokens))
+                    ),
+                    args.decode_batch,
+                    args.rounds,
+                )
+            ),
+        )
+    if "peers" in args.parts:
+        yield "peers", _peers(bench, model, args, cliff)
+
+
+def _empty(
+    args: argparse.Namespace, spelled: str | None, bench: Any, options: Any, groups: int
+) -> Results:
+    """What is known of a run before anything is measured."""
+    from vllm_flow.profile import ideal
+
+    work, flops = bench.work, ideal.prefill_flops(bench.shape, bench.work, bench.shape.layers)
+    engine = _engine_facts(bench.stock, options, groups)
+    model = f"{PREFIX}{LlavaShape.parse(spelled)}" if spelled is not None else args.model
+    return Results(
+        command=f"vllm-flow {shlex.join(sys.argv[1:])}",
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        model=model,
+        shape=asdict(bench.shape),
+        workload=asdict(work),
+        engine=engine,
+        limits=asdict(bench.limits),
+        notes=(
+            f"One request: {work.text_tokens} text + {work.image_tokens} image tokens, "
+            f"{work.output_tokens} out; {flops.total / 1e9:.0f} GFLOP of prefill without a policy, "
+            f"{flops.tower / 1e9:.1f} of them the vision tower.",
+            f"{model}; {engine['dtype']}; vLLM {engine['vllm']}, torch {engine['torch']}, "
+            f"{engine['device']}, threads: {engine['threads']}; storage groups of {groups} layers, "
+            f"blocks of {engine['block_size']} tokens; stock and extension are two engines of one "
+            "process, rounds alternate; medians [lowest, highest].",
+        ),
+    )
+
+
+def _peers(bench: Any, model: str, args: argparse.Namespace, cliff: int) -> Any:
+    import torch
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    from transformers.utils.logging import disable_progress_bar
+
+    from vllm_flow.profile import peer_bench
+
+    disable_progress_bar()
+
+    theirs = LlavaForConditionalGeneration.from_pretrained(
+        model, dtype=getattr(torch, args.dtype), attn_implementation="sdpa"
+    ).eval()
+    return peer_bench.compare(
+        bench,
+        theirs,
+        LlavaProcessor.from_pretrained(model),
+        batches=(1, args.batch),
+        cliff=cliff,
+        rounds=args.rounds,
+    )
+
+
+def _engine_facts(llm: Any, options: Any, groups: int) -> dict[str, Any]:
+    import platform
+
+    import torch
+    import vllm
+
+    return {
+        **asdict(options),
+        "model": None,  # a folder of this machine says nothing elsewhere
+        "group_layers": groups,
+        "block_size": llm.llm_engine.vllm_config.cache_config.block_size,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor(),
+        "vllm": vllm.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = (line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+            return next(names, "CPU")
+    except OSError:
+        return "CPU"
