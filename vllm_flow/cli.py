@@ -42,6 +42,14 @@ COMMANDS = {
         "vllm_flow.showcase.command",
         "ask held-out questions at a range of cliffs; table, figure and page in out/demo/",
     ),
+    "cam": Entry(
+        "vllm_flow.analysis.cam_command",
+        "LLaVA-CAM: which patches of a picture raise an answer's logits, by layer",
+    ),
+    "figures": Entry(
+        "vllm_flow.analysis.figures",
+        "draw a run's figures: attention by layer, information flow, CAMs, scores",
+    ),
 }
 
 

@@ -26,19 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.checkpoint import checkpoint
 
+from vllm_flow.analysis.cam_names import DEFAULT_HOOK, HOOKS
 from vllm_flow.analysis.llava import Encoded, Llava
-
-HOOKS: dict[str, tuple[str, str]] = {
-    "post_attention_norm": ("post_attention_layernorm", "output"),
-    "input_norm": ("input_layernorm", "output"),
-    "attention": ("self_attn", "output"),
-    "mlp": ("mlp", "output"),
-    "layer_input": ("", "input"),
-    "layer_output": ("", "output"),
-}
-"""Hook point -> submodule of a decoder layer ("" is the layer itself), and which end of it."""
-
-DEFAULT_HOOK = "post_attention_norm"
 
 
 @dataclass(frozen=True)
@@ -121,7 +110,8 @@ def recording(
         if index == lowest:
             tensor = tensor.detach().requires_grad_()
         # Under checkpointing the backward runs the forward again: the first tensor is the graph's.
-        return seen.setdefault(index, tensor) if index not in seen else tensor
+        seen.setdefault(index, tensor)
+        return tensor
 
     def on_output(_module: object, _args: object, output: object, *, index: int) -> object:
         if isinstance(output, tuple):
@@ -238,7 +228,9 @@ def check_layers(layers: Sequence[int], count: int) -> None:
     """ValueError that names the first layer the model does not have."""
     for layer in layers:
         if not 0 <= layer < count:
-            raise ValueError(f"layer {layer} does not exist: this model has the layers 0 to {count - 1}")
+            raise ValueError(
+                f"layer {layer} does not exist: this model has the layers 0 to {count - 1}"
+            )
 
 
 def heat_maps(

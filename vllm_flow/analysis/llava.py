@@ -8,6 +8,8 @@ Shapes: T prompt tokens (image placeholders expanded), P image tokens, H x W pix
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +25,6 @@ DECODERS = ("llama", "mistral", "qwen2")
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 DEMO = "demo"
 """Stands for the embedded demo model wherever a model is named."""
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Unsupported(ValueError):
@@ -94,7 +94,7 @@ class Llava:
             path = str(assemble())
         check_config(AutoConfig.from_pretrained(path))
         model = LlavaForConditionalGeneration.from_pretrained(
-            path, dtype=DTYPES[dtype], attn_implementation=attention
+            path, dtype=getattr(torch, dtype), attn_implementation=attention
         )
         return cls(model.to(device), AutoProcessor.from_pretrained(path), name)
 
@@ -202,31 +202,56 @@ class Llava:
         pixels = encoded.pixels_CHW.float().permute(1, 2, 0).numpy() * std + mean
         return Image.fromarray(np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8))
 
-    def coverage(
+    def box_in_view(
         self, box: tuple[float, float, float, float], image: Image.Image
     ) -> NDArray[np.float64]:
-        """Share of each patch, [grid, grid], that a box in the picture's own pixels covers.
+        """A box in the picture's own pixels as a mask [H, W] of what the model sees, 1 inside.
 
         The box is drawn and goes through the model's own preprocessing, whatever that is.
-        ValueError where it is empty or nothing of it is left after cropping.
+        ValueError where it is not inside the picture or nothing of it is left after cropping.
         """
         left, top, right, bottom = box
         width, height = image.size
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
             raise ValueError(
-                f"--box {left:g},{top:g},{right:g},{bottom:g} is not inside the picture of "
+                f"box {left:g},{top:g},{right:g},{bottom:g} is not inside the picture of "
                 f"{width} x {height} pixels: give left,top,right,bottom"
             )
         mask = Image.new("RGB", image.size)
         corners = (round(left), round(top), round(right) - 1, round(bottom) - 1)
         ImageDraw.Draw(mask).rectangle(corners, fill=(255, 255, 255))
         pixels = self.processor.image_processor(mask, do_normalize=False, return_tensors="pt")
-        channel = pixels["pixel_values"][0, 0].double().clamp(0, 1).numpy()
-        side = channel.shape[0] // self.grid
-        share = channel.reshape(self.grid, side, self.grid, side).mean((1, 3))
-        if not share.any():
-            raise ValueError("nothing of --box is left in the part of the picture the model sees")
-        return share
+        channel: NDArray[np.float64] = pixels["pixel_values"][0, 0].double().clamp(0, 1).numpy()
+        if not (channel > 0.5).any():
+            raise ValueError("nothing of the box is left in the part of the picture the model sees")
+        return channel
+
+    def coverage(
+        self, box: tuple[float, float, float, float], image: Image.Image
+    ) -> NDArray[np.float64]:
+        """Share of each patch, [grid, grid], that a box in the picture's own pixels covers."""
+        mask = self.box_in_view(box, image)
+        side = mask.shape[0] // self.grid
+        used = mask[: side * self.grid, : side * self.grid]
+        shares: NDArray[np.float64] = used.reshape(self.grid, side, self.grid, side).mean((1, 3))
+        return shares
+
+
+def tokens_of(words: Sequence[str], wanted: str) -> list[int]:
+    """Indices of the tokens that spell the first whole-word occurrence of `wanted`, case ignored.
+
+    ValueError where the answer does not contain it.
+    """
+    found = re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", "".join(words), re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"the answer {''.join(words)!r} does not contain the word {wanted!r}")
+    ends = list(itertools.accumulate(map(len, words)))
+    starts = [0, *ends[:-1]]
+    return [
+        token
+        for token, (start, end) in enumerate(zip(starts, ends, strict=True))
+        if start < found.end() and end > found.start()
+    ]
 
 
 def open_image(path: Path) -> Image.Image:
