@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 
@@ -23,7 +24,7 @@ def clopper_pearson(hits: int, total: int, confidence: float = 0.95) -> tuple[fl
 
 def poisson_binomial_tail(chances: Sequence[float], least: int) -> float:
     """P(at least `least` hits) in independent rounds with these chances."""
-    distribution = np.ones(1)
+    distribution: NDArray[np.float64] = np.ones(1)
     for chance in chances:
         distribution = np.convolve(distribution, [1.0 - chance, chance])
     return float(min(1.0, distribution[max(least, 0) :].sum()))

@@ -20,7 +20,7 @@ QUIET = "#555555"
 MASS_MAP = "cividis"
 """For shares: even in lightness, and made for colour-blind readers."""
 
-RC = {
+RC: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
