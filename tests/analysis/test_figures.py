@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.engine import tiny_llava
 from tests.analysis.conftest import PROMPT, SHAPE
+from tests.engine import tiny_llava
 from vllm_flow import cli
 from vllm_flow.analysis.attention_reference import attention_masses, write_tables
 from vllm_flow.analysis.cam_command import box_corners, layer_numbers

@@ -30,18 +30,23 @@ def blend(view: NDArray[np.uint8], heat: NDArray[np.floating]) -> NDArray[np.uin
 
     The grid is enlarged bicubically, as is usual; its cells are what was computed.
     """
-    import matplotlib
-
     height, width = view.shape[:2]
     values = Image.fromarray(normalised(heat).astype(np.float32)).resize(
         (width, height), Image.Resampling.BICUBIC
     )
-    share = np.clip(np.asarray(values), 0, 1)[..., None]
-    grey = np.asarray(Image.fromarray(view).convert("L"), dtype=np.float64)[..., None]
-    grey = np.broadcast_to(70 + 0.65 * grey, view.shape)
-    colour = matplotlib.colormaps[HEAT_MAP](0.15 + 0.85 * share[..., 0])[..., :3] * 255
-    opacity = np.clip(share * 1.6, 0, 0.85)
-    return np.rint(grey * (1 - opacity) + colour * opacity).astype(np.uint8)
+    grey = np.asarray(Image.fromarray(view).convert("L"), dtype=np.float64)
+    return np.rint(glow(grey, np.clip(np.asarray(values), 0, 1))).astype(np.uint8)
+
+
+def glow(grey: NDArray[np.floating], share: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Grey values in 0 ... 255 [...] under heat in 0 ... 1 [...], as RGB [..., 3] in 0 ... 255."""
+    import matplotlib
+
+    base = (70 + 0.65 * grey)[..., None]
+    colour = matplotlib.colormaps[HEAT_MAP](0.15 + 0.85 * share)[..., :3] * 255
+    opacity = np.clip(share * 1.6, 0, 0.85)[..., None]
+    mixed: NDArray[np.float64] = base * (1 - opacity) + colour * opacity
+    return mixed
 
 
 def _panel(axis: Any, pixels: NDArray[np.uint8], record: CamRecord) -> None:
@@ -69,8 +74,8 @@ def _heat_panel(axis: Any, record: CamRecord, index: int) -> None:
     _panel(axis, blend(record.view, heat), record)
     if heat.max() <= 0:
         axis.text(
-            0.5, 0.5, "no heat", transform=axis.transAxes, ha="center", va="center",
-            fontsize=9, color="black", bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
+            0.96, 0.04, "no heat", transform=axis.transAxes, ha="right", va="bottom",
+            fontsize=8, color="black", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
 
 
@@ -89,7 +94,10 @@ def draw_overlays(records: Sequence[CamRecord], stem: Path, title: str = "") -> 
         figure, axes = plt.subplots(
             rows,
             columns,
-            figsize=(max(SIDE * columns, 5.5) + 0.8, (SIDE + 0.24) * rows + 0.55),
+            figsize=(
+                max(SIDE * columns, 5.5) + 0.8,
+                (SIDE + 0.24) * rows + 0.55 if single else (SIDE + 0.05) * rows + 0.6,
+            ),
             squeeze=False,
             layout="constrained",
         )
@@ -106,6 +114,8 @@ def draw_overlays(records: Sequence[CamRecord], stem: Path, title: str = "") -> 
                     if single:
                         axis.set_title("picture", fontsize=9, loc="left", fontweight="normal")
                     else:
+                        if row == 0:
+                            axis.set_title("picture", fontsize=9, loc="left", fontweight="normal")
                         axis.set_ylabel(
                             f"“{record.word}”", rotation=0, ha="right", va="center", fontsize=10,
                             labelpad=6,
@@ -121,12 +131,9 @@ def draw_overlays(records: Sequence[CamRecord], stem: Path, title: str = "") -> 
         bar.set_label("heat, share of the layer’s maximum", fontsize=8)
         bar.ax.tick_params(labelsize=8)
         bar.outline.set_visible(False)
-        heading = title or default_title(records[0])
-        width = int(figure.get_figwidth() * 12)
-        figure.suptitle(
-            textwrap.shorten(heading, 2 * width, placeholder=" …") if title == "" else heading,
-            x=0.01, ha="left", fontsize=11, fontweight="bold", wrap=True,
-        )  # fmt: skip
+        room = int(figure.get_figwidth() * 9)
+        heading = textwrap.shorten(title or default_title(records[0]), room, placeholder=" …")
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=11, fontweight="bold")
         return save(plt, figure, stem)
 
 
@@ -135,13 +142,7 @@ def _bar_colours() -> Any:
     from matplotlib.colors import ListedColormap
 
     steps = np.linspace(0, 1, 64)
-    view = np.full((1, 1, 3), 128, dtype=np.uint8)
-    import matplotlib
-
-    grey = 70 + 0.65 * float(view[0, 0, 0])
-    opacity = np.clip(steps * 1.6, 0, 0.85)[:, None]
-    colour = matplotlib.colormaps[HEAT_MAP](0.15 + 0.85 * steps)[:, :3]
-    return ListedColormap(grey / 255 * (1 - opacity) + colour * opacity)
+    return ListedColormap(glow(np.full(64, 128.0), steps) / 255)
 
 
 def default_title(record: CamRecord) -> str:
@@ -162,19 +163,29 @@ def draw_convergence(record: CamRecord, stem: Path) -> list[Path]:
         parts = (
             ("inside_box", 100.0, "heat inside the box, %", "Where the heat lies",
              100 * float(record.coverage.mean()), "even heat"),
-            ("entropy", 1.0, "entropy of the heat, share of the maximum", "How spread it is", 1.0,
-             "even heat"),
+            ("entropy", 1.0, "entropy of the heat (1: even)", "How spread it is", 1.0, "even heat"),
         )  # fmt: skip
         for axis, (key, factor, label, heading, level, note) in zip(axes, parts, strict=True):
             axis.axhline(level, color=QUIET, linewidth=1, linestyle="--")
             axis.annotate(
-                note, (layers[-1], level), (0, -4), textcoords="offset points", ha="right",
-                va="top", fontsize=8, color=QUIET,
+                note, (layers[-1], level), (0, 3 if level > 1 else -4),
+                textcoords="offset points", ha="right", va="bottom" if level > 1 else "top",
+                fontsize=8, color=QUIET,
             )  # fmt: skip
             axis.plot(
                 layers, [factor * row[key] for row in rows], color=COLOURS[0], marker="o",
                 markersize=4, linewidth=1.6,
             )  # fmt: skip
+            empty = [
+                layer for layer, heat in zip(layers, record.heat, strict=True) if not heat.any()
+            ]
+            axis.plot(
+                empty, [0] * len(empty), color=QUIET, marker="x", markersize=5, linestyle="none",
+                clip_on=False, label="no heat in this layer",
+            )  # fmt: skip
+            if empty:
+                axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(-0.02, -0.13))
+            axis.set_xlim(layers[0] - 0.7, layers[-1] + 0.7)
             axis.set_xlabel("decoder layer (0-based)")
             axis.set_ylabel(label)
             axis.set_title(heading)

@@ -79,9 +79,14 @@ def draw_flow(flow: Flow, stem: Path) -> list[Path]:
             )  # fmt: skip
         for stage, group in enumerate(groups):
             name = f"layers {group[0]}–{group[-1]}" if len(group) > 1 else f"layer {group[0]}"
-            axis.text(stage + 0.5, -0.62, name, ha="center", va="top", fontsize=9.5, color=QUIET)
+            axis.text(stage + 0.5, -0.42, name, ha="center", va="top", fontsize=9.5, color=QUIET)
         axis.set_xlim(-0.62, len(groups) + 0.75)
-        axis.set_ylim(-0.85, len(SPANS) - 0.55)
+        axis.text(
+            -0.62, -0.78, "A ribbon is read by the rows at its right end; numbers: attention mass in %, "
+            "5 and more. What a span reads of itself is not drawn.",
+            ha="left", va="top", fontsize=9, color=QUIET,
+        )  # fmt: skip
+        axis.set_ylim(-1.0, len(SPANS) - 0.55)
         axis.set_axis_off()
         axis.set_title("Who reads whom: attention between spans, from shallow to deep layers")
         _legend(axis, len(groups))
@@ -108,9 +113,8 @@ def _ribbons(axis: Any, mass: NDArray[np.float64], stage: int, lane: dict[str, i
             zorder=2 if target == "system" else 3,
         )  # fmt: skip
         if target != "system" and value >= 0.05:
-            where = 0.5
             axis.text(
-                stage + where, start + (end - start) * 0.5, f"{100 * value:.0f}", fontsize=8,
+                stage + 0.5, start + (end - start) * 0.5, f"{100 * value:.0f}", fontsize=8,
                 ha="center", va="center", zorder=6,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
             )  # fmt: skip
