@@ -11,11 +11,11 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_flow.demo.heldout import HeldoutScene, load_boxes, load_scenes
+from vllm_flow.demo.heldout import HeldoutScene, load_boxes, load_questions, load_scenes
 
 if TYPE_CHECKING:
     from vllm_flow.analysis.attention_reference import Masses
@@ -26,6 +26,8 @@ SHOWN_SCENES = 2
 SHOWN_LAYERS = (0, 4, 6, 8, 12, 16, 20, 24, 28)
 CAPTIONS = 24
 """Scenes whose captions' attention is measured."""
+QUESTIONS = 48
+"""Presence questions whose answers' attention is measured."""
 
 
 def listed_exactly(llava: Llava, scenes: Sequence[HeldoutScene]) -> Iterator[HeldoutScene]:
@@ -64,20 +66,48 @@ def only(record: CamRecord, layers: Sequence[int]) -> CamRecord:
 
 
 def measure_masses(
-    llava: Llava, scenes: Sequence[HeldoutScene]
+    llava: Llava, asked: Mapping[str, tuple[Path, str]]
 ) -> tuple[dict[str, Masses], dict[str, list[str]]]:
-    """Attention masses of the model's own captions, and their tokens as text."""
+    """Attention masses of the model's own answers, and their tokens as text.
+
+    `asked`: name of a request -> picture and prompt.
+    """
     from vllm_flow.analysis.attention_reference import attention_masses
     from vllm_flow.analysis.llava import open_image
 
     masses, words = {}, {}
-    for scene in scenes:
-        encoded = llava.encode(scene.prompt, open_image(scene.image_path))
+    for name, (image, prompt) in asked.items():
+        encoded = llava.encode(prompt, open_image(image))
         answer = llava.generate(encoded)
-        name = f"{scene.split}/{scene.image_path.stem}"
         masses[name] = attention_masses(llava, encoded, answer)
         words[name] = llava.words(answer)
     return masses, words
+
+
+def measure_attention(llava: Llava, out: Path) -> None:
+    """Masses of captions (drawn, with their flow) and of presence questions (numbers only)."""
+    import pyarrow.parquet as pq
+
+    from vllm_flow.analysis.attention_reference import mass_table, write_tables
+    from vllm_flow.analysis.figure_attention import by_layer, mass_rows, read_masses
+    from vllm_flow.analysis.figures import WORDS
+    from vllm_flow.analysis.records import write_rows
+
+    captions = {
+        f"{scene.split}/{scene.image_path.stem}": (scene.image_path, scene.prompt)
+        for scene in load_scenes("seen")[:CAPTIONS]
+    }
+    masses, words = measure_masses(llava, captions)
+    write_tables(masses, out)
+    (out / WORDS).write_text(json.dumps(words, indent=1) + "\n", encoding="utf-8")
+
+    questions = load_questions("seen")[:QUESTIONS]
+    masses, _ = measure_masses(
+        llava, {str(each.question_id): (each.image_path, each.prompt) for each in questions}
+    )
+    path = out / "presence.parquet"
+    pq.write_table(mass_table(masses), path)
+    write_rows(mass_rows(by_layer(read_masses([path]))), out / "presence_attention.csv")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +119,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from vllm_flow.analysis import figures, pointing
-    from vllm_flow.analysis.attention_reference import write_tables
     from vllm_flow.analysis.cam import Settings
     from vllm_flow.analysis.figure_cam import draw_overlays
     from vllm_flow.analysis.figure_pointing import draw_pointing
@@ -103,10 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     scenes = load_scenes("seen")
 
-    print(f"attention: where the answers of {CAPTIONS} captions look")
-    masses, words = measure_masses(llava, scenes[:CAPTIONS])
-    write_tables(masses, out)
-    (out / figures.WORDS).write_text(json.dumps(words, indent=1) + "\n", encoding="utf-8")
+    print(f"attention: where {CAPTIONS} captions and {QUESTIONS} answers look")
+    measure_attention(llava, out)
 
     print(f"CAM: the words of {SHOWN_SCENES} captions")
     found = listed_exactly(llava, scenes)

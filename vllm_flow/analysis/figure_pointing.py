@@ -38,9 +38,9 @@ def _panel(axis: Any, rows: Sequence[Row]) -> None:
     layers = [row.layer for row in rows]
     chance = 100 * rows[0].target.chance
     axis.axhline(chance, color=QUIET, linewidth=1, linestyle="--")
-    axis.annotate(
-        "chance", (layers[-1], chance), (2, 3), textcoords="offset points", ha="right", fontsize=8,
-        color=QUIET,
+    axis.text(
+        1.01, chance, "chance", transform=axis.get_yaxis_transform(), ha="left", va="center",
+        fontsize=8, color=QUIET,
     )  # fmt: skip
     axis.plot(
         layers, [100 * row.other.share for row in rows], color=COLOURS[3], marker="^", markersize=4,
@@ -58,5 +58,6 @@ def _panel(axis: Any, rows: Sequence[Row]) -> None:
         layers, [100 * row.target.share for row in rows], color=COLOURS[0], marker="o",
         markersize=5, linewidth=2, label="on the object asked about (band: exact 95 % interval)",
     )  # fmt: skip
+    axis.set_xlim(layers[0] - 0.6, layers[-1] + 0.6)
     axis.set_xlabel("decoder layer (0-based)")
     axis.xaxis.get_major_locator().set_params(integer=True)
