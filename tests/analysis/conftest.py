@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.engine import tiny_llava
@@ -19,14 +21,33 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tiny")
 
 
-def load(shape: tiny_llava.Shape, root: Path, attention: str | None = None) -> Llava:
+def load(shape: tiny_llava.Shape, root: Path, attention: str = "sdpa") -> Llava:
+    """The checkpoint in float64 throughout.
+
+    Transformers computes RMS norms in float32 whatever the model's dtype (and eager attention's
+    softmax, so the default is another): the decoder's norms are replaced by the same formula.
+    """
     llava = Llava.load(str(tiny_llava.build(shape, root)), attention=attention)
     llava.model.double()
+    for module in llava.model.model.language_model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = functools.partial(rms_norm, module)
     return llava
+
+
+def rms_norm(module: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    mean = hidden.pow(2).mean(-1, keepdim=True)
+    return module.weight * hidden * torch.rsqrt(mean + module.variance_epsilon)
 
 
 @pytest.fixture(scope="session")
 def tiny(checkpoints: Path) -> Llava:
+    return load(SHAPE, checkpoints)
+
+
+@pytest.fixture(scope="session")
+def eager(checkpoints: Path) -> Llava:
+    """The same model with attention that returns its maps."""
     return load(SHAPE, checkpoints, attention="eager")
 
 

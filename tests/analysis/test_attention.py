@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.analysis.conftest import SHAPE, load
 from vllm_flow.analysis.attention_reference import (
     IMAGE,
     OUTPUT,
@@ -34,8 +33,8 @@ ANSWER = [20, 33, 47]
 
 
 @pytest.fixture(scope="module")
-def masses(tiny: Llava, encoded: Encoded) -> Masses:
-    return attention_masses(tiny, encoded, ANSWER)
+def masses(eager: Llava, encoded: Encoded) -> Masses:
+    return attention_masses(eager, encoded, ANSWER)
 
 
 def test_spans_of_a_prompt() -> None:
@@ -57,11 +56,11 @@ def test_runs_cover_exactly_what_is_true(flags: list[bool]) -> None:
     assert all(a.stop < b.start for a, b in zip(found, found[1:], strict=False))
 
 
-def test_masses_are_sums_of_probabilities(tiny: Llava, encoded: Encoded, masses: Masses) -> None:
+def test_masses_are_sums_of_probabilities(eager: Llava, encoded: Encoded, masses: Masses) -> None:
     """Against the model's own maps on token ids and pixels, summed position by position."""
     ids = torch.cat([encoded.ids_T, torch.tensor(ANSWER)])[None]
     with torch.no_grad():
-        maps = tiny.model(
+        maps = eager.model(
             input_ids=ids, pixel_values=encoded.pixels_CHW[None].double(), output_attentions=True
         ).attentions
     first, total = len(encoded.ids_T), ids.shape[1]
@@ -72,7 +71,7 @@ def test_masses_are_sums_of_probabilities(tiny: Llava, encoded: Encoded, masses:
             for position in range(total):
                 if position >= first:
                     span = OUTPUT
-                elif ids[0, position] == tiny.model.config.image_token_id:
+                elif ids[0, position] == eager.model.config.image_token_id:
                     span = IMAGE
                 else:
                     span = SYSTEM if position < encoded.image.start else USER
@@ -91,8 +90,8 @@ def test_masses_hang_together(masses: Masses) -> None:
     assert (masses.flow_LSS[:, later] == 0).all()  # nobody reads what comes later
 
 
-def test_own_rows_are_one_further(tiny: Llava, encoded: Encoded, masses: Masses) -> None:
-    own = attention_masses(tiny, encoded, ANSWER, rows="own").spans_LAS
+def test_own_rows_are_one_further(eager: Llava, encoded: Encoded, masses: Masses) -> None:
+    own = attention_masses(eager, encoded, ANSWER, rows="own").spans_LAS
     np.testing.assert_allclose(own[:, :-1], masses.spans_LAS[:, 1:], atol=1e-6)
     assert answer_rows(10, 3) == slice(9, 12) and answer_rows(10, 3, "own") == slice(10, 13)
 
@@ -107,10 +106,9 @@ def test_several_images_have_masses_of_their_own() -> None:
     )
 
 
-def test_other_attention_than_eager_is_refused(checkpoints: Path, encoded: Encoded) -> None:
-    fused = load(SHAPE, checkpoints, attention="sdpa")
+def test_other_attention_than_eager_is_refused(tiny: Llava, encoded: Encoded) -> None:
     with pytest.raises(ValueError, match="eager"):
-        attention_masses(fused, encoded, ANSWER)
+        attention_masses(tiny, encoded, ANSWER)
 
 
 def test_tables_keep_the_agreed_schema(masses: Masses, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def cam_run(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path, image_f
     model = str(tiny_llava.build(SHAPE, checkpoints))
     status = cli.main(
         ["cam", "--model", model, "--image", str(image_file), "--prompt", PROMPT, "--answer",
-         " w7 w9", "--word", "w9", "--layers", "0:3:1", "--samples", "2", "--box", "0,0,8,16",
+         " w7 w9", "--word", "w7w9", "--layers", "0:3:1", "--samples", "2", "--box", "0,0,8,16",
          "--device", "cpu", "--out", str(out)]
     )  # fmt: skip
     assert status == 0
@@ -53,7 +53,7 @@ def test_cam_writes_arrays_numbers_and_figures(cam_run: Path) -> None:
                      "convergence.svg"}  # fmt: skip
     record = CamRecord.load(cam_run / "cam.npz")
     assert record.layers == (0, 1, 2, 3) and record.heat.shape == (4, 4, 4)
-    assert record.answer_tokens == ("w7", "w9") and record.explained == (1,)
+    assert record.answer_tokens == ("w7", "w9") and record.explained == (0, 1)
     assert record.box == (0, 0, 8, 16)
     assert (np.asarray(record.coverage) == [[1, 1, 0, 0]] * 4).all()
     for row, heat in zip(rows(cam_run / "cam.csv"), record.heat, strict=True):
@@ -65,10 +65,10 @@ def test_cam_writes_arrays_numbers_and_figures(cam_run: Path) -> None:
 
 
 def test_figures_draws_all_there_is(
-    cam_run: Path, tiny: Llava, encoded: Encoded, tmp_path: Path
+    cam_run: Path, eager: Llava, encoded: Encoded, tmp_path: Path
 ) -> None:
     (tmp_path / "cam.npz").write_bytes((cam_run / "cam.npz").read_bytes())
-    masses = attention_masses(tiny, encoded, [20, 33])
+    masses = attention_masses(eager, encoded, [20, 33])
     write_tables({"a": masses}, tmp_path)
     (tmp_path / "scores.csv").write_text(
         "task,policy,cliff,score,low,high\npope,baseline,,0.9,0.8,1\n"

@@ -36,7 +36,7 @@ def test_rows_count_what_happened() -> None:
     assert [row.layer for row in rows] == [5, 6, MEAN]
     assert [row.target.hits for row in rows] == [2, 1, 0]
     assert {row.control.hits for row in rows} == {row.other.hits for row in rows} == {1}
-    assert rows[0].target.chance == 0.25 and rows[0].other.chance == 0.2
+    assert rows[0].target.chance == 0.25 and rows[0].other.chance == pytest.approx(0.2)
     assert rows[0].p_control == 0.5  # one round gained, none lost
     text = pointing.report(rows, rows[0])
     assert "66.7 [ 9.4, 99.2]" in text and "mean" in text

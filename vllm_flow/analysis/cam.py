@@ -143,14 +143,17 @@ def recording(
 @contextlib.contextmanager
 def checkpointed(layers: Sequence[torch.nn.Module]) -> Iterator[None]:
     """While open, each layer keeps its input only and runs again in the backward."""
-    before = [layer.forward for layer in layers]
-    for layer, forward in zip(layers, before, strict=True):
-        layer.forward = functools.partial(checkpoint, forward, use_reentrant=False)
+    own = [vars(layer).get("forward") for layer in layers]  # set by accelerate, for example
+    for layer in layers:
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        for layer, forward in zip(layers, own, strict=True):
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward
 
 
 def features_of(

@@ -26,6 +26,9 @@ SHOWN_SCENES = 2
 SHOWN_LAYERS = (0, 4, 6, 8, 12, 16, 20, 24, 28)
 CAPTIONS = 24
 """Scenes whose captions' attention is measured."""
+ON_THE_PAGE = ("attention", "flow", "cam_grid", "pointing")
+"""Figures of docs/reading_the_pictures.md."""
+SMALL_WIDTH = 1400
 QUESTIONS = 48
 """Presence questions whose answers' attention is measured."""
 
@@ -110,12 +113,28 @@ def measure_attention(llava: Llava, out: Path) -> None:
     write_rows(mass_rows(by_layer(read_masses([path]))), out / "presence_attention.csv")
 
 
+def shrink(pictures: Sequence[Path], folder: Path) -> list[Path]:
+    """Copies for a page: `SMALL_WIDTH` pixels wide, 64 colours."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for path in pictures:
+        with Image.open(path) as image:
+            size = (SMALL_WIDTH, round(image.height * SMALL_WIDTH / image.width))
+            small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        written.append(folder / path.name)
+        small.quantize(64, dither=Image.Dither.NONE).save(written[-1], optimize=True)
+    return written
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, draw, say where; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m vllm_flow.analysis.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/analysis"))
     parser.add_argument("--rounds", type=int, default=100, help="scenes of the pointing game")
     parser.add_argument("--samples", type=int, default=8, help="noisy copies of a shown CAM")
+    parser.add_argument("--small", type=Path, help="folder for small copies, as in docs/pictures")
     args = parser.parse_args(argv)
 
     from vllm_flow.analysis import figures, pointing
@@ -164,6 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         *grid,
         *draw_pointing(by_task, out / "figures" / "pointing"),
     ]
+    if args.small:
+        written += shrink([out / "figures" / f"{name}.png" for name in ON_THE_PAGE], args.small)
     print(f"Done in {time.monotonic() - started:.0f} s. Written:")
     for path in written:
         print(f"  {path}")

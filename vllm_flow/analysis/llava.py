@@ -140,6 +140,12 @@ class Llava:
 
     def encode(self, prompt: str, image: Image.Image) -> Encoded:
         """Tokenise and preprocess; `Unsupported` unless the picture is one span of grid x grid tokens."""
+        token = self.processor.image_token
+        if prompt.count(token) != 1:
+            raise Unsupported(
+                f"the prompt names {token} {prompt.count(token)} times: name it exactly once, where "
+                "the picture goes"
+            )
         batch = self.processor(text=prompt, images=image.convert("RGB"), return_tensors="pt")
         ids_T = batch["input_ids"][0]
         encoded = Encoded(
@@ -150,8 +156,8 @@ class Llava:
         count = int(encoded.is_image_T.sum())
         if count != self.grid**2 or encoded.image.stop - encoded.image.start != count:
             raise Unsupported(
-                f"the prompt has {count} image tokens where one picture has {self.grid**2} in a row: "
-                f"name {self.processor.image_token} exactly once"
+                f"the picture became {count} image tokens, not {self.grid} x {self.grid} in a row: "
+                "the processor and the model's tower do not belong together"
             )
         return encoded
 
