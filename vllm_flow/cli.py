@@ -62,6 +62,14 @@ COMMANDS = {
         "vllm_flow.profile.command",
         "time, throughput and memory beside stock vLLM's, each with its ideal; out/profile/",
     ),
+    "cam": Entry(
+        "vllm_flow.analysis.cam_command",
+        "LLaVA-CAM: which patches of a picture raise an answer's logits, by layer",
+    ),
+    "figures": Entry(
+        "vllm_flow.analysis.figures",
+        "draw a run's figures: attention by layer, information flow, CAMs, scores",
+    ),
 }
 
 

@@ -134,3 +134,14 @@ def test_chat_template_renders_the_same_prompt() -> None:
             messages=[{"role": "user", "content": content}], add_generation_prompt=True
         )
         assert rendered == build_prompt("Is there a dog?")
+
+
+def test_every_composed_picture_has_its_objects_boxes() -> None:
+    boxes = heldout.load_boxes()
+    scenes = heldout.load_scenes()
+    assert set(boxes) == {scene.image_path for scene in scenes}
+    for scene in scenes:
+        assert set(boxes[scene.image_path]) == set(scene.objects)
+        with Image.open(scene.image_path) as image:
+            for left, top, right, bottom in boxes[scene.image_path].values():
+                assert 0 <= left < right <= image.width and 0 <= top < bottom <= image.height

@@ -59,3 +59,15 @@ def test_training_never_draws_heldout_seeds() -> None:
     ends = [0] + [part.stop for part in drawn]
     assert all(part.start >= end for part, end in zip(drawn, ends, strict=False))  # no overlap
     assert drawn[-1].stop <= TRAIN_SEEDS.stop <= HELDOUT_SEEDS.start
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_boxes_hold_their_objects(seed: int, sprites: dict[str, list[Image.Image]]) -> None:
+    scene = compose(seed, sprites, gentle=True)
+    assert tuple(scene.boxes) == scene.objects
+    side = scene.image.width // GRID
+    for name, (left, top, right, bottom) in scene.boxes.items():
+        assert 0 <= left < right <= scene.image.width and 0 <= top < bottom <= scene.image.height
+        for row, column in np.argwhere(scene.patches == CLASSES.index(name)):
+            assert left < (column + 1) * side and column * side < right
+            assert top < (row + 1) * side and row * side < bottom

@@ -19,7 +19,8 @@ SPLITS = ("seen", "unseen_style", "photo")
 
 __all__ = [
     "ANSWER_SUFFIX", "CAPTION_REQUEST", "CLASSES", "DATA", "SPLITS", "CaptionScore", "HeldoutScene",
-    "Question", "build_prompt", "load_questions", "load_scenes", "parse_yes_no", "score_caption",
+    "Question", "build_prompt", "load_boxes", "load_questions", "load_scenes", "parse_yes_no",
+    "score_caption",
 ]  # fmt: skip
 
 
@@ -90,6 +91,14 @@ def load_scenes(split: str | None = None) -> list[HeldoutScene]:
         for row in _rows("scenes.jsonl")
         if split in (None, row["split"])
     ]
+
+
+def load_boxes() -> dict[Path, dict[str, tuple[int, int, int, int]]]:
+    """Picture -> object -> box (left, top, right, bottom in its pixels) of every composed picture."""
+    return {
+        DATA / row["image"]: {name: tuple(box) for name, box in row["boxes"].items()}
+        for row in _rows("boxes.jsonl")
+    }
 
 
 def _check_split(split: str | None) -> None:

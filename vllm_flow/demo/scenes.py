@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
@@ -28,6 +28,9 @@ HELDOUT_SEEDS = range(2_000_000_000, 2_000_100_000)
 Sprites = Mapping[str, Sequence[Image.Image]]
 """Class name -> RGBA cut-outs, trimmed to their content."""
 
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels; right and bottom are one past the last."""
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -38,6 +41,8 @@ class Scene:
     """Distinct class names, in class order."""
     patches: np.ndarray
     """[GRID, GRID] int64: the class that covers most of the patch, or ``BACKGROUND``."""
+    boxes: Mapping[str, Box] = field(default_factory=dict)
+    """Class name -> the smallest box around the pixels where the object is to be seen."""
 
 
 def procedural_background(rng: random.Random, size: int = IMAGE_SIZE) -> Image.Image:
@@ -150,7 +155,19 @@ def compose(
         _claim(owner, np.asarray(sprite.getchannel("A")) > 96, x, y, CLASSES.index(name))
     if not gentle and rng.random() < 0.2:
         canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
-    return Scene(canvas, tuple(in_order(names)), _patch_labels(owner))
+    return Scene(canvas, tuple(in_order(names)), _patch_labels(owner), _boxes(owner, names))
+
+
+def _boxes(owner: np.ndarray, names: Sequence[str]) -> dict[str, Box]:
+    """The box of each named class in ``owner``, in class order; none for one that is hidden."""
+    found = {}
+    for name in in_order(names):
+        rows, columns = np.nonzero(owner == CLASSES.index(name))
+        if len(rows):
+            found[name] = (
+                int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+            )  # fmt: skip
+    return found
 
 
 def _claim(owner: np.ndarray, mask: np.ndarray, x: int, y: int, label: int) -> None:

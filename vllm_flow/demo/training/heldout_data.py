@@ -62,13 +62,14 @@ def _absent(present: list[str], count: int, uses: dict[str, int], rng: random.Ra
 
 
 def main() -> None:
-    """Write pictures, ``questions.jsonl`` and ``scenes.jsonl``."""
+    """Write pictures, ``questions.jsonl``, ``scenes.jsonl`` and ``boxes.jsonl``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     work = parser.parse_args().work
     assets.fetch(work)
     questions: list[dict[str, Any]] = []
     scenes: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
     parts = (
         ("seen", SEEN_SCENES, assets.drawings(work, assets.SEEN_SETS)),
         ("unseen_style", UNSEEN_SCENES, assets.drawings(work, [assets.UNSEEN_SET])),
@@ -87,6 +88,7 @@ def main() -> None:
                 {"image": image, "objects": objects, "caption": caption_of(objects).capitalize(),
                  "split": split}
             )  # fmt: skip
+            boxes.append({"image": image, "boxes": scene.boxes})
             present = rng.sample(objects, min(2, len(objects)))
             for name in present:
                 uses[name] += 1
@@ -103,7 +105,11 @@ def main() -> None:
             DATA / image, quality=90
         )
         _questions(image, "photo", [present_name], absent.split()[:1], questions)
-    for name, rows in (("questions.jsonl", questions), ("scenes.jsonl", scenes)):
+    for name, rows in (
+        ("questions.jsonl", questions),
+        ("scenes.jsonl", scenes),
+        ("boxes.jsonl", boxes),
+    ):
         (DATA / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(len(questions), "questions,", len(scenes), "scenes")
 

@@ -1,0 +1,162 @@
+"""The commands write what they say: figures, numbers, and sentences where the input is wrong."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.analysis.conftest import PROMPT, SHAPE
+from tests.engine import tiny_llava
+from vllm_flow import cli
+from vllm_flow.analysis.attention_reference import attention_masses, write_tables
+from vllm_flow.analysis.cam_command import box_corners, layer_numbers
+from vllm_flow.analysis.figure_cam import blend
+from vllm_flow.analysis.llava import Encoded, Llava
+from vllm_flow.analysis.records import CamRecord
+
+
+@pytest.fixture(scope="module")
+def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "picture.png"
+    tiny_llava.picture(SHAPE, 3).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cam_run(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path, image_file: Path) -> Path:
+    """A run folder that `vllm-flow cam` has written into."""
+    out = tmp_path_factory.mktemp("run")
+    model = str(tiny_llava.build(SHAPE, checkpoints))
+    status = cli.main(
+        ["cam", "--model", model, "--image", str(image_file), "--prompt", PROMPT, "--answer",
+         " w7 w9", "--word", "w7w9", "--layers", "0:3:1", "--samples", "2", "--box", "0,0,8,16",
+         "--device", "cpu", "--out", str(out)]
+    )  # fmt: skip
+    assert status == 0
+    return out
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_cam_writes_arrays_numbers_and_figures(cam_run: Path) -> None:
+    names = {path.name for path in cam_run.iterdir()}
+    assert names == {"cam.npz", "cam.csv", "overlays.png", "overlays.svg", "convergence.png",
+                     "convergence.svg"}  # fmt: skip
+    record = CamRecord.load(cam_run / "cam.npz")
+    assert record.layers == (0, 1, 2, 3) and record.heat.shape == (4, 4, 4)
+    assert record.answer_tokens == ("w7", "w9") and record.explained == (0, 1)
+    assert record.box == (0, 0, 8, 16)
+    assert (np.asarray(record.coverage) == [[1, 1, 0, 0]] * 4).all()
+    for row, heat in zip(rows(cam_run / "cam.csv"), record.heat, strict=True):
+        assert float(row["peak"]) == pytest.approx(float(heat.max()), rel=1e-5)
+        if heat.any():
+            share = float(heat[:, :2].sum() / heat.sum())
+            assert float(row["inside_box"]) == pytest.approx(share, rel=1e-5)
+        assert float(row["inside_box_by_chance"]) == 0.5
+
+
+def test_figures_draws_all_there_is(
+    cam_run: Path, eager: Llava, encoded: Encoded, tmp_path: Path
+) -> None:
+    (tmp_path / "cam.npz").write_bytes((cam_run / "cam.npz").read_bytes())
+    masses = attention_masses(eager, encoded, [20, 33])
+    write_tables({"a": masses}, tmp_path)
+    (tmp_path / "scores.csv").write_text(
+        "task,policy,cliff,score,low,high\npope,baseline,,0.9,0.8,1\n"
+        "pope,cliff=2,2,0.5,0.4,0.6\npope,cliff=1,1,0.4,0.3,0.5\n"
+    )
+    assert cli.main(["figures", str(tmp_path)]) == 0
+    out = tmp_path / "figures"
+    for stem in ("attention", "flow", "cam_overlays", "cam_convergence", "scores"):
+        with Image.open(out / f"{stem}.png") as png:
+            assert png.width > 600
+            assert len(np.unique(np.asarray(png.convert("L")))) > 20  # something is drawn
+        assert (out / f"{stem}.svg").read_text().lstrip().startswith("<?xml")
+    table = rows(out / "attention.csv")
+    assert [float(row["image"]) for row in table] == pytest.approx(
+        masses.spans_LAS[:, :, 1].mean(1).tolist(), rel=1e-4
+    )
+    assert rows(out / "flow.csv")[2]["output<image"] != ""
+
+
+def test_figures_without_material(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["figures", str(tmp_path)]) == 1
+    assert "nothing to draw" in capsys.readouterr().err
+    assert cli.main(["figures", str(tmp_path / "gone")]) == 1
+    assert "is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "says"),
+    [
+        ("attention.parquet", {"image": [1.0]}, "lacks request_id"),
+        (
+            "attention.parquet",
+            {"request_id": ["r"], "layer": [3], "token": [0], "system": [0.5], "image": [0.1],
+             "user": [0.1], "output": [0.0]},
+            "request r, layer 3 sum to 0.700",
+        ),
+        ("attention_flow.parquet", {"layer": [0]}, "lacks source"),
+    ],
+)  # fmt: skip
+def test_wrong_tables_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, table: dict, says: str
+) -> None:
+    pq.write_table(pa.table(table), tmp_path / name)
+    assert cli.main(["figures", str(tmp_path)]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_cam_refuses_in_a_sentence(
+    checkpoints: Path, image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(tiny_llava.build(SHAPE, checkpoints))
+    asked = ["cam", "--model", model, "--image", str(image_file), "--prompt", PROMPT,
+             "--answer", " w7", "--samples", "0", "--device", "cpu", "--out", str(tmp_path)]  # fmt: skip
+    for extra, says in (
+        (["--layers", "9"], "layer 9 does not exist: this model has the layers 0 to 3"),
+        (["--word", "w8"], "does not contain the word 'w8'"),
+        (["--box", "0,0,17,4"], "not inside the picture of 16 x 16"),
+        (["--prompt", "w1 w2"], "chat template"),
+        (["--sigma", "-1"], "sigma"),
+    ):
+        assert cli.main([*asked, *extra]) == 2
+        assert says in capsys.readouterr().err
+    assert cli.main([*asked, "--model", str(tmp_path / "gone")]) == 1
+    assert "cannot be loaded" in capsys.readouterr().err
+
+
+def test_layers_and_boxes_as_they_are_typed() -> None:
+    assert layer_numbers("all") is None
+    assert layer_numbers("8,0,4,4") == (0, 4, 8)
+    assert layer_numbers("0:30:10") == (0, 10, 20, 30) and layer_numbers("2:4") == (2, 3, 4)
+    assert box_corners("1,2,3.5,4") == (1, 2, 3.5, 4)
+    for bad in ("", "a", "4:2", "0:9:0"):
+        with pytest.raises(Exception, match="none of"):
+            layer_numbers(bad)
+    with pytest.raises(Exception, match="left,top,right,bottom"):
+        box_corners("1,2,3")
+
+
+def test_an_overlay_is_grey_where_cold_and_coloured_where_hot() -> None:
+    view = np.full((16, 16, 3), (200, 60, 60), dtype=np.uint8)
+    heat = np.zeros((4, 4))
+    heat[0, 0] = 3
+    pixels = blend(view, heat).astype(int)
+    assert np.ptp(pixels[-1, -1]) == 0 and np.ptp(pixels[0, 0]) > 40
+    assert (np.ptp(blend(view, np.zeros((4, 4))).astype(int), axis=2) == 0).all()
+
+
+def test_a_file_that_is_no_cam(tmp_path: Path) -> None:
+    np.savez(tmp_path / "cam.npz", heat=np.zeros(3))
+    with pytest.raises(ValueError, match="is no CAM: it lacks answer_tokens, layers, view"):
+        CamRecord.load(tmp_path / "cam.npz")

@@ -1,0 +1,124 @@
+"""The adapter: what it refuses, where boxes land, how answers become tokens."""
+
+from __future__ import annotations
+
+import re
+from itertools import accumulate
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.analysis.conftest import PROMPT, SHAPE
+from vllm_flow.analysis.llava import (
+    Encoded,
+    Llava,
+    Unsupported,
+    check_config,
+    open_image,
+    tokens_of,
+)
+
+
+def config(architecture: str, decoder: str = "llama", tower: str = "clip_vision_model"):
+    return SimpleNamespace(
+        architectures=[architecture],
+        text_config=SimpleNamespace(model_type=decoder),
+        vision_config=SimpleNamespace(model_type=tower),
+    )
+
+
+@pytest.mark.parametrize(
+    ("refused", "names"),
+    [
+        (config("LlavaNextForConditionalGeneration"), "LlavaNextForConditionalGeneration"),
+        (config("LlavaForConditionalGeneration", decoder="gemma"), "gemma.*llama, mistral, qwen2"),
+        (config("LlavaForConditionalGeneration", tower="pixtral"), "pixtral"),
+    ],
+)
+def test_other_models_are_refused_by_name(refused: SimpleNamespace, names: str) -> None:
+    with pytest.raises(Unsupported, match=names):
+        check_config(refused)
+
+
+def test_encoding_finds_the_image(tiny: Llava, encoded: Encoded) -> None:
+    assert encoded.image == slice(3, 3 + tiny.grid**2)  # <s> w1 w2
+    assert encoded.pixels_CHW.shape == (3, 16, 16)
+    with pytest.raises(Unsupported, match="exactly once"):
+        tiny.encode("w1 <image> w2 <image>", Image.new("RGB", (16, 16)))
+
+
+def test_the_view_is_the_picture(tiny: Llava, encoded: Encoded, picture: Image.Image) -> None:
+    assert (
+        np.asarray(tiny.view(encoded)) == np.asarray(picture)
+    ).all()  # no resampling at this size
+
+
+def test_the_answer_is_tokenised_after_the_prompt(tiny: Llava) -> None:
+    ids = tiny.answer_ids(PROMPT, " w7 w9")
+    assert ids == tiny.processor.tokenizer.convert_tokens_to_ids(["w7", "w9"])
+    with pytest.raises(ValueError, match="empty"):
+        tiny.answer_ids(PROMPT, "")
+
+
+def test_generation_equals_the_model_s_own_choice(tiny: Llava, encoded: Encoded) -> None:
+    first = tiny.generate(encoded, 1)
+    with torch.no_grad():
+        logits = tiny.model(
+            input_ids=encoded.ids_T[None], pixel_values=encoded.pixels_CHW[None].double()
+        ).logits
+    assert first == [int(logits[0, -1].argmax())]
+
+
+@given(
+    corners=st.tuples(*[st.integers(0, 15)] * 2, *[st.integers(1, 16)] * 2).filter(
+        lambda c: c[0] < c[2] and c[1] < c[3]
+    )
+)
+def test_a_box_covers_its_pixels(tiny: Llava, corners: tuple[int, int, int, int]) -> None:
+    """At the model's own size nothing is resampled: coverage is a count of pixels."""
+    left, top, right, bottom = corners
+    pixels = np.zeros((16, 16))
+    pixels[top:bottom, left:right] = 1
+    counted = pixels.reshape(4, SHAPE.patch, 4, SHAPE.patch).mean((1, 3))
+    found = tiny.coverage((left, top, right, bottom), Image.new("RGB", (16, 16)))
+    np.testing.assert_allclose(found, counted, atol=1e-6)
+
+
+def test_a_box_follows_the_crop(tiny: Llava) -> None:
+    """A wide picture loses its sides: the box of its middle square is all that is seen."""
+    wide = Image.new("RGB", (64, 32))
+    np.testing.assert_allclose(tiny.coverage((16, 0, 48, 32), wide), 1, atol=0.05)
+    np.testing.assert_allclose(tiny.coverage((16, 0, 32, 32), wide)[:, :2], 1, atol=0.1)
+    assert tiny.coverage((16, 0, 32, 32), wide)[:, 2:].max() < 0.1
+    with pytest.raises(ValueError, match="nothing of the box"):
+        tiny.coverage((0, 0, 10, 32), wide)
+    with pytest.raises(ValueError, match="64 x 32"):
+        tiny.coverage((0, 0, 65, 32), wide)
+
+
+@given(st.lists(st.sampled_from(["A", " dog", " do", "g", ",", " cat", "s", " a"]), max_size=8))
+def test_tokens_of_a_word_spell_it(words: list[str]) -> None:
+    text = "".join(words)
+    if "dog" not in re.split(r"\W+", text):
+        with pytest.raises(ValueError, match="does not contain the word 'dog'"):
+            tokens_of(words, "dog")
+        return
+    found = tokens_of(words, "DOG")
+    starts = [0, *accumulate(map(len, words))]
+    spelled = text[starts[found[0]] : starts[found[-1] + 1]]
+    assert "dog" in spelled
+    assert len(found) == 1 or all("dog" not in words[token] for token in found)
+    assert found == list(range(found[0], found[-1] + 1))
+
+
+def test_a_missing_picture_is_named(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"gone\.png does not exist"):
+        open_image(tmp_path / "gone.png")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"text\.png is not a picture"):
+        open_image(tmp_path / "text.png")

@@ -1,0 +1,74 @@
+"""On the demo model a CAM of an object's word lies on that object, in the layers where it should."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vllm_flow.analysis import pointing
+from vllm_flow.analysis.cam import Settings
+from vllm_flow.analysis.llava import Llava
+from vllm_flow.analysis.pointing import MEAN, Outcome
+from vllm_flow.demo.assemble import assemble
+
+LAYERS = (16, 17)
+
+
+def outcome(*target: bool, other: bool = False, control: bool = False) -> Outcome:
+    """Hits per layer, the mean's not counted."""
+    count = len(target) + 1
+    return Outcome((*target, False), (other,) * count, (control,) * count, 0.25, 0.2)
+
+
+def test_the_layer_is_chosen_on_one_half_and_judged_on_the_other() -> None:
+    first, second = [outcome(True, False)] * 4, [outcome(False, True)] * 4
+    row = pointing.judge([*first, *second], (5, 6))
+    assert row.layer == 5 and row.target.hits == 0 and row.target.total == 4
+
+
+def test_rows_count_what_happened() -> None:
+    played = [
+        outcome(True, False),
+        outcome(True, True, control=True),
+        outcome(False, False, other=True),
+    ]
+    rows = pointing.summarise(played, (5, 6))
+    assert [row.layer for row in rows] == [5, 6, MEAN]
+    assert [row.target.hits for row in rows] == [2, 1, 0]
+    assert {row.control.hits for row in rows} == {row.other.hits for row in rows} == {1}
+    assert rows[0].target.chance == 0.25 and rows[0].other.chance == pytest.approx(0.2)
+    assert rows[0].p_control == 0.5  # one round gained, none lost
+    text = pointing.report(rows, rows[0])
+    assert "66.7 [ 9.4, 99.2]" in text and "mean" in text
+
+
+def test_the_mean_is_of_normalised_maps() -> None:
+    strong, weak = np.zeros((2, 2)), np.zeros((2, 2))
+    strong[0, 0], weak[1, 1], weak[0, 1] = 100, 1, 0.5
+    *_, mean = pointing.with_mean({3: strong, 4: weak}, (3, 4))
+    assert mean.tolist() == [[0.5, 0.25], [0, 0.5]]
+
+
+def test_rounds_ask_about_objects_that_are_there() -> None:
+    rounds = pointing.draw_rounds(None, "seen")
+    assert len(rounds) == len({r.scene.image_path for r in rounds}) > 80  # one round per picture
+    assert all({r.target, r.other} <= set(r.scene.objects) and r.target != r.other for r in rounds)
+    assert rounds[:5] == pointing.draw_rounds(5, "seen")
+
+
+def test_the_heat_is_on_the_object_and_not_by_chance() -> None:
+    """A dozen and a half pictures, two layers: better than chance, shuffled weights, another object."""
+    llava = Llava.load(str(assemble()))
+    rounds = pointing.draw_rounds(18, "seen")
+    played = list(pointing.play(llava, rounds, "naming", Settings(LAYERS, samples=0)))
+    mean = pointing.summarise(played, LAYERS)[-1]
+    assert mean.target.low > mean.target.chance, pointing.report([mean], mean)
+    assert mean.target.hits >= 2 * max(mean.control.hits, mean.other.hits)
+
+
+@pytest.mark.parametrize("task", pointing.TASKS)
+def test_what_is_asked_names_the_object(task: str) -> None:
+    round_ = pointing.draw_rounds(1, "seen")[0]
+    prompt, answer, word = pointing.asked(round_, task)
+    assert word.lower() in answer.lower()
+    assert round_.target in (prompt if task == "presence" else answer)

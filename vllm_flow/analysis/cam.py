@@ -1,0 +1,261 @@
+"""LLaVA-CAM: which patches of the picture raise the logits of the answer, seen at a decoder layer.
+
+Equations 1 to 5 of "From Redundancy to Relevance" (arXiv 2406.06579), after Grad-CAM and SmoothGrad:
+features A at the image positions, weights alpha = mean over these positions of dz/dA, heat =
+ReLU(sum_k alpha_k A_k), averaged over noisy copies of the picture. z is the sum of the logits of the
+answer's tokens, each read at the row before the token.
+
+Cost: one forward and one backward for all layers together, per batch of copies. Only the decoder
+from the lowest chosen layer up is differentiated (no gradient of weights or of the vision tower);
+what stays in memory is its activations, O(copies x tokens x layers). `checkpointing` keeps one
+hidden state per layer instead and runs each layer's forward a second time.
+
+Knows modules and tensors; nothing of files or figures. Shapes: B copies, T prompt tokens, A answer
+tokens, P image tokens, D width, L layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.checkpoint import checkpoint
+
+from vllm_flow.analysis.cam_names import DEFAULT_HOOK, HOOKS
+from vllm_flow.analysis.llava import Encoded, Llava
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a hook point held at the image positions, and how z depends on it."""
+
+    values_BPD: torch.Tensor
+    gradients_BPD: torch.Tensor
+    """dz/dA of each copy's own z."""
+
+    def alpha(self) -> torch.Tensor:
+        """Channel weights [B, D]: the gradient's mean over the image positions."""
+        return self.gradients_BPD.mean(dim=1)
+
+    def heat(self, alpha_BD: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, P]: ReLU of the weighted sum over channels; other weights may be put in (a control)."""
+        weights = self.alpha() if alpha_BD is None else alpha_BD
+        return torch.einsum("bpd,bd->bp", self.values_BPD, weights).relu()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a CAM is taken."""
+
+    layers: tuple[int, ...]
+    samples: int = 8
+    """Noisy copies; 0 takes the picture as it is."""
+    sigma: float = 0.1
+    """Standard deviation of the noise, as a share of the range of the normalised pixels."""
+    seed: int = 0
+    hook: str = DEFAULT_HOOK
+    batch: int = 8
+    """Copies in one forward; changes memory and speed, not the result."""
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hook not in HOOKS:
+            raise ValueError(f"unknown hook point {self.hook!r}: use one of {', '.join(HOOKS)}")
+        if self.samples < 0 or self.batch < 1 or not 0 <= self.sigma < float("inf"):
+            raise ValueError("samples and sigma must be 0 or more, and batch 1 or more")
+        if not self.layers:
+            raise ValueError("no layer is chosen")
+
+
+def reading_rows(prompt_length: int, answer_length: int) -> list[int]:
+    """The rows whose logits predict the answer's tokens: token at t is read at row t - 1.
+
+    Lengths count expanded tokens, so that rows are the decoder's own.
+    """
+    return [prompt_length - 1 + token for token in range(answer_length)]
+
+
+def noisy_copies(pixels_CHW: torch.Tensor, settings: Settings) -> Iterator[torch.Tensor]:
+    """The copies one by one, drawn in float32 on the CPU: the same for any batch size and device."""
+    if settings.samples == 0:
+        yield pixels_CHW
+        return
+    generator = torch.Generator().manual_seed(settings.seed)
+    spread = settings.sigma * float(pixels_CHW.max() - pixels_CHW.min())
+    for _ in range(settings.samples):
+        noise = torch.randn(pixels_CHW.shape, generator=generator)
+        yield pixels_CHW + (spread * noise).to(pixels_CHW)
+
+
+@contextlib.contextmanager
+def recording(
+    layers: Sequence[torch.nn.Module], chosen: Sequence[int], hook: str
+) -> Iterator[dict[int, torch.Tensor]]:
+    """While open, a forward fills the dictionary: layer -> the hook point's tensor [B, T, D].
+
+    The lowest tensor is made a leaf, so that nothing below it enters the autograd graph. Hooks
+    always come off again.
+    """
+    name, end = HOOKS[hook]
+    seen: dict[int, torch.Tensor] = {}
+    handles = []
+    lowest = min(chosen)
+
+    def keep(index: int, tensor: torch.Tensor) -> torch.Tensor:
+        if index == lowest:
+            tensor = tensor.detach().requires_grad_()
+        # Under checkpointing the backward runs the forward again: the first tensor is the graph's.
+        seen.setdefault(index, tensor)
+        return tensor
+
+    def on_output(_module: object, _args: object, output: object, *, index: int) -> object:
+        if isinstance(output, tuple):
+            return (keep(index, output[0]), *output[1:])
+        assert isinstance(output, torch.Tensor)
+        return keep(index, output)
+
+    def on_input(_module: object, args: tuple, kwargs: dict, *, index: int) -> tuple[tuple, dict]:
+        if args:
+            return (keep(index, args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": keep(index, kwargs["hidden_states"])}
+
+    for index in chosen:
+        module = layers[index].get_submodule(name)
+        handles.append(
+            module.register_forward_hook(functools.partial(on_output, index=index))
+            if end == "output"
+            else module.register_forward_pre_hook(
+                functools.partial(on_input, index=index), with_kwargs=True
+            )
+        )
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def checkpointed(layers: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """While open, each layer keeps its input only and runs again in the backward."""
+    own = [vars(layer).get("forward") for layer in layers]  # set by accelerate, for example
+    for layer in layers:
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward
+
+
+def features_of(
+    llava: Llava,
+    encoded: Encoded,
+    answer: Sequence[int],
+    pixels_BCHW: torch.Tensor,
+    settings: Settings,
+    tokens: Sequence[int] | None = None,
+) -> dict[int, Features]:
+    """Layer -> features and gradients for a batch of copies: one forward, one backward.
+
+    `tokens` chooses which of the answer's tokens count towards z (all by default); they are all fed.
+    """
+    device, copies = llava.device, len(pixels_BCHW)
+    answer_A = torch.tensor(list(answer), device=device)
+    ids = torch.cat([encoded.ids_T.to(device), answer_A])[None].expand(copies, -1)
+    rows = torch.tensor(reading_rows(len(encoded.ids_T), len(answer)), device=device)
+    picked = torch.tensor(list(range(len(answer)) if tokens is None else tokens), device=device)
+    image_features = _image_features(llava, pixels_BCHW.to(device))
+    embedded = llava.model.get_input_embeddings()(ids).clone()
+    embedded[:, encoded.image] = image_features
+    saving = checkpointed(llava.layers) if settings.checkpointing else contextlib.nullcontext()
+    with (
+        torch.enable_grad(),
+        recording(llava.layers, settings.layers, settings.hook) as seen,
+        saving,
+    ):
+        logits = llava.model(
+            inputs_embeds=embedded, use_cache=False, logits_to_keep=rows[picked]
+        ).logits
+        # Copies do not see each other, so the gradient of the sum is each copy's own.
+        z = logits.gather(2, answer_A[picked][None, :, None].expand(copies, -1, 1)).sum()
+        layers = list(seen)
+        gradients = torch.autograd.grad(z, [seen[layer] for layer in layers], allow_unused=True)
+    found = {}
+    for layer, gradient in zip(layers, gradients, strict=True):
+        values = seen[layer].detach()
+        gradient = torch.zeros_like(values) if gradient is None else gradient
+        found[layer] = Features(values[:, encoded.image], gradient[:, encoded.image])
+    return found
+
+
+@torch.no_grad()
+def _image_features(llava: Llava, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+    """[B, P, D]: projected image features; never part of the graph."""
+    config = llava.model.config
+    features = llava.model.get_image_features(
+        pixel_values=pixels_BCHW,
+        vision_feature_layer=config.vision_feature_layer,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+    )
+    return torch.stack(list(features.pooler_output))
+
+
+def batches(
+    llava: Llava,
+    encoded: Encoded,
+    answer: Sequence[int],
+    settings: Settings,
+    tokens: Sequence[int] | None = None,
+) -> Iterator[dict[int, Features]]:
+    """`features_of` for all noisy copies, `settings.batch` at a time."""
+    waiting: list[torch.Tensor] = []
+    for copy in noisy_copies(encoded.pixels_CHW, settings):
+        waiting.append(copy)
+        if len(waiting) == settings.batch:
+            yield features_of(llava, encoded, answer, torch.stack(waiting), settings, tokens)
+            waiting = []
+    if waiting:
+        yield features_of(llava, encoded, answer, torch.stack(waiting), settings, tokens)
+
+
+def check_layers(layers: Sequence[int], count: int) -> None:
+    """ValueError that names the first layer the model does not have."""
+    for layer in layers:
+        if not 0 <= layer < count:
+            raise ValueError(
+                f"layer {layer} does not exist: this model has the layers 0 to {count - 1}"
+            )
+
+
+def heat_maps(
+    llava: Llava,
+    encoded: Encoded,
+    answer: Sequence[int],
+    settings: Settings,
+    tokens: Sequence[int] | None = None,
+) -> NDArray[np.float32]:
+    """[L, grid, grid]: the mean of the copies' heat maps for `settings.layers`, not normalised.
+
+    The map after the last layer's attention is all zeros, and rightly so: no later attention brings
+    the image positions to the answer.
+    """
+    check_layers(settings.layers, len(llava.layers))
+    total: dict[int, torch.Tensor] = {}
+    copies = 0
+    for batch in batches(llava, encoded, answer, settings, tokens):
+        for layer, features in batch.items():
+            heat = features.heat().double().sum(0).cpu()
+            total[layer] = total[layer] + heat if layer in total else heat
+        copies += len(next(iter(batch.values())).values_BPD)
+    grid = llava.grid
+    stacked = torch.stack([total[layer] for layer in settings.layers]) / copies
+    return stacked.reshape(-1, grid, grid).float().numpy()

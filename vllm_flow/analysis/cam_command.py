@@ -1,0 +1,163 @@
+"""LLaVA-CAM of an answer: which patches of the picture raise its logits, seen at each layer.
+
+Writes heat maps (cam.npz), overlays (overlays.png, .svg) and numbers (cam.csv); with --box also how
+much of the heat is inside it by layer (convergence.png, .svg). `--model demo` is the embedded model.
+
+A gradient-weighted view: it says what would raise the logit, not what the model needs. To see what
+it needs, take the image away from a layer on (`vllm-flow demo`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_flow.analysis.cam_names import DEFAULT_HOOK, DTYPES, HOOKS
+
+if TYPE_CHECKING:
+    from vllm_flow.analysis.llava import Llava
+    from vllm_flow.analysis.records import CamRecord
+
+
+def layer_numbers(text: str) -> tuple[int, ...] | None:
+    """`all` (None), `0,4,8`, or `0:30:2` with the last layer included, in order, each once."""
+    if text == "all":
+        return None
+    try:
+        if ":" in text:
+            first, last, *step = (int(part) for part in text.split(":"))
+            found = tuple(range(first, last + 1, *step))
+        else:
+            found = tuple(sorted({int(part) for part in text.split(",")}))
+    except (ValueError, TypeError):
+        found = ()
+    if not found:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is none of: all, a list like 0,4,8, a range like 0:30:2"
+        )
+    return found
+
+
+def box_corners(text: str) -> tuple[float, float, float, float]:
+    """`left,top,right,bottom` in the picture's pixels."""
+    try:
+        left, top, right, bottom = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not left,top,right,bottom in pixels"
+        ) from None
+    return left, top, right, bottom
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``vllm-flow cam``."""
+    add = parser.add_argument
+    add("--model", default="demo", help="folder, hub name, or demo (default)")
+    add("--image", type=Path, required=True, help="the picture")
+    add("--prompt", required=True, help="the question, or the whole prompt with the image token")
+    add("--answer", help="the answer to explain (default: the model's own, greedy)")
+    add("--word", help="explain this word of the answer only (default: the whole answer)")
+    add("--layers", type=layer_numbers, default=None, help="all (default), 0,4,8 or 0:30:2")
+    add("--samples", type=int, default=8, help="noisy copies (default 8); 0: the picture itself")
+    add("--sigma", type=float, default=0.1, help="noise, as a share of the pixels' range")
+    add("--seed", type=int, default=0, help="of the noise")
+    add("--hook", choices=HOOKS, default=DEFAULT_HOOK, help="which features (default %(default)s)")
+    add("--box", type=box_corners, help="left,top,right,bottom in pixels of the picture")
+    add("--max-tokens", type=int, default=32, help="longest answer of the model's own")
+    add("--dtype", choices=DTYPES, default="float32")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    add("--batch", type=int, default=4, help="copies at a time; less saves memory")
+    add(
+        "--checkpointing",
+        action="store_true",
+        help="keep one hidden state per layer; about a third slower, far less memory",
+    )
+    add("--out", type=Path, default=Path("out/cam"), help="where results go (default %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, explain, write, say where; the exit status."""
+    from vllm_flow.analysis.loading import load_or_explain
+
+    llava = load_or_explain(args.model, args.dtype, args.device)
+    if llava is None:
+        return 1
+    try:
+        record = explain(llava, args)
+    except ValueError as error:
+        print(f"vllm-flow cam: {error}", file=sys.stderr)
+        return 2
+    print(f"answer: {record.answer}")
+    if len(record.explained) < len(record.answer_tokens):
+        print(f"explained: {record.word}")
+    for path in write(record, args.out):
+        print(f"  {path}")
+    return 0
+
+
+def explain(llava: Llava, args: argparse.Namespace) -> CamRecord:
+    """The CAM that the arguments ask for."""
+    import numpy as np
+
+    from vllm_flow.analysis.cam import Settings, heat_maps
+    from vllm_flow.analysis.llava import open_image, tokens_of
+    from vllm_flow.analysis.records import CamRecord
+
+    settings = Settings(
+        layers=args.layers or tuple(range(len(llava.layers))),
+        samples=args.samples,
+        sigma=args.sigma,
+        seed=args.seed,
+        hook=args.hook,
+        batch=args.batch,
+        checkpointing=args.checkpointing,
+    )
+    image = open_image(args.image)
+    prompt = llava.prompt(args.prompt)
+    encoded = llava.encode(prompt, image)
+    if args.answer is None:
+        answer = llava.generate(encoded, args.max_tokens)
+        if not answer:
+            raise ValueError("the model's answer is empty: give one with --answer")
+    else:
+        answer = llava.answer_ids(prompt, args.answer)
+    words = llava.words(answer)
+    explained = list(range(len(answer))) if args.word is None else tokens_of(words, args.word)
+    coverage = corners = None
+    if args.box is not None:
+        coverage = llava.coverage(args.box, image)
+        rows, columns = np.nonzero(llava.box_in_view(args.box, image) > 0.5)
+        corners = (
+            int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+        )  # fmt: skip
+    return CamRecord(
+        model=args.model,
+        prompt=prompt,
+        answer_tokens=tuple(words),
+        answer_ids=tuple(answer),
+        explained=tuple(explained),
+        layers=settings.layers,
+        heat=heat_maps(llava, encoded, answer, settings, explained),
+        view=np.asarray(llava.view(encoded)),
+        hook=settings.hook,
+        samples=settings.samples,
+        sigma=settings.sigma,
+        seed=settings.seed,
+        coverage=coverage,
+        box=corners,
+    )
+
+
+def write(record: CamRecord, out: Path) -> list[Path]:
+    """Write every result; return the paths."""
+    from vllm_flow.analysis.figure_cam import draw_convergence, draw_overlays
+    from vllm_flow.analysis.records import write_rows
+
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [record.save(out / "cam.npz"), write_rows(record.rows(), out / "cam.csv")]
+    paths += draw_overlays([record], out / "overlays")
+    if record.box is not None:
+        paths += draw_convergence(record, out / "convergence")
+    return paths

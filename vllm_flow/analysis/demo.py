@@ -1,0 +1,195 @@
+"""Every figure of the analysis for the demo model: ``python -m vllm_flow.analysis.demo``.
+
+No engine is started: transformers runs the model. What is shown is not picked by eye: the first
+held-out scenes whose objects the model lists exactly, and for counts all scenes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_flow.demo.heldout import HeldoutScene, load_boxes, load_questions, load_scenes
+
+if TYPE_CHECKING:
+    from vllm_flow.analysis.attention_reference import Masses
+    from vllm_flow.analysis.llava import Llava
+    from vllm_flow.analysis.records import CamRecord
+
+SHOWN_SCENES = 2
+SHOWN_LAYERS = (0, 4, 6, 8, 12, 16, 20, 24, 28)
+CAPTIONS = 24
+"""Scenes whose captions' attention is measured."""
+ON_THE_PAGE = ("attention", "flow", "cam_grid", "pointing")
+"""Figures of docs/reading_the_pictures.md."""
+SMALL_WIDTH = 1400
+QUESTIONS = 48
+"""Presence questions whose answers' attention is measured."""
+
+
+def listed_exactly(llava: Llava, scenes: Sequence[HeldoutScene]) -> Iterator[HeldoutScene]:
+    """The scenes with two objects or more whose caption by the model is the one it was taught."""
+    from vllm_flow.analysis.llava import open_image
+
+    for scene in scenes:
+        if len(scene.objects) < 2:
+            continue
+        encoded = llava.encode(scene.prompt, open_image(scene.image_path))
+        said = "".join(llava.words(llava.generate(encoded))).strip()
+        if said == scene.caption:
+            yield scene
+
+
+def cam_of(llava: Llava, scene: HeldoutScene, word: str, samples: int) -> CamRecord:
+    """The CAM of one word of a scene's caption at every layer, with the object's box."""
+    from vllm_flow.analysis import cam_command
+
+    parser = argparse.ArgumentParser()
+    cam_command.add_arguments(parser)
+    box = ",".join(map(str, load_boxes()[scene.image_path][word]))
+    return cam_command.explain(
+        llava,
+        parser.parse_args(
+            ["--image", str(scene.image_path), "--prompt", scene.prompt, "--answer", scene.caption,
+             "--word", word, "--box", box, "--samples", str(samples)]
+        ),
+    )  # fmt: skip
+
+
+def only(record: CamRecord, layers: Sequence[int]) -> CamRecord:
+    """The record with some of its layers."""
+    at = [record.layers.index(layer) for layer in layers]
+    return dataclasses.replace(record, layers=tuple(layers), heat=record.heat[at])
+
+
+def measure_masses(
+    llava: Llava, asked: Mapping[str, tuple[Path, str]]
+) -> tuple[dict[str, Masses], dict[str, list[str]]]:
+    """Attention masses of the model's own answers, and their tokens as text.
+
+    `asked`: name of a request -> picture and prompt.
+    """
+    from vllm_flow.analysis.attention_reference import attention_masses
+    from vllm_flow.analysis.llava import open_image
+
+    masses, words = {}, {}
+    for name, (image, prompt) in asked.items():
+        encoded = llava.encode(prompt, open_image(image))
+        answer = llava.generate(encoded)
+        masses[name] = attention_masses(llava, encoded, answer)
+        words[name] = llava.words(answer)
+    return masses, words
+
+
+def measure_attention(llava: Llava, out: Path) -> None:
+    """Masses of captions (drawn, with their flow) and of presence questions (numbers only)."""
+    import pyarrow.parquet as pq
+
+    from vllm_flow.analysis.attention_reference import mass_table, write_tables
+    from vllm_flow.analysis.figure_attention import by_layer, mass_rows, read_masses
+    from vllm_flow.analysis.figures import WORDS
+    from vllm_flow.analysis.records import write_rows
+
+    captions = {
+        f"{scene.split}/{scene.image_path.stem}": (scene.image_path, scene.prompt)
+        for scene in load_scenes("seen")[:CAPTIONS]
+    }
+    masses, words = measure_masses(llava, captions)
+    write_tables(masses, out)
+    (out / WORDS).write_text(json.dumps(words, indent=1) + "\n", encoding="utf-8")
+
+    questions = load_questions("seen")[:QUESTIONS]
+    masses, _ = measure_masses(
+        llava, {str(each.question_id): (each.image_path, each.prompt) for each in questions}
+    )
+    path = out / "presence.parquet"
+    pq.write_table(mass_table(masses), path)
+    write_rows(mass_rows(by_layer(read_masses([path]))), out / "presence_attention.csv")
+
+
+def shrink(pictures: Sequence[Path], folder: Path) -> list[Path]:
+    """Copies for a page: `SMALL_WIDTH` pixels wide, 64 colours."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for path in pictures:
+        with Image.open(path) as image:
+            size = (SMALL_WIDTH, round(image.height * SMALL_WIDTH / image.width))
+            small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        written.append(folder / path.name)
+        small.quantize(64, dither=Image.Dither.NONE).save(written[-1], optimize=True)
+    return written
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, draw, say where; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m vllm_flow.analysis.demo", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/analysis"))
+    parser.add_argument("--rounds", type=int, default=100, help="scenes of the pointing game")
+    parser.add_argument("--samples", type=int, default=8, help="noisy copies of a shown CAM")
+    parser.add_argument("--small", type=Path, help="folder for small copies, as in docs/pictures")
+    args = parser.parse_args(argv)
+
+    from vllm_flow.analysis import figures, pointing
+    from vllm_flow.analysis.cam import Settings
+    from vllm_flow.analysis.figure_cam import draw_overlays
+    from vllm_flow.analysis.figure_pointing import draw_pointing
+    from vllm_flow.analysis.loading import load_or_explain
+
+    started = time.monotonic()
+    llava = load_or_explain("demo", attention="eager")
+    if llava is None:
+        return 1
+    out: Path = args.out
+    out.mkdir(parents=True, exist_ok=True)
+    scenes = load_scenes("seen")
+
+    print(f"attention: where {CAPTIONS} captions and {QUESTIONS} answers look")
+    measure_attention(llava, out)
+
+    print(f"CAM: the words of {SHOWN_SCENES} captions")
+    found = listed_exactly(llava, scenes)
+    records = []
+    for _, scene in zip(range(SHOWN_SCENES), found, strict=False):
+        for word in scene.objects:
+            record = cam_of(llava, scene, word, args.samples)
+            record.save(out / f"cam_{scene.image_path.stem}_{word}.npz")
+            records.append(record)
+    shown = [only(record, SHOWN_LAYERS) for record in records]
+    grid = draw_overlays(
+        shown, out / "figures" / "cam_grid", "LLaVA-CAM of each object’s word in the caption"
+    )
+
+    print(f"pointing game: {args.rounds} scenes, two kinds of questions")
+    settings = Settings(tuple(range(len(llava.layers))), samples=0)
+    rounds = pointing.draw_rounds(args.rounds, "seen")
+    by_task = {}
+    for task in pointing.TASKS:
+        outcomes = list(pointing.play(llava, rounds, task, settings))
+        by_task[task] = pointing.summarise(outcomes, settings.layers)
+        report = pointing.report(by_task[task], pointing.judge(outcomes, settings.layers))
+        (out / f"pointing_{task}.txt").write_text(report + "\n", encoding="utf-8")
+        pointing.write_csv(by_task[task], out / f"pointing_{task}.csv")
+        print(f"  {task}: {report.splitlines()[-1]}")
+    written = [
+        *figures.draw_all(out, out / "figures"),
+        *grid,
+        *draw_pointing(by_task, out / "figures" / "pointing"),
+    ]
+    if args.small:
+        written += shrink([out / "figures" / f"{name}.png" for name in ON_THE_PAGE], args.small)
+    print(f"Done in {time.monotonic() - started:.0f} s. Written:")
+    for path in written:
+        print(f"  {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""The pointing game on the demo model: is the hottest patch of a CAM on the object it is about?
+
+Held-out scenes with known boxes, one object drawn per scene, so that rounds are independent.
+
+- `naming`: the answer is the scene's caption; z is the logit of the object's own word.
+- `presence`: "Is there a ... in the image?" - "Yes"; z is that token's logit.
+
+Beside the CAM stand chance (the box's share of the patches), a control with the same features whose
+channel weights alpha are shuffled, and another object of the same picture: a map that shows objects
+in general, rather than the one in question, finds both equally often. The layer is chosen on the
+first half of the scenes and judged on the second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_flow.analysis.exact import mcnemar_greater
+from vllm_flow.analysis.maps import Hits, count_hits, normalised, pointing_chance, points_inside
+from vllm_flow.demo.classes import ANSWER_SUFFIX, presence_question
+from vllm_flow.demo.heldout import HeldoutScene, build_prompt, load_boxes, load_scenes
+
+if TYPE_CHECKING:
+    from vllm_flow.analysis.cam import Settings
+    from vllm_flow.analysis.llava import Llava
+
+TASKS = ("naming", "presence")
+MEAN = -1
+"""Stands for the mean of all layers' normalised maps, where a layer is meant."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """A scene, the object a CAM is taken for, and another object of the scene."""
+
+    scene: HeldoutScene
+    target: str
+    other: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one round showed; `layers` counts `MEAN` as the last."""
+
+    on_target: tuple[bool, ...]
+    on_other: tuple[bool, ...]
+    control: tuple[bool, ...]
+    chance_target: float
+    chance_other: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer over all rounds."""
+
+    layer: int
+    target: Hits
+    control: Hits
+    other: Hits
+    p_control: float
+    """McNemar's exact p that the CAM does no better than its control on the same rounds."""
+    p_other: float
+    """The same against the other object."""
+
+
+def draw_rounds(count: int | None, split: str, seed: int = 0) -> list[Round]:
+    """One round for each of the first `count` scenes with two objects or more."""
+    rng = random.Random(seed)
+    rounds = []
+    for scene in load_scenes(split):
+        if len(scene.objects) > 1:
+            target, other = rng.sample(scene.objects, 2)
+            rounds.append(Round(scene, target, other))
+    return rounds[:count]
+
+
+def asked(round_: Round, task: str) -> tuple[str, str, str]:
+    """Prompt, answer and the word of the answer that is explained."""
+    if task == "naming":
+        return round_.scene.prompt, round_.scene.caption, round_.target
+    return build_prompt(presence_question(round_.target) + ANSWER_SUFFIX), "Yes", "Yes"
+
+
+def play(llava: Llava, rounds: Sequence[Round], task: str, settings: Settings) -> Iterator[Outcome]:
+    """One outcome per round."""
+    from vllm_flow.analysis.cam import batches
+    from vllm_flow.analysis.llava import open_image, tokens_of
+
+    boxes, grid = load_boxes(), llava.grid
+    for number, round_ in enumerate(rounds):
+        prompt, answer, word = asked(round_, task)
+        image = open_image(round_.scene.image_path)
+        encoded = llava.encode(prompt, image)
+        ids = llava.answer_ids(prompt, answer)
+        chosen = tokens_of(llava.words(ids), word)
+        rng = np.random.default_rng([settings.seed, number])
+        heat: dict[int, NDArray] = {}
+        control: dict[int, NDArray] = {}
+        for batch in batches(llava, encoded, ids, settings, chosen):
+            for layer, features in batch.items():
+                alpha = features.alpha()
+                shuffled = alpha[:, rng.permutation(alpha.shape[1])]
+                for maps, weights in ((heat, alpha), (control, shuffled)):
+                    summed = features.heat(weights).double().sum(0).cpu().numpy()
+                    maps[layer] = maps.get(layer, 0) + summed.reshape(grid, grid)
+        found = boxes[round_.scene.image_path]
+        target, other = (
+            llava.coverage(found[name], image) for name in (round_.target, round_.other)
+        )
+        yield Outcome(
+            tuple(points_inside(each, target) for each in with_mean(heat, settings.layers)),
+            tuple(points_inside(each, other) for each in with_mean(heat, settings.layers)),
+            tuple(points_inside(each, target) for each in with_mean(control, settings.layers)),
+            pointing_chance(target),
+            pointing_chance(other),
+        )
+
+
+def with_mean(maps: dict[int, NDArray], layers: Sequence[int]) -> list[NDArray]:
+    """The layers' maps in order, and last the mean of them normalised."""
+    ordered = [maps[layer] for layer in layers]
+    return [*ordered, np.mean([normalised(each) for each in ordered], axis=0)]
+
+
+def summarise(outcomes: Sequence[Outcome], layers: Sequence[int]) -> list[Row]:
+    """A row per layer, and one for the mean of all layers."""
+    rows = []
+    chances = [each.chance_target for each in outcomes]
+    for column, layer in enumerate((*layers, MEAN)):
+        target = [each.on_target[column] for each in outcomes]
+        other = [each.on_other[column] for each in outcomes]
+        control = [each.control[column] for each in outcomes]
+        rows.append(
+            Row(
+                layer,
+                count_hits(target, chances),
+                count_hits(control, chances),
+                count_hits(other, [each.chance_other for each in outcomes]),
+                better(target, control),
+                better(target, other),
+            )
+        )
+    return rows
+
+
+def better(treatment: Sequence[bool], baseline: Sequence[bool]) -> float:
+    """One-sided exact McNemar p that `treatment` hits more often than `baseline`."""
+    pairs = list(zip(treatment, baseline, strict=True))
+    return mcnemar_greater(sum(t and not b for t, b in pairs), sum(b and not t for t, b in pairs))
+
+
+def judge(outcomes: Sequence[Outcome], layers: Sequence[int]) -> Row:
+    """The layer that does best on the first half of the rounds, as it does on the second half."""
+    half = len(outcomes) // 2
+    chosen = max(summarise(outcomes[:half], layers)[:-1], key=lambda row: row.target.hits)
+    return next(r for r in summarise(outcomes[half:], layers) if r.layer == chosen.layer)
+
+
+def layer_name(layer: int) -> str:
+    return "mean" if layer == MEAN else str(layer)
+
+
+def percent(hits: Hits) -> str:
+    return f"{100 * hits.share:5.1f} [{100 * hits.low:4.1f}, {100 * hits.high:4.1f}]"
+
+
+def report(rows: Sequence[Row], judged: Row) -> str:
+    """The table as text."""
+    first = rows[0]
+    lines = [
+        f"{first.target.total} rounds; by chance {100 * first.target.chance:.1f} % on the object, "
+        f"{100 * first.other.chance:.1f} % on the other one. Shares in % with exact 95 % intervals;",
+        f"p one-sided; with {len(rows)} rows look for p below {0.05 / len(rows):.4f} (Bonferroni).",
+        "",
+        "layer  on the object       shuffled weights    on another object   p chance  p control  p other",
+    ]
+    for row in rows:
+        lines.append(
+            f"{layer_name(row.layer):>5}  {percent(row.target):<18}  {percent(row.control):<18}  "
+            f"{percent(row.other):<18}  {row.target.p_value:8.1g}  {row.p_control:9.1g}  "
+            f"{row.p_other:7.1g}"
+        )
+    lines += [
+        "",
+        f"Layer {judged.layer}, best on the first half, on the second: "
+        f"{percent(judged.target).strip()} % of {judged.target.total}, chance "
+        f"{100 * judged.target.chance:.1f} % (p {judged.target.p_value:.1g}), shuffled weights "
+        f"{100 * judged.control.share:.1f} % (p {judged.p_control:.1g}), another object "
+        f"{100 * judged.other.share:.1f} % (p {judged.p_other:.1g}).",
+    ]
+    return "\n".join(lines)
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """The table, one line per layer and kind of map."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["layer", "what", "hits", "rounds", "share", "low", "high", "chance", "p"])
+        for row in rows:
+            for what, hits in (
+                ("object", row.target), ("shuffled", row.control), ("another", row.other)
+            ):  # fmt: skip
+                writer.writerow(
+                    [layer_name(row.layer), what, hits.hits, hits.total, f"{hits.share:.4f}",
+                     f"{hits.low:.4f}", f"{hits.high:.4f}", f"{hits.chance:.4f}",
+                     f"{hits.p_value:.3g}"]
+                )  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Play and print; the exit status."""
+    from rich.progress import track
+
+    from vllm_flow.analysis.cam import Settings
+    from vllm_flow.analysis.cam_names import DEFAULT_HOOK, HOOKS
+    from vllm_flow.analysis.loading import load_or_explain
+
+    parser = argparse.ArgumentParser(
+        prog="python -m vllm_flow.analysis.pointing",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--task", choices=TASKS, default="naming")
+    parser.add_argument("--split", choices=("seen", "unseen_style"), default="seen")
+    parser.add_argument("--rounds", type=int, help="scenes (default: all with two objects or more)")
+    parser.add_argument(
+        "--samples", type=int, default=0, help="noisy copies; 0: the picture itself"
+    )
+    parser.add_argument("--sigma", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hook", choices=tuple(HOOKS), default=DEFAULT_HOOK)
+    parser.add_argument("--csv", type=Path, help="where the table goes as CSV")
+    args = parser.parse_args(argv)
+    llava = load_or_explain("demo")
+    if llava is None:
+        return 1
+    settings = Settings(
+        tuple(range(len(llava.layers))), args.samples, args.sigma, args.seed, args.hook
+    )
+    rounds = draw_rounds(args.rounds, args.split, args.seed)
+    playing = play(llava, rounds, args.task, settings)
+    outcomes = list(track(playing, "pointing", total=len(rounds), disable=not sys.stderr.isatty()))
+    rows = summarise(outcomes, settings.layers)
+    print(f"{args.task}, {args.split} scenes, hook {args.hook}, {args.samples} noisy copies")
+    print(report(rows, judge(outcomes, settings.layers)))
+    if args.csv:
+        write_csv(rows, args.csv)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
