@@ -8,7 +8,7 @@ STAMP       := $(VENV)/.setup-$(VARIANT)
 SETUP_LOG   := $(VENV)/setup.log
 # Used only where pip cannot find the CPU build of torch by itself.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-# Further arguments of `vllm-flow demo`, e.g. make demo ARGS="--quick".
+# Further arguments of what a target runs, e.g. make demo ARGS="--quick".
 ARGS        ?=
 
 export HF_HUB_OFFLINE ?= 1
@@ -17,15 +17,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-engine fuzz lint clean
+.PHONY: help setup demo eval-demo analysis-demo bench test test-unit test-eval test-rest test-engine \
+        test-engine-v2 test-server fuzz lint clean
 
 help:
-	@echo "make setup   environment in $(VENV) (VARIANT=cuda for a CUDA machine)"
-	@echo "make demo    a real model, image tokens evicted at a range of layers; writes out/demo/"
-	@echo "make test    unit tests, the engine's under both model runners, the server's"
-	@echo "make fuzz    random traffic against the oracle for an hour (SECONDS=3600)"
-	@echo "make lint    ruff, mypy, import-linter"
-	@echo "make clean   caches and results; the environment stays (rm -r $(VENV) removes it)"
+	@echo "make setup          environment in $(VENV) (VARIANT=cuda for a CUDA machine)"
+	@echo "make demo           a real model, image tokens evicted at a range of layers; writes out/demo/"
+	@echo "make eval-demo      four benchmarks' formats, policies side by side, report; writes out/eval/"
+	@echo "make analysis-demo  where attention goes, LLaVA-CAM: every figure; writes out/analysis/"
+	@echo "make bench          time and memory beside stock vLLM and the ideal; writes out/profile/"
+	@echo "make test           every test, two suites at a time (JOBS=1: one)"
+	@echo "make fuzz           random traffic against the oracle for an hour (SECONDS=3600)"
+	@echo "make lint           ruff, mypy, import-linter"
+	@echo "make clean          caches and results; the environment stays (rm -r $(VENV) removes it)"
 
 setup: $(STAMP)
 
@@ -46,20 +50,53 @@ $(STAMP): pyproject.toml patches/torchvision_ops.py vllm_flow/setup_env.py
 demo: setup
 	@$(BIN)/vllm-flow demo $(ARGS)
 
-test: test-unit test-engine
+# The demo's pictures in the formats of four benchmarks, asked under a range of policies; then the report.
+eval-demo: setup
+	@$(BIN)/python -m vllm_flow.demo.datasets --out out/eval/data
+	@$(BIN)/vllm-flow eval --model demo --data out/eval/data --tasks pope,scienceqa,textvqa,chair \
+	    --policies baseline,text-only,cliff=2:28:2,downsample=8:24:8 --engines 2 --out out/eval/run $(ARGS)
+	@$(BIN)/vllm-flow report out/eval/run
+
+analysis-demo: setup
+	@$(BIN)/python -m vllm_flow.analysis.demo --out out/analysis $(ARGS)
+
+bench: setup
+	@$(BIN)/vllm-flow profile --preset cpu --out out/profile $(ARGS)
+
+# Suites run side by side, each in a process of its own (vLLM chooses its model runner once per
+# process), and print when they are done. One after the other: make test JOBS=1.
+JOBS   ?= 2
+SUITES := test-engine test-unit test-server test-eval test-engine-v2 test-rest
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
+
+test: setup
+	@echo "tests: $(JOBS) suites at a time, each is shown when it is done"
+	@$(MAKE) --no-print-directory --output-sync=target --jobs=$(JOBS) $(SUITES)
 
 test-unit: setup
 	@echo "tests: pure modules, statistics, set-up, demo model"
-	@$(BIN)/python -m pytest -m "not gpu" tests/unit tests/demo tests/eval
+	@$(PYTEST) tests/unit tests/demo
 
-# Processes of their own: vLLM chooses its model runner once per process.
+test-eval: setup
+	@echo "tests: evaluation"
+	@$(PYTEST) tests/eval
+
+test-rest: setup
+	@echo "tests: analysis, profile"
+	@$(PYTEST) tests/analysis
+	@$(PYTEST) tests/profile
+
 test-engine: setup
 	@echo "tests: engine, model runner V1"
-	@$(BIN)/python -m pytest -m "not gpu" tests/engine
+	@$(PYTEST) tests/engine
+
+test-engine-v2: setup
 	@echo "tests: engine, model runner V2"
-	@VLLM_USE_V2_MODEL_RUNNER=1 $(BIN)/python -m pytest -m "not gpu" tests/engine_v2
+	@VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST) tests/engine_v2
+
+test-server: setup
 	@echo "tests: OpenAI-compatible server"
-	@$(BIN)/python -m pytest -m "not gpu" tests/server
+	@$(PYTEST) tests/server
 
 SECONDS ?= 3600
 # The seed is the time, so that every run sees new traffic; a failure prints what repeats it.
