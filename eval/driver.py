@@ -122,11 +122,13 @@ def connect(address: str | None, engines: int | None) -> Pool:
         except (ConnectionError, ValueError) as error:
             raise SweepError(f"no Ray cluster at {address}: {error}") from None
     else:
+        # Ray's own processes on this machine would print beside the progress bar; their files have it.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray.init(
             num_cpus=max(os.cpu_count() or 1, engines or 1),
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="WARNING",
+            logging_level="ERROR",
         )
     return pool_of(ray.cluster_resources(), engines)
 
@@ -178,7 +180,7 @@ def answers(
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=pool.engines, max_tasks_in_flight_per_actor=IN_FLIGHT),
         # Dead actors are started again without end, Ray Data's default; batches are not.
-        ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
+        max_task_retries=RETRIES,
         **placement,
     )
     hush()

@@ -31,6 +31,9 @@ from vllm_flow.plan import default_group_layers
 BATCH_REQUESTS = 2048
 """Most requests in a batch: half of the finished requests whose footprint an engine remembers."""
 
+DEMO_CONTEXT = 2048
+"""Tokens of the demo models' longest request: ScienceQA's 1024 answer tokens, and a prompt. They could take
+more, and the pool would have to hold it."""
 DEMO_POOL = 1 << 28
 """KV-cache pool of an engine with a demo model, bytes; vLLM would take most of the memory."""
 
@@ -83,7 +86,7 @@ def evaluate(args: Namespace) -> int:
             policies=policies,
             full_grid=facts.full_grid,
             seed=args.seed,
-            max_model_len=args.max_model_len,
+            max_model_len=settings["max_model_len"],
             kv_cache_bytes=pool_bytes(args),
             engine_args=args.engine_args,
         )
@@ -144,7 +147,7 @@ def engine_settings(args: Namespace, facts: ModelFacts, on_gpu: bool) -> dict[st
         "block_size": args.block_size or (16 if on_gpu else 32),  # vLLM's smallest
         "dtype": args.dtype or ("float32" if demo else facts.dtype),
         "seed": args.seed,
-        "max_model_len": args.max_model_len,
+        "max_model_len": args.max_model_len or (DEMO_CONTEXT if demo else None),
         "conversation": facts.conversation.name,
         "engine_args": dict(args.engine_args),
     }
