@@ -1,6 +1,6 @@
 """What a sweep costs, as ratios within one run: its policies, and Ray.
 
-    python -m vllm_flow.eval.bench_driver                  # the small demo model, about 4 minutes
+    python -m vllm_flow.eval.bench_driver                  # the small demo model, about 6 minutes
 
 1. Ray: the same batches through the driver and through a plain loop over an engine in this
    process, for the first two policies. Both write every batch. Timed from the first batch's arrival
