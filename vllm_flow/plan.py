@@ -49,6 +49,12 @@ class TokenLayout:
             return num_tokens
         return num_tokens - self.spans.count_before(num_tokens)
 
+    def stored_positions(self, positions: IntArray, layer: int) -> IntArray:
+        """Slot in ``layer`` of the first stored token at or after each position, same shape."""
+        if not self.evicts_at(layer):
+            return positions
+        return positions - self.spans.counts_before(positions)
+
 
 @dataclass(frozen=True, slots=True)
 class PackedBoundary:

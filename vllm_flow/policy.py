@@ -1,6 +1,6 @@
-"""What a request may ask for: the policy, its flat request keys and every validation rule.
+"""What a request may ask for: policy and attention log, their flat keys and every validation rule.
 
-Knows nothing of vLLM, torch or prompts: a policy is read from the plain mapping that arrives as
+Knows nothing of vLLM, torch or prompts: both are read from the plain mapping that arrives as
 ``SamplingParams.extra_args`` (offline) or ``vllm_xargs`` (OpenAI-compatible server).
 """
 
@@ -13,12 +13,18 @@ from typing import Any
 
 KEY_PREFIX = "flow_"
 CLIFF_KEY = "flow_cliff"
-REQUEST_KEYS = (CLIFF_KEY,)
+LOG_KEY = "flow_log_attention"
+HEAT_KEY = "flow_log_attention_heat"
+POLICY_KEYS = (CLIFF_KEY,)
+"""Keys that decide what is evicted."""
+LOG_KEYS = (LOG_KEY, HEAT_KEY)
+"""Keys that decide what is written down; answers do not depend on them."""
+REQUEST_KEYS = (*POLICY_KEYS, *LOG_KEYS)
 """Every request key this version understands; any other ``flow_*`` key is an error."""
 
 
 class PolicyError(ValueError):
-    """A request's policy cannot be honoured; the message names the key, the value and the remedy."""
+    """A request's ``flow_*`` keys cannot be honoured; the message names key, value and remedy."""
 
     def __init__(self, key: str, value: Any, reason: str) -> None:
         self.key = key
@@ -100,6 +106,84 @@ def admit(
     return policy
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionLog:
+    """Write down where each answer token's attention goes, in these decoder layers."""
+
+    layers: tuple[int, ...]
+    """0-based, ascending, none twice, at least one."""
+    heat: bool = False
+    """Also the share of every single image token."""
+
+    def request_keys(self) -> dict[str, Any]:
+        """The flat form a client sends; :func:`parse_log` reads it back."""
+        return {LOG_KEY: list(self.layers), **({HEAT_KEY: True} if self.heat else {})}
+
+
+def parse_log(
+    keys: Mapping[str, Any] | None, num_layers: int, *, available: bool = True
+) -> AttentionLog | None:
+    """Read from a request's extra arguments what it logs of its attention.
+
+    Args:
+        keys: the request's extra arguments. ``true`` means every layer; through ``vllm_xargs`` it
+            arrives as the integer 1 (and ``false`` as 0), since vLLM's schema has no booleans.
+        num_layers: number of decoder layers of the model.
+        available: whether the operator gave this engine a directory to log to.
+
+    Returns:
+        What to log, or None: no ``flow_log_attention``, or false.
+
+    Raises:
+        PolicyError: (a ValueError) neither true, false nor a list of layers; a layer that is no
+            integer, out of range or named twice; an empty list; heat without a log; an engine
+            without a log.
+    """
+    wanted = _switch(keys[LOG_KEY]) if keys and LOG_KEY in keys else False
+    heat = _switch(keys[HEAT_KEY]) if keys and HEAT_KEY in keys else False
+    if keys and heat is None:
+        raise PolicyError(HEAT_KEY, keys[HEAT_KEY], "it must be true or false.")
+    if not keys or wanted is False:
+        if keys and heat:
+            raise PolicyError(
+                HEAT_KEY, keys[HEAT_KEY], f"there is nothing to add it to; send {LOG_KEY} too."
+            )
+        return None
+    layers = tuple(range(num_layers)) if wanted else _checked_layers(keys[LOG_KEY], num_layers)
+    if not available:
+        raise PolicyError(
+            LOG_KEY,
+            keys[LOG_KEY],
+            "this engine has no attention log; leave the key out, or start the engine with "
+            '"attention_log": "DIRECTORY" in additional_config["vllm_flow"].',
+        )
+    return AttentionLog(layers, bool(heat))
+
+
+def _switch(value: Any) -> bool | None:
+    """True, false, or None for anything else. JSON's true may have become 1 on the way."""
+    return bool(value) if isinstance(value, int) and value in (0, 1) else None
+
+
+def _checked_layers(value: Any, num_layers: int) -> tuple[int, ...]:
+    allowed = (
+        f"it must be true (every layer), false, or a list of different layers from 0 to "
+        f"{num_layers - 1}."
+    )
+    if not isinstance(value, (list, tuple)):
+        raise PolicyError(LOG_KEY, value, allowed)
+    if not value:
+        raise PolicyError(LOG_KEY, value, f"no layer is named; {allowed}")
+    for layer in value:
+        if isinstance(layer, bool) or not isinstance(layer, int):
+            raise PolicyError(LOG_KEY, value, f"{_shown(layer)} is not a layer; {allowed}")
+        if not 0 <= layer < num_layers:
+            raise PolicyError(LOG_KEY, value, f"there is no layer {_shown(layer)}; {allowed}")
+    if len(set(value)) < len(value):
+        raise PolicyError(LOG_KEY, value, f"a layer is named twice; {allowed}")
+    return tuple(sorted(value))
+
+
 def _checked_cliff(value: Any, num_layers: int) -> int:
     allowed = (
         f"it must be an integer from 0 (no layer sees the image) to {num_layers} "
@@ -122,5 +206,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
         # repr of an enormous integer is slow and, past 4300 digits, an error of its own.
         return f"<integer of {value.bit_length()} bits>"
-    text = repr(value)
+    if isinstance(value, (list, tuple)):
+        text = f"[{', '.join(_shown(item) for item in value[:40])}{', ...' * (len(value) > 40)}]"
+    else:
+        text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

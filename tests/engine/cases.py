@@ -25,10 +25,20 @@ class Ask:
     allowed: tuple[int, ...] | None = None
     samples: int = 1
     """Answers wanted; all are greedy, so all must be the oracle's."""
+    log: bool | tuple[int, ...] = False
+    """``flow_log_attention``."""
+    heat: bool = False
 
     @property
-    def extra_args(self) -> dict[str, int] | None:
-        return None if self.cliff is None else {"flow_cliff": self.cliff}
+    def extra_args(self) -> dict[str, Any] | None:
+        keys: dict[str, Any] = {}
+        if self.cliff is not None:
+            keys["flow_cliff"] = self.cliff
+        if self.log:
+            keys["flow_log_attention"] = self.log if self.log is True else list(self.log)
+        if self.heat:
+            keys["flow_log_attention_heat"] = True
+        return keys or None
 
     def without_policy(self) -> Ask:
         return replace(self, cliff=None)

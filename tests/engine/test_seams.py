@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from vllm.config import ParallelConfig, SchedulerConfig, VllmConfig
+from vllm.model_executor.layers.attention import Attention
 from vllm.multimodal.cache.base import BaseMultiModalProcessorCache
 from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+from vllm.v1.attention.backends.flash_attn import FlashAttentionImpl
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.gpu.input_batch import InputBatch as InputBatchV2
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
@@ -25,6 +32,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_flow.engine import plugin
+from vllm_flow.engine.scheduler import client_request_id
 from vllm_flow.patches import input_processor, output_processor, vllm_config
 
 
@@ -36,7 +44,21 @@ from vllm_flow.patches import input_processor, output_processor, vllm_config
         (RunnerV1._update_states, ["scheduler_output"]),
         (RunnerV1._build_attention_metadata, ["num_scheduled_tokens", "slot_mappings"]),
         (RunnerV1._model_forward, ["input_ids", "positions", "inputs_embeds"]),
+        (RunnerV1.initialize_kv_cache, ["kv_cache_config", "is_profiling"]),
+        (RunnerV1.sample_tokens, ["grammar_output"]),
         (RunnerV2.get_kv_cache_spec, ["self"]),
+        (RunnerV2.initialize_kv_cache, ["kv_cache_config", "is_profiling"]),
+        (RunnerV2.sample_tokens, ["grammar_output"]),
+        (AsyncModelRunnerOutput.get_output, ["self"]),
+        (Attention.forward, ["query", "key", "value"]),
+        (
+            CPUAttentionBackendImpl.do_kv_cache_update,
+            ["layer", "key", "value", "kv_cache", "slot_mapping"],
+        ),
+        (
+            FlashAttentionImpl.do_kv_cache_update,
+            ["layer", "key", "value", "kv_cache", "slot_mapping"],
+        ),
         (RunnerV2.load_model, ["load_dummy_weights"]),
         (DefaultModelState.add_request, ["req_index", "new_req_data"]),
         (DefaultModelState.remove_request, ["req_id"]),
@@ -46,6 +68,9 @@ from vllm_flow.patches import input_processor, output_processor, vllm_config
         ),
         (Scheduler.add_request, ["request"]),
         (Scheduler._free_blocks, ["request"]),
+        (Scheduler.update_from_output, ["scheduler_output", "model_runner_output"]),
+        (Scheduler._update_request_with_output, ["request", "new_token_ids"]),
+        (Scheduler.shutdown, ["self"]),
         (FullAttentionManager.get_num_blocks_to_allocate, ["request_id", "num_tokens"]),
         (FullAttentionManager.allocate_new_blocks, ["num_tokens", "num_tokens_main_model"]),
         (FullAttentionManager.cache_blocks, ["request", "num_tokens"]),
@@ -73,11 +98,26 @@ def test_a_seam_is_where_we_stand(function: Callable[..., Any], parameters: list
         (SchedulerConfig, {"scheduler_cls", "async_scheduling"}),
         (VllmConfig, {"additional_config"}),
         (EngineCoreOutput, {"finish_reason", "kv_transfer_params"}),
+        (NewRequestData, {"req_id", "prompt_token_ids", "mm_features", "sampling_params"}),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_a_record_has_the_fields_we_use(kind: type, names: set[str]) -> None:
     assert names <= set(inspect.signature(kind).parameters)
+
+
+def test_an_output_takes_a_field_of_ours_to_the_scheduler() -> None:
+    """Worker and scheduler may be two processes, between which outputs are pickled."""
+    output = ModelRunnerOutput(req_ids=["a"], req_id_to_index={"a": 0})
+    output.flow_attention = {"a": 1}
+    assert pickle.loads(pickle.dumps(output)).flow_attention == {"a": 1}
+
+
+def test_internal_ids_are_the_clients_and_nine_characters() -> None:
+    request = SimpleNamespace(external_req_id=None, request_id="chatcmpl-7")
+    InputProcessor.assign_request_id(request)
+    assert request.request_id != "chatcmpl-7"
+    assert client_request_id(request.request_id) == "chatcmpl-7"
 
 
 def test_the_plugin_may_be_registered_twice_and_reverted() -> None:

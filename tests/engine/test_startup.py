@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from vllm.engine.arg_utils import EngineArgs
 from tests.engine.harness import asynchronous_on_cpu
 from tests.engine.tiny_llava import Shape, build
 from vllm_flow.engine import plugin
+from vllm_flow.engine.attention_log import check_log
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.support import check_version
 
@@ -63,6 +66,12 @@ def test_the_key_selects_our_classes(model_dir: Path, asynchronous: bool) -> Non
         ({"default_policy": {"flow_cliff": 7}}, r"\['default_policy'\]: flow_cliff=7"),
         ({"max_policy": {"cliff": 2}}, "'cliff' is no request key"),
         ({"allow_request_policy": 0}, "must be true or false"),
+        ({"default_policy": {"flow_log_attention": True}}, "is no request key of a policy"),
+        ({"attention_log": True}, r"\['attention_log'\]=True: it must name a directory"),
+        ({"attention_log": " "}, "it must name a directory"),
+        ({"attention_log": "/proc/nowhere"}, "attention_log='/proc/nowhere' cannot be written to"),
+        ({"attention_log": "x", "attention_log_max_bytes": 0}, "must be an integer of at least 1"),
+        ({"attention_log_max_bytes": True}, "must be an integer of at least 1"),
     ],
 )
 def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message: str) -> None:
@@ -120,6 +129,23 @@ def test_what_is_not_supported_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         config_of(model_dir, {}, **arguments)
+
+
+def test_an_attention_log_has_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1),
+        model_config=SimpleNamespace(enforce_eager=True),
+    )
+    settings = FlowSettings.read({"attention_log": str(tmp_path)}, 6)
+    with pytest.raises(ValueError, match=r"pip install 'vllm-flow\[log\]'"):
+        check_log(config, settings)
+    config.model_config.enforce_eager = False
+    with pytest.raises(ValueError, match="enforce_eager=True"):
+        check_log(config, settings)
+    config.parallel_config.tensor_parallel_size = 2
+    with pytest.raises(ValueError, match="tensor_parallel_size=1"):
+        check_log(config, settings)
 
 
 def test_a_model_without_an_adapter_is_refused(model_dir: Path) -> None:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from tests.engine.test_attention_log import (
+    open_logging,
+    test_a_cached_prefix_is_read_like_any_other,
+    test_a_preempted_request_logs_each_token_once,
+    test_the_log_is_the_oracles_attention,
+)
 from tests.engine.test_bad_requests import test_bad_value_is_refused
 from tests.engine.test_exactness import (
     test_alone_is_exact,
@@ -21,6 +27,10 @@ from tests.engine.test_storage import test_blocks_hold_what_the_layers_see
 from tests.engine.test_stress import test_random_traffic_is_exact
 
 __all__ = [
+    "open_logging",
+    "test_a_cached_prefix_is_read_like_any_other",
+    "test_a_preempted_request_logs_each_token_once",
+    "test_the_log_is_the_oracles_attention",
     "test_abort_during_decode",
     "test_abort_during_prefill",
     "test_alone_is_exact",

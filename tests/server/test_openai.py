@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tests.engine import oracle
 from tests.engine.tiny_llava import SPECIALS, WORDS, Shape, build, picture, words
@@ -36,8 +38,9 @@ START_SECONDS = 300
 class Server:
     """A running server and what it serves."""
 
-    def __init__(self, model_dir: Path, url: str) -> None:
+    def __init__(self, model_dir: Path, url: str, log: Path) -> None:
         self.model_dir = model_dir
+        self.log = log
         self.client = httpx.Client(base_url=url, timeout=120)
 
     def body(self, seed: int, xargs: Any = None, **more: Any) -> dict[str, Any]:
@@ -81,20 +84,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    flow = {"group_layers": 2, "attention_log": str(root / "attention")}
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(model_dir), "--served-model-name", "tiny"),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--enforce-eager", "--dtype", "float32", "--block-size", "32", "--max-model-len", "256"),
         *("--kv-cache-memory-bytes", str(16 << 20), "--chat-template", root / "template.jinja"),
-        *("--additional-config", json.dumps({"vllm_flow": {"group_layers": 2}})),
+        *("--additional-config", json.dumps({"vllm_flow": flow})),
     ]
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     log = root / "server.log"
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-    running = Server(model_dir, f"http://127.0.0.1:{port}")
+    running = Server(model_dir, f"http://127.0.0.1:{port}", root / "attention")
     try:
         wait_until_healthy(running, process, log)
         yield running
@@ -146,6 +150,9 @@ def test_a_streamed_answer_is_the_same(server: Server) -> None:
         ({"flow_cliff": 2**63}, "flow_cliff=9223372036854775808"),
         ({"flow_clif": 2}, "did you mean 'flow_cliff'"),
         ({"flow_cliff": 2, "flow_keep": 3}, "flow_keep=3"),
+        ({"flow_log_attention": [0, 4]}, "flow_log_attention=[0, 4]: there is no layer 4"),
+        ({"flow_log_attention": 2}, "flow_log_attention=2: it must be true"),
+        ({"flow_log_attention_heat": True}, "send flow_log_attention too"),
         # Refused by vLLM itself before we are asked.
         ({"flow_cliff": None}, "flow_cliff"),
         ({"flow_cliff": {"layer": 2}}, "flow_cliff"),
@@ -175,6 +182,48 @@ def test_text_alone_with_a_policy_is_served(server: Server) -> None:
     prompt = f"{words(9, 7)} "
     expected = oracle.generate(server.model_dir, prompt, [], SHAPE.layers, 12, tuple(WORD_IDS))
     assert answer.json()["choices"][0]["token_ids"] == list(expected.token_ids)
+
+
+def logged(server: Server, request_id: str, rows: int, kind: str = "mass") -> list[dict[str, Any]]:
+    """Rows of a request, once that many have been written."""
+    end = time.monotonic() + 30
+    found: list[dict[str, Any]] = []
+    while time.monotonic() < end and len(found) < rows:
+        time.sleep(0.2)
+        if (server.log / kind).exists():
+            table = pq.read_table(server.log / kind)
+            found = [row for row in table.to_pylist() if row["request_id"] == request_id]
+    return found
+
+
+def test_attention_is_logged_under_the_id_that_the_client_sees(server: Server) -> None:
+    """JSON's true, a list of layers, and the way from the worker's process to the engine's to the disk."""
+    xargs = {"flow_cliff": 2, "flow_log_attention": True, "flow_log_attention_heat": True}
+    answer = server.chat(server.body(9, xargs)).json()
+    some = server.chat(server.body(10, {"flow_log_attention": [3, 1]})).json()
+    silent = server.chat(server.body(9)).json()
+    report = {"attention_rows": 12 * SHAPE.layers, "attention_rows_dropped": 0}
+    assert answer["kv_transfer_params"]["vllm_flow"].items() >= report.items()
+    assert some["kv_transfer_params"]["vllm_flow"] == {
+        "attention_rows": 24,
+        "attention_rows_dropped": 0,
+    }
+    rows = logged(server, answer["id"], 12 * SHAPE.layers)
+    keys = sorted((row["token"], row["layer"]) for row in rows)
+    assert keys == [(token, layer) for token in range(12) for layer in range(SHAPE.layers)]
+    assert len(logged(server, answer["id"], len(rows), "heat")) == len(rows)
+    assert {row["layer"] for row in logged(server, some["id"], 24)} == {1, 3}
+    assert logged(server, silent["id"], 0) == []
+
+    prompt = f"{words(5, 9)} <image> {words(7, 10)} "
+    encoded = oracle.encode(server.model_dir, prompt, [picture(SHAPE, 9)])
+    tokens = answer["choices"][0]["token_ids"]
+    attention = oracle.attention_removed(server.model_dir, encoded, tokens[:-1], 2)
+    is_image = torch.tensor([*encoded.is_image_T, *[False] * 11])
+    for row in rows:
+        weights = attention[row["layer"], len(encoded.ids) - 1 + row["token"]]
+        assert abs(row["image"] - float(weights[is_image].sum())) < 1e-4
+        assert abs(sum(row[name] for name in ("system", "image", "user", "output")) - 1) < 1e-5
 
 
 def metrics(server: Server) -> dict[str, float]:

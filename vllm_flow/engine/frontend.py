@@ -16,7 +16,7 @@ from vllm_flow.engine.prefix import SALT_MARK, policy_salt
 from vllm_flow.engine.requests import token_layout
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.plan import TokenLayout
-from vllm_flow.policy import CLIFF_KEY, PolicyError, admit
+from vllm_flow.policy import CLIFF_KEY, LOG_KEY, PolicyError, admit, parse_log
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -57,14 +57,17 @@ def check_params(params: Any, settings: FlowSettings) -> None:
     """Check a request's keys, which costs nothing, before its prompt is looked at.
 
     Raises:
-        PolicyError: see :func:`vllm_flow.policy.admit`.
+        PolicyError: see :func:`vllm_flow.policy.admit` and :func:`vllm_flow.policy.parse_log`.
     """
+    keys = getattr(params, "extra_args", None)
     admit(
-        getattr(params, "extra_args", None),
+        keys,
         settings.num_layers,
         allowed=settings.allow_request_policy,
         strongest=settings.max_policy,
     )
+    # The operator allows logging by giving a directory; it evicts nothing, so no bound applies.
+    parse_log(keys, settings.num_layers, available=settings.attention_log is not None)
 
 
 def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
@@ -89,6 +92,12 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
     if params is None:
         return
     own_keys = params.extra_args or {}
+    if request.resumable and parse_log(own_keys, settings.num_layers) is not None:
+        raise PolicyError(
+            LOG_KEY,
+            own_keys[LOG_KEY],
+            "streaming input has no fixed prompt to tell from the answer; leave the key out.",
+        )
     default = settings.default_policy if CLIFF_KEY not in own_keys else None
     if default is not None:
         params.extra_args = {**own_keys, **default.request_keys()}

@@ -1,4 +1,4 @@
-"""What eviction saved: counters on ``/metrics`` beside vLLM's own, and a report in each response.
+"""What eviction saved and logging lost: counters beside vLLM's own, and a report per response.
 
 Seams: the scheduler attaches a report to a finished request as ``kv_transfer_params``, the only
 free-form field that vLLM carries from the engine to the client; the front end counts it on its way
@@ -31,6 +31,20 @@ class Report(TypedDict):
     kv_blocks_saved: int
     """Blocks that the same request without a policy would have held besides."""
     kv_bytes_saved: int
+
+
+class LogReport(TypedDict):
+    """What became of a request's attention log; beside the policy's report, if there is one."""
+
+    attention_rows: int
+    """Rows of the request, one per answer token and layer, that were handed to the writer."""
+    attention_rows_dropped: int
+    """Rows of this request and of others that were dropped since the last such report."""
+
+
+def log_report(rows: int, dropped: int) -> LogReport:
+    """The report of a finished request that logs."""
+    return LogReport(attention_rows=rows, attention_rows_dropped=dropped)
 
 
 def report(
@@ -85,11 +99,16 @@ class FlowMetrics:
                 "vllm_flow:kv_bytes_saved", "Bytes of KV-cache blocks not allocated.", labels
             ),
         }
+        self._dropped = Counter(
+            "vllm_flow:attention_rows_dropped",
+            "Rows that the attention log could not write; reported as logging requests finish.",
+            labels,
+        )
 
     def show(self, model_name: str) -> None:
         """Make every counter visible at zero, before the first request ends."""
         self._requests.labels(model_name, "baseline")
-        for counter in self._saved.values():
+        for counter in (*self._saved.values(), self._dropped):
             counter.labels(model_name)
 
     def observe(self, model_name: str, outputs: Iterable[Any]) -> None:
@@ -97,12 +116,12 @@ class FlowMetrics:
         for output in outputs:
             if output.finish_reason is None:
                 continue
-            found = (output.kv_transfer_params or {}).get(REPORT_KEY)
-            policy = "baseline" if found is None else f"cliff={found['cliff']}"
+            found = (output.kv_transfer_params or {}).get(REPORT_KEY, {})
+            policy = f"cliff={found['cliff']}" if "cliff" in found else "baseline"
             self._requests.labels(model_name, policy).inc()
-            if found is not None:
-                for name, counter in self._saved.items():
-                    counter.labels(model_name).inc(found[name])
+            for name, counter in self._saved.items():
+                counter.labels(model_name).inc(found.get(name, 0))
+            self._dropped.labels(model_name).inc(found.get("attention_rows_dropped", 0))
 
 
 _metrics: FlowMetrics | None = None

@@ -32,6 +32,7 @@ def configure(config: Any) -> None:
     from vllm import __version__
 
     from vllm_flow.engine import metrics
+    from vllm_flow.engine.attention_log import check_log
     from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
     from vllm_flow.engine.support import check_supported
 
@@ -41,7 +42,7 @@ def configure(config: Any) -> None:
     if config.model_config is None or config.model_config.is_submodel_config:
         return  # a view of a config that was or will be configured as a whole
     check_supported(config, __version__)
-    FlowSettings.of(config)
+    check_log(config, FlowSettings.of(config))
     asynchronous = config.scheduler_config.async_scheduling
     _select(
         config.scheduler_config,

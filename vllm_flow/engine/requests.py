@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from vllm_flow.attention import KeySpans, LoggedRequest
 from vllm_flow.plan import ScheduledRequest, StepPlan, TokenLayout, plan_step
-from vllm_flow.policy import parse_policy
+from vllm_flow.policy import AttentionLog, parse_log, parse_policy
 from vllm_flow.spans import ImageSpans
 
 if TYPE_CHECKING:
     from vllm.multimodal.inputs import MultiModalFeatureSpec
     from vllm.sampling_params import SamplingParams
+    from vllm.v1.core.sched.output import NewRequestData
+    from vllm.v1.request import Request
 
 EVICTABLE_MODALITIES = ("image", "video")
 
@@ -26,12 +29,16 @@ def image_spans(features: Iterable[MultiModalFeatureSpec]) -> ImageSpans:
     The text tokens around them (start and end markers, row breaks) are not embedding positions
     and stay.
     """
-    return ImageSpans.from_ranges(
-        (start, last + 1)
-        for feature in features
+    return ImageSpans.from_ranges(span for image in image_ranges(features) for span in image)
+
+
+def image_ranges(features: Iterable[MultiModalFeatureSpec]) -> list[list[tuple[int, int]]]:
+    """The same spans image by image (a video counts as one), in the order of the prompt."""
+    return [
+        [(start, last + 1) for start, last in feature.mm_position.extract_embeds_range()]
+        for feature in sorted(features, key=lambda feature: feature.mm_position.offset)
         if feature.modality in EVICTABLE_MODALITIES
-        for start, last in feature.mm_position.extract_embeds_range()
-    )
+    ]
 
 
 def token_layout(
@@ -46,6 +53,26 @@ def token_layout(
     """
     policy = parse_policy(params.extra_args if params is not None else None, num_layers)
     return None if policy is None else TokenLayout.of(policy, image_spans(features))
+
+
+def requested_log(request: Request | NewRequestData, num_layers: int) -> AttentionLog | None:
+    """What a request asks to log of its attention, None if nothing."""
+    params = request.sampling_params
+    return parse_log(params.extra_args if params is not None else None, num_layers)
+
+
+def logged_request(
+    request: NewRequestData, num_layers: int, layout: TokenLayout | None
+) -> LoggedRequest | None:
+    """A request that reaches a worker, as far as its attention is logged; None if it is not."""
+    log = requested_log(request, num_layers)
+    if log is None:
+        return None
+    prompt_tokens = len(request.prompt_token_ids)
+    images = image_ranges(request.mm_features)
+    return LoggedRequest(
+        log, prompt_tokens, KeySpans.of(prompt_tokens, images, single=log.heat), layout
+    )
 
 
 class LayoutBook:

@@ -1,18 +1,20 @@
 """Adapter for Model Runner V1 (CPU's, and CUDA's with ``VLLM_USE_V2_MODEL_RUNNER=0``).
 
-Seams: ``get_kv_cache_spec``, ``_update_states``, ``_build_attention_metadata`` and
-``_model_forward`` of ``vllm/v1/worker/gpu_model_runner.py``. Gathers the step's inputs and arms
-the decoder hook; takes no decision.
+Seams: ``get_kv_cache_spec``, ``initialize_kv_cache``, ``_update_states``,
+``_build_attention_metadata``, ``_model_forward`` and ``sample_tokens`` of
+``vllm/v1/worker/gpu_model_runner.py``. Gathers the step's inputs and arms the decoder hook and the
+attention hook; takes no decision.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.engine.attention_tap import AttentionTap
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.families import decoder_of
 from vllm_flow.engine.metadata import flow_step
-from vllm_flow.engine.requests import LayoutBook
+from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage import group_specs
 
@@ -27,6 +29,8 @@ class FlowRunnerV1:
     flow_requests: LayoutBook
     flow_hook: DecoderHook
     flow_step: FlowStep | None
+    flow_tap: AttentionTap | None
+    """Only where the operator configured an attention log."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
@@ -35,11 +39,26 @@ class FlowRunnerV1:
     def get_kv_cache_spec(self) -> dict[str, Any]:
         return group_specs(super().get_kv_cache_spec(), self.flow_settings)
 
+    def initialize_kv_cache(
+        self, kv_cache_config: Any, is_profiling: bool = False, **kwargs: Any
+    ) -> None:
+        super().initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)
+        if self.flow_settings.attention_log is not None and not is_profiling:
+            layers = self.compilation_config.static_forward_context
+            self.flow_tap = AttentionTap(kv_cache_config, layers)
+
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
         for request_id in scheduler_output.finished_req_ids:
             self.flow_requests.remove(request_id)
+            if self.flow_tap is not None:
+                self.flow_tap.remove(request_id)
         for request in scheduler_output.scheduled_new_reqs:
-            self.flow_requests.add(request.req_id, request.sampling_params, request.mm_features)
+            layout = self.flow_requests.add(
+                request.req_id, request.sampling_params, request.mm_features
+            )
+            if self.flow_tap is not None:
+                logged = logged_request(request, self.flow_settings.num_layers, layout)
+                self.flow_tap.add(request.req_id, logged)
         return super()._update_states(scheduler_output)
 
     def _build_attention_metadata(
@@ -55,20 +74,26 @@ class FlowRunnerV1:
 
     def _plan_flow_step(self, num_scheduled_tokens: dict[str, int]) -> FlowStep | None:
         batch = self.input_batch
-        plan = self.flow_requests.plan(
+        shares = (
             batch.req_ids,
             batch.num_computed_tokens_cpu[: batch.num_reqs],
             [num_scheduled_tokens[request_id] for request_id in batch.req_ids],
         )
+        plan = self.flow_requests.plan(*shares)
+        logs = self.flow_tap is not None and self.flow_tap.requests
+        if plan is None and not logs:
+            return None
+        block_tables = [
+            batch.block_table[group].get_device_tensor(batch.num_reqs)
+            for group in range(len(self.kv_cache_config.kv_cache_groups))
+        ]
+        if logs:
+            self.flow_tap.arm(plan, *shares, block_tables)
         if plan is None:
             return None
-        groups = self.kv_cache_config.kv_cache_groups
         return flow_step(
             plan,
-            block_tables=[
-                batch.block_table[group].get_device_tensor(batch.num_reqs)
-                for group in range(len(groups))
-            ],
+            block_tables=block_tables,
             attn_groups=self.attn_groups,
             kv_cache_config=self.kv_cache_config,
             device=self.device,
@@ -78,6 +103,10 @@ class FlowRunnerV1:
         self.flow_hook.arm(self.flow_step)
         return super()._model_forward(*args, **kwargs)
 
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().sample_tokens(*args, **kwargs)
+        return output if self.flow_tap is None else self.flow_tap.attach(output)
+
 
 def adopt(runner: Any, settings: FlowSettings) -> None:
     """Turn a freshly built V1 runner, of whatever platform, into one that evicts."""
@@ -86,3 +115,4 @@ def adopt(runner: Any, settings: FlowSettings) -> None:
     runner.flow_settings = settings
     runner.flow_requests = LayoutBook(settings.num_layers)
     runner.flow_step = None
+    runner.flow_tap = None

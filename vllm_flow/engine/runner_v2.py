@@ -1,8 +1,9 @@
 """Adapter for Model Runner V2 (CUDA's default).
 
-Seams: the runner's ``get_kv_cache_spec`` and its ``ModelState``
-(``vllm/v1/worker/gpu/model_states/interface.py``): ``add_request``, ``remove_request`` and
-``prepare_attn``. Gathers the step's inputs and arms the decoder hook; takes no decision.
+Seams: the runner's ``get_kv_cache_spec``, ``initialize_kv_cache`` and ``sample_tokens``, and its
+``ModelState`` (``vllm/v1/worker/gpu/model_states/interface.py``): ``add_request``,
+``remove_request`` and ``prepare_attn``. Gathers the step's inputs and arms the decoder hook and the
+attention hook; takes no decision.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vllm_flow.engine.attention_tap import AttentionTap
 from vllm_flow.engine.decoder import DecoderHook
 from vllm_flow.engine.families import decoder_of
 from vllm_flow.engine.metadata import flow_step
-from vllm_flow.engine.requests import LayoutBook
+from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage import group_specs
 
@@ -33,15 +35,22 @@ def evicting(kind: type[Any]) -> type[Any]:
     class FlowModelState(kind):  # type: ignore[valid-type, misc]
         flow_requests: LayoutBook
         flow_hook: DecoderHook
+        flow_tap: AttentionTap | None
+        """Only where the operator configured an attention log."""
 
         def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
-            self.flow_requests.add(
+            layout = self.flow_requests.add(
                 new_req_data.req_id, new_req_data.sampling_params, new_req_data.mm_features
             )
+            if self.flow_tap is not None:
+                logged = logged_request(new_req_data, self.flow_requests.num_layers, layout)
+                self.flow_tap.add(new_req_data.req_id, logged)
             super().add_request(req_index, new_req_data)
 
         def remove_request(self, req_id: str) -> None:
             self.flow_requests.remove(req_id)
+            if self.flow_tap is not None:
+                self.flow_tap.remove(req_id)
             super().remove_request(req_id)
 
         def prepare_attn(
@@ -56,11 +65,14 @@ def evicting(kind: type[Any]) -> type[Any]:
             **kwargs: Any,
         ) -> dict[str, Any]:
             # Dummy batches carry ids that no request has, so they get a stock pass.
-            plan = self.flow_requests.plan(
+            shares = (
                 input_batch.req_ids,
                 input_batch.num_computed_tokens_np[: input_batch.num_reqs],
                 input_batch.num_scheduled_tokens[: input_batch.num_reqs],
             )
+            plan = self.flow_requests.plan(*shares)
+            if self.flow_tap is not None and self.flow_tap.requests:
+                self.flow_tap.arm(plan, *shares, block_tables)
             step = None
             if plan is not None:
                 step = flow_step(
@@ -96,9 +108,23 @@ class FlowRunnerV2:
         state.__class__ = evicting(type(state))
         state.flow_requests = LayoutBook(self.flow_settings.num_layers)
         state.flow_hook = DecoderHook(decoder_of(self.model, self.model_config.architectures))
+        state.flow_tap = None
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
         return group_specs(super().get_kv_cache_spec(), self.flow_settings)
+
+    def initialize_kv_cache(
+        self, kv_cache_config: Any, is_profiling: bool = False, **kwargs: Any
+    ) -> None:
+        super().initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)
+        if self.flow_settings.attention_log is not None and not is_profiling:
+            layers = self.vllm_config.compilation_config.static_forward_context
+            self.model_state.flow_tap = AttentionTap(kv_cache_config, layers)
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().sample_tokens(*args, **kwargs)
+        tap = self.model_state.flow_tap
+        return output if tap is None else tap.attach(output)
 
 
 def adopt(runner: Any, settings: FlowSettings) -> None:

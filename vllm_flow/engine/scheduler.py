@@ -1,8 +1,9 @@
 """The scheduler that knows each request's layout before its first block is allocated.
 
 Seam: ``SchedulerConfig.scheduler_cls``. Two classes, since vLLM keeps async scheduling in a
-subclass of its own. Registers and forgets layouts, and reports what they saved. The one scheduling
-decision that is ours: a request waits a step where a request of its policy is computing its prefix.
+subclass of its own. Registers and forgets layouts, reports what they saved, and hands the attention
+of tokens that became part of an answer to the log. The one scheduling decision that is ours: a
+request waits a step where a request of its policy is computing its prefix.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+from vllm import envs
 from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
+from vllm_flow.attention import TokenAttention
 from vllm_flow.engine import metrics
+from vllm_flow.engine.attention_log import AttentionLogWriter
+from vllm_flow.engine.attention_tap import OUTPUT_FIELD
 from vllm_flow.engine.inspect import Footprint
 from vllm_flow.engine.prefix import FlowKVCacheManager
-from vllm_flow.engine.requests import LayoutBook, image_spans
+from vllm_flow.engine.requests import LayoutBook, image_spans, requested_log
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage import managers_of
 
@@ -51,9 +56,18 @@ class _FlowScheduling:
             * settings.group_layers
             * self.vllm_config.parallel_config.tensor_parallel_size
         )
+        self.flow_log: AttentionLogWriter | None = None
+        self.flow_attention: dict[str, TokenAttention] = {}
+        self.flow_logged: dict[str, int] = {}  # of live requests that log: rows handed over
+        if settings.attention_log is not None:
+            self.flow_log = AttentionLogWriter(
+                settings.attention_log, settings.attention_log_max_bytes
+            )
 
     def add_request(self, request: Request) -> None:
         self.flow_requests.add(request.request_id, request.sampling_params, request.mm_features)
+        if self.flow_log is not None and requested_log(request, self.flow_settings.num_layers):
+            self.flow_logged[request.request_id] = 0
         super().add_request(request)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
@@ -70,17 +84,48 @@ class _FlowScheduling:
             return False
         return not self.kv_cache_manager.has_prefix_in_flight(request)
 
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        if self.flow_log is not None:
+            self.flow_attention = getattr(model_runner_output, OUTPUT_FIELD, {})
+        return super().update_from_output(scheduler_output, model_runner_output)
+
+    def _update_request_with_output(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        # Here a sampled token becomes part of the answer, once: what was computed for a token that
+        # is thrown away (after a stop, a preemption, an abort) is not logged.
+        token = request.num_output_tokens
+        result = super()._update_request_with_output(request, *args, **kwargs)
+        found = self.flow_attention.get(request.request_id)
+        if (
+            found is not None
+            and found.token == token < request.num_output_tokens
+            and self.flow_log.add(client_request_id(request.request_id), found)
+        ):
+            self.flow_logged[request.request_id] += found.num_rows
+        return result
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.flow_log is not None:
+            self.flow_log.close()
+
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         evicts = request.request_id in self.flow_requests.layouts
         kv_transfer_params, ec_transfer_params = super()._free_request(request, *args, **kwargs)
+        found: dict[str, Any] = {}
         if evicts:
-            found = metrics.report(
+            found |= metrics.report(
                 self.flow_footprints[request.request_id],
                 self.flow_settings.group_starts,
                 self.flow_settings.num_layers,
                 self.flow_managers[0].block_size,
                 self.flow_block_bytes,
             )
+        rows = self.flow_logged.pop(request.request_id, None)
+        if rows is not None:
+            # An aborted request's report reaches nobody; what was dropped waits for the next one.
+            aborted = request.status is RequestStatus.FINISHED_ABORTED
+            found |= metrics.log_report(rows, 0 if aborted else self.flow_log.take_dropped())
+        if found:
             kv_transfer_params = {**(kv_transfer_params or {}), metrics.REPORT_KEY: found}
         return kv_transfer_params, ec_transfer_params
 
@@ -109,6 +154,14 @@ class _FlowScheduling:
         )
         if len(self.flow_footprints) > FOOTPRINTS_KEPT:
             self.flow_footprints.popitem(last=False)
+
+
+def client_request_id(request_id: str) -> str:
+    """The id that the client knows, from the engine's: vLLM appends a dash and eight characters.
+
+    The n-th of several answers to one request keeps the ``n_`` that vLLM puts in front.
+    """
+    return request_id if envs.VLLM_DISABLE_REQUEST_ID_RANDOMIZATION else request_id[:-9]
 
 
 class FlowScheduler(_FlowScheduling, Scheduler):

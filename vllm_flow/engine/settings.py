@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.plan import default_group_layers, storage_groups
-from vllm_flow.policy import REQUEST_KEYS, FlowPolicy, PolicyError, parse_policy
+from vllm_flow.policy import POLICY_KEYS, FlowPolicy, PolicyError, parse_policy
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -35,14 +35,22 @@ class FlowSettings:
     """
 
     default_policy: FlowPolicy | None = None
-    """Policy of requests that send no ``flow_*`` key, for clients that cannot send one; written as
-    its request keys, ``{"flow_cliff": 16}``. A client opts out by sending the baseline."""
+    """Policy of requests that send none, for clients that cannot send one; written as its request
+    keys, ``{"flow_cliff": 16}``. A client opts out by sending the baseline."""
 
     max_policy: FlowPolicy | None = None
     """The most a request may evict: cliffs below this one are refused. Same form."""
 
     allow_request_policy: bool = True
-    """False refuses every request that sends a ``flow_*`` key."""
+    """False refuses every request that sends a policy of its own."""
+
+    attention_log: str | None = None
+    """Directory for the attention of requests that send ``flow_log_attention``; made if missing.
+    Without it such requests are refused, and no attention layer is touched."""
+
+    attention_log_max_bytes: int = 1 << 30
+    """Size of the directory's part files at which the log stops; what comes after is dropped and
+    counted. Nothing is deleted to make room."""
 
     @property
     def group_starts(self) -> tuple[int, ...]:
@@ -85,12 +93,23 @@ class FlowSettings:
             raise ValueError(
                 f"{_named('allow_request_policy')}={allow!r}: it must be true or false."
             )
+        log = options.get("attention_log")
+        if log is not None and (not isinstance(log, str) or not log.strip()):
+            raise ValueError(f"{_named('attention_log')}={log!r}: it must name a directory.")
+        log_bytes = options.get("attention_log_max_bytes", cls.attention_log_max_bytes)
+        if isinstance(log_bytes, bool) or not isinstance(log_bytes, int) or log_bytes < 1:
+            raise ValueError(
+                f"{_named('attention_log_max_bytes')}={log_bytes!r}: it must be an integer of at "
+                "least 1, in bytes."
+            )
         return cls(
             num_layers=num_layers,
             group_layers=group_layers,
             default_policy=_policy(options, "default_policy", num_layers),
             max_policy=_policy(options, "max_policy", num_layers),
             allow_request_policy=allow,
+            attention_log=log,
+            attention_log_max_bytes=log_bytes,
         )
 
     @classmethod
@@ -115,9 +134,9 @@ def _policy(options: Mapping[str, Any], name: str, num_layers: int) -> FlowPolic
         raise ValueError(
             f'{_named(name)}={keys!r}: it must hold request keys, such as {{"flow_cliff": 16}}.'
         )
-    strange = [key for key in keys if key not in REQUEST_KEYS]
+    strange = [key for key in keys if key not in POLICY_KEYS]
     if strange:
-        raise ValueError(f"{_named(name)}: {strange[0]!r} is no request key.")
+        raise ValueError(f"{_named(name)}: {strange[0]!r} is no request key of a policy.")
     try:
         return parse_policy(keys, num_layers)
     except PolicyError as error:

@@ -1,0 +1,1 @@
+"""Benchmarks of the engine's parts, each a module to run."""
