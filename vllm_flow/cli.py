@@ -42,6 +42,10 @@ COMMANDS = {
         "vllm_flow.showcase.command",
         "ask held-out questions at a range of cliffs; table, figure and page in out/demo/",
     ),
+    "eval": Entry(
+        "vllm_flow.eval.eval_command",
+        "ask benchmark questions under several policies, on all GPUs; keeps every answer",
+    ),
 }
 
 

@@ -1,0 +1,353 @@
+"""What a run leaves behind: its settings, its items and every answer, as JSON and Parquet.
+
+The one place that knows the layout of a run directory. Knows nothing of engines, Ray or scoring.
+
+    RUN/run.json                settings; what the answers depend on (:data:`SETTINGS`) never changes
+    RUN/items/<task>.parquet    the questions, written before the first answer (:data:`ITEMS`)
+    RUN/answers/part-*.parquet  one file per batch, complete or not there at all (:data:`ANSWERS`)
+
+A run's key is (task, item_id, policy). Files may hold a key twice, when a crash fell between two
+steps or a failed request was asked again; readers see it once: an answer beats an error, else the
+earlier row counts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vllm_flow.eval.tasks.base import Item
+
+VERSION = 1
+"""Raise when a reader of the last version would misread what is written."""
+
+ITEMS = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("image", pa.string()),
+        pa.field("truth", pa.string(), nullable=False),  # JSON
+    ]
+)
+
+ANSWERS = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("policy", pa.string(), nullable=False),
+        pa.field("answer", pa.string()),  # stripped; null on error
+        pa.field("error", pa.string()),  # the reason; null where there is an answer
+        pa.field("finish_reason", pa.string()),  # vLLM's: "stop", "length"
+        pa.field("prompt_tokens", pa.int32()),  # image tokens included
+        pa.field("image_tokens", pa.int32()),  # as prefilled: fewer under `downsample`
+        pa.field("output_tokens", pa.int32()),
+        pa.field("kv_blocks", pa.int32()),  # held when the request ended, all storage groups
+        pa.field("kv_blocks_baseline", pa.int32()),  # the same answer without the policy
+        pa.field("kv_bytes_saved", pa.int64()),
+        pa.field("prefill_rows_saved", pa.int64()),  # image tokens x layers not computed
+        pa.field("seconds", pa.float64()),  # first scheduled to last token; batches share steps
+        pa.field("engine", pa.string()),  # host and process that answered
+        pa.field("written_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+
+KEY = ("task", "item_id", "policy")
+Key = tuple[str, str, str]
+
+SETTINGS = (
+    "version", "model", "num_layers", "group_layers", "block_size", "dtype", "max_model_len", "data", "seed",
+    "limit", "conversation", "prompt", "image_preparation", "engine_args",
+)  # fmt: skip
+"""Entries of `run.json` that a resumed run must share, since answers depend on them."""
+
+VERSIONS = ("vllm_flow", "vllm", "transformers", "torch")
+"""Entries of `run.json`'s "versions" that it must share as well."""
+
+
+class RunError(RuntimeError):
+    """A run directory cannot be used as asked; the message is for the user."""
+
+
+class Run:
+    """One run directory, open for reading; :meth:`writing` guards the writers."""
+
+    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
+        self.path = path
+        self.meta = meta
+
+    @classmethod
+    def create(cls, path: Path | str, meta: Mapping[str, Any]) -> Run:
+        """Start a run in an empty or new directory.
+
+        Args:
+            meta: `run.json`; "version" and "created" are added.
+
+        Raises:
+            RunError: there is a run already, or files of somebody else.
+        """
+        path = Path(path)
+        if (path / "run.json").exists():
+            raise RunError(f"{path} holds a run already; open it, or name another directory.")
+        if path.exists() and (not path.is_dir() or any(_foreign(path))):
+            raise RunError(f"{path} is no run and not empty; name another directory.")
+        (path / "items").mkdir(parents=True, exist_ok=True)
+        (path / "answers").mkdir(exist_ok=True)
+        full = {"version": VERSION, "created": _now().isoformat(timespec="seconds"), **meta}
+        run = cls(path, full)
+        run._write_meta()
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """An existing run; RunError where there is none, or one of a later version."""
+        path = Path(path)
+        try:
+            meta = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(
+                f"{path} holds no run (no run.json); `vllm-flow eval` makes one."
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RunError(f"{path / 'run.json'} is damaged ({error}).") from None
+        if not isinstance(meta, dict) or meta.get("version") != VERSION:
+            found = meta.get("version") if isinstance(meta, dict) else None
+            raise RunError(
+                f"{path} was written by another version of the format ({found}); this one reads "
+                f"{VERSION}."
+            )
+        return cls(path, meta)
+
+    @contextmanager
+    def writing(self) -> Iterator[Run]:
+        """Hold the run for one writer; the system lets go of it when the process ends, however.
+
+        Raises:
+            RunError: another process is writing.
+        """
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.path}: another process is writing to this run; wait for it, or name "
+                    "another directory."
+                ) from None
+            yield self
+
+    # Settings.
+
+    def extend(self, tasks: Iterable[str], policies: Iterable[Mapping[str, Any]]) -> None:
+        """Add tasks and policies that the run has not had yet; those it has stay."""
+        known = list(self.meta.get("tasks", []))
+        self.meta["tasks"] = known + [task for task in tasks if task not in known]
+        had = list(self.meta.get("policies", []))
+        names = {policy["name"] for policy in had}
+        self.meta["policies"] = had + [dict(p) for p in policies if p["name"] not in names]
+        self._write_meta()
+
+    def _write_meta(self) -> None:
+        text = json.dumps(self.meta, indent=2, ensure_ascii=False) + "\n"
+        _replace(self.path / "run.json", lambda temporary: temporary.write_text(text, "utf-8"))
+
+    # Items.
+
+    def write_items(self, task: str, items: Sequence[Item]) -> None:
+        """Write a task's items, or check that the ones there are the same.
+
+        Raises:
+            RunError: other items are there, or an id comes twice.
+        """
+        table = items_table(task, items)
+        if len(set(table["item_id"].to_pylist())) != table.num_rows:
+            raise RunError(f"task {task}: item ids are not unique.")
+        path = self._items_path(task)
+        if path.exists():
+            before, after = pq.read_table(path).to_pylist(), table.to_pylist()
+            if before != after:
+                raise RunError(f"{self.path}: task {task}: {_first_difference(before, after)}")
+            return
+        _write_parquet(path, table)
+
+    def items(self, task: str) -> list[Item]:
+        """A task's items in their order; RunError where the run has none of that task."""
+        path = self._items_path(task)
+        if not path.exists():
+            have = ", ".join(sorted(p.stem for p in path.parent.glob("*.parquet"))) or "none"
+            raise RunError(f"{self.path} has no items of the task {task!r} (it has: {have}).")
+        return [
+            Item(row["item_id"], row["text"], row["image"], json.loads(row["truth"]), row["group"])
+            for row in pq.read_table(path).to_pylist()
+        ]
+
+    def _items_path(self, task: str) -> Path:
+        if not task or "/" in task or task.startswith("."):
+            raise RunError(f"{task!r} is no task's name.")
+        return self.path / "items" / f"{task}.parquet"
+
+    # Answers.
+
+    def append(self, rows: pa.Table | Iterable[Mapping[str, Any]]) -> None:
+        """Write answers to a part file of their own: all of them, or after a crash none.
+
+        Rows are mappings, or a table, with the columns of :data:`ANSWERS`; missing ones are null.
+        """
+        table = answers_table(rows)
+        if table.num_rows:
+            _write_parquet(self._part(), table)
+
+    def answers(self) -> pa.Table:
+        """Every answer and error, none twice, ordered by task, item and policy."""
+        return one_row_per_key(self._all_answers())
+
+    def done(self) -> set[Key]:
+        """The keys that need no asking: those with an answer or an error."""
+        table = self._all_answers(list(KEY))
+        return set(zip(*(table[name].to_pylist() for name in KEY), strict=True))
+
+    def failed(self) -> set[Key]:
+        """The keys that have an error and no answer."""
+        table = self.answers().filter(pc.field("error").is_valid())
+        return set(zip(*(table[name].to_pylist() for name in KEY), strict=True))
+
+    def compact(self) -> None:
+        """Turn many part files into one. A crash on the way leaves rows twice, never too few."""
+        parts = self._parts()
+        if len(parts) < 2:
+            return
+        _write_parquet(self._part(), self.answers())
+        for part in parts:
+            part.unlink()
+
+    def _parts(self) -> list[Path]:
+        return sorted((self.path / "answers").glob("part-*.parquet"))
+
+    def _part(self) -> Path:
+        # The time first, so that names sort in the order of writing.
+        stamp = _now().strftime("%Y%m%dT%H%M%S%f")
+        return self.path / "answers" / f"part-{stamp}-{uuid.uuid4().hex[:8]}.parquet"
+
+    def _all_answers(self, columns: list[str] | None = None) -> pa.Table:
+        tables = []
+        for part in self._parts():
+            try:
+                tables.append(pq.read_table(part, columns=columns))
+            except (pa.ArrowInvalid, OSError) as error:
+                raise RunError(f"{part} is damaged ({error}); delete it and resume.") from None
+        schema = ANSWERS if columns is None else pa.schema([ANSWERS.field(c) for c in columns])
+        return pa.concat_tables(tables).cast(schema) if tables else schema.empty_table()
+
+
+def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What keeps two `run.json` from being one run, a sentence part each; empty if nothing does."""
+    found = [
+        f"{name} is {json.dumps(before.get(name))} there and {json.dumps(after.get(name))} here"
+        for name in SETTINGS
+        if name in after and before.get(name) != after.get(name)
+    ]
+    old, new = before.get("versions", {}), after.get("versions", {})
+    return found + [
+        f"{name} is version {old.get(name)} there and {new.get(name)} here"
+        for name in VERSIONS
+        if name in new and old.get(name) != new.get(name)
+    ]
+
+
+def items_table(task: str, items: Iterable[Item]) -> pa.Table:
+    """Items as a table of the schema :data:`ITEMS`."""
+    return pa.Table.from_pylist(
+        [
+            {
+                "task": task,
+                "item_id": item.id,
+                "group": item.group,
+                "text": item.text,
+                "image": item.image,
+                "truth": json.dumps(dict(item.truth), ensure_ascii=False, sort_keys=True),
+            }
+            for item in items
+        ],
+        schema=ITEMS,
+    )
+
+
+def answers_table(rows: pa.Table | Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows as a table of the schema :data:`ANSWERS`; ValueError where one cannot be recorded."""
+    if isinstance(rows, pa.Table):
+        return rows.select(ANSWERS.names).cast(ANSWERS)
+    rows = list(rows)
+    for row in rows:
+        unknown = row.keys() - set(ANSWERS.names)
+        if unknown:
+            raise ValueError(f"answers have no column {', '.join(sorted(unknown))}")
+        if (row.get("answer") is None) == (row.get("error") is None):
+            raise ValueError(f"a row needs an answer or an error, and not both: {dict(row)}")
+    return pa.Table.from_pylist(rows, schema=ANSWERS)
+
+
+def one_row_per_key(table: pa.Table) -> pa.Table:
+    """The rows that count: an answer beats an error, else the earlier row; sorted by key."""
+    ranked = table.append_column("_failed", pc.is_valid(table["error"])).append_column(
+        "_order", pa.array(range(table.num_rows), pa.int64())
+    )
+    ranked = ranked.sort_by(
+        [(name, "ascending") for name in (*KEY, "_failed", "written_at", "_order")]
+    )
+    keys = list(zip(*(ranked[name].to_pylist() for name in KEY), strict=True))
+    first = [index == 0 or keys[index - 1] != key for index, key in enumerate(keys)]
+    return ranked.filter(pa.array(first, pa.bool_())).select(table.column_names)
+
+
+def _first_difference(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> str:
+    for old, new in zip(before, after, strict=False):
+        if old != new:
+            column = next(name for name in ITEMS.names if old[name] != new[name])
+            return (
+                f"the items differ from those of the run: item {old['item_id']} has {column} "
+                f"{old[column]!r} there and {new[column]!r} here; use the same data, --limit and "
+                "--seed, or another directory."
+            )
+    return (
+        f"the run has {len(before)} items and the data {len(after)}; use the same data and --limit, "
+        "or another directory."
+    )
+
+
+def _foreign(path: Path) -> Iterator[Path]:
+    # What a crash while creating a run may have left is no reason to refuse the directory.
+    ours = {"items", "answers", ".lock"}
+    return (p for p in path.iterdir() if p.name not in ours and not p.name.startswith(".tmp-"))
+
+
+def _write_parquet(path: Path, table: pa.Table) -> None:
+    _replace(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Write aside, flush to disk, rename: the file is complete or not there."""
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)

@@ -1,0 +1,169 @@
+"""POPE: is there such an object in the image? (Li et al., "Evaluating Object Hallucination in Large
+Vision-Language Models", EMNLP 2023)
+
+Three categories of questions on COCO val2014, which differ in how the absent objects were chosen.
+Rule: RUCAIBox/POPE and LLaVA's llava/eval/eval_pope.py, which agree.
+
+Layouts read:
+
+- official: `coco_pope_random.json`, `coco_pope_popular.json`, `coco_pope_adversarial.json` (JSON
+  lines; any of them) in the directory or in its `coco`, `output/coco` or `pope_coco`; the pictures in
+  the directory itself, `val2014`, `images`, `coco/val2014`, or `val2014` beside it;
+- hub (lmms-lab/POPE): parquet files `test-*.parquet`, or `adversarial-*.parquet` and so on, with the
+  columns question_id, question, answer, image_source, image, category.
+
+The random category has 2910 questions in the version LLaVA used and 3000 today; the others 3000.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_flow.eval.reading import (
+    DataError,
+    Row,
+    by_unique,
+    directory,
+    first_directory_with,
+    parquet_files,
+    parquet_rows,
+    read_json_lines,
+)
+from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, parquet_image, ratio
+
+CATEGORIES = ("random", "popular", "adversarial")
+SUFFIX = "\nAnswer the question using a single word or phrase."
+LABEL_FOLDERS = (".", "coco", "output/coco", "pope_coco")
+IMAGE_FOLDERS = ("val2014", ".", "images", "images/val2014", "coco/val2014", "../val2014")
+
+
+def parse_yes_no(text: str) -> str:
+    """`yes` or `no` by the official rule.
+
+    Of the text before the first full stop, without commas and cut at every space character: `no` if
+    a piece is exactly `No`, `no` or `not`, else `yes`. So `NO`, `No!`, `No\\n` and nothing are yes.
+    """
+    pieces = text.split(".", 1)[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"} & set(pieces) else "yes"
+
+
+def label_files(data: Path) -> dict[str, Path]:
+    """The official label files under `data` by category; empty where there are none."""
+    for folder in LABEL_FOLDERS:
+        paths = {c: data / folder / f"coco_pope_{c}.json" for c in CATEGORIES}
+        found = {category: path for category, path in paths.items() if path.is_file()}
+        if found:
+            return found
+    return {}
+
+
+@dataclass(frozen=True)
+class Pope(Task):
+    """POPE on COCO. An item's group is its category; its id is `category/question id`."""
+
+    name = "pope"
+    max_tokens = 128
+    headline = "f1"
+
+    def read(self, data: Path) -> list[Item]:
+        data = directory(data)
+        labels = label_files(data)
+        if labels:
+            return self._official(data, labels)
+        files = parquet_files(data, "test-*.parquet", *(f"{c}-*.parquet" for c in CATEGORIES))
+        if not files:
+            raise DataError(
+                f"{data}: neither coco_pope_{{{','.join(CATEGORIES)}}}.json (here or in "
+                f"{', '.join(LABEL_FOLDERS[1:])}) nor parquet files of lmms-lab/POPE"
+            )
+        return self._hub(data)
+
+    def _official(self, data: Path, labels: dict[str, Path]) -> list[Item]:
+        items = []
+        for category, path in labels.items():
+            rows = read_json_lines(path)
+            if not rows:
+                raise DataError(f"{path}: no questions in it")
+            by_unique(((row.identifier("question_id"), row) for row in rows), "question id")
+            names = [row.get("image", str) for row in rows]
+            folder = first_directory_with(data, names[:50], IMAGE_FOLDERS)
+            items += [
+                _item(row, category, row.get("text", str), _label(row, "label"), name,
+                      str(folder / name))
+                for row, name in zip(rows, names, strict=True)
+            ]  # fmt: skip
+        return items
+
+    def _hub(self, data: Path) -> list[Item]:
+        files = parquet_files(data, "test-*.parquet") or [
+            path for c in CATEGORIES for path in parquet_files(data, f"{c}-*.parquet")
+        ]
+        items = []
+        for path in files:
+            columns = ("question_id", "question", "answer", "category")
+            for number, row in enumerate(parquet_rows(path, columns, ("image_source",))):
+                category = row.get("category", str).lower()
+                if category not in CATEGORIES:
+                    raise DataError(f"{row.place}: unknown category {category!r}")
+                name = str(row.values.get("image_source") or "")
+                if name and not name.endswith(".jpg"):
+                    name += ".jpg"
+                items.append(
+                    _item(row, category, row.get("question", str), _label(row, "answer"), name,
+                          parquet_image(path, number))
+                )  # fmt: skip
+        _check_unique(items)
+        return sorted(items, key=lambda item: CATEGORIES.index(item.group))
+
+    def score(self, item: Item, text: str) -> Scored:
+        parsed, label = parse_yes_no(text), item.truth["label"]
+        right = parsed == label
+        cell = ("t" if right else "f") + ("p" if parsed == "yes" else "n")
+        return Scored(item.id, parsed, float(right), {f"{cell}_{item.group}": 1.0}, item.group)
+
+    def metrics(self, totals: Totals) -> Metrics:
+        """Per category and, without suffix, the mean over the categories that have items."""
+        metrics: Metrics = {}
+        present = {}
+        for category in CATEGORIES:
+            tp, fp, tn, fn = (totals.get(f"{cell}_{category}", 0.0) for cell in CELLS)
+            total = tp + fp + tn + fn
+            precision, recall = ratio(tp, tp + fp), ratio(tp, tp + fn)
+            present[category] = ratio(total, total)
+            metrics[f"f1_{category}"] = ratio(2 * precision * recall, precision + recall)
+            metrics[f"accuracy_{category}"] = ratio(tp + tn, total)
+            metrics[f"precision_{category}"] = precision
+            metrics[f"recall_{category}"] = recall
+            metrics[f"yes_ratio_{category}"] = ratio(tp + fp, total)
+        categories = sum(present.values())
+        for name in ("f1", "accuracy", "precision", "recall", "yes_ratio"):
+            metrics[name] = ratio(sum(metrics[f"{name}_{c}"] for c in CATEGORIES), categories)
+        return metrics
+
+
+CELLS = ("tp", "fp", "tn", "fn")
+
+
+def _item(row: Row, category: str, question: str, label: str, name: str, image: str) -> Item:
+    number = row.identifier("question_id")
+    truth = {"label": label, "question_id": number, "question": question, "image": name}
+    return Item(f"{category}/{number}", question + SUFFIX, image, truth, category)
+
+
+def _label(row: Row, key: str) -> str:
+    label = row.get(key, str).strip().lower()
+    if label not in ("yes", "no"):
+        raise DataError(f"{row.place}: {key} is {row.values[key]!r}, neither yes nor no")
+    return label
+
+
+def _check_unique(items: list[Item]) -> None:
+    seen = set()
+    for item in items:
+        if item.id in seen:
+            raise DataError(f"question {item.id} comes twice in the parquet files")
+        seen.add(item.id)
+
+
+TASK = Pope()

@@ -1,0 +1,323 @@
+"""The driver on Ray: what survives kills, what resumes, what stops a run and with which words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from tests.engine.fixtures import prepare_process
+
+prepare_process()
+ray = pytest.importorskip("ray")
+
+from tests.eval.demo_pope import small_options, write_pope  # noqa: E402
+from vllm_flow import cli  # noqa: E402
+from vllm_flow.eval import driver  # noqa: E402
+from vllm_flow.eval.driver import Pool, SweepError, collect, pool_of  # noqa: E402
+from vllm_flow.eval.engine_actor import EngineOptions  # noqa: E402
+from vllm_flow.eval.records import Run, RunError, answers_table  # noqa: E402
+from vllm_flow.eval.tasks import get_task  # noqa: E402
+
+QUESTIONS = 40
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Ray on this machine, two slots; its address."""
+    ray.shutdown()
+    driver.connect(None, 2)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_pope(tmp_path / "data" / "pope", QUESTIONS)
+    return tmp_path / "data"
+
+
+def command(data: Path, out: Path, policies: str, *more: str) -> list[str]:
+    return [
+        "eval", "--model", "demo-small", "--tasks", "pope", "--data", str(data), "--out", str(out),
+        "--policies", policies, "--group-layers", "2", "--max-model-len", "256",
+        "--kv-cache-gib", "0.06", "--batch", "4", *more,
+    ]  # fmt: skip
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return Run.open(out).answers().to_pylist()
+
+
+def written(out: Path) -> list[Path]:
+    return list((out / "answers").glob("part-*.parquet"))
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 240) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it did not happen in time")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# A sweep with real engines.
+
+
+@pytest.mark.slow
+def test_a_killed_engine_costs_nothing(cluster: str, data: Path, tmp_path: Path) -> None:
+    """Two engines, three policies, two bad pictures; one engine is killed on the way."""
+    out = tmp_path / "run"
+    pictures = sorted((data / "pope").glob("*.png"))
+    pictures[0].unlink()
+    pictures[1].write_bytes(b"no picture")
+    victim: list[int] = []
+
+    def kill() -> None:
+        wait_for(lambda: (out / "run.json").exists() and written(out))
+        victim.append(int(rows_of(out)[0]["engine"].rpartition(":")[2]))
+        os.kill(victim[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    policies = "baseline,cliff=2,text-only"
+    assert cli.main(command(data, out, policies, "--engines", "2", "--batch", "2")) == 0
+    killer.join()
+
+    run, rows = Run.open(out), rows_of(out)
+    items = {item.id: item for item in run.items("pope")}
+    expected = {(i, p) for i in items for p in policies.split(",")}
+    assert {(row["item_id"], row["policy"]) for row in rows} == expected
+    assert len(rows) == len(expected) == 3 * QUESTIONS
+    bad = {
+        i for i, item in items.items() if Path(item.image).name in {p.name for p in pictures[:2]}
+    }
+    assert {row["item_id"] for row in rows if row["error"]} == bad != set()
+    engines = {int(row["engine"].rpartition(":")[2]) for row in rows}
+    assert len(engines) >= 2 and engines - set(victim)
+    assert not alive(victim[0])
+    assert run.meta["engines"] == 2
+    assert [p["name"] for p in run.meta["policies"]] == policies.split(",")
+
+    task = get_task("pope")
+    scores = [
+        task.score(items[row["item_id"]], row["answer"]).score
+        for row in rows
+        if row["policy"] == "baseline" and row["answer"] is not None
+    ]
+    assert sum(scores) / len(scores) > 0.8
+
+
+@pytest.mark.slow
+def test_a_killed_driver_resumes_with_the_same_command(
+    cluster: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    first = command(data, out, "baseline,cliff=2", "--engines", "1")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "vllm_flow.cli", *first, "--ray-address", cluster],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        wait_for(lambda: child.poll() is not None or len(written(out)) >= 2)
+    finally:
+        child.kill()
+    said = child.communicate()[0].decode()
+    assert child.returncode == -signal.SIGKILL, said
+    before = rows_of(out)
+    assert 0 < len(before) < 2 * QUESTIONS, "killed too late to show anything"
+
+    # The same command goes on, here with another policy.
+    assert cli.main([part.replace("cliff=2", "cliff=2,downsample=2") for part in first]) == 0
+    after = rows_of(out)
+    assert len(after) == len({(row["item_id"], row["policy"]) for row in after}) == 3 * QUESTIONS
+    assert not [row for row in after if row["error"]]
+    kept = {(row["item_id"], row["policy"]): row for row in after}
+    assert all(kept[row["item_id"], row["policy"]] == row for row in before)
+    assert {row["image_tokens"] for row in after if row["policy"] == "downsample=2"} == {25}
+    assert len(written(out)) == 1  # compacted
+
+    # Nothing is left, so no engine starts.
+    capsys.readouterr()
+    began = time.monotonic()
+    assert cli.main(first) == 0
+    assert "Nothing left to ask" in capsys.readouterr().out
+    assert time.monotonic() - began < 10
+    assert rows_of(out) == after
+
+    # Other settings are another run.
+    for change, says in (
+        (["--dtype", "bfloat16"], 'dtype is "float32" there and "bfloat16" here'),
+        (["--conversation", "llava-1.5"], "prompt is"),
+        (["--limit", "3"], "limit is null there and 3 here"),
+        (["--engine-args", '{"max_num_seqs": 2}'], "engine_args is"),
+    ):
+        assert cli.main([*first, *change]) == 2
+        assert says in capsys.readouterr().err
+    assert rows_of(out) == after
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--policies", "cliff=99"], "6 decoder layers"),
+        (["--tasks", "pop"], "no task 'pop'"),
+        (["--data", "nowhere"], "no such directory"),
+        (["--model", "nowhere"], "cannot be read"),
+        (["--engines", "99999"], "CPUs"),
+    ],
+)
+def test_a_command_that_cannot_be_run_says_why(
+    cluster: str,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: list[str],
+    says: str,
+) -> None:
+    out = tmp_path / "run"
+    assert cli.main([*command(data, out, "baseline"), *change]) in (1, 2)
+    assert says in capsys.readouterr().err
+    assert not out.exists()
+
+
+# The stream through Ray, with actors that start at once.
+
+
+class Echo:
+    """Answers with the item's text."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.name = f"host:{os.getpid()}"
+
+    def __call__(self, work: pa.Table) -> pa.Table:
+        return answers_table(
+            [
+                {
+                    "task": item["task"],
+                    "item_id": item["item_id"],
+                    "policy": policy,
+                    "answer": item["text"],
+                    "engine": self.name,
+                }
+                for item in work.to_pylist()
+                for policy in item["policies"]
+            ]
+        )
+
+
+class NeverStarts(Echo):
+    def __init__(self, options: EngineOptions) -> None:
+        raise ValueError("no adapter for this model")
+
+
+class Fails(Echo):
+    def __call__(self, work: pa.Table) -> pa.Table:
+        raise RuntimeError("out of memory on the device")
+
+
+class Dies(Echo):
+    def __call__(self, work: pa.Table) -> pa.Table:
+        os._exit(1)
+
+
+def works(count: int, size: int) -> list[pa.Table]:
+    from vllm_flow.eval.requests import TaskWork, batches_of, plan_work
+    from vllm_flow.eval.tasks.base import Item
+
+    items = [Item(str(n), f"text {n}", None, {}) for n in range(count)]
+    policies = small_options("baseline,cliff=2").policies
+    return batches_of(plan_work([TaskWork("t", items, 4, "pad")], policies, set()), size)
+
+
+OPTIONS = small_options("baseline,cliff=2")
+TWO = Pool(engines=2, num_gpus=0, num_cpus=1)
+
+
+def test_a_batch_stays_a_batch(cluster: str) -> None:
+    """Batches neither merge nor split on their way: they are what is retried, written and lost."""
+    tables = list(driver.answers(works(20, 3), OPTIONS, TWO, Echo))
+    assert sorted(table.num_rows for table in tables) == [4, *[6] * 6]
+    ids = sorted(int(i) for table in tables for i in table["item_id"].to_pylist())
+    assert ids == sorted([*range(20), *range(20)])
+    assert tables[0].schema.names == answers_table([]).schema.names
+
+
+@pytest.mark.parametrize(
+    ("actor", "says"),
+    [
+        (NeverStarts, "an engine could not start: .*no adapter for this model"),
+        (Fails, "an engine failed: .*out of memory on the device"),
+        (Dies, "an engine died, and so did 3 others"),
+    ],
+)
+def test_engines_that_fail_say_why(cluster: str, actor: type, says: str) -> None:
+    with pytest.raises(SweepError, match=says):
+        list(driver.answers(works(2, 1), OPTIONS, Pool(1, 0, 1), actor))
+
+
+# Without Ray.
+
+
+def batch(*errors: str | None) -> pa.Table:
+    return answers_table(
+        [
+            {"task": "t", "item_id": f"{id(errors)}-{n}", "policy": "baseline"}
+            | ({"answer": "Yes"} if error is None else {"error": error})
+            for n, error in enumerate(errors)
+        ]
+    )
+
+
+def test_too_many_errors_stop_the_run_and_are_kept(tmp_path: Path) -> None:
+    batches = [batch(None, "a: 1"), batch("a: 2", "b", None), batch(None)]
+    run = Run.create(tmp_path / "run", {})
+    with pytest.raises(
+        SweepError, match="3 requests failed, more than --max-errors 2.*2 x a; 1 x b"
+    ):
+        collect(run, iter(batches), max_errors=2)
+    assert run.answers().num_rows == 5
+    for limit in (3, None):
+        progress = collect(Run.create(tmp_path / f"run {limit}", {}), batches, limit)
+        assert (progress.answered, progress.errors) == (6, 3)
+
+
+def test_engines_fit_the_cluster() -> None:
+    assert pool_of({"GPU": 8.0, "CPU": 64.0}, None) == Pool(8, 1, None)
+    assert pool_of({"GPU": 8.0, "CPU": 64.0}, 2) == Pool(2, 1, None)
+    assert pool_of({"CPU": 4.0}, None) == Pool(1, 0, 4)
+    assert pool_of({"CPU": 5.0}, 2) == Pool(2, 0, 2)
+    with pytest.raises(SweepError, match="8 GPUs"):
+        pool_of({"GPU": 8.0}, 9)
+    with pytest.raises(SweepError, match="5 CPUs"):
+        pool_of({"CPU": 5.0}, 6)
+
+
+def test_a_run_is_locked_while_it_is_written(
+    cluster: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    one = command(data, out, "baseline")
+    with Run.create(out, {}).writing(), pytest.raises(RunError), Run.open(out).writing():
+        pass
+    assert cli.main(one) == 2
+    assert "other settings" in capsys.readouterr().err

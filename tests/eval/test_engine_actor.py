@@ -1,0 +1,229 @@
+"""One engine of an evaluation, without Ray: what it answers, shares, measures and refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from tests.engine.fixtures import prepare_process
+
+prepare_process()
+
+from tests.eval.demo_pope import GRID, LAYERS, small_options  # noqa: E402
+from vllm_flow.demo.heldout import ANSWER_SUFFIX, load_questions, parse_yes_no  # noqa: E402
+from vllm_flow.eval.downsample import encode, interpolate, reduced  # noqa: E402
+from vllm_flow.eval.engine_actor import EngineActor  # noqa: E402
+from vllm_flow.eval.model_facts import resolve_model  # noqa: E402
+from vllm_flow.eval.policies import parse_policies  # noqa: E402
+from vllm_flow.eval.records import ANSWERS  # noqa: E402
+from vllm_flow.eval.requests import TaskWork, batches_of, plan_work  # noqa: E402
+from vllm_flow.eval.tasks.base import Item  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+QUESTIONS = load_questions("seen")[:12]
+POLICIES = "baseline,cliff=2,cliff=3,text-only,downsample=1,downsample=3,downsample=6"
+IMAGE_TOKENS = GRID * GRID
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[EngineActor]:
+    actor = EngineActor(small_options(POLICIES))
+    yield actor
+    actor.llm.llm_engine.engine_core.shutdown()
+
+
+def items(*more: Item) -> list[Item]:
+    asked = [
+        Item(str(q.question_id), q.text + ANSWER_SUFFIX, str(q.image_path), {}) for q in QUESTIONS
+    ]
+    return [*asked, *more]
+
+
+def ask(engine: EngineActor, asked: list[Item], policies: str = POLICIES) -> dict[Any, dict]:
+    work = TaskWork("t", asked, 4, "pad")
+    (batch,) = batches_of(plan_work([work], parse_policies(policies, LAYERS), set()), 1000)
+    table = engine(batch)
+    assert table.schema == ANSWERS
+    rows = {(row["item_id"], row["policy"]): row for row in table.to_pylist()}
+    assert len(rows) == table.num_rows
+    return rows
+
+
+@contextmanager
+def pictures_encoded(engine: EngineActor) -> Iterator[list[int]]:
+    """How many pictures went through the vision tower, call by call."""
+    seen: list[int] = []
+
+    def watch(module: Any, args: Any, output: Any) -> None:
+        seen.append(args[0].shape[0])
+
+    (handle,) = engine.llm.apply_model(
+        lambda model: model.vision_tower.register_forward_hook(watch)
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def test_every_policy_of_every_item_is_answered_and_measured(engine: EngineActor) -> None:
+    rows = ask(engine, items())
+    assert rows.keys() == {(i.id, p.name) for i in items() for p in engine.options.policies}
+    right = [
+        parse_yes_no(rows[str(q.question_id), "baseline"]["answer"]) == q.label for q in QUESTIONS
+    ]
+    assert sum(right) >= 10, "the small model is no better than chance"
+    blocks_of_text_only = set()
+    for (_, policy), row in rows.items():
+        assert row["error"] is None and row["answer"] == row["answer"].strip() != ""
+        assert row["finish_reason"] in ("stop", "length") and 1 <= row["output_tokens"] <= 4
+        assert row["seconds"] > 0
+        kind, _, value = policy.partition("=")
+        cliff = {"baseline": LAYERS, "text-only": 0}.get(policy) or (
+            int(value) if kind == "cliff" else 0
+        )
+        if kind == "downsample":
+            side = {1: 3, 3: 6, 6: 8}[int(value)]
+            assert row["image_tokens"] == side * side
+            assert row["prefill_rows_saved"] == LAYERS * (IMAGE_TOKENS - side * side)
+        else:
+            assert row["image_tokens"] == IMAGE_TOKENS
+            assert row["prefill_rows_saved"] == IMAGE_TOKENS * (LAYERS - cliff)
+        saved = row["kv_blocks_baseline"] - row["kv_blocks"]
+        assert (saved > 0) == (policy not in ("baseline", "downsample=6"))
+        assert (row["kv_bytes_saved"] > 0) == (saved > 0)
+        if policy == "text-only":
+            blocks_of_text_only.add(saved)
+    assert blocks_of_text_only == {3 * (IMAGE_TOKENS // 32)}
+    differ = {p for (i, p), row in rows.items() if row["answer"] != rows[i, "baseline"]["answer"]}
+    assert "text-only" in differ, "hiding the picture changes no answer: policies are not applied"
+
+
+def test_a_picture_is_encoded_once_for_all_policies(engine: EngineActor) -> None:
+    pictures = {q.image_path for q in QUESTIONS}
+    fresh = [
+        Item(i.id, i.text, f"{Path(i.image).parent}/./{Path(i.image).name}", {}) for i in items()
+    ]
+    with pictures_encoded(engine) as seen:
+        ask(engine, fresh, "baseline,cliff=2,cliff=3,text-only")
+    assert sum(seen) == len(pictures)
+
+
+def test_a_reduced_picture_is_prefilled_with_its_own_tokens(engine: EngineActor) -> None:
+    asked = items()[:3]
+    rows = ask(engine, asked, "baseline,downsample=1,downsample=3")
+    for item in asked:
+        whole = rows[item.id, "baseline"]["prompt_tokens"]
+        for policy, side in (("downsample=1", 3), ("downsample=3", 6)):
+            row = rows[item.id, policy]
+            assert row["prompt_tokens"] == whole - IMAGE_TOKENS + side * side
+
+
+def test_the_full_grid_answers_as_the_picture_does(engine: EngineActor) -> None:
+    rows = ask(engine, items(), "baseline,downsample=6")
+    for item in items():
+        whole, control = rows[item.id, "baseline"], rows[item.id, "downsample=6"]
+        assert control["answer"] == whole["answer"]
+        assert control["prompt_tokens"] == whole["prompt_tokens"]
+
+
+@pytest.mark.parametrize("side", [1, 3, 6, 8])
+def test_reduced_pictures_are_what_hugging_face_makes_of_them(
+    engine: EngineActor, side: int
+) -> None:
+    """The tower and projector of another implementation, with its own interpolation."""
+    from transformers import LlavaForConditionalGeneration
+
+    llava = LlavaForConditionalGeneration.from_pretrained(
+        resolve_model("demo-small"), dtype=torch.float32
+    )
+    pictures = [Image.open(q.image_path).convert("RGB") for q in QUESTIONS[:2]]
+    pixels = engine.downsampler.pixels(pictures, side)
+    assert pixels.shape[2] == pixels.shape[3] == side * pixels_per_patch(llava)
+    (found,) = engine.llm.apply_model(lambda model: encode(model, pixels, side))
+    with torch.inference_mode():
+        hidden = llava.model.vision_tower(
+            pixels, output_hidden_states=True, interpolate_pos_encoding=True
+        ).hidden_states[llava.config.vision_feature_layer]
+        expected = llava.model.multi_modal_projector(hidden[:, 1:])
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
+
+
+def pixels_per_patch(llava: Any) -> int:
+    return llava.config.vision_config.patch_size
+
+
+def test_the_tower_is_left_as_it_was(engine: EngineActor) -> None:
+    def hooks(model: Any) -> int:
+        return len(model.vision_tower.vision_model.embeddings.position_embedding._forward_hooks)
+
+    engine.downsampler.embed([Image.new("RGB", (40, 40))], 3)
+    assert engine.llm.apply_model(hooks) == [0]
+
+
+def test_what_cannot_be_answered_becomes_a_row(engine: EngineActor, tmp_path: Path) -> None:
+    corrupt = tmp_path / "corrupt.png"
+    corrupt.write_bytes(Path(QUESTIONS[0].image_path).read_bytes()[:200])
+    no_row = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"image": [b"no picture"]}), no_row)
+    picture = str(QUESTIONS[0].image_path)
+    bad = [
+        Item("missing", "?", str(tmp_path / "nowhere.png"), {}),
+        Item("corrupt", "?", str(corrupt), {}),
+        Item("no row", "?", f"{no_row}#row=7&column=image", {}),
+        Item("no picture", "?", f"{no_row}#row=0&column=image", {}),
+        Item("long", "word " * 600, picture, {}),
+    ]
+    good = items()[:2]
+    policies = "baseline,cliff=2"
+    rows = ask(engine, [good[0], *bad, good[1]], policies)
+    says = {
+        "missing": "FileNotFoundError",
+        "corrupt": "image file is truncated",
+        "no row": "IndexError",
+        "no picture": "UnidentifiedImageError",
+        "long": "refused: ",
+    }
+    for item in bad:
+        for policy in ("baseline", "cliff=2"):
+            row = rows[item.id, policy]
+            assert row["answer"] is None and says[item.id] in row["error"], row["error"]
+    undisturbed = ask(engine, good, policies)
+    for key, row in undisturbed.items():
+        assert rows[key]["answer"] == row["answer"]
+
+
+def test_a_question_without_a_picture(engine: EngineActor) -> None:
+    rows = ask(engine, [Item("x", "Is there a dog in the image?" + ANSWER_SUFFIX, None, {})])
+    for row in rows.values():
+        assert row["image_tokens"] == row["prefill_rows_saved"] == row["kv_bytes_saved"] == 0
+    assert len({row["answer"] for row in rows.values()}) == 1
+
+
+def test_positions_of_a_grid_with_and_without_class_token() -> None:
+    square = torch.randn(1, 16, 5)
+    extra = torch.randn(1, 1, 5)
+    resized = interpolate(square, 2)
+    assert resized.shape == (1, 4, 5)
+    assert torch.equal(
+        interpolate(torch.cat([extra, square], 1), 2), torch.cat([extra, resized], 1)
+    )
+    assert interpolate(square, 4) is square
+    with pytest.raises(ValueError, match="18 positions"):
+        interpolate(torch.randn(1, 18, 5), 2)
+
+
+def test_sizes_of_reduced_pictures() -> None:
+    assert reduced({"shortest_edge": 336, "height": None}, 12, 24) == {"shortest_edge": 168}
+    assert reduced({"height": 384, "width": 384}, 6, 24) == {"height": 96, "width": 96}
+    with pytest.raises(ValueError, match="cannot be reduced"):
+        reduced({"height": 384, "width": 384}, 2, 27)
