@@ -8,6 +8,7 @@ writes: what a killed driver loses is what the engines have not handed back, at 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -180,6 +181,7 @@ def answers(
         ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
         **placement,
     )
+    hush()
     try:
         # No prefetching: a batch that is done is written at once.
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
@@ -188,24 +190,25 @@ def answers(
 
 
 def explain(error: BaseException) -> str:
-    """What went wrong, in Ray's last words; its own frames help nobody."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    died = next((one for one in chain if type(one).__name__ in DEATHS), None)
-    lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
-    last = lines[-1] if lines else repr(chain[-1])
-    if died is not None and "creation task" in str(died):
-        reason = [line for line in str(died).splitlines() if line.strip()][-1].strip()
-        return f"an engine could not start: {_short(reason, 600)}"
-    if died is not None:
+    """What went wrong, in the engine's own words; Ray's frames around them help nobody."""
+    text = "\n".join(line for line in str(error).splitlines() if line.strip())
+    if type(error).__name__ in DEATHS:
+        if "creation task" in text:
+            return f"an engine could not start: {_short(text.splitlines()[-1].strip(), 600)}"
         return (
-            f"an engine died, and so did {RETRIES} others that were given its batch: "
-            f"{_short(last, 600)}"
+            f"an engine died, and so did those that were given its batch after it, {RETRIES} "
+            f"times: {_short(text.splitlines()[0], 600)}"
         )
-    return f"an engine failed: {_short(last, 600)}"
+    cause = getattr(error, "cause", None) or error
+    said = str(cause).partition("\nFailed to apply UDF")[0]  # what Ray Data adds to the message
+    return f"an engine failed: {type(cause).__name__}: {_short(said, 600)}"
+
+
+def hush() -> None:
+    """Keep Ray Data's tracebacks to its log file: what they say is in the SweepError."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
 
 
 def hardware(pool: Pool) -> str:

@@ -1,12 +1,16 @@
-"""Statistics of right/wrong answers: intervals for an accuracy and for a paired difference. (pure)
+"""Statistics: right/wrong answers, many comparisons at once, what a sample could have shown. (pure)
 
-Knows only booleans and counts; nothing of tasks, models or cliffs. Sources:
+Knows only booleans, counts and p values; nothing of tasks, models or cliffs. Metrics other than a
+share of right answers: `vllm_flow.eval.bootstrap`. Sources:
 
 - Wilson's score interval: E. B. Wilson, JASA 22 (1927) 209-212, as implemented by scipy.
 - Exact McNemar test: the discordant pairs follow Binomial(b + c, 1/2) under the null hypothesis.
 - Paired interval: R. G. Newcombe, Statistics in Medicine 17 (1998) 2635-2650, method 10 ("square
   and add" of Wilson intervals), recommended for paired proportions by Fagerland, Lydersen and
   Laake, Statistics in Medicine 33 (2014) 2850-2875.
+- Holm's correction: S. Holm, Scandinavian Journal of Statistics 6 (1979) 65-70, by statsmodels.
+- Minimum detectable difference: H. S. Bloom, Evaluation Review 19 (1995) 547-556: a true difference
+  of (z of the level + z of the power) standard errors is found with that power.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 
 @dataclass(frozen=True)
@@ -114,3 +118,41 @@ def newcombe_interval(
         max(difference - spread(treatment.low, baseline.high), -1.0),
         min(difference + spread(treatment.high, baseline.low), 1.0),
     )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values, in the given order: below a level with at most that chance of any
+    false finding among all of them, whatever their dependence."""
+    if not p_values:
+        return []
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+
+
+def minimum_detectable(
+    standard_error: float, comparisons: int = 1, confidence: float = 0.95, power: float = 0.8
+) -> float:
+    """The true difference that a two-sided test finds with probability `power`.
+
+    Args:
+        standard_error: of the estimated difference, in its unit (which the result has as well).
+        comparisons: tests made together. The level is divided by it (Bonferroni), which is what
+            Holm's correction asks of the smallest p, so the result errs on the large side.
+
+    Normal approximation. It says what the sample could have shown; it is not the power of the
+    observed difference.
+    """
+    level = (1 - confidence) / max(comparisons, 1)
+    return float((norm.ppf(1 - level / 2) + norm.ppf(power)) * standard_error)
+
+
+def unseen_share(trials: int, confidence: float = 0.95) -> float:
+    """Largest share of something that `trials` independent trials may have missed altogether.
+
+    The upper Clopper-Pearson limit of 0 out of `trials`, two-sided: about 3.7 / trials at 95 %.
+    ValueError unless trials > 0.
+    """
+    if trials < 1:
+        raise ValueError(f"a share needs at least one trial, got {trials}")
+    return float(1 - ((1 - confidence) / 2) ** (1 / trials))

@@ -46,6 +46,10 @@ COMMANDS = {
         "vllm_flow.eval.eval_command",
         "ask benchmark questions under several policies, on all GPUs; keeps every answer",
     ),
+    "report": Entry(
+        "vllm_flow.eval.report_command",
+        "score a run of eval: page, figures and tables in RUN/report/",
+    ),
 }
 
 

@@ -236,7 +236,13 @@ class Fails(Echo):
 
 
 class Dies(Echo):
+    """Leaves a file behind each time."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.folder = Path(options.engine_args["folder"])
+
     def __call__(self, work: pa.Table) -> pa.Table:
+        (self.folder / str(os.getpid())).touch()
         os._exit(1)
 
 
@@ -265,14 +271,20 @@ def test_a_batch_stays_a_batch(cluster: str) -> None:
 @pytest.mark.parametrize(
     ("actor", "says"),
     [
-        (NeverStarts, "an engine could not start: .*no adapter for this model"),
-        (Fails, "an engine failed: .*out of memory on the device"),
-        (Dies, "an engine died, and so did 3 others"),
+        (NeverStarts, "an engine could not start: ValueError: no adapter for this model$"),
+        (Fails, "an engine failed: RuntimeError: out of memory on the device$"),
     ],
 )
 def test_engines_that_fail_say_why(cluster: str, actor: type, says: str) -> None:
     with pytest.raises(SweepError, match=says):
         list(driver.answers(works(2, 1), OPTIONS, Pool(1, 0, 1), actor))
+
+
+def test_a_batch_that_kills_every_engine_ends_the_run(cluster: str, tmp_path: Path) -> None:
+    options = small_options("baseline", engine_args={"folder": str(tmp_path)})
+    with pytest.raises(SweepError, match="an engine died"):
+        list(driver.answers(works(1, 1), options, Pool(1, 0, 1), Dies))
+    assert len(list(tmp_path.iterdir())) == 1 + driver.RETRIES
 
 
 # Without Ray.

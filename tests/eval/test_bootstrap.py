@@ -1,0 +1,221 @@
+"""Paired comparisons by resampling: against scipy, against exact tests, and in simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from vllm_flow.eval.bootstrap import Comparison, compare
+from vllm_flow.eval.stats import holm, mcnemar_p, minimum_detectable, unseen_share
+
+Array = NDArray[Any]
+
+
+def mean(totals: Mapping[str, Array]) -> dict[str, Array]:
+    return {"mean": totals["right"] / totals["asked"]}
+
+
+def ratio(totals: Mapping[str, Array]) -> dict[str, Array]:
+    """Like CHAIR_i: a ratio of two sums, 0 where nothing is mentioned."""
+    bad, all_ = totals["bad"], totals["all"]
+    return {"ratio": np.divide(bad, all_, out=np.zeros_like(bad), where=all_ > 0)}
+
+
+def scores(right: Array) -> Array:
+    """[U] scores -> [1, U, 2] counts (right, asked)."""
+    right = np.asarray(right, dtype=float)
+    return np.stack([right, np.ones_like(right)], axis=-1)[None]
+
+
+def one(base: Array, treat: Array, **options: Any) -> Comparison:
+    return compare(["right", "asked"], scores(base), scores(treat), mean, **options)["mean"][0]
+
+
+def test_the_interval_of_a_mean_is_scipys_bca() -> None:
+    rng = np.random.default_rng(1)
+    base = rng.beta(2, 1, 150)
+    treat = np.clip(base - rng.exponential(0.1, 150), 0, 1)
+    ours = one(base, treat, resamples=20_000, swaps=99).difference
+    theirs = scipy.stats.bootstrap(
+        (treat - base,), np.mean, n_resamples=20_000, method="BCa", rng=2
+    ).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=8e-4)
+
+
+def test_the_interval_of_a_ratio_is_scipys_bca() -> None:
+    rng = np.random.default_rng(5)
+    counts = []
+    for rate in (0.1, 0.35):
+        all_ = rng.poisson(4, 90) + 1
+        counts.append(np.stack([rng.binomial(all_, rate), all_], -1).astype(float))
+    base, treat = counts
+
+    def statistic(b: Array, a: Array, d: Array, c: Array, axis: int = -1) -> Array:
+        return d.sum(axis) / c.sum(axis) - b.sum(axis) / a.sum(axis)
+
+    theirs = scipy.stats.bootstrap(
+        (base[:, 0], base[:, 1], treat[:, 0], treat[:, 1]), statistic, paired=True,
+        n_resamples=8_000, method="BCa", rng=2,
+    )  # fmt: skip
+    result = compare(["bad", "all"], base[None], treat[None], ratio, resamples=20_000, swaps=99)
+    ours = result["ratio"][0]
+    limits = theirs.confidence_interval
+    assert (ours.difference.low, ours.difference.high) == pytest.approx(limits, abs=4e-3)
+    assert ours.standard_error == pytest.approx(theirs.standard_error, rel=0.03)
+    assert ours.treatment.value == pytest.approx(treat[:, 0].sum() / treat[:, 1].sum())
+
+
+@pytest.mark.parametrize("gained, lost", [(0, 6), (3, 11), (9, 9), (1, 2), (20, 44)])
+def test_p_is_mcnemars_for_right_and_wrong(gained: int, lost: int) -> None:
+    base = np.array([0] * gained + [1] * lost + [1] * 30 + [0] * 5)
+    treat = np.array([1] * gained + [0] * lost + [1] * 30 + [0] * 5)
+    p = one(base, treat, swaps=40_000, resamples=50).p_value
+    exact = mcnemar_p(gained, lost)
+    assert p == pytest.approx(exact, abs=4 * np.sqrt(exact / 40_000) + 5e-5)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_swapping_the_arms_mirrors_everything_but_p(pairs: list[tuple[float, float]]) -> None:
+    base, treat = np.array(pairs).T
+    there = one(base, treat, resamples=200, swaps=200)
+    back = one(treat, base, resamples=200, swaps=200)
+    assert there.difference.value == pytest.approx(np.mean(treat) - np.mean(base), abs=1e-9)
+    assert there.difference.low <= there.difference.value <= there.difference.high
+    assert there.difference.value == pytest.approx(-back.difference.value)
+    assert there.p_value == pytest.approx(back.p_value, abs=0.011)
+    assert there.standard_error == pytest.approx(back.standard_error)
+    assert there.treatment.value == pytest.approx(back.baseline.value)
+
+
+def test_treatments_do_not_meet_and_seeds_decide() -> None:
+    rng = np.random.default_rng(3)
+    base, first, second = (scores(rng.integers(0, 2, 60)) for _ in range(3))
+    names = ["right", "asked"]
+    pair = np.concatenate([first, second])
+    together = compare(names, np.concatenate([base, base]), pair, mean, seed=7, swaps=500)["mean"]
+    alone = compare(names, base, second, mean, seed=7, swaps=500)["mean"]
+    assert together[1] == alone[0]
+    assert compare(names, base, second, mean, seed=8, swaps=500)["mean"] != alone
+
+
+def test_a_unit_a_pair_lacks_counts_nothing() -> None:
+    rng = np.random.default_rng(3)
+    base, treat = scores(rng.integers(0, 2, 60)), scores(rng.integers(0, 2, 60))
+    base[:, 50:] = treat[:, 50:] = 0
+    result = compare(["right", "asked"], base, treat, mean, swaps=99)["mean"][0]
+    assert result.baseline.value == pytest.approx(base[0, :50, 0].mean())
+
+
+def test_large_samples_are_resampled_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    base, treat = rng.integers(0, 2, 50), rng.integers(0, 2, 50)
+    whole = one(base, treat, resamples=400, swaps=400)
+    monkeypatch.setattr("vllm_flow.eval.bootstrap.CHUNK", 130)
+    assert one(base, treat, resamples=400, swaps=400).difference.low == pytest.approx(
+        whole.difference.low, abs=0.05
+    )
+
+
+def test_identical_answers_leave_room_for_what_was_not_seen() -> None:
+    result = one(np.ones(40), np.ones(40), resamples=99, swaps=99)
+    assert result.identical and result.p_value == 1 and result.standard_error == 0
+    bound = unseen_share(40)
+    assert result.difference.low == pytest.approx(-bound)
+    assert result.difference.high == pytest.approx(bound)
+    assert (result.treatment.low, result.treatment.high) == pytest.approx((1 - bound, 1))
+
+
+@pytest.mark.parametrize("size", [(2, 5, 3), (1, 5, 2)])
+def test_shapes_are_checked(size: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="treatments, units"):
+        compare(["a", "b"], np.zeros((2, 5, 2)), np.zeros(size), mean)
+
+
+def test_nothing_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        compare(["a", "b"], np.zeros((1, 0, 2)), np.zeros((1, 0, 2)), mean)
+
+
+def test_intervals_cover_the_truth_where_questions_share_a_picture() -> None:
+    """Six questions a picture: intervals over pictures hold the truth in about 95 of 100
+    experiments, those over single questions in far fewer."""
+    rng = np.random.default_rng(0)
+    covered = {"pictures": 0, "questions": 0}
+    experiments, pictures, questions, loss = 250, 50, 6, 0.1
+    for number in range(experiments):
+        affected = rng.random(pictures) < 2 * loss
+        base = np.ones((pictures, questions))
+        treat = base - (affected[:, None] & (rng.random((pictures, questions)) < 0.5))
+        for name, shape in (("pictures", (1, pictures, -1)), ("questions", (1, -1, 1))):
+            counts = [
+                np.stack(
+                    [a.reshape(shape).sum(-1), np.ones_like(a).reshape(shape).sum(-1)], axis=-1
+                )
+                for a in (base, treat)
+            ]
+            found = compare(["right", "asked"], *counts, mean, resamples=400, swaps=1, seed=number)
+            difference = found["mean"][0].difference
+            covered[name] += difference.low <= -loss <= difference.high
+    assert 0.90 <= covered["pictures"] / experiments <= 0.98
+    assert covered["questions"] / experiments < 0.85
+
+
+def test_p_is_uniform_when_nothing_differs() -> None:
+    """False alarms at level 0.05 in about 5 of 100 experiments, for a ratio of sums."""
+    rng = np.random.default_rng(4)
+    experiments = 400
+    counts = rng.poisson(3, (2, experiments, 60)) + 1.0
+    bad = rng.binomial(counts.astype(int), 0.3).astype(float)
+    arms = np.stack([bad, counts], axis=-1)
+    found = compare(["bad", "all"], arms[0], arms[1], ratio, resamples=10, swaps=999)["ratio"]
+    alarms = np.mean([comparison.p_value <= 0.05 for comparison in found])
+    assert 0.025 <= alarms <= 0.08
+
+
+def test_a_minimum_detectable_difference_is_found_four_times_out_of_five() -> None:
+    rng = np.random.default_rng(9)
+    n, noise, experiments = 80, 0.2, 300
+    detectable = minimum_detectable(noise / np.sqrt(n))
+    treat = 0.5 - detectable + rng.normal(0, noise, (experiments, n))
+    arms = [
+        np.stack([a, np.ones_like(a)], axis=-1) for a in (np.full((experiments, n), 0.5), treat)
+    ]
+    found = compare(["right", "asked"], *arms, mean, resamples=10, swaps=999)["mean"]
+    assert 0.73 <= np.mean([c.p_value <= 0.05 for c in found]) <= 0.87
+    errors = [c.standard_error for c in compare(["right", "asked"], *arms, mean, swaps=1)["mean"]]
+    assert np.mean(errors) == pytest.approx(noise / np.sqrt(n), rel=0.05)
+
+
+def test_more_comparisons_need_larger_differences() -> None:
+    assert minimum_detectable(1.0) == pytest.approx(2.80, abs=0.01)
+    assert minimum_detectable(1.0, comparisons=33) > minimum_detectable(1.0, comparisons=2) > 2.8
+
+
+@given(st.lists(st.floats(0, 1), max_size=30))
+def test_holm_is_statsmodels_and_keeps_order(p_values: list[float]) -> None:
+    ours = holm(p_values)
+    expected = multipletests(p_values, method="holm")[1].tolist() if p_values else []
+    assert ours == expected
+    assert all(a >= p for a, p in zip(ours, p_values, strict=True))
+
+
+@given(st.integers(1, 5000))
+def test_unseen_share_is_clopper_pearsons_limit(trials: int) -> None:
+    assert unseen_share(trials) == pytest.approx(
+        proportion_confint(0, trials, method="beta")[1], rel=1e-6
+    )
+
+
+def test_no_trials_show_nothing() -> None:
+    with pytest.raises(ValueError, match="at least one trial"):
+        unseen_share(0)

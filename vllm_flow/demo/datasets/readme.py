@@ -1,0 +1,71 @@
+"""The README and `about.json` that are written beside the files: what they are, and what they are not.
+
+Reports of an evaluation quote the note in `about.json`, so that no score passes for a benchmark's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from vllm_flow.demo.datasets.common import write_json
+
+NOTE = (
+    "The questions are vLLM-Flow's own, on its demo pictures, in the file formats of these benchmarks "
+    "and scored by their rules: read POPE-style for POPE, and so on. Scores are not benchmark scores."
+)
+
+ABOUT = {
+    "pope": "POPE-style: is there a certain object in the picture? Three files, as in POPE.",
+    "scienceqa": (
+        "ScienceQA-style: multiple choice over the objects of a picture; one problem in five has no "
+        "picture. The demo model was never taught to choose a letter: expect answers that cannot be read."
+    ),
+    "textvqa": (
+        "TextVQA-style: words on signs. The demo model cannot read; with OCR tokens in the question it "
+        "may copy one, without them expect nothing."
+    ),
+    "chair": (
+        "CHAIR-style: COCO annotations of the scenes. Only 16 of the demo's 24 classes are COCO "
+        "categories; rabbit, fish, butterfly, rocket, tree, flower, guitar and camera are invisible to "
+        "the scorer. The request of the CHAIR protocol is not the one the demo model was taught."
+    ),
+}
+
+TEXT = """# The demo's pictures in four benchmarks' file formats
+
+Written by `python -m vllm_flow.demo.datasets` with seed {seed} from the held-out split `{split}` of
+vLLM-Flow's demo: small composed pictures, made for its small demo model.
+
+**These are not the benchmarks.** Only file formats and scoring rules are theirs; pictures and
+questions are not. Call a result on them "POPE-style" and so on, and never set it beside a published
+score. They exist so that the whole evaluation can be run and checked without a download. For the real
+thing, give the evaluation a folder with the official files of the same names.
+
+| folder | items | what it holds |
+|---|---|---|
+{rows}
+
+Pictures: {licence} Authors, sources and licences: `vllm_flow/demo/data/ATTRIBUTION.md`.
+"""
+
+LICENCES = {
+    "seen": (
+        "composed of drawings from Noto Emoji (Google, Apache-2.0), Twemoji (Twitter and contributors, "
+        "CC-BY-4.0) and Fluent Emoji (Microsoft, MIT)."
+    ),
+    "unseen_style": (
+        "adapted from OpenMoji (HfG Schwäbisch Gmünd and contributors) and, like it, under "
+        "CC-BY-SA-4.0; who passes them on keeps that licence."
+    ),
+}
+
+
+def write_readme(out: Path, counts: Mapping[str, int], seed: int, split: str) -> None:
+    """Write `README.md` and `about.json` into `out`."""
+    write_json(
+        {"note": NOTE, "seed": seed, "split": split, "items": dict(counts)}, out / "about.json"
+    )
+    rows = "\n".join(f"| `{name}/` | {count} | {ABOUT[name]} |" for name, count in counts.items())
+    text = TEXT.format(seed=seed, split=split, rows=rows, licence=LICENCES[split])
+    (out / "README.md").write_text(text, encoding="utf-8")
