@@ -50,7 +50,10 @@ class CliffEngine:
         rows = []
         for index, layers in wanted:
             one = TaskWork(
-                self.work.task, [self.work.items[index]], self.work.max_tokens, self.work.preparation
+                self.work.task,
+                [self.work.items[index]],
+                self.work.max_tokens,
+                self.work.preparation,
             )
             rows += plan_work([one], [self.policies[layer] for layer in layers], set())
         widest = max((len(row["policies"]) for row in rows), default=1)

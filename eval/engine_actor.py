@@ -172,7 +172,9 @@ class EngineActor:
         return rows
 
     def _enqueue(self, ask: Ask, embedding: Any) -> list[str]:
-        return self.enqueue(ask, ask.policy.request_keys(), embedding, max_tokens=ask.item["max_tokens"])
+        return self.enqueue(
+            ask, ask.policy.request_keys(), embedding, max_tokens=ask.item["max_tokens"]
+        )
 
     def enqueue(
         self, ask: Ask, keys: Mapping[str, Any], embedding: Any = None, **sampling: Any

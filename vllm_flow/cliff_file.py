@@ -103,7 +103,11 @@ def essential(source: Any) -> dict[str, Any]:
         ProfileError: see :func:`load_profile`.
     """
     _, content = load_profile(source)
-    kept = {name: content[name] for name in ("format", "model", "num_layers", "default") if name in content}
+    kept = {
+        name: content[name]
+        for name in ("format", "model", "num_layers", "default")
+        if name in content
+    }
     tasks = content.get("tasks")
     if isinstance(tasks, Mapping):
         tasks = {

@@ -107,9 +107,7 @@ def admit(
     return policy
 
 
-def parse_task(
-    keys: Mapping[str, Any] | None, tasks: Collection[str] | None
-) -> str | None:
+def parse_task(keys: Mapping[str, Any] | None, tasks: Collection[str] | None) -> str | None:
     """Read from a request's extra arguments which task it belongs to.
 
     A task's policy is the operator's: the front end puts it in the place of the key, so that nothing
@@ -130,7 +128,9 @@ def parse_task(
     task = keys[TASK_KEY]
     if CLIFF_KEY in keys:
         raise PolicyError(
-            TASK_KEY, task, f"{CLIFF_KEY} is there as well, and the task has a cliff; send one of them."
+            TASK_KEY,
+            task,
+            f"{CLIFF_KEY} is there as well, and the task has a cliff; send one of them.",
         )
     if tasks is None:
         raise PolicyError(
