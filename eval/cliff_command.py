@@ -35,7 +35,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vllm-flow cliff`."""
     from vllm_flow.eval.conversation import NAMES
-    from vllm_flow.eval.eval_command import _json_object, _positive
+    from vllm_flow.eval.eval_command import json_object, positive
     from vllm_flow.eval.tasks import task_names
 
     what = parser.add_argument_group("what is asked")
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--task", default="pope", help=f"{', '.join(task_names())} (default: pope); the file's tag"
     )
-    what.add_argument("--items", type=_positive, help="at most so many questions, drawn by picture")
+    what.add_argument("--items", type=positive, help="at most so many questions, drawn by picture")
     what.add_argument("--seed", type=int, default=0, help="decides the order of the questions")
     what.add_argument("--conversation", choices=NAMES, default="auto")
     what.add_argument("--image-preparation", choices=("task", "pad", "plain"), default="task")
@@ -73,12 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     engine = parser.add_argument_group("the engine")
     engine.add_argument("--dtype", help="default: the checkpoint's; float32 for the demo model")
-    engine.add_argument("--group-layers", type=_positive, help="layers per storage group")
-    engine.add_argument("--block-size", type=_positive, help="tokens per KV block")
-    engine.add_argument("--max-model-len", type=_positive)
+    engine.add_argument("--group-layers", type=positive, help="layers per storage group")
+    engine.add_argument("--block-size", type=positive, help="tokens per KV block")
+    engine.add_argument("--max-model-len", type=positive)
     engine.add_argument("--kv-cache-gib", type=float, help="KV-cache pool of the engine")
     engine.add_argument(
-        "--engine-args", type=_json_object, default={}, metavar="JSON",
+        "--engine-args", type=json_object, default={}, metavar="JSON",
         help="further arguments of vllm.LLM",
     )  # fmt: skip
 
@@ -99,16 +99,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Find the cliff: 0 when the profile is written, 1 when stopped, 2 when refused."""
     from vllm_flow.cliff_file import ProfileError, load_profile, merged, write_profile
-    from vllm_flow.eval import cliff_report
+    from vllm_flow.eval import cliff_figure, cliff_table
     from vllm_flow.eval.cliff_evidence import CliffError
 
     try:
         before = load_profile(args.out)[1] if args.out.exists() else None
         from vllm_flow.eval.cliff_find import find
 
-        entry, num_layers = find(args)
-        after = cliff_report.profile(args.model, num_layers, args.task, entry)
-        content = merged(before, after)
+        found = find(args)
+        content = merged(before, found)
     except ProfileError as error:
         print(f"vllm-flow cliff: {args.out}: {error}", file=sys.stderr)
         return 2
@@ -119,8 +118,9 @@ def run(args: argparse.Namespace) -> int:
         print("\nvllm-flow cliff: interrupted; nothing was written.", file=sys.stderr)
         return 1
     write_profile(args.out, content)
-    cliff_report.show(args.task, entry, num_layers)
-    figures = cliff_report.draw(args.task, entry, num_layers, args.out)
+    entry, num_layers = found["tasks"][args.task], found["num_layers"]
+    cliff_table.show(args.task, entry, num_layers)
+    figures = cliff_figure.draw(args.task, entry, num_layers, args.out)
     print(f"Written: {args.out}, {', '.join(str(path) for path in figures)}")
     return 0
 

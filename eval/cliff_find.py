@@ -6,12 +6,12 @@ are in `vllm_flow.analysis.cliff_search` and `cliff_divergence`.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,20 @@ import numpy as np
 from tqdm import tqdm
 
 from vllm_flow.analysis import cliff_divergence, cliff_search
-from vllm_flow.analysis.cliff_bounds import items_for, smallest_tolerance
+from vllm_flow.analysis.cliff_bounds import smallest_tolerance
 from vllm_flow.analysis.cliff_search import Ask, Finding, Plan
+from vllm_flow.cliff_file import FORMAT
 from vllm_flow.eval.cliff_engine import CliffEngine, layer_policies
-from vllm_flow.eval.cliff_evidence import CliffError, Evidence, in_random_order, split_at
+from vllm_flow.eval.cliff_evidence import CliffError, Evidence
+from vllm_flow.eval.cliff_questions import make_plan, read_questions
 from vllm_flow.eval.engine_actor import EngineActor, EngineOptions
 from vllm_flow.eval.model_facts import read_facts
 from vllm_flow.eval.requests import TaskWork
-from vllm_flow.eval.sweep import engine_settings, pool_bytes, read_task
-from vllm_flow.eval.tasks import Item, Task, get_task
-
-UNLABELLED_ITEMS = 32
-"""Questions that are asked without labels, unless --items says otherwise."""
+from vllm_flow.eval.sweep import engine_settings, pool_bytes, versions
+from vllm_flow.eval.tasks import Task
 
 ATTENTION_ITEMS = 32
 """Questions whose attention is logged."""
-
-UNLABELLED_TOKENS = 32
-"""Tokens of the answers that are compared, where no task says how long an answer is."""
 
 NOT_CAUSAL = (
     "Attention is what a layer reads, not what the answer needs: a layer may read the image without "
@@ -44,8 +40,8 @@ NOT_CAUSAL = (
 )
 
 
-def find(args: Namespace) -> tuple[dict[str, Any], int]:
-    """The task's entry of the profile, and the model's number of layers.
+def find(args: Namespace) -> dict[str, Any]:
+    """A profile with one task, as `vllm_flow.cliff_file` describes it.
 
     Raises:
         CliffError, ValueError: (of data, tasks and models) it cannot begin or go on.
@@ -61,68 +57,14 @@ def find(args: Namespace) -> tuple[dict[str, Any], int]:
         if folder is not None:
             entry["evidence"]["attention"] = attention(engine, folder, args.mass_share)
         entry["evidence"]["seed"] = args.seed
-    return entry, facts.num_layers
-
-
-def read_questions(args: Namespace) -> tuple[TaskWork, Task | None]:
-    """The questions in the search's order, and how they are scored (None for a file without labels)."""
-    preparation = None if args.image_preparation == "task" else args.image_preparation
-    if args.data.is_file():
-        if not args.unlabelled:
-            raise CliffError(
-                f"{args.data} is a file of questions without labels; add --unlabelled, or give the "
-                "folder that holds the task's data."
-            )
-        items = read_json_lines(args.data)
-        work = TaskWork(args.task, items, UNLABELLED_TOKENS, preparation or "plain")
-        task = None
-    else:
-        task = get_task(args.task)
-        work = read_task(args.task, args.data, None, args.seed, preparation)
-    limit = args.items or (UNLABELLED_ITEMS if args.unlabelled else None)
-    items = in_random_order(work.items, args.seed, limit)
-    if not items:
-        raise CliffError(f"{args.data}: no questions in it.")
-    return TaskWork(work.task, items, work.max_tokens, work.preparation), task
-
-
-def read_json_lines(path: Path) -> list[Item]:
-    """Questions without labels: one JSON object a line, with "text", "image" (a path) and perhaps "id"."""
-    items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            text, image = row["text"], row["image"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise CliffError(
-                f'{path}:{number}: each line must be an object with "text" and "image" ({error!r}).'
-            ) from None
-        if not isinstance(text, str) or not isinstance(image, str):
-            raise CliffError(f'{path}:{number}: "text" and "image" must be strings.')
-        items.append(Item(str(row.get("id", number)), text, str(path.parent / image), {}))
-    return items
-
-
-def make_plan(args: Namespace, items: Sequence[Item], num_layers: int) -> Plan:
-    """The search's plan.
-
-    Raises:
-        CliffError: too few questions for the tolerance, whatever the model answers; says how many would do.
-    """
-    explored = split_at(items, cliff_search.EXPLORED)
-    left = len(items) - explored
-    smallest = smallest_tolerance(left, args.confidence) if left > 0 else 1.0
-    if smallest > args.tolerance:
-        needed = items_for(args.tolerance, args.confidence) / (1 - cliff_search.EXPLORED)
-        raise CliffError(
-            f"with {len(items)} questions the smallest tolerance that can be shown is "
-            f"{percent(smallest)} at {args.confidence:.0%} confidence ({left} of them are kept for the "
-            f"test, and not one answer may change); {percent(args.tolerance)} needs about {needed:.0f} "
-            "questions, more where answers change. Take more questions, or a larger --tolerance."
-        )
-    return Plan(num_layers, len(items), explored, args.tolerance, args.confidence)
+    return {
+        "format": FORMAT,
+        "model": args.model,
+        "num_layers": facts.num_layers,
+        "tasks": {args.task: entry},
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {name: version for name, version in versions().items() if name != "ray"},
+    }
 
 
 @contextmanager
@@ -326,8 +268,3 @@ def attention(engine: CliffEngine, folder: Path, share: float) -> dict[str, Any]
         "image_mass": [asdict(mean) for mean in means],
         "remark": NOT_CAUSAL,
     }
-
-
-def percent(share: float) -> str:
-    """A share in percent, with three significant digits."""
-    return f"{100 * share:.3g} %"

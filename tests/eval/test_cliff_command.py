@@ -20,7 +20,8 @@ from vllm_flow import cli  # noqa: E402
 from vllm_flow.cliff_file import read_profile  # noqa: E402
 from vllm_flow.eval import cliff_find  # noqa: E402
 from vllm_flow.eval.cliff_engine import CliffEngine  # noqa: E402
-from vllm_flow.eval.cliff_find import make_plan, read_questions, started  # noqa: E402
+from vllm_flow.eval.cliff_find import started  # noqa: E402
+from vllm_flow.eval.cliff_questions import make_plan, read_questions  # noqa: E402
 from vllm_flow.eval.model_facts import read_facts  # noqa: E402
 from vllm_flow.policy import parse_policy  # noqa: E402
 
