@@ -145,8 +145,13 @@ class Evidence:
         sign = 1.0 if self.task.higher_is_better else -1.0
         if self._is_mean(rows, scores, names):
             lost = units @ (scores[:count] - scores[count:]) / count
-            return loss_limits(lost, 1 / count, count, confidence)
-        return self._loss_of_ratio(units @ before, units @ after, names, sign, count, confidence)
+            found = loss_limits(lost, 1 / count, count, confidence)
+        else:
+            found = self._loss_of_ratio(
+                units @ before, units @ after, names, sign, count, confidence
+            )
+        # Headlines are shares, so that no loss is beyond 1.
+        return Loss(found.value, max(found.low, -1.0), min(found.high, 1.0), count)
 
     def _loss_of_ratio(
         self,

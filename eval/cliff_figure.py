@@ -103,6 +103,9 @@ def draw_loss(axis: Any, entry: Mapping[str, Any]) -> None:
     # Near the tolerance is where it is decided; a layer without the image may lose fifty points.
     largest = max([100 * row["high"] for row in evidence["curve"]] + [tolerance])
     if largest > 8 * tolerance:
+        axis.set_ylabel(
+            f"loss of {evidence['metric']}, points\n(logarithmic beyond {2 * tolerance:g})"
+        )
         axis.set_yscale("symlog", linthresh=2 * tolerance, linscale=1.5)
         from matplotlib.ticker import FixedLocator, FuncFormatter
 

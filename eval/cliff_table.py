@@ -12,7 +12,10 @@ from rich.table import Table
 
 def show(task: str, entry: Mapping[str, Any], num_layers: int, console: Any = None) -> None:
     """Print the evidence as a table, and the answer in sentences."""
-    console = console or Console(width=None)
+    # A pipe has no width of its own; a narrower terminal wraps.
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(width=120)
     evidence = entry["evidence"]
     labelled = evidence["method"] == "labelled"
     console.print(labelled_table(entry, num_layers) if labelled else unlabelled_table(entry))
@@ -32,16 +35,14 @@ def labelled_table(entry: Mapping[str, Any], num_layers: int) -> Table:
     table = Table(box=box.MARKDOWN)
     for heading in ("layers", "questions", f"{metric} %", f"loss, points [{level} each side]"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("test: upper limit of the loss")
+    table.add_column("test", no_wrap=True)
     for row in evidence["curve"]:
         layer = row["layer"]
         test = tests.get(layer)
         verdict = "explored only"
         if test is not None:
-            sign = "<=" if test["passed"] else ">"
             verdict = (
-                f"{100 * test['high']:.2f} {sign} {100 * evidence['tolerance']:.2f} on {test['items']}"
-                f" questions: {'passed' if test['passed'] else 'failed'}"
+                f"{'passed' if test['passed'] else 'failed'}: at most {100 * test['high']:.2f}"
             )
         table.add_row(
             str(layer),
@@ -80,10 +81,14 @@ def labelled_words(task: str, entry: Mapping[str, Any], num_layers: int) -> list
             f"{points(evidence['loss'])} points, at most {points(high)} at {confidence} confidence "
             f"(tolerated: {tolerance})."
         ]
+    if evidence["tests"]:
+        lines.append(
+            f"Tests are on the {evidence['tests'][0]['items']} questions that exploration did not see, from "
+            "the deepest layer down to the first that fails; the losses above are on all questions of a layer."
+        )
     total, whole = evidence["requests"], evidence["requests_of_a_sweep"]
     lines.append(
-        f"Asked {total} requests; every question at every layer would be {whole} "
-        f"({100 * total / whole:.0f} %)."
+        f"Asked {total} requests, {100 * total / whole:.0f} % of the {whole} for every question at every layer."
     )
     lines.append(
         f"With these {evidence['items']} questions the smallest tolerance that can be shown is "

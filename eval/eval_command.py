@@ -128,12 +128,14 @@ def _names(text: str) -> list[str]:
 
 
 def positive(text: str) -> int:
+    """An option's whole number above 0."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
 
 
 def json_object(text: str) -> dict[str, Any]:
+    """An option's arguments of `vllm.LLM`, without those that have options of their own."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
