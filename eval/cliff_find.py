@@ -22,6 +22,7 @@ from vllm_flow.analysis import cliff_divergence, cliff_search
 from vllm_flow.analysis.cliff_bounds import smallest_tolerance
 from vllm_flow.analysis.cliff_search import Ask, Finding, Plan
 from vllm_flow.cliff_file import FORMAT
+from vllm_flow.eval import stats
 from vllm_flow.eval.cliff_engine import CliffEngine, layer_policies
 from vllm_flow.eval.cliff_evidence import CliffError, Evidence
 from vllm_flow.eval.cliff_questions import make_plan, read_questions
@@ -204,8 +205,9 @@ def unlabelled(engine: CliffEngine, args: Namespace) -> dict[str, Any]:
             bar.update()
     same_answer = agreement(engine)
     means = cliff_divergence.bootstrap_means(divergences, args.confidence)
-    agreed = cliff_divergence.bootstrap_means(same_answer, args.confidence)
-    token = cliff_divergence.bootstrap_means(same_token, args.confidence)
+    # Wilson's interval for shares: a bootstrap of answers that all agree knows no width.
+    agreed = [stats.accuracy(int(row.sum()), count, args.confidence) for row in same_answer]
+    token = [stats.accuracy(int(row.sum()), count, args.confidence) for row in same_token]
     rule = {
         reading: cliff_divergence.divergence_cliff(means, args.kl_threshold, reading)
         for reading in ("mean", "upper")

@@ -27,7 +27,7 @@ from vllm_flow.policy import parse_policy  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-QUESTIONS = 120
+QUESTIONS = 200
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +74,14 @@ def test_labelled_it_agrees_with_the_sweep_and_a_server_reads_it(
     command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "cliff.json"
-    assert command("--tolerance", "6%", "--out", str(out), "--exhaustive") == 0
+    assert command("--tolerance", "9%", "--out", str(out), "--exhaustive") == 0
     content = json.loads(out.read_text())
     entry = content["tasks"]["pope"]
     evidence = entry["evidence"]
     assert content["num_layers"] == LAYERS and evidence["items"] == QUESTIONS
     assert entry["flow_cliff"] == evidence["sweep"]["flow_cliff"]
     assert 0 < entry["flow_cliff"] < LAYERS, "this model needs its image, but not in every layer"
-    assert evidence["interval"][1] <= 0.06
+    assert evidence["interval"][1] <= 0.09
     assert evidence["requests"] < evidence["requests_of_a_sweep"]
     # What the search saw at a layer with all questions is what the sweep saw.
     swept = {row["layer"]: row for row in evidence["sweep"]["curve"]}
@@ -102,7 +102,7 @@ def test_unlabelled_joins_the_file_under_its_own_tag(
     command: Any, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "cliff.json"
-    assert command("--tolerance", "6%", "--out", str(out)) == 0
+    assert command("--tolerance", "9%", "--out", str(out)) == 0
     rows = [json.loads(line) for line in (data / "pope/coco_pope_random.json").open()][:10]
     file = data / "pope" / "questions.jsonl"
     file.write_text(
@@ -146,7 +146,7 @@ def test_attention_on_the_image_is_a_share(engine: tuple[CliffEngine, Path]) -> 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--tolerance", "0.5%"), "with 120 questions the smallest tolerance that can be shown is"),
+        (("--tolerance", "0.5%"), "with 200 questions the smallest tolerance that can be shown is"),
         (("--task", "pop"), "pop"),
         (("--data", "nowhere"), "nowhere"),
     ],
@@ -162,9 +162,9 @@ def test_what_cannot_begin_is_refused_before_an_engine_starts(
 
 def test_the_number_of_questions_that_it_names_is_enough(data: Path) -> None:
     parser = cli.build_parser(["cliff"])
-    args = parser.parse_args(arguments(data, "--tolerance", "6%"))
+    args = parser.parse_args(arguments(data, "--tolerance", "9%"))
     work, _ = read_questions(args)
-    assert make_plan(args, work.items, LAYERS).tolerance == pytest.approx(0.06)
+    assert make_plan(args, work.items, LAYERS).tolerance == pytest.approx(0.09)
 
 
 def test_a_file_of_another_model_is_left_alone(
