@@ -27,13 +27,16 @@ from vllm_flow.eval.cliff_engine import CliffEngine, layer_policies
 from vllm_flow.eval.cliff_evidence import CliffError, Evidence
 from vllm_flow.eval.cliff_questions import make_plan, read_questions
 from vllm_flow.eval.engine_actor import EngineActor, EngineOptions
-from vllm_flow.eval.model_facts import read_facts
+from vllm_flow.eval.model_facts import DEMO_MODELS, read_facts
 from vllm_flow.eval.requests import TaskWork
 from vllm_flow.eval.sweep import engine_settings, pool_bytes, versions
 from vllm_flow.eval.tasks import Task
 
 ATTENTION_ITEMS = 32
 """Questions whose attention is logged."""
+
+DEMO_LENGTH = 2048
+"""Longest prompt and answer of a demo model; its own maximum does not fit into the demo's pool."""
 
 NOT_CAUSAL = (
     "Attention is what a layer reads, not what the answer needs: a layer may read the image without "
@@ -77,6 +80,7 @@ def started(
 
     settings = engine_settings(args, facts, on_gpu=torch.cuda.is_available())
     policies = layer_policies(facts.num_layers)
+    demo = args.model in DEMO_MODELS
     with tempfile.TemporaryDirectory(prefix="vllm-flow-cliff-") as folder:
         log = {} if args.no_attention else {"attention_log": folder}
         more = {"max_logprobs": -1} if args.unlabelled else {}
@@ -89,7 +93,7 @@ def started(
                 conversation=settings["conversation"],
                 policies=policies,
                 seed=args.seed,
-                max_model_len=args.max_model_len,
+                max_model_len=args.max_model_len or (DEMO_LENGTH if demo else None),
                 kv_cache_bytes=pool_bytes(args),
                 engine_args={**more, **args.engine_args},
                 flow_settings=log,

@@ -17,7 +17,7 @@ prepare_process()
 
 from tests.eval.demo_pope import LAYERS, write_pope  # noqa: E402
 from vllm_flow import cli  # noqa: E402
-from vllm_flow.cliff_file import read_profile  # noqa: E402
+from vllm_flow.cliff_file import FORMAT, read_profile, write_profile  # noqa: E402
 from vllm_flow.eval import cliff_find  # noqa: E402
 from vllm_flow.eval.cliff_engine import CliffEngine  # noqa: E402
 from vllm_flow.eval.cliff_find import started  # noqa: E402
@@ -102,7 +102,8 @@ def test_unlabelled_joins_the_file_under_its_own_tag(
     command: Any, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "cliff.json"
-    assert command("--tolerance", "9%", "--out", str(out)) == 0
+    before = {"format": FORMAT, "model": "demo-small", "num_layers": LAYERS}
+    write_profile(out, {**before, "tasks": {"pope": {"flow_cliff": 2}}})
     rows = [json.loads(line) for line in (data / "pope/coco_pope_random.json").open()][:10]
     file = data / "pope" / "questions.jsonl"
     file.write_text(
@@ -110,7 +111,7 @@ def test_unlabelled_joins_the_file_under_its_own_tag(
     )
     assert command("--unlabelled", "--task", "mine", "--out", str(out), data=file) == 0
     tasks = json.loads(out.read_text())["tasks"]
-    assert tasks.keys() == {"pope", "mine"}
+    assert tasks.keys() == {"pope", "mine"} and tasks["pope"]["flow_cliff"] == 2
     curve = tasks["mine"]["evidence"]["curve"]
     kl = [row["kl"]["value"] for row in curve]
     assert len(kl) == LAYERS and tasks["mine"]["evidence"]["items"] == 10
