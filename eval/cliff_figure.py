@@ -44,7 +44,7 @@ def draw(task: str, entry: Mapping[str, Any], num_layers: int, out: Path) -> lis
             draw_divergence(axes[0], entry)
             draw_agreement(axes[1], evidence)
         if "attention" in evidence:
-            draw_attention(axes[2], evidence["attention"])
+            draw_attention(axes[2], evidence["attention"], num_layers)
         for axis in axes:
             axis.axvline(entry["flow_cliff"], color=ORANGE, linewidth=6, alpha=0.25, zorder=0)
             axis.set_xlim(-0.7, num_layers + 0.7)
@@ -100,8 +100,9 @@ def draw_loss(axis: Any, entry: Mapping[str, Any]) -> None:
     axis.set_ylabel(f"loss of {evidence['metric']}, points")
     axis.set_title(f"Loss against the baseline ({evidence['confidence']:.0%} limit on each side)")
     axis.legend(fontsize=9)
-    # Near the tolerance is where it is decided; a layer without the image may lose fifty points.
     largest = max([100 * row["high"] for row in evidence["curve"]] + [tolerance])
+    lowest = min([100 * row["low"] for row in evidence["curve"]] + [-tolerance / 2])
+    # Near the tolerance is where it is decided; a layer without the image may lose fifty points.
     if largest > 8 * tolerance:
         axis.set_ylabel(
             f"loss of {evidence['metric']}, points\n(logarithmic beyond {2 * tolerance:g})"
@@ -110,13 +111,13 @@ def draw_loss(axis: Any, entry: Mapping[str, Any]) -> None:
         from matplotlib.ticker import FixedLocator, FuncFormatter
 
         steps = [s for s in (-50, -20, -10, -5, 5, 10, 20, 50, 100) if abs(s) > 2.5 * tolerance]
-        low = min(100 * row["low"] for row in evidence["curve"])
-        ticks = [s for s in steps if 1.2 * low <= s <= 1.2 * largest]
+        ticks = [s for s in steps if 1.2 * lowest <= s <= 1.2 * largest]
         axis.yaxis.set_major_locator(
             FixedLocator(sorted({*ticks, -2 * tolerance, 0, tolerance, 2 * tolerance}))
         )
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_locator(FixedLocator([]))
+    axis.set_ylim(1.3 * lowest, 1.3 * largest)
 
 
 def draw_questions(axis: Any, evidence: Mapping[str, Any]) -> None:
@@ -174,7 +175,7 @@ def draw_agreement(axis: Any, evidence: Mapping[str, Any]) -> None:
     axis.set_title("Greedy answers equal to the baseline's")
 
 
-def draw_attention(axis: Any, attention: Mapping[str, Any]) -> None:
+def draw_attention(axis: Any, attention: Mapping[str, Any], num_layers: int) -> None:
     """Attention on the image, layer by layer; for comparison only."""
     masses = attention["image_mass"]
     layers = range(len(masses))
@@ -190,6 +191,6 @@ def draw_attention(axis: Any, attention: Mapping[str, Any]) -> None:
     axis.axhline(100 * attention["share"], color=QUIET, linewidth=1, linestyle=":")
     axis.set_ylim(0, None)
     axis.set_ylabel("%")
-    axis.set_title(
-        f"Attention on the image in layer n (not causal; alone it would say {attention['flow_cliff']})"
-    )
+    alone = attention["flow_cliff"]
+    said = f"{alone} layers" if alone < num_layers else "no cliff"
+    axis.set_title(f"Attention on the image in layer n (not causal; alone it would say: {said})")
