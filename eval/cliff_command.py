@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--task", default="pope", help=f"{', '.join(task_names())} (default: pope); the file's tag"
     )
-    what.add_argument("--items", type=positive, help="at most so many questions, drawn by picture")
+    what.add_argument(
+        "--items", type=positive, help="at most so many questions, spread over the pictures"
+    )
     what.add_argument("--seed", type=int, default=0, help="decides the order of the questions")
     what.add_argument("--conversation", choices=NAMES, default="auto")
     what.add_argument("--image-preparation", choices=("task", "pad", "plain"), default="task")

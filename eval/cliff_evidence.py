@@ -12,6 +12,7 @@ picture fail together.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,17 +35,22 @@ class CliffError(RuntimeError):
 
 
 def in_random_order(items: Sequence[Item], seed: int, limit: int | None = None) -> list[Item]:
-    """The questions, picture by picture, pictures in random order; at most about `limit` of them.
+    """The questions, picture by picture, pictures in random order; at most `limit` of them.
 
-    A picture's questions stay together, so that none is on both sides of a split.
+    A picture's questions stay together, so that none is on both sides of a split. A limit takes a
+    question of every picture before it takes a second one: many pictures tell more than many questions
+    about a few.
     """
+    draws = random.Random(seed)
     by_picture: dict[str, list[Item]] = {}
-    for item in items:
+    for item in draws.sample(list(items), len(items)):
         by_picture.setdefault(picture_of(item), []).append(item)
-    pictures = list(by_picture)
-    random.Random(seed).shuffle(pictures)
-    ordered = [item for picture in pictures for item in by_picture[picture]]
-    return ordered if limit is None else ordered[:limit]
+    rounds = itertools.zip_longest(*by_picture.values())
+    taken = [item for one in rounds for item in one if item is not None][:limit]
+    kept: dict[str, list[Item]] = {}
+    for item in taken:
+        kept.setdefault(picture_of(item), []).append(item)
+    return [item for questions in kept.values() for item in questions]
 
 
 def split_at(items: Sequence[Item], share: float) -> int:

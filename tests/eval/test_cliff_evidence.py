@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -173,3 +174,16 @@ def test_pictures_are_never_split(count: int, per_picture: int, seed: int, share
     at = split_at(ordered, share)
     assert at >= share * count - 1
     assert not {i.image for i in ordered[:at]} & {i.image for i in ordered[at:]}
+
+
+@given(st.integers(1, 60), st.integers(1, 6), st.integers(0, 99), st.integers(1, 60))
+def test_a_limit_takes_as_many_pictures_as_it_can(
+    count: int, per_picture: int, seed: int, limit: int
+) -> None:
+    asked = items(count, per_picture)
+    taken = in_random_order(asked, seed, limit)
+    assert len(taken) == len({item.id for item in taken}) == min(limit, count)
+    pictures = [item.image for item in taken]
+    assert len(set(pictures)) == min(limit, -(-count // per_picture))
+    # Together: a picture that was left does not come again.
+    assert sum(a != b for a, b in itertools.pairwise(pictures)) == len(set(pictures)) - 1
