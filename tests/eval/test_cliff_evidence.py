@@ -62,6 +62,7 @@ ANSWERS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size
 
 
 @given(ANSWERS)
+@settings(deadline=None)
 def test_a_mean_has_the_limits_of_lost_and_gained_answers(pairs: list[tuple[bool, bool]]) -> None:
     before, after = ([pair[k] for pair in pairs] for k in (0, 1))
     count = len(pairs)
@@ -166,6 +167,7 @@ def test_an_error_at_one_layer_only_stops_the_search() -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 6), st.integers(0, 99), st.floats(0.05, 0.9))
+@settings(deadline=None)
 def test_pictures_are_never_split(count: int, per_picture: int, seed: int, share: float) -> None:
     asked = items(count, per_picture)
     ordered = in_random_order(asked, seed)
@@ -177,6 +179,7 @@ def test_pictures_are_never_split(count: int, per_picture: int, seed: int, share
 
 
 @given(st.integers(1, 60), st.integers(1, 6), st.integers(0, 99), st.integers(1, 60))
+@settings(deadline=None)
 def test_a_limit_takes_as_many_pictures_as_it_can(
     count: int, per_picture: int, seed: int, limit: int
 ) -> None:

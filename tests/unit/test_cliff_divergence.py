@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, rel_entr
 
@@ -20,6 +20,7 @@ LOGITS = st.lists(st.floats(-20, 20), min_size=7, max_size=7).map(np.array)
 
 
 @given(LOGITS, LOGITS)
+@settings(deadline=None)
 def test_divergence_is_scipys(p: np.ndarray, q: np.ndarray) -> None:
     expected = rel_entr(np.exp(log_softmax(p)), np.exp(log_softmax(q))).sum()
     # Unnormalised as well: a constant added to all logits changes nothing.
@@ -35,6 +36,7 @@ def test_tokens_without_probability() -> None:
 
 
 @given(st.lists(st.floats(0, 1), max_size=12), st.floats(0, 1))
+@settings(deadline=None)
 def test_stays_below_looks_at_every_later_layer(values: list[float], threshold: float) -> None:
     layer = stays_below(values, threshold, len(values))
     assert all(value <= threshold for value in values[layer:])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_flow.cliff_file import (
@@ -23,7 +23,8 @@ from vllm_flow.engine.settings import FlowSettings, with_profile_read
 from vllm_flow.policy import FlowPolicy, PolicyError, parse_policy, parse_task
 
 LAYERS = 32
-TASKS = st.dictionaries(st.text(min_size=1, max_size=8), st.integers(0, LAYERS), min_size=1)
+NAMES = st.sampled_from(["pope", "textvqa"]) | st.text(min_size=1, max_size=8)
+TASKS = st.dictionaries(NAMES, st.integers(0, LAYERS), min_size=1)
 
 
 def content(tasks: dict[str, int], **more: Any) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def content(tasks: dict[str, int], **more: Any) -> dict[str, Any]:
 
 
 @given(TASKS, st.none() | st.integers(0, LAYERS))
+@settings(deadline=None)
 def test_every_task_gets_its_cliff(tasks: dict[str, int], default: int | None) -> None:
     more = {} if default is None else {"default": {"flow_cliff": default}}
     for source in (content(tasks, **more), essential(content(tasks, **more))):
@@ -50,6 +52,7 @@ def test_every_task_gets_its_cliff(tasks: dict[str, int], default: int | None) -
 
 
 @given(TASKS, TASKS)
+@settings(deadline=None)
 def test_merging_keeps_what_the_new_run_does_not_have(
     before: dict[str, int], after: dict[str, int]
 ) -> None:
@@ -161,6 +164,7 @@ def test_bad_profiles_are_refused_with_the_settings_name(tmp_path: Path) -> None
 
 
 @given(TASKS)
+@settings(deadline=None)
 def test_known_tasks_are_taken(tasks: dict[str, int]) -> None:
     for task in tasks:
         assert parse_task({"flow_task": task, "other": 1}, tasks) == task

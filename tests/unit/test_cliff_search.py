@@ -122,6 +122,7 @@ def test_the_order_of_tests_does_not_depend_on_held_back_answers(
 
 
 @given(st.integers(1, 40), st.data())
+@settings(deadline=None)
 def test_order_goes_from_deep_to_shallow_and_ends_at_zero(layers: int, data: st.DataObject) -> None:
     proposed = data.draw(st.integers(0, layers))
     bad = data.draw(st.lists(st.integers(0, layers - 1)))
