@@ -51,6 +51,8 @@ class EngineOptions:
     kv_cache_bytes: int | None = None
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of `vllm.LLM`; they win over this module's."""
+    flow_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings of the extension, as in `additional_config["vllm_flow"]`."""
 
     @property
     def embeds(self) -> bool:
@@ -95,7 +97,7 @@ class EngineActor:
         self.options = options
         self.policies = {policy.name: policy for policy in options.policies}
         model = resolve_model(options.model)
-        flow = {"vllm_flow": {"group_layers": options.group_layers}}
+        flow = {"vllm_flow": {"group_layers": options.group_layers, **options.flow_settings}}
         arguments: dict[str, Any] = {
             "dtype": options.dtype,
             "seed": options.seed,
@@ -170,6 +172,19 @@ class EngineActor:
         return rows
 
     def _enqueue(self, ask: Ask, embedding: Any) -> list[str]:
+        return self.enqueue(
+            ask, ask.policy.request_keys(), embedding, max_tokens=ask.item["max_tokens"]
+        )
+
+    def enqueue(
+        self, ask: Ask, keys: Mapping[str, Any], embedding: Any = None, **sampling: Any
+    ) -> list[str]:
+        """Hand one greedy request to the engine; its internal id, as the only one of a list.
+
+        Args:
+            keys: the request's extra arguments, whatever the policy of `ask`.
+            sampling: further arguments of `SamplingParams`.
+        """
         from vllm import SamplingParams
 
         prompt: dict[str, Any] = {
@@ -179,12 +194,8 @@ class EngineActor:
             picture = ask.picture if embedding is None else embedding[None]
             prompt["multi_modal_data"] = {"image": picture}
             prompt["multi_modal_uuids"] = {"image": [ask.picture_id]}
-        params = SamplingParams(
-            temperature=0,
-            max_tokens=ask.item["max_tokens"],
-            # None, not {}: the baseline is a request as stock vLLM knows it.
-            extra_args=ask.policy.request_keys() or None,
-        )
+        # None, not {}: the baseline is a request as stock vLLM knows it.
+        params = SamplingParams(temperature=0, extra_args=dict(keys) or None, **sampling)
         return self.llm.enqueue(
             prompt,
             params,

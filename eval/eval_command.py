@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--policies", required=True, help=SYNTAX.replace("%", "%%"))
     what.add_argument("--out", required=True, type=Path, help="the run directory")
     what.add_argument(
-        "--limit", type=_positive, help="at most so many items per task, drawn with --seed"
+        "--limit", type=positive, help="at most so many items per task, drawn with --seed"
     )
     what.add_argument("--seed", type=int, default=0)
     what.add_argument(
@@ -66,20 +66,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     engine = parser.add_argument_group("the engines")
-    engine.add_argument("--engines", type=_positive, help="default: one per GPU, else one")
+    engine.add_argument("--engines", type=positive, help="default: one per GPU, else one")
     engine.add_argument(
         "--ray-address", help="a Ray cluster (default: RAY_ADDRESS, else this machine)"
     )
     engine.add_argument("--dtype", help="default: the checkpoint's; float32 for the demo model")
-    engine.add_argument("--group-layers", type=_positive, help="layers per storage group")
+    engine.add_argument("--group-layers", type=positive, help="layers per storage group")
     engine.add_argument(
-        "--block-size", type=_positive, help="tokens per KV block (default: 16, on CPU 32)"
+        "--block-size", type=positive, help="tokens per KV block (default: 16, on CPU 32)"
     )
-    engine.add_argument("--max-model-len", type=_positive)
+    engine.add_argument("--max-model-len", type=positive)
     engine.add_argument("--kv-cache-gib", type=float, help="KV-cache pool of each engine")
     engine.add_argument(
         "--engine-args",
-        type=_json_object,
+        type=json_object,
         default={},
         metavar="JSON",
         help="further arguments of vllm.LLM, e.g. '{\"gpu_memory_utilization\": 0.8}'",
@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     running = parser.add_argument_group("running")
     running.add_argument(
-        "--batch", type=_positive, default=BATCH_ITEMS, help="items given to an engine at once"
+        "--batch", type=positive, default=BATCH_ITEMS, help="items given to an engine at once"
     )
     running.add_argument(
         "--max-errors",
@@ -128,13 +128,15 @@ def _names(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An option's whole number above 0."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """An option's arguments of `vllm.LLM`, without those that have options of their own."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:

@@ -46,6 +46,10 @@ COMMANDS = {
         "vllm_flow.eval.eval_command",
         "ask benchmark questions under several policies, on all GPUs; keeps every answer",
     ),
+    "cliff": Entry(
+        "vllm_flow.eval.cliff_command",
+        "find how many layers must see the image so that a task loses no more than tolerated",
+    ),
     "report": Entry(
         "vllm_flow.eval.report_command",
         "score a run of eval: page, figures and tables in RUN/report/",

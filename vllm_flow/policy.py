@@ -7,19 +7,20 @@ Knows nothing of vLLM, torch or prompts: both are read from the plain mapping th
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 KEY_PREFIX = "flow_"
 CLIFF_KEY = "flow_cliff"
+TASK_KEY = "flow_task"
 LOG_KEY = "flow_log_attention"
 HEAT_KEY = "flow_log_attention_heat"
 POLICY_KEYS = (CLIFF_KEY,)
-"""Keys that decide what is evicted."""
+"""Keys that decide what is evicted, as scheduler and workers see them."""
 LOG_KEYS = (LOG_KEY, HEAT_KEY)
 """Keys that decide what is written down; answers do not depend on them."""
-REQUEST_KEYS = (*POLICY_KEYS, *LOG_KEYS)
+REQUEST_KEYS = (*POLICY_KEYS, TASK_KEY, *LOG_KEYS)
 """Every request key this version understands; any other ``flow_*`` key is an error."""
 
 _KINDS = {
@@ -114,6 +115,44 @@ def admit(
             f"integer from {strongest.cliff} to {num_layers}.",
         )
     return policy
+
+
+def parse_task(keys: Mapping[str, Any] | None, tasks: Collection[str] | None) -> str | None:
+    """Read from a request's extra arguments which task it belongs to.
+
+    A task's policy is the operator's: the front end puts it in the place of the key, so that nothing
+    behind it knows of tasks.
+
+    Args:
+        tasks: the tasks of the operator's profile, None where there is no profile.
+
+    Returns:
+        The task, or None: no ``flow_task``.
+
+    Raises:
+        PolicyError: (a ValueError) a ``flow_cliff`` beside it, an engine without a profile, or a task
+            that the profile does not have.
+    """
+    if not keys or TASK_KEY not in keys:
+        return None
+    task = keys[TASK_KEY]
+    if CLIFF_KEY in keys:
+        raise PolicyError(
+            TASK_KEY,
+            task,
+            f"{CLIFF_KEY} is there as well, and the task has a cliff; send one of them.",
+        )
+    if tasks is None:
+        raise PolicyError(
+            TASK_KEY,
+            task,
+            "this engine has no profile of tasks; leave the key out, or start the engine with "
+            '"default_policy": {"profile": "FILE"} in additional_config["vllm_flow"].',
+        )
+    if not isinstance(task, str) or task not in tasks:
+        known = ", ".join(repr(name) for name in sorted(tasks))
+        raise PolicyError(TASK_KEY, task, f"there is no such task; known tasks: {known}.")
+    return task
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from vllm_flow.engine.prefix import SALT_MARK, policy_salt
 from vllm_flow.engine.requests import token_layout
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.plan import TokenLayout
-from vllm_flow.policy import CLIFF_KEY, LOG_KEY, PolicyError, admit, parse_log
+from vllm_flow.policy import CLIFF_KEY, LOG_KEY, TASK_KEY, PolicyError, admit, parse_log, parse_task
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -66,7 +66,8 @@ def check_keys(keys: Mapping[str, Any] | None, settings: FlowSettings) -> None:
     """Check a request's keys against the model and the operator's settings.
 
     Raises:
-        PolicyError: see :func:`vllm_flow.policy.admit` and :func:`vllm_flow.policy.parse_log`.
+        PolicyError: see :func:`vllm_flow.policy.admit`, :func:`vllm_flow.policy.parse_task` and
+            :func:`vllm_flow.policy.parse_log`.
     """
     admit(
         keys,
@@ -74,14 +75,18 @@ def check_keys(keys: Mapping[str, Any] | None, settings: FlowSettings) -> None:
         allowed=settings.allow_request_policy,
         strongest=settings.max_policy,
     )
+    # Naming a task asks for a policy of the operator's, not for one of the client's own.
+    parse_task(keys, None if settings.profile is None else settings.profile.policies)
+    # The operator allows logging by giving a directory; it evicts nothing, so no bound applies.
     parse_log(keys, settings.num_layers, available=settings.attention_log is not None)
 
 
 def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
     """Settle a processed request's policy, and give the policy a prefix cache of its own.
 
-    A default policy is what the operator prefers, not what the client asked for: it stays away
-    from requests that it does not fit.
+    A default policy, a task's included, is what the operator prefers, not what the client asked for:
+    it stays away from requests that it does not fit. What goes on to the scheduler and the workers
+    says ``flow_cliff`` and nothing of tasks.
 
     Raises:
         PolicyError: the client's policy cannot be combined with its prompt or parameters, or its
@@ -98,7 +103,8 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
     params = request.sampling_params
     if params is None:
         return
-    own_keys = params.extra_args or {}
+    own_keys = dict(params.extra_args or {})
+    task = own_keys.pop(TASK_KEY, None)
     if request.resumable and parse_log(own_keys, settings.num_layers) is not None:
         raise PolicyError(
             LOG_KEY,
@@ -106,6 +112,9 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
             "streaming input has no fixed prompt to tell from the answer; leave the key out.",
         )
     default = settings.default_policy if CLIFF_KEY not in own_keys else None
+    if task is not None and settings.profile is not None:
+        default = settings.profile.of_task(task)
+    params.extra_args = own_keys or None
     if default is not None:
         params.extra_args = {**own_keys, **default.request_keys()}
     layout = token_layout(params, request.mm_features or (), settings.num_layers)

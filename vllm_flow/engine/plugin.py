@@ -33,7 +33,7 @@ def configure(config: Any) -> None:
 
     from vllm_flow.engine import metrics
     from vllm_flow.engine.attention_log import check_log
-    from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
+    from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings, with_profile_read
     from vllm_flow.engine.support import check_supported
     from vllm_flow.patches import endpoint_plugins
 
@@ -42,6 +42,10 @@ def configure(config: Any) -> None:
         return
     if config.model_config is None or config.model_config.is_submodel_config:
         return  # a view of a config that was or will be configured as a whole
+    # Only what is read from a file is new: the user's own object stays as it is.
+    read = with_profile_read(options[CONFIG_KEY])
+    if read is not options[CONFIG_KEY]:
+        config.additional_config = {**options, CONFIG_KEY: read}
     check_supported(config, __version__)
     check_log(config, FlowSettings.of(config))
     asynchronous = config.scheduler_config.async_scheduling

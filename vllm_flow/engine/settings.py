@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.cliff_file import Profile, ProfileError, essential, read_profile
 from vllm_flow.plan import default_group_layers, storage_groups
 from vllm_flow.policy import POLICY_KEYS, FlowPolicy, PolicyError, parse_policy
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 CONFIG_KEY = "vllm_flow"
+PROFILE = "profile"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,14 @@ class FlowSettings:
 
     default_policy: FlowPolicy | None = None
     """Policy of requests that send none, for clients that cannot send one; written as its request
-    keys, ``{"flow_cliff": 16}``. A client opts out by sending the baseline."""
+    keys, ``{"flow_cliff": 16}``. A client opts out by sending the baseline.
+
+    ``{"profile": "cliff.json"}`` takes it from a file of ``vllm-flow cliff``, read once, at start-up,
+    where requests are validated: a request that sends ``flow_task`` gets the cliff of its task, one
+    that sends neither the file's default (its only task's, where it has no "default"), else none."""
+
+    profile: Profile | None = None
+    """The cliffs of the profile that ``default_policy`` names (no option of its own)."""
 
     max_policy: FlowPolicy | None = None
     """The most a request may evict: cliffs below this one are refused. Same form."""
@@ -73,7 +82,7 @@ class FlowSettings:
                 f"additional_config[{CONFIG_KEY!r}]={options!r}: it must be a JSON object with "
                 f"options, {{}} for the defaults."
             )
-        known = [f.name for f in fields(cls) if f.name != "num_layers"]
+        known = [f.name for f in fields(cls) if f.name not in ("num_layers", "profile")]
         for name in options:
             if name not in known:
                 close = difflib.get_close_matches(str(name), known, n=1)
@@ -102,10 +111,14 @@ class FlowSettings:
                 f"{_named('attention_log_max_bytes')}={log_bytes!r}: it must be an integer of at "
                 "least 1, in bytes."
             )
+        profile = _profile(options, num_layers)
         return cls(
             num_layers=num_layers,
             group_layers=group_layers,
-            default_policy=_policy(options, "default_policy", num_layers),
+            default_policy=_policy(options, "default_policy", num_layers)
+            if profile is None
+            else profile.default,
+            profile=profile,
             max_policy=_policy(options, "max_policy", num_layers),
             allow_request_policy=allow,
             attention_log=log,
@@ -120,6 +133,22 @@ class FlowSettings:
             return None
         num_layers = vllm_config.model_config.get_total_num_hidden_layers()
         return cls.read(options[CONFIG_KEY], num_layers)
+
+
+def with_profile_read(options: Any) -> Any:
+    """The options with the content of the profile in the place of its path.
+
+    Called at start-up, so that every process of the engine, on whichever machine, goes by what the
+    file held then. The content without its evidence, since each process reads it per request.
+    """
+    keys = options.get("default_policy") if isinstance(options, Mapping) else None
+    if not isinstance(keys, Mapping) or not isinstance(keys.get(PROFILE), str):
+        return options
+    try:
+        content = essential(keys[PROFILE])
+    except ProfileError as error:
+        raise ValueError(f"{_named('default_policy')}: {error}") from None
+    return {**options, "default_policy": {**keys, PROFILE: content}}
 
 
 def _named(option: Any) -> str:
@@ -141,3 +170,19 @@ def _policy(options: Mapping[str, Any], name: str, num_layers: int) -> FlowPolic
         return parse_policy(keys, num_layers)
     except PolicyError as error:
         raise ValueError(f"{_named(name)}: {error}") from None
+
+
+def _profile(options: Mapping[str, Any], num_layers: int) -> Profile | None:
+    keys = options.get("default_policy")
+    if not isinstance(keys, Mapping) or PROFILE not in keys:
+        return None
+    if len(keys) > 1:
+        other = next(key for key in keys if key != PROFILE)
+        raise ValueError(
+            f"{_named('default_policy')}: {other!r} beside {PROFILE!r}; name one of them. A "
+            'profile may have a "default" of its own.'
+        )
+    try:
+        return read_profile(keys[PROFILE], num_layers)
+    except ProfileError as error:
+        raise ValueError(f"{_named('default_policy')}: {error}") from None

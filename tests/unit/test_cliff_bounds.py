@@ -1,0 +1,100 @@
+"""Limits of a paired loss: exact cases, properties, and how often they err."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import beta
+
+from vllm_flow.analysis.cliff_bounds import (
+    items_for,
+    loss_limits,
+    smallest_tolerance,
+)
+
+CHANGES = st.lists(st.sampled_from([-1.0, 0.0, 0.0, 1.0]), min_size=1, max_size=80)
+
+
+@given(CHANGES, st.sampled_from([0.8, 0.95, 0.99]))
+@settings(deadline=None)
+def test_limits_enclose_the_loss_and_widen_with_confidence(
+    changes: list[float], confidence: float
+) -> None:
+    count = len(changes)
+    found = loss_limits(np.array(changes) / count, 1 / count, count, confidence)
+    assert found.value == pytest.approx(sum(changes) / count)
+    assert found.low < found.value < found.high
+    wider = loss_limits(np.array(changes) / count, 1 / count, count, confidence + 0.005)
+    assert wider.low <= found.low and wider.high >= found.high
+
+
+@given(CHANGES)
+@settings(deadline=None)
+def test_gain_is_loss_with_the_sign_changed(changes: list[float]) -> None:
+    count = len(changes)
+    one = loss_limits(np.array(changes) / count, 1 / count, count)
+    other = loss_limits(-np.array(changes) / count, 1 / count, count)
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
+
+
+@given(CHANGES)
+@settings(deadline=None)
+def test_one_more_lost_answer_never_lowers_the_limit(changes: list[float]) -> None:
+    count = len(changes) + 1
+    unchanged = loss_limits(np.array([*changes, 0.0]) / count, 1 / count, count)
+    lost = loss_limits(np.array([*changes, 1.0]) / count, 1 / count, count)
+    assert lost.high > unchanged.high
+
+
+@pytest.mark.parametrize("lost", [0, 1, 3, 10])
+def test_without_gains_the_upper_limit_is_at_least_clopper_and_pearsons(lost: int) -> None:
+    """The Poisson limit is the binomial one's upper neighbour, and close to it for small shares."""
+    count = 2000
+    found = loss_limits(np.full(lost, 1 / count), 1 / count, count, 0.95).high
+    exact = beta.ppf(0.95, lost + 1, count - lost)
+    assert exact <= found <= 1.01 * exact
+
+
+def test_pictures_that_fail_as_a_whole_count_as_one_event() -> None:
+    count = 1000
+    single = loss_limits(np.full(10, 1 / count), 1 / count, count).high
+    together = loss_limits(np.full(2, 5 / count), 1 / count, count).high
+    assert together > 1.4 * single
+
+
+def test_smallest_tolerance_is_that_of_no_change_at_all() -> None:
+    assert smallest_tolerance(600) == pytest.approx(-math.log(0.05) / 600)
+    for tolerance in (0.005, 0.02, 0.1):
+        needed = items_for(tolerance)
+        assert smallest_tolerance(needed) <= tolerance < smallest_tolerance(needed - 1)
+
+
+@pytest.mark.parametrize(
+    ("items", "step", "confidence"), [(0, 0.1, 0.95), (5, 0, 0.95), (5, 0.2, 0.5), (5, 0.2, 1)]
+)
+def test_nonsense_is_refused(items: int, step: float, confidence: float) -> None:
+    with pytest.raises(ValueError):
+        loss_limits([], step, items, confidence)
+
+
+@pytest.mark.parametrize("gained", [0.0, 0.003, 0.02])
+@pytest.mark.parametrize("expected", [3.2, 10, 40])
+def test_a_loss_at_the_tolerance_passes_no_more_often_than_allowed(
+    gained: float, expected: float
+) -> None:
+    """Single-test error rate on the boundary, where it is largest: 8000 simulated samples."""
+    tolerance = 0.01
+    count = int(expected / tolerance)
+    rng = np.random.default_rng(7)
+    drawn = rng.multinomial(count, [tolerance + gained, gained, 1 - tolerance - 2 * gained], 8000)
+    passed = 0
+    for (lost, won), times in Counter(map(tuple, drawn[:, :2].tolist())).items():
+        changes = np.concatenate([np.full(lost, 1.0), np.full(won, -1.0)]) / count
+        passed += times * (loss_limits(changes, 1 / count, count).high <= tolerance)
+    # Square-and-add is not exact: allow what it was seen to exceed by, and simulation noise.
+    assert passed / 8000 <= 0.06

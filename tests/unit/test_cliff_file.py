@@ -1,0 +1,194 @@
+"""The profile file: what serving reads from it, what it refuses, and how a second task joins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_flow.cliff_file import (
+    FORMAT,
+    ProfileError,
+    essential,
+    load_profile,
+    merged,
+    read_profile,
+    write_profile,
+)
+from vllm_flow.engine.settings import FlowSettings, with_profile_read
+from vllm_flow.policy import FlowPolicy, PolicyError, parse_policy, parse_task
+
+LAYERS = 32
+NAMES = st.sampled_from(["pope", "textvqa"]) | st.text(min_size=1, max_size=8)
+TASKS = st.dictionaries(NAMES, st.integers(0, LAYERS), min_size=1)
+
+
+def content(tasks: dict[str, int], **more: Any) -> dict[str, Any]:
+    entries = {
+        task: {"flow_cliff": cliff, "evidence": {"curve": [1, 2]}} for task, cliff in tasks.items()
+    }
+    return {"format": FORMAT, "model": "m", "num_layers": LAYERS, "tasks": entries, **more}
+
+
+@given(TASKS, st.none() | st.integers(0, LAYERS))
+@settings(deadline=None)
+def test_every_task_gets_its_cliff(tasks: dict[str, int], default: int | None) -> None:
+    more = {} if default is None else {"default": {"flow_cliff": default}}
+    for source in (content(tasks, **more), essential(content(tasks, **more))):
+        found = read_profile(source, LAYERS)
+        assert found.policies == {
+            task: parse_policy({"flow_cliff": cliff}, LAYERS) for task, cliff in tasks.items()
+        }
+        if default is not None:
+            assert found.default == parse_policy({"flow_cliff": default}, LAYERS)
+        elif len(tasks) == 1:
+            assert found.default == found.of_task(next(iter(tasks)))
+        else:
+            assert found.default is None
+
+
+@given(TASKS, TASKS)
+@settings(deadline=None)
+def test_merging_keeps_what_the_new_run_does_not_have(
+    before: dict[str, int], after: dict[str, int]
+) -> None:
+    old = content(before, default={"flow_cliff": 3}, created="then")
+    new = merged(old, content(after, created="now"))
+    found = {task: entry["flow_cliff"] for task, entry in new["tasks"].items()}
+    assert found == {**before, **after}
+    assert new["default"] == {"flow_cliff": 3} and new["created"] == "now"
+    assert merged(None, old) == old
+
+
+@pytest.mark.parametrize(("name", "value"), [("model", "other"), ("num_layers", 16)])
+def test_profiles_of_two_models_are_not_merged(name: str, value: Any) -> None:
+    with pytest.raises(ProfileError, match=f"another model: {name}"):
+        merged(content({"a": 1}), {**content({"a": 1}), name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"format": "vllm-flow-cliff/2"}, "vllm-flow-cliff/1"),
+        ({"format": None}, '"format" is None'),
+        ({"num_layers": 30}, "30 decoder layers.*this one has 32"),
+        ({"num_layers": None}, "this one has 32"),
+        ({"tasks": {}}, "at least one task"),
+        ({"tasks": ["pope"]}, "at least one task"),
+        ({"tasks": {"pope": 3}}, "task 'pope' must be an object"),
+        ({"tasks": {"pope": {"flow_cliff": 33}}}, "task 'pope': flow_cliff=33"),
+        ({"tasks": {"pope": {"flow_cliff": True}}}, "task 'pope': flow_cliff=True"),
+        ({"default": {}}, '"default" must be an object'),
+        ({"default": {"flow_cliff": -1}}, "flow_cliff=-1"),
+    ],
+)
+def test_what_is_no_profile_of_this_model_is_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(ProfileError, match=says):
+        read_profile({**content({"pope": 3}), **change}, LAYERS)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="none.json.*cannot be read"):
+        read_profile(str(tmp_path / "none.json"), LAYERS)
+    (tmp_path / "list.json").write_text("[1]")
+    with pytest.raises(ProfileError, match="list.json is no profile"):
+        read_profile(tmp_path / "list.json", LAYERS)
+    (tmp_path / "torn.json").write_text('{"format": ')
+    with pytest.raises(ProfileError, match="torn.json.*no JSON"):
+        read_profile(tmp_path / "torn.json", LAYERS)
+    for source in (3, "", None, ["a"]):
+        with pytest.raises(ProfileError, match="must name a file"):
+            read_profile(source, LAYERS)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "cliff.json"
+    write_profile(path, content({"pope": 10}))
+    assert load_profile(path)[1] == content({"pope": 10})
+    assert read_profile(str(path), LAYERS).of_task("pope") == FlowPolicy(10)
+    assert [p.name for p in path.parent.iterdir()] == ["cliff.json"]
+
+
+# In the operator's settings.
+
+
+def options(path: Path, **more: Any) -> dict[str, Any]:
+    return {"default_policy": {"profile": str(path), **more}}
+
+
+def test_settings_take_a_profile(tmp_path: Path) -> None:
+    path = tmp_path / "cliff.json"
+    write_profile(path, content({"pope": 10, "textvqa": LAYERS}))
+    found = FlowSettings.read(options(path), LAYERS)
+    assert found.profile is not None and found.default_policy is None
+    assert found.profile.of_task("pope") == FlowPolicy(10)
+    assert found.profile.of_task("textvqa") is None
+    write_profile(path, content({"pope": 10}))
+    assert FlowSettings.read(options(path), LAYERS).default_policy == FlowPolicy(10)
+
+
+def test_the_file_is_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "cliff.json"
+    write_profile(path, content({"pope": 10}))
+    given = options(path)
+    read = with_profile_read(given)
+    path.unlink()
+    assert given == options(path), "the operator's own object stays as it was"
+    assert FlowSettings.read(read, LAYERS).default_policy == FlowPolicy(10)
+    assert with_profile_read(read) is read
+    assert "evidence" not in json.dumps(read)
+    for other in ({}, {"default_policy": {"flow_cliff": 3}}, {"default_policy": 3}, 7):
+        assert with_profile_read(other) is other
+
+
+def test_bad_profiles_are_refused_with_the_settings_name(tmp_path: Path) -> None:
+    path = tmp_path / "cliff.json"
+    with pytest.raises(ValueError, match=r"\['default_policy'\]: profile .* cannot be read"):
+        FlowSettings.read(options(path), LAYERS)
+    with pytest.raises(ValueError, match=r"\['default_policy'\]: profile .* cannot be read"):
+        with_profile_read(options(path))
+    write_profile(path, content({"pope": 10}))
+    with pytest.raises(ValueError, match=r"\['default_policy'\].*this one has 24"):
+        FlowSettings.read(options(path), 24)
+    with pytest.raises(ValueError, match="'flow_cliff' beside 'profile'"):
+        FlowSettings.read(options(path, flow_cliff=3), LAYERS)
+    with pytest.raises(ValueError, match="no such option"):
+        FlowSettings.read({"profile": str(path)}, LAYERS)
+
+
+# In a request.
+
+
+@given(TASKS)
+@settings(deadline=None)
+def test_known_tasks_are_taken(tasks: dict[str, int]) -> None:
+    for task in tasks:
+        assert parse_task({"flow_task": task, "other": 1}, tasks) == task
+        assert parse_policy({"flow_task": task}, LAYERS) is None
+    assert (
+        parse_task({}, tasks)
+        is parse_task(None, None)
+        is parse_task({"flow_cliff": 3}, None)
+        is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "tasks", "says"),
+    [
+        ({"flow_task": "vqa"}, {"pope", "gqa"}, "known tasks: 'gqa', 'pope'"),
+        ({"flow_task": 3}, {"pope"}, "known tasks: 'pope'"),
+        ({"flow_task": ["pope"]}, {"pope"}, "known tasks: 'pope'"),
+        ({"flow_task": None}, {"pope"}, "known tasks: 'pope'"),
+        ({"flow_task": "pope"}, None, "no profile"),
+        ({"flow_task": "pope", "flow_cliff": 3}, {"pope"}, "flow_cliff is there as well"),
+    ],
+)
+def test_other_tasks_are_refused(keys: dict[str, Any], tasks: set[str] | None, says: str) -> None:
+    with pytest.raises(PolicyError, match=says) as refusal:
+        parse_task(keys, tasks)
+    assert refusal.value.key == "flow_task"

@@ -1,0 +1,160 @@
+"""The profile: a file that says where a model's cliff is, task by task, and on what evidence. (pure)
+
+    {"format": "vllm-flow-cliff/1", "model": "llava-hf/llava-1.5-7b-hf", "num_layers": 32,
+     "default": {"flow_cliff": 22},
+     "tasks": {"pope": {"flow_cliff": 22, "evidence": {...}}, "textvqa": {...}},
+     "created": "...", "versions": {...}}
+
+`vllm-flow cliff` writes it, ``default_policy: {"profile": ...}`` reads it. What serving needs are the
+cliffs; a cliff equal to the number of layers evicts nothing. Knows nothing of vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vllm_flow.policy import CLIFF_KEY, FlowPolicy, PolicyError, parse_policy
+
+FORMAT = "vllm-flow-cliff/1"
+
+
+class ProfileError(ValueError):
+    """A profile cannot be used; the message names the file, what is wrong and the remedy."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What serving needs of a profile."""
+
+    policies: Mapping[str, FlowPolicy | None] = field(default_factory=dict)
+    """By task; None is the baseline."""
+    default: FlowPolicy | None = None
+    """Of requests that name no task: the entry "default", else that of a single task, else none."""
+
+    def of_task(self, task: str) -> FlowPolicy | None:
+        """The policy of a known task."""
+        return self.policies[task]
+
+
+def read_profile(source: Any, num_layers: int) -> Profile:
+    """A profile for a model of `num_layers` decoder layers.
+
+    Args:
+        source: the path of a file, or what such a file holds.
+
+    Raises:
+        ProfileError: there is no such file, it is no profile, or one of another model.
+    """
+    name, content = load_profile(source)
+    layers = content.get("num_layers")
+    if layers != num_layers or isinstance(layers, bool):
+        raise ProfileError(
+            f"{name} is the profile of a model with {_brief(layers)} decoder layers "
+            f"({_brief(content.get('model'))}), and this one has {num_layers}; make one for this "
+            "model with `vllm-flow cliff`."
+        )
+    tasks = content.get("tasks")
+    if not isinstance(tasks, Mapping) or not tasks:
+        raise ProfileError(f'{name}: "tasks" must be an object with at least one task.')
+    policies = {task: _policy(f"{name}: task {task!r}", tasks[task], num_layers) for task in tasks}
+    if content.get("default") is not None:
+        default = _policy(f'{name}: "default"', content["default"], num_layers)
+    else:
+        default = next(iter(policies.values())) if len(policies) == 1 else None
+    return Profile(policies, default)
+
+
+def load_profile(source: Any) -> tuple[str, Mapping[str, Any]]:
+    """A profile's name for messages, and its content; only its format is checked.
+
+    Raises:
+        ProfileError: there is no such file, or it is no profile of this format.
+    """
+    if isinstance(source, Mapping):
+        name, content = "the profile", source
+    elif isinstance(source, (str, os.PathLike)) and str(source).strip():
+        name = str(source)
+        try:
+            content = json.loads(Path(source).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ProfileError(f"profile {name!r} cannot be read ({error.strerror}).") from None
+        except ValueError as error:
+            raise ProfileError(f"profile {name!r} is no JSON ({error}).") from None
+    else:
+        raise ProfileError(f"profile={_brief(source)}: it must name a file of `vllm-flow cliff`.")
+    found = content.get("format") if isinstance(content, Mapping) else None
+    if found != FORMAT:
+        raise ProfileError(
+            f'{name} is no profile that can be read here: "format" is {_brief(found)} and must be '
+            f"{FORMAT!r}; `vllm-flow cliff` writes such files."
+        )
+    return name, content
+
+
+def essential(source: Any) -> dict[str, Any]:
+    """The content of a profile without its evidence: what is handed from process to process.
+
+    Raises:
+        ProfileError: see :func:`load_profile`.
+    """
+    _, content = load_profile(source)
+    kept = {
+        name: content[name]
+        for name in ("format", "model", "num_layers", "default")
+        if name in content
+    }
+    tasks = content.get("tasks")
+    if isinstance(tasks, Mapping):
+        tasks = {
+            task: {k: v for k, v in entry.items() if k != "evidence"}
+            if isinstance(entry, Mapping)
+            else entry
+            for task, entry in tasks.items()
+        }
+    return {**kept, "tasks": tasks}
+
+
+def merged(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> dict[str, Any]:
+    """`after` with the tasks and the default that the file had; a task that both have is `after`'s.
+
+    Raises:
+        ProfileError: the two are of different models.
+    """
+    if before is None:
+        return dict(after)
+    for name in ("model", "num_layers"):
+        if before.get(name) != after.get(name):
+            raise ProfileError(
+                f"the file there is the profile of another model: {name} is {before.get(name)!r} there "
+                f"and {after.get(name)!r} here; name another file with --out."
+            )
+    tasks = {**before.get("tasks", {}), **after.get("tasks", {})}
+    default = {"default": before["default"]} if "default" in before else {}
+    return {**default, **after, "tasks": tasks}
+
+
+def write_profile(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a profile; the file is complete or as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def _policy(where: str, entry: Any, num_layers: int) -> FlowPolicy | None:
+    if not isinstance(entry, Mapping) or CLIFF_KEY not in entry:
+        raise ProfileError(f'{where} must be an object with "{CLIFF_KEY}".')
+    try:
+        return parse_policy({CLIFF_KEY: entry[CLIFF_KEY]}, num_layers)
+    except PolicyError as error:
+        raise ProfileError(f"{where}: {error}") from None
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
