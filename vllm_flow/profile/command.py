@@ -25,7 +25,7 @@ TINY_LLAMA = "layers=22,hidden=2048,heads=32,kv_heads=4,mlp=5632"
 _LLAVA_16 = "--shape layers=16,hidden=1024,heads=16,kv_heads=16,mlp=2816 --block-size 32"
 
 PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
-    # Under 15 minutes on two cores.
+    # Sized for 15 minutes on two cores; the first run alone takes 11 on one.
     "cpu": (
         (
             "llava-16",
