@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from tests.engine.harness import STOCK, Engine, assert_exact, assert_same, param
 from tests.engine.test_lifecycle import TINY_POOL
 from tests.engine.tiny_llava import Shape, picture
 from vllm_flow.engine import attention_log
+from vllm_flow.engine.scheduler import _FlowScheduling
 
 TOLERANCE = 5e-5
 """Of a probability; the masses themselves sum to 1."""
@@ -319,3 +321,47 @@ def test_requests_join_and_leave_a_running_batch(open_logging: Any) -> None:
     engine.run([text_only(516)])
     [runner] = engine.llm.llm_engine.collective_rpc(lambda worker: worker.model_runner)
     assert not runner.flow_tap.requests and not engine.scheduler.flow_logged
+
+
+class Upstream:
+    """Of vLLM's scheduler: a step's output adds a token to the answers it is not too late for."""
+
+    def update_from_output(self, scheduler_output: set[str], model_runner_output: Any) -> None:
+        for request_id, request in list(self.requests.items()):
+            request.num_output_tokens += request_id in scheduler_output
+
+
+class OnlyLogging(_FlowScheduling, Upstream):
+    """What both our schedulers do with a step's output, without an engine."""
+
+    def __init__(self, **num_output_tokens: int) -> None:
+        self.requests = {
+            name: SimpleNamespace(request_id=name, num_output_tokens=count)
+            for name, count in num_output_tokens.items()
+        }
+        self.flow_logged = dict.fromkeys(self.requests, 0)
+        self.logged: list[tuple[str, int]] = []
+        self.flow_log = SimpleNamespace(
+            add=lambda request_id, found: self.logged.append((request_id, found.token)) or True
+        )
+
+    def step(self, taken: set[str], **rows: int) -> list[tuple[str, int]]:
+        """What is logged of a step that has these rows and adds a token to these answers."""
+        found = {name: SimpleNamespace(token=token, num_rows=6) for name, token in rows.items()}
+        self.logged.clear()
+        self.update_from_output(taken, SimpleNamespace(flow_attention=found))
+        assert not self.flow_attention
+        return list(self.logged)
+
+
+def test_a_token_is_logged_when_it_becomes_part_of_the_answer() -> None:
+    a, b = "a-12345678", "b-12345678"
+    scheduler = OnlyLogging(**{a: 3, b: 0})
+    assert scheduler.step({a, b}, **{a: 3, b: 0}) == [("a", 3), ("b", 0)]
+    # Thrown away, as after a preemption: computed again later, and logged then.
+    assert scheduler.step({b}, **{a: 4, b: 1}) == [("b", 1)]
+    assert scheduler.step({a}, **{a: 4}) == [("a", 4)]
+    # A recomputed chunk that ends in a row whose token has long been there.
+    assert scheduler.step({b}, **{a: 2, b: 2}) == [("b", 2)]
+    assert scheduler.step({a}, **{a: 5, "gone-12345678": 7}) == [("a", 5)]
+    assert scheduler.flow_logged == {a: 18, b: 18}
