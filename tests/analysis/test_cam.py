@@ -217,6 +217,7 @@ def test_the_model_is_left_as_it_was(tiny: Llava, encoded: Encoded) -> None:
         heat_maps(tiny, encoded, ANSWER, settings)
     handle.remove()
     assert traces() == before
+    assert not any("forward" in vars(layer) for layer in tiny.layers)
     assert tiny.generate(encoded, 4) == said
     assert all(p.grad is None for p in tiny.model.parameters())
 

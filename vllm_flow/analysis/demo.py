@@ -114,7 +114,7 @@ def measure_attention(llava: Llava, out: Path) -> None:
 
 
 def shrink(pictures: Sequence[Path], folder: Path) -> list[Path]:
-    """Copies for a page: `SMALL_WIDTH` pixels wide, 64 colours."""
+    """Copies for a page: `SMALL_WIDTH` pixels wide, 256 colours."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,9 @@ def shrink(pictures: Sequence[Path], folder: Path) -> list[Path]:
             size = (SMALL_WIDTH, round(image.height * SMALL_WIDTH / image.width))
             small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
         written.append(folder / path.name)
-        small.quantize(64, dither=Image.Dither.NONE).save(written[-1], optimize=True)
+        # MAXCOVERAGE keeps colours apart that the default cut merges, such as two lines of a figure.
+        palette = small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        palette.save(written[-1], optimize=True)
     return written
 
 
