@@ -94,7 +94,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="afterwards ask everything at every layer, and say what that sweep finds",
     )
     out.add_argument(
-        "--no-attention", action="store_true", help="leave out what attention alone would say"
+        "--no-attention",
+        action="store_true",
+        help="leave out what attention alone would say (left out under tensor parallelism)",
     )
 
 

@@ -82,7 +82,9 @@ def started(
     policies = layer_policies(facts.num_layers)
     demo = args.model in DEMO_MODELS
     with tempfile.TemporaryDirectory(prefix="vllm-flow-cliff-") as folder:
-        log = {} if args.no_attention else {"attention_log": folder}
+        # The log sees the heads of one worker only.
+        alone = args.engine_args.get("tensor_parallel_size", 1) == 1
+        log = {"attention_log": folder} if alone and not args.no_attention else {}
         more = {"max_logprobs": -1} if args.unlabelled else {}
         actor = EngineActor(
             EngineOptions(
