@@ -71,7 +71,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
 
 test: setup
 	@echo "tests: $(JOBS) suites at a time, each is shown when it is done"
-	@$(MAKE) --no-print-directory --output-sync=target --jobs=$(JOBS) $(SUITES)
+	@$(MAKE) --no-print-directory --keep-going --output-sync=target \
+	    --jobs=$(JOBS) $(SUITES)
 
 test-unit: setup
 	@echo "tests: pure modules, statistics, set-up, demo model"

@@ -180,7 +180,7 @@ def test_a_model_that_is_not_supported(
     model = build(Shape(), tmp_path)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(
-        json.dumps({**config, "architectures": ["LlavaNextForConditionalGeneration"]})
+        json.dumps({**config, "architectures": ["LlavaOnevisionForConditionalGeneration"]})
     )
     _, problems, _ = doctor_says(capsys, "--model", str(model))
     assert "supports LlavaForConditionalGeneration" in problems["model"]
