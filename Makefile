@@ -51,10 +51,15 @@ demo: setup
 	@$(BIN)/vllm-flow demo $(ARGS)
 
 # The demo's pictures in the formats of four benchmarks, asked under a range of policies; then the report.
+# LIMIT questions of each task at CLIFFS; all questions at every layer (LIMIT=2000 CLIFFS=1:29) take hours on two cores.
+LIMIT  ?= 40
+CLIFFS ?= 2:28:2
+
 eval-demo: setup
 	@$(BIN)/python -m vllm_flow.demo.datasets --out out/eval/data
 	@$(BIN)/vllm-flow eval --model demo --data out/eval/data --tasks pope,scienceqa,textvqa,chair \
-	    --policies baseline,text-only,cliff=2:28:2,downsample=8:24:8 --engines 2 --out out/eval/run $(ARGS)
+	    --policies baseline,text-only,cliff=$(CLIFFS),downsample=8:24:8 --engines 2 --limit $(LIMIT) \
+	    --out out/eval/run $(ARGS)
 	@$(BIN)/vllm-flow report out/eval/run
 
 analysis-demo: setup

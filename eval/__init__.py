@@ -1,1 +1,1 @@
-"""Evaluation: statistics now, tasks and drivers later. Installed as `vllm_flow.eval`."""
+"""Evaluation: tasks, sweeps on Ray, statistics, reports. Installed as `vllm_flow.eval`."""
