@@ -1,8 +1,9 @@
 """What the attention log costs per decode step: ``python -m vllm_flow.engine.bench.attention_cost``.
 
 Two engines in one process, one without a log directory and one with. Rounds are interleaved: in each,
-every mode decodes the same batch of requests, and its steps are timed one by one. The median over
-all steps of all rounds is printed, and its ratio to the engine without a log in the same run.
+every mode decodes the same batch of requests, and its steps are timed one by one. A round's figure is
+the median over its steps; printed are the median over rounds, and the median over rounds of the ratio
+to the engine without a log in the same round, so that a machine's moods cancel.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Mode:
     llm: LLM
     keys: dict[str, Any] | None
     seconds: list[float] = field(default_factory=list)
+    """A decode step's median, per round."""
 
 
 def main() -> None:
@@ -36,9 +38,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="folder of a LLaVA (default: the demo model)")
     parser.add_argument("--batch", type=int, default=4, help="requests that decode together")
-    parser.add_argument("--tokens", type=int, default=24, help="answer tokens per request")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--filler", type=int, default=30, help="sentences before the question")
+    parser.add_argument("--tokens", type=int, default=12, help="answer tokens per request")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--filler", type=int, default=12, help="sentences before the question")
     parser.add_argument("--dtype", default="float32")
     arguments = parser.parse_args()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -73,8 +75,8 @@ def measure(arguments: argparse.Namespace, directory: str) -> None:
         # Another order each round, so that no mode always follows the same one.
         for mode in modes[number % len(modes) :] + modes[: number % len(modes)]:
             seconds, context = _decode(mode, arguments, f"{number}-{mode.name}")
-            if number:  # the first round warms up
-                mode.seconds += seconds
+            if number:  # the first round warms up, and fills the prefix cache
+                mode.seconds.append(statistics.median(seconds))
     dropped = logging.llm_engine.engine_core.engine_core.scheduler.flow_log.take_dropped()
     _print(modes, arguments, context, dropped)
 
@@ -89,7 +91,7 @@ def _engine(model: str, dtype: str, flow: dict[str, Any]) -> LLM:
         block_size=32,
         kv_cache_memory_bytes=1 << 30,
         enforce_eager=True,
-        enable_prefix_caching=False,
+        enable_prefix_caching=True,  # rounds cost no prefill; decode steps are the same
         limit_mm_per_prompt={"image": 1},
         use_tqdm_on_load=False,
         additional_config={"vllm_flow": flow},
@@ -137,21 +139,21 @@ def _print(modes: list[Mode], arguments: argparse.Namespace, context: int, dropp
         from cpuinfo import get_cpu_info  # vLLM requires it
 
         device = get_cpu_info()["brand_raw"]
-    base = statistics.median(modes[0].seconds)
     print(
         f"vLLM {vllm.__version__}, torch {torch.__version__}, {arguments.dtype}, "
         f"{device}, {torch.get_num_threads()} thread(s).\n"
         f"{arguments.batch} requests of {context} prompt tokens decode together; "
-        f"{len(modes[0].seconds)} steps per mode in {arguments.rounds} interleaved rounds; "
+        f"{arguments.rounds} interleaved rounds of {arguments.tokens - 2} timed steps; "
         f"{dropped} rows dropped.\n"
     )
-    print("| mode | ms per decode step (median) | middle half | ratio |")
+    print("| mode | ms per decode step | ratio | middle half of the ratios |")
     print("|---|---:|---:|---:|")
     for mode in modes:
-        low, middle, high = statistics.quantiles(mode.seconds, n=4)
+        pairs = zip(mode.seconds, modes[0].seconds, strict=True)
+        low, middle, high = statistics.quantiles([own / base for own, base in pairs], n=4)
         print(
-            f"| {mode.name} | {middle * 1e3:.1f} | {low * 1e3:.1f} to {high * 1e3:.1f} "
-            f"| {middle / base:.3f} |"
+            f"| {mode.name} | {statistics.median(mode.seconds) * 1e3:.1f} | {middle:.2f} "
+            f"| {low:.2f} to {high:.2f} |"
         )
 
 
