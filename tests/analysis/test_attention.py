@@ -43,6 +43,7 @@ def test_spans_of_a_prompt() -> None:
         SYSTEM, SYSTEM, IMAGE, IMAGE, USER, IMAGE, USER, OUTPUT, OUTPUT,
     ]  # fmt: skip
     assert span_of([0, 0, 0], 2).tolist() == [USER, USER, OUTPUT]
+    assert span_of([0, 0, 1], 2).tolist() == [USER, USER, OUTPUT]  # an id is not an image
 
 
 @given(st.lists(st.booleans(), max_size=20))
