@@ -68,7 +68,7 @@ def draw_loss(axis: Any, entry: Mapping[str, Any]) -> None:
     evidence = entry["evidence"]
     passed = {test["layer"]: test["passed"] for test in evidence["tests"]}
     kinds = (
-        ("explored only", QUIET, "o", lambda layer: layer not in passed),
+        ("not tested", QUIET, "o", lambda layer: layer not in passed),
         ("tested: failed", "#D55E00", "s", lambda layer: passed.get(layer) is False),
         ("tested: passed", BLUE, "D", lambda layer: passed.get(layer) is True),
     )

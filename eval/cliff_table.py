@@ -39,7 +39,7 @@ def labelled_table(entry: Mapping[str, Any], num_layers: int) -> Table:
     for row in evidence["curve"]:
         layer = row["layer"]
         test = tests.get(layer)
-        verdict = "explored only"
+        verdict = "not tested"
         if test is not None:
             verdict = (
                 f"{'passed' if test['passed'] else 'failed'}: at most {100 * test['high']:.2f}"
