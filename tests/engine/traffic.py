@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.engine import v2_cpu
 from tests.engine.cases import LONG, Ask, text_only
 from tests.engine.harness import Engine, assert_exact
 from tests.engine.tiny_llava import words
@@ -42,6 +43,8 @@ def random_ask(rng: np.random.Generator) -> Ask:
     cliff = [None, *range(LONG.layers + 1)][rng.integers(LONG.layers + 2)]
     kind, tokens = rng.integers(8), int(rng.integers(2, 33))
     samples = 2 if rng.random() < 0.1 else 1
+    if v2_cpu.wanted():
+        samples = 1  # vLLM's top-k kernel is more than Triton's interpreter can do
     if kind == 0:
         prompt = text_only(int(rng.integers(3)), count=90).prompt
         return Ask(prompt, (), cliff, tokens, samples=samples)

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-START_SECONDS = 300
+START_SECONDS = 600
 NAME = "model"
 """The name under which every test's server serves its model."""
 

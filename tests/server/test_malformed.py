@@ -19,6 +19,7 @@ from tests.server import malformed
 from tests.server.conftest import LAYERS, STRONGEST
 from tests.server.requests import CHAT, COMPLETIONS, chat_body, text_body
 from tests.server.serving import Server
+from vllm_flow.policy import REQUEST_KEYS
 
 BATCH = 25
 JSON_TYPE = {"content-type": "application/json"}
@@ -98,7 +99,7 @@ def test_bad_keys_are_refused_by_name(
     assert (
         f"it must be an integer from 0 (no layer sees the image) to {LAYERS}" in said
         or "did you mean 'flow_cliff'?" in said
-        or "known keys: 'flow_cliff'." in said
+        or f"known keys: {', '.join(map(repr, REQUEST_KEYS))}." in said
     ), said
 
 
