@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_flow.analysis.attention_reference import (
@@ -46,6 +46,7 @@ def test_spans_of_a_prompt() -> None:
     assert span_of([0, 0, 1], 2).tolist() == [USER, USER, OUTPUT]  # an id is not an image
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), max_size=20))
 def test_runs_cover_exactly_what_is_true(flags: list[bool]) -> None:
     covered = np.zeros(len(flags), dtype=bool)

@@ -7,7 +7,7 @@ from math import isnan, prod
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import binom
@@ -26,6 +26,7 @@ heats = arrays(np.float64, (4, 4), elements=st.floats(0, 1e3).map(lambda x: x if
 shares = arrays(np.float64, (4, 4), elements=st.floats(0, 1))
 
 
+@settings(deadline=None)
 @given(heats)
 def test_normalised_peaks_at_one_and_keeps_ratios(heat: np.ndarray) -> None:
     found = normalised(heat)
@@ -33,6 +34,7 @@ def test_normalised_peaks_at_one_and_keeps_ratios(heat: np.ndarray) -> None:
     np.testing.assert_allclose(found * heat.max(), heat)
 
 
+@settings(deadline=None)
 @given(heats, st.floats(0.1, 100))
 def test_entropy_is_between_one_patch_and_all(heat: np.ndarray, factor: float) -> None:
     value = entropy(heat)
@@ -50,6 +52,7 @@ def test_entropy_by_hand() -> None:
     assert entropy(np.ones((4, 4))) == pytest.approx(1)
 
 
+@settings(deadline=None)
 @given(heats, shares)
 def test_mass_in_a_box_and_outside_is_all(heat: np.ndarray, coverage: np.ndarray) -> None:
     inside, outside = mass_inside(heat, coverage), mass_inside(heat, 1 - coverage)
@@ -69,6 +72,7 @@ def test_pointing() -> None:
     assert pointing_chance(coverage) == 1 / 16
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.integers(0, 6))
 def test_tail_of_unequal_coins_by_enumeration(chances: list[float], least: int) -> None:
     total = sum(
@@ -79,6 +83,7 @@ def test_tail_of_unequal_coins_by_enumeration(chances: list[float], least: int) 
     assert poisson_binomial_tail(chances, least) == pytest.approx(total, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.data())
 def test_interval_has_exact_tails(total: int, data: st.DataObject) -> None:
     hits = data.draw(st.integers(0, total))

@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--checkpointing",
         action="store_true",
-        help="keep one hidden state per layer; about a third slower, far less memory",
+        help="keep one hidden state per layer and run each layer twice: slower, less memory",
     )
     add("--out", type=Path, default=Path("out/cam"), help="where results go (default %(default)s)")
 

@@ -91,7 +91,7 @@ def is_mass_file(path: Path) -> bool:
     """Whether a Parquet file has a column of image masses, and so is neither flow nor heat."""
     import pyarrow.parquet as pq
 
-    return path.name != FLOW and "image" in pq.read_schema(path).names
+    return "image" in pq.read_schema(path).names
 
 
 def draw_flows(run: Path, out: Path) -> list[Path]:
