@@ -159,6 +159,7 @@ CHUNKS = tuple(
 
 SCHEDULERS = (
     Case("not-asynchronous", LONG, mixed(LONG.layers), 2, {"async_scheduling": False}, quick=True),
+    Case("not-chunked", LONG, mixed(LONG.layers), 2, {"enable_chunked_prefill": False}),
     Case("asynchronous", LONG, mixed(LONG.layers), 2, {"async_scheduling": True}),
     Case(
         "not-asynchronous-chunks-of-64",
