@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vllm import LLM
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 FILLER = "The picture was taken on a quiet day and nobody remembers who was there. "
 
 
@@ -31,6 +32,8 @@ class Mode:
     keys: dict[str, Any] | None
     seconds: list[float] = field(default_factory=list)
     """A decode step's median, per round."""
+    writing: list[float] = field(default_factory=list)
+    """What the writer's thread took afterwards, per decode step, per round."""
 
 
 def main() -> None:
@@ -42,6 +45,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--filler", type=int, default=12, help="sentences before the question")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument(
+        "--swap",
+        action="store_true",
+        help="build the logging engine first: tells its cost from that of being built second",
+    )
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: time of all of the process's threads, for a CPU that others use as well",
+    )
     arguments = parser.parse_args()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -55,8 +69,11 @@ def measure(arguments: argparse.Namespace, directory: str) -> None:
     from vllm_flow.demo.assemble import assemble
 
     model = arguments.model or str(assemble())
-    plain = _engine(model, arguments.dtype, {})
-    logging = _engine(model, arguments.dtype, {"attention_log": directory})
+    flows: list[dict[str, Any]] = [{}, {"attention_log": directory}]
+    if arguments.swap:
+        flows.reverse()
+    engines = {len(flow): _engine(model, arguments.dtype, flow) for flow in flows}
+    plain, logging = engines[0], engines[1]
     layers = plain.llm_engine.vllm_config.model_config.get_total_num_hidden_layers()
     chosen = sorted({0, layers // 2, layers - 1})
     modes = [
@@ -75,10 +92,25 @@ def measure(arguments: argparse.Namespace, directory: str) -> None:
         # Another order each round, so that no mode always follows the same one.
         for mode in modes[number % len(modes) :] + modes[: number % len(modes)]:
             seconds, context = _decode(mode, arguments, f"{number}-{mode.name}")
+            writing = _flush(logging, arguments)
             if number:  # the first round warms up, and fills the prefix cache
                 mode.seconds.append(statistics.median(seconds))
-    dropped = logging.llm_engine.engine_core.engine_core.scheduler.flow_log.take_dropped()
-    _print(modes, arguments, context, dropped)
+                mode.writing.append(writing / arguments.tokens)
+    _print(modes, arguments, context, _log_of(logging).take_dropped())
+
+
+def _log_of(llm: LLM) -> Any:
+    from vllm_flow.engine.inspect import scheduler_of
+
+    return scheduler_of(llm).flow_log
+
+
+def _flush(llm: LLM, arguments: argparse.Namespace) -> float:
+    """Seconds that the writer takes for what a round left, so that it disturbs no other's steps."""
+    clock = CLOCKS[arguments.clock]
+    start = clock()
+    _log_of(llm).flush()
+    return clock() - start
 
 
 def _engine(model: str, dtype: str, flow: dict[str, Any]) -> LLM:
@@ -116,11 +148,12 @@ def _decode(mode: Mode, arguments: argparse.Namespace, name: str) -> tuple[list[
             temperature=0, max_tokens=arguments.tokens, ignore_eos=True, extra_args=mode.keys
         )
         engine.add_request(f"{name}-{number}", prompt, params)
+    clock = CLOCKS[arguments.clock]
     seconds, context = [], 0
     while engine.has_unfinished_requests():
-        start = time.perf_counter()
+        start = clock()
         outputs = engine.step()
-        took = time.perf_counter() - start
+        took = clock() - start
         lengths = [len(out.outputs[0].token_ids) for out in outputs]
         # Steps that prefill have no second token of every request yet.
         if len(lengths) == len(questions) and 1 < min(lengths) < arguments.tokens:
@@ -146,14 +179,17 @@ def _print(modes: list[Mode], arguments: argparse.Namespace, context: int, dropp
         f"{arguments.rounds} interleaved rounds of {arguments.tokens - 2} timed steps; "
         f"{dropped} rows dropped.\n"
     )
-    print("| mode | ms per decode step | ratio | middle half of the ratios |")
-    print("|---|---:|---:|---:|")
+    print(
+        f"| mode | ms ({arguments.clock}) per decode step | ratio | middle half of the ratios "
+        "| writer's thread, ms per step |"
+    )
+    print("|---|---:|---:|---:|---:|")
     for mode in modes:
         pairs = zip(mode.seconds, modes[0].seconds, strict=True)
         low, middle, high = statistics.quantiles([own / base for own, base in pairs], n=4)
         print(
             f"| {mode.name} | {statistics.median(mode.seconds) * 1e3:.1f} | {middle:.2f} "
-            f"| {low:.2f} to {high:.2f} |"
+            f"| {low:.2f} to {high:.2f} | {statistics.median(mode.writing) * 1e3:.2f} |"
         )
 
 
