@@ -1,0 +1,63 @@
+"""The whole way: four tasks' official files, every layer, two engines, one report."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.fixtures import prepare_process
+
+prepare_process()
+ray = pytest.importorskip("ray")
+
+from vllm_flow import cli  # noqa: E402
+from vllm_flow.demo.datasets import __main__ as datasets  # noqa: E402
+from vllm_flow.eval import driver  # noqa: E402
+from vllm_flow.eval.records import Run  # noqa: E402
+
+TASKS = ("pope", "scienceqa", "textvqa", "chair")
+LAYERS = 6
+ITEMS = 2
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray on this machine, two slots."""
+    ray.shutdown()
+    driver.connect(None, 2)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_four_tasks_at_every_layer(cluster: None, tmp_path: Path) -> None:
+    data, run, report = tmp_path / "data", tmp_path / "run", tmp_path / "run" / "report"
+    datasets.main(["--out", str(data), "--items", "4"])
+    cliffs = [f"cliff={cliff}" for cliff in range(1, LAYERS)]
+    policies = ["baseline", "text-only", *cliffs, "downsample=3"]
+    asked = [
+        *("eval", "--model", "demo-small", "--tasks", ",".join(TASKS), "--data", str(data)),
+        *("--policies", ",".join(policies), "--limit", str(ITEMS), "--batch", "1"),
+        *("--engines", "2", "--out", str(run)),
+    ]  # fmt: skip
+    assert cli.main(asked) == 0
+    rows = Run.open(run).answers().to_pylist()
+    assert len({(r["task"], r["item_id"], r["policy"]) for r in rows}) == len(rows)
+    assert len(rows) == len(TASKS) * ITEMS * len(policies)
+    assert not [row["error"] for row in rows if row["error"] is not None]
+    assert len({row["engine"] for row in rows}) == 2
+    for row in rows:
+        evicted = (LAYERS - int(row["policy"][-1])) if "cliff" in row["policy"] else 0
+        evicted = LAYERS if row["policy"] == "text-only" else evicted
+        if "downsample" not in row["policy"]:
+            assert row["prefill_rows_saved"] == evicted * row["image_tokens"]
+
+    assert cli.main(["report", str(run)]) == 0
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert "http" not in page.replace("http://www.w3.org", ""), "the page asks the network"
+    with (report / "scores.csv").open(encoding="utf-8") as file:
+        scored = {(row["task"], row["policy"]) for row in csv.DictReader(file)}
+    assert scored == {(task, policy) for task in TASKS for policy in policies}
