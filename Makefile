@@ -58,7 +58,7 @@ CLIFFS ?= 2:28:2
 eval-demo: setup
 	@$(BIN)/python -m vllm_flow.demo.datasets --out out/eval/data
 	@$(BIN)/vllm-flow eval --model demo --data out/eval/data --tasks pope,scienceqa,textvqa,chair \
-	    --policies baseline,text-only,cliff=$(CLIFFS),downsample=8:24:8 --engines 2 --limit $(LIMIT) \
+	    --policies baseline,text-only,cliff=$(CLIFFS),downsample=8:24:8 --engines 2 --batch 8 --limit $(LIMIT) \
 	    --out out/eval/run $(ARGS)
 	@$(BIN)/vllm-flow report out/eval/run
 

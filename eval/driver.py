@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -173,16 +174,19 @@ def answers(
     placement: dict[str, Any] = {"num_gpus": pool.num_gpus} if pool.num_gpus else {}
     if pool.num_cpus is not None:
         placement["num_cpus"] = pool.num_cpus
-    dataset = ray.data.from_arrow(list(batches)).map_batches(
-        actor,
-        fn_constructor_args=[options],
-        batch_size=None,  # a block is a batch
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=pool.engines, max_tasks_in_flight_per_actor=IN_FLIGHT),
-        # Dead actors are started again without end, Ray Data's default; batches are not.
-        max_task_retries=RETRIES,
-        **placement,
-    )
+    with warnings.catch_warnings():
+        # Up to Ray 2.63 nothing else says how often a task is retried; pyproject.toml has the bound.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        dataset = ray.data.from_arrow(list(batches)).map_batches(
+            actor,
+            fn_constructor_args=[options],
+            batch_size=None,  # a block is a batch
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=pool.engines, max_tasks_in_flight_per_actor=IN_FLIGHT),
+            # Dead actors are started again without end, Ray Data's default; batches are not.
+            max_task_retries=RETRIES,
+            **placement,
+        )
     hush()
     try:
         # No prefetching: a batch that is done is written at once.
