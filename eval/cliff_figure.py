@@ -6,33 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-BLUE, ORANGE, GREEN, QUIET = "#0072B2", "#E69F00", "#009E73", "#555555"
+from vllm_flow.analysis.style import COLOURS, QUIET, house, save
 
-STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "legend.frameon": False,
-    "svg.hashsalt": "vllm-flow",
-}
+BLUE, ORANGE, GREEN = COLOURS[:3]
 
 
 def draw(task: str, entry: Mapping[str, Any], num_layers: int, out: Path) -> list[Path]:
     """Write the evidence beside `out` as OUT-TASK.png and .svg; return the paths."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     evidence = entry["evidence"]
     labelled = evidence["method"] == "labelled"
     panels = 2 + ("attention" in evidence)
-    with plt.rc_context(STYLE):
+    with house() as plt:
         figure, axes = plt.subplots(
             panels, 1, figsize=(8, 3.1 + 1.75 * (panels - 1)), sharex=True, layout="constrained",
             height_ratios=[2.1, *[1] * (panels - 1)],
@@ -56,11 +40,7 @@ def draw(task: str, entry: Mapping[str, Any], num_layers: int, out: Path) -> lis
             else "no cliff found"
         )
         figure.suptitle(f"{task}: {answer}", x=0.01, ha="left", fontweight="bold", fontsize=12)
-        paths = [out.with_name(f"{out.stem}-{task}{ending}") for ending in (".png", ".svg")]
-        figure.savefig(paths[0], dpi=160, facecolor="white", metadata={"Software": None})
-        figure.savefig(paths[1], facecolor="white", metadata={"Date": None})
-        plt.close(figure)
-    return paths
+        return save(plt, figure, out.with_name(f"{out.stem}-{task}"))
 
 
 def draw_loss(axis: Any, entry: Mapping[str, Any]) -> None:
