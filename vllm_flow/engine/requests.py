@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vllm_flow.attention import KeySpans, LoggedRequest
+from vllm_flow.decode_plan import decode_facts
 from vllm_flow.plan import ScheduledRequest, StepPlan, TokenLayout, plan_step
 from vllm_flow.policy import AttentionLog, parse_log, parse_policy
 from vllm_flow.spans import ImageSpans
@@ -113,4 +117,21 @@ class LayoutBook:
                     request_ids, num_computed, num_scheduled, strict=True
                 )
             ]
+        )
+
+    def decode_facts(
+        self, request_ids: Sequence[str], num_computed: Sequence[int]
+    ) -> NDArray[np.int32] | None:
+        """Of a step with one token per request, :func:`vllm_flow.decode_plan.decode_facts`.
+
+        None where no request evicts anything.
+        """
+        if not any(request_id in self.layouts for request_id in request_ids):
+            return None
+        return decode_facts(
+            [
+                ScheduledRequest(int(computed), 1, self.layouts.get(request_id))
+                for request_id, computed in zip(request_ids, num_computed, strict=True)
+            ],
+            self.num_layers,
         )

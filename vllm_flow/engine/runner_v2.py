@@ -3,7 +3,8 @@
 Seams: the runner's ``get_kv_cache_spec``, ``initialize_kv_cache`` and ``sample_tokens``, and its
 ``ModelState`` (``vllm/v1/worker/gpu/model_states/interface.py``): ``add_request``,
 ``remove_request`` and ``prepare_attn``. Gathers the step's inputs and arms the decoder hook and the
-attention hook; takes no decision.
+attention hook, or, for a step that was captured in a CUDA graph, refreshes what the graph reads; takes
+no decision.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vllm.config.compilation import CUDAGraphMode
 
 from vllm_flow.engine.attention_tap import AttentionTap
+from vllm_flow.engine.decode_graphs import DecodeBuffers
 from vllm_flow.engine.decoder import DecoderHook
 from vllm_flow.engine.families import decoder_of
 from vllm_flow.engine.metadata import flow_step
@@ -37,6 +40,8 @@ def evicting(kind: type[Any]) -> type[Any]:
         flow_hook: DecoderHook
         flow_tap: AttentionTap | None
         """Only where the operator configured an attention log."""
+        flow_buffers: DecodeBuffers | None
+        """Only where decode steps are captured in CUDA graphs."""
 
         def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
             layout = self.flow_requests.add(
@@ -61,9 +66,18 @@ def evicting(kind: type[Any]) -> type[Any]:
             slot_mappings: torch.Tensor,
             attn_groups: Sequence[Sequence[Any]],
             kv_cache_config: Any,
-            *args: Any,
+            for_capture: bool = False,
             **kwargs: Any,
         ) -> dict[str, Any]:
+            if for_capture or cudagraph_mode == CUDAGraphMode.FULL:
+                return self._prepare_graph(
+                    input_batch,
+                    cudagraph_mode,
+                    block_tables,
+                    attn_groups,
+                    kv_cache_config,
+                    for_capture,
+                )
             # Dummy batches carry ids that no request has, so they get a stock pass.
             shares = (
                 input_batch.req_ids,
@@ -90,9 +104,45 @@ def evicting(kind: type[Any]) -> type[Any]:
                 slot_mappings,
                 attn_groups,
                 kv_cache_config,
-                *args,
                 **kwargs,
             )
+
+        def _prepare_graph(
+            self,
+            input_batch: Any,
+            cudagraph_mode: Any,
+            block_tables: Sequence[torch.Tensor],
+            attn_groups: Sequence[Sequence[Any]],
+            kv_cache_config: Any,
+            for_capture: bool,
+        ) -> dict[str, Any]:
+            """Of a captured step: capture it, replay it, or replay it with nobody's requests.
+
+            Returns:
+                Metadata by layer for a capture; a replay runs no Python that would ask for it.
+            """
+            buffers = self.flow_buffers
+            if cudagraph_mode != CUDAGraphMode.FULL:
+                if buffers is None or not buffers.stand_on(block_tables):
+                    buffers = self.flow_buffers = DecodeBuffers(
+                        block_tables,
+                        kv_cache_config,
+                        self.flow_requests.num_layers,
+                        self.max_num_reqs,
+                    )
+                step = buffers.capture(input_batch, block_tables, attn_groups, self.max_model_len)
+                self.flow_hook.arm(step)
+                return step.attn_metadata
+            assert buffers is not None, "a graph is captured before it is replayed"
+            seq_lens = input_batch.seq_lens[: input_batch.num_reqs_after_padding]
+            if for_capture:
+                buffers.blank(seq_lens)
+            else:
+                facts = self.flow_requests.decode_facts(
+                    input_batch.req_ids, input_batch.num_computed_tokens_np[: input_batch.num_reqs]
+                )
+                buffers.refresh(seq_lens, facts, input_batch.num_reqs)
+            return {}
 
     return FlowModelState
 
@@ -109,6 +159,7 @@ class FlowRunnerV2:
         state.flow_requests = LayoutBook(self.flow_settings.num_layers)
         state.flow_hook = DecoderHook(decoder_of(self.model, self.model_config.architectures))
         state.flow_tap = None
+        state.flow_buffers = None
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
         return group_specs(super().get_kv_cache_spec(), self.flow_settings)

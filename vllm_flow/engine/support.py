@@ -39,19 +39,36 @@ def check_version(version: str) -> None:
         )
 
 
-def _eager(config: Any) -> bool:
-    compilation = config.compilation_config
-    return compilation.mode.name == "NONE" and compilation.cudagraph_mode.name == "NONE"
+def _graphs(config: Any) -> str:
+    return str(config.compilation_config.cudagraph_mode.name)
+
+
+def _compiled(config: Any) -> bool:
+    return config.compilation_config.mode.name != "NONE"
 
 
 def _more_than_one(name: str) -> Callable[[Any], bool]:
     return lambda config: getattr(config.parallel_config, name, 1) > 1
 
 
+_REMEDY = (
+    "pass enforce_eager=True (--enforce-eager), or, to run decode steps as CUDA graphs, "
+    'compilation_config={"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"} (--compilation-config).'
+)
+
 _REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     (
-        "CUDA graphs and torch.compile yet: pass enforce_eager=True (--enforce-eager).",
-        lambda config: not _eager(config),
+        f"torch.compile, which cannot follow rows that leave between layers: {_REMEDY}",
+        _compiled,
+    ),
+    (
+        f"CUDA graphs of steps with prompt tokens, whose rows differ from layer to layer: {_REMEDY}",
+        lambda config: _graphs(config) not in ("NONE", "FULL_DECODE_ONLY"),
+    ),
+    (
+        "CUDA graphs with Model Runner V1: leave VLLM_USE_V2_MODEL_RUNNER unset, or pass "
+        "enforce_eager=True (--enforce-eager).",
+        lambda config: _graphs(config) != "NONE" and not config.use_v2_model_runner,
     ),
     (
         "pipeline parallelism: set pipeline_parallel_size=1.",

@@ -1,0 +1,111 @@
+"""CUDA graphs without a GPU: what was captured runs again with the Python objects of the capture.
+
+A replay of a real graph sees the addresses of its capture and no Python of the step. Here a replay
+calls the captured forward pass with the captured metadata objects, so that whatever a step did not
+write into the memory they point at stays as it was at capture. Memory pools, streams and kernels that
+cannot be captured are beyond it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from vllm.config.compilation import CUDAGraphMode
+from vllm.platforms import current_platform
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
+from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager, ModelCudaGraphManager
+
+from tests.engine.harness import Engine
+from vllm_flow.engine import decode_graphs
+
+
+class Recorder:
+    """Stands in for the capturing and replaying of vLLM's graph manager."""
+
+    def __init__(self) -> None:
+        self.replayed: list[int] = []
+        """Rows of each replayed step, padding included."""
+        self._schedules: list[Callable[[], None]] = []
+
+    def capture(self, manager: Any, create_forward_fn: Any, *args: Any, **kwargs: Any) -> None:
+        """As vLLM does: twice per size, once to warm up and once for good."""
+        for descriptor in manager._capture_descs[CUDAGraphMode.FULL]:
+            create_forward_fn(descriptor, warmup=True)(CUDAGraphMode.NONE)
+            forward = create_forward_fn(descriptor, warmup=False)
+            forward(CUDAGraphMode.NONE)
+            manager.graphs[descriptor] = forward
+        manager._graphs_captured = True
+
+    def replay(self, manager: Any, descriptor: Any) -> None:
+        for schedule in self._schedules:
+            schedule()
+        manager.graphs[descriptor](CUDAGraphMode.NONE)
+        self.replayed.append(descriptor.num_tokens)
+
+    def build(self, original: Any, builder: Any, prefix: int, common: Any, **kwargs: Any) -> Any:
+        """Build a layer's metadata, and remember to plan its work anew.
+
+        The CPU kernel takes a schedule made on the host. FlashAttention makes its own on the device,
+        inside the graph, from the lengths it finds.
+        """
+        metadata = original(builder, prefix, common, **kwargs)
+        if kwargs.get("fast_build"):
+
+            def schedule() -> None:
+                metadata.scheduler_metadata = original(builder, 0, common).scheduler_metadata
+
+            self._schedules.append(schedule)
+        return metadata
+
+
+@contextmanager
+def recorded_graphs(engine: Engine, sizes: list[int]) -> Iterator[Recorder]:
+    """Run the engine's decode steps as recorded graphs of these sizes."""
+    runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    recorder = Recorder()
+    compilation = runner.compilation_config
+    build = CPUAttentionMetadataBuilder.build
+
+    def built(builder: Any, prefix: int, common: Any, **kwargs: Any) -> Any:
+        return recorder.build(build, builder, prefix, common, **kwargs)
+
+    with (
+        mock.patch.object(decode_graphs, "REPLAYABLE", ("CPU_ATTN",)),
+        mock.patch.object(CPUAttentionMetadataBuilder, "build", built),
+        mock.patch.object(
+            CudaGraphManager, "capture", functools.partialmethod(_call, recorder.capture)
+        ),
+        mock.patch.object(
+            CudaGraphManager, "run_fullgraph", functools.partialmethod(_call, recorder.replay)
+        ),
+        mock.patch.object(type(current_platform), "get_global_graph_pool", lambda self: None),
+        mock.patch.object(compilation, "cudagraph_mode", CUDAGraphMode.FULL_DECODE_ONLY),
+        mock.patch.object(compilation, "cudagraph_capture_sizes", sizes),
+        mock.patch.object(compilation, "max_cudagraph_capture_size", max(sizes)),
+    ):
+        manager = ModelCudaGraphManager(
+            runner.vllm_config,
+            runner.device,
+            CUDAGraphMode.FULL_DECODE_ONLY,
+            runner.decode_query_len,
+        )
+        manager.capture(
+            runner.model,
+            runner.model_state,
+            runner.input_buffers,
+            None,
+            runner.block_tables,
+            runner.attn_groups,
+            runner.kv_cache_config,
+        )
+        with mock.patch.object(runner, "cudagraph_manager", manager):
+            yield recorder
+        runner.model_state.flow_buffers = None
+
+
+def _call(self: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(self, *args, **kwargs)

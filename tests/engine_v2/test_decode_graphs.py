@@ -1,0 +1,143 @@
+"""Captured decode steps: what the layers see of each request, and tokens equal to the oracle's."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.engine.cases import GQA, LONG, every_cliff, mixed, one_image
+from tests.engine.fixtures import OpenEngine
+from tests.engine.harness import assert_exact
+from tests.engine_v2.recorded_graphs import recorded_graphs
+from vllm_flow.decode_plan import decode_facts
+from vllm_flow.engine.decode_graphs import DecodeBuffers
+from vllm_flow.plan import ScheduledRequest, TokenLayout, plan_step
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.spans import ImageSpans
+
+LAYERS, BLOCK, BLOCKS = 6, 4, 8
+
+
+@st.composite
+def decode_steps(draw: st.DrawFn) -> list[ScheduledRequest]:
+    """Requests with one token each, at any place of their prompt or answer."""
+    requests = []
+    for _ in range(draw(st.integers(1, 5))):
+        computed = draw(st.integers(0, BLOCK * BLOCKS - 1))
+        image = draw(st.frozensets(st.integers(0, BLOCK * BLOCKS - 1), max_size=12))
+        cliff = draw(st.none() | st.integers(0, LAYERS - 1))
+        policy = None if cliff is None else FlowPolicy(cliff)
+        layout = TokenLayout.of(policy, ImageSpans.from_ranges((p, p + 1) for p in image))
+        requests.append(ScheduledRequest(computed, 1, layout))
+    return requests
+
+
+def buffers_of(num_groups: int) -> tuple[DecodeBuffers, list[torch.Tensor]]:
+    """Buffers over block tables in which every entry is another block."""
+    size = LAYERS // num_groups
+    groups = [
+        SimpleNamespace(
+            layer_names=[f"model.layers.{i}.self_attn.attn" for i in range(g * size, (g + 1) * size)],
+            kv_cache_spec=SimpleNamespace(block_size=BLOCK),
+        )
+        for g in range(num_groups)
+    ]
+    tables = [
+        (torch.randperm(8 * BLOCKS, dtype=torch.int32) + 1).view(8, BLOCKS) for _ in groups
+    ]
+    return DecodeBuffers(tables, SimpleNamespace(kv_cache_groups=groups), LAYERS, 8), tables
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(decode_steps(), min_size=1, max_size=3), st.sampled_from([1, 2, 3]), st.integers(0, 3))
+def test_every_layer_reads_and_writes_what_the_plan_says(
+    steps: list[list[ScheduledRequest]], num_groups: int, padding: int
+) -> None:
+    """Several steps over the same buffers: nothing of an earlier one may stay."""
+    buffers, tables = buffers_of(num_groups)
+    for requests in steps:
+        count = len(requests)
+        seq_lens = torch.tensor([r.num_computed + 1 for r in requests] + [99] * padding, dtype=torch.int32)
+        plan = plan_step(requests)
+        facts = decode_facts(requests, LAYERS) if plan is not None else None
+        buffers.refresh(seq_lens, facts, count)
+        for layer in range(LAYERS):
+            table = tables[layer // (LAYERS // num_groups)]
+            expected = [(r.num_computed + 1, r.num_computed) for r in requests]
+            variant = None if plan is None else plan.variant_at(layer)
+            if variant is not None:
+                expected = [(0, -1)] * count
+                rows = zip(variant.requests, variant.seq_lens, variant.positions, strict=True)
+                for request, length, place in rows:
+                    expected[request] = (int(length), int(place))
+            lengths = [length for length, _ in expected]
+            slots = [
+                -1 if place < 0 else int(table[r, place // BLOCK]) * BLOCK + place % BLOCK
+                for r, (_, place) in enumerate(expected)
+            ]
+            assert buffers.seq_lens_LR[layer, : count + padding].tolist() == lengths + [0] * padding
+            assert buffers.slots_LR[layer, : count + padding].tolist() == slots + [-1] * padding
+
+
+def test_a_step_of_nobody_writes_nowhere() -> None:
+    buffers, _ = buffers_of(2)
+    buffers.refresh(torch.tensor([5, 6], dtype=torch.int32), None, 2)
+    assert (buffers.slots_LR[:, :2] >= 0).all()
+    buffers.blank(torch.ones(2, dtype=torch.int32))
+    assert (buffers.slots_LR == -1).all()
+    assert (buffers.seq_lens_LR[:, :2] == 1).all()
+
+
+def test_more_than_one_token_is_no_decode_step() -> None:
+    with pytest.raises(ValueError, match="request 0 of the step has 2 tokens"):
+        decode_facts([ScheduledRequest(3, 2)], LAYERS)
+
+
+def test_captured_decode_steps_are_exact(open_engine: OpenEngine) -> None:
+    """All cliffs, one image and two, in one batch."""
+    engine = open_engine(GQA, 2)
+    asks = every_cliff(GQA.layers)
+    with recorded_graphs(engine, [1, 4, 16]) as graphs:
+        outputs = engine.run(asks)
+    assert_exact(engine, asks, outputs)
+    assert len(graphs.replayed) == asks[0].max_tokens - 1
+
+
+def test_graphs_and_eager_steps_take_turns(open_engine: OpenEngine) -> None:
+    """Requests join a running batch: prefills run as they do without graphs, what follows is replayed."""
+    engine = open_engine(LONG, 2)
+    asks = mixed(LONG.layers)
+    outputs = {}
+    with recorded_graphs(engine, [1, 2, 4, 8, 16]) as graphs:
+        for index, ask in enumerate(asks):
+            engine.add(str(index), ask)
+            for _ in range(2):
+                outputs |= engine.step()
+        outputs |= engine.drain()
+    assert_exact(engine, asks, [outputs[str(index)] for index in range(len(asks))])
+    assert len(set(graphs.replayed)) > 2
+
+
+def test_prompts_token_by_token(open_engine: OpenEngine) -> None:
+    """A chunk of one token runs as a decode step; an image token among them has no row past the cliff."""
+    engine = open_engine(GQA, 2, long_prefill_token_threshold=1)
+    asks = [one_image(41, 1), one_image(42, 3), one_image(43, 0, before=0)]
+    with recorded_graphs(engine, [1, 4]) as graphs:
+        outputs = engine.run(asks)
+    assert_exact(engine, asks, outputs)
+    longest = max(len(output.prompt_token_ids or ()) for output in outputs)
+    # All but the first token of a prompt, and all but the last of an answer.
+    assert len(graphs.replayed) == longest - 1 + asks[0].max_tokens - 1
+
+
+def test_stock_tokens_without_policy(open_engine: OpenEngine) -> None:
+    engine = open_engine(GQA, 2)
+    asks = [one_image(50 + i) for i in range(3)]
+    with recorded_graphs(engine, [4]) as graphs:
+        outputs = engine.run(asks)
+    assert_exact(engine, asks, outputs)
+    assert graphs.replayed == [4] * (asks[0].max_tokens - 1)
