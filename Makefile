@@ -18,7 +18,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo eval-demo analysis-demo bench test test-unit test-eval test-rest test-engine \
-        test-engine-v2 test-server fuzz lint clean
+        test-engine-v2 test-server test-gpu fuzz lint clean
 
 help:
 	@echo "make setup          environment in $(VENV) (VARIANT=cuda for a CUDA machine)"
@@ -27,6 +27,7 @@ help:
 	@echo "make analysis-demo  where attention goes, LLaVA-CAM: every figure; writes out/analysis/"
 	@echo "make bench          time and memory beside stock vLLM and the ideal; writes out/profile/"
 	@echo "make test           every test, two suites at a time (JOBS=1: one)"
+	@echo "make test-gpu       the tests that need a CUDA device (VARIANT=cuda)"
 	@echo "make fuzz           random traffic against the oracle for an hour (SECONDS=3600)"
 	@echo "make lint           ruff, mypy, import-linter"
 	@echo "make clean          caches and results; the environment stays (rm -r $(VENV) removes it)"
@@ -103,6 +104,13 @@ test-engine-v2: setup
 test-server: setup
 	@echo "tests: OpenAI-compatible server"
 	@$(PYTEST) tests/server
+
+# On a CUDA device: make test-gpu VARIANT=cuda
+test-gpu: setup
+	@echo "tests: CUDA, model runner V2"
+	@VLLM_USE_V2_MODEL_RUNNER=1 $(BIN)/python -m pytest tests/gpu
+	@echo "tests: CUDA, model runner V1"
+	@VLLM_USE_V2_MODEL_RUNNER=0 $(BIN)/python -m pytest tests/gpu
 
 SECONDS ?= 3600
 # The seed is the time, so that every run sees new traffic; a failure prints what repeats it.

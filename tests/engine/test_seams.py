@@ -15,7 +15,11 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.multimodal.cache.base import BaseMultiModalProcessorCache
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
-from vllm.v1.attention.backends.flash_attn import FlashAttentionImpl
+from vllm.v1.attention.backends.flash_attn import (
+    FlashAttentionImpl,
+    FlashAttentionMetadataBuilder,
+)
+from vllm.v1.attention.backends.triton_attn import TritonAttentionMetadataBuilder
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.output import NewRequestData
@@ -26,6 +30,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+from vllm.v1.worker.gpu.cudagraph_utils import prepare_inputs_to_capture
 from vllm.v1.worker.gpu.input_batch import InputBatch as InputBatchV2
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
@@ -67,6 +72,10 @@ from vllm_flow.patches import endpoint_plugins, input_processor, output_processo
             DefaultModelState.prepare_attn,
             ["input_batch", "cudagraph_mode", "block_tables", "slot_mappings", "attn_groups"],
         ),
+        (DefaultModelState.prepare_attn, ["kv_cache_config", "for_capture"]),
+        (prepare_inputs_to_capture, ["model_state", "block_tables", "full_cudagraph"]),
+        (FlashAttentionMetadataBuilder.build, ["common_prefix_len", "fast_build"]),
+        (TritonAttentionMetadataBuilder.build, ["common_prefix_len", "fast_build"]),
         (Scheduler.add_request, ["request"]),
         (Scheduler._free_blocks, ["request"]),
         (Scheduler.update_from_output, ["scheduler_output", "model_runner_output"]),

@@ -8,6 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm import __version__ as version
+from vllm import envs
+from vllm.config.compilation import CUDAGraphMode
 from vllm.engine.arg_utils import EngineArgs
 
 from tests.engine.harness import asynchronous_on_cpu
@@ -15,7 +18,7 @@ from tests.engine.tiny_llava import Shape, build
 from vllm_flow.engine import plugin
 from vllm_flow.engine.attention_log import check_log
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.engine.support import check_version
+from vllm_flow.engine.support import check_supported, check_version
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"enforce_eager": False}, "CUDA graphs and torch.compile yet: pass enforce_eager=True"),
+        ({"enforce_eager": False}, "torch.compile, .* pass enforce_eager=True"),
         ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
         (
             {"tensor_parallel_size": 4, "decode_context_parallel_size": 2},
@@ -129,6 +132,30 @@ def test_what_is_not_supported_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         config_of(model_dir, {}, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("graphs", "v2", "message"),
+    [
+        ("FULL", True, "CUDA graphs of steps with prompt tokens, .*FULL_DECODE_ONLY"),
+        ("PIECEWISE", True, "CUDA graphs of steps with prompt tokens, .*FULL_DECODE_ONLY"),
+        ("FULL_AND_PIECEWISE", True, "CUDA graphs of steps with prompt tokens"),
+        ("FULL_DECODE_ONLY", False, "CUDA graphs with Model Runner V1: leave VLLM_USE_V2"),
+        ("FULL_DECODE_ONLY", True, None),
+    ],
+)
+def test_which_graphs_are_refused(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, graphs: str, v2: bool, message: str | None
+) -> None:
+    """The CPU platform has none, so the finished config is given what a CUDA device would have."""
+    config = config_of(model_dir, {})
+    config.compilation_config.cudagraph_mode = CUDAGraphMode[graphs]
+    monkeypatch.setattr(envs, "VLLM_USE_V2_MODEL_RUNNER", v2)
+    if message is None:
+        check_supported(config, version)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_supported(config, version)
 
 
 def test_an_attention_log_has_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

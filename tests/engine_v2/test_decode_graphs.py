@@ -41,19 +41,21 @@ def buffers_of(num_groups: int) -> tuple[DecodeBuffers, list[torch.Tensor]]:
     size = LAYERS // num_groups
     groups = [
         SimpleNamespace(
-            layer_names=[f"model.layers.{i}.self_attn.attn" for i in range(g * size, (g + 1) * size)],
+            layer_names=[
+                f"model.layers.{i}.self_attn.attn" for i in range(g * size, (g + 1) * size)
+            ],
             kv_cache_spec=SimpleNamespace(block_size=BLOCK),
         )
         for g in range(num_groups)
     ]
-    tables = [
-        (torch.randperm(8 * BLOCKS, dtype=torch.int32) + 1).view(8, BLOCKS) for _ in groups
-    ]
+    tables = [(torch.randperm(8 * BLOCKS, dtype=torch.int32) + 1).view(8, BLOCKS) for _ in groups]
     return DecodeBuffers(tables, SimpleNamespace(kv_cache_groups=groups), LAYERS, 8), tables
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(decode_steps(), min_size=1, max_size=3), st.sampled_from([1, 2, 3]), st.integers(0, 3))
+@given(
+    st.lists(decode_steps(), min_size=1, max_size=3), st.sampled_from([1, 2, 3]), st.integers(0, 3)
+)
 def test_every_layer_reads_and_writes_what_the_plan_says(
     steps: list[list[ScheduledRequest]], num_groups: int, padding: int
 ) -> None:
@@ -61,7 +63,9 @@ def test_every_layer_reads_and_writes_what_the_plan_says(
     buffers, tables = buffers_of(num_groups)
     for requests in steps:
         count = len(requests)
-        seq_lens = torch.tensor([r.num_computed + 1 for r in requests] + [99] * padding, dtype=torch.int32)
+        seq_lens = torch.tensor(
+            [r.num_computed + 1 for r in requests] + [99] * padding, dtype=torch.int32
+        )
         plan = plan_step(requests)
         facts = decode_facts(requests, LAYERS) if plan is not None else None
         buffers.refresh(seq_lens, facts, count)

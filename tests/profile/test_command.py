@@ -65,3 +65,15 @@ def test_what_does_not_fit_is_told_before_an_engine_starts(
 
     assert command.run(parse(line)) == 2
     assert said in capsys.readouterr().err
+
+
+def test_graphs_need_a_device(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from vllm_flow.profile import command
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command.run(parse("--shape layers=4 --execution graphs")) == 2
+    assert "--execution graphs: CUDA graphs need a CUDA device" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vllm_flow.profile import engines, figure, ideal, load, measure, table
+from vllm_flow.profile import engines, figure, ideal, load, measure, table, watching
 from vllm_flow.profile.engines import System
 from vllm_flow.profile.measure import Bench
 from vllm_flow.profile.records import Results, Spread
@@ -27,7 +27,7 @@ def test_work_is_counted_as_the_engine_sees_it(bench: Bench) -> None:
 def test_rows_through_each_layer_are_the_ideals(bench: Bench) -> None:
     """The guard of the speed-up that no noisy machine can disturb."""
     rows: dict[int, int] = defaultdict(int)
-    layers = engines.runner_of(bench.flow).model.language_model.model.layers
+    layers = watching.runner_of(bench.flow).model.language_model.model.layers
     hooks = [
         layer.mlp.register_forward_pre_hook(
             lambda _module, args, index=index: rows.__setitem__(index, rows[index] + len(args[0]))
@@ -55,7 +55,7 @@ def test_the_step_plan_neither_waits_for_the_device_nor_copies_per_layer(bench: 
             counted[str(func)] += 1
             return func(*args, **(kwargs or {}))
 
-    runner = engines.runner_of(bench.flow)
+    runner = watching.runner_of(bench.flow)
     plan, steps = runner._plan_flow_step, 0
 
     def spy(*args: object) -> object:
@@ -131,11 +131,11 @@ def test_prefill_and_decode_cover_every_system(bench: Bench) -> None:
 
 
 def test_watching_leaves_nothing_behind(bench: Bench) -> None:
-    core, runner = engines.core_of(bench.flow), engines.runner_of(bench.flow)
+    core, runner = watching.core_of(bench.flow), watching.runner_of(bench.flow)
     before = {
         name: dict(vars(x)) for name, x in (("c", core), ("s", core.scheduler), ("r", runner))
     }
-    with pytest.raises(RuntimeError), engines.watch(bench.flow):
+    with pytest.raises(RuntimeError), watching.watch(bench.flow):
         raise RuntimeError
     for name, owner in (("c", core), ("s", core.scheduler), ("r", runner)):
         assert vars(owner).keys() == before[name].keys()

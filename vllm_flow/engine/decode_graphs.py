@@ -158,7 +158,9 @@ class DecodeBuffers:
                         query_start_loc=input_batch.query_start_loc[: num_reqs + 1],
                         query_start_loc_cpu=torch.arange(num_reqs + 1, dtype=torch.int32),
                         seq_lens=self.seq_lens_LR[layer, :num_reqs],
-                        seq_lens_cpu_upper_bound=torch.full((num_reqs,), max_seq_len, dtype=torch.int32),
+                        seq_lens_cpu_upper_bound=torch.full(
+                            (num_reqs,), max_seq_len, dtype=torch.int32
+                        ),
                         num_reqs=num_reqs,
                         num_actual_tokens=num_reqs,
                         max_query_len=1,

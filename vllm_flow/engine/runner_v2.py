@@ -17,7 +17,7 @@ from vllm.config.compilation import CUDAGraphMode
 
 from vllm_flow.engine.attention_tap import AttentionTap
 from vllm_flow.engine.decode_graphs import DecodeBuffers
-from vllm_flow.engine.decoder import DecoderHook
+from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.families import decoder_of
 from vllm_flow.engine.metadata import flow_step
 from vllm_flow.engine.requests import LayoutBook, logged_request
@@ -84,19 +84,9 @@ def evicting(kind: type[Any]) -> type[Any]:
                 input_batch.num_computed_tokens_np[: input_batch.num_reqs],
                 input_batch.num_scheduled_tokens[: input_batch.num_reqs],
             )
-            plan = self.flow_requests.plan(*shares)
-            if self.flow_tap is not None and self.flow_tap.requests:
-                self.flow_tap.arm(plan, *shares, block_tables)
-            step = None
-            if plan is not None:
-                step = flow_step(
-                    plan,
-                    block_tables=block_tables,
-                    attn_groups=attn_groups,
-                    kv_cache_config=kv_cache_config,
-                    device=self.device,
-                )
-            self.flow_hook.arm(step)
+            self.flow_hook.arm(
+                self._plan_flow_step(shares, block_tables, attn_groups, kv_cache_config)
+            )
             return super().prepare_attn(
                 input_batch,
                 cudagraph_mode,
@@ -105,6 +95,26 @@ def evicting(kind: type[Any]) -> type[Any]:
                 attn_groups,
                 kv_cache_config,
                 **kwargs,
+            )
+
+        def _plan_flow_step(
+            self,
+            shares: tuple[Sequence[str], Sequence[int], Sequence[int]],
+            block_tables: Sequence[torch.Tensor],
+            attn_groups: Sequence[Sequence[Any]],
+            kv_cache_config: Any,
+        ) -> FlowStep | None:
+            plan = self.flow_requests.plan(*shares)
+            if self.flow_tap is not None and self.flow_tap.requests:
+                self.flow_tap.arm(plan, *shares, block_tables)
+            if plan is None:
+                return None
+            return flow_step(
+                plan,
+                block_tables=block_tables,
+                attn_groups=attn_groups,
+                kv_cache_config=kv_cache_config,
+                device=self.device,
             )
 
         def _prepare_graph(

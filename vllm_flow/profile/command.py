@@ -174,6 +174,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens per KV block; default: vLLM's choice",
     )
     add("--group-layers", type=_number, default=None, help="layers per storage group")
+    add(
+        "--execution",
+        choices=("eager", "graphs"),
+        default="eager",
+        help="of decode steps: as they come, or as CUDA graphs; default: %(default)s",
+    )
+    add(
+        "--stock-execution",
+        choices=("same", "default"),
+        default="same",
+        help="stock vLLM's: the same, or what it does without any flag; default: %(default)s",
+    )
     add("--max-num-batched-tokens", type=_number, default=8192, metavar="N", help="default: 8192")
     add("--ttft-ms", type=float, default=None, help="goodput: a request's TTFT must be within")
     add("--tpot-ms", type=float, default=None, help="goodput: and its TPOT within")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from vllm_flow.plan import row_count_ideal
-from vllm_flow.profile import engines, ideal, load
+from vllm_flow.profile import engines, ideal, load, watching
 from vllm_flow.profile.engines import System
 from vllm_flow.profile.ideal import ModelShape, Workload
 from vllm_flow.profile.records import Capacity, Decode, Load, Prefill, Spread, ratios
@@ -138,12 +138,12 @@ def prefill(bench: Bench, batch: int, rounds: int) -> tuple[Prefill, ...]:
 def under_load(bench: Bench, concurrency: int, count: int, rounds: int) -> tuple[Load, ...]:
     """``count`` requests, at most ``concurrency`` at once, by every system; the tower runs anew."""
     requests, prompts = bench.requests(count)
-    found: dict[str, list[tuple[float, Any, engines.Watch]]] = defaultdict(list)
+    found: dict[str, list[tuple[float, Any, watching.Watch]]] = defaultdict(list)
     for number, system in bench.rounds(rounds, f"load, concurrency {concurrency}"):
         llm = bench.engine(system)
         llm.llm_engine.reset_encoder_cache()  # new pictures are not in it either
         part = len(requests) if number else min(len(requests), concurrency, 8)
-        with engines.watch(llm) as seen:
+        with watching.watch(llm) as seen:
             seconds, metrics = load.run_load(
                 llm,
                 system,
@@ -166,11 +166,11 @@ def _load_record(
     system: System,
     concurrency: int,
     count: int,
-    runs: Sequence[tuple[float, Any, engines.Watch]],
-    stock: Sequence[tuple[float, Any, engines.Watch]],
+    runs: Sequence[tuple[float, Any, watching.Watch]],
+    stock: Sequence[tuple[float, Any, watching.Watch]],
 ) -> Load:
     llm, cliff = bench.engine(system), bench.layers_seen(system)
-    starts = engines.group_starts(llm, bench.shape.layers)
+    starts = watching.group_starts(llm, bench.shape.layers)
     block_size = llm.llm_engine.vllm_config.cache_config.block_size
     predicted = ideal.kv_blocks(bench.work, cliff, starts, block_size)
     held = [blocks for _, _, seen in runs for blocks in seen.blocks]
@@ -224,9 +224,9 @@ def capacity(bench: Bench) -> tuple[Capacity, ...]:
     first: Capacity | None = None
     for system in tqdm(bench.systems, desc="capacity", unit="run", leave=False, disable=None):
         llm, cliff = bench.engine(system), bench.layers_seen(system)
-        starts = engines.group_starts(llm, bench.shape.layers)
+        starts = watching.group_starts(llm, bench.shape.layers)
         block_size = llm.llm_engine.vllm_config.cache_config.block_size
-        blocks = engines.pool_blocks(llm)
+        blocks = watching.pool_blocks(llm)
         each = sum(ideal.kv_blocks(bench.work, cliff, starts, block_size))
         fits = ideal.concurrent_requests(blocks, each)
         wanted = fits + max(8, fits // 8)
@@ -270,7 +270,7 @@ def _running_at_once(bench: Bench, llm: LLM, system: System, wanted: int) -> int
     ended = 0
     while not ended:
         ended = sum(output.finished for output in llm.llm_engine.step())
-    running = ended + len(engines.core_of(llm).scheduler.running)
+    running = ended + len(watching.core_of(llm).scheduler.running)
     llm.llm_engine.abort_request([f"fill-{index}" for index in range(wanted)])
     while llm.llm_engine.has_unfinished_requests():
         llm.llm_engine.step()
@@ -283,7 +283,7 @@ def decode(bench: Bench, batch: int, rounds: int) -> tuple[Decode, ...]:
     step_ms: dict[str, list[float]] = defaultdict(list)
     for number, system in bench.rounds(rounds, f"decode, {bench.work.image_tokens} image tokens"):
         llm = bench.engine(system)
-        with engines.watch(llm) as seen:
+        with watching.watch(llm) as seen:
             tokens = bench.work.output_tokens if number else 2
             llm.generate(prompts, load.params_of(system, tokens), use_tqdm=False)
         if number:

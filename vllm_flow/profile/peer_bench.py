@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vllm_flow.profile import engines, load, peers
+from vllm_flow.profile import engines, load, peers, watching
 from vllm_flow.profile.engines import System
 from vllm_flow.profile.measure import MIB, Bench
 from vllm_flow.profile.peers import Batch, Pruning
@@ -102,7 +102,7 @@ def _at_batch(
                 else:
                     name = _engine_name(one)
                     llm = bench.engine(one)
-                    with engines.watch(llm) as seen:
+                    with watching.watch(llm) as seen:
                         answers = llm.generate(
                             prompts, load.params_of(one, out if number else 2), use_tqdm=False
                         )
@@ -167,7 +167,7 @@ def _row_share(entry: Pruning | System, bench: Bench) -> float:
     return rows / (layers * work.prompt_tokens)
 
 
-def _kv_mib(bench: Bench, llm: Any, seen: engines.Watch) -> float:
+def _kv_mib(bench: Bench, llm: Any, seen: watching.Watch) -> float:
     groups = len(seen.blocks[0])
     block_size = llm.llm_engine.vllm_config.cache_config.block_size
     each = block_size * bench.shape.token_bytes * bench.shape.layers / groups

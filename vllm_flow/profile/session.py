@@ -27,6 +27,7 @@ def profile(args: argparse.Namespace, scratch: Path) -> None:
     from vllm_flow.profile import engines
 
     engines.prepare_process()
+    import torch
     from rich.console import Console
     from transformers import AutoConfig
 
@@ -35,6 +36,8 @@ def profile(args: argparse.Namespace, scratch: Path) -> None:
     from vllm_flow.profile.load import Limits
     from vllm_flow.profile.shape import shape_of, write_folder, write_weights
 
+    if args.execution == "graphs" and not torch.cuda.is_available():
+        raise ValueError("--execution graphs: CUDA graphs need a CUDA device; leave it out.")
     requests = args.requests or tuple(max(4, 2 * level) for level in args.concurrency)
     if len(requests) != len(args.concurrency):
         raise ValueError(
@@ -85,6 +88,8 @@ def profile(args: argparse.Namespace, scratch: Path) -> None:
         kv_cache_bytes=int(args.kv_cache_gib * 2**30),
         group_layers=groups,
         images=images_of(longest),
+        execution=args.execution,
+        stock_execution=args.stock_execution,
     )
     console = Console(width=200 if not sys.stdout.isatty() else None)
     stock, flow = (

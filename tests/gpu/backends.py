@@ -1,0 +1,37 @@
+"""Attention backends and kinds of execution on CUDA, as options of an engine. Knows no test."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from tests.engine.cases import Shape
+
+EAGER: dict[str, Any] = {}
+GRAPHS: dict[str, Any] = {
+    "enforce_eager": False,
+    "compilation_config": {
+        "mode": 0,
+        "cudagraph_mode": "FULL_DECODE_ONLY",
+        "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32],
+    },
+}
+
+WIDE = Shape("llama", layers=4, heads=4, kv_heads=2, head_dim=64, grid=12, seed=7)
+"""A head size that FlashAttention 3 takes, and an image of 144 tokens."""
+
+
+def triton(**options: Any) -> dict[str, Any]:
+    """Triton attention in float32: what the oracle computes, to float tolerance."""
+    return {"attention_config": {"backend": "TRITON_ATTN"}, "block_size": 16, **options}
+
+
+def flash(**options: Any) -> dict[str, Any]:
+    """FlashAttention, which computes in half precision."""
+    config = {"backend": "FLASH_ATTN"}
+    return {"attention_config": config, "block_size": 16, "dtype": "bfloat16", **options}
+
+
+def v1() -> bool:
+    """Whether this process runs the deprecated Model Runner V1."""
+    return os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "0"

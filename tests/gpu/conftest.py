@@ -1,0 +1,26 @@
+"""The engine's tests on a CUDA device; without one they are skipped.
+
+vLLM chooses its model runner once per process: ``make test-gpu`` runs them once under each.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.engine.fixtures import engine_store, open_engine, prepare_process, skip_below
+
+__all__ = ["engine_store", "open_engine"]
+
+prepare_process()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.gpu)
+    if not torch.cuda.is_available():
+        skip_below(Path(__file__).parent, items, "no CUDA device")

@@ -1,0 +1,137 @@
+"""On CUDA: tokens are the oracle's, with and without graphs, and in half precision no worse than stock's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+from vllm import RequestOutput
+
+from tests.engine import oracle
+from tests.engine.cases import GQA, LONG, QUICK, Ask, Case, Shape, every_cliff, mixed
+from tests.engine.fixtures import OpenEngine
+from tests.engine.harness import STOCK, Engine, assert_exact, logprobs_of, picture, tokens_of
+from tests.gpu.backends import EAGER, GRAPHS, WIDE, flash, triton, v1
+
+EXECUTIONS = [
+    pytest.param(EAGER, id="eager"),
+    pytest.param(
+        GRAPHS,
+        id="graphs",
+        marks=pytest.mark.skipif(v1(), reason="graphs need Model Runner V2"),
+    ),
+]
+
+
+@contextmanager
+def replays(engine: Engine) -> Iterator[list[int]]:
+    """Sizes of the CUDA graphs replayed meanwhile."""
+    sizes: list[int] = []
+    runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    manager = getattr(runner, "cudagraph_manager", None)
+    if manager is None:
+        yield sizes
+        return
+    original = manager.run_fullgraph
+
+    def run(descriptor: Any) -> Any:
+        sizes.append(descriptor.num_tokens)
+        return original(descriptor)
+
+    with mock.patch.object(manager, "run_fullgraph", run):
+        yield sizes
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("case", QUICK, ids=str)
+def test_triton_attention_is_exact(
+    open_engine: OpenEngine, case: Case, execution: dict[str, Any]
+) -> None:
+    engine = open_engine(case.shape, case.group_layers, **triton(**execution), **case.options)
+    with replays(engine) as sizes:
+        outputs = engine.run(case.asks)
+    assert_exact(engine, case.asks, outputs)
+    assert bool(sizes) == bool(execution)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_requests_join_a_running_batch(open_engine: OpenEngine, execution: dict[str, Any]) -> None:
+    engine = open_engine(LONG, 2, **triton(**execution))
+    asks = mixed(LONG.layers)
+    outputs = {}
+    with replays(engine) as sizes:
+        for index, ask in enumerate(asks):
+            engine.add(str(index), ask)
+            for _ in range(2):
+                outputs |= engine.step()
+        outputs |= engine.drain()
+    assert_exact(engine, asks, [outputs[str(index)] for index in range(len(asks))])
+    assert bool(sizes) == bool(execution)
+
+
+def worst_error(engine: Engine, asks: Sequence[Ask], outputs: Sequence[RequestOutput]) -> float:
+    """Largest difference to the oracle's logprobs over the tokens up to the first that differs."""
+    worst = 0.0
+    for ask, output in zip(asks, outputs, strict=True):
+        pictures = [picture(engine.shape, seed) for seed in ask.images]
+        expected = oracle.check_greedy(
+            engine.model_dir, ask.prompt, pictures, ask.cliff, tokens_of(output), ask.allowed
+        )
+        same = 0
+        for found, right in zip(tokens_of(output), expected.token_ids, strict=False):
+            if found != right:
+                break
+            same += 1
+        pairs = zip(logprobs_of(output)[:same], expected.logprobs, strict=False)
+        worst = max(worst, max((abs(a - b) for a, b in pairs), default=float("inf")))
+    return worst
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("shape", [WIDE], ids=lambda shape: f"head-{shape.head_dim}")
+def test_flash_attention_errs_no_more_than_stock(
+    open_engine: OpenEngine, shape: Shape, execution: dict[str, Any]
+) -> None:
+    """Half precision has an error of its own; stock vLLM's on the same prompts is the yardstick."""
+    asks = every_cliff(shape.layers)
+    plain = [ask.without_policy() for ask in asks[:: shape.layers + 1]]
+    stock = open_engine(shape, STOCK, **flash())
+    yardstick = worst_error(stock, plain, stock.run(plain))
+    engine = open_engine(shape, 2, **flash(**execution))
+    assert worst_error(engine, plain, engine.run(plain)) <= 2 * yardstick
+    assert worst_error(engine, asks, engine.run(asks)) <= 4 * yardstick
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_decode_steps_wait_for_nothing(open_engine: OpenEngine, execution: dict[str, Any]) -> None:
+    """What eviction adds to a step never makes the host wait for the device."""
+    import torch
+
+    engine = open_engine(GQA, 2, **triton(**execution))
+    runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    owner = getattr(runner, "model_state", runner)
+    names = [name for name in ("_plan_flow_step", "_prepare_graph") if hasattr(owner, name)]
+    asks = every_cliff(GQA.layers)
+    calls: list[str] = []
+
+    def guarded(name: str) -> Any:
+        original = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return original(*args, **kwargs)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+                calls.append(name)
+
+        return call
+
+    with mock.patch.multiple(owner, **{name: guarded(name) for name in names}):
+        outputs = engine.run(asks)
+    assert_exact(engine, asks, outputs)
+    assert ("_prepare_graph" in calls) == bool(execution)
+    assert "_plan_flow_step" in calls
