@@ -151,6 +151,13 @@ class DecodeBuffers:
                         f"choose one of {', '.join(REPLAYABLE)} (--attention-backend), or pass "
                         "enforce_eager=True (--enforce-eager)."
                     )
+                if attn_group.kernel_block_size is not None:
+                    raise ValueError(
+                        f"vLLM-Flow does not support CUDA graphs where {backend} divides KV blocks of "
+                        f"{attn_group.kv_cache_spec.block_size} tokens into smaller ones: pass "
+                        f"block_size={attn_group.kernel_block_size} (--block-size), or "
+                        "enforce_eager=True (--enforce-eager)."
+                    )
                 for name in attn_group.layer_names:
                     layer = extract_layer_index(name)
                     slots = self.slots_LR[layer, :num_reqs]

@@ -1,0 +1,86 @@
+"""When storage groups share what a backend planned, and when they must not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from vllm.config.compilation import CUDAGraphMode
+
+from vllm_flow.engine.metadata import _build
+from vllm_flow.engine.storage import FlowAttentionSpec
+
+
+class Builder:
+    """A metadata builder as far as the engine knows it; remembers what it was asked for."""
+
+    def __init__(self, graphs: CUDAGraphMode, can_update: bool) -> None:
+        self.supports_update_block_table = can_update
+        self.vllm_config = self.compilation_config = self
+        self.cudagraph_mode = graphs
+        self.built: list[dict[str, Any]] = []
+
+    def update_block_table(self, metadata: Any, table: Any, slots: Any) -> Any:
+        return ("updated", metadata, table, slots)
+
+
+class Group:
+    """An attention group of one storage group."""
+
+    kernel_block_size: int | None = None
+
+    def __init__(self, builder: Builder, first_layer: int, block_size: int = 16) -> None:
+        self.builder = builder
+        self.kv_cache_spec = FlowAttentionSpec(
+            block_size=block_size,
+            num_kv_heads=2,
+            head_size=32,
+            dtype=torch.float32,
+            first_layer=first_layer,
+            last_layer=first_layer + 1,
+        )
+
+    def get_metadata_builder(self, ubatch: int) -> Builder:
+        return self.builder
+
+    def build_metadata(self, common: Any, **kwargs: Any) -> Any:
+        self.builder.built.append(kwargs)
+        return ("built", common)
+
+
+class Common:
+    def __init__(self, name: str) -> None:
+        self.block_table_tensor, self.slot_mapping = f"{name} table", f"{name} slots"
+
+
+def build_two(builder: Builder, *groups: Group) -> list[Any]:
+    built: dict[Any, Any] = {}
+    return [_build(group, Common(str(i)), built) for i, group in enumerate(groups)]
+
+
+def test_a_second_storage_group_takes_the_first_ones_schedule() -> None:
+    builder = Builder(CUDAGraphMode.NONE, can_update=True)
+    first, second = build_two(builder, Group(builder, 0), Group(builder, 2))
+    assert second == ("updated", first, "1 table", "1 slots")
+    assert builder.built == [{}]
+
+
+@pytest.mark.parametrize(
+    ("graphs", "can_update", "block_size"),
+    [(CUDAGraphMode.NONE, False, 16), (CUDAGraphMode.NONE, True, 32)],
+    ids=["the backend cannot", "other blocks"],
+)
+def test_every_group_is_planned_where_they_differ(
+    graphs: CUDAGraphMode, can_update: bool, block_size: int
+) -> None:
+    builder = Builder(graphs, can_update)
+    answers = build_two(builder, Group(builder, 0), Group(builder, 2, block_size))
+    assert [kind for kind, *_ in answers] == ["built", "built"]
+
+
+def test_with_graphs_nothing_is_written_into_the_builders_own_schedule() -> None:
+    """A builder keeps one schedule for its graphs; a variant of the same group would overwrite it."""
+    builder = Builder(CUDAGraphMode.FULL_DECODE_ONLY, can_update=True)
+    build_two(builder, Group(builder, 0), Group(builder, 2))
+    assert builder.built == [{"fast_build": True}] * 2
