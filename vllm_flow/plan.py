@@ -176,7 +176,8 @@ class Variant:
 
     @property
     def max_query_len(self) -> int:
-        return int(np.diff(self.query_start_loc).max(initial=0))
+        starts = self.query_start_loc
+        return int((starts[1:] - starts[:-1]).max(initial=0))
 
     @property
     def max_seq_len(self) -> int:
@@ -212,6 +213,11 @@ def plan_step(requests: Sequence[ScheduledRequest]) -> StepPlan | None:
     cliffs = sorted({r.layout.cliff for r in requests if r.layout is not None})
     if not cliffs:
         return None
+    if all(
+        r.num_scheduled == 1 and (r.layout is None or r.num_computed >= r.layout.spans.end)
+        for r in requests
+    ):
+        return _plan_decode(requests, cliffs)
     computed = np.array([r.num_computed for r in requests], dtype=np.int64)
     scheduled = np.array([r.num_scheduled for r in requests], dtype=np.int64)
     starts = np.concatenate(([0], np.cumsum(scheduled)))
@@ -256,3 +262,34 @@ def plan_step(requests: Sequence[ScheduledRequest]) -> StepPlan | None:
         )
         alive = keep
     return StepPlan(num_rows, tuple(variants))
+
+
+def _plan_decode(requests: Sequence[ScheduledRequest], cliffs: Sequence[int]) -> StepPlan:
+    """The plan of a step of one token per request, each past its images: no row leaves.
+
+    Such steps are most of a server's, and short: what is general about :func:`plan_step` would cost
+    more than a hundredth of one.
+    """
+    count = len(requests)
+    layouts = [request.layout for request in requests]
+    position = np.array([r.num_computed for r in requests], dtype=np.int64)
+    missing = np.array([0 if t is None else t.spans.total for t in layouts], dtype=np.int64)
+    never = cliffs[-1] + 1
+    cliff = np.array([never if t is None else t.cliff for t in layouts], dtype=np.int64)
+    index = np.arange(count + 1, dtype=np.int64)
+    variants = []
+    for first_layer in cliffs:
+        stored = position - np.where(cliff <= first_layer, missing, 0)
+        variants.append(
+            Variant(
+                first_layer=first_layer,
+                rows=None,
+                gather=None,
+                row_requests=index[:-1],
+                positions=stored,
+                requests=index[:-1],
+                query_start_loc=index,
+                seq_lens=stored + 1,
+            )
+        )
+    return StepPlan(count, tuple(variants))

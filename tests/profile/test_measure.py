@@ -74,10 +74,11 @@ def test_the_step_plan_neither_waits_for_the_device_nor_copies_per_layer(bench: 
         name for name in counted if any(w in name for w in ("local_scalar", "nonzero", "item"))
     ]
     assert steps == 4 and not waits, waits
-    # Two packed groups of one variant: slots are looked up once per group and step.
-    assert counted["aten.index.Tensor"] == 2 * steps, dict(counted)
-    # Places inside blocks are the same for every group.
-    assert counted["aten.floor_divide.default"] == steps, dict(counted)
+    # Two packed groups of one variant: blocks are looked up once per group and step.
+    assert counted["aten.index_select.default"] == 2 * steps, dict(counted)
+    # Places inside blocks come from the host; slots are made of them for all groups at once.
+    assert counted["aten.floor_divide.default"] == 0, dict(counted)
+    assert counted["aten.mul.Tensor"] == steps, dict(counted)
 
 
 def test_load_serves_everything_and_predicts_every_block(bench: Bench) -> None:

@@ -63,12 +63,23 @@ def batches(draw: st.DrawFn) -> list[tuple[Case, int, int]]:
     return batch
 
 
+@st.composite
+def decode_batches(draw: st.DrawFn) -> list[tuple[Case, int, int]]:
+    """Requests with one token each, most of them past their images."""
+    batch = []
+    for case in draw(st.lists(cases(), min_size=1, max_size=5)):
+        first = max(case.image, default=-1) + 1
+        start = draw(st.just(first) | st.integers(0, case.length - 1))
+        batch.append((Case(max(case.length, start + 1), case.image, case.cliff), start, start + 1))
+    return batch
+
+
 def plan_of(batch: list[tuple[Case, int, int]]) -> StepPlan | None:
     return plan_step([ScheduledRequest(a, b - a, case.layout) for case, a, b in batch])
 
 
 @settings(max_examples=400)
-@given(batches())
+@given(batches() | decode_batches())
 def test_every_layer_of_a_plan_matches_the_naive_model(batch: list[tuple[Case, int, int]]) -> None:
     plan = plan_of(batch)
     tokens = [(r, p) for r, (_, a, b) in enumerate(batch) for p in range(a, b)]

@@ -7,10 +7,10 @@ attention backend of vLLM is built through. Knows neither runner: each hands ove
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -21,62 +21,82 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm_flow.engine.decoder import DeviceVariant, FlowStep
 from vllm_flow.plan import StepPlan, Variant
 
+_Shape: TypeAlias = tuple[int, int]
+"""Of a block table: tokens per block, blocks per row."""
 
-def flow_step(
-    plan: StepPlan,
-    *,
-    block_tables: Sequence[torch.Tensor],
-    attn_groups: Sequence[Sequence[Any]],
-    kv_cache_config: KVCacheConfig,
-    device: torch.device,
-) -> FlowStep:
-    """Build what the decoder hook needs for one step.
+
+class StepBuilder:
+    """Turns plans into steps over one set of KV-cache groups.
 
     Args:
-        plan: the step's plan; its batch indices are rows of the block tables.
-        block_tables: per KV-cache group, [requests, blocks] block ids on the device.
         attn_groups: per KV-cache group, vLLM's ``AttentionGroup`` objects.
         kv_cache_config: names the layers and the block size of each group.
+        device: where the model runs.
     """
-    on_device = [_VariantTensors(variant, device) for variant in plan.variants]
-    step = FlowStep(
-        variants={
-            tensors.variant.first_layer: DeviceVariant(
-                tensors.variant.num_rows, tensors.rows, tensors.gather
-            )
-            for tensors in on_device
-        }
-    )
-    starts = tuple(variant.first_layer for variant in plan.variants)
-    wanted: dict[int, list[_Place]] = {}
-    for group, of_group in enumerate(attn_groups):
-        for attn_group in of_group:
-            by_variant = _layers_by_variant(tuple(attn_group.layer_names), starts)
-            for index, names in by_variant.items():
-                wanted.setdefault(index, []).append(_Place(group, attn_group, names))
-    for index, places in wanted.items():
-        tensors = on_device[index]
-        if tensors.variant.num_rows == 0:
-            continue  # the hook skips these layers
-        sizes = [
-            kv_cache_config.kv_cache_groups[place.group].kv_cache_spec.block_size
-            for place in places
+
+    def __init__(
+        self,
+        attn_groups: Sequence[Sequence[Any]],
+        kv_cache_config: KVCacheConfig,
+        device: torch.device,
+    ) -> None:
+        sizes = [spec.kv_cache_spec.block_size for spec in kv_cache_config.kv_cache_groups]
+        self._device = device
+        self._groups = [
+            (group, sizes[group], attn_group)
+            for group, of_group in enumerate(attn_groups)
+            for attn_group in of_group
         ]
-        tables = [block_tables[place.group] for place in places]
-        built: dict[Any, Any] = {}
-        for place, table, slots in zip(places, tables, tensors.slots(tables, sizes), strict=True):
-            common = tensors.common_metadata(table, slots)
-            metadata = _build(place.attn_group, common, built)
-            for name in place.layer_names:
-                step.attn_metadata[name] = metadata
-                step.slot_mapping[name] = slots
-    return step
+        # The sets of cliffs that share a batch are few, and asked for in every step.
+        self._places = lru_cache(maxsize=1024)(self._find_places)
+
+    def build(self, plan: StepPlan, block_tables: Sequence[torch.Tensor]) -> FlowStep:
+        """Build what the decoder hook needs for one step.
+
+        Args:
+            plan: the step's plan; its batch indices are rows of the block tables.
+            block_tables: per KV-cache group, [requests, blocks] block ids on the device.
+        """
+        step = FlowStep(variants={})
+        starts = tuple(variant.first_layer for variant in plan.variants)
+        for variant, places in zip(plan.variants, self._places(starts), strict=True):
+            tables = _tables(block_tables, places)
+            tensors = _VariantTensors(variant, tables, self._device)
+            step.variants[variant.first_layer] = DeviceVariant(
+                variant.num_rows, tensors.get("rows"), tensors.get("gather")
+            )
+            if variant.num_rows == 0:
+                continue  # the hook skips these layers
+            slots = tensors.slots(block_tables, tables)
+            built: dict[Any, Any] = {}
+            for place in places:
+                common = tensors.common_metadata(block_tables[place.group], slots[place.group])
+                metadata = _build(place.attn_group, common, built)
+                for name in place.layer_names:
+                    step.attn_metadata[name] = metadata
+                    step.slot_mapping[name] = common.slot_mapping
+        return step
+
+    def _find_places(self, starts: tuple[int, ...]) -> list[list[_Place]]:
+        """For each variant, given the first layers of all, where its layers are kept."""
+        found: list[list[_Place]] = [[] for _ in starts]
+        for group, size, attn_group in self._groups:
+            names: dict[int, list[str]] = {}
+            for name in attn_group.layer_names:
+                # Layers before the first cliff are in no variant.
+                index = bisect_right(starts, extract_layer_index(name)) - 1
+                if index >= 0:
+                    names.setdefault(index, []).append(name)
+            for index, of_variant in names.items():
+                found[index].append(_Place(group, size, attn_group, of_variant))
+        return found
 
 
 class _Place(NamedTuple):
     """Layers of one variant that share a block table and a metadata builder."""
 
     group: int
+    block_size: int
     attn_group: Any
     layer_names: Sequence[str]
 
@@ -105,83 +125,84 @@ def _build(attn_group: Any, common: CommonAttentionMetadata, built: dict[Any, An
     return metadata
 
 
-@lru_cache(maxsize=4096)
-def _layers_by_variant(
-    layer_names: tuple[str, ...], starts: tuple[int, ...]
-) -> Mapping[int, Sequence[str]]:
-    """Variant index -> the layers in it, given the variants' first layers; those before are in none.
-
-    Asked in every step, and the sets of cliffs in a batch are few.
-    """
-    found: dict[int, list[str]] = {}
-    for name in layer_names:
-        index = bisect_right(starts, extract_layer_index(name)) - 1
-        if index >= 0:
-            found.setdefault(index, []).append(name)
-    return found
-
-
 class _VariantTensors:
-    """One variant's integers on the device, sent in a single copy. R rows of Q requests."""
+    """One variant's integers on the device, sent in a single copy. R rows of Q requests.
 
-    def __init__(self, variant: Variant, device: torch.device) -> None:
+    Args:
+        variant: what the plan says.
+        tables: shapes of the block tables that its layers use.
+        device: where the model runs.
+    """
+
+    def __init__(self, variant: Variant, tables: Iterable[_Shape], device: torch.device) -> None:
         self.variant = variant
-        parts = [
-            variant.row_requests,
-            variant.positions,
-            variant.requests,
-            variant.query_start_loc,
-            variant.seq_lens,
-            *(part for part in (variant.rows, variant.gather) if part is not None),
-        ]
-        host = torch.from_numpy(np.concatenate(parts).astype(np.int32))
+        parts = {"query_start_loc": variant.query_start_loc, "seq_lens": variant.seq_lens}
+        for name in ("requests", "rows", "gather"):
+            if (part := getattr(variant, name)) is not None:
+                parts[name] = part
+        for size, width in tables:
+            # Where a row's block stands in the flattened table, and its slot inside the block.
+            parts[f"place {size} {width}"] = (
+                variant.row_requests * width + variant.positions // size
+            )
+            parts[f"inside {size} {width}"] = variant.positions % size
+        lengths = [len(part) for part in parts.values()]
+        host = torch.from_numpy(
+            np.concatenate(list(parts.values()), dtype=np.int32, casting="unsafe")
+        )
         if device.type == "cuda":
             host = host.pin_memory()
-        tensors = list(host.to(device, non_blocking=True).split([len(part) for part in parts]))
-        self.row_requests, self.positions, self.requests, self.query_start_loc, self.seq_lens = (
-            tensors[:5]
-        )
-        rest = iter(tensors[5:])
-        self.rows = next(rest) if variant.rows is not None else None
-        self.gather = next(rest) if variant.gather is not None else None
-        self._host = (
-            torch.from_numpy(variant.query_start_loc.astype(np.int32)),
-            torch.from_numpy(variant.seq_lens.astype(np.int32)),
-            variant.max_query_len,
-            variant.max_seq_len,
-        )
+        there = host.to(device, non_blocking=True)
+        self._max_query_len, self._max_seq_len = variant.max_query_len, variant.max_seq_len
+        self._on_host = dict(zip(parts, host.split(lengths), strict=True))
+        self._on_device = dict(zip(parts, there.split(lengths), strict=True))
+
+    def get(self, name: str) -> torch.Tensor | None:
+        """``rows`` or ``gather`` on the device; None where the variant has none."""
+        return self._on_device.get(name)
 
     def slots(
-        self, block_tables: Sequence[torch.Tensor], block_sizes: Sequence[int]
-    ) -> list[torch.Tensor]:
-        """[R] slots of the rows in each table; one set of operations for tables of one block size."""
+        self, block_tables: Sequence[torch.Tensor], tables: Mapping[_Shape, Sequence[int]]
+    ) -> dict[int, torch.Tensor]:
+        """KV-cache group -> [R] slots of the rows; one set of operations for tables of one shape."""
         found: dict[int, torch.Tensor] = {}
-        for size in dict.fromkeys(block_sizes):
-            of_size = [g for g, other in enumerate(block_sizes) if other == size]
-            index = self.positions // size
-            blocks_GR = torch.stack([block_tables[g][self.row_requests, index] for g in of_size])
-            slots_GR = blocks_GR.to(torch.int64) * size + self.positions % size
-            found.update(zip(of_size, slots_GR.unbind(), strict=True))
-        return [found[g] for g in range(len(block_sizes))]
+        for (size, width), groups in tables.items():
+            place = self._on_device[f"place {size} {width}"]
+            blocks_GR = torch.stack(
+                [block_tables[g].reshape(-1).index_select(0, place) for g in groups]
+            )
+            slots_GR = blocks_GR.to(torch.int64) * size + self._on_device[f"inside {size} {width}"]
+            found.update(zip(groups, slots_GR.unbind(), strict=True))
+        return found
 
     def common_metadata(
         self, block_table: torch.Tensor, slots: torch.Tensor
     ) -> CommonAttentionMetadata:
         """Attention metadata of this variant over one group's block table, [requests, blocks]."""
-        query_start_loc_cpu, seq_lens_cpu, max_query_len, max_seq_len = self._host
         num_reqs = len(self.variant.requests)
         return CommonAttentionMetadata(
-            query_start_loc=self.query_start_loc,
-            query_start_loc_cpu=query_start_loc_cpu,
-            seq_lens=self.seq_lens,
-            seq_lens_cpu_upper_bound=seq_lens_cpu,
+            query_start_loc=self._on_device["query_start_loc"],
+            query_start_loc_cpu=self._on_host["query_start_loc"],
+            seq_lens=self._on_device["seq_lens"],
+            seq_lens_cpu_upper_bound=self._on_host["seq_lens"],
             num_reqs=num_reqs,
             num_actual_tokens=self.variant.num_rows,
-            max_query_len=max_query_len,
-            max_seq_len=max_seq_len,
+            max_query_len=self._max_query_len,
+            max_seq_len=self._max_seq_len,
             # Where every request has a row, as in decode, the table is taken as it is.
             block_table_tensor=block_table
             if num_reqs == len(block_table)
-            else block_table.index_select(0, self.requests),
+            else block_table.index_select(0, self._on_device["requests"]),
             slot_mapping=slots,
         )
+
+
+def _tables(
+    block_tables: Sequence[torch.Tensor], places: Sequence[_Place]
+) -> dict[_Shape, list[int]]:
+    """Shape of a block table -> the KV-cache groups whose tables are of that shape."""
+    found: dict[_Shape, list[int]] = {}
+    for place in places:
+        shape = (place.block_size, block_tables[place.group].shape[1])
+        found.setdefault(shape, []).append(place.group)
+    return found

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_flow.engine.attention_tap import AttentionTap
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.families import decoder_of
-from vllm_flow.engine.metadata import flow_step
+from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage import group_specs
@@ -28,6 +28,7 @@ class FlowRunnerV1:
     flow_settings: FlowSettings
     flow_requests: LayoutBook
     flow_hook: DecoderHook
+    flow_steps: StepBuilder
     flow_step: FlowStep | None
     flow_tap: AttentionTap | None
     """Only where the operator configured an attention log."""
@@ -43,6 +44,7 @@ class FlowRunnerV1:
         self, kv_cache_config: Any, is_profiling: bool = False, **kwargs: Any
     ) -> None:
         super().initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)
+        self.flow_steps = StepBuilder(self.attn_groups, kv_cache_config, self.device)
         if self.flow_settings.attention_log is not None and not is_profiling:
             layers = self.compilation_config.static_forward_context
             self.flow_tap = AttentionTap(kv_cache_config, layers)
@@ -91,13 +93,7 @@ class FlowRunnerV1:
             self.flow_tap.arm(plan, *shares, block_tables)
         if plan is None:
             return None
-        return flow_step(
-            plan,
-            block_tables=block_tables,
-            attn_groups=self.attn_groups,
-            kv_cache_config=self.kv_cache_config,
-            device=self.device,
-        )
+        return self.flow_steps.build(plan, block_tables)
 
     def _model_forward(self, *args: Any, **kwargs: Any) -> Any:
         self.flow_hook.arm(self.flow_step)

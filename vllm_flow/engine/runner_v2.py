@@ -19,7 +19,7 @@ from vllm_flow.engine.attention_tap import AttentionTap
 from vllm_flow.engine.decode_graphs import DecodeBuffers
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.families import decoder_of
-from vllm_flow.engine.metadata import flow_step
+from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage import group_specs
@@ -38,6 +38,7 @@ def evicting(kind: type[Any]) -> type[Any]:
     class FlowModelState(kind):  # type: ignore[valid-type, misc]
         flow_requests: LayoutBook
         flow_hook: DecoderHook
+        flow_steps: StepBuilder
         flow_tap: AttentionTap | None
         """Only where the operator configured an attention log."""
         flow_buffers: DecodeBuffers | None
@@ -84,9 +85,7 @@ def evicting(kind: type[Any]) -> type[Any]:
                 input_batch.num_computed_tokens_np[: input_batch.num_reqs],
                 input_batch.num_scheduled_tokens[: input_batch.num_reqs],
             )
-            self.flow_hook.arm(
-                self._plan_flow_step(shares, block_tables, attn_groups, kv_cache_config)
-            )
+            self.flow_hook.arm(self._plan_flow_step(shares, block_tables))
             return super().prepare_attn(
                 input_batch,
                 cudagraph_mode,
@@ -101,21 +100,11 @@ def evicting(kind: type[Any]) -> type[Any]:
             self,
             shares: tuple[Sequence[str], Sequence[int], Sequence[int]],
             block_tables: Sequence[torch.Tensor],
-            attn_groups: Sequence[Sequence[Any]],
-            kv_cache_config: Any,
         ) -> FlowStep | None:
             plan = self.flow_requests.plan(*shares)
             if self.flow_tap is not None and self.flow_tap.requests:
                 self.flow_tap.arm(plan, *shares, block_tables)
-            if plan is None:
-                return None
-            return flow_step(
-                plan,
-                block_tables=block_tables,
-                attn_groups=attn_groups,
-                kv_cache_config=kv_cache_config,
-                device=self.device,
-            )
+            return None if plan is None else self.flow_steps.build(plan, block_tables)
 
         def _prepare_graph(
             self,
@@ -178,6 +167,7 @@ class FlowRunnerV2:
         self, kv_cache_config: Any, is_profiling: bool = False, **kwargs: Any
     ) -> None:
         super().initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)
+        self.model_state.flow_steps = StepBuilder(self.attn_groups, kv_cache_config, self.device)
         if self.flow_settings.attention_log is not None and not is_profiling:
             layers = self.vllm_config.compilation_config.static_forward_context
             self.model_state.flow_tap = AttentionTap(kv_cache_config, layers)
