@@ -153,13 +153,15 @@ def test_decode_flops_add_up_step_by_step(
     assert whole.attention - shorter.attention == 4 * shape.heads * shape.head_dim * read
 
 
-@given(st.floats(0.1, 1e4), st.floats(0, 1), st.floats(1, 50))
-def test_amdahl(total: float, part: float, ratio: float) -> None:
+@given(st.floats(0.1, 1e4), st.floats(0, 1), st.floats(1, 50), st.floats(1, 50))
+def test_amdahl(total: float, part: float, ratio: float, other: float) -> None:
     prefill = total * part
-    assume(prefill <= total)
-    got = ideal.end_to_end_ratio(total, prefill, ratio)
-    assert 1 - 1e-9 <= got <= ratio * (1 + 1e-9)
-    assert math.isclose(total / got, total - prefill + prefill / ratio, rel_tol=1e-9)
+    decode = (total - prefill) / 2
+    assume(prefill + decode <= total)
+    got = ideal.end_to_end_ratio(total, ((prefill, ratio), (decode, other)))
+    assert 1 - 1e-9 <= got <= max(ratio, other) * (1 + 1e-9)
+    left = total - prefill - decode + prefill / ratio + decode / other
+    assert math.isclose(total / got, left, rel_tol=1e-9)
 
 
 def test_bad_numbers_are_refused() -> None:
@@ -167,7 +169,7 @@ def test_bad_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="cliff=5"):
         ideal.layer_rows(shape, Workload(1, 1, 1), 5)
     with pytest.raises(ValueError, match="in all"):
-        ideal.end_to_end_ratio(1.0, 2.0, 3.0)
+        ideal.end_to_end_ratio(1.0, ((0.8, 3.0), (0.3, 2.0)))
 
 
 def test_parameters_are_llavas() -> None:

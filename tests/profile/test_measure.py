@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vllm_flow.profile import engines, figure, ideal, load, measure, table, watching
+from vllm_flow.profile import engines, figure, ideal, load, measure, table, under_load, watching
 from vllm_flow.profile.engines import System
 from vllm_flow.profile.measure import Bench
 from vllm_flow.profile.records import Results, Spread
@@ -82,7 +82,7 @@ def test_the_step_plan_neither_waits_for_the_device_nor_copies_per_layer(bench: 
 
 
 def test_load_serves_everything_and_predicts_every_block(bench: Bench) -> None:
-    rows = measure.under_load(bench, concurrency=3, count=5, rounds=1)
+    rows = under_load.under_load(bench, concurrency=3, count=5, rounds=1)
     assert [row.system for row in rows] == ["stock", "baseline", "cliff=2", "cliff=1"]
     for row in rows:
         assert row.blocks_exact, row
@@ -103,13 +103,13 @@ def test_blocks_at_the_very_border_of_a_block(bench: Bench) -> None:
     """84 prompt tokens and 13 out fill three blocks to the last slot: the last token is not stored."""
     border = bench.with_work(replace(bench.work, output_tokens=13))
     assert border.work.computed_tokens == 96
-    rows = measure.under_load(border, concurrency=1, count=1, rounds=1)
+    rows = under_load.under_load(border, concurrency=1, count=1, rounds=1)
     assert all(row.blocks_exact for row in rows) and rows[0].blocks_each == (3,)
 
 
 def test_limits_that_nothing_meets_make_no_good_request(bench: Bench) -> None:
     strict = replace(bench, limits=load.Limits(ttft_ms=1e-6))
-    rows = measure.under_load(strict, concurrency=2, count=2, rounds=1)
+    rows = under_load.under_load(strict, concurrency=2, count=2, rounds=1)
     assert {row.good_share.median for row in rows} == {0.0}
 
 
@@ -147,7 +147,7 @@ def test_a_report_is_drawn_and_written(bench: Bench, tmp_path) -> None:  # type:
     results = Results(
         command="c", created="now", model="m", shape={}, workload={}, engine={}, limits={},
         prefill=measure.prefill(bench, 1, 1),
-        load=measure.under_load(bench, 2, 2, 1),
+        load=under_load.under_load(bench, 2, 2, 1),
     )  # fmt: skip
     assert [len(t.rows) for t in table.tables(results, "prefill")] == [4]
     assert [len(t.rows) for t in table.tables(results, "load")] == [4, 4]

@@ -11,7 +11,7 @@ softmax are left out: they are linear in the rows, below one per cent of the res
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vllm_flow.plan import TokenLayout, predict_blocks
@@ -172,7 +172,7 @@ def decode_flops(shape: ModelShape, work: Workload, cliff: int) -> Flops:
     )
 
 
-def decode_step_bytes(shape: ModelShape, work: Workload, cliff: int, batch: int) -> float:
+def decode_step_bytes(shape: ModelShape, work: Workload, cliff: int, batch: float) -> float:
     """Bytes a decode step reads, averaged over a request: weights once, each request's keys and values."""
     weights = (shape.layers * shape.layer_parameters + shape.head_parameters) * shape.value_bytes
     context = work.prompt_tokens + work.output_tokens / 2
@@ -181,7 +181,7 @@ def decode_step_bytes(shape: ModelShape, work: Workload, cliff: int, batch: int)
     return weights + batch * tokens * shape.token_bytes
 
 
-def decode_ratio(shape: ModelShape, work: Workload, cliff: int, batch: int) -> float:
+def decode_ratio(shape: ModelShape, work: Workload, cliff: int, batch: float) -> float:
     """The baseline's bytes per decode step over the cliff's: the speed-up of a memory-bound decode."""
     full = decode_step_bytes(shape, work, shape.layers, batch)
     return full / decode_step_bytes(shape, work, cliff, batch)
@@ -210,18 +210,22 @@ def concurrent_requests(pool_blocks: int, blocks_each: int) -> int:
     return pool_blocks // blocks_each
 
 
-def end_to_end_ratio(total_seconds: float, prefill_seconds: float, ratio: float) -> float:
-    """Amdahl's law: stock's time over what is left of it when only its prefill shrinks.
+def end_to_end_ratio(
+    total_seconds: float,
+    parts: Iterable[tuple[float, float]],
+) -> float:
+    """Amdahl's law: stock's time over what is left of it when parts of it shrink.
 
     Args:
         total_seconds: stock's time for a load.
-        prefill_seconds: the part spent in steps that hold prompt tokens; the rest (decode, front
-            end) is taken as it is, so a decode that reads less can exceed this ratio.
-        ratio: the prefill's own ideal speed-up.
+        parts: (seconds, ratio) of disjoint parts of it, each with its own ideal speed-up. What is in
+            no part (front end, host) is taken as it is.
 
     Raises:
-        ValueError: the part is not in [0, total].
+        ValueError: the parts are longer than the whole, or one is negative.
     """
-    if not 0 <= prefill_seconds <= total_seconds:
-        raise ValueError(f"prefill {prefill_seconds} s of {total_seconds} s in all")
-    return total_seconds / (total_seconds - prefill_seconds * (1 - 1 / ratio))
+    parts = list(parts)
+    inside = sum(seconds for seconds, _ in parts)
+    if inside > total_seconds or any(seconds < 0 for seconds, _ in parts):
+        raise ValueError(f"parts of {[s for s, _ in parts]} s of {total_seconds} s in all")
+    return total_seconds / (total_seconds - sum(s * (1 - 1 / ratio) for s, ratio in parts))

@@ -66,7 +66,7 @@ class Load:
     ratio: Spread
     """Requests/s over stock's."""
     ideal_ratio: float
-    """Amdahl's: stock's own time with its prefill shrunk by the FLOP ratio."""
+    """Amdahl's: stock's own time, its prefill shrunk by the FLOP ratio, its decode by the bytes'."""
     ttft_ms: Spread
     tpot_ms: Spread
     good_share: Spread

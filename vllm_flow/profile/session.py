@@ -123,7 +123,7 @@ def _measurements(
     cliff: int,
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """(part, what was found), one after the other."""
-    from vllm_flow.profile import measure
+    from vllm_flow.profile import measure, under_load
 
     if "prefill" in args.parts:
         yield "prefill", measure.prefill(bench, args.batch, args.rounds)
@@ -133,7 +133,7 @@ def _measurements(
             tuple(
                 row
                 for level, count in zip(args.concurrency, requests, strict=True)
-                for row in measure.under_load(bench, level, count, args.rounds)
+                for row in under_load.under_load(bench, level, count, args.rounds)
             ),
         )
     if "capacity" in args.parts:

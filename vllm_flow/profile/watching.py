@@ -55,6 +55,12 @@ class Watch:
         """Time in steps with prompt tokens, or in pure decode steps."""
         return sum(step.seconds for step in self.steps if step.holds_prompt == prompt)
 
+    def decode_batch(self) -> float:
+        """Requests of a pure decode step, on average over the time spent in them."""
+        steps = [step for step in self.steps if not step.holds_prompt]
+        total = sum(step.seconds for step in steps)
+        return sum(step.requests * step.seconds for step in steps) / total if steps else 0.0
+
     def host_share(self, part: str = "both") -> float:
         """Share of the steps' time spent in scheduler and/or step plan.
 
