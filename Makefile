@@ -18,7 +18,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo eval-demo analysis-demo bench test test-unit test-eval test-rest test-engine \
-        test-engine-v2 test-server test-gpu fuzz lint clean
+        test-engine-v2 test-server test-speed test-gpu fuzz lint clean
 
 help:
 	@echo "make setup          environment in $(VENV) (VARIANT=cuda for a CUDA machine)"
@@ -72,7 +72,7 @@ bench: setup
 # Suites run side by side, each in a process of its own (vLLM chooses its model runner once per
 # process), and print when they are done. One after the other: make test JOBS=1.
 JOBS   ?= 2
-SUITES := test-engine test-unit test-server test-eval test-engine-v2 test-rest
+SUITES := test-engine test-unit test-server test-eval test-engine-v2 test-rest test-speed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
 
 test: setup
@@ -92,6 +92,10 @@ test-rest: setup
 	@echo "tests: analysis, profile"
 	@$(PYTEST) tests/analysis
 	@$(PYTEST) tests/profile
+
+test-speed: setup
+	@echo "tests: no gross regression beside stock vLLM, by ratio"
+	@$(BIN)/vllm-flow profile --preset guard --out out/guard
 
 test-engine: setup
 	@echo "tests: engine, model runner V1"

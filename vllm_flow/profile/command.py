@@ -25,7 +25,7 @@ TINY_LLAMA = "layers=22,hidden=2048,heads=32,kv_heads=4,mlp=5632"
 _LLAVA_16 = "--shape layers=16,hidden=1024,heads=16,kv_heads=16,mlp=2816 --block-size 32"
 
 PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
-    # Sized for 15 minutes on two cores; the first run alone takes 11 on one.
+    # Sized for 15 minutes on two cores.
     "cpu": (
         (
             "llava-16",
@@ -36,7 +36,7 @@ PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "decode",
             f"{_LLAVA_16} --parts decode --decode-image-tokens 576,2880 --decode-batch 2 "
-            "--rounds 2 --output-tokens 24 --kv-cache-gib 1",
+            "--policies baseline,cliff=2,cliff=L/4 --rounds 2 --output-tokens 24 --kv-cache-gib 1",
         ),
         (
             "tinyllama-22",
@@ -45,6 +45,23 @@ PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         # float32, so that greedy tokens of two libraries can be compared.
         ("peers", f"{_LLAVA_16} --parts peers --rounds 1 --dtype float32 --kv-cache-gib 1"),
+    ),
+    # As many image tokens as a short video has; prefill takes most of its minutes.
+    "long": (
+        (
+            "decode-10k",
+            f"{_LLAVA_16} --parts decode --decode-image-tokens 10368 --decode-batch 1 "
+            "--policies baseline,cliff=2,cliff=L/4 --rounds 2 --output-tokens 24 --kv-cache-gib 1",
+        ),
+    ),
+    # Some forty seconds for continuous integration: no figures to quote, only gross regressions.
+    "guard": (
+        (
+            "guard",
+            "--shape layers=8,hidden=256,heads=4,kv_heads=4,mlp=704,image_tokens=576,vocab=500 "
+            "--parts prefill,load,capacity --policies baseline,cliff=2 --concurrency 4 --requests 8 "
+            "--rounds 5 --batch 4 --block-size 32 --kv-cache-gib 0.05 --guard",
+        ),
     ),
     "quick": (
         (
@@ -189,6 +206,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-num-batched-tokens", type=_number, default=8192, metavar="N", help="default: 8192")
     add("--ttft-ms", type=float, default=None, help="goodput: a request's TTFT must be within")
     add("--tpot-ms", type=float, default=None, help="goodput: and its TPOT within")
+    add(
+        "--guard",
+        action="store_true",
+        help="exit with 1 where a figure is below half its ideal, or a count is not as predicted",
+    )
     add("--out", type=Path, default=Path("out/profile"), help="default: %(default)s")
 
 
@@ -196,15 +218,18 @@ def run(args: argparse.Namespace) -> int:
     """Profile; print the tables and write JSON and figures."""
     if args.preset:
         return _preset(args)
-    from vllm_flow.profile import session
+    from vllm_flow.profile import guard, session
 
     try:
         with tempfile.TemporaryDirectory(prefix="vllm-flow-shape-") as scratch:
-            session.profile(args, Path(scratch))
+            results = session.profile(args, Path(scratch))
     except ValueError as error:
         print(f"vllm-flow profile: {error}", file=sys.stderr)
         return 2
-    return 0
+    found = guard.regressions(results) if args.guard else []
+    for sentence in found:
+        print(f"regression: {sentence}", file=sys.stderr)
+    return 1 if found else 0
 
 
 def _preset(args: argparse.Namespace) -> int:

@@ -15,8 +15,8 @@ from vllm_flow.profile.records import Results
 from vllm_flow.profile.shape import PREFIX, LlavaShape
 
 
-def profile(args: argparse.Namespace, scratch: Path) -> None:
-    """Do what the command's arguments say.
+def profile(args: argparse.Namespace, scratch: Path) -> Results:
+    """Do what the command's arguments say; what was found is printed and written.
 
     Args:
         scratch: an empty folder, where the checkpoint of a shape is written.
@@ -111,6 +111,7 @@ def profile(args: argparse.Namespace, scratch: Path) -> None:
     console.print(
         "Wrote " + ", ".join(str(path) for path in paths), highlight=False, soft_wrap=True
     )
+    return results
 
 
 def _measurements(
