@@ -65,8 +65,7 @@ class DecodeBuffers:
         self.slots_LR = torch.full(
             (num_layers, max_reqs), PAD_SLOT_ID, dtype=torch.int64, device=device
         )
-        self._facts_2R = torch.zeros(2, max_reqs, dtype=torch.int32, device=device)
-        self._facts_2R[0] = num_layers
+        self._facts = torch.full((2 * max_reqs,), num_layers, dtype=torch.int32, device=device)
         self._evicts = False
         self._tables = list(block_tables)
         self._table_pointers = integers([t.data_ptr() for t in self._tables], torch.uint64)
@@ -99,17 +98,16 @@ class DecodeBuffers:
         """
         if facts_2Q is not None:
             host = torch.from_numpy(facts_2Q)
-            if self._facts_2R.is_cuda:
+            if self._facts.is_cuda:
                 host = host.pin_memory()
-            self._facts_2R[:, :num_reqs].copy_(host, non_blocking=True)
+            self._facts[: 2 * num_reqs].copy_(host.view(-1), non_blocking=True)
         elif self._evicts:
-            self._facts_2R[0].fill_(self.num_layers)
+            self._facts.fill_(self.num_layers)  # a cliff that no layer reaches
         self._evicts = facts_2Q is not None
         block = triton.next_power_of_2(len(seq_lens_R))
         _refresh_kernel[(self.num_layers,)](
             seq_lens_R,
-            self._facts_2R,
-            self._facts_2R.stride(0),
+            self._facts,
             self._group_of_layer,
             self._table_pointers,
             self._table_strides,
@@ -187,8 +185,7 @@ class DecodeBuffers:
 @triton.jit(do_not_specialize=["num_reqs", "num_padded"])
 def _refresh_kernel(
     seq_lens,  # [R]
-    facts,  # [2, max R]: cliff, tokens missing past it
-    facts_stride,
+    facts,  # [2, num_reqs]: cliff, tokens missing past it
     group_of_layer,  # [L]
     table_pointers,  # [groups]
     table_strides,  # [groups]
@@ -209,7 +206,7 @@ def _refresh_kernel(
     real = request < num_reqs
     seq_len = tl.load(seq_lens + request, mask=real, other=0)
     cliff = tl.load(facts + request, mask=real, other=0)
-    missing = tl.load(facts + facts_stride + request, mask=real, other=0)
+    missing = tl.load(facts + num_reqs + request, mask=real, other=0)
     # Padding has length 0 as vLLM's own has: kernels skip it.
     stored = tl.where(layer >= cliff, tl.maximum(seq_len - missing, 0), seq_len)
     # One token per request: the last stored one is this step's.
