@@ -127,6 +127,16 @@ class Engine:
             f"requests are left after {limit} steps: {list(self.scheduler.requests)}"
         )
 
+    def run_joining(self, asks: Sequence[Ask]) -> list[RequestOutput]:
+        """Each request joins a running batch two steps after the one before."""
+        outputs: dict[str, RequestOutput] = {}
+        for index, ask in enumerate(asks):
+            self.add(str(index), ask)
+            for _ in range(2):
+                outputs |= self.step()
+        outputs |= self.drain()
+        return [outputs[str(index)] for index in range(len(asks))]
+
     def abort(self, request_id: str) -> None:
         self.llm.llm_engine.abort_request([request_id])
 

@@ -41,10 +41,4 @@ def test_requests_join_a_running_batch(open_engine: OpenEngine) -> None:
     """Prefills and decodes with different cliffs share steps."""
     engine = open_engine(LONG, 2)
     asks = mixed(LONG.layers)
-    outputs = {}
-    for index, ask in enumerate(asks):
-        engine.add(str(index), ask)
-        for _ in range(2):
-            outputs |= engine.step()
-    outputs |= engine.drain()
-    assert_exact(engine, asks, [outputs[str(index)] for index in range(len(asks))])
+    assert_exact(engine, asks, engine.run_joining(asks))

@@ -115,14 +115,9 @@ def test_graphs_and_eager_steps_take_turns(open_engine: OpenEngine) -> None:
     """Requests join a running batch: prefills run as they do without graphs, what follows is replayed."""
     engine = open_engine(LONG, 2)
     asks = mixed(LONG.layers)
-    outputs = {}
     with recorded_graphs(engine, [1, 2, 4, 8, 16]) as graphs:
-        for index, ask in enumerate(asks):
-            engine.add(str(index), ask)
-            for _ in range(2):
-                outputs |= engine.step()
-        outputs |= engine.drain()
-    assert_exact(engine, asks, [outputs[str(index)] for index in range(len(asks))])
+        outputs = engine.run_joining(asks)
+    assert_exact(engine, asks, outputs)
     assert len(set(graphs.replayed)) > 2
 
 

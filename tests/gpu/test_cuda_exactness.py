@@ -61,14 +61,9 @@ def test_triton_attention_is_exact(
 def test_requests_join_a_running_batch(open_engine: OpenEngine, execution: dict[str, Any]) -> None:
     engine = open_engine(LONG, 2, **triton(**execution))
     asks = mixed(LONG.layers)
-    outputs = {}
     with replays(engine) as sizes:
-        for index, ask in enumerate(asks):
-            engine.add(str(index), ask)
-            for _ in range(2):
-                outputs |= engine.step()
-        outputs |= engine.drain()
-    assert_exact(engine, asks, [outputs[str(index)] for index in range(len(asks))])
+        outputs = engine.run_joining(asks)
+    assert_exact(engine, asks, outputs)
     assert bool(sizes) == bool(execution)
 
 
