@@ -88,6 +88,7 @@ class FlowAttentionManager(FullAttentionManager):
         self._layouts = layouts
         self._in_flight = in_flight
         self._copies: dict[str, int] = {}
+        self._room: dict[str, int] = {}
 
     @property
     def spec(self) -> FlowAttentionSpec:
@@ -114,6 +115,8 @@ class FlowAttentionManager(FullAttentionManager):
         *args: Any,
         **kwargs: Any,
     ) -> int:
+        if num_tokens <= self._room.get(request_id, 0):
+            return 0
         needed = super().get_num_blocks_to_allocate(
             request_id,
             self.stored_tokens(request_id, num_tokens),
@@ -156,6 +159,8 @@ class FlowAttentionManager(FullAttentionManager):
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
+        if num_tokens <= self._room.get(request_id, 0):
+            return []
         copies = []
         first = self._copies.pop(request_id, None)
         if first is not None:
@@ -163,9 +168,25 @@ class FlowAttentionManager(FullAttentionManager):
             copies = self.block_pool.get_new_blocks(len(held) - first)
             for index, block in enumerate(copies, start=first):
                 self._apply_cow(request_id, index, held[index], block)
-        return copies + super().allocate_new_blocks(
+        blocks = super().allocate_new_blocks(
             request_id, self.stored_tokens(request_id, num_tokens), num_tokens_main_model
         )
+        self._room[request_id] = self._tokens_that_fit(request_id, num_tokens)
+        return copies + blocks
+
+    def _tokens_that_fit(self, request_id: str, num_tokens: int) -> int:
+        """Tokens of the request, from its start, that the blocks it holds have slots for.
+
+        A step asks each group twice per request, and one in ``block_size`` answers is a new block.
+
+        Args:
+            num_tokens: as many are known to fit.
+        """
+        slots = len(self.req_to_blocks[request_id]) * self.block_size
+        layout = self._layouts.get(request_id)
+        if layout is None or not self._is_packed(layout):
+            return slots
+        return slots + layout.spans.total if num_tokens >= layout.spans.end else num_tokens
 
     def cache_blocks(self, request: Request, num_tokens: int, *args: Any, **kwargs: Any) -> None:
         layout = self._layouts.get(request.request_id)
@@ -210,6 +231,7 @@ class FlowAttentionManager(FullAttentionManager):
 
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         self._copies.pop(request_id, None)
+        self._room.pop(request_id, None)
         return super().pop_blocks_for_free(request_id)
 
     def _is_packed(self, layout: TokenLayout) -> bool:
