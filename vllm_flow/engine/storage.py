@@ -189,6 +189,9 @@ class FlowAttentionManager(FullAttentionManager):
         return slots + layout.spans.total if num_tokens >= layout.spans.end else num_tokens
 
     def cache_blocks(self, request: Request, num_tokens: int, *args: Any, **kwargs: Any) -> None:
+        known = self.num_cached_block.get(request.request_id, 0)
+        if num_tokens // self.block_size <= known:
+            return  # most steps complete no block
         layout = self._layouts.get(request.request_id)
         if layout is None:
             super().cache_blocks(request, num_tokens, *args, **kwargs)
@@ -200,7 +203,6 @@ class FlowAttentionManager(FullAttentionManager):
             request.block_hashes[computed // self.block_size : num_tokens // self.block_size]
         )
         num_tokens = computed
-        known = self.num_cached_block.get(request.request_id, 0)
         if not self._is_packed(layout):
             super().cache_blocks(request, num_tokens, *args, **kwargs)
         if layout.evicts_at(self.spec.last_layer):
