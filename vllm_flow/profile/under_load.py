@@ -23,7 +23,7 @@ def under_load(bench: Bench, concurrency: int, count: int, rounds: int) -> tuple
     for number, system in bench.rounds(rounds, f"load, concurrency {concurrency}"):
         llm = bench.engine(system)
         llm.llm_engine.reset_encoder_cache()  # new pictures are not in it either
-        part = len(requests) if number else min(len(requests), concurrency, 8)
+        part = len(requests) if number else min(len(requests), 2)
         with watching.watch(llm) as seen:
             seconds, metrics = load.run_load(
                 llm,
