@@ -119,7 +119,8 @@ class FlowRunnerV2:
         super().initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)
         if self.flow_settings.attention_log is not None and not is_profiling:
             layers = self.vllm_config.compilation_config.static_forward_context
-            self.model_state.flow_tap = AttentionTap(kv_cache_config, layers)
+            kernel = self.flow_settings.attention_log_kernel
+            self.model_state.flow_tap = AttentionTap(kv_cache_config, layers, kernel)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         output = super().sample_tokens(*args, **kwargs)
