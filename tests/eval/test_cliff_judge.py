@@ -105,7 +105,7 @@ class Chair:
     def __call__(self, rng: np.random.Generator) -> Evidence:
         task = get_task("chair")
         here = ["dog", "cat", "horse", "sheep", "cow"][: self.shown]
-        absent = ["car", "bus", "boat", "train"][: self.tempting]
+        absent = ["car", "boat", "train", "bicycle"][: self.tempting]
         items = [Item(str(n), "?", f"{n}", {"objects": here}) for n in range(self.pictures)]
         evidence = Evidence(task, items, LAYERS)
         for item in items:
