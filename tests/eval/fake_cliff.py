@@ -3,7 +3,7 @@
     python -m tests.eval.fake_cliff ASKED KILLED_AT ARGUMENTS...
 
 writes what is asked to the file ASKED, a line each, and ends by SIGKILL when it is asked for the KILLED_AT-th
-time. Everything but the engine is the command's own.
+time. Everything but the engine is the command's own; the figure is left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from vllm_flow import cli
-from vllm_flow.eval import cliff_find
+from vllm_flow.eval import cliff_figure, cliff_find
 from vllm_flow.eval.cliff_engine import CliffEngine
 from vllm_flow.eval.records import answers_table
 
@@ -82,7 +82,7 @@ def draw(*names: str) -> int:
 
 def run(asked: Path, killed_at: int, arguments: Sequence[str]) -> int:
     """The command's exit status."""
-    before = cliff_find.started
+    before = cliff_find.started, cliff_figure.draw
 
     @contextmanager
     def started(args: Any, facts: Any, work: Any) -> Iterator[Any]:
@@ -90,10 +90,11 @@ def run(asked: Path, killed_at: int, arguments: Sequence[str]) -> int:
         yield FakeEngine(work, policies, asked, killed_at), Path("unused")
 
     cliff_find.started = started
+    cliff_figure.draw = lambda *args: []  # seconds each
     try:
         return cli.main(["cliff", *arguments])
     finally:
-        cliff_find.started = before
+        cliff_find.started, cliff_figure.draw = before
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tests.eval.demo_pope import write_pope
 from vllm_flow.eval.records import Run
 
 NEVER = 10**9
-QUESTIONS = 160
+QUESTIONS = 120
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def arguments(data: Path, out: Path, *more: str) -> list[str]:
     return ["--model", "demo-small", "--data", str(data), "--out", str(out / "cliff.json"), *more]
 
 
-LABELLED = ("--tolerance", "9%", "--exhaustive")
+LABELLED = ("--tolerance", "10%", "--exhaustive")
 UNLABELLED = ("--unlabelled", "--items", "12")
 
 
@@ -56,7 +56,7 @@ def finished(data: Path, out: Path, *more: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("more", "at"), [(LABELLED, 3), (UNLABELLED, 8), (UNLABELLED, 14)], ids=str
+    ("more", "at"), [(LABELLED, 3), (UNLABELLED, 14)], ids=["labelled", "unlabelled"]
 )
 def test_killed_it_goes_on(
     data: Path,
@@ -105,28 +105,28 @@ def test_a_torn_line_is_measured_again(data: Path, tmp_path: Path) -> None:
     ("more", "says"),
     [
         (("--seed", "1"), "seed is 0 there and 1 here"),
-        (("--items", "150"), "limit is null there and 150 here"),
+        (("--items", "110"), "limit is null there and 110 here"),
         (("--dtype", "bfloat16"), 'dtype is "float32" there and "bfloat16" here'),
     ],
 )
 def test_what_was_asked_otherwise_is_refused(
     data: Path, tmp_path: Path, more: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert finished(data, tmp_path, "--tolerance", "9%") == 0
+    assert finished(data, tmp_path, "--tolerance", "10%") == 0
     before = asked(tmp_path)
-    assert finished(data, tmp_path, "--tolerance", "9%", *more) == 2
+    assert finished(data, tmp_path, "--tolerance", "10%", *more) == 2
     said = capsys.readouterr().err
     assert says in said and "--answers" in said and "cliff-pope-run" in said
     assert asked(tmp_path) == before
     elsewhere = ("--answers", str(tmp_path / "other"))
-    assert finished(data, tmp_path, "--tolerance", "9%", *more, *elsewhere) == 0
-    assert len(Run.open(tmp_path / "other").items("pope")) in (150, QUESTIONS)
+    assert finished(data, tmp_path, "--tolerance", "10%", *more, *elsewhere) == 0
+    assert len(Run.open(tmp_path / "other").items("pope")) in (110, QUESTIONS)
 
 
 def test_two_do_not_write_at_once(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert finished(data, tmp_path, "--tolerance", "9%") == 0
+    assert finished(data, tmp_path, "--tolerance", "10%") == 0
     with Run.open(tmp_path / "cliff-pope-run").writing():
-        assert finished(data, tmp_path, "--tolerance", "9%") == 2
+        assert finished(data, tmp_path, "--tolerance", "10%") == 2
     assert "another process is writing" in capsys.readouterr().err
