@@ -102,9 +102,12 @@ def test_what_runs(
     monkeypatch: pytest.MonkeyPatch, kernel: Any, device: Any, read: Any, triton_there: bool,
     runs: bool,
 ) -> None:  # fmt: skip
+    told: list[str] = []
+    monkeypatch.setattr(span_lse_triton.logger, "warning", lambda *said: told.append(str(said)))
     monkeypatch.setattr(span_lse_triton, "HAS_TRITON", triton_there)
     expected = span_lse_triton.span_lse_triton if runs else span_lse
     assert lse_function(kernel, device, read) is expected
+    assert bool(told) == (not runs and kernel == "auto" and device is CUDA)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,12 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from vllm.logger import init_logger
 from vllm.triton_utils import HAS_TRITON, tl, triton
 
 from vllm_flow.engine.keys import STRIDED, KeyReader, span_lse
+
+logger = init_logger("vllm.vllm_flow.attention_log")
 
 Kernel = Literal["auto", "triton", "torch"]
 SpanLse = Callable[
@@ -135,7 +138,7 @@ def tile_of(group: int, head_size: int) -> dict[str, int]:
 def lse_function(kernel: Kernel, device: torch.device, read: KeyReader) -> SpanLse:
     """What computes the log-sum-exp for a cache on `device`: this kernel or its reference.
 
-    "auto" takes the kernel on CUDA, wherever nothing stands against it.
+    "auto" takes the kernel on CUDA, wherever nothing stands against it; where something does, it says so.
 
     Raises:
         ValueError: "triton" was asked for, and something stands against it.
@@ -145,8 +148,11 @@ def lse_function(kernel: Kernel, device: torch.device, read: KeyReader) -> SpanL
         raise ValueError(
             f"the attention log cannot use attention_log_kernel='triton': {against}; leave it out."
         )
-    if kernel == "triton" or (kernel == "auto" and device.type == "cuda" and against is None):
+    if kernel == "torch" or (kernel == "auto" and device.type != "cuda"):
+        return span_lse
+    if against is None:
         return span_lse_triton
+    logger.warning("The attention log gathers keys with torch instead of its kernel: %s.", against)
     return span_lse
 
 
