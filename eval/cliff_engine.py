@@ -1,14 +1,14 @@
 """What the cliff finder asks of an engine: answers at layers, next-token distributions, attention.
 
-One engine, all layers mixed in its batches. Knows `engine_actor` and vLLM's outputs; nothing of
-statistics or files of results.
+One engine, all layers mixed in its batches; what a record holds is not asked again. Knows `engine_actor`
+and vLLM's outputs; nothing of statistics or files of results.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,6 +20,9 @@ from vllm_flow.eval.policies import Policy, parse_policies
 from vllm_flow.eval.requests import TaskWork, batches_of, plan_work
 from vllm_flow.eval.tasks.base import Item
 from vllm_flow.policy import LOG_KEY
+
+if TYPE_CHECKING:
+    from vllm_flow.eval.cliff_record import Record
 
 BATCH_REQUESTS = 128
 """Requests handed to the engine at once: enough to mix layers, few enough for a live bar."""
@@ -37,8 +40,10 @@ class CliffEngine:
 
     def __init__(self, actor: EngineActor, work: TaskWork, policies: Sequence[Policy]) -> None:
         self.actor, self.work, self.policies = actor, work, policies
+        self.record: Record | None = None
+        """What was asked before, and what is asked now."""
         self.requests = 0
-        """Answers, distributions and attention logs asked for so far."""
+        """Answers, distributions and attention logs used so far, those of the record included."""
 
     def answers(
         self,
@@ -47,18 +52,28 @@ class CliffEngine:
     ) -> Iterator[tuple[str, int, str | None, str | None]]:
         """(item id, layer, answer, error) of every wanted (question, its layers)."""
         layer_of = {policy.name: layer for layer, policy in enumerate(self.policies)}
-        rows = []
+        rows, known = [], []
         for index, layers in wanted:
-            one = TaskWork(
-                self.work.task,
-                [self.work.items[index]],
-                self.work.max_tokens,
-                self.work.preparation,
-            )
-            rows += plan_work([one], [self.policies[layer] for layer in layers], set())
+            item = self.work.items[index]
+            one = TaskWork(self.work.task, [item], self.work.max_tokens, self.work.preparation)
+            left = []
+            for layer in layers:
+                policy = self.policies[layer]
+                said = None if self.record is None else self.record.answer(item.id, policy.name)
+                if said is None:
+                    left.append(policy)
+                else:
+                    known.append((item.id, layer, said, None))
+            rows += plan_work([one], left, set())
+        self.requests += len(known)
+        tell(len(known))
+        yield from known
         widest = max((len(row["policies"]) for row in rows), default=1)
         for batch in batches_of(rows, max(1, BATCH_REQUESTS // widest)):
-            table = self.actor(batch).to_pylist()
+            answered = self.actor(batch)
+            if self.record is not None:
+                self.record.add(answered)
+            table = answered.to_pylist()
             self.requests += len(table)
             tell(len(table))
             # The baseline first: where it fails as well, the question is at fault.

@@ -147,14 +147,14 @@ class Evidence:
         rows, scores, names = self._table(pairs)
         count = len(wanted)
         before, after = rows[:count], rows[count:]
-        units = _members([self._unit[at] for at in wanted])
+        units = [self._unit[at] for at in wanted]
         sign = 1.0 if self.task.higher_is_better else -1.0
         if self._is_mean(rows, scores, names):
-            lost = units @ (scores[:count] - scores[count:]) / count
+            lost = _by_unit(units, scores[:count] - scores[count:]) / count
             found = loss_limits(lost, 1 / count, count, confidence)
         else:
             found = self._loss_of_ratio(
-                units @ before, units @ after, names, sign, count, confidence
+                _by_unit(units, before), _by_unit(units, after), names, sign, count, confidence
             )
         # Headlines are shares, so that no loss is beyond 1.
         return Loss(found.value, max(found.low, -1.0), min(found.high, 1.0), count)
@@ -214,9 +214,9 @@ class Evidence:
         return bool(np.allclose(single, scores) and np.isclose(total, scores.mean()))
 
 
-def _members(units: Sequence[int]) -> Array:
-    """[units, questions] of 0 and 1: which question belongs to which unit."""
-    present = {unit: row for row, unit in enumerate(dict.fromkeys(units))}
-    matrix = np.zeros((len(present), len(units)))
-    matrix[[present[unit] for unit in units], np.arange(len(units))] = 1.0
-    return matrix
+def _by_unit(units: Sequence[int], rows: Array) -> Array:
+    """The rows of each unit added up, [units, ...], in the order in which units come."""
+    place = {unit: row for row, unit in enumerate(dict.fromkeys(units))}
+    sums = np.zeros((len(place), *rows.shape[1:]))
+    np.add.at(sums, [place[unit] for unit in units], rows)
+    return sums

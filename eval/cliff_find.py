@@ -1,7 +1,7 @@
 """From the arguments of `vllm-flow cliff` to the profile's entry, in one readable order.
 
 Reads the questions, starts one engine, lets the search ask it, and gathers what was found. The decisions
-are in `vllm_flow.analysis.cliff_search` and `cliff_divergence`.
+are in `vllm_flow.analysis.cliff_search`.
 """
 
 from __future__ import annotations
@@ -15,33 +15,25 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from vllm_flow.analysis import cliff_divergence, cliff_search
+from vllm_flow.analysis import cliff_search
 from vllm_flow.analysis.cliff_bounds import smallest_tolerance
 from vllm_flow.analysis.cliff_search import Ask, Finding, Plan
 from vllm_flow.cliff_file import FORMAT
-from vllm_flow.eval import stats
 from vllm_flow.eval.cliff_engine import CliffEngine, layer_policies
-from vllm_flow.eval.cliff_evidence import CliffError, Evidence
+from vllm_flow.eval.cliff_evidence import Evidence
 from vllm_flow.eval.cliff_questions import make_plan, read_questions
+from vllm_flow.eval.cliff_record import recording
+from vllm_flow.eval.cliff_unlabelled import attention, unlabelled
 from vllm_flow.eval.engine_actor import EngineActor, EngineOptions
 from vllm_flow.eval.model_facts import DEMO_MODELS, read_facts
 from vllm_flow.eval.requests import TaskWork
 from vllm_flow.eval.sweep import engine_settings, pool_bytes, versions
 from vllm_flow.eval.tasks import Task
 
-ATTENTION_ITEMS = 32
-"""Questions whose attention is logged."""
-
 DEMO_LENGTH = 2048
 """Longest prompt and answer of a demo model; its own maximum does not fit into the demo's pool."""
-
-NOT_CAUSAL = (
-    "Attention is what a layer reads, not what the answer needs: a layer may read the image without "
-    "effect, or pass on what earlier layers moved into the text. Shown for comparison; it decides nothing."
-)
 
 
 def find(args: Namespace) -> dict[str, Any]:
@@ -53,7 +45,14 @@ def find(args: Namespace) -> dict[str, Any]:
     facts = read_facts(args.model, args.conversation)
     work, task = read_questions(args)
     plan = None if args.unlabelled else make_plan(args, work.items, facts.num_layers)
-    with started(args, facts, work) as (engine, folder):
+    policies = layer_policies(facts.num_layers)
+    with (
+        recording(args, facts, work, policies, on_gpu()) as record,
+        started(args, facts, work) as (engine, folder),
+    ):
+        engine.record = record
+        if len(record):
+            print(f"Going on from {len(record)} answers and measurements in {record.run.path}.")
         if plan is not None and task is not None:
             entry = labelled(engine, plan, task, args)
         else:
@@ -71,14 +70,19 @@ def find(args: Namespace) -> dict[str, Any]:
     }
 
 
+def on_gpu() -> bool:
+    """Whether the engine will run on one."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 @contextmanager
 def started(
     args: Namespace, facts: Any, work: TaskWork
 ) -> Iterator[tuple[CliffEngine, Path | None]]:
     """The engine, and the folder of its attention log if it keeps one; ended on leaving."""
-    import torch
-
-    settings = engine_settings(args, facts, on_gpu=torch.cuda.is_available())
+    settings = engine_settings(args, facts, on_gpu())
     policies = layer_policies(facts.num_layers)
     demo = args.model in DEMO_MODELS
     with tempfile.TemporaryDirectory(prefix="vllm-flow-cliff-") as folder:
@@ -105,9 +109,6 @@ def started(
             yield CliffEngine(actor, work, policies), Path(folder) if log else None
         finally:
             actor.llm.llm_engine.engine_core.shutdown()
-
-
-# With labels.
 
 
 def labelled(engine: CliffEngine, plan: Plan, task: Task, args: Namespace) -> dict[str, Any]:
@@ -191,88 +192,3 @@ def curve(plan: Plan, evidence: Evidence) -> list[dict[str, Any]]:
         for layer in evidence.layers
         if layer < plan.num_layers
     ]
-
-
-# Without labels.
-
-
-def unlabelled(engine: CliffEngine, args: Namespace) -> dict[str, Any]:
-    """Divergence of the first answer token's distribution and agreement of the answers, layer by layer."""
-    count, layers = len(engine.work.items), len(engine.policies) - 1
-    divergences = np.empty((layers, count))
-    same_token = np.empty((layers, count))
-    with tqdm(total=count, unit="question", desc="distributions", dynamic_ncols=True) as bar:
-        for at in range(count):
-            table = engine.distributions(at)
-            full = table[-1]
-            for layer in range(layers):
-                divergences[layer, at] = cliff_divergence.divergence(full, table[layer])
-                same_token[layer, at] = table[layer].argmax() == full.argmax()
-            bar.update()
-    same_answer = agreement(engine)
-    means = cliff_divergence.bootstrap_means(divergences, args.confidence)
-    # Wilson's interval for shares: a bootstrap of answers that all agree knows no width.
-    agreed = [stats.accuracy(int(row.sum()), count, args.confidence) for row in same_answer]
-    token = [stats.accuracy(int(row.sum()), count, args.confidence) for row in same_token]
-    rule = {
-        reading: cliff_divergence.divergence_cliff(means, args.kl_threshold, reading)
-        for reading in ("mean", "upper")
-    }
-    return {
-        "flow_cliff": rule[args.kl_rule],
-        "evidence": {
-            "method": "unlabelled",
-            "metric": "KL(baseline || cliff) of the first answer token, nats, whole vocabulary",
-            "items": count,
-            "confidence": args.confidence,
-            "threshold": args.kl_threshold,
-            "rule": args.kl_rule,
-            "by_rule": rule,
-            "curve": [
-                {
-                    "layer": layer,
-                    "items": count,
-                    "kl": asdict(means[layer]),
-                    "same_answer": asdict(agreed[layer]),
-                    "same_first_token": asdict(token[layer]),
-                }
-                for layer in range(layers)
-            ],
-            "requests": engine.requests,
-        },
-    }
-
-
-def agreement(engine: CliffEngine) -> Any:
-    """[layers, questions] whether the greedy answer is the baseline's."""
-    items, layers = engine.work.items, len(engine.policies) - 1
-    texts: dict[tuple[str, int], str] = {}
-    wanted = [(at, range(layers + 1)) for at in range(len(items))]
-    total = len(items) * (layers + 1)
-    with tqdm(total=total, unit="answer", desc="answers", dynamic_ncols=True) as bar:
-        for item_id, layer, text, error in engine.answers(wanted, bar.update):
-            if text is None:
-                raise CliffError(f"question {item_id} at layer {layer}: {error}")
-            texts[item_id, layer] = text
-    return np.array(
-        [
-            [float(texts[item.id, layer] == texts[item.id, layers]) for item in items]
-            for layer in range(layers)
-        ]
-    )
-
-
-def attention(engine: CliffEngine, folder: Path, share: float) -> dict[str, Any]:
-    """What the attention on the image alone would have said."""
-    indices = [
-        at for at, item in enumerate(engine.work.items[:ATTENTION_ITEMS]) if item.image is not None
-    ]
-    masses = engine.image_masses(indices, folder)
-    means = cliff_divergence.bootstrap_means(masses.T)
-    return {
-        "flow_cliff": cliff_divergence.stays_below([m.value for m in means], share, len(means)),
-        "share": share,
-        "items": len(indices),
-        "image_mass": [asdict(mean) for mean in means],
-        "remark": NOT_CAUSAL,
-    }

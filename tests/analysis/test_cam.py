@@ -12,6 +12,7 @@ from tests.analysis.conftest import PROMPT, load
 from tests.engine.tiny_llava import Shape, picture
 from vllm_flow.analysis.cam import (
     Settings,
+    features_by_hook,
     features_of,
     heat_maps,
     noisy_copies,
@@ -107,6 +108,24 @@ def test_alpha_and_heat_are_finite_differences(
     tiny: Llava, encoded: Encoded, hook: str, layer: int
 ) -> None:
     check_against_finite_differences(tiny, encoded, hook, layer)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_hook_points_share_a_pass_and_not_their_gradients(
+    tiny: Llava, encoded: Encoded, checkpointing: bool
+) -> None:
+    """Each has the gradient that it has alone, though one's path leads through another."""
+    pixels = encoded.pixels_CHW[None].double()
+    settings = Settings((0, 2), samples=0, checkpointing=checkpointing)
+    together = features_by_hook(tiny, encoded, ANSWER, pixels, settings, tuple(HOOKS))
+    for hook in HOOKS:
+        alone = features_of(tiny, encoded, ANSWER, pixels, Settings((0, 2), samples=0, hook=hook))
+        assert together[hook].keys() == alone.keys() == {0, 2}
+        for layer, features in alone.items():
+            assert features.gradients_BPD.abs().max() > 1e-6
+            shared = together[hook][layer]
+            torch.testing.assert_close(shared.values_BPD, features.values_BPD)
+            torch.testing.assert_close(shared.gradients_BPD, features.gradients_BPD)
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2"])

@@ -19,6 +19,8 @@ from vllm_flow.analysis.cam_command import box_corners, layer_numbers
 from vllm_flow.analysis.figure_cam import blend
 from vllm_flow.analysis.llava import Encoded, Llava
 from vllm_flow.analysis.records import CamRecord
+from vllm_flow.attention import TokenAttention
+from vllm_flow.engine.attention_log import mass_table, write_table
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +73,8 @@ def test_figures_draws_all_there_is(
     masses = attention_masses(eager, encoded, [20, 33])
     write_tables({"a": masses}, tmp_path)
     (tmp_path / "scores.csv").write_text(
-        "task,policy,cliff,score,low,high\npope,baseline,,0.9,0.8,1\n"
-        "pope,cliff=2,2,0.5,0.4,0.6\npope,cliff=1,1,0.4,0.3,0.5\n"
+        "task,kind,layer,metric,headline,value,low,high\npope,baseline,4,f1,True,0.9,0.8,1\n"
+        "pope,cliff,2,f1,True,0.5,0.4,0.6\npope,text-only,0,f1,True,0.4,0.3,0.5\n"
     )
     assert cli.main(["figures", str(tmp_path)]) == 0
     out = tmp_path / "figures"
@@ -86,6 +88,17 @@ def test_figures_draws_all_there_is(
         masses.spans_LAS[:, :, 1].mean(1).tolist(), rel=1e-4
     )
     assert rows(out / "flow.csv")[2]["output<image"] != ""
+
+
+def test_an_engines_log_is_drawn_where_it_lies(tmp_path: Path) -> None:
+    shares = np.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.6, 0.2, 0.1]], dtype=np.float32)
+    layers, images = np.array([0, 1], dtype=np.int32), shares[:, 1:2]
+    tokens = [("a", TokenAttention(token, layers, shares, images, None)) for token in range(3)]
+    write_table(mass_table(tokens), tmp_path / "mass" / "part-1.parquet")
+    write_table(mass_table([("b", tokens[0][1])]), tmp_path / "mass" / "part-2.parquet")
+    assert cli.main(["figures", str(tmp_path)]) == 0
+    drawn = rows(tmp_path / "figures" / "attention.csv")
+    assert [float(row["image"]) for row in drawn] == pytest.approx([0.3, 0.6])
 
 
 def test_figures_without_material(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vllm_flow.analysis import pointing
+from vllm_flow.analysis import pointing, pointing_hooks
 from vllm_flow.analysis.cam import Settings
 from vllm_flow.analysis.llava import Llava
 from vllm_flow.analysis.pointing import MEAN, Outcome
@@ -72,3 +72,23 @@ def test_what_is_asked_names_the_object(task: str) -> None:
     prompt, answer, word = pointing.asked(round_, task)
     assert word.lower() in answer.lower()
     assert round_.target in (prompt if task == "presence" else answer)
+
+
+def test_the_table_has_a_row_for_every_hook_point_layer_and_number_of_copies() -> None:
+    played = [
+        {"mlp": outcome(True, False), "attention": outcome(False, False, other=True)},
+        {"mlp": outcome(True, True), "attention": outcome(False, True, control=True)},
+    ]
+    rows = pointing_hooks.rows_of(played, (0, 6))
+    table = {(0, hook): found for hook, found in rows.items()}
+    table |= {(8, hook): found for hook, found in rows.items()}
+    text = pointing_hooks.markdown(table)
+    lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert [(cells[0], cells[1], cells[2]) for cells in lines] == [
+        (f"| `{hook}`", str(layer), str(copies))
+        for copies in (0, 8)
+        for hook in ("mlp", "attention")
+        for layer in (0, 6)
+    ]
+    assert [cells[3].split()[0] for cells in lines[:4]] == ["100.0", "50.0", "0.0", "50.0"]
+    assert "2 scenes; by chance 25.0 %" in text and "p below 0.0063" in text

@@ -42,11 +42,21 @@ class LoggingEngine:
     """An engine with a log of its own, and the log."""
 
     def __init__(
-        self, open_engine: OpenEngine, root: Path, shape: Shape, group_layers: int, **options: Any
+        self,
+        open_engine: OpenEngine,
+        root: Path,
+        shape: Shape,
+        group_layers: int,
+        kernel: str = "auto",
+        **options: Any,
     ) -> None:
-        name = f"{shape.family}-{group_layers}-{sorted(options.items())}"
+        name = f"{shape.family}-{group_layers}-{kernel}-{sorted(options.items())}"
         self.directory = root / f"log-{abs(hash(name))}"
-        flow = {"group_layers": group_layers, "attention_log": str(self.directory)}
+        flow = {
+            "group_layers": group_layers,
+            "attention_log": str(self.directory),
+            "attention_log_kernel": kernel,
+        }
         self.engine: Engine = open_engine(
             shape, group_layers, additional_config={"vllm_flow": flow}, **options
         )

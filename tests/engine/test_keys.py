@@ -53,9 +53,12 @@ def slot_writer(layer: Any, key: Any, value: Any, cache: Any, slots: Any) -> Non
     cache[slots // SLOTS, :, slots % SLOTS] = torch.cat([key, value], dim=-1)
 
 
-def strided(layout: KVCacheLayout, dtype: torch.dtype) -> torch.Tensor:
+def strided(
+    layout: KVCacheLayout,
+    dtype: torch.dtype,
+    shape: tuple[int, ...] = (BLOCKS, HEADS, SLOTS, 2 * SIZE),
+) -> torch.Tensor:
     """An empty cache in logical order whose memory is in the layout's order."""
-    shape = (BLOCKS, HEADS, SLOTS, 2 * SIZE)
     order = layout.layer_view_order
     memory = torch.zeros([shape[dim] for dim in order], dtype=dtype)
     return memory.permute([order.index(dim) for dim in range(4)])

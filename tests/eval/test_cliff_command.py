@@ -22,6 +22,7 @@ from vllm_flow.eval import cliff_find  # noqa: E402
 from vllm_flow.eval.cliff_engine import CliffEngine  # noqa: E402
 from vllm_flow.eval.cliff_find import started  # noqa: E402
 from vllm_flow.eval.cliff_questions import make_plan, read_questions  # noqa: E402
+from vllm_flow.eval.engine_actor import EngineActor  # noqa: E402
 from vllm_flow.eval.model_facts import read_facts  # noqa: E402
 from vllm_flow.policy import parse_policy  # noqa: E402
 
@@ -71,10 +72,14 @@ def command(engine: tuple[CliffEngine, Path], data: Path, monkeypatch: pytest.Mo
 
 
 def test_labelled_it_agrees_with_the_sweep_and_a_server_reads_it(
-    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "cliff.json"
-    assert command("--tolerance", "9%", "--out", str(out), "--exhaustive") == 0
+    again = ("--tolerance", "9%", "--out", str(out), "--exhaustive")
+    assert command(*again) == 0
     content = json.loads(out.read_text())
     entry = content["tasks"]["pope"]
     evidence = entry["evidence"]
@@ -96,6 +101,10 @@ def test_labelled_it_agrees_with_the_sweep_and_a_server_reads_it(
     assert "smallest tolerance that can be shown" in said and "Not causal" in said
     for ending in (".png", ".svg"):
         assert out.with_name(f"cliff-pope{ending}").stat().st_size > 10_000
+    # Every answer and measurement was kept: the same command has nothing left to ask.
+    monkeypatch.setattr(EngineActor, "enqueue", None)
+    assert command(*again) == 0
+    assert json.loads(out.read_text())["tasks"]["pope"] == entry
 
 
 def test_unlabelled_joins_the_file_under_its_own_tag(

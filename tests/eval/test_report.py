@@ -68,6 +68,36 @@ def test_all_files_are_there_and_pictures_open(written: tuple[Run, Summary, Path
             assert image.convert("L").getextrema()[0] < 120, "something dark is drawn"
 
 
+def test_figure_5_is_drawn_from_the_run(
+    written: tuple[Run, Summary, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Headline scores of the policies that are a cliff, from text only to the baseline."""
+    run, summary, _ = written
+    assert main(["figures", str(run.path), "--out", str(tmp_path)]) == 0
+    with Image.open(tmp_path / "scores.png") as image:
+        assert image.width > 700
+    drawn = rows(tmp_path / "scores.csv")
+    assert [row["layer"] for row in drawn] == 2 * ["0", "6", "12", "18", "24", "30"]
+    assert {row["line"] for row in drawn} == {"pope, f1", "chair, chair_i"}
+    for row in drawn:
+        (task,) = (task for task in summary.tasks if task.name == row["line"].split(",")[0])
+        (value,) = (
+            result.values[task.headline].value
+            for result in task.policies
+            if result.policy.kind != "downsample"
+            and result.policy.layer(summary.num_layers) == int(row["layer"])
+        )
+        assert float(row["score"]) == pytest.approx(value, rel=1e-5)
+
+
+def test_figures_of_a_run_without_report_say_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, ["pope"], "baseline,cliff=6")
+    assert main(["figures", str(run.path)]) == 1
+    assert f"vllm-flow report {run.path}` first" in capsys.readouterr().err
+
+
 def test_the_page_asks_for_nothing_from_outside(written: tuple[Run, Summary, Path]) -> None:
     source = written[2].read_text()
     assert "<script" not in source and "@import" not in source

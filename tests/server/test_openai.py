@@ -20,14 +20,17 @@ import torch
 
 from tests.engine import oracle
 from tests.engine.tiny_llava import SPECIALS, WORDS, Shape, build, picture, words
-from tests.server.requests import data_url
+from tests.server.requests import CHAT, chat_body, data_url
 from tests.server.serving import NAME, Server, serve
+from vllm_flow.cliff_file import FORMAT, write_profile
 
 SHAPE = Shape(layers=4, grid=8)
 TEMPLATE = (
     "{% for m in messages %}{% for c in m.content %}"
     "{% if c.type == 'text' %}{{ c.text }}{% else %}<image>{% endif %} {% endfor %}{% endfor %}"
 )
+TASKS = {"yes-no": 1, "reading": 3, "everything": SHAPE.layers}
+"""Cliffs of the operator's profile, which has no default: requests that name no task get none."""
 WORD_IDS = list(range(len(SPECIALS), len(SPECIALS) + len(WORDS)))
 
 
@@ -68,11 +71,22 @@ class Tiny:
         return list(found.token_ids)
 
 
+def write_tasks(path: Path) -> None:
+    tasks = {task: {"flow_cliff": cliff, "evidence": {}} for task, cliff in TASKS.items()}
+    content = {"format": FORMAT, "model": NAME, "num_layers": SHAPE.layers, "tasks": tasks}
+    write_profile(path, content)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
     root = tmp_path_factory.mktemp("server")
     (root / "template.jinja").write_text(TEMPLATE)
-    flow = {"group_layers": 2, "attention_log": str(root / "attention")}
+    write_tasks(root / "cliff.json")
+    flow = {
+        "group_layers": 2,
+        "attention_log": str(root / "attention"),
+        "default_policy": {"profile": str(root / "cliff.json")},
+    }
     arguments = [
         *("--max-model-len", "256", "--kv-cache-memory-bytes", str(16 << 20)),
         *("--chat-template", str(root / "template.jinja")),
@@ -130,6 +144,48 @@ def test_nonsense_is_a_400_that_names_it(server: Tiny, xargs: Any, named: str) -
     assert named in refused.json()["error"]["message"]
     # The same picture in a good request: nothing of the refused one is in its way.
     assert server.chat(server.body(5, {"flow_cliff": 1})).status_code == 200
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_request_that_names_its_task_gets_the_tasks_layer(server: Tiny, task: str) -> None:
+    cliff = TASKS[task]
+    answer = server.chat(server.body(11, {"flow_task": task}))
+    assert answer.status_code == 200, answer.text
+    report = (answer.json()["kv_transfer_params"] or {}).get("vllm_flow")
+    assert (None if report is None else report["cliff"]) == (None if cliff == 4 else cliff)
+    assert answer.json()["choices"][0]["token_ids"] == server.expected(11, cliff)
+
+
+@pytest.mark.parametrize(
+    ("xargs", "says"),
+    [
+        (
+            {"flow_task": "vqa"},
+            "flow_task='vqa': there is no such task; known tasks: 'everything', 'reading', 'yes-no'",
+        ),
+        ({"flow_task": "yes-no", "flow_cliff": 1}, "flow_cliff is there as well"),
+        ({"flow_task": None}, "known tasks"),
+        ({"flow_task": ["reading"]}, "known tasks"),
+        ({"flow_tsk": "reading"}, "did you mean 'flow_task'"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_other_tasks_are_a_400_that_says_what_would_do(server: Tiny, xargs: Any, says: str) -> None:
+    refused = server.chat(server.body(12, xargs))
+    assert refused.status_code == 400 and says in refused.json()["error"]["message"], refused.text
+    assert server.chat(server.body(12, {"flow_task": "reading"})).status_code == 200
+
+
+def test_a_task_beside_vllm_xargs_is_a_400(server: Tiny) -> None:
+    refused = server.chat(server.body(12, flow_task="reading"))
+    assert refused.status_code == 400 and "vllm_xargs" in refused.json()["error"]["message"]
+
+
+def test_where_the_operator_has_no_profile_a_task_is_a_400(small: Server) -> None:
+    refused = small.post(CHAT, {**chat_body(0), "vllm_xargs": {"flow_task": "reading"}})
+    message = refused.json()["error"]["message"]
+    assert refused.status_code == 400, refused.text
+    assert "flow_task='reading': this engine has no profile" in message
 
 
 def test_what_a_policy_excludes_is_a_400(server: Tiny) -> None:

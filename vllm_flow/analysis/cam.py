@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -94,12 +95,12 @@ def noisy_copies(pixels_CHW: torch.Tensor, settings: Settings) -> Iterator[torch
 
 @contextlib.contextmanager
 def recording(
-    layers: Sequence[torch.nn.Module], chosen: Sequence[int], hook: str
+    layers: Sequence[torch.nn.Module], chosen: Sequence[int], hook: str, leaf: bool = True
 ) -> Iterator[dict[int, torch.Tensor]]:
     """While open, a forward fills the dictionary: layer -> the hook point's tensor [B, T, D].
 
-    The lowest tensor is made a leaf, so that nothing below it enters the autograd graph. Hooks
-    always come off again.
+    The lowest tensor is made a leaf, so that nothing below it enters the autograd graph, unless
+    another hook point's gradient goes through it (`leaf`). Hooks always come off again.
     """
     name, end = HOOKS[hook]
     seen: dict[int, torch.Tensor] = {}
@@ -107,7 +108,7 @@ def recording(
     lowest = min(chosen)
 
     def keep(index: int, tensor: torch.Tensor) -> torch.Tensor:
-        if index == lowest:
+        if leaf and index == lowest:
             tensor = tensor.detach().requires_grad_()
         # Under checkpointing the backward runs the forward again: the first tensor is the graph's.
         seen.setdefault(index, tensor)
@@ -164,9 +165,24 @@ def features_of(
     settings: Settings,
     tokens: Sequence[int] | None = None,
 ) -> dict[int, Features]:
-    """Layer -> features and gradients for a batch of copies: one forward, one backward.
+    """Layer -> features and gradients at `settings.hook`; see :func:`features_by_hook`."""
+    hook = settings.hook
+    return features_by_hook(llava, encoded, answer, pixels_BCHW, settings, (hook,), tokens)[hook]
+
+
+def features_by_hook(
+    llava: Llava,
+    encoded: Encoded,
+    answer: Sequence[int],
+    pixels_BCHW: torch.Tensor,
+    settings: Settings,
+    hooks: Sequence[str],
+    tokens: Sequence[int] | None = None,
+) -> dict[str, dict[int, Features]]:
+    """Hook point -> layer -> features and gradients for a batch of copies: one forward, one backward.
 
     `tokens` chooses which of the answer's tokens count towards z (all by default); they are all fed.
+    `settings.hook` is not looked at.
     """
     device, copies = llava.device, len(pixels_BCHW)
     answer_A = torch.tensor(list(answer), device=device)
@@ -176,24 +192,31 @@ def features_of(
     image_features = _image_features(llava, pixels_BCHW.to(device))
     embedded = llava.model.get_input_embeddings()(ids).clone()
     embedded[:, encoded.image] = image_features
-    saving = checkpointed(llava.layers) if settings.checkpointing else contextlib.nullcontext()
-    with (
-        torch.enable_grad(),
-        recording(llava.layers, settings.layers, settings.hook) as seen,
-        saving,
-    ):
+    alone = len(hooks) == 1
+    with torch.enable_grad(), contextlib.ExitStack() as stack:
+        seen = {
+            hook: stack.enter_context(recording(llava.layers, settings.layers, hook, leaf=alone))
+            for hook in hooks
+        }
+        if settings.checkpointing:
+            stack.enter_context(checkpointed(llava.layers))
         logits = llava.model(
-            inputs_embeds=embedded, use_cache=False, logits_to_keep=rows[picked]
+            # Several points share one graph, and each needs what lies above it.
+            inputs_embeds=embedded if alone else embedded.requires_grad_(),
+            use_cache=False,
+            logits_to_keep=rows[picked],
         ).logits
         # Copies do not see each other, so the gradient of the sum is each copy's own.
         z = logits.gather(2, answer_A[picked][None, :, None].expand(copies, -1, 1)).sum()
-        layers = list(seen)
-        gradients = torch.autograd.grad(z, [seen[layer] for layer in layers], allow_unused=True)
-    found = {}
-    for layer, gradient in zip(layers, gradients, strict=True):
-        values = seen[layer].detach()
-        gradient = torch.zeros_like(values) if gradient is None else gradient
-        found[layer] = Features(values[:, encoded.image], gradient[:, encoded.image])
+        tensors = [tensor for at in hooks for tensor in seen[at].values()]
+        gradients = iter(torch.autograd.grad(z, tensors, allow_unused=True))
+    found: dict[str, dict[int, Features]] = {}
+    for hook in hooks:
+        found[hook] = {}
+        for layer, tensor in seen[hook].items():
+            values, gradient = tensor.detach(), next(gradients)
+            gradient = torch.zeros_like(values) if gradient is None else gradient
+            found[hook][layer] = Features(values[:, encoded.image], gradient[:, encoded.image])
     return found
 
 
@@ -217,14 +240,15 @@ def batches(
     tokens: Sequence[int] | None = None,
 ) -> Iterator[dict[int, Features]]:
     """`features_of` for all noisy copies, `settings.batch` at a time."""
-    waiting: list[torch.Tensor] = []
-    for copy in noisy_copies(encoded.pixels_CHW, settings):
-        waiting.append(copy)
-        if len(waiting) == settings.batch:
-            yield features_of(llava, encoded, answer, torch.stack(waiting), settings, tokens)
-            waiting = []
-    if waiting:
-        yield features_of(llava, encoded, answer, torch.stack(waiting), settings, tokens)
+    for pixels_BCHW in copies_in_batches(encoded, settings):
+        yield features_of(llava, encoded, answer, pixels_BCHW, settings, tokens)
+
+
+def copies_in_batches(encoded: Encoded, settings: Settings) -> Iterator[torch.Tensor]:
+    """The noisy copies, `settings.batch` at a time."""
+    copies = noisy_copies(encoded.pixels_CHW, settings)
+    while waiting := list(itertools.islice(copies, settings.batch)):
+        yield torch.stack(waiting)
 
 
 def check_layers(layers: Sequence[int], count: int) -> None:

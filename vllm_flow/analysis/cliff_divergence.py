@@ -2,8 +2,12 @@
 
 Knows arrays; nothing of engines or files. The rule is that of VTW ("Boosting Multimodal Large Language
 Models with Visual Tokens Withdrawal for Rapid Inference", arXiv 2405.05803): on a few dozen questions, the
-smallest layer at which the divergence between the distribution with the image in all layers and the one
-with the image in that many layers stays below a threshold.
+divergence between the distributions with the image in all layers and in that many layers, its mean against
+a threshold. Its released code (github.com/lzhxmu/VTW at a3d8cfc, `lmms_eval/__main__.py` and `VTW.py`) takes
+20 questions, the first layer from 5 on whose mean KL(truncated || full) is at most 0.003 (0.0005 for
+LLaVA-1.5-13B, 0.0001 for LLaVA-1.6-7B). Ours differs in two ways: the divergence is KL(full || truncated),
+what is lost of the baseline's distribution (to second order in small changes the two are equal), and every
+deeper layer must keep the threshold too.
 
 Shapes: L layers, N questions, V tokens of the vocabulary.
 """
@@ -74,7 +78,7 @@ def stays_below(values: Sequence[float], threshold: float, end: int) -> int:
 
 
 def divergence_cliff(means: Sequence[Mean], threshold: float, reading: Reading) -> int:
-    """The layer by the rule: from it on, the mean (VTW) or its upper limit stays at or below the threshold.
+    """The layer by the rule: from it on, the mean (as in VTW) or its upper limit stays at or below the threshold.
 
     The number of layers, which is the baseline, where no layer does.
     """

@@ -1,4 +1,4 @@
-"""The paper's Figure 5: score against cliff, one line per task, from an evaluation's CSV."""
+"""The paper's Figure 5: score against cliff, one panel per task, from the scores of `vllm-flow report`."""
 
 from __future__ import annotations
 
@@ -11,40 +11,67 @@ from vllm_flow.analysis.style import COLOURS, MARKERS, house, save
 Points = list[tuple[int, float, float, float]]
 """(cliff, score, low, high), by cliff."""
 
-COLUMNS = ("task", "policy", "cliff", "score", "low", "high")
+COLUMNS = ("task", "kind", "layer", "metric", "headline", "value", "low", "high")
+"""Of those that `vllm-flow report` writes to `scores.csv`."""
+KINDS = ("baseline", "cliff", "text-only")
+"""Policies that are a cliff: the number of layers, a layer, 0."""
 
 
 def read_scores(path: Path) -> dict[str, Points]:
-    """Task -> points, of the rows that have a cliff; ValueError that names a missing column."""
+    """Task and headline metric -> points, of the policies that are a cliff.
+
+    Raises:
+        ValueError: a column is missing, or there is no such policy; names it.
+    """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
             raise ValueError(f"{path} is no table of scores: it lacks {', '.join(missing)}")
         found: dict[str, Points] = defaultdict(list)
         for row in reader:
-            if row["cliff"]:
-                score, low, high = (float(row[name]) for name in ("score", "low", "high"))
-                found[row["task"]].append((int(row["cliff"]), score, low, high))
+            if row["kind"] in KINDS and row["headline"] == "True":
+                score, low, high = (float(row[name]) for name in ("value", "low", "high"))
+                label = f"{row['task']}, {row['metric']}"
+                found[label].append((int(row["layer"]), score, low, high))
     if not found:
-        raise ValueError(f"{path} has no row with a cliff")
-    return {task: sorted(points) for task, points in found.items()}
+        raise ValueError(f"{path} has no score of a cliff")
+    return {label: sorted(points) for label, points in found.items()}
+
+
+def score_rows(scores: dict[str, Points]) -> list[dict[str, str | float]]:
+    """What is drawn, a row per point."""
+    names = ("layer", "score", "low", "high")
+    return [
+        {"line": line, **dict(zip(names, point, strict=True))}
+        for line, points in scores.items()
+        for point in points
+    ]
 
 
 def draw_scores(scores: dict[str, Points], stem: Path) -> list[Path]:
-    """One line per task with its interval."""
+    """A panel per line, with its interval: metrics have no common scale, nor a common direction."""
+    columns = min(len(scores), 2)
+    lines = -(-len(scores) // columns)
     with house() as plt:
-        figure, axis = plt.subplots(figsize=(6.8, 4.4), layout="constrained")
-        for number, (task, points) in enumerate(scores.items()):
+        figure, axes = plt.subplots(
+            lines, columns, figsize=(1.4 + 4.2 * columns, 0.6 + 2.7 * lines), squeeze=False,
+            sharex=True, layout="constrained",
+        )  # fmt: skip
+        for number, (axis, (line, points)) in enumerate(
+            zip(axes.flat, scores.items(), strict=False)
+        ):
             cliffs, values, low, high = zip(*points, strict=True)
             colour = COLOURS[number % len(COLOURS)]
             axis.fill_between(cliffs, low, high, color=colour, alpha=0.15, linewidth=0)
             axis.plot(
                 cliffs, values, color=colour, marker=MARKERS[number % len(MARKERS)], markersize=4.5,
-                linewidth=1.8, label=task,
+                linewidth=1.8,
             )  # fmt: skip
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set_xlabel("cliff: layers that see the image")
-        axis.set_ylabel("score (band: 95 % interval)")
-        axis.set_title("Score against the cliff")
-        axis.legend(fontsize=9, loc="lower right")
+            axis.set_title(line, fontsize=11)
+            axis.set_ylim(-0.04, 1.04)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        for axis in axes.flat[len(scores) :]:
+            axis.set_visible(False)
+        figure.supxlabel("cliff: layers that see the image", fontsize=10)
+        figure.supylabel("score (band: 95 % interval)", fontsize=10)
         return save(plt, figure, stem)

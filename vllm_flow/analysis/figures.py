@@ -1,9 +1,10 @@
 """Draws the figures of a run from what its folder holds, and writes the numbers beside them.
 
   attention*.parquet       attention mass by span (Figure 2): request_id, layer, token, system, image, user, output
+  mass/*.parquet           the same, as an engine's attention log has it
   attention_flow.parquet   attention between spans (after Figure 1): request_id, layer, source, target, mass
   cam*.npz                 LLaVA-CAMs of `vllm-flow cam` (Figures 3 and 4)
-  scores.csv               task, policy, cliff, score, low, high (Figure 5)
+  report/scores.csv        scores of an evaluation, as `vllm-flow report` writes them (Figure 5); also scores.csv
 
 A file that is not there is passed over. Figures are PNG and SVG, numbers CSV.
 """
@@ -38,9 +39,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"vllm-flow figures: {error}", file=sys.stderr)
         return 2
     if not written:
+        evaluated = (args.run / "answers").is_dir()
+        hint = f"; for an evaluation run `vllm-flow report {args.run}` first" if evaluated else ""
         print(
             f"vllm-flow figures: nothing to draw in {args.run}; it looks for attention*.parquet, "
-            "cam*.npz and scores.csv there",
+            f"mass/*.parquet, cam*.npz and report/scores.csv there{hint}",
             file=sys.stderr,
         )
         return 1
@@ -71,7 +74,8 @@ def draw_masses(run: Path, out: Path, request: str | None = None) -> list[Path]:
     )
     from vllm_flow.analysis.records import write_rows
 
-    paths = [p for p in sorted(run.glob("attention*.parquet")) if is_mass_file(p)]
+    written = [*sorted(run.glob("attention*.parquet")), *sorted(run.glob("mass/*.parquet"))]
+    paths = [path for path in written if is_mass_file(path)]
     if not paths:
         return []
     masses = read_masses(paths)
@@ -122,7 +126,12 @@ def draw_cams(run: Path, out: Path) -> list[Path]:
 
 def draw_score_curves(run: Path, out: Path) -> list[Path]:
     """Figure 5."""
-    from vllm_flow.analysis.figure_scores import draw_scores, read_scores
+    from vllm_flow.analysis.figure_scores import draw_scores, read_scores, score_rows
+    from vllm_flow.analysis.records import write_rows
 
-    path = run / "scores.csv"
-    return draw_scores(read_scores(path), out / "scores") if path.exists() else []
+    for path in (run / "report" / "scores.csv", run / "scores.csv"):
+        if path.exists():
+            scores = read_scores(path)
+            rows = write_rows(score_rows(scores), out / "scores.csv")
+            return [*draw_scores(scores, out / "scores"), rows]
+    return []

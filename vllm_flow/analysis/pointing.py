@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -92,8 +93,16 @@ def asked(round_: Round, task: str) -> tuple[str, str, str]:
 
 
 def play(llava: Llava, rounds: Sequence[Round], task: str, settings: Settings) -> Iterator[Outcome]:
-    """One outcome per round."""
-    from vllm_flow.analysis.cam import batches
+    """One outcome per round, at `settings.hook`."""
+    for outcomes in play_hooks(llava, rounds, task, settings, (settings.hook,)):
+        yield outcomes[settings.hook]
+
+
+def play_hooks(
+    llava: Llava, rounds: Sequence[Round], task: str, settings: Settings, hooks: Sequence[str]
+) -> Iterator[dict[str, Outcome]]:
+    """One outcome per round and hook point, from the same forward and backward."""
+    from vllm_flow.analysis.cam import copies_in_batches, features_by_hook
     from vllm_flow.analysis.llava import open_image, tokens_of
 
     boxes, grid = load_boxes(), llava.grid
@@ -103,27 +112,37 @@ def play(llava: Llava, rounds: Sequence[Round], task: str, settings: Settings) -
         encoded = llava.encode(prompt, image)
         ids = llava.answer_ids(prompt, answer)
         chosen = tokens_of(llava.words(ids), word)
-        rng = np.random.default_rng([settings.seed, number])
-        heat: dict[int, NDArray] = {}
-        control: dict[int, NDArray] = {}
-        for batch in batches(llava, encoded, ids, settings, chosen):
-            for layer, features in batch.items():
+        rngs = {hook: np.random.default_rng([settings.seed, number]) for hook in hooks}
+        heat: dict[str, dict[int, NDArray]] = {hook: {} for hook in hooks}
+        control: dict[str, dict[int, NDArray]] = {hook: {} for hook in hooks}
+        for pixels in copies_in_batches(encoded, settings):
+            found = features_by_hook(llava, encoded, ids, pixels, settings, hooks, chosen)
+            for hook, layer in itertools.product(hooks, settings.layers):
+                features = found[hook][layer]
                 alpha = features.alpha()
-                shuffled = alpha[:, rng.permutation(alpha.shape[1])]
-                for maps, weights in ((heat, alpha), (control, shuffled)):
+                shuffled = alpha[:, rngs[hook].permutation(alpha.shape[1])]
+                for maps, weights in ((heat[hook], alpha), (control[hook], shuffled)):
                     summed = features.heat(weights).double().sum(0).cpu().numpy()
                     maps[layer] = maps.get(layer, 0) + summed.reshape(grid, grid)
-        found = boxes[round_.scene.image_path]
-        target, other = (
-            llava.coverage(found[name], image) for name in (round_.target, round_.other)
-        )
-        yield Outcome(
-            tuple(points_inside(each, target) for each in with_mean(heat, settings.layers)),
-            tuple(points_inside(each, other) for each in with_mean(heat, settings.layers)),
-            tuple(points_inside(each, target) for each in with_mean(control, settings.layers)),
-            pointing_chance(target),
-            pointing_chance(other),
-        )
+        box = boxes[round_.scene.image_path]
+        target, other = (llava.coverage(box[name], image) for name in (round_.target, round_.other))
+        yield {
+            hook: Outcome(
+                tuple(
+                    points_inside(each, target) for each in with_mean(heat[hook], settings.layers)
+                ),
+                tuple(
+                    points_inside(each, other) for each in with_mean(heat[hook], settings.layers)
+                ),
+                tuple(
+                    points_inside(each, target)
+                    for each in with_mean(control[hook], settings.layers)
+                ),
+                pointing_chance(target),
+                pointing_chance(other),
+            )
+            for hook in hooks
+        }
 
 
 def with_mean(maps: dict[int, NDArray], layers: Sequence[int]) -> list[NDArray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +97,7 @@ class CamRecord:
         return found
 
 
-def write_rows(rows: Sequence[dict[str, float | int]], path: Path) -> Path:
+def write_rows(rows: Sequence[Mapping[str, float | int | str]], path: Path) -> Path:
     """Rows as CSV, six significant digits."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))

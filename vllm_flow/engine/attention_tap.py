@@ -19,7 +19,8 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from vllm_flow.attention import AnswerRow, LoggedRequest, TokenAttention, answer_rows
-from vllm_flow.engine.keys import KeyReader, key_reader, span_lse, span_mass
+from vllm_flow.engine.keys import KeyReader, key_reader, span_mass
+from vllm_flow.engine.span_lse_triton import Kernel, SpanLse, lse_function
 from vllm_flow.plan import StepPlan, Variant
 
 if TYPE_CHECKING:
@@ -54,31 +55,36 @@ class AttentionTap:
     Args:
         kv_cache_config: names the layers of each group, whose caches are allocated.
         layers: attention layer name -> vLLM's ``Attention``.
+        kernel: the operator's choice; see :func:`vllm_flow.engine.span_lse_triton.lse_function`.
 
     Raises:
-        ValueError: a layer's keys cannot be read; see :func:`vllm_flow.engine.keys.key_reader`.
+        ValueError: a layer's keys cannot be read; see :func:`vllm_flow.engine.keys.key_reader`. Or
+            the kernel cannot read them.
     """
 
-    def __init__(self, kv_cache_config: KVCacheConfig, layers: Mapping[str, Any]) -> None:
+    def __init__(
+        self, kv_cache_config: KVCacheConfig, layers: Mapping[str, Any], kernel: Kernel = "auto"
+    ) -> None:
         self.requests: dict[str, LoggedRequest] = {}
         self._groups: dict[int, int] = {}
         self._block_size: dict[int, int] = {}
         self._rows: list[tuple[str, AnswerRow]] = []
         self._reads: dict[int, list[_Reads]] = {}
         self._masses: list[tuple[_Reads, torch.Tensor]] = []
-        readers: dict[Any, KeyReader] = {}
+        found: dict[Any, tuple[KeyReader, SpanLse]] = {}
         for group, spec in enumerate(kv_cache_config.kv_cache_groups):
             for name in spec.layer_names:
                 attention, layer = layers[name], extract_layer_index(name)
                 alike = (attention.attn_backend, attention.dtype, attention.kv_cache.stride())
-                if alike not in readers:
-                    readers[alike] = key_reader(attention)
+                if alike not in found:
+                    read = key_reader(attention)
+                    found[alike] = read, lse_function(kernel, attention.kv_cache.device, read)
                 self._groups[layer] = group
                 # Of the kernel's blocks, which the block tables count in, too.
                 self._block_size[layer] = attention.kv_cache.shape[2]
                 # An instance attribute hides the class's forward and leaves other instances alone.
                 attention.forward = partial(
-                    self._forward, layer, attention, readers[alike], attention.forward
+                    self._forward, layer, attention, *found[alike], attention.forward
                 )
 
     def add(self, request_id: str, request: LoggedRequest | None) -> None:
@@ -143,6 +149,7 @@ class AttentionTap:
         layer: int,
         attention: Any,
         read: KeyReader,
+        span_lse: SpanLse,
         forward: Callable[..., torch.Tensor],
         query: torch.Tensor,
         *args: Any,

@@ -11,7 +11,7 @@ cache, M blocks of a row, N slots of a block, T = M x N slots of a row, S spans,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,13 +25,12 @@ def token_major(cache_BKNC: torch.Tensor, blocks_M: torch.Tensor, head_size: int
 
     Heads before slots in memory (HND) or after (NHD) is a matter of strides.
     """
-    return cache_BKNC[..., :head_size].index_select(0, blocks_M)
+    return _token_major_view(cache_BKNC, head_size).index_select(0, blocks_M)
 
 
 def column_major(cache_BKNC: torch.Tensor, blocks_M: torch.Tensor, head_size: int) -> torch.Tensor:
     """A head's keys of a block come first, as a [D, N] matrix: CPU, vector instructions."""
-    blocks, slots = _key_half(cache_BKNC, head_size).index_select(0, blocks_M), cache_BKNC.shape[2]
-    return blocks.unflatten(2, (head_size, slots)).transpose(2, 3)
+    return _column_major_view(cache_BKNC, head_size).index_select(0, blocks_M)
 
 
 def tiled_pairs(cache_BKNC: torch.Tensor, blocks_M: torch.Tensor, head_size: int) -> torch.Tensor:
@@ -47,7 +46,23 @@ def _key_half(cache_BKNC: torch.Tensor, head_size: int) -> torch.Tensor:
     return cache_BKNC.flatten(2)[..., : cache_BKNC.shape[2] * head_size]
 
 
+def _token_major_view(cache_BKNC: torch.Tensor, head_size: int) -> torch.Tensor:
+    return cache_BKNC[..., :head_size]
+
+
+def _column_major_view(cache_BKNC: torch.Tensor, head_size: int) -> torch.Tensor:
+    blocks = _key_half(cache_BKNC, head_size)
+    return blocks.unflatten(2, (head_size, cache_BKNC.shape[2])).transpose(2, 3)
+
+
 READERS: tuple[KeyReader, ...] = (token_major, column_major, tiled_pairs)
+
+STRIDED: Mapping[KeyReader, Callable[[torch.Tensor, int], torch.Tensor]] = {
+    token_major: _token_major_view,
+    column_major: _column_major_view,
+}
+"""``view(cache_BKNC, head_size)`` -> keys [B, K, N, D] where they lie, for the layouts in which a stride
+per dimension reaches every key: what a kernel reads that gathers nothing."""
 
 
 def key_reader(attention: Any) -> KeyReader:
@@ -109,8 +124,8 @@ def span_lse(
 ) -> torch.Tensor:
     """Log-sum-exp of each query row's logits over consecutive spans of its keys.
 
-    The reference for a fused kernel with the same arguments. Gathers the rows' blocks (Q x T keys,
-    nothing of size T x T) and computes in float32.
+    The reference for :func:`vllm_flow.engine.span_lse_triton.span_lse_triton`, and what runs where that
+    does not. Gathers the rows' blocks (Q x T keys, nothing of size T x T) and computes in float32.
 
     Args:
         query_QHD: queries as they enter attention, positions applied.

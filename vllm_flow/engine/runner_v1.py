@@ -47,7 +47,8 @@ class FlowRunnerV1:
         self.flow_steps = StepBuilder(self.attn_groups, kv_cache_config, self.device)
         if self.flow_settings.attention_log is not None and not is_profiling:
             layers = self.compilation_config.static_forward_context
-            self.flow_tap = AttentionTap(kv_cache_config, layers)
+            kernel = self.flow_settings.attention_log_kernel
+            self.flow_tap = AttentionTap(kv_cache_config, layers, kernel)
 
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
         for request_id in scheduler_output.finished_req_ids:

@@ -170,7 +170,8 @@ class FlowRunnerV2:
         self.model_state.flow_steps = StepBuilder(self.attn_groups, kv_cache_config, self.device)
         if self.flow_settings.attention_log is not None and not is_profiling:
             layers = self.vllm_config.compilation_config.static_forward_context
-            self.model_state.flow_tap = AttentionTap(kv_cache_config, layers)
+            kernel = self.flow_settings.attention_log_kernel
+            self.model_state.flow_tap = AttentionTap(kv_cache_config, layers, kernel)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         output = super().sample_tokens(*args, **kwargs)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CONFIG_KEY = "vllm_flow"
 PROFILE = "profile"
+KERNELS = ("auto", "triton", "torch")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class FlowSettings:
     attention_log_max_bytes: int = 1 << 30
     """Size of the directory's part files at which the log stops; what comes after is dropped and
     counted. Nothing is deleted to make room."""
+
+    attention_log_kernel: str = "auto"
+    """What computes the attention log's masses: "triton", a kernel that reads the keys where they lie,
+    or "torch", its reference, which gathers them. "auto" takes the kernel on CUDA wherever it can run;
+    "triton" refuses to start where it cannot."""
 
     @property
     def group_starts(self) -> tuple[int, ...]:
@@ -111,6 +117,12 @@ class FlowSettings:
                 f"{_named('attention_log_max_bytes')}={log_bytes!r}: it must be an integer of at "
                 "least 1, in bytes."
             )
+        kernel = options.get("attention_log_kernel", cls.attention_log_kernel)
+        if kernel not in KERNELS:
+            raise ValueError(
+                f"{_named('attention_log_kernel')}={kernel!r}: it must be one of "
+                f"{', '.join(map(repr, KERNELS))}."
+            )
         profile = _profile(options, num_layers)
         return cls(
             num_layers=num_layers,
@@ -123,6 +135,7 @@ class FlowSettings:
             allow_request_policy=allow,
             attention_log=log,
             attention_log_max_bytes=log_bytes,
+            attention_log_kernel=kernel,
         )
 
     @classmethod

@@ -16,6 +16,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.engine.settings import KERNELS
+
 if TYPE_CHECKING:
     from vllm import LLM
 
@@ -56,6 +58,12 @@ def main() -> None:
         default="wall",
         help="cpu: time of all of the process's threads, for a CPU that others use as well",
     )
+    parser.add_argument(
+        "--kernel",
+        choices=KERNELS,
+        default="auto",
+        help="attention_log_kernel of the logging engine: on CUDA compare triton with torch",
+    )
     arguments = parser.parse_args()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -69,11 +77,12 @@ def measure(arguments: argparse.Namespace, directory: str) -> None:
     from vllm_flow.demo.assemble import assemble
 
     model = arguments.model or str(assemble())
-    flows: list[dict[str, Any]] = [{}, {"attention_log": directory}]
+    logs = {"attention_log": directory, "attention_log_kernel": arguments.kernel}
+    flows: list[dict[str, Any]] = [{}, logs]
     if arguments.swap:
         flows.reverse()
-    engines = {len(flow): _engine(model, arguments.dtype, flow) for flow in flows}
-    plain, logging = engines[0], engines[1]
+    engines = {bool(flow): _engine(model, arguments.dtype, flow) for flow in flows}
+    plain, logging = engines[False], engines[True]
     layers = plain.llm_engine.vllm_config.model_config.get_total_num_hidden_layers()
     chosen = sorted({0, layers // 2, layers - 1})
     modes = [
