@@ -63,8 +63,14 @@ eval-demo: setup
 	    --out out/eval/run $(ARGS)
 	@$(BIN)/vllm-flow report out/eval/run
 
+# Attention and CAMs; then a small evaluation, whose scores at each cliff are the last figure.
 analysis-demo: setup
 	@$(BIN)/python -m vllm_flow.analysis.demo --out out/analysis $(ARGS)
+	@$(BIN)/python -m vllm_flow.demo.datasets --out out/analysis/data --tasks pope chair
+	@$(BIN)/vllm-flow eval --model demo --data out/analysis/data --tasks pope,chair \
+	    --policies baseline,cliff=2:28:2 --engines 2 --batch 8 --limit 40 --out out/analysis/run
+	@$(BIN)/vllm-flow report out/analysis/run
+	@$(BIN)/vllm-flow figures out/analysis/run --out out/analysis/figures
 
 bench: setup
 	@$(BIN)/vllm-flow profile --preset cpu --out out/profile $(ARGS)
