@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from vllm_flow.demo.grown.facts import Box, Facts, Sign, Thing
 from vllm_flow.demo.grown.signs import Plate, draw_plate
-from vllm_flow.demo.grown.vocabulary import CLASSES, INDEX, WORD_INDEX, WORDS
+from vllm_flow.demo.grown.vocabulary import CLASSES, INDEX, KIND_OF, WORD_INDEX, WORDS
 from vllm_flow.demo.scenes import cropped_background, procedural_background
 
 SIZE = 168
@@ -60,6 +60,8 @@ class Style:
     """Scenes of signs: two to four of them, and at most one thing."""
     repeat_share: float = 0.45
     """Scenes in which one of the classes comes two to four times."""
+    kind_share: float = 0.5
+    """Scenes whose things are all of one kind, as things that belong together often are."""
     rough: bool = False
     """Things may overlap, be cut off by the edge, blurred and partly covered, as in training."""
 
@@ -146,7 +148,10 @@ def _contents(rng: random.Random, palette: Palette, style: Style) -> tuple[list[
     if rng.random() < style.page_share:
         return rng.sample(known, rng.randint(0, 1)), rng.sample(WORDS, rng.randint(2, 4))
     words = rng.sample(WORDS, 1) if rng.random() < style.sign_share else []
-    names = rng.sample(known, rng.choice((1, 2, 2, 3, 3, 4)))
+    if rng.random() < style.kind_share:
+        kind = KIND_OF[rng.choice(known)]
+        known = [name for name in known if KIND_OF[name] == kind]
+    names = rng.sample(known, min(len(known), rng.choice((1, 2, 2, 3, 3, 4))))
     if rng.random() < style.repeat_share:
         names = names[:3]
         names += [names[0]] * rng.randint(1, min(3, 5 - len(names)))

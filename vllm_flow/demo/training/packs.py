@@ -93,12 +93,12 @@ class PackBatch:
 
 
 class Packer:
-    """Encodes packs with a ``tokenizers.Tokenizer``."""
+    """Encodes packs with a ``tokenizers.Tokenizer``, for pictures of ``image_tokens`` tokens."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, image_tokens: int = IMAGE_TOKENS) -> None:
         self.encode = lambda text: tokenizer.encode(text).ids
         self.head = self.encode(prompt_head())
-        self.image = slice(len(self.head), len(self.head) + IMAGE_TOKENS)
+        self.image = slice(len(self.head), len(self.head) + image_tokens)
 
     def batch(self, packs: Sequence[Sequence[Ask]]) -> PackBatch:
         """Encode one list of questions per picture."""

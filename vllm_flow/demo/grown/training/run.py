@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from vllm_flow.demo.grown.sprites import load_assets
-from vllm_flow.demo.grown.training import vision_stage
+from vllm_flow.demo.grown.training import decoder_stage, projector_stage, vision_stage
 from vllm_flow.demo.grown.training.budget import Budget
+from vllm_flow.demo.smollm2 import read_decoder, read_tokenizer
 from vllm_flow.demo.training.common import Log
 
 
@@ -27,14 +28,26 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--vision-steps", type=int, default=Budget.vision_steps)
+    parser.add_argument("--lora-steps", type=int, default=Budget.lora_steps)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    budget = replace(Budget(), vision_steps=args.vision_steps)
+    budget = replace(Budget(), vision_steps=args.vision_steps, lora_steps=args.lora_steps)
     log = Log(args.work / "log.jsonl")
     log("start", **budget.as_dict())
     assets = load_assets(args.work)
-    vision_stage.train(args.work, assets, budget, log)
+    tower = vision_stage.load_tower(vision_stage.train(args.work, assets, budget, log))
+    decoder, tokenizer = read_decoder(), read_tokenizer()
+    projector_stage.train(
+        args.work / "projector.safetensors",
+        assets,
+        tower,
+        decoder.weights["embed_tokens.weight"],
+        tokenizer,
+        budget,
+        log,
+    )
+    decoder_stage.train(args.work, assets, tower, decoder, tokenizer, budget, log)
     log("done")
 
 
