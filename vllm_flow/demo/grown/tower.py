@@ -15,7 +15,7 @@ TOWER_CONFIG: dict[str, Any] = {
     "intermediate_size": 768,
     "projection_dim": 192,
     "num_hidden_layers": 6,
-    "num_attention_heads": 6,
+    "num_attention_heads": 3,
     "image_size": SIZE,
     "patch_size": PATCH,
     "hidden_act": "gelu",

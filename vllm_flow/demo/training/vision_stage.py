@@ -27,12 +27,12 @@ from vllm_flow.demo.training.common import (
 from vllm_flow.demo.vision import TOWER_CONFIG
 
 
-def new_tower(sizes: Mapping[str, Any] = TOWER_CONFIG) -> nn.Module:
+def new_tower(sizes: Mapping[str, Any] = TOWER_CONFIG, attention: str = "sdpa") -> nn.Module:
     """An untrained CLIP vision tower, by default of the demo model's size."""
     from transformers.models.clip.modeling_clip import CLIPVisionConfig, CLIPVisionModel
 
     config = CLIPVisionConfig(**{k: v for k, v in sizes.items() if k != "model_type"})
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = attention
     tower = CLIPVisionModel(config)
     start_positions(tower)
     return tower

@@ -10,8 +10,8 @@ from typing import Any
 class Budget:
     """What every stage spends."""
 
-    vision_steps: int = 3000
-    vision_batch: int = 64
+    vision_steps: int = 6000
+    vision_batch: int = 32
     vision_lr: float = 2e-3
     vision_muon_lr: float = 3e-3
     vision_decay: float = 0.35
