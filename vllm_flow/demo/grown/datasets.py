@@ -1,0 +1,268 @@
+"""Held-out pictures of the grown model in the files of four benchmarks: POPE, ScienceQA, TextVQA, CHAIR.
+
+`python -m vllm_flow.demo.grown.datasets --pictures DIR --out DIR` writes one folder per split, and in it
+one per task, field for field as the official scorers read them. Questions are asked as in training
+(`questions`), and everything is decided by the seed. Results on them are "POPE-style" and so on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vllm_flow.demo.datasets import pope, scienceqa, textvqa
+from vllm_flow.demo.datasets.common import (
+    coco_name,
+    image_id,
+    shuffled,
+    stream,
+    write_jpeg,
+    write_json,
+    write_scene,
+)
+from vllm_flow.demo.grown import coco, questions
+from vllm_flow.demo.grown.facts import Facts, Sign
+from vllm_flow.demo.grown.heldout import SPLITS, HeldoutPicture, read_pictures
+from vllm_flow.demo.grown.scenes import SIZE
+from vllm_flow.demo.grown.vocabulary import CLASSES, KINDS, counted, listed, with_article
+
+Pictures = Sequence[HeldoutPicture]
+PROBLEMS = 2
+"""Multiple-choice problems per picture, unless a number of items is given."""
+
+
+def write_pope(pictures: Pictures, out: Path, items: int | None, seed: int) -> int:
+    """Three label files; absent classes are drawn from those that the split's pictures can show."""
+    shown = {name for picture in pictures for name in picture.objects}
+    known = [name for name in CLASSES if name in shown]
+    with_things = [picture for picture in pictures if picture.objects]
+    return pope.write(with_things, out, items, seed, known, questions.presence)
+
+
+def write_scienceqa(pictures: Pictures, out: Path, items: int | None, seed: int) -> int:
+    """Problems on pictures, and one in six on words alone; returns how many have a picture."""
+    rng = stream(seed, "grown/scienceqa")
+    order = shuffled(pictures, rng)
+    count = len(order) * PROBLEMS if items is None else items
+    problems: dict[str, dict[str, Any]] = {}
+    for number in range(count):
+        if number % 5 == 4:
+            problems[str(len(problems) + 1)] = _word_problem(rng)
+        picture = order[number % len(order)]
+        made = questions.choice(picture.facts, rng)
+        pid = str(len(problems) + 1)
+        problems[pid] = _problem(made, picture.facts)
+        target = out / "images" / "test" / pid / "image.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(picture.image_path) as image:
+            image.convert("RGB").save(target)
+    write_json(problems, out / "problems.json")
+    splits = {name: list(problems) if name == "test" else [] for name in scienceqa.SPLITS}
+    write_json(splits, out / "pid_splits.json")
+    return count
+
+
+def _problem(made: questions.Choice, facts: Facts) -> dict[str, Any]:
+    right = made.choices[made.answer]
+    return scienceqa.problem(
+        made.question,
+        made.choices,
+        right,
+        hint=made.hint,
+        image="image.png",
+        topic=made.topic,
+        lecture="Look at every part of the picture before you decide.",
+        solution=f"{questions.caption(facts)} So the answer is {right}.",
+    )
+
+
+def _word_problem(rng: random.Random) -> dict[str, Any]:
+    """A problem without a picture, which words alone decide."""
+    kind = rng.choice(list(KINDS)[:-1])
+    right = rng.choice(KINDS[kind])
+    choices = [right, *rng.sample([n for n in CLASSES if n not in KINDS[kind]], rng.randint(1, 3))]
+    rng.shuffle(choices)
+    return scienceqa.problem(
+        f"Which of these is {with_article(kind)}?",
+        choices,
+        right,
+        hint="",
+        image=None,
+        topic="words",
+        lecture="A word can stand for one of a larger group of things.",
+        solution=f"{with_article(right).capitalize()} is {with_article(kind)}.",
+    )
+
+
+def write_textvqa(pictures: Pictures, out: Path, items: int | None, seed: int) -> int:
+    """Two questions about every sign, so many that there are ``items``; returns how many."""
+    rng = stream(seed, "grown/textvqa")
+    order = shuffled([picture for picture in pictures if len(picture.facts.signs) == 1], rng)
+    rows: list[dict[str, Any]] = []
+    tokens: list[dict[str, Any]] = []
+    for picture in order:
+        if items is not None and len(rows) >= items:
+            break
+        name = f"{image_id(picture):016x}"  # 16 hexadecimal digits as in OpenImages
+        with Image.open(picture.image_path) as image:
+            write_jpeg(image, out / "train_images" / f"{name}.jpg")
+        sign = picture.facts.signs[0]
+        tokens.append(_ocr(name, sign, rng))
+        for text in rng.sample(questions.SIGN_QUESTIONS, 2):
+            if items is None or len(rows) < items:
+                rows.append(_question(len(rows) + 1, text, name, sign, picture, rng))
+    header = {"dataset_type": "val", "dataset_name": "textvqa-style"}
+    write_json({**header, "dataset_version": "0.5.1", "data": rows}, out / "TextVQA_0.5.1_val.json")
+    write_json(
+        {**header, "dataset_version": "0.2", "data": tokens},
+        out / "TextVQA_Rosetta_OCR_v0.2_val.json",
+    )
+    return len(rows)
+
+
+def _question(
+    number: int, text: str, name: str, sign: Sign, picture: HeldoutPicture, rng: random.Random
+) -> dict[str, Any]:
+    return {
+        "question": text,
+        "image_id": name,
+        "image_classes": [object_.capitalize() for object_ in picture.objects],
+        "flickr_original_url": "",
+        "flickr_300k_url": "",
+        "image_width": SIZE,
+        "image_height": SIZE,
+        "answers": textvqa.answers(sign.word, rng),
+        "question_tokens": text.rstrip("?").split(),
+        "question_id": number,
+        "set_name": "val",
+    }
+
+
+def _ocr(name: str, sign: Sign, rng: random.Random) -> dict[str, Any]:
+    """One record of the OCR file: a reader that often adds words and sometimes misses the right one."""
+    left, top, right, bottom = (edge / SIZE for edge in sign.box)
+    box = {"x": left, "y": top, "w": right - left, "h": bottom - top}
+    found = [(word, box) for word in questions.ocr_tokens(sign.word, rng)]
+    return textvqa.ocr_record(name, found)
+
+
+def write_chair(pictures: Pictures, out: Path, items: int | None, seed: int) -> int:
+    """COCO's annotations, one instance per thing with its box; pictures without a category are left out."""
+    rng = stream(seed, "grown/chair")
+    fitting = [picture for picture in pictures if any(map(coco.category, picture.objects))]
+    chosen = shuffled(fitting, rng)[:items]
+    images = [
+        {"license": 0, "file_name": coco_name(image_id(picture)), "height": SIZE, "width": SIZE,
+         "id": image_id(picture)}
+        for picture in chosen
+    ]  # fmt: skip
+    header = {"info": {"description": "CHAIR-style demo scenes, val"}, "licenses": []}
+    categories = [
+        {"supercategory": above, "id": number, "name": name}
+        for name, (number, above) in coco.CATEGORIES.items()
+    ]
+    annotations = _instances(chosen)
+    write_json(
+        {**header, "images": images, "annotations": annotations, "categories": categories},
+        out / "instances_val2014.json",
+    )
+    write_json(
+        {**header, "images": images, "annotations": _references(chosen, rng)},
+        out / "captions_val2014.json",
+    )
+    for picture in chosen:
+        write_scene(picture, out / "val2014")
+    return len(chosen)
+
+
+def _instances(pictures: Pictures) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for picture in pictures:
+        for thing in picture.facts.things:
+            name = coco.category(thing.name)
+            if name is None:
+                continue
+            left, top, right, bottom = thing.box
+            width, height = right - left, bottom - top
+            rows.append(
+                {
+                    "id": len(rows) + 1,
+                    "image_id": image_id(picture),
+                    "category_id": coco.CATEGORIES[name][0],
+                    "bbox": [left, top, width, height],
+                    "area": width * height,
+                    "iscrowd": 0,
+                }
+            )
+    return rows
+
+
+def _references(pictures: Pictures, rng: random.Random) -> list[dict[str, Any]]:
+    """Five captions per picture; all but the first leave some things out, as people do."""
+    rows: list[dict[str, Any]] = []
+    for picture in pictures:
+        for number in range(5):
+            counts = dict(picture.facts.counts)
+            if number:
+                kept = rng.sample(list(counts), rng.randint(1, len(counts)))
+                text = listed([counted(name, counts[name]) for name in counts if name in kept])
+                text = f"{rng.choice(('There is', 'We see', 'This shows'))} {text}."
+            else:
+                text = questions.caption(picture.facts)
+            rows.append({"image_id": image_id(picture), "id": len(rows) + 1, "caption": text})
+    return rows
+
+
+TASKS: Mapping[str, Callable[[Pictures, Path, int | None, int], int]] = {
+    "pope": write_pope,
+    "scienceqa": write_scienceqa,
+    "textvqa": write_textvqa,
+    "chair": write_chair,
+}
+
+
+def write_datasets(
+    pictures: Path,
+    out: Path,
+    split: str,
+    items: int | None = None,
+    seed: int = 0,
+    tasks: Sequence[str] = tuple(TASKS),
+) -> dict[str, int]:
+    """Write a split's tasks below ``out``; returns how many items each holds.
+
+    Args:
+        pictures: a folder that ``heldout`` wrote.
+        items: at most so many items per task (POPE: per label file), None for all.
+
+    Raises ValueError for a split without pictures or ``items`` below 1.
+    """
+    if items is not None and items < 1:
+        raise ValueError(f"items must be at least 1, got {items}")
+    chosen = read_pictures(pictures, split)
+    if not chosen:
+        raise ValueError(f"{pictures} has no pictures of the split {split!r}")
+    return {name: TASKS[name](chosen, out / name, items, seed) for name in tasks}
+
+
+def main() -> None:
+    """Write every split that there are pictures of."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pictures", type=Path, required=True, help="made by grown.heldout")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--items", type=int, help="at most so many per task")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    there = {picture.split for picture in read_pictures(args.pictures)}
+    for split in (split for split in SPLITS if split in there):
+        counts = write_datasets(args.pictures, args.out / split, split, args.items, args.seed)
+        print(split, counts)
+
+
+if __name__ == "__main__":
+    main()
