@@ -95,6 +95,17 @@ def how_many(name: str) -> str:
     return f"How many {plural(name)} are there in the image?"
 
 
+def worth_counting(facts: Facts, rng: random.Random) -> str | None:
+    """A class to ask the number of: mostly one that comes several times; None where that gives too
+    many questions with the answer one."""
+    several = [name for name, count in facts.counts.items() if count > 1]
+    if several and rng.random() < 0.75:
+        return rng.choice(several)
+    if not several and rng.random() < 0.6:
+        return None
+    return rng.choice(facts.objects)
+
+
 def is_left(one: str, other: str) -> str:
     """The question after a place; its answer is yes or no."""
     return f"Is the {one} to the left of the {other}?"
@@ -167,7 +178,9 @@ def _not_there(facts: Facts, rng: random.Random) -> Choice:
 
 
 def _number(facts: Facts, rng: random.Random) -> Choice:
-    name = rng.choice(facts.objects)
+    name = worth_counting(facts, rng)
+    if name is None:
+        return _present(facts, rng)
     right = facts.counts[name] - 1
     numbers = {right, *rng.sample([n for n in range(4) if n != right], rng.randint(1, 3))}
     choices = tuple(NUMBERS[number] for number in sorted(numbers))

@@ -33,7 +33,7 @@ def asks_of(facts: Facts, rng: random.Random, pairs: int = 2) -> list[TaskAsk]:
     asks += [_reading(facts, rng)] if len(facts.signs) == 1 else []
     asks += [TaskAsk(chair.PROMPT, questions.caption(facts), task="caption")]
     if facts.objects:
-        asks += [_count(facts, rng)]
+        asks += _count(facts, rng)
         if rng.random() < 0.3:
             asks += [TaskAsk(CAPTION_REQUEST, questions.listing(facts.objects), task="listing")]
     pairs_beside = facts.beside()
@@ -73,6 +73,9 @@ def _reading(facts: Facts, rng: random.Random) -> TaskAsk:
     )
 
 
-def _count(facts: Facts, rng: random.Random) -> TaskAsk:
-    name = rng.choice(facts.objects)
-    return TaskAsk(questions.how_many(name) + _suffix(rng), str(facts.counts[name]), task="count")
+def _count(facts: Facts, rng: random.Random) -> list[TaskAsk]:
+    name = questions.worth_counting(facts, rng)
+    if name is None:
+        return []
+    text = questions.how_many(name) + _suffix(rng)
+    return [TaskAsk(text, str(facts.counts[name]), task="count")]
