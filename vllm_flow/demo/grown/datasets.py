@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -250,19 +251,25 @@ def write_datasets(
     return {name: TASKS[name](chosen, out / name, items, seed) for name in tasks}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Write every split that there are pictures of."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m vllm_flow.demo.grown.datasets", description=__doc__
+    )
     parser.add_argument("--pictures", type=Path, required=True, help="made by grown.heldout")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--items", type=int, help="at most so many per task")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    there = {picture.split for picture in read_pictures(args.pictures)}
-    for split in (split for split in SPLITS if split in there):
-        counts = write_datasets(args.pictures, args.out / split, split, args.items, args.seed)
-        print(split, counts)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--items", type=int, help="at most so many per task (POPE: per label file)")
+    parser.add_argument("--seed", type=int, default=0, help="decides what is asked (default: 0)")
+    args = parser.parse_args(argv)
+    try:
+        there = {picture.split for picture in read_pictures(args.pictures)}
+        for split in (split for split in SPLITS if split in there):
+            counts = write_datasets(args.pictures, args.out / split, split, args.items, args.seed)
+            print(f"{args.out / split}: {counts}")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
