@@ -128,10 +128,12 @@ def train(
         ]
     )
     saver, start = Saver(work / "lora_state.pt", budget.checkpoint_every), 0
-    parts = nn.ModuleDict({"projector": projector, "adapters": nn.ParameterList(adapters.values())})
     if (state := saver.load()) is not None:
         start = state["step"]
-        parts.load_state_dict(state["parts"])
+        projector.load_state_dict(state["projector"])
+        with torch.no_grad():
+            for name, tensor in state["adapters"].items():
+                adapters[name].copy_(tensor)
         optimizer.load_state_dict(state["optimizer"])
         log("lora", step=start, resumed=True)
     palette = training_palette(assets)
@@ -143,14 +145,19 @@ def train(
         loss = asker.loss(batch, random.Random(f"{budget.seed}/{step}"))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
+        nn.utils.clip_grad_norm_([*adapters.values(), *projector.parameters()], 1.0)
         optimizer.step()
         if step % 10 == 0:
             log("lora", step=step, loss=loss.item())
         if (step + 1) % 100 == 0 or step + 1 == budget.lora_steps:
             log("lora", step=step + 1, **asker.check(held))
         saver.save(
-            {"step": step + 1, "parts": parts.state_dict(), "optimizer": optimizer.state_dict()}
+            {
+                "step": step + 1,
+                "projector": projector.state_dict(),
+                "adapters": {name: tensor.detach() for name, tensor in adapters.items()},
+                "optimizer": optimizer.state_dict(),
+            }
         )
     save(tuned, projector.state_dict())
     save(target, adapters)

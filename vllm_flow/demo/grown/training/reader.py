@@ -19,11 +19,10 @@ from vllm_flow.demo.checkpoint import merge_lora
 from vllm_flow.demo.grown.tower import IMAGE_TOKENS
 from vllm_flow.demo.grown.training.budget import Budget
 from vllm_flow.demo.grown.training.vision_stage import features, load_tower
-from vllm_flow.demo.prompt import ANSWER_END
+from vllm_flow.demo.prompt import ANSWER_END, prompt_head, prompt_tail
 from vllm_flow.demo.smollm2 import read_decoder, read_tokenizer
 from vllm_flow.demo.training.common import load
 from vllm_flow.demo.training.decoder_stage import new_llama
-from vllm_flow.demo.training.packs import Ask, Packer
 from vllm_flow.demo.training.projector_stage import load_projector
 
 
@@ -73,22 +72,20 @@ class Reader:
         self.tower, self.projector = tower, projector
         self.llama = llama.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.packer = Packer(tokenizer, IMAGE_TOKENS)
+        self.encode = lambda text: tokenizer.encode(text).ids
         self.end = tokenizer.token_to_id(ANSWER_END)
 
     @classmethod
     def of(cls, work: Path) -> Reader:
         """The model of a work folder; its decoder stage may still be going on."""
-        decoder, state = read_decoder(), None
+        decoder = read_decoder()
         if (work / "lora.safetensors").exists():
             adapters = load(work / "lora.safetensors")
             projector = load_projector(work / "projector_tuned.safetensors")
         else:
             projector = load_projector(work / "projector.safetensors")
             state = torch.load(work / "lora_state.pt", weights_only=True)
-            projector.load_state_dict(
-                {k[10:]: v for k, v in state["parts"].items() if k.startswith("projector.")}
-            )
+            projector.load_state_dict(state["projector"])
             adapters = state["adapters"]
         llama = new_llama(decoder.config)
         llama.load_state_dict(merge_lora(decoder.weights, adapters, Budget().lora_alpha))
@@ -120,24 +117,24 @@ class Reader:
         return found
 
     def _pack(self, pixels: torch.Tensor, texts: Sequence[str]) -> tuple[Rows, torch.Tensor]:
-        """The prompt rows, and for each text the row whose successor is the answer's first token."""
-        batch = self.packer.batch([[Ask(text, "") for text in texts]])
-        asked = torch.tensor(batch.first_B[0])
-        owners = torch.zeros(batch.tokens_BT.shape[1], dtype=torch.long)
-        for number, row in enumerate(asked.tolist(), start=1):
-            start = batch.image.stop if number == 1 else int(asked[number - 2]) + 2
-            owners[start : row + 1] = number
+        """The prompt rows, and for each text the number of its last one."""
+        head = self.encode(prompt_head())
+        tails = [self.encode(prompt_tail(text)) for text in texts]
+        prefix = len(head) + IMAGE_TOKENS
+        lengths = torch.tensor([len(tail) for tail in tails])
+        owners = torch.cat(
+            [torch.zeros(prefix), torch.arange(1.0, len(tails) + 1).repeat_interleave(lengths)]
+        ).long()
+        positions = torch.cat([torch.arange(prefix + length)[prefix:] for length in lengths])
+        positions = torch.cat([torch.arange(prefix), positions])
+        is_image = torch.zeros(len(owners), dtype=torch.bool)
+        is_image[len(head) : prefix] = True
+        ids = [*head, *([0] * IMAGE_TOKENS), *(token for tail in tails for token in tail)]
+        states = self.llama.embed_tokens(torch.tensor(ids))
         with torch.autocast("cpu", torch.bfloat16):
             image = self.projector(features(self.tower, pixels)[1])[0]
-        states = self.llama.embed_tokens(batch.tokens_BT)[0]
-        states[batch.image] = image.to(states.dtype)
-        is_image = torch.zeros(len(states), dtype=torch.bool)
-        is_image[batch.image] = True
-        # A pack holds an end token after every (here empty) answer: not part of the prompt.
-        prompt = torch.ones(len(states), dtype=torch.bool)
-        prompt[asked + 1] = False
-        rows = Rows(states[prompt], batch.positions_BT[0][prompt], owners[prompt], is_image[prompt])
-        return rows, asked - torch.arange(len(asked))
+        states[is_image] = image.to(states.dtype)
+        return Rows(states, positions, owners, is_image), prefix + lengths.cumsum(0) - 1
 
     def _go_on(
         self, rows: Rows, cache: list[Kept], cliff: int, asked: torch.Tensor, tokens: int
