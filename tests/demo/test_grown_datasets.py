@@ -13,7 +13,7 @@ from tests.demo.grown_sprites import drawn_palette
 from vllm_flow.demo.grown import coco
 from vllm_flow.demo.grown.datasets import TASKS, main, write_datasets
 from vllm_flow.demo.grown.heldout import SPLITS, HeldoutPicture, read_pictures, write_pictures
-from vllm_flow.demo.grown.questions import caption, presence
+from vllm_flow.demo.grown.questions import caption, how_many, presence
 from vllm_flow.demo.grown.sprites import Assets
 from vllm_flow.eval.tasks import get_task, load_image
 
@@ -58,7 +58,9 @@ def test_pictures_are_read_back(pictures: Path) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("task", [*TASKS, "textvqa-no-ocr", "scienceqa-full"])
+@pytest.mark.parametrize(
+    "task", ["pope", "scienceqa", "textvqa", "chair", "textvqa-no-ocr", "scienceqa-full"]
+)
 def test_the_evaluation_reads_every_task(task: str, split: str, data: Path) -> None:
     items = get_task(task).read(data / split / task.split("-")[0])
     assert len(items) >= COUNT * 0.5
@@ -108,6 +110,24 @@ def test_right_answers_score_full_marks(data: Path, pictures: Path) -> None:
     assert metrics["chair_i"] == 0.0 and metrics["recall"] > 0.95
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_places_and_numbers_are_true(split: str, data: Path, pictures: Path) -> None:
+    first = {"unseen_style": 1001, "unseen_photos": 2001, "unseen_backgrounds": 3001}.get(split, 1)
+    facts = {int(p.image_path.stem) + first: p.facts for p in of(pictures, split)}
+    items = get_task("pope").read(data / split / "places")
+    assert Counter(item.truth["label"] for item in items)["yes"] * 2 == len(items) > 0
+    for item in items:
+        scene = facts[int(Path(item.image).stem.split("_")[-1])]
+        one, other = item.text.split("?")[0].removeprefix("Is the ").split(" to the left of the ")
+        assert ((one, other) in scene.beside()) == (item.truth["label"] == "yes")
+    items = get_task("textvqa-no-ocr").read(data / split / "counting")
+    assert len(items) > 5
+    for item in items:
+        counts = facts[int(Path(item.image).stem, 16)].counts
+        name = next(n for n in counts if item.text.startswith(how_many(n)))
+        assert set(item.truth["answers"]) == {str(counts[name])}
+
+
 def test_instances_have_the_things_boxes(data: Path, pictures: Path) -> None:
     content = read(data / "seen" / "chair" / "instances_val2014.json")
     names = {row["id"]: row["name"] for row in content["categories"]}
@@ -137,7 +157,10 @@ def test_blind_guesses_on_words_stay_low(data: Path) -> None:
 
 def test_items_limit_and_seed(pictures: Path, tmp_path: Path) -> None:
     counts = write_datasets(pictures, tmp_path / "a", "seen", items=8, seed=1)
-    assert counts == {"pope": 24, "scienceqa": 8, "textvqa": 8, "chair": 8}
+    assert counts == {
+        "pope": 24, "scienceqa": 8, "textvqa": 8, "chair": 8, "places": 8, "counting": 8,
+    }  # fmt: skip
+    assert set(counts) == set(TASKS)
     write_datasets(pictures, tmp_path / "b", "seen", items=8, seed=1)
     write_datasets(pictures, tmp_path / "c", "seen", items=8, seed=2)
     files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.json")]

@@ -36,7 +36,9 @@ def reader() -> Reader:
 
 @pytest.fixture(scope="module")
 def pixels() -> torch.Tensor:
-    return torch.randint(0, 256, (1, 3, 168, 168), generator=torch.Generator().manual_seed(0)).byte()
+    return torch.randint(
+        0, 256, (1, 3, 168, 168), generator=torch.Generator().manual_seed(0)
+    ).byte()
 
 
 def alone(reader: Reader, pixels: torch.Tensor, text: str, cliff: int) -> str:

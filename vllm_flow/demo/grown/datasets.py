@@ -1,5 +1,6 @@
 """Held-out pictures of the grown model in the files of four benchmarks: POPE, ScienceQA, TextVQA, CHAIR.
 
+Left and right come as POPE's files, counting as TextVQA's.
 `python -m vllm_flow.demo.grown.datasets --pictures DIR --out DIR` writes one folder per split, and in it
 one per task, field for field as the official scorers read them. Questions are asked as in training
 (`questions`), and everything is decided by the seed. Results on them are "POPE-style" and so on.
@@ -24,6 +25,7 @@ from vllm_flow.demo.datasets.common import (
     stream,
     write_jpeg,
     write_json,
+    write_json_lines,
     write_scene,
 )
 from vllm_flow.demo.grown import coco, questions
@@ -152,6 +154,52 @@ def _ocr(name: str, sign: Sign, rng: random.Random) -> dict[str, Any]:
     return textvqa.ocr_record(name, found)
 
 
+def write_places(pictures: Pictures, out: Path, items: int | None, seed: int) -> int:
+    """Questions after left and right as a single POPE label file, as many with yes as with no."""
+    rng = stream(seed, "grown/places")
+    rows: list[dict[str, Any]] = []
+    for picture in shuffled([picture for picture in pictures if picture.facts.beside()], rng):
+        if items is not None and len(rows) >= items:
+            break
+        left, right = rng.choice(picture.facts.beside())
+        for one, other, label in ((left, right, "yes"), (right, left, "no")):
+            rows.append(
+                {
+                    "question_id": len(rows) + 1,
+                    "image": write_scene(picture, out / "val2014"),
+                    "text": questions.is_left(one, other),
+                    "label": label,
+                }
+            )
+    write_json_lines(rows, out / "coco_pope_random.json")
+    return len(rows)
+
+
+def write_counting(pictures: Pictures, out: Path, items: int | None, seed: int) -> int:
+    """Counting questions in TextVQA's format: ten annotators who agree, and no OCR tokens."""
+    rng = stream(seed, "grown/counting")
+    rows: list[dict[str, Any]] = []
+    for picture in shuffled(pictures, rng):
+        if items is not None and len(rows) >= items:
+            break
+        name = questions.worth_counting(picture.facts, rng) if picture.objects else None
+        if name is None:
+            continue
+        image = f"{image_id(picture):016x}"
+        with Image.open(picture.image_path) as opened:
+            write_jpeg(opened, out / "train_images" / f"{image}.jpg")
+        rows.append(
+            {
+                "question": questions.how_many(name),
+                "image_id": image,
+                "answers": [str(picture.facts.counts[name])] * 10,
+                "question_id": len(rows) + 1,
+            }
+        )
+    write_json({"dataset_version": "0.5.1", "data": rows}, out / "TextVQA_0.5.1_val.json")
+    return len(rows)
+
+
 def write_chair(pictures: Pictures, out: Path, items: int | None, seed: int) -> int:
     """COCO's annotations, one instance per thing with its box; pictures without a category are left out."""
     rng = stream(seed, "grown/chair")
@@ -224,7 +272,10 @@ TASKS: Mapping[str, Callable[[Pictures, Path, int | None, int], int]] = {
     "scienceqa": write_scienceqa,
     "textvqa": write_textvqa,
     "chair": write_chair,
+    "places": write_places,
+    "counting": write_counting,
 }
+"""Folder -> its writer. The last two have no benchmark: they borrow POPE's and TextVQA's formats."""
 
 
 def write_datasets(
