@@ -21,7 +21,7 @@ from vllm_flow.demo.grown.tower import IMAGE_TOKENS
 from vllm_flow.demo.grown.training.asks import TASKS, TaskAsk, asks_of
 from vllm_flow.demo.grown.training.batches import Batch, Saver, SceneSteps, training_palette
 from vllm_flow.demo.grown.training.budget import CHECK_SEED, LORA_SEED, Budget, trapezoid
-from vllm_flow.demo.grown.training.vision_stage import features
+from vllm_flow.demo.grown.training.vision_stage import ATTENTION, features
 from vllm_flow.demo.training.common import Log, save
 from vllm_flow.demo.training.decoder_stage import adamw, add_lora, new_llama
 from vllm_flow.demo.training.packs import IGNORED, PackBatch, Packer, additive_mask
@@ -98,7 +98,7 @@ class Asker:
 
 def tuned_decoder(decoder: Any, budget: Budget) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     """The frozen decoder in bfloat16 with LoRA on it, and LoRA's parameters by name."""
-    llama = new_llama(decoder.config)
+    llama = new_llama(decoder.config, ATTENTION)
     llama.load_state_dict(decoder.weights)
     llama.to(torch.bfloat16).requires_grad_(False)
     return llama, add_lora(llama, budget.lora_rank, budget.lora_alpha)

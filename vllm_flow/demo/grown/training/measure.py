@@ -86,18 +86,22 @@ class Answers:
         self._take(row)
 
 
-def ask(reader: Any, folder: Path, job: Job, answers: Answers, cliffs: list[int], n: int) -> None:
-    """Answer the job's questions on ``n`` pictures at every cliff that is not answered yet."""
+def pixels_of(picture: str) -> Any:
+    """[1, 3, height, width] uint8, a tensor."""
     import torch
 
+    return torch.from_numpy(np.asarray(load_image(picture)).copy()).permute(2, 0, 1)[None]
+
+
+def ask(reader: Any, folder: Path, job: Job, answers: Answers, cliffs: list[int], n: int) -> None:
+    """Answer the job's questions on ``n`` pictures at every cliff that is not answered yet."""
     for picture, items in by_picture(get_task(job.task).read(folder), n).items():
         key = Path(picture).relative_to(folder).as_posix()
         open_cliffs = answers.missing(key, cliffs)
         if not open_cliffs:
             continue
-        pixels = torch.from_numpy(np.asarray(load_image(picture)).copy()).permute(2, 0, 1)[None]
         texts = list(dict.fromkeys(item.text for item in items))
-        said = reader.answers(pixels, texts, open_cliffs, job.tokens)
+        said = reader.answers(pixels_of(picture), texts, open_cliffs, job.tokens)
         answers.add(
             key,
             {

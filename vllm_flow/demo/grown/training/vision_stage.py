@@ -30,7 +30,7 @@ from vllm_flow.demo.training.vision_stage import Update, new_tower
 
 LETTER_LAYER = 3
 """Letters are asked for after this layer, so that the later ones can put words together."""
-CHECK_BATCHES = 4
+CHECK_BATCHES, CHECK_SIZE = 4, 64
 ATTENTION = "eager"
 """On CPU the backward pass of torch's fused attention took 40 % of a step; plain products take less."""
 
@@ -130,7 +130,7 @@ def train(work: Path, assets: Assets, budget: Budget, log: Log) -> Path:
         update.load_state_dict(state["update"])
         log("vision", step=start, resumed=True)
     palette = training_palette(assets)
-    held = SceneSteps(palette, CHECK_SEED, 64, page_share=0.15)
+    held = SceneSteps(palette, CHECK_SEED, CHECK_SIZE, page_share=0.15)
     held_batches = [held[number] for number in range(CHECK_BATCHES)]
     steps = SceneSteps(palette, VISION_SEED, budget.vision_batch, page_share=0.25)
     for step, batch in enumerate(steps.steps(start, budget.vision_steps), start=start):
