@@ -120,6 +120,10 @@ def test_training_asks_in_the_words_of_the_evaluation(facts: Facts, rng: random.
         if ask.task == "choice":
             letter = parse_letter(ask.answer)
             assert letter is not None and f"\n{letter}. " in ask.text
+            marked = {beginning.rsplit("\n", 1)[1][0]: word for beginning, word in ask.marks}
+            assert all(ask.text.startswith(beginning + "\n") for beginning, _ in ask.marks)
+            assert [option for option, word in marked.items() if word == "Yes"] == [letter]
+            assert len(marked) == ask.text.count("\n") - (1 if "Context: " in ask.text else 0) - 1
         if ask.task == "word":
             assert ask.answer == facts.signs[0].word
         if ask.task == "count":
