@@ -96,11 +96,22 @@ class Asker:
         return found
 
 
+def cast_weights(llama: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Change the weights' type and nothing else.
+
+    ``Module.to`` would round the rotary frequencies as well: at position 300 in bfloat16 the fast ones
+    are off by a good part of a turn, and vLLM, which does not round them, would run another model.
+    """
+    for parameter in llama.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return llama
+
+
 def tuned_decoder(decoder: Any, budget: Budget) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     """The frozen decoder in bfloat16 with LoRA on it, and LoRA's parameters by name."""
     llama = new_llama(decoder.config, ATTENTION)
     llama.load_state_dict(decoder.weights)
-    llama.to(torch.bfloat16).requires_grad_(False)
+    cast_weights(llama, torch.bfloat16).requires_grad_(False)
     return llama, add_lora(llama, budget.lora_rank, budget.lora_alpha)
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from vllm_flow.demo.checkpoint import merge_lora
 from vllm_flow.demo.grown.tower import IMAGE_TOKENS
 from vllm_flow.demo.grown.training.budget import Budget
+from vllm_flow.demo.grown.training.decoder_stage import cast_weights
 from vllm_flow.demo.grown.training.vision_stage import features, load_tower
 from vllm_flow.demo.prompt import ANSWER_END, prompt_head, prompt_tail
 from vllm_flow.demo.smollm2 import read_decoder, read_tokenizer
@@ -66,7 +67,7 @@ class Kept:
 
 
 class Reader:
-    """Tower, projector and merged decoder of a work folder, in bfloat16."""
+    """Tower, projector and merged decoder of a work folder."""
 
     def __init__(self, tower: Any, projector: Any, llama: Any, tokenizer: Any) -> None:
         self.tower, self.projector = tower, projector
@@ -76,8 +77,11 @@ class Reader:
         self.end = tokenizer.token_to_id(ANSWER_END)
 
     @classmethod
-    def of(cls, work: Path) -> Reader:
-        """The model of a work folder; its decoder stage may still be going on."""
+    def of(cls, work: Path, dtype: torch.dtype = torch.bfloat16) -> Reader:
+        """The model of a work folder; its decoder stage may still be going on.
+
+        Raises FileNotFoundError where that stage has not begun.
+        """
         decoder = read_decoder()
         if (work / "lora.safetensors").exists():
             adapters = load(work / "lora.safetensors")
@@ -90,7 +94,7 @@ class Reader:
         llama = new_llama(decoder.config)
         llama.load_state_dict(merge_lora(decoder.weights, adapters, Budget().lora_alpha))
         tower = load_tower(work / "vision.safetensors")
-        return cls(tower, projector, llama.to(torch.bfloat16), read_tokenizer())
+        return cls(tower, projector, cast_weights(llama, dtype), read_tokenizer())
 
     @property
     def layers(self) -> int:
@@ -131,7 +135,7 @@ class Reader:
         is_image[len(head) : prefix] = True
         ids = [*head, *([0] * IMAGE_TOKENS), *(token for tail in tails for token in tail)]
         states = self.llama.embed_tokens(torch.tensor(ids))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=states.dtype == torch.bfloat16):
             image = self.projector(features(self.tower, pixels)[1])[0]
         states[is_image] = image.to(states.dtype)
         return Rows(states, positions, owners, is_image), prefix + lengths.cumsum(0) - 1
