@@ -26,6 +26,7 @@ from vllm_flow.demo.grown.sprites import Assets  # noqa: E402
 from vllm_flow.demo.grown.tower import TOWER_CONFIG  # noqa: E402
 from vllm_flow.demo.grown.training import (  # noqa: E402
     batches,
+    card,
     decoder_stage,
     measure,
     projector_stage,
@@ -227,3 +228,15 @@ def test_the_table_reports_what_was_answered(tmp_path: Path, assets: Assets) -> 
     assert measure.table(tmp_path, data, 30) == text
     curve = measure.curve(tmp_path, data, "seen", [0, 30], 30)
     assert "| 67 (" in curve and "| 100 (" in curve
+
+
+def test_the_card_takes_its_figures_from_the_work_folder(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    log("start", **BUDGET.as_dict())
+    log("vision", step=2, thing_accuracy=0.5)
+    log("vision", step=4, thing_accuracy=0.75)
+    text = card.card(tmp_path, tmp_path / "data")
+    assert "{" not in text
+    assert "thing_accuracy 0.75" in text and "thing_accuracy 0.5," not in text
+    assert f"{BUDGET.vision_steps * BUDGET.vision_batch} scenes" in text
+    assert "piece of furniture: chair, couch, bed and toilet" in text
