@@ -66,3 +66,20 @@ def test_as_many_yes_as_no(questions) -> None:
         asks = questions(["dog", "tree", "cup"], random.Random(seed))
         answers = [ask.answer for ask in asks]
         assert answers.count("Yes") == answers.count("No") > 0
+
+
+def test_marks_and_weights_reach_their_rows(packer: Packer) -> None:
+    text = "Which is it?\nA. dog\nB. cat"
+    marks = (("Which is it?\nA. dog", "No"), (text, "Yes"))
+    plain = packer.batch([[Ask("Is it?", "Yes"), Ask(text, "B")]])
+    marked = packer.batch([[Ask("Is it?", "Yes"), Ask(text, "B", weight=2.0, marks=marks)]])
+    assert (plain.tokens_BT == marked.tokens_BT).all()
+    first = marked.first_B[0][1]
+    assert marked.weights_BT[0, first] == 2 * plain.weights_BT[0, first]
+    new = (marked.targets_BT != plain.targets_BT).nonzero()[:, 1].tolist()
+    ids = marked.tokens_BT[0].tolist()
+    assert [marked.targets_BT[0, row] for row in new] == [
+        packer.encode(w)[0] for w in ("No", "Yes")
+    ]
+    # A mark's row is the last token of its beginning.
+    assert [ids[row] for row in new] == [packer.encode(" dog")[-1], packer.encode(" cat")[-1]]

@@ -15,10 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from vllm_flow.demo.prompt import ANSWER_END, CHAT_TEMPLATE, IMAGE_TOKEN, IMAGE_TOKEN_ID
-from vllm_flow.demo.scenes import IMAGE_SIZE
 from vllm_flow.demo.vision import (
     FEATURE_LAYER,
-    IMAGE_TOKENS,
     PIXEL_MEAN,
     PIXEL_STD,
     TOWER_CONFIG,
@@ -53,36 +51,38 @@ def llava_weights(tower: Tensors, projector: Tensors, decoder: Tensors) -> dict[
     return {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in named.items()}
 
 
-def llava_config(text_config: Mapping[str, Any]) -> dict[str, Any]:
+def llava_config(
+    text_config: Mapping[str, Any], tower: Mapping[str, Any] = TOWER_CONFIG
+) -> dict[str, Any]:
     """The checkpoint's ``config.json``."""
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
         "dtype": "bfloat16",
         "image_token_index": IMAGE_TOKEN_ID,
-        "image_seq_length": IMAGE_TOKENS,
+        "image_seq_length": (tower["image_size"] // tower["patch_size"]) ** 2,
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
         "vision_feature_layer": FEATURE_LAYER,
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": True,
         "text_config": {**text_config, "dtype": "bfloat16"},
-        "vision_config": {**TOWER_CONFIG, "dtype": "bfloat16"},
+        "vision_config": {**tower, "dtype": "bfloat16"},
     }
 
 
-def _processor_files(context: int) -> dict[str, dict[str, Any]]:
-    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+def _processor_files(context: int, tower: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    size = tower["image_size"]
     return {
         "preprocessor_config.json": {
             "image_processor_type": "CLIPImageProcessor",
             "processor_class": "LlavaProcessor",
             "do_convert_rgb": True,
             "do_resize": True,
-            "size": {"shortest_edge": IMAGE_SIZE},
+            "size": {"shortest_edge": size},
             "resample": 3,
             "do_center_crop": True,
-            "crop_size": side,
+            "crop_size": {"height": size, "width": size},
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
@@ -91,7 +91,7 @@ def _processor_files(context: int) -> dict[str, dict[str, Any]]:
         },
         "processor_config.json": {
             "processor_class": "LlavaProcessor",
-            "patch_size": TOWER_CONFIG["patch_size"],
+            "patch_size": tower["patch_size"],
             "vision_feature_select_strategy": "default",
             "image_token": IMAGE_TOKEN,
             "num_additional_image_tokens": 1,
@@ -119,14 +119,18 @@ def _processor_files(context: int) -> dict[str, dict[str, Any]]:
 
 
 def write_checkpoint(
-    folder: Path, weights: Tensors, text_config: Mapping[str, Any], tokenizer: Any
+    folder: Path,
+    weights: Tensors,
+    text_config: Mapping[str, Any],
+    tokenizer: Any,
+    tower: Mapping[str, Any] = TOWER_CONFIG,
 ) -> None:
     """Write every file of the checkpoint into an existing, empty ``folder``."""
     save_file(dict(weights), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
     files = {
-        "config.json": llava_config(text_config),
-        **_processor_files(text_config["max_position_embeddings"]),
+        "config.json": llava_config(text_config, tower),
+        **_processor_files(text_config["max_position_embeddings"], tower),
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vllm_flow.demo.classes import CLASSES, presence_question
 from vllm_flow.demo.datasets.common import (
+    KnownScene,
     coco_name,
     image_id,
     shuffled,
@@ -25,18 +26,24 @@ from vllm_flow.demo.datasets.common import (
     write_json_lines,
     write_scene,
 )
-from vllm_flow.demo.heldout import HeldoutScene
 
 CATEGORIES = ("random", "popular", "adversarial")
 PER_PICTURE = 3
 """Questions with the answer yes per picture, at most, and as many with no."""
 
 
-def write(scenes: Sequence[HeldoutScene], out: Path, items: int | None, seed: int) -> int:
+def write(
+    scenes: Sequence[KnownScene],
+    out: Path,
+    items: int | None,
+    seed: int,
+    classes: Sequence[str] = CLASSES,
+    ask: Callable[[str], str] = presence_question,
+) -> int:
     """Write the three label files and their pictures; returns the questions in all of them.
 
     With `items`, each file ends after so many questions (one less where that is odd, but no fewer
-    than two), so that yes and no stay as many.
+    than two), so that yes and no stay as many. `classes` are those that may be asked for, `ask` words it.
     """
     chosen = shuffled(scenes, stream(seed, "pope"))
     limit = None if items is None else max(items // 2, 1)
@@ -44,7 +51,9 @@ def write(scenes: Sequence[HeldoutScene], out: Path, items: int | None, seed: in
     asked: set[str] = set()
     for category in CATEGORIES:
         # The same stream for each file: the present objects are drawn first, so they agree.
-        rows = questions(chosen, category, scenes, stream(seed, "pope/objects"), limit)
+        rows = questions(
+            chosen, category, scenes, stream(seed, "pope/objects"), limit, classes, ask
+        )
         write_json_lines(rows, out / f"coco_pope_{category}.json")
         asked |= {row["image"] for row in rows}
         total += len(rows)
@@ -55,11 +64,13 @@ def write(scenes: Sequence[HeldoutScene], out: Path, items: int | None, seed: in
 
 
 def questions(
-    chosen: Sequence[HeldoutScene],
+    chosen: Sequence[KnownScene],
     category: str,
-    known: Sequence[HeldoutScene],
+    known: Sequence[KnownScene],
     rng: random.Random,
     pairs: int | None = None,
+    classes: Sequence[str] = CLASSES,
+    ask: Callable[[str], str] = presence_question,
 ) -> list[dict[str, Any]]:
     """The lines of one label file, at most `pairs` times yes and no.
 
@@ -77,7 +88,7 @@ def questions(
     for scene in chosen:
         count = min(PER_PICTURE, len(scene.objects))
         present = rng.sample(scene.objects, count)
-        absent = [name for name in CLASSES if name not in scene.objects]
+        absent = [name for name in classes if name not in scene.objects]
         rng.shuffle(absent)
         # The sort is stable, so that ties stay in drawn order.
         if category == "popular":
@@ -92,7 +103,7 @@ def questions(
                     {
                         "question_id": len(rows) + 1,
                         "image": coco_name(image_id(scene)),
-                        "text": presence_question(name),
+                        "text": ask(name),
                         "label": label,
                     }
                 )

@@ -144,6 +144,11 @@ def ocr(name: str, signs: Sequence[dict[str, Any]], rng: random.Random) -> dict[
         if luck > 1 / 12:
             misread = luck < 2 / 12 and len(sign["word"]) > 2
             found.append((sign["word"][:-1] if misread else sign["word"], sign["box"]))
+    return ocr_record(name, found)
+
+
+def ocr_record(name: str, found: Sequence[tuple[str, dict[str, float]]]) -> dict[str, Any]:
+    """The OCR file's record of a picture: words, and where they were found (shares of its sides)."""
     return {
         "image_id": name,
         "ocr_tokens": [word for word, _ in found],

@@ -56,13 +56,13 @@ class LoraLinear(nn.Module):
         return self.base(x) + F.linear(F.linear(x, self.lora_a), self.lora_b) * self.scale
 
 
-def new_llama(config: dict[str, Any]) -> nn.Module:
+def new_llama(config: dict[str, Any], attention: str = "sdpa") -> nn.Module:
     """An untrained ``LlamaModel`` (no head: embeddings are tied)."""
     from transformers.models.llama.modeling_llama import LlamaConfig, LlamaModel
 
     skipped = ("model_type", "architectures", "rope_theta")
     llama_config = LlamaConfig(**{k: v for k, v in config.items() if k not in skipped})
-    llama_config._attn_implementation = "sdpa"
+    llama_config._attn_implementation = attention
     return LlamaModel(llama_config)
 
 

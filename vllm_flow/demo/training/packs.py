@@ -28,6 +28,7 @@ from vllm_flow.demo.prompt import ANSWER_END, prompt_head, prompt_tail
 from vllm_flow.demo.vision import IMAGE_TOKENS
 
 IGNORED = -100
+MARK_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Ask:
     answer: str
     early: str = ""
     """Where ``text`` starts with this, its last token is asked for the answer as well."""
+    weight: float = 1.0
+    """Factor on the loss of the answer's tokens."""
+    marks: tuple[tuple[str, str], ...] = ()
+    """Beginnings of ``text``, and the one-token word that the last token of each is asked for."""
 
 
 def questions_of(objects: Sequence[str], rng: random.Random, most: int = 3) -> list[Ask]:
@@ -93,16 +98,16 @@ class PackBatch:
 
 
 class Packer:
-    """Encodes packs with a ``tokenizers.Tokenizer``."""
+    """Encodes packs with a ``tokenizers.Tokenizer``, for pictures of ``image_tokens`` tokens."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, image_tokens: int = IMAGE_TOKENS) -> None:
         self.encode = lambda text: tokenizer.encode(text).ids
         self.head = self.encode(prompt_head())
-        self.image = slice(len(self.head), len(self.head) + IMAGE_TOKENS)
+        self.image = slice(len(self.head), len(self.head) + image_tokens)
 
     def batch(self, packs: Sequence[Sequence[Ask]]) -> PackBatch:
         """Encode one list of questions per picture."""
-        rows = [[(*self._segment(ask), ask.early) for ask in pack] for pack in packs]
+        rows = [[(*self._segment(ask), ask) for ask in pack] for pack in packs]
         prefix = self.image.stop
         length = prefix + max(sum(len(ids) for ids, *_ in segments) for segments in rows)
         size = (len(rows), length)
@@ -115,7 +120,7 @@ class Packer:
             positions[b, :prefix] = torch.arange(prefix)
             owner[b, :prefix] = 0
             at, first = prefix, []
-            for number, (ids, answer_length, early) in enumerate(segments, start=1):
+            for number, (ids, answer_length, ask) in enumerate(segments, start=1):
                 end = at + len(ids)
                 tokens[b, at:end] = torch.tensor(ids)
                 positions[b, at:end] = torch.arange(prefix, prefix + len(ids))
@@ -124,9 +129,13 @@ class Packer:
                 targets[b, start : end - 1] = tokens[b, start + 1 : end]
                 weights[b, start : end - 1] = 1.0 if answer_length <= 3 else 0.4
                 weights[b, end - 2] = 0.2  # the end token is soon learnt
-                if early:
-                    row = at + len(self.encode(early)) - 1
+                weights[b, start : end - 1] *= ask.weight
+                if ask.early:
+                    row = at + len(self.encode(ask.early)) - 1
                     targets[b, row], weights[b, row] = ids[-answer_length], 1.0
+                for beginning, word in ask.marks:
+                    row = at + len(self.encode(beginning)) - 1
+                    targets[b, row], weights[b, row] = self.encode(word)[0], MARK_WEIGHT
                 first.append(start)
                 at = end
             firsts.append(first)

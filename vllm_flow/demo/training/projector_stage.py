@@ -31,11 +31,11 @@ BACKGROUND_WORD = " background"
 
 
 class Projector(nn.Module):
-    """LLaVA's projector: linear, GELU, linear; [.., 192] -> [.., hidden]."""
+    """LLaVA's projector: linear, GELU, linear; [.., width] -> [.., hidden]."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, width: int = TOWER_CONFIG["hidden_size"]) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(TOWER_CONFIG["hidden_size"], hidden)
+        self.linear_1 = nn.Linear(width, hidden)
         self.linear_2 = nn.Linear(hidden, hidden)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -43,9 +43,9 @@ class Projector(nn.Module):
 
 
 def load_projector(path: Path) -> Projector:
-    """The saved projector, at whatever width it has."""
+    """The saved projector, at whatever widths it has."""
     tensors = load(path)
-    projector = Projector(tensors["linear_2.weight"].shape[0])
+    projector = Projector(*tensors["linear_1.weight"].shape)
     projector.load_state_dict(tensors)
     return projector
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from vllm_flow.demo.classes import CLASSES
-from vllm_flow.demo.scenes import BACKGROUND, GRID, Scene
+from vllm_flow.demo.scenes import BACKGROUND, Scene
 from vllm_flow.demo.training.common import (
     CHECK_SEED,
     VISION_SEED,
@@ -24,12 +27,12 @@ from vllm_flow.demo.training.common import (
 from vllm_flow.demo.vision import TOWER_CONFIG
 
 
-def new_tower() -> nn.Module:
-    """An untrained CLIP vision tower of the demo model's size."""
+def new_tower(sizes: Mapping[str, Any] = TOWER_CONFIG, attention: str = "sdpa") -> nn.Module:
+    """An untrained CLIP vision tower, by default of the demo model's size."""
     from transformers.models.clip.modeling_clip import CLIPVisionConfig, CLIPVisionModel
 
-    config = CLIPVisionConfig(**{k: v for k, v in TOWER_CONFIG.items() if k != "model_type"})
-    config._attn_implementation = "sdpa"
+    config = CLIPVisionConfig(**{k: v for k, v in sizes.items() if k != "model_type"})
+    config._attn_implementation = attention
     tower = CLIPVisionModel(config)
     start_positions(tower)
     return tower
@@ -44,7 +47,8 @@ def start_positions(tower: nn.Module) -> None:
     table = next(p for n, p in tower.named_parameters() if n.endswith("position_embedding.weight"))
     quarter = table.shape[1] // 4
     rates = 100.0 ** -(torch.arange(quarter) / quarter)
-    yy, xx = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
+    places = torch.arange(math.isqrt(len(table)))  # the table's first row is the class token's
+    yy, xx = torch.meshgrid(places, places, indexing="ij")
     waves = [f(v.flatten()[:, None] * rates) for v in (xx, yy) for f in (torch.sin, torch.cos)]
     with torch.no_grad():
         table[0] = 0
@@ -99,6 +103,15 @@ class Update:
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Both optimizers' states."""
+        return [optimizer.state_dict() for optimizer in self.optimizers]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Go on from ``state_dict``."""
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
 
 
 def train(work: Path, source: SceneSource, budget: Budget, log: Log) -> Path:

@@ -1,0 +1,1 @@
+"""The demo model with four kinds of questions: what it knows, its scenes, its questions and its training."""

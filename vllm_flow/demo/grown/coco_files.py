@@ -1,0 +1,94 @@
+"""CHAIR-style: COCO's annotation files for held-out pictures of the grown model.
+
+Instances have a thing's box; reference captions name things as the training's captions do. Layout:
+`{instances,captions}_val2014.json`, `val2014/COCO_val2014_*.jpg`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm_flow.demo.datasets.common import (
+    coco_name,
+    image_id,
+    shuffled,
+    stream,
+    write_json,
+    write_scene,
+)
+from vllm_flow.demo.grown import coco, questions
+from vllm_flow.demo.grown.heldout import HeldoutPicture
+from vllm_flow.demo.grown.scenes import SIZE
+from vllm_flow.demo.grown.vocabulary import counted, listed
+
+Pictures = Sequence[HeldoutPicture]
+
+
+def write_chair(pictures: Pictures, out: Path, items: int | None, seed: int) -> int:
+    """COCO's annotations, one instance per thing with its box; pictures without a category are left out."""
+    rng = stream(seed, "grown/chair")
+    fitting = [picture for picture in pictures if any(map(coco.category, picture.objects))]
+    chosen = shuffled(fitting, rng)[:items]
+    images = [
+        {"license": 0, "file_name": coco_name(image_id(picture)), "height": SIZE, "width": SIZE,
+         "id": image_id(picture)}
+        for picture in chosen
+    ]  # fmt: skip
+    header = {"info": {"description": "CHAIR-style demo scenes, val"}, "licenses": []}
+    categories = [
+        {"supercategory": above, "id": number, "name": name}
+        for name, (number, above) in coco.CATEGORIES.items()
+    ]
+    annotations = _instances(chosen)
+    write_json(
+        {**header, "images": images, "annotations": annotations, "categories": categories},
+        out / "instances_val2014.json",
+    )
+    write_json(
+        {**header, "images": images, "annotations": _references(chosen, rng)},
+        out / "captions_val2014.json",
+    )
+    for picture in chosen:
+        write_scene(picture, out / "val2014")
+    return len(chosen)
+
+
+def _instances(pictures: Pictures) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for picture in pictures:
+        for thing in picture.facts.things:
+            name = coco.category(thing.name)
+            if name is None:
+                continue
+            left, top, right, bottom = thing.box
+            width, height = right - left, bottom - top
+            rows.append(
+                {
+                    "id": len(rows) + 1,
+                    "image_id": image_id(picture),
+                    "category_id": coco.CATEGORIES[name][0],
+                    "bbox": [left, top, width, height],
+                    "area": width * height,
+                    "iscrowd": 0,
+                }
+            )
+    return rows
+
+
+def _references(pictures: Pictures, rng: random.Random) -> list[dict[str, Any]]:
+    """Five captions per picture; all but the first leave some things out, as people do."""
+    rows: list[dict[str, Any]] = []
+    for picture in pictures:
+        for number in range(5):
+            counts = dict(picture.facts.counts)
+            if number:
+                kept = rng.sample(list(counts), rng.randint(1, len(counts)))
+                text = listed([counted(name, counts[name]) for name in counts if name in kept])
+                text = f"{rng.choice(('There is', 'We see', 'This shows'))} {text}."
+            else:
+                text = questions.caption(picture.facts)
+            rows.append({"image_id": image_id(picture), "id": len(rows) + 1, "caption": text})
+    return rows

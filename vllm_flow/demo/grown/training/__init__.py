@@ -1,0 +1,1 @@
+"""How the grown model's weights are made; see ``run``."""

@@ -1,0 +1,175 @@
+"""Stage 3: LoRA on the frozen decoder's q, k, v, o and the projector, cross entropy on answers only.
+
+Every scene is asked a pack of questions over all tasks. Letters: B scenes, T tokens of the longest
+pack, I image tokens, D hidden width.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vllm_flow.demo.grown.sprites import Assets
+from vllm_flow.demo.grown.tower import IMAGE_TOKENS
+from vllm_flow.demo.grown.training.asks import TASKS, TaskAsk, asks_of
+from vllm_flow.demo.grown.training.batches import Batch, Saver, SceneSteps, training_palette
+from vllm_flow.demo.grown.training.budget import CHECK_SEED, LORA_SEED, Budget, trapezoid
+from vllm_flow.demo.grown.training.vision_stage import ATTENTION, features
+from vllm_flow.demo.training.common import Log, save
+from vllm_flow.demo.training.decoder_stage import adamw, add_lora, new_llama
+from vllm_flow.demo.training.packs import IGNORED, PackBatch, Packer, additive_mask
+from vllm_flow.demo.training.projector_stage import Projector, load_projector
+
+PAGE_SHARE = 0.05
+CHECK_SCENES = 32
+
+
+class Asker:
+    """Runs packs through tower, projector and decoder."""
+
+    def __init__(
+        self, tower: nn.Module, projector: Projector, llama: nn.Module, tokenizer: Any
+    ) -> None:
+        self.tower, self.projector, self.llama = tower, projector, llama
+        self.packer = Packer(tokenizer, IMAGE_TOKENS)
+
+    def hidden(self, pixels: torch.Tensor, packs: PackBatch) -> torch.Tensor:
+        """[B, T, D]: the decoder's normalised output."""
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                seen = features(self.tower, pixels)[1]
+            rows = F.embedding(packs.tokens_BT, self.llama.embed_tokens.weight)
+            image = self.projector(seen).to(rows.dtype)
+            rows = torch.cat([rows[:, : packs.image.start], image, rows[:, packs.image.stop :]], 1)
+            return self.llama(
+                inputs_embeds=rows,
+                attention_mask=additive_mask(packs.allowed_BTT, rows.dtype),
+                position_ids=packs.positions_BT,
+                use_cache=False,
+            ).last_hidden_state
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[.., vocabulary] float32."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return F.linear(hidden, self.llama.embed_tokens.weight).float()
+
+    def loss(self, batch: Batch, rng: random.Random) -> torch.Tensor:
+        """Weighted cross entropy over the answers of a fresh set of questions."""
+        packs = self.packer.batch([asks_of(facts, rng) for facts in batch["facts"]])
+        chosen = packs.targets_BT != IGNORED
+        logits = self.logits(self.hidden(batch["pixels"], packs)[chosen])
+        losses = F.cross_entropy(logits, packs.targets_BT[chosen], reduction="none")
+        weights = packs.weights_BT[chosen]
+        return (losses * weights).sum() / weights.sum()
+
+    @torch.no_grad()
+    def check(self, batch: Batch, size: int = 8) -> dict[str, float]:
+        """Per task, the share of answer tokens that come first given the ones before."""
+        right, asked = Counter(), Counter()
+        rng = random.Random(0)
+        for start in range(0, len(batch["facts"]), size):
+            asks = [asks_of(facts, rng) for facts in batch["facts"][start : start + size]]
+            packs = self.packer.batch(asks)
+            hidden = self.hidden(batch["pixels"][start : start + size], packs)
+            for b, pack in enumerate(asks):
+                for task, hit, count in self._hits(hidden[b], packs, b, pack):
+                    right[task] += hit
+                    asked[task] += count
+        return {task: right[task] / asked[task] for task in TASKS if asked[task]}
+
+    def _hits(
+        self, hidden_TD: torch.Tensor, packs: PackBatch, b: int, pack: Sequence[TaskAsk]
+    ) -> list[tuple[str, int, int]]:
+        found = []
+        for ask, row in zip(pack, packs.first_B[b], strict=True):
+            length = len(self.packer.encode(ask.answer))
+            said = self.logits(hidden_TD[row : row + length]).argmax(-1)
+            hits = int((said == packs.targets_BT[b, row : row + length]).sum())
+            found.append((ask.task, hits, length))
+        return found
+
+
+def cast_weights(llama: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Change the weights' type and nothing else.
+
+    ``Module.to`` would round the rotary frequencies as well: at position 300 in bfloat16 the fast ones
+    are off by a good part of a turn, and vLLM, which does not round them, would run another model.
+    """
+    for parameter in llama.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return llama
+
+
+def tuned_decoder(decoder: Any, budget: Budget) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    """The frozen decoder in bfloat16 with LoRA on it, and LoRA's parameters by name."""
+    llama = new_llama(decoder.config, ATTENTION)
+    llama.load_state_dict(decoder.weights)
+    cast_weights(llama, torch.bfloat16).requires_grad_(False)
+    return llama, add_lora(llama, budget.lora_rank, budget.lora_alpha)
+
+
+def train(
+    work: Path,
+    assets: Assets,
+    tower: nn.Module,
+    decoder: Any,
+    tokenizer: Any,
+    budget: Budget,
+    log: Log,
+) -> None:
+    """Write ``lora.safetensors`` and ``projector_tuned.safetensors``; goes on from ``lora_state.pt``."""
+    target, tuned = work / "lora.safetensors", work / "projector_tuned.safetensors"
+    if target.exists() and tuned.exists():
+        return
+    torch.manual_seed(budget.seed + 2)
+    llama, adapters = tuned_decoder(decoder, budget)
+    projector = load_projector(work / "projector.safetensors")
+    asker = Asker(tower, projector, llama, tokenizer)
+    optimizer = adamw(
+        [
+            {"params": list(adapters.values()), "peak": budget.lora_lr},
+            {"params": list(projector.parameters()), "peak": budget.lora_lr / 2},
+        ]
+    )
+    saver, start = Saver(work / "lora_state.pt", budget.checkpoint_every), 0
+    if (state := saver.load()) is not None:
+        start = state["step"]
+        projector.load_state_dict(state["projector"])
+        with torch.no_grad():
+            for name, tensor in state["adapters"].items():
+                adapters[name].copy_(tensor)
+        optimizer.load_state_dict(state["optimizer"])
+        log("lora", step=start, resumed=True)
+    palette = training_palette(assets)
+    held = SceneSteps(palette, CHECK_SEED, CHECK_SCENES, PAGE_SHARE)[0]
+    steps = SceneSteps(palette, LORA_SEED, budget.lora_batch, PAGE_SHARE)
+    for step, batch in enumerate(steps.steps(start, budget.lora_steps), start=start):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * trapezoid(step, budget.lora_steps, 30, budget.lora_decay)
+        loss = asker.loss(batch, random.Random(f"{budget.seed}/{step}"))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([*adapters.values(), *projector.parameters()], 1.0)
+        optimizer.step()
+        if step % 10 == 0:
+            log("lora", step=step, loss=loss.item())
+        if (step + 1) % 100 == 0 or step + 1 == budget.lora_steps:
+            log("lora", step=step + 1, **asker.check(held))
+        saver.save(
+            {
+                "step": step + 1,
+                "projector": projector.state_dict(),
+                "adapters": {name: tensor.detach() for name, tensor in adapters.items()},
+                "optimizer": optimizer.state_dict(),
+            }
+        )
+    save(tuned, projector.state_dict())
+    save(target, adapters)
+    saver.done()

