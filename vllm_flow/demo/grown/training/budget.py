@@ -10,7 +10,7 @@ from typing import Any
 class Budget:
     """What every stage spends."""
 
-    vision_steps: int = 6000
+    vision_steps: int = 9000
     vision_batch: int = 32
     vision_lr: float = 2e-3
     vision_muon_lr: float = 3e-3
