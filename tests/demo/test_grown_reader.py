@@ -45,7 +45,7 @@ def alone(reader: Reader, pixels: torch.Tensor, text: str, cliff: int) -> str:
     """One question, no cache, all rows through transformers' own layers; image rows leave at ``cliff``."""
     head, tail = (reader.encode(part) for part in (prompt_head(), prompt_tail(text)))
     with torch.no_grad():
-        image = reader.projector(features(reader.tower, pixels)[1])[0]
+        image = reader.projector(features(reader.tower, pixels, torch.float32)[1])[0]
     said: list[int] = []
     while len(said) < TOKENS:
         ids = torch.tensor([*head, *([0] * IMAGE_TOKENS), *tail, *said])

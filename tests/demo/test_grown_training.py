@@ -45,6 +45,7 @@ BUDGET = replace(
     vision_steps=4, vision_batch=2, projector_steps=3, projector_batch=2, lora_steps=4, lora_batch=1,
     lora_rank=2, checkpoint_every=0.0,
 )  # fmt: skip
+MACHINE = batches.Machine()
 
 
 class Stopped(Exception):
@@ -92,7 +93,7 @@ def test_the_vision_stage_goes_on_exactly_where_it_was_stopped(
     def run(name: str) -> Path:
         (tmp_path / name).mkdir(exist_ok=True)
         log = Log(tmp_path / name / "log.jsonl")
-        return vision_stage.train(tmp_path / name, assets, BUDGET, log)
+        return vision_stage.train(tmp_path / name, assets, BUDGET, log, MACHINE)
 
     whole = run("whole")
     stopped_after(2, lambda: run("twice"), monkeypatch)
@@ -122,8 +123,8 @@ def test_the_later_stages_go_on_exactly_where_they_were_stopped(
         log = Log(work / "log.jsonl")
         table = decoder.weights["embed_tokens.weight"]
         fitted = work / "projector.safetensors"
-        projector_stage.train(fitted, assets, tower, table, tokenizer, BUDGET, log)
-        decoder_stage.train(work, assets, tower, decoder, tokenizer, BUDGET, log)
+        projector_stage.train(fitted, assets, tower, table, tokenizer, BUDGET, log, MACHINE)
+        decoder_stage.train(work, assets, tower, decoder, tokenizer, BUDGET, log, MACHINE)
         return work
 
     whole = run("whole")
@@ -139,7 +140,7 @@ def test_the_later_stages_go_on_exactly_where_they_were_stopped(
 
 def test_batches_are_the_scenes_of_their_step(assets: Assets) -> None:
     steps = batches.SceneSteps(batches.training_palette(assets), 1000, 3, page_share=0.2)
-    ahead = list(steps.steps(5, 7))
+    ahead = list(steps.steps(5, 7, MACHINE))
     assert len(ahead) == 2
     for number, batch in zip((5, 6), ahead, strict=True):
         assert torch.equal(batch["pixels"], steps[number]["pixels"])

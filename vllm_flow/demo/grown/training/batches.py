@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,23 @@ from vllm_flow.demo.vision import PIXEL_MEAN, PIXEL_STD
 Batch = dict[str, Any]
 """``pixels`` [B, 3, 168, 168] uint8; ``patches``, ``letters`` [B, 144] int64; ``centres`` [B, 144] and
 ``present`` [B, labels] float32; ``facts``: one ``Facts`` per scene."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where training runs."""
+
+    device: str = "cpu"
+    """As torch names it."""
+    workers: int = 1
+    """Processes that compose scenes; on one core one is enough, a GPU waits for a dozen."""
+
+    def moved(self, batch: Batch) -> Batch:
+        """The batch with its tensors on the device."""
+        return {
+            name: value.to(self.device) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
 
 
 def training_palette(assets: Assets) -> Palette:
@@ -50,13 +68,16 @@ class SceneSteps(Dataset[Batch]):
         seeds = range(self.first + step * self.size, self.first + (step + 1) * self.size)
         return collate([compose(seed, self.palette, self.styles[seed % 2]) for seed in seeds])
 
-    def steps(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps ``start`` to ``stop`` - 1, composed ahead in another process."""
-        return iter(
-            DataLoader(
-                self, batch_size=None, sampler=range(start, stop), num_workers=1, prefetch_factor=6
-            )
+    def steps(self, start: int, stop: int, machine: Machine) -> Iterator[Batch]:
+        """The batches of steps ``start`` to ``stop`` - 1, composed ahead in other processes."""
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=machine.workers,
+            prefetch_factor=6,
         )
+        return (machine.moved(batch) for batch in loader)
 
 
 def collate(scenes: list[Scene]) -> Batch:
@@ -82,7 +103,10 @@ def collate(scenes: list[Scene]) -> Batch:
 
 def normalised(pixels: torch.Tensor) -> torch.Tensor:
     """[B, 3, H, W] uint8 -> float32 as the checkpoint's image processor makes them."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (
+        torch.tensor(values, device=pixels.device).view(1, 3, 1, 1)
+        for values in (PIXEL_MEAN, PIXEL_STD)
+    )
     return (pixels.float() / 255.0 - mean) / std
 
 
@@ -96,7 +120,7 @@ class Saver:
         """The last state, or None."""
         if not self.path.exists():
             return None
-        return dict(torch.load(self.path, weights_only=True))
+        return dict(torch.load(self.path, map_location="cpu", weights_only=True))
 
     def save(self, state: dict[str, Any], force: bool = False) -> None:
         """Write ``state``, complete or not at all, if it is time (or ``force``)."""

@@ -10,7 +10,7 @@ from typing import Any
 class Budget:
     """What every stage spends."""
 
-    vision_steps: int = 6000
+    vision_steps: int = 9000
     vision_batch: int = 32
     vision_lr: float = 2e-3
     vision_muon_lr: float = 3e-3
@@ -19,12 +19,15 @@ class Budget:
     steps may be changed until the fall begins."""
     projector_steps: int = 250
     projector_batch: int = 48
-    projector_lr: float = 2e-3
+    projector_lr: float = 1e-2
+    """Muon's rate for both matrices (and AdamW's for the biases)."""
     lora_steps: int = 900
     lora_batch: int = 4
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_lr: float = 1.5e-3
+    lora_projector_lr: float = 2e-4
+    """The projector's rate while LoRA is trained; the tower's features are large (norm about 50)."""
     lora_decay: float = 0.4
     checkpoint_every: float = 300.0
     """Seconds."""

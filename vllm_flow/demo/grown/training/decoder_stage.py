@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ from torch.nn import functional as F
 from vllm_flow.demo.grown.sprites import Assets
 from vllm_flow.demo.grown.tower import IMAGE_TOKENS
 from vllm_flow.demo.grown.training.asks import TASKS, TaskAsk, asks_of
-from vllm_flow.demo.grown.training.batches import Batch, Saver, SceneSteps, training_palette
+from vllm_flow.demo.grown.training.batches import (
+    Batch,
+    Machine,
+    Saver,
+    SceneSteps,
+    training_palette,
+)
 from vllm_flow.demo.grown.training.budget import CHECK_SEED, LORA_SEED, Budget, trapezoid
 from vllm_flow.demo.grown.training.vision_stage import ATTENTION, features
 from vllm_flow.demo.training.common import Log, save
@@ -40,11 +47,22 @@ class Asker:
         self.tower, self.projector, self.llama = tower, projector, llama
         self.packer = Packer(tokenizer, IMAGE_TOKENS)
 
+    def pack(self, asks: Sequence[Sequence[TaskAsk]]) -> PackBatch:
+        """The packs' tensors where the decoder is."""
+        packs = self.packer.batch(asks)
+        device = self.llama.embed_tokens.weight.device
+        tensors = {
+            field.name: value.to(device)
+            for field in fields(packs)
+            if isinstance(value := getattr(packs, field.name), torch.Tensor)
+        }
+        return replace(packs, **tensors)
+
     def hidden(self, pixels: torch.Tensor, packs: PackBatch) -> torch.Tensor:
         """[B, T, D]: the decoder's normalised output."""
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                seen = features(self.tower, pixels)[1]
+        with torch.no_grad():
+            seen = features(self.tower, pixels)[1]
+        with torch.autocast(pixels.device.type, torch.bfloat16):
             rows = F.embedding(packs.tokens_BT, self.llama.embed_tokens.weight)
             image = self.projector(seen).to(rows.dtype)
             rows = torch.cat([rows[:, : packs.image.start], image, rows[:, packs.image.stop :]], 1)
@@ -57,12 +75,12 @@ class Asker:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[.., vocabulary] float32."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(hidden.device.type, torch.bfloat16):
             return F.linear(hidden, self.llama.embed_tokens.weight).float()
 
     def loss(self, batch: Batch, rng: random.Random) -> torch.Tensor:
         """Weighted cross entropy over the answers of a fresh set of questions."""
-        packs = self.packer.batch([asks_of(facts, rng) for facts in batch["facts"]])
+        packs = self.pack([asks_of(facts, rng) for facts in batch["facts"]])
         chosen = packs.targets_BT != IGNORED
         logits = self.logits(self.hidden(batch["pixels"], packs)[chosen])
         losses = F.cross_entropy(logits, packs.targets_BT[chosen], reduction="none")
@@ -76,7 +94,7 @@ class Asker:
         rng = random.Random(0)
         for start in range(0, len(batch["facts"]), size):
             asks = [asks_of(facts, rng) for facts in batch["facts"][start : start + size]]
-            packs = self.packer.batch(asks)
+            packs = self.pack(asks)
             hidden = self.hidden(batch["pixels"][start : start + size], packs)
             for b, pack in enumerate(asks):
                 for task, hit, count in self._hits(hidden[b], packs, b, pack):
@@ -123,6 +141,7 @@ def train(
     tokenizer: Any,
     budget: Budget,
     log: Log,
+    machine: Machine,
 ) -> None:
     """Write ``lora.safetensors`` and ``projector_tuned.safetensors``; goes on from ``lora_state.pt``."""
     target, tuned = work / "lora.safetensors", work / "projector_tuned.safetensors"
@@ -130,12 +149,13 @@ def train(
         return
     torch.manual_seed(budget.seed + 2)
     llama, adapters = tuned_decoder(decoder, budget)
-    projector = load_projector(work / "projector.safetensors")
+    llama.to(machine.device)
+    projector = load_projector(work / "projector.safetensors").to(machine.device)
     asker = Asker(tower, projector, llama, tokenizer)
     optimizer = adamw(
         [
             {"params": list(adapters.values()), "peak": budget.lora_lr},
-            {"params": list(projector.parameters()), "peak": budget.lora_lr / 2},
+            {"params": list(projector.parameters()), "peak": budget.lora_projector_lr},
         ]
     )
     saver, start = Saver(work / "lora_state.pt", budget.checkpoint_every), 0
@@ -149,8 +169,9 @@ def train(
         log("lora", step=start, resumed=True)
     palette = training_palette(assets)
     held = SceneSteps(palette, CHECK_SEED, CHECK_SCENES, PAGE_SHARE)[0]
+    held = machine.moved(held)
     steps = SceneSteps(palette, LORA_SEED, budget.lora_batch, PAGE_SHARE)
-    for step, batch in enumerate(steps.steps(start, budget.lora_steps), start=start):
+    for step, batch in enumerate(steps.steps(start, budget.lora_steps, machine), start=start):
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * trapezoid(step, budget.lora_steps, 30, budget.lora_decay)
         loss = asker.loss(batch, random.Random(f"{budget.seed}/{step}"))

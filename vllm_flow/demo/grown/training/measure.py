@@ -219,6 +219,7 @@ def main() -> None:
     parser.add_argument("--curve-pictures", type=int, default=0, help="of seen, at every layer")
     parser.add_argument("--step", type=int, default=2, help="of the layer curve")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--table", action="store_true", help="ask nothing, report")
     args = parser.parse_args()
     full, reader = 30, None
@@ -228,7 +229,7 @@ def main() -> None:
         from vllm_flow.demo.grown.training.reader import Reader
 
         torch.set_num_threads(args.threads)
-        reader = Reader.of(args.work)
+        reader = Reader.of(args.work, device=args.device)
         full = reader.layers
     cliffs = list(range(0, full + 1, args.step))
     if reader is not None:

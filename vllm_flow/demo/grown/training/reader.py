@@ -77,7 +77,7 @@ class Reader:
         self.end = tokenizer.token_to_id(ANSWER_END)
 
     @classmethod
-    def of(cls, work: Path, dtype: torch.dtype = torch.bfloat16) -> Reader:
+    def of(cls, work: Path, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> Reader:
         """The model of a work folder; its decoder stage may still be going on.
 
         Raises FileNotFoundError where that stage has not begun.
@@ -94,7 +94,13 @@ class Reader:
         llama = new_llama(decoder.config)
         llama.load_state_dict(merge_lora(decoder.weights, adapters, Budget().lora_alpha))
         tower = load_tower(work / "vision.safetensors")
-        return cls(tower, projector, cast_weights(llama, dtype), read_tokenizer())
+        parts = [part.to(device) for part in (tower, projector, cast_weights(llama, dtype))]
+        return cls(*parts, read_tokenizer())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder is."""
+        return torch.device(self.llama.embed_tokens.weight.device)
 
     @property
     def layers(self) -> int:
@@ -134,11 +140,15 @@ class Reader:
         is_image = torch.zeros(len(owners), dtype=torch.bool)
         is_image[len(head) : prefix] = True
         ids = [*head, *([0] * IMAGE_TOKENS), *(token for tail in tails for token in tail)]
-        states = self.llama.embed_tokens(torch.tensor(ids))
-        with torch.autocast("cpu", torch.bfloat16, enabled=states.dtype == torch.bfloat16):
-            image = self.projector(features(self.tower, pixels)[1])[0]
+        states = self.llama.embed_tokens(torch.tensor(ids, device=self.device))
+        seen = features(self.tower, pixels.to(self.device), states.dtype)[1]
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=states.dtype == torch.bfloat16
+        ):
+            image = self.projector(seen)[0]
         states[is_image] = image.to(states.dtype)
-        return Rows(states, positions, owners, is_image), prefix + lengths.cumsum(0) - 1
+        rows = Rows(states, *(part.to(self.device) for part in (positions, owners, is_image)))
+        return rows, (prefix + lengths.cumsum(0) - 1).to(self.device)
 
     def _go_on(
         self, rows: Rows, cache: list[Kept], cliff: int, asked: torch.Tensor, tokens: int
@@ -151,9 +161,9 @@ class Reader:
             cache.append(kept)
         last = text_rows.states[row_of]
         places = text_rows.positions[row_of]
-        owners = torch.arange(1, len(asked) + 1)
+        owners = torch.arange(1, len(asked) + 1, device=self.device)
         said: list[list[int]] = [[] for _ in owners]
-        open_ = torch.ones(len(asked), dtype=torch.bool)
+        open_ = torch.ones(len(asked), dtype=torch.bool, device=self.device)
         for _ in range(tokens):
             best = F.linear(self.llama.norm(last), self.llama.embed_tokens.weight).argmax(-1)
             for number, token in enumerate(best.tolist()):

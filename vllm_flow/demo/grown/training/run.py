@@ -15,6 +15,7 @@ import torch
 
 from vllm_flow.demo.grown.sprites import load_assets
 from vllm_flow.demo.grown.training import decoder_stage, projector_stage, vision_stage
+from vllm_flow.demo.grown.training.batches import Machine
 from vllm_flow.demo.grown.training.budget import Budget
 from vllm_flow.demo.smollm2 import read_decoder, read_tokenizer
 from vllm_flow.demo.training.common import Log
@@ -27,6 +28,8 @@ def main() -> None:
         "--work", type=Path, required=True, help="downloads, stage files and the log"
     )
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--workers", type=int, default=1, help="processes that compose scenes")
     parser.add_argument("--vision-steps", type=int, default=Budget.vision_steps)
     parser.add_argument("--lora-steps", type=int, default=Budget.lora_steps)
     args = parser.parse_args()
@@ -36,7 +39,9 @@ def main() -> None:
     log = Log(args.work / "log.jsonl")
     log("start", **budget.as_dict())
     assets = load_assets(args.work)
-    tower = vision_stage.load_tower(vision_stage.train(args.work, assets, budget, log))
+    machine = Machine(args.device, args.workers)
+    tower = vision_stage.load_tower(vision_stage.train(args.work, assets, budget, log, machine))
+    tower.to(args.device)
     decoder, tokenizer = read_decoder(), read_tokenizer()
     projector_stage.train(
         args.work / "projector.safetensors",
@@ -46,8 +51,9 @@ def main() -> None:
         tokenizer,
         budget,
         log,
+        machine,
     )
-    decoder_stage.train(args.work, assets, tower, decoder, tokenizer, budget, log)
+    decoder_stage.train(args.work, assets, tower, decoder, tokenizer, budget, log, machine)
     log("done")
 
 

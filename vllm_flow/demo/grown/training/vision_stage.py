@@ -18,6 +18,7 @@ from vllm_flow.demo.grown.sprites import Assets
 from vllm_flow.demo.grown.tower import TOWER_CONFIG
 from vllm_flow.demo.grown.training.batches import (
     Batch,
+    Machine,
     Saver,
     SceneSteps,
     normalised,
@@ -47,10 +48,16 @@ class Heads(nn.Module):
         self.centre = nn.Linear(width, 1)
 
 
-def features(tower: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B, 144, 192] twice: after ``LETTER_LAYER``, and what LLaVA takes (class token dropped)."""
-    states = tower(normalised(pixels), output_hidden_states=True).hidden_states
-    return states[LETTER_LAYER][:, 1:], states[-1][:, 1:]
+def features(
+    tower: nn.Module, pixels: torch.Tensor, dtype: torch.dtype = torch.bfloat16
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, 144, 192] twice: after ``LETTER_LAYER``, and what LLaVA takes (class token dropped).
+
+    Products are taken in ``dtype``; what comes out is float32.
+    """
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        states = tower(normalised(pixels), output_hidden_states=True).hidden_states
+    return states[LETTER_LAYER][:, 1:].float(), states[-1][:, 1:].float()
 
 
 def load_tower(path: Path) -> nn.Module:
@@ -62,10 +69,8 @@ def load_tower(path: Path) -> nn.Module:
 
 def losses(tower: nn.Module, heads: Heads, batch: Batch) -> dict[str, torch.Tensor]:
     """The four losses of a batch, unweighted."""
-    with torch.autocast("cpu", torch.bfloat16):
-        early, late = features(tower, batch["pixels"])
-    early, late = early.float(), late.float()
-    weights = torch.ones(len(LABELS) + 1)
+    early, late = features(tower, batch["pixels"])
+    weights = torch.ones(len(LABELS) + 1, device=late.device)
     weights[BACKGROUND] = 0.3
     on_sign = (batch["patches"] >= len(CLASSES)) & (batch["patches"] < BACKGROUND)
     letters = heads.letter(early[on_sign])
@@ -79,7 +84,7 @@ def losses(tower: nn.Module, heads: Heads, batch: Batch) -> dict[str, torch.Tens
         if len(letters)
         else letters.sum(),
         "centre": F.binary_cross_entropy_with_logits(
-            heads.centre(late)[..., 0], batch["centres"], pos_weight=torch.tensor(4.0)
+            heads.centre(late)[..., 0], batch["centres"], pos_weight=late.new_tensor(4.0)
         ),
     }
 
@@ -93,17 +98,16 @@ def check(tower: nn.Module, heads: Heads, batches: list[Batch]) -> dict[str, flo
     right = {"thing": [], "word": [], "letter": []}
     wrong = scenes = 0
     for batch in batches:
-        with torch.autocast("cpu", torch.bfloat16):
-            early, late = features(tower, batch["pixels"])
-        said = heads.patch(late.float()).argmax(-1)
-        picture = heads.picture(late.float()).logsumexp(1) - 5.0
+        early, late = features(tower, batch["pixels"])
+        said = heads.patch(late).argmax(-1)
+        picture = heads.picture(late).logsumexp(1) - 5.0
         thing = batch["patches"] < len(CLASSES)
         word = ~thing & (batch["patches"] < BACKGROUND)
         there = batch["letters"] < NO_LETTER
         hit = said == batch["patches"]
         right["thing"].append(hit[thing])
         right["word"].append(hit[word])
-        letters = heads.letter(early.float()).argmax(-1)
+        letters = heads.letter(early).argmax(-1)
         right["letter"].append((letters == batch["letters"])[there])
         wrong += int(((picture > 0) != batch["present"].bool()).sum())
         scenes += len(said)
@@ -113,14 +117,14 @@ def check(tower: nn.Module, heads: Heads, batches: list[Batch]) -> dict[str, flo
     }
 
 
-def train(work: Path, assets: Assets, budget: Budget, log: Log) -> Path:
+def train(work: Path, assets: Assets, budget: Budget, log: Log, machine: Machine) -> Path:
     """Write ``vision.safetensors``; goes on from ``vision_state.pt`` where that is."""
     target = work / "vision.safetensors"
     if target.exists():
         return target
     torch.manual_seed(budget.seed)
     tower, heads = new_tower(TOWER_CONFIG, ATTENTION), Heads()
-    modules = nn.ModuleList([tower, heads])
+    modules = nn.ModuleList([tower, heads]).to(machine.device)
     update = Update(tower, modules, budget, 1.0)
     saver = Saver(work / "vision_state.pt", budget.checkpoint_every)
     start = 0
@@ -131,9 +135,9 @@ def train(work: Path, assets: Assets, budget: Budget, log: Log) -> Path:
         log("vision", step=start, resumed=True)
     palette = training_palette(assets)
     held = SceneSteps(palette, CHECK_SEED, CHECK_SIZE, page_share=0.15)
-    held_batches = [held[number] for number in range(CHECK_BATCHES)]
+    held_batches = [machine.moved(held[number]) for number in range(CHECK_BATCHES)]
     steps = SceneSteps(palette, VISION_SEED, budget.vision_batch, page_share=0.25)
-    for step, batch in enumerate(steps.steps(start, budget.vision_steps), start=start):
+    for step, batch in enumerate(steps.steps(start, budget.vision_steps, machine), start=start):
         parts = losses(tower, heads, batch)
         total = sum(WEIGHTS[name] * loss for name, loss in parts.items())
         update(total, trapezoid(step, budget.vision_steps, 40, budget.vision_decay))
