@@ -68,7 +68,7 @@ analysis-demo: setup
 	@$(BIN)/python -m vllm_flow.analysis.demo --out out/analysis $(ARGS)
 	@$(BIN)/python -m vllm_flow.demo.datasets --out out/analysis/data --tasks pope chair
 	@$(BIN)/vllm-flow eval --model demo --data out/analysis/data --tasks pope,chair \
-	    --policies baseline,cliff=2:28:2 --engines 2 --batch 8 --limit 40 --out out/analysis/run
+	    --policies baseline,cliff=2:12:2,cliff=16:28:4 --engines 2 --batch 8 --limit 24 --out out/analysis/run
 	@$(BIN)/vllm-flow report out/analysis/run
 	@$(BIN)/vllm-flow figures out/analysis/run --out out/analysis/figures
 
