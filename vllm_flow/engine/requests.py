@@ -108,16 +108,8 @@ class LayoutBook:
         num_scheduled: Sequence[int],
     ) -> StepPlan | None:
         """The step's plan; arguments are parallel, in the order of the batch's rows."""
-        if not any(request_id in self.layouts for request_id in request_ids):
-            return None
-        return plan_step(
-            [
-                ScheduledRequest(int(computed), int(scheduled), self.layouts.get(request_id))
-                for request_id, computed, scheduled in zip(
-                    request_ids, num_computed, num_scheduled, strict=True
-                )
-            ]
-        )
+        requests = self._scheduled(request_ids, num_computed, num_scheduled)
+        return None if requests is None else plan_step(requests)
 
     def decode_facts(
         self, request_ids: Sequence[str], num_computed: Sequence[int]
@@ -126,12 +118,21 @@ class LayoutBook:
 
         None where no request evicts anything.
         """
+        requests = self._scheduled(request_ids, num_computed, [1] * len(request_ids))
+        return None if requests is None else decode_facts(requests, self.num_layers)
+
+    def _scheduled(
+        self,
+        request_ids: Sequence[str],
+        num_computed: Sequence[int],
+        num_scheduled: Sequence[int],
+    ) -> list[ScheduledRequest] | None:
+        """The step's requests with their layouts; None where no request evicts anything."""
         if not any(request_id in self.layouts for request_id in request_ids):
             return None
-        return decode_facts(
-            [
-                ScheduledRequest(int(computed), 1, self.layouts.get(request_id))
-                for request_id, computed in zip(request_ids, num_computed, strict=True)
-            ],
-            self.num_layers,
-        )
+        return [
+            ScheduledRequest(int(computed), int(scheduled), self.layouts.get(request_id))
+            for request_id, computed, scheduled in zip(
+                request_ids, num_computed, num_scheduled, strict=True
+            )
+        ]

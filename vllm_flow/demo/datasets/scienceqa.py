@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,22 +91,27 @@ def about(scene: HeldoutScene, rng: random.Random) -> dict[str, Any]:
     )
 
 
-def without_picture(rng: random.Random) -> dict[str, Any]:
-    """A problem that words alone decide."""
-    kind = rng.choice(list(KINDS))
-    right = rng.choice(KINDS[kind])
-    others = [name for name in CLASSES if name not in KINDS[kind]]
+def without_picture(
+    rng: random.Random,
+    kinds: Mapping[str, Sequence[str]] = KINDS,
+    classes: Sequence[str] = CLASSES,
+    article: Callable[[str], str] = with_article,
+) -> dict[str, Any]:
+    """A problem that words alone decide: which of some ``classes`` is of one of the ``kinds``."""
+    kind = rng.choice(list(kinds))
+    right = rng.choice(kinds[kind])
+    others = [name for name in classes if name not in kinds[kind]]
     choices = [right, *rng.sample(others, rng.randint(1, 3))]
     rng.shuffle(choices)
     return problem(
-        f"Which of these is {with_article(kind)}?",
+        f"Which of these is {article(kind)}?",
         choices,
         right,
         hint="",
         image=None,
         topic="words",
         lecture="A word can stand for one of a larger group of things.",
-        solution=f"{with_article(right).capitalize()} is {with_article(kind)}.",
+        solution=f"{article(right).capitalize()} is {article(kind)}.",
     )
 
 

@@ -86,20 +86,9 @@ def _problem(made: questions.Choice, facts: Facts) -> dict[str, Any]:
 
 def _word_problem(rng: random.Random) -> dict[str, Any]:
     """A problem without a picture, which words alone decide."""
-    kind = rng.choice(list(KINDS)[:-1])
-    right = rng.choice(KINDS[kind])
-    choices = [right, *rng.sample([n for n in CLASSES if n not in KINDS[kind]], rng.randint(1, 3))]
-    rng.shuffle(choices)
-    return scienceqa.problem(
-        f"Which of these is {with_article(kind)}?",
-        choices,
-        right,
-        hint="",
-        image=None,
-        topic="words",
-        lecture="A word can stand for one of a larger group of things.",
-        solution=f"{with_article(right).capitalize()} is {with_article(kind)}.",
-    )
+    # The last kind holds what fits nowhere else, so nothing is "one of it".
+    kinds = dict(list(KINDS.items())[:-1])
+    return scienceqa.without_picture(rng, kinds, CLASSES, with_article)
 
 
 def write_textvqa(pictures: Pictures, out: Path, items: int | None, seed: int) -> int:
