@@ -6,8 +6,8 @@ import random
 
 from PIL import Image, ImageDraw
 
-from vllm_flow.demo.grown.scenes import Palette
-from vllm_flow.demo.grown.vocabulary import CLASSES
+from vllm_flow.demo.scenes import Palette
+from vllm_flow.demo.vocabulary import CLASSES
 
 
 def drawn_palette(classes: tuple[str, ...] = CLASSES) -> Palette:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tests.demo.grown_sprites import drawn_palette
-from vllm_flow.demo.grown import coco
-from vllm_flow.demo.grown.datasets import TASKS, main, write_datasets
-from vllm_flow.demo.grown.heldout import SPLITS, HeldoutPicture, read_pictures, write_pictures
-from vllm_flow.demo.grown.questions import caption, how_many, presence
-from vllm_flow.demo.grown.sprites import Assets
+from vllm_flow.demo import coco
+from vllm_flow.demo.datasets import TASKS, main, write_datasets
+from vllm_flow.demo.heldout import SPLITS, HeldoutPicture, read_pictures, write_pictures
+from vllm_flow.demo.questions import caption, how_many, presence
+from vllm_flow.demo.training.sprites import Assets
 from vllm_flow.eval.tasks import get_task, load_image
 
 COUNT = 30

@@ -15,17 +15,17 @@ from PIL import Image  # noqa: E402
 
 from tests.demo.grown_sprites import drawn_palette  # noqa: E402
 from vllm_flow.demo.assemble import WEIGHTS  # noqa: E402
-from vllm_flow.demo.grown.scenes import Style, compose  # noqa: E402
-from vllm_flow.demo.grown.tower import TOWER_CONFIG  # noqa: E402
-from vllm_flow.demo.grown.training import decoder_stage, export, reader  # noqa: E402
-from vllm_flow.demo.grown.training.batches import collate  # noqa: E402
 from vllm_flow.demo.prompt import build_prompt  # noqa: E402
+from vllm_flow.demo.scenes import Style, compose  # noqa: E402
 from vllm_flow.demo.small import SMALL_CONFIG  # noqa: E402
 from vllm_flow.demo.smollm2 import Decoder  # noqa: E402
+from vllm_flow.demo.training import decoder_stage, export, reader  # noqa: E402
+from vllm_flow.demo.training.batches import collate  # noqa: E402
 from vllm_flow.demo.training.common import load, save  # noqa: E402
 from vllm_flow.demo.training.decoder_stage import add_lora, new_llama  # noqa: E402
 from vllm_flow.demo.training.projector_stage import Projector  # noqa: E402
 from vllm_flow.demo.training.vision_stage import new_tower  # noqa: E402
+from vllm_flow.demo.vision import TOWER_CONFIG  # noqa: E402
 
 QUESTIONS = ["Is there a dog in the image?", "How many cups are there in the image?"]
 

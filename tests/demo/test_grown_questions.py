@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.demo.grown_sprites import drawn_palette
-from vllm_flow.demo.grown import coco, questions
-from vllm_flow.demo.grown.facts import Facts, Sign, Thing
-from vllm_flow.demo.grown.scenes import Style, compose
-from vllm_flow.demo.grown.training.asks import TASKS, asks_of
-from vllm_flow.demo.grown.vocabulary import (
+from vllm_flow.demo import coco, questions
+from vllm_flow.demo.facts import Facts, Sign, Thing
+from vllm_flow.demo.scenes import Style, compose
+from vllm_flow.demo.training.asks import TASKS, asks_of
+from vllm_flow.demo.vocabulary import (
     CLASSES,
     KIND_OF,
     KINDS,

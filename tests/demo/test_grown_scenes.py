@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.demo.grown_sprites import drawn_palette
-from vllm_flow.demo.grown import sources
-from vllm_flow.demo.grown.facts import Facts
-from vllm_flow.demo.grown.scenes import (
+from vllm_flow.demo.facts import Facts
+from vllm_flow.demo.scenes import (
     BACKGROUND,
     GRID,
     HELDOUT_SEEDS,
@@ -24,9 +23,9 @@ from vllm_flow.demo.grown.scenes import (
     Style,
     compose,
 )
-from vllm_flow.demo.grown.signs import LETTERS
-from vllm_flow.demo.grown.training import budget
-from vllm_flow.demo.grown.vocabulary import CLASSES, INDEX, KIND_OF, KINDS, WORDS
+from vllm_flow.demo.signs import LETTERS
+from vllm_flow.demo.training import budget, sources
+from vllm_flow.demo.vocabulary import CLASSES, INDEX, KIND_OF, KINDS, WORDS
 
 PALETTE = drawn_palette()
 STYLES = {

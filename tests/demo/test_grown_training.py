@@ -19,12 +19,12 @@ from hypothesis import strategies as st  # noqa: E402
 
 from tests.demo.grown_sprites import drawn_palette  # noqa: E402
 from vllm_flow.demo.assemble import WEIGHTS  # noqa: E402
-from vllm_flow.demo.grown.datasets import write_datasets  # noqa: E402
-from vllm_flow.demo.grown.heldout import write_pictures  # noqa: E402
-from vllm_flow.demo.grown.scenes import LABELS, Style, compose  # noqa: E402
-from vllm_flow.demo.grown.sprites import Assets  # noqa: E402
-from vllm_flow.demo.grown.tower import TOWER_CONFIG  # noqa: E402
-from vllm_flow.demo.grown.training import (  # noqa: E402
+from vllm_flow.demo.datasets import write_datasets  # noqa: E402
+from vllm_flow.demo.heldout import write_pictures  # noqa: E402
+from vllm_flow.demo.scenes import LABELS, Style, compose  # noqa: E402
+from vllm_flow.demo.small import SMALL_CONFIG  # noqa: E402
+from vllm_flow.demo.smollm2 import Decoder  # noqa: E402
+from vllm_flow.demo.training import (  # noqa: E402
     batches,
     card,
     decoder_stage,
@@ -32,12 +32,12 @@ from vllm_flow.demo.grown.training import (  # noqa: E402
     projector_stage,
     vision_stage,
 )
-from vllm_flow.demo.grown.training.budget import Budget, trapezoid  # noqa: E402
-from vllm_flow.demo.small import SMALL_CONFIG  # noqa: E402
-from vllm_flow.demo.smollm2 import Decoder  # noqa: E402
+from vllm_flow.demo.training.budget import Budget, trapezoid  # noqa: E402
 from vllm_flow.demo.training.common import Log, load  # noqa: E402
 from vllm_flow.demo.training.decoder_stage import new_llama  # noqa: E402
+from vllm_flow.demo.training.sprites import Assets  # noqa: E402
 from vllm_flow.demo.training.vision_stage import new_tower  # noqa: E402
+from vllm_flow.demo.vision import TOWER_CONFIG  # noqa: E402
 from vllm_flow.eval.tasks import get_task  # noqa: E402
 
 BUDGET = replace(

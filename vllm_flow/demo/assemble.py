@@ -131,15 +131,16 @@ def _write_small(folder: Path) -> None:
     from tokenizers import Tokenizer
 
     from vllm_flow.demo.checkpoint import llava_weights, write_checkpoint
-    from vllm_flow.demo.small import SMALL_CONFIG
+    from vllm_flow.demo.small import SMALL_CONFIG, small_tower
 
+    config, tower = small_tower(_tensors("vision.safetensors"))
     weights = llava_weights(
-        _tensors("vision.safetensors"),
+        tower,
         _tensors("small_projector.safetensors"),
         _tensors("small_decoder.safetensors"),
     )
     tokenizer = Tokenizer.from_file(str(WEIGHTS / "small_tokenizer.json"))
-    write_checkpoint(folder, weights, SMALL_CONFIG, tokenizer)
+    write_checkpoint(folder, weights, SMALL_CONFIG, tokenizer, config)
 
 
 def main() -> None:

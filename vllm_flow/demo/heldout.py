@@ -1,32 +1,43 @@
-"""Loads the held-out scenes and questions, and scores answers and captions. Knows no model.
+"""Loads the held-out scenes and asks about them; reads answers and scores captions. Knows no model.
 
-The questions are "POPE-style": POPE's file format and parse rule on composed scenes, not POPE.
+The questions are "POPE-style": POPE's wording and parse rule on composed scenes, not POPE. Other
+kinds of questions about the same scenes: `vllm_flow.demo.datasets`.
+
+A folder of scenes holds ``{split}/{number}.webp`` and ``scenes.jsonl``, a line per picture with its
+facts. Two of the splits are shipped; `training.heldout_data` makes any of them.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from vllm_flow.demo.classes import ANSWER_SUFFIX, CAPTION_REQUEST, CLASSES
+from vllm_flow.demo import questions
+from vllm_flow.demo.facts import Box, Facts
 from vllm_flow.demo.prompt import build_prompt
+from vllm_flow.demo.questions import ANSWER_SUFFIX, CAPTION_REQUEST
+from vllm_flow.demo.vocabulary import CLASSES, plural
 
 DATA = Path(__file__).parent / "data"
-SPLITS = ("seen", "unseen_style", "photo")
+SPLITS = ("seen", "unseen_style", "unseen_photos", "unseen_backgrounds")
+SHIPPED = ("seen", "unseen_style")
+"""Splits whose pictures come with the package; the others hold pictures that may not be passed on."""
 
 __all__ = [
-    "ANSWER_SUFFIX", "CAPTION_REQUEST", "CLASSES", "DATA", "SPLITS", "CaptionScore", "HeldoutScene",
-    "Question", "build_prompt", "load_boxes", "load_questions", "load_scenes", "parse_yes_no",
+    "ANSWER_SUFFIX", "CAPTION_REQUEST", "CLASSES", "DATA", "SHIPPED", "SPLITS", "CaptionScore",
+    "HeldoutScene", "Question", "build_prompt", "load_questions", "load_scenes", "parse_yes_no",
     "score_caption",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Question:
-    """A presence question about a shipped picture."""
+    """A presence question about a picture."""
 
     question_id: int
     image_path: Path
@@ -44,17 +55,32 @@ class Question:
 
 @dataclass(frozen=True)
 class HeldoutScene:
-    """A shipped picture, what it shows, and the caption the model was taught to give."""
+    """A picture and what is known about it."""
 
     image_path: Path
-    objects: tuple[str, ...]
-    caption: str
+    facts: Facts
     split: str
+
+    @cached_property
+    def objects(self) -> tuple[str, ...]:
+        """Distinct class names, in the vocabulary's order."""
+        return self.facts.objects
+
+    @property
+    def caption(self) -> str:
+        """The list of objects that the model was taught to give."""
+        return questions.listing(self.objects)
 
     @property
     def prompt(self) -> str:
-        """The prompt that asks for the caption."""
+        """The prompt that asks for that list."""
         return build_prompt(CAPTION_REQUEST)
+
+    @property
+    def boxes(self) -> dict[str, Box]:
+        """Class name -> its box, of the things that come once."""
+        counts = self.facts.counts
+        return {thing.name: thing.box for thing in self.facts.things if counts[thing.name] == 1}
 
 
 @dataclass(frozen=True)
@@ -68,37 +94,54 @@ class CaptionScore:
     """In the picture, but not mentioned."""
 
 
-def _rows(name: str) -> Iterable[dict]:
-    with (DATA / name).open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+def load_scenes(split: str | None = None, folder: Path = DATA) -> list[HeldoutScene]:
+    """The scenes of a folder, all or those of one split, in the order of their numbers.
+
+    Raises ValueError for an unknown split, FileNotFoundError where the folder has no ``scenes.jsonl``.
+    """
+    _check_split(split)
+    path = folder / "scenes.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; make scenes with python -m vllm_flow.demo.training.heldout_data"
+        )
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        HeldoutScene(folder / row["image"], Facts.from_json(row), row["split"])
+        for row in rows
+        if split in (None, row["split"])
+    ]
 
 
 def load_questions(split: str | None = None) -> list[Question]:
-    """All questions, or those of one split; ``ValueError`` for an unknown split."""
+    """Presence questions about the shipped scenes, all or those of one split: the same in every call.
+
+    Up to two things of each scene that are there, and as many that are not; these are drawn among
+    the things that were asked about least with the answer no, so that a question alone tells nothing.
+
+    Raises ValueError for an unknown split.
+    """
     _check_split(split)
-    return [
-        Question(row["question_id"], DATA / row["image"], row["text"], row["label"], row["split"])
-        for row in _rows("questions.jsonl")
-        if split in (None, row["split"])
-    ]
-
-
-def load_scenes(split: str | None = None) -> list[HeldoutScene]:
-    """All pictures with known objects, or those of one split; photographs are not among them."""
-    _check_split(split)
-    return [
-        HeldoutScene(DATA / row["image"], tuple(row["objects"]), row["caption"], row["split"])
-        for row in _rows("scenes.jsonl")
-        if split in (None, row["split"])
-    ]
-
-
-def load_boxes() -> dict[Path, dict[str, tuple[int, int, int, int]]]:
-    """Picture -> object -> box (left, top, right, bottom in its pixels) of every composed picture."""
-    return {
-        DATA / row["image"]: {name: tuple(box) for name, box in row["boxes"].items()}
-        for row in _rows("boxes.jsonl")
-    }
+    chosen: list[Question] = []
+    for name in SHIPPED:
+        rng = random.Random(f"questions/{name}")
+        scenes = [scene for scene in load_scenes(name) if scene.objects]
+        shown = [other for other in CLASSES if any(other in scene.objects for scene in scenes)]
+        surplus = dict.fromkeys(shown, 0)  # questions with yes that none with no stands against
+        for scene in scenes:
+            there = rng.sample(scene.objects, min(2, len(scene.objects)))
+            missing = [other for other in shown if other not in scene.objects]
+            rng.shuffle(missing)
+            for object_ in there:
+                surplus[object_] += 1
+            missing.sort(key=lambda other: -surplus[other])
+            for object_ in missing[: len(there)]:
+                surplus[object_] -= 1
+            for label, names in (("yes", there), ("no", missing[: len(there)])):
+                for object_ in names:
+                    text = questions.presence(object_)
+                    chosen.append(Question(len(chosen) + 1, scene.image_path, text, label, name))
+    return [question for question in chosen if split in (None, question.split)]
 
 
 def _check_split(split: str | None) -> None:
@@ -121,12 +164,16 @@ def parse_yes_no(text: str) -> str:
 def score_caption(
     text: str, objects: Sequence[str], vocabulary: Sequence[str] = CLASSES
 ) -> CaptionScore:
-    """Compare the vocabulary's words in ``text`` (whole words, plural allowed) with ``objects``.
+    """Compare the things that ``text`` names (whole words, singular or plural) with ``objects``.
 
-    After CHAIR: CHAIR_i is hallucinated over mentioned. Here a repeated object counts once.
+    After CHAIR: CHAIR_i is hallucinated over mentioned. Here a repeated object counts once, and of
+    names within names the longest counts: a hot dog is no dog.
     """
-    words = set(re.findall(r"[a-z]+", text.lower()))
-    mentioned = [name for name in vocabulary if words & {name, f"{name}s", f"{name}es"}]
+    name_of = {form: name for name in vocabulary for form in (name, plural(name))}
+    longest_first = sorted(name_of, key=len, reverse=True)
+    pattern = rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b"
+    found = {name_of[match] for match in re.findall(pattern, text.lower())}
+    mentioned = [name for name in vocabulary if name in found]
     return CaptionScore(
         tuple(mentioned),
         tuple(name for name in mentioned if name not in objects),

@@ -1,4 +1,4 @@
-"""The small decoder for fast tests, in numbers: six Llama layers trained from scratch. (pure)
+"""The small model for fast tests, in numbers: the demo model's tower, and six Llama layers from scratch.
 
 It answers presence questions from the picture like the demo model, but it moves the image's content
 in its first layers: it says nothing about where a cliff is.
@@ -6,12 +6,16 @@ in its first layers: it says nothing about where a cliff is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from vllm_flow.demo.scenes import GRID
+from vllm_flow.demo.vision import TOWER_CONFIG
 
 SMALL_CONFIG: dict[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 864,
+    "vocab_size": 992,
     "hidden_size": 192,
     "intermediate_size": 512,
     "num_hidden_layers": 6,
@@ -31,3 +35,26 @@ SMALL_CONFIG: dict[str, Any] = {
     "pad_token_id": 2,
 }
 """The vocabulary is a cut of SmolLM2's: same special tokens, same image token, whole class names."""
+
+SMALL_GRID = 8
+SMALL_IMAGE_TOKENS = SMALL_GRID * SMALL_GRID
+"""Image tokens per picture: 64, of pictures of 112 pixels."""
+
+POSITIONS: tuple[int, ...] = tuple(
+    round((place + 0.5) * GRID / SMALL_GRID - 0.5) for place in range(SMALL_GRID)
+)
+"""Rows, and columns, of the tower's grid whose position embeddings the smaller grid takes."""
+
+
+def small_tower(weights: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tower's config and tensors for pictures of 112 pixels.
+
+    The same weights but for the position embeddings: of [1 + 144, width] the class token's row and the
+    64 of ``POSITIONS`` stay. Rows are picked, not mixed, so that every machine makes the same checkpoint.
+    """
+    config = {**TOWER_CONFIG, "image_size": SMALL_GRID * TOWER_CONFIG["patch_size"]}
+    rows = [0] + [1 + row * GRID + column for row in POSITIONS for column in POSITIONS]
+    return config, {
+        name: tensor[rows] if name.endswith("position_embedding.weight") else tensor
+        for name, tensor in weights.items()
+    }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_flow.demo.scenes import GRID, IMAGE_SIZE
+from vllm_flow.demo.scenes import GRID, PATCH, SIZE
 
 IMAGE_TOKENS = GRID * GRID
-"""Image tokens per picture: 64. The tower's class token is dropped (LLaVA's ``default`` strategy)."""
+"""Image tokens per picture: 144. The tower's class token is dropped (LLaVA's ``default`` strategy)."""
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -18,10 +18,10 @@ TOWER_CONFIG: dict[str, Any] = {
     "hidden_size": 192,
     "intermediate_size": 768,
     "projection_dim": 192,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 6,
-    "image_size": IMAGE_SIZE,
-    "patch_size": IMAGE_SIZE // GRID,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "image_size": SIZE,
+    "patch_size": PATCH,
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-5,
     "attention_dropout": 0.0,

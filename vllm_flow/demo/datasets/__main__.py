@@ -1,4 +1,4 @@
-"""Write the demo's held-out pictures in the file formats of POPE, ScienceQA, TextVQA and COCO (CHAIR)."""
+"""Write held-out scenes in the file formats of POPE, ScienceQA, TextVQA and COCO (CHAIR)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vllm_flow.demo.datasets import TASKS, write_datasets
+from vllm_flow.demo.datasets import BENCHMARKS, TASKS, write_datasets
+from vllm_flow.demo.heldout import DATA, SPLITS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,16 +22,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="decides what is drawn (default: 0)")
     parser.add_argument(
         "--split",
-        choices=("seen", "unseen_style"),
+        choices=SPLITS,
         default="seen",
-        help="drawing styles the demo model was trained on (default), or one it was not",
+        help="drawings the demo model was trained on (default), or a split that it was not trained on",
     )
     parser.add_argument(
-        "--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), help="default: all four"
+        "--tasks",
+        nargs="+",
+        choices=list(TASKS),
+        default=list(BENCHMARKS),
+        help="default: all four",
+    )
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        default=DATA,
+        help="folder of scenes that demo.training.heldout_data wrote (default: those shipped)",
     )
     args = parser.parse_args(argv)
     try:
-        counts = write_datasets(args.out, args.items, args.seed, args.split, args.tasks)
+        counts = write_datasets(
+            args.out, args.items, args.seed, args.split, args.tasks, args.pictures
+        )
     except (ValueError, OSError) as error:
         parser.error(str(error))
     for name, count in counts.items():

@@ -6,29 +6,17 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from PIL import Image
 
-
-class KnownScene(Protocol):
-    """A picture whose objects are known: what `pope` and `chair` need of a scene."""
-
-    @property
-    def image_path(self) -> Path: ...
-    @property
-    def objects(self) -> tuple[str, ...]: ...
-    @property
-    def split(self) -> str: ...
-
-
-ScenesT = TypeVar("ScenesT", bound=KnownScene)
+from vllm_flow.demo.heldout import HeldoutScene
 
 FIRST_IDS = {"unseen_style": 1001, "unseen_photos": 2001, "unseen_backgrounds": 3001}
 """Split -> image id of its picture 0; 1 for the others."""
 
 JPEG = {"quality": 95, "subsampling": 0}
-"""Close to the PNG originals: the small pictures have hard edges, which chroma subsampling smears."""
+"""Close to the originals: the small pictures have hard edges, which chroma subsampling smears."""
 
 
 def stream(seed: int, task: str) -> random.Random:
@@ -36,14 +24,14 @@ def stream(seed: int, task: str) -> random.Random:
     return random.Random(f"{task}/{seed}")
 
 
-def shuffled(scenes: Sequence[ScenesT], rng: random.Random) -> list[ScenesT]:
+def shuffled(scenes: Sequence[HeldoutScene], rng: random.Random) -> list[HeldoutScene]:
     """The scenes in drawn order."""
     order = list(scenes)
     rng.shuffle(order)
     return order
 
 
-def image_id(scene: KnownScene) -> int:
+def image_id(scene: HeldoutScene) -> int:
     """A scene's COCO image id: its file's number after the split's first id."""
     return int(scene.image_path.stem) + FIRST_IDS.get(scene.split, 1)
 
@@ -59,7 +47,7 @@ def write_jpeg(image: Image.Image, path: Path) -> None:
     image.convert("RGB").save(path, "JPEG", **JPEG)
 
 
-def write_scene(scene: KnownScene, folder: Path) -> str:
+def write_scene(scene: HeldoutScene, folder: Path) -> str:
     """Save a scene under its COCO name; returns the name."""
     name = coco_name(image_id(scene))
     with Image.open(scene.image_path) as image:

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.demo.classes import CLASSES, presence_question
+from vllm_flow.demo import questions
 from vllm_flow.demo.datasets.common import (
-    KnownScene,
     coco_name,
     image_id,
     shuffled,
@@ -26,34 +25,28 @@ from vllm_flow.demo.datasets.common import (
     write_json_lines,
     write_scene,
 )
+from vllm_flow.demo.heldout import HeldoutScene
+from vllm_flow.demo.vocabulary import CLASSES
 
 CATEGORIES = ("random", "popular", "adversarial")
 PER_PICTURE = 3
 """Questions with the answer yes per picture, at most, and as many with no."""
 
 
-def write(
-    scenes: Sequence[KnownScene],
-    out: Path,
-    items: int | None,
-    seed: int,
-    classes: Sequence[str] = CLASSES,
-    ask: Callable[[str], str] = presence_question,
-) -> int:
+def write(scenes: Sequence[HeldoutScene], out: Path, items: int | None, seed: int) -> int:
     """Write the three label files and their pictures; returns the questions in all of them.
 
     With `items`, each file ends after so many questions (one less where that is odd, but no fewer
-    than two), so that yes and no stay as many. `classes` are those that may be asked for, `ask` words it.
+    than two), so that yes and no stay as many. Only things that some scene shows are asked for.
     """
+    scenes = [scene for scene in scenes if scene.objects]
     chosen = shuffled(scenes, stream(seed, "pope"))
     limit = None if items is None else max(items // 2, 1)
     total = 0
     asked: set[str] = set()
     for category in CATEGORIES:
         # The same stream for each file: the present objects are drawn first, so they agree.
-        rows = questions(
-            chosen, category, scenes, stream(seed, "pope/objects"), limit, classes, ask
-        )
+        rows = label_rows(chosen, category, scenes, stream(seed, "pope/objects"), limit)
         write_json_lines(rows, out / f"coco_pope_{category}.json")
         asked |= {row["image"] for row in rows}
         total += len(rows)
@@ -63,18 +56,16 @@ def write(
     return total
 
 
-def questions(
-    chosen: Sequence[KnownScene],
+def label_rows(
+    chosen: Sequence[HeldoutScene],
     category: str,
-    known: Sequence[KnownScene],
+    known: Sequence[HeldoutScene],
     rng: random.Random,
     pairs: int | None = None,
-    classes: Sequence[str] = CLASSES,
-    ask: Callable[[str], str] = presence_question,
 ) -> list[dict[str, Any]]:
     """The lines of one label file, at most `pairs` times yes and no.
 
-    `known` are the pictures whose statistics `popular` and `adversarial` go by.
+    `known` are the scenes whose statistics `popular` and `adversarial` go by.
     """
     frequent = Counter(name for scene in known for name in scene.objects)
     together = Counter(
@@ -84,11 +75,12 @@ def questions(
         for other in scene.objects
         if one != other
     )
+    shown = [name for name in CLASSES if frequent[name]]
     rows: list[dict[str, Any]] = []
     for scene in chosen:
         count = min(PER_PICTURE, len(scene.objects))
         present = rng.sample(scene.objects, count)
-        absent = [name for name in classes if name not in scene.objects]
+        absent = [name for name in shown if name not in scene.objects]
         rng.shuffle(absent)
         # The sort is stable, so that ties stay in drawn order.
         if category == "popular":
@@ -103,7 +95,7 @@ def questions(
                     {
                         "question_id": len(rows) + 1,
                         "image": coco_name(image_id(scene)),
-                        "text": ask(name),
+                        "text": questions.presence(name),
                         "label": label,
                     }
                 )

@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from vllm_flow.demo.coco import category
 from vllm_flow.demo.datasets.common import write_json
+from vllm_flow.demo.vocabulary import CLASSES
+
+COCO = [name for name in CLASSES if category(name) is not None]
 
 NOTE = (
     "The questions are vLLM-Flow's own, on its demo pictures, in the file formats of these benchmarks "
@@ -16,20 +20,18 @@ NOTE = (
 )
 
 ABOUT = {
-    "pope": "POPE-style: is there a certain object in the picture? Three files, as in POPE.",
+    "pope": "POPE-style: is there a certain thing in the picture? Three files, as in POPE.",
     "scienceqa": (
-        "ScienceQA-style: multiple choice over the objects of a picture; one problem in five has no "
-        "picture. The demo model was never taught to choose a letter: expect answers that cannot be read."
+        "ScienceQA-style: multiple choice over what a picture shows; one problem in six has no "
+        "picture, and these the demo model was never taught."
     ),
-    "textvqa": (
-        "TextVQA-style: words on signs. The demo model cannot read; with OCR tokens in the question it "
-        "may copy one, without them expect nothing."
-    ),
+    "textvqa": "TextVQA-style: words on signs, with the tokens of a word reader that makes mistakes.",
     "chair": (
-        "CHAIR-style: COCO annotations of the scenes. Only 16 of the demo's 24 classes are COCO "
-        "categories; rabbit, fish, butterfly, rocket, tree, flower, guitar and camera are invisible to "
-        "the scorer. The request of the CHAIR protocol is not the one the demo model was taught."
+        f"CHAIR-style: COCO annotations of the scenes. {len(COCO)} of the demo's {len(CLASSES)} classes "
+        "are COCO categories; the scorer neither finds the others in a caption nor misses them."
     ),
+    "places": "Left and right, in POPE's format: the question and its reverse.",
+    "counting": "How many there are of a thing, in TextVQA's format.",
 }
 
 TEXT = """# The demo's pictures in four benchmarks' file formats
@@ -57,6 +59,10 @@ LICENCES = {
     "unseen_style": (
         "adapted from OpenMoji (HfG Schwäbisch Gmünd and contributors) and, like it, under "
         "CC-BY-SA-4.0; who passes them on keeps that licence."
+    ),
+    "unseen_photos": "cut-outs from Tux Paint stamps (GPL-2): not to be passed on with this licence.",
+    "unseen_backgrounds": (
+        "drawings as in `seen`, half of them on desktop pictures of mate-backgrounds (GPL-2)."
     ),
 }
 

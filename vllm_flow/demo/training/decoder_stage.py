@@ -1,13 +1,15 @@
 """Stage 3: LoRA on the frozen decoder's q, k, v, o and the projector, cross entropy on answers only.
 
-Also trains the small decoder from scratch: the same loop with every weight free.
+Every scene is asked a pack of questions over all tasks. Letters: B scenes, T tokens of the longest
+pack, I image tokens, D hidden width.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,67 +17,26 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vllm_flow.demo.scenes import Scene
-from vllm_flow.demo.training import projector_stage
-from vllm_flow.demo.training.common import (
-    CHECK_SEED,
-    LORA_SEED,
-    SMALL_SEED,
-    Budget,
-    Log,
-    SceneSource,
-    cosine,
-    load,
-    pixels,
-    save,
+from vllm_flow.demo.facts import Facts
+from vllm_flow.demo.training.asks import TASKS, TaskAsk, asks_of
+from vllm_flow.demo.training.batches import (
+    Batch,
+    Machine,
+    Saver,
+    SceneSteps,
+    training_palette,
 )
-from vllm_flow.demo.training.packs import (
-    IGNORED,
-    Ask,
-    Packer,
-    additive_mask,
-    presence_only,
-    questions_of,
-)
+from vllm_flow.demo.training.budget import CHECK_SEED, LORA_SEED, Budget, trapezoid
+from vllm_flow.demo.training.common import Log, save
+from vllm_flow.demo.training.lora import adamw, add_lora, cast_weights, new_llama
+from vllm_flow.demo.training.packs import IGNORED, PackBatch, Packer, additive_mask
 from vllm_flow.demo.training.projector_stage import Projector, load_projector
-from vllm_flow.demo.training.vision_stage import patch_features
+from vllm_flow.demo.training.sprites import Assets
+from vllm_flow.demo.training.vision_stage import ATTENTION, features
+from vllm_flow.demo.vision import IMAGE_TOKENS
 
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-class LoraLinear(nn.Module):
-    """A frozen linear layer W plus (alpha / r) B A; B starts at zero."""
-
-    def __init__(self, base: nn.Linear, rank: int, alpha: int) -> None:
-        super().__init__()
-        self.base, self.scale = base.requires_grad_(False), alpha / rank
-        self.lora_a = nn.Parameter(torch.randn(rank, base.in_features) / base.in_features**0.5)
-        self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.base(x) + F.linear(F.linear(x, self.lora_a), self.lora_b) * self.scale
-
-
-def new_llama(config: dict[str, Any], attention: str = "sdpa") -> nn.Module:
-    """An untrained ``LlamaModel`` (no head: embeddings are tied)."""
-    from transformers.models.llama.modeling_llama import LlamaConfig, LlamaModel
-
-    skipped = ("model_type", "architectures", "rope_theta")
-    llama_config = LlamaConfig(**{k: v for k, v in config.items() if k not in skipped})
-    llama_config._attn_implementation = attention
-    return LlamaModel(llama_config)
-
-
-def add_lora(llama: nn.Module, rank: int, alpha: int) -> dict[str, nn.Parameter]:
-    """Put LoRA on every attention projection; returns its parameters by name."""
-    found = {}
-    for number, layer in enumerate(llama.layers):
-        for target in LORA_TARGETS:
-            adapter = LoraLinear(getattr(layer.self_attn, target), rank, alpha)
-            setattr(layer.self_attn, target, adapter)
-            found[f"layers.{number}.self_attn.{target}.lora_a"] = adapter.lora_a
-            found[f"layers.{number}.self_attn.{target}.lora_b"] = adapter.lora_b
-    return found
+PAGE_SHARE = 0.05
+CHECK_SCENES = 32
 
 
 class Asker:
@@ -87,190 +48,146 @@ class Asker:
         projector: Projector,
         llama: nn.Module,
         tokenizer: Any,
-        questions: Callable[[Sequence[str], random.Random], list[Ask]] = questions_of,
+        asks: Callable[[Facts, random.Random], list[TaskAsk]] = asks_of,
+        image_tokens: int = IMAGE_TOKENS,
     ) -> None:
         self.tower, self.projector, self.llama = tower, projector, llama
-        self.questions = questions
-        self.packer = Packer(tokenizer)
-        self.yes, self.no = (tokenizer.encode(word).ids[0] for word in ("Yes", "No"))
+        self.asks = asks
+        self.packer = Packer(tokenizer, image_tokens)
 
-    def hidden(self, scenes: list[Scene], batch: Any) -> torch.Tensor:
-        """[B, T, hidden]: the decoder's normalised output."""
+    def pack(self, asks: Sequence[Sequence[TaskAsk]]) -> PackBatch:
+        """The packs' tensors where the decoder is."""
+        packs = self.packer.batch(asks)
+        device = self.llama.embed_tokens.weight.device
+        tensors = {
+            field.name: value.to(device)
+            for field in fields(packs)
+            if isinstance(value := getattr(packs, field.name), torch.Tensor)
+        }
+        return replace(packs, **tensors)
+
+    def hidden(self, pixels: torch.Tensor, packs: PackBatch) -> torch.Tensor:
+        """[B, T, D]: the decoder's normalised output."""
         with torch.no_grad():
-            features = patch_features(self.tower, pixels([s.image for s in scenes]))
-        table = self.llama.embed_tokens.weight
-        rows = F.embedding(batch.tokens_BT, table).to(torch.bfloat16)
-        image = self.projector(features).to(torch.bfloat16)
-        rows = torch.cat([rows[:, : batch.image.start], image, rows[:, batch.image.stop :]], 1)
-        return self.llama(
-            inputs_embeds=rows,
-            attention_mask=additive_mask(batch.allowed_BTT, torch.bfloat16),
-            position_ids=batch.positions_BT,
-            use_cache=False,
-        ).last_hidden_state
+            seen = features(self.tower, pixels)[1]
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            rows = F.embedding(packs.tokens_BT, self.llama.embed_tokens.weight)
+            image = self.projector(seen).to(rows.dtype)
+            rows = torch.cat([rows[:, : packs.image.start], image, rows[:, packs.image.stop :]], 1)
+            return self.llama(
+                inputs_embeds=rows,
+                attention_mask=additive_mask(packs.allowed_BTT, rows.dtype),
+                position_ids=packs.positions_BT,
+                use_cache=False,
+            ).last_hidden_state
 
-    def loss(self, scenes: list[Scene], rng: random.Random) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[.., vocabulary] float32."""
+        with torch.autocast(hidden.device.type, torch.bfloat16):
+            return F.linear(hidden, self.llama.embed_tokens.weight).float()
+
+    def loss(self, batch: Batch, rng: random.Random) -> torch.Tensor:
         """Weighted cross entropy over the answers of a fresh set of questions."""
-        batch = self.packer.batch([self.questions(s.objects, rng) for s in scenes])
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = self.hidden(scenes, batch)
-            chosen = batch.targets_BT != IGNORED
-            logits = F.linear(hidden[chosen], self.llama.embed_tokens.weight)
-        losses = F.cross_entropy(logits.float(), batch.targets_BT[chosen], reduction="none")
-        weights = batch.weights_BT[chosen]
+        packs = self.pack([self.asks(facts, rng) for facts in batch["facts"]])
+        chosen = packs.targets_BT != IGNORED
+        logits = self.logits(self.hidden(batch["pixels"], packs)[chosen])
+        losses = F.cross_entropy(logits, packs.targets_BT[chosen], reduction="none")
+        weights = packs.weights_BT[chosen]
         return (losses * weights).sum() / weights.sum()
 
     @torch.no_grad()
-    def check(self, scenes: list[Scene], size: int = 8) -> dict[str, float]:
-        """Presence accuracy, and teacher-forced accuracy over caption tokens."""
-        right = asked = caption_right = caption_tokens = 0
+    def check(self, batch: Batch, size: int = 8) -> dict[str, float]:
+        """Per task, the share of answer tokens that come first given the ones before."""
+        right, asked = Counter(), Counter()
         rng = random.Random(0)
-        for start in range(0, len(scenes), size):
-            part = scenes[start : start + size]
-            packs = [self.questions(s.objects, rng) for s in part]
-            batch = self.packer.batch(packs)
-            with torch.autocast("cpu", torch.bfloat16):
-                hidden = self.hidden(part, batch)
-            for b, pack in enumerate(packs):
-                for ask, row in zip(pack, batch.first_B[b], strict=True):
-                    if ask.answer in ("Yes", "No"):
-                        logits = F.linear(
-                            hidden[b, row].float(), self.llama.embed_tokens.weight.float()
-                        )
-                        said = "Yes" if logits[self.yes] > logits[self.no] else "No"
-                        right, asked = right + (said == ask.answer), asked + 1
-                    else:
-                        rows = slice(row, row + int((batch.targets_BT[b, row:] != IGNORED).sum()))
-                        logits = F.linear(
-                            hidden[b, rows].float(), self.llama.embed_tokens.weight.float()
-                        )
-                        caption_right += int((logits.argmax(-1) == batch.targets_BT[b, rows]).sum())
-                        caption_tokens += rows.stop - rows.start
-        presence = {"presence": right / asked}
-        if not caption_tokens:
-            return presence
-        return {**presence, "caption_tokens": caption_right / caption_tokens}
+        for start in range(0, len(batch["facts"]), size):
+            asks = [self.asks(facts, rng) for facts in batch["facts"][start : start + size]]
+            packs = self.pack(asks)
+            hidden = self.hidden(batch["pixels"][start : start + size], packs)
+            for b, pack in enumerate(asks):
+                for task, hit, count in self._hits(hidden[b], packs, b, pack):
+                    right[task] += hit
+                    asked[task] += count
+        return {task: right[task] / asked[task] for task in TASKS if asked[task]}
+
+    def _hits(
+        self, hidden_TD: torch.Tensor, packs: PackBatch, b: int, pack: Sequence[TaskAsk]
+    ) -> list[tuple[str, int, int]]:
+        found = []
+        for ask, row in zip(pack, packs.first_B[b], strict=True):
+            length = len(self.packer.encode(ask.answer))
+            said = self.logits(hidden_TD[row : row + length]).argmax(-1)
+            hits = int((said == packs.targets_BT[b, row : row + length]).sum())
+            found.append((ask.task, hits, length))
+        return found
 
 
-def _fit(
-    asker: Asker,
-    source: SceneSource,
-    optimizers: list[torch.optim.Optimizer],
-    steps: int,
-    batch: int,
-    first_seed: int,
-    log: Callable[..., None],
-) -> None:
-    """Train with cosine decay; each parameter group carries its peak rate as ``peak``."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    parameters = [p for group in groups for p in group["params"]]
-    rng = random.Random(first_seed)
-    for step in range(steps):
-        for group in groups:
-            group["lr"] = group["peak"] * cosine(step, steps, max(10, steps // 20))
-        loss = asker.loss(source.batch(first_seed + step * batch, batch), rng)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        if step % 10 == 0:
-            log(step=step, loss=loss.item())
-        if (step + 1) % max(1, steps // 4) == 0:
-            log(step=step + 1, **asker.check(source.batch(CHECK_SEED, 32)))
+def tuned_decoder(decoder: Any, budget: Budget) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    """The frozen decoder in bfloat16 with LoRA on it, and LoRA's parameters by name."""
+    llama = new_llama(decoder.config, ATTENTION)
+    llama.load_state_dict(decoder.weights)
+    cast_weights(llama, torch.bfloat16).requires_grad_(False)
+    return llama, add_lora(llama, budget.lora_rank, budget.lora_alpha)
 
 
-def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """AdamW without decay over groups that name their peak rate."""
-    return torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.98))
-
-
-def train_lora(
+def train(
     work: Path,
-    source: SceneSource,
+    assets: Assets,
     tower: nn.Module,
     decoder: Any,
     tokenizer: Any,
     budget: Budget,
-    number: int,
     log: Log,
+    machine: Machine,
 ) -> None:
-    """Write ``lora_1`` and ``projector_1``; later rounds (``number`` > 0) go on from the one before."""
-    target, tuned = (work / f"{name}_{number + 1}.safetensors" for name in ("lora", "projector"))
+    """Write ``lora.safetensors`` and ``projector_tuned.safetensors``; goes on from ``lora_state.pt``."""
+    target, tuned = work / "lora.safetensors", work / "projector_tuned.safetensors"
     if target.exists() and tuned.exists():
         return
-    torch.manual_seed(budget.seed + 2 + 100 * number)
-    llama = new_llama(decoder.config)
-    llama.load_state_dict(decoder.weights)
-    llama.to(torch.bfloat16).requires_grad_(False)
-    adapters = add_lora(llama, budget.lora_rank, budget.lora_alpha)
-    projector = load_projector(
-        work / (f"projector_{number}.safetensors" if number else "projector.safetensors")
-    )
-    if number:
-        with torch.no_grad():
-            for name, tensor in load(work / f"lora_{number}.safetensors").items():
-                adapters[name].copy_(tensor)
+    torch.manual_seed(budget.seed + 2)
+    llama, adapters = tuned_decoder(decoder, budget)
+    llama.to(machine.device)
+    projector = load_projector(work / "projector.safetensors").to(machine.device)
     asker = Asker(tower, projector, llama, tokenizer)
-    rate = budget.lora_lr if number == 0 else budget.lora_lr / 2
-    groups = [
-        {"params": list(adapters.values()), "peak": rate},
-        {"params": list(projector.parameters()), "peak": rate / 2},
-    ]
-    first_seed = LORA_SEED + number * 50_000_000
-    steps = budget.lora_steps[number]
-    _fit(asker, source, [adamw(groups)], steps, budget.lora_batch, first_seed, partial(log, "lora"))
+    optimizer = adamw(
+        [
+            {"params": list(adapters.values()), "peak": budget.lora_lr},
+            {"params": list(projector.parameters()), "peak": budget.lora_projector_lr},
+        ]
+    )
+    saver, start = Saver(work / "lora_state.pt", budget.checkpoint_every), 0
+    if (state := saver.load()) is not None:
+        start = state["step"]
+        projector.load_state_dict(state["projector"])
+        with torch.no_grad():
+            for name, tensor in state["adapters"].items():
+                adapters[name].copy_(tensor)
+        optimizer.load_state_dict(state["optimizer"])
+        log("lora", step=start, resumed=True)
+    palette = training_palette(assets)
+    held = SceneSteps(palette, CHECK_SEED, CHECK_SCENES, PAGE_SHARE)[0]
+    held = machine.moved(held)
+    steps = SceneSteps(palette, LORA_SEED, budget.lora_batch, PAGE_SHARE)
+    for step, batch in enumerate(steps.steps(start, budget.lora_steps, machine), start=start):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * trapezoid(step, budget.lora_steps, 30, budget.lora_decay)
+        loss = asker.loss(batch, random.Random(f"{budget.seed}/{step}"))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([*adapters.values(), *projector.parameters()], 1.0)
+        optimizer.step()
+        if step % 10 == 0:
+            log("lora", step=step, loss=loss.item())
+        if (step + 1) % 100 == 0 or step + 1 == budget.lora_steps:
+            log("lora", step=step + 1, **asker.check(held))
+        saver.save(
+            {
+                "step": step + 1,
+                "projector": projector.state_dict(),
+                "adapters": {name: tensor.detach() for name, tensor in adapters.items()},
+                "optimizer": optimizer.state_dict(),
+            }
+        )
     save(tuned, projector.state_dict())
     save(target, adapters)
-
-
-def help_matching(llama: nn.Module, projector: Projector) -> None:
-    """Start the small decoder where a word attends to the patches that look like it.
-
-    From random weights, presence stayed at chance while captions were learnt. So queries start equal
-    to their group's keys, strongly enough to matter, and image rows carry a mark that tells them
-    from the words whose embedding they resemble.
-    """
-    config = llama.config
-    group = config.num_attention_heads // config.num_key_value_heads
-    with torch.no_grad():
-        for layer in llama.layers:
-            keys = layer.self_attn.k_proj.weight.mul_(3.0)
-            per_head = keys.view(config.num_key_value_heads, config.head_dim, -1)
-            layer.self_attn.q_proj.weight.copy_(per_head.repeat_interleave(group, 0).flatten(0, 1))
-        projector.linear_2.bias.add_(0.15 * torch.randn_like(projector.linear_2.bias))
-
-
-def train_small(
-    work: Path, source: SceneSource, tower: nn.Module, config: dict[str, Any], tokenizer: Any,
-    budget: Budget, log: Log,
-) -> tuple[Path, Path]:  # fmt: skip
-    """Write ``small_decoder.safetensors`` and ``small_projector.safetensors``."""
-    target, projected = work / "small_decoder.safetensors", work / "small_projector.safetensors"
-    if target.exists() and projected.exists():
-        return target, projected
-    torch.manual_seed(budget.seed + 3)
-    llama, fitted = new_llama(config), work / "small_fitted.safetensors"
-    nn.init.normal_(llama.embed_tokens.weight, std=0.15)
-    table = llama.embed_tokens.weight.detach().clone()
-    projector_stage.train(fitted, source, tower, table, tokenizer, budget, log)
-    projector = load_projector(fitted)
-    help_matching(llama, projector)
-    asker = Asker(tower, projector, llama, tokenizer, presence_only)
-    matrices = [p for p in llama.layers.parameters() if p.ndim == 2]
-    others = [*llama.embed_tokens.parameters(), *projector.parameters()]
-    others += [p for p in llama.parameters() if p.ndim == 1]
-    optimizers = [
-        torch.optim.Muon(
-            [{"params": matrices, "peak": budget.small_muon_lr}],
-            weight_decay=0.01,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        adamw([{"params": others, "peak": budget.small_lr}]),
-    ]
-    steps, batch = budget.small_steps, budget.small_batch
-    _fit(asker, source, optimizers, steps, batch, SMALL_SEED, partial(log, "small"))
-    save(projected, projector.state_dict())
-    save(target, llama.state_dict())
-    return target, projected
+    saver.done()

@@ -16,13 +16,14 @@ import torch
 
 from vllm_flow.demo import assemble
 from vllm_flow.demo.smollm2 import gguf_path
-from vllm_flow.demo.training.common import Budget, load, save
+from vllm_flow.demo.training.budget import Budget
+from vllm_flow.demo.training.common import load, save
 from vllm_flow.demo.training.small_vocabulary import small_tokenizer
 
 COMMITTED = {
-    "vision.safetensors": "vision_polished.safetensors",
-    "projector.safetensors": "projector_2.safetensors",
-    "lora.safetensors": "lora_2.safetensors",
+    "vision.safetensors": "vision.safetensors",
+    "projector.safetensors": "projector_tuned.safetensors",
+    "lora.safetensors": "lora.safetensors",
     "small_projector.safetensors": "small_projector.safetensors",
     "small_decoder.safetensors": "small_decoder.safetensors",
 }

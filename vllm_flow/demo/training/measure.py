@@ -1,10 +1,9 @@
-"""Measures the assembled models with transformers: ``python -m vllm_flow.demo.training.measure``.
+"""Measures a work folder's model: ``python -m vllm_flow.demo.training.measure --work DIR --data DIR``.
 
-Presence accuracy per split, without the image, and with the image rows removed from layer L on;
-captions at the baseline. Writes ``weights/measured.json``; ``card`` makes the model card from it.
-
-An answer is the most likely next token, decoded and read by POPE's rule: the models answer with one
-word. Letters: T rows of a pack, N rows of it that are not image rows, D hidden width.
+Asks the held-out files that ``grown.datasets`` wrote, at the baseline and with the image rows removed
+from given layers on (cliff 0: the picture is not seen at all, the blind baseline), and scores with the
+evaluation's own rules. Answers are kept in ``DIR/answers``: the command goes on where it was stopped, and
+``--table`` only reports. Intervals: 95 %, bootstrap over pictures.
 """
 
 from __future__ import annotations
@@ -12,182 +11,239 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
+import numpy as np
 
-from vllm_flow.demo.assemble import WEIGHTS, assemble, assemble_small
-from vllm_flow.demo.heldout import (
-    ANSWER_SUFFIX,
-    SPLITS,
-    Question,
-    load_questions,
-    load_scenes,
-    parse_yes_no,
-    score_caption,
-)
-from vllm_flow.demo.training.packs import Ask, Packer, additive_mask
-
-MEASURED = WEIGHTS / "measured.json"
+from vllm_flow.demo.heldout import SPLITS
+from vllm_flow.eval.bootstrap import Comparison, compare
+from vllm_flow.eval.stats import Interval
+from vllm_flow.eval.tasks import get_task, load_image
+from vllm_flow.eval.tasks.base import Item
 
 
-class Probe:
-    """A LLaVA checkpoint in float32 that can drop its image rows before any layer."""
+@dataclass(frozen=True)
+class Job:
+    """A task asked of one of a split's folders."""
 
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoProcessor, LlavaForConditionalGeneration
+    folder: str
+    task: str
+    tokens: int
+    """Tokens an answer may have; the greedy answers taught are shorter."""
+    metrics: Mapping[str, float | None]
+    """Metric -> the target on seen drawings (None: no target was set)."""
 
-        self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        self.model.eval().requires_grad_(False)
-        self.processor = AutoProcessor.from_pretrained(folder)
-        self.packer = Packer(self.processor.tokenizer.backend_tokenizer)
-        self.llama = self.model.model.language_model
 
-    @property
-    def layers(self) -> int:
-        """Number of decoder layers."""
-        return len(self.llama.layers)
+JOBS: dict[str, Job] = {
+    "pope": Job("pope", "pope", 4, {"f1": 0.95, "f1_adversarial": None, "accuracy": None}),
+    "scienceqa": Job("scienceqa", "scienceqa", 3, {"img_accuracy": 0.85}),
+    "words": Job("textvqa", "textvqa-no-ocr", 5, {"accuracy": 0.8}),
+    "words with OCR": Job("textvqa", "textvqa", 5, {"accuracy": None}),
+    "captions": Job("chair", "chair", 64, {"chair_i": 0.1, "chair_s": None, "recall": 0.8}),
+    "counting": Job("counting", "textvqa-no-ocr", 4, {"accuracy": None}),
+    "places": Job("places", "pope", 4, {"accuracy_random": None}),
+}
+LOWER_IS_BETTER = {"chair_i", "chair_s"}
 
-    def answers(self, image: Path, texts: list[str], cliffs: Iterable[int]) -> dict[int, list[str]]:
-        """Cliff -> first answer token of each text; the cliff ``layers`` is the full model.
 
-        With cliff L the image rows pass layers 0 .. L-1 and are gone from layer L on; positions of
-        the other rows stay as they are.
-        """
-        batch = self.packer.batch([[Ask(text, "Yes") for text in texts]])
-        pixel_values = self.processor.image_processor(
-            Image.open(image).convert("RGB"), return_tensors="pt"
-        )["pixel_values"]
-        features = self.model.get_image_features(pixel_values=pixel_values).pooler_output[0]
-        rows_TD = self.llama.embed_tokens(batch.tokens_BT)[0]
-        rows_TD[batch.image] = features.reshape(-1, rows_TD.shape[-1])
-        keep = torch.ones(len(rows_TD), dtype=torch.bool)
-        keep[batch.image] = False
-        # Row of each segment's answer, counted without the image rows, which all lie before it.
-        asked = torch.tensor(batch.first_B[0]) - (batch.image.stop - batch.image.start)
-        positions, allowed = batch.positions_BT, batch.allowed_BTT
+def by_picture(items: Iterable[Item], pictures: int) -> dict[str, list[Item]]:
+    """The items of the first so many pictures."""
+    found: dict[str, list[Item]] = {}
+    for item in items:
+        if item.image is not None and (item.image in found or len(found) < pictures):
+            found.setdefault(item.image, []).append(item)
+    return found
 
-        states = [rows_TD]
-        for number in range(self.layers):
-            states.append(self._layer(number, states[-1], positions, allowed))
-        answers = {}
-        for cliff in cliffs:
-            state_ND = states[cliff][keep]
-            for number in range(cliff, self.layers):
-                state_ND = self._layer(
-                    number, state_ND, positions[:, keep], allowed[:, keep][:, :, keep]
+
+class Answers:
+    """What was answered: a line of JSON per picture, in a file per split and job."""
+
+    def __init__(self, folder: Path, split: str, job: str) -> None:
+        self.path = folder / f"{split}-{job.replace(' ', '-')}.jsonl"
+        self.rows: dict[str, dict[int, dict[str, str]]] = defaultdict(dict)
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                self._take(row)
+
+    def _take(self, row: Mapping[str, Any]) -> None:
+        for cliff, said in row["answers"].items():
+            self.rows[row["picture"]][int(cliff)] = said
+
+    def missing(self, picture: str, cliffs: Sequence[int]) -> list[int]:
+        """The cliffs that this picture was not asked at."""
+        return [cliff for cliff in cliffs if cliff not in self.rows[picture]]
+
+    def add(self, picture: str, answers: Mapping[int, Mapping[str, str]]) -> None:
+        """Store answers, cliff -> item id -> text."""
+        row = {"picture": picture, "answers": {str(cliff): said for cliff, said in answers.items()}}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._take(row)
+
+
+def pixels_of(picture: str) -> Any:
+    """[1, 3, height, width] uint8, a tensor."""
+    import torch
+
+    return torch.from_numpy(np.asarray(load_image(picture)).copy()).permute(2, 0, 1)[None]
+
+
+def ask(reader: Any, folder: Path, job: Job, answers: Answers, cliffs: list[int], n: int) -> None:
+    """Answer the job's questions on ``n`` pictures at every cliff that is not answered yet."""
+    for picture, items in by_picture(get_task(job.task).read(folder), n).items():
+        key = Path(picture).relative_to(folder).as_posix()
+        open_cliffs = answers.missing(key, cliffs)
+        if not open_cliffs:
+            continue
+        texts = list(dict.fromkeys(item.text for item in items))
+        said = reader.answers(pixels_of(picture), texts, open_cliffs, job.tokens)
+        answers.add(
+            key,
+            {
+                cliff: {item.id: words[texts.index(item.text)] for item in items}
+                for cliff, words in said.items()
+            },
+        )
+
+
+def compared(
+    folder: Path, job: Job, answers: Answers, cliffs: Sequence[int], full: int
+) -> tuple[dict[str, list[Comparison]], int, int] | None:
+    """Metric -> per cliff the comparison with the full model, on pictures answered at all of them.
+
+    Returns also how many pictures and items there are; None where there is none.
+    """
+    task = get_task(job.task)
+    every = by_picture(task.read(folder), 10**9)
+    units, asked = [], 0
+    for picture, items in every.items():
+        key = Path(picture).relative_to(folder).as_posix()
+        if answers.missing(key, [*cliffs, full]):
+            continue
+        sums = {}
+        for cliff in [*cliffs, full]:
+            sums[cliff] = defaultdict(float)
+            for item in items:
+                scored = task.score(item, answers.rows[key][cliff][item.id])
+                for name, count in scored.counts.items():
+                    sums[cliff][name] += count
+        units.append(sums)
+        asked += len(items)
+    if not units:
+        return None
+    names = sorted({name for sums in units for counts in sums.values() for name in counts})
+
+    def counts(chosen: Sequence[int]) -> np.ndarray:
+        return np.array(
+            [[[sums[cliff][name] for name in names] for sums in units] for cliff in chosen]
+        )
+
+    found = compare(
+        names, counts([full] * len(cliffs)), counts(cliffs), task.metrics, swaps=199, seed=0
+    )
+    return found, len(units), asked
+
+
+def percent(value: Interval, decimals: int = 1) -> str:
+    """``95.3 (93.1 to 97.0)``."""
+    parts = [f"{100 * x:.{decimals}f}" for x in (value.value, value.low, value.high)]
+    return f"{parts[0]} ({parts[1]} to {parts[2]})"
+
+
+def table(work: Path, data: Path, full: int) -> str:
+    """Markdown: per split, task and metric the full model, the blind one, the target."""
+    lines = [
+        "| split | task | metric | model, % | blind, % | target | items (pictures) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for split in SPLITS:
+        for name, job in JOBS.items():
+            folder = data / split / job.folder
+            if not folder.is_dir():
+                continue
+            answers = Answers(work / "answers", split, name)
+            found = compared(folder, job, answers, [0], full)
+            if found is None:
+                continue
+            results, pictures, items = found
+            for metric, target in job.metrics.items():
+                result = results[metric][0]
+                goal = ""
+                if target is not None and split == "seen":
+                    lower = metric in LOWER_IS_BETTER
+                    reached = (result.baseline.value <= target) == lower or (
+                        result.baseline.value == target
+                    )
+                    sign = "at most" if lower else "at least"
+                    goal = f"{sign} {100 * target:.0f}: {'reached' if reached else 'missed'}"
+                lines.append(
+                    f"| {split} | {name} | {metric} | {percent(result.baseline)} "
+                    f"| {percent(result.treatment)} | {goal} | {items} ({pictures}) |"
                 )
-            best = self.model.lm_head(self.llama.norm(state_ND[asked])).argmax(-1)
-            answers[cliff] = [self.processor.tokenizer.decode([i]) for i in best.tolist()]
-        return answers
-
-    def _layer(
-        self, number: int, rows: torch.Tensor, positions: torch.Tensor, allowed: torch.Tensor
-    ) -> torch.Tensor:
-        """One decoder layer on [rows, D]."""
-        out = self.llama.layers[number](
-            rows[None],
-            attention_mask=additive_mask(allowed, torch.float32),
-            position_ids=positions,
-            position_embeddings=self.llama.rotary_emb(rows[None], positions),
-        )
-        return (out[0] if isinstance(out, tuple) else out)[0]
-
-    def caption(self, image: Path, prompt: str) -> str:
-        """Greedy caption."""
-        inputs = self.processor(
-            images=Image.open(image).convert("RGB"), text=prompt, return_tensors="pt"
-        )
-        out = self.model.generate(**inputs, max_new_tokens=32, do_sample=False)
-        return self.processor.tokenizer.decode(
-            out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        )
+    return "\n".join(lines)
 
 
-def presence(
-    probe: Probe, questions: list[Question], cliffs: list[int], suffix: str
-) -> dict[str, dict[str, float]]:
-    """Cliff -> accuracy and share of answers that are yes; plus the number of questions."""
-    by_image: dict[Path, list[Question]] = defaultdict(list)
-    for question in questions:
-        by_image[question.image_path].append(question)
-    right: dict[int, int] = defaultdict(int)
-    yes: dict[int, int] = defaultdict(int)
-    for image, asked in by_image.items():
-        answers = probe.answers(image, [q.text + suffix for q in asked], cliffs)
-        for cliff, words in answers.items():
-            said = [parse_yes_no(word) for word in words]
-            right[cliff] += sum(s == q.label for s, q in zip(said, asked, strict=True))
-            yes[cliff] += said.count("yes")
-    total = len(questions)
-    return {
-        str(cliff): {
-            "accuracy": round(right[cliff] / total, 4),
-            "yes": round(yes[cliff] / total, 4),
-            "questions": total,
-        }
-        for cliff in cliffs
-    }
-
-
-def captions(probe: Probe, split: str, limit: int) -> dict[str, Any]:
-    """CHAIR-like figures of the greedy captions of a split's first ``limit`` scenes."""
-    mentioned = hallucinated = missed = objects = with_one = exact = 0
-    scenes = load_scenes(split)[:limit]
-    for scene in scenes:
-        text = probe.caption(scene.image_path, scene.prompt)
-        score = score_caption(text, scene.objects)
-        mentioned += len(score.mentioned)
-        hallucinated += len(score.hallucinated)
-        missed += len(score.missed)
-        objects += len(scene.objects)
-        with_one += bool(score.hallucinated)
-        exact += text.strip() == scene.caption
-    return {
-        "scenes": len(scenes),
-        "hallucinated_of_mentioned": round(hallucinated / max(1, mentioned), 4),
-        "captions_with_a_hallucination": round(with_one / len(scenes), 4),
-        "recall": round(1 - missed / objects, 4),
-        "exact": round(exact / len(scenes), 4),
-    }
+def curve(work: Path, data: Path, split: str, cliffs: Sequence[int], full: int) -> str:
+    """Markdown: per task its first metric with the image rows removed from each layer on."""
+    lines = [
+        f"| task, {split} | " + " | ".join(str(cliff) for cliff in cliffs) + " | pictures |",
+        "|---|" + "---|" * (len(cliffs) + 1),
+    ]
+    for name, job in JOBS.items():
+        folder = data / split / job.folder
+        if not folder.is_dir():
+            continue
+        answers = Answers(work / "answers", split, name)
+        found = compared(folder, job, answers, list(cliffs), full)
+        if found is None:
+            continue
+        metric = next(iter(job.metrics))
+        cells = " | ".join(percent(one.treatment, 0) for one in found[0][metric])
+        lines.append(f"| {name}, {metric} | {cells} | {found[1]} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure what ``--only`` names and update the file after every part."""
+    """Ask what is missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="the small model instead")
+    parser.add_argument("--work", type=Path, required=True, help="the training's folder")
+    parser.add_argument("--data", type=Path, required=True, help="made by grown.datasets")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
+    parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS))
+    parser.add_argument("--pictures", type=int, default=200, help="per split and task")
+    parser.add_argument("--curve-pictures", type=int, default=0, help="of seen, at every layer")
+    parser.add_argument("--step", type=int, default=2, help="of the layer curve")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--step", type=int, default=2, help="of the layer sweep")
-    parser.add_argument("--captions", type=int, default=60, help="scenes to caption per split")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--table", action="store_true", help="ask nothing, report")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    kind = "small-model" if args.small else "demo-model"
-    probe = Probe(assemble_small() if args.small else assemble())
-    results: dict[str, Any] = {"presence": {}, "captions": {}}
+    full, reader = 30, None
+    if not args.table:
+        import torch
 
-    def store() -> None:
-        known = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
-        MEASURED.write_text(json.dumps({**known, kind: results}, indent=1) + "\n")
-        print(json.dumps(results), flush=True)
+        from vllm_flow.demo.training.reader import Reader
 
-    for split in SPLITS:
-        results["presence"][split] = presence(
-            probe, load_questions(split), [0, probe.layers], ANSWER_SUFFIX
-        )
-        store()
-    results["presence_without_suffix"] = {
-        "seen": presence(probe, load_questions("seen"), [probe.layers], "")
-    }
-    store()
-    for split in () if args.small else ("seen", "unseen_style"):
-        results["captions"][split] = captions(probe, split, args.captions)
-        store()
-    cliffs = list(range(0, probe.layers + 1, 1 if args.small else args.step))
-    results["sweep"] = presence(probe, load_questions("seen"), cliffs, ANSWER_SUFFIX)
-    store()
+        torch.set_num_threads(args.threads)
+        reader = Reader.of(args.work, device=args.device)
+        full = reader.layers
+    cliffs = list(range(0, full + 1, args.step))
+    if reader is not None:
+        for split in args.splits:
+            for name in args.jobs:
+                job, folder = JOBS[name], args.data / split / JOBS[name].folder
+                answers = Answers(args.work / "answers", split, name)
+                ask(reader, folder, job, answers, [0, full], args.pictures)
+                if split == "seen" and args.curve_pictures:
+                    ask(reader, folder, job, answers, cliffs, args.curve_pictures)
+                print(f"asked: {split}, {name}", flush=True)
+    print(table(args.work, args.data, full))
+    print()
+    print(curve(args.work, args.data, "seen", cliffs, full))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Packs several questions about one picture into one sequence; each sees the picture, not the others.
 
-A pack is: prompt head, 64 image tokens, then segments (prompt tail + answer). Positions of every
+A pack is: prompt head, image tokens, then segments (prompt tail + answer). Positions of every
 segment restart after the image and a mask hides the other segments, so each segment is computed
 exactly as it would be alone, at a fraction of the cost.
 
@@ -9,23 +9,13 @@ Letters: B packs, T tokens of the longest pack, V vocabulary.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from vllm_flow.demo.classes import (
-    ANSWER_SUFFIX,
-    CAPTION_REQUEST,
-    CLASSES,
-    caption_of,
-    presence_question,
-    with_article,
-)
 from vllm_flow.demo.prompt import ANSWER_END, prompt_head, prompt_tail
-from vllm_flow.demo.vision import IMAGE_TOKENS
 
 IGNORED = -100
 MARK_WEIGHT = 0.3
@@ -43,40 +33,6 @@ class Ask:
     """Factor on the loss of the answer's tokens."""
     marks: tuple[tuple[str, str], ...] = ()
     """Beginnings of ``text``, and the one-token word that the last token of each is asked for."""
-
-
-def questions_of(objects: Sequence[str], rng: random.Random, most: int = 3) -> list[Ask]:
-    """As many presence questions with yes as with no (at most ``most`` each), and the caption.
-
-    Half of them carry POPE's answer suffix, so that the bare question works as well.
-    """
-
-    def ask(name: str, answer: str) -> Ask:
-        return Ask(presence_question(name) + rng.choice(("", ANSWER_SUFFIX)), answer)
-
-    yes = rng.sample(list(objects), min(most, len(objects)))
-    no = rng.sample([name for name in CLASSES if name not in objects], len(yes))
-    asks = [ask(name, "Yes") for name in yes]
-    asks += [ask(name, "No") for name in no]
-    rng.shuffle(asks)
-    return [*asks, Ask(CAPTION_REQUEST, caption_of(objects).capitalize())]
-
-
-def presence_only(objects: Sequence[str], rng: random.Random) -> list[Ask]:
-    """Every object with and without the suffix, and as many absent ones: what the small model learns.
-
-    No captions: from scratch they take most of the loss and presence does not come off. The class
-    name's own token is asked for the answer too: finding the object there and reading it off at the
-    end are two steps, and together they are not found from random weights in a short training.
-    """
-    no = rng.sample([name for name in CLASSES if name not in objects], 2 * len(objects))
-
-    def ask(name: str, suffix: str, answer: str) -> Ask:
-        early = f"Is there {with_article(name)}"
-        return Ask(presence_question(name) + suffix, answer, early)
-
-    asks = [ask(name, suffix, "Yes") for name in objects for suffix in ("", ANSWER_SUFFIX)]
-    return asks + [ask(name, rng.choice(("", ANSWER_SUFFIX)), "No") for name in no]
 
 
 @dataclass(frozen=True)
@@ -100,7 +56,7 @@ class PackBatch:
 class Packer:
     """Encodes packs with a ``tokenizers.Tokenizer``, for pictures of ``image_tokens`` tokens."""
 
-    def __init__(self, tokenizer: Any, image_tokens: int = IMAGE_TOKENS) -> None:
+    def __init__(self, tokenizer: Any, image_tokens: int) -> None:
         self.encode = lambda text: tokenizer.encode(text).ids
         self.head = self.encode(prompt_head())
         self.image = slice(len(self.head), len(self.head) + image_tokens)

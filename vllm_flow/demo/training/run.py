@@ -1,26 +1,25 @@
-"""Trains the demo model from nothing but package registries: ``python -m vllm_flow.demo.training.run --work DIR``.
+"""Trains the demo model from package registries: ``python -m vllm_flow.demo.training.run --work DIR``.
 
-Each stage leaves its file in DIR and is skipped when the file is there. The log is DIR/log.jsonl.
+Each stage leaves its file in DIR and is skipped when the file is there; a stage that was stopped goes
+on from its last state, at most five minutes back: stop it when you like and give the same command
+again. The log is DIR/log.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from vllm_flow.demo.small import SMALL_CONFIG
 from vllm_flow.demo.smollm2 import read_decoder, read_tokenizer
-from vllm_flow.demo.training import (
-    assets,
-    decoder_stage,
-    polish_stage,
-    projector_stage,
-    vision_stage,
-)
-from vllm_flow.demo.training.common import Budget, Log, SceneSource
+from vllm_flow.demo.training import decoder_stage, projector_stage, small_stage, vision_stage
+from vllm_flow.demo.training.batches import Machine
+from vllm_flow.demo.training.budget import Budget
+from vllm_flow.demo.training.common import Log
 from vllm_flow.demo.training.small_vocabulary import small_tokenizer
+from vllm_flow.demo.training.sprites import load_assets
 
 
 def main() -> None:
@@ -30,25 +29,34 @@ def main() -> None:
         "--work", type=Path, required=True, help="downloads, stage files and the log"
     )
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--workers", type=int, default=1, help="processes that compose scenes")
+    parser.add_argument("--vision-steps", type=int, default=Budget.vision_steps)
+    parser.add_argument("--lora-steps", type=int, default=Budget.lora_steps)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    assets.fetch(args.work)
-    budget, log = Budget(), Log(args.work / "log.jsonl")
+    budget = replace(Budget(), vision_steps=args.vision_steps, lora_steps=args.lora_steps)
+    log = Log(args.work / "log.jsonl")
     log("start", **budget.as_dict())
-    source = SceneSource(args.work)
-    tower = vision_stage.load_tower(vision_stage.train(args.work, source, budget, log))
+    assets = load_assets(args.work)
+    machine = Machine(args.device, args.workers)
+    tower = vision_stage.load_tower(vision_stage.train(args.work, assets, budget, log, machine))
+    tower.to(args.device)
     decoder, tokenizer = read_decoder(), read_tokenizer()
-    table = decoder.weights["embed_tokens.weight"]
     projector_stage.train(
-        args.work / "projector.safetensors", source, tower, table, tokenizer, budget, log
+        args.work / "projector.safetensors",
+        assets,
+        tower,
+        decoder.weights["embed_tokens.weight"],
+        tokenizer,
+        budget,
+        log,
+        machine,
     )
-    decoder_stage.train_lora(args.work, source, tower, decoder, tokenizer, budget, 0, log)
-    tower = vision_stage.load_tower(polish_stage.polish(args.work, source, budget, log))
-    decoder_stage.train_lora(args.work, source, tower, decoder, tokenizer, budget, 1, log)
-    del decoder, table
-    tokenizer = small_tokenizer()
-    decoder_stage.train_small(args.work, source, tower, SMALL_CONFIG, tokenizer, budget, log)
+    decoder_stage.train(args.work, assets, tower, decoder, tokenizer, budget, log, machine)
+    del decoder
+    small_stage.train(args.work, assets, small_tokenizer(), budget, log, machine)
     log("done")
 
 

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_flow.demo.classes import (
-    ANSWER_SUFFIX,
-    CAPTION_REQUEST,
-    CLASSES,
-    caption_of,
-    presence_question,
-)
 from vllm_flow.demo.prompt import SYSTEM_TEXT
+from vllm_flow.demo.questions import ANSWER_SUFFIX, CAPTION_REQUEST, listing, presence
 from vllm_flow.demo.smollm2 import read_tokenizer
+from vllm_flow.demo.vocabulary import CLASSES
 
 FIRST = 768
 """Ids kept as they are: 17 special tokens, 256 bytes, the first merges."""
 
 
 def small_tokenizer() -> Any:
-    """A tokenizer in which every class name is one token, so that few layers suffice."""
-    questions = " ".join(presence_question(name) + ANSWER_SUFFIX for name in CLASSES)
-    captions = " ".join(caption_of([name]).capitalize() for name in CLASSES)
+    """A tokenizer in which every word of a class's name is one token, so that few layers suffice."""
+    asked = " ".join(presence(name) + ANSWER_SUFFIX for name in CLASSES)
+    captions = " ".join(listing([name]) for name in CLASSES)
     chat = f"system\nuser\nassistant\n{SYSTEM_TEXT} Yes No"
     return read_tokenizer(
-        first=FIRST, text=f"{chat}\n{questions}\n{captions}\n{CAPTION_REQUEST}\nYes\nNo"
+        first=FIRST, text=f"{chat}\n{asked}\n{captions}\n{CAPTION_REQUEST}\nYes\nNo"
     )

@@ -1,9 +1,11 @@
-"""Stage 1: the vision tower from scratch, told what every patch shows and what the picture holds."""
+"""Stage 1: the vision tower from scratch.
+
+It is told what every patch shows (a class, a sign's word, or nothing), which letter is there, where
+things have their middles, and what the whole picture holds.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,156 +13,143 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vllm_flow.demo.classes import CLASSES
-from vllm_flow.demo.scenes import BACKGROUND, Scene
-from vllm_flow.demo.training.common import (
-    CHECK_SEED,
-    VISION_SEED,
-    Budget,
-    Log,
-    SceneSource,
-    cosine,
-    load,
-    pixels,
-    save,
+from vllm_flow.demo.scenes import BACKGROUND, LABELS, NO_LETTER
+from vllm_flow.demo.training.batches import (
+    Batch,
+    Machine,
+    Saver,
+    SceneSteps,
+    normalised,
+    training_palette,
 )
+from vllm_flow.demo.training.budget import CHECK_SEED, VISION_SEED, Budget, trapezoid
+from vllm_flow.demo.training.common import Log, load, save
+from vllm_flow.demo.training.sprites import Assets
+from vllm_flow.demo.training.towers import Update, new_tower
 from vllm_flow.demo.vision import TOWER_CONFIG
+from vllm_flow.demo.vocabulary import CLASSES
+
+LETTER_LAYER = 3
+"""Letters are asked for after this layer, so that the later ones can put words together."""
+CHECK_BATCHES, CHECK_SIZE = 4, 64
+ATTENTION = "eager"
+"""On CPU the backward pass of torch's fused attention took 40 % of a step; plain products take less."""
 
 
-def new_tower(sizes: Mapping[str, Any] = TOWER_CONFIG, attention: str = "sdpa") -> nn.Module:
-    """An untrained CLIP vision tower, by default of the demo model's size."""
-    from transformers.models.clip.modeling_clip import CLIPVisionConfig, CLIPVisionModel
+class Heads(nn.Module):
+    """What the tower's features are asked; thrown away after the stage."""
 
-    config = CLIPVisionConfig(**{k: v for k, v in sizes.items() if k != "model_type"})
-    config._attn_implementation = attention
-    tower = CLIPVisionModel(config)
-    start_positions(tower)
-    return tower
+    def __init__(self) -> None:
+        super().__init__()
+        width = TOWER_CONFIG["hidden_size"]
+        self.patch = nn.Linear(width, len(LABELS) + 1)
+        self.picture = nn.Linear(width, len(LABELS))
+        self.letter = nn.Linear(width, NO_LETTER + 1)
+        self.centre = nn.Linear(width, 1)
 
 
-def start_positions(tower: nn.Module) -> None:
-    """Start the position embeddings as 2-D sines and cosines, strong enough to be seen.
+def features(
+    tower: nn.Module, pixels: torch.Tensor, dtype: torch.dtype = torch.bfloat16
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, 144, 192] twice: after ``LETTER_LAYER``, and what LLaVA takes (class token dropped).
 
-    CLIP's start (deviation 0.02) drowns in the patch embedding; patches then take long to find
-    their neighbours. The embeddings stay trainable.
+    Products are taken in ``dtype``; what comes out is float32.
     """
-    table = next(p for n, p in tower.named_parameters() if n.endswith("position_embedding.weight"))
-    quarter = table.shape[1] // 4
-    rates = 100.0 ** -(torch.arange(quarter) / quarter)
-    places = torch.arange(math.isqrt(len(table)))  # the table's first row is the class token's
-    yy, xx = torch.meshgrid(places, places, indexing="ij")
-    waves = [f(v.flatten()[:, None] * rates) for v in (xx, yy) for f in (torch.sin, torch.cos)]
-    with torch.no_grad():
-        table[0] = 0
-        table[1:] = 0.5 * torch.cat(waves, dim=1)
-
-
-def patch_features(tower: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    """[B, 64, 192]: what LLaVA takes from the tower (last layer, class token dropped)."""
-    return tower(pixel_values, output_hidden_states=True).hidden_states[-1][:, 1:]
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        states = tower(normalised(pixels), output_hidden_states=True).hidden_states
+    return states[LETTER_LAYER][:, 1:].float(), states[-1][:, 1:].float()
 
 
 def load_tower(path: Path) -> nn.Module:
     """The trained tower, frozen."""
-    tower = new_tower()
-    missing, unexpected = tower.load_state_dict(load(path), strict=False)
-    assert not unexpected and all("position_ids" in name for name in missing), (missing, unexpected)
+    tower = new_tower(TOWER_CONFIG, ATTENTION)
+    tower.load_state_dict(load(path), strict=False)
     return tower.eval().requires_grad_(False)
 
 
-def _targets(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Patch labels [B, 64] and picture labels [B, classes] of a batch."""
-    patches = torch.stack([torch.from_numpy(s.patches).flatten() for s in scenes])
-    present = torch.zeros(len(scenes), len(CLASSES))
-    for row, scene in enumerate(scenes):
-        present[row, [CLASSES.index(name) for name in scene.objects]] = 1
-    return patches, present
+def losses(tower: nn.Module, heads: Heads, batch: Batch) -> dict[str, torch.Tensor]:
+    """The four losses of a batch, unweighted."""
+    early, late = features(tower, batch["pixels"])
+    weights = torch.ones(len(LABELS) + 1, device=late.device)
+    weights[BACKGROUND] = 0.3
+    on_sign = (batch["patches"] >= len(CLASSES)) & (batch["patches"] < BACKGROUND)
+    letters = heads.letter(early[on_sign])
+    picture = heads.picture(late).logsumexp(1) - 5.0
+    return {
+        "patch": F.cross_entropy(
+            heads.patch(late).flatten(0, 1), batch["patches"].flatten(), weights
+        ),
+        "picture": F.binary_cross_entropy_with_logits(picture, batch["present"]),
+        "letter": F.cross_entropy(letters, batch["letters"][on_sign])
+        if len(letters)
+        else letters.sum(),
+        "centre": F.binary_cross_entropy_with_logits(
+            heads.centre(late)[..., 0], batch["centres"], pos_weight=late.new_tensor(4.0)
+        ),
+    }
 
 
-class Update:
-    """Muon on the encoder's matrices, AdamW on the rest.
-
-    In a short trial Muon took about half the steps of AdamW alone.
-    """
-
-    def __init__(self, tower: nn.Module, modules: nn.Module, budget: Budget, scale: float) -> None:
-        matrices = [p for n, p in tower.named_parameters() if "encoder" in n and p.ndim == 2]
-        chosen = {id(p) for p in matrices}
-        others = [p for p in modules.parameters() if id(p) not in chosen]
-        self.parameters = matrices + others
-        self.peaks = (budget.vision_muon_lr * scale, budget.vision_lr * scale)
-        self.optimizers = (
-            torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, weight_decay=0.0, betas=(0.9, 0.98)),
-        )
-
-    def __call__(self, loss: torch.Tensor, factor: float) -> None:
-        """One step at ``factor`` times the peak rates."""
-        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * factor
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-    def state_dict(self) -> list[dict[str, Any]]:
-        """Both optimizers' states."""
-        return [optimizer.state_dict() for optimizer in self.optimizers]
-
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Go on from ``state_dict``."""
-        for optimizer, state in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
+WEIGHTS = {"patch": 1.0, "picture": 5.0, "letter": 0.3, "centre": 0.5}
 
 
-def train(work: Path, source: SceneSource, budget: Budget, log: Log) -> Path:
-    """Write ``vision_1.safetensors``, then ``vision.safetensors``, one per round."""
+@torch.no_grad()
+def check(tower: nn.Module, heads: Heads, batches: list[Batch]) -> dict[str, float]:
+    """Shares of patches told right, by what they show, and wrong picture labels per scene."""
+    right = {"thing": [], "word": [], "letter": []}
+    wrong = scenes = 0
+    for batch in batches:
+        early, late = features(tower, batch["pixels"])
+        said = heads.patch(late).argmax(-1)
+        picture = heads.picture(late).logsumexp(1) - 5.0
+        thing = batch["patches"] < len(CLASSES)
+        word = ~thing & (batch["patches"] < BACKGROUND)
+        there = batch["letters"] < NO_LETTER
+        hit = said == batch["patches"]
+        right["thing"].append(hit[thing])
+        right["word"].append(hit[word])
+        letters = heads.letter(early).argmax(-1)
+        right["letter"].append((letters == batch["letters"])[there])
+        wrong += int(((picture > 0) != batch["present"].bool()).sum())
+        scenes += len(said)
+    shares = {name: torch.cat(parts).float().mean().item() for name, parts in right.items()}
+    return {f"{name}_accuracy": v for name, v in shares.items()} | {
+        "wrong_labels_per_scene": wrong / scenes
+    }
+
+
+def train(work: Path, assets: Assets, budget: Budget, log: Log, machine: Machine) -> Path:
+    """Write ``vision.safetensors``; goes on from ``vision_state.pt`` where that is."""
     target = work / "vision.safetensors"
-    for number, file in enumerate((work / "vision_1.safetensors", target)):
-        if not file.exists():
-            torch.manual_seed(budget.seed + 100 * number)
-            tower = new_tower()
-            if number:
-                tower.load_state_dict(load(work / "vision_1.safetensors"), strict=False)
-            _round(tower, source, budget, number, log)
-            save(file, {k: v for k, v in tower.state_dict().items() if "position_ids" not in k})
+    if target.exists():
+        return target
+    torch.manual_seed(budget.seed)
+    tower, heads = new_tower(TOWER_CONFIG, ATTENTION), Heads()
+    modules = nn.ModuleList([tower, heads]).to(machine.device)
+    update = Update(tower, modules, budget)
+    saver = Saver(work / "vision_state.pt", budget.checkpoint_every)
+    start = 0
+    if (state := saver.load()) is not None:
+        start = state["step"]
+        modules.load_state_dict(state["modules"])
+        update.load_state_dict(state["update"])
+        log("vision", step=start, resumed=True)
+    palette = training_palette(assets)
+    held = SceneSteps(palette, CHECK_SEED, CHECK_SIZE, page_share=0.15)
+    held_batches = [machine.moved(held[number]) for number in range(CHECK_BATCHES)]
+    steps = SceneSteps(palette, VISION_SEED, budget.vision_batch, page_share=0.25)
+    for step, batch in enumerate(steps.steps(start, budget.vision_steps, machine), start=start):
+        parts = losses(tower, heads, batch)
+        total = sum(WEIGHTS[name] * loss for name, loss in parts.items())
+        update(total, trapezoid(step, budget.vision_steps, 40, budget.vision_decay))
+        if step % 50 == 0:
+            log("vision", step=step, **{name: loss.item() for name, loss in parts.items()})
+        if (step + 1) % 250 == 0 or step + 1 == budget.vision_steps:
+            log("vision", step=step + 1, **check(tower, heads, held_batches))
+        saver.save(_state(step + 1, modules, update))
+    save(target, {k: v for k, v in tower.state_dict().items() if "position_ids" not in k})
+    saver.done()
     return target
 
 
-def _round(tower: nn.Module, source: SceneSource, budget: Budget, number: int, log: Log) -> None:
-    """One round over fresh scenes; the loss is per-patch cross entropy plus multilabel."""
-    steps, first = budget.vision_steps[number], sum(budget.vision_steps[:number])
-    width = TOWER_CONFIG["hidden_size"]
-    patch_head, picture_head = nn.Linear(width, len(CLASSES) + 1), nn.Linear(width, len(CLASSES))
-    modules = nn.ModuleList([tower, patch_head, picture_head])
-    update = Update(tower, modules, budget, budget.vision_second_round if number else 1.0)
-    weights = torch.ones(len(CLASSES) + 1)
-    weights[BACKGROUND] = 0.3
-
-    def forward(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.autocast("cpu", torch.bfloat16):
-            features = patch_features(tower, pixels([s.image for s in scenes]))
-        features = features.float()
-        return patch_head(features), picture_head(features).logsumexp(1)
-
-    for step in range(steps):
-        scenes = source.batch(
-            VISION_SEED + (first + step) * budget.vision_batch, budget.vision_batch
-        )
-        patches, present = _targets(scenes)
-        patch_logits, picture_logits = forward(scenes)
-        patch_loss = F.cross_entropy(patch_logits.flatten(0, 1), patches.flatten(), weights)
-        picture_loss = F.binary_cross_entropy_with_logits(picture_logits - 4.0, present)
-        update(patch_loss + 3 * picture_loss, cosine(step, steps, 40))
-        if step % 50 == 0:
-            log("vision", step=step, patch=patch_loss.item(), picture=picture_loss.item())
-        if (step + 1) % 200 == 0 or step + 1 == steps:
-            with torch.no_grad():
-                check = source.batch(CHECK_SEED, 256)
-                patches, present = _targets(check)
-                patch_logits, picture_logits = forward(check)
-            covered = patches != BACKGROUND
-            hit = (patch_logits.argmax(-1) == patches)[covered].float().mean().item()
-            wrong = (((picture_logits - 4.0) > 0) != present.bool()).float().sum(1).mean().item()
-            log("vision", step=step + 1, patch_accuracy=hit, wrong_labels_per_scene=wrong)
+def _state(step: int, modules: nn.Module, update: Update) -> dict[str, Any]:
+    return {"step": step, "modules": modules.state_dict(), "update": update.state_dict()}

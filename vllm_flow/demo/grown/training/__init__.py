@@ -1,1 +1,0 @@
-"""How the grown model's weights are made; see ``run``."""
