@@ -4,7 +4,7 @@ Four splits, each of scenes whose seeds training never draws from: `seen` drawin
 same classes as drawn by OpenMoji; `unseen_photos`, photo cut-outs that training never saw; and
 `unseen_backgrounds`, seen drawings on patterns and photographs that training never shows. Pictures of
 `unseen_photos` hold Tux Paint stamps (GPL-2), half of those of `unseen_backgrounds` desktop pictures of
-mate-backgrounds: neither is shipped. What is shipped: ``--count seen=500 unseen_style=40``.
+mate-backgrounds: neither is shipped. What is shipped: ``--count seen=550 unseen_style=40``.
 """
 
 from __future__ import annotations
