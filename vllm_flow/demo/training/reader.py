@@ -1,4 +1,4 @@
-"""Runs a trained work folder's model, with its image rows removed from any layer on, for measuring.
+"""Runs the demo model, with its image rows removed from any layer on, for measuring and its card.
 
 Several questions about a picture are answered together: their rows share the picture's, and each sees
 only its own. Greedy. Letters: R rows, N new rows (one per question), K key rows, H heads, D width of a
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from vllm_flow.demo.assemble import WEIGHTS
 from vllm_flow.demo.checkpoint import merge_lora
 from vllm_flow.demo.prompt import ANSWER_END, prompt_head, prompt_tail
 from vllm_flow.demo.smollm2 import read_decoder, read_tokenizer
@@ -22,8 +23,9 @@ from vllm_flow.demo.training.budget import Budget
 from vllm_flow.demo.training.common import load
 from vllm_flow.demo.training.lora import cast_weights, new_llama
 from vllm_flow.demo.training.projector_stage import load_projector
-from vllm_flow.demo.training.vision_stage import features, load_tower
-from vllm_flow.demo.vision import IMAGE_TOKENS
+from vllm_flow.demo.training.towers import new_tower
+from vllm_flow.demo.training.vision_stage import ATTENTION, features, load_tower
+from vllm_flow.demo.vision import IMAGE_TOKENS, TOWER_CONFIG
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Kept:
 
 
 class Reader:
-    """Tower, projector and merged decoder of a work folder."""
+    """Tower, projector and merged decoder."""
 
     def __init__(self, tower: Any, projector: Any, llama: Any, tokenizer: Any) -> None:
         self.tower, self.projector = tower, projector
@@ -76,12 +78,19 @@ class Reader:
         self.end = tokenizer.token_to_id(ANSWER_END)
 
     @classmethod
+    def shipped(cls, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> Reader:
+        """The model of the committed adapters, rounded to bfloat16 as these are."""
+        tower = new_tower(TOWER_CONFIG, ATTENTION)
+        tower.load_state_dict(load(WEIGHTS / "vision.safetensors"), strict=False)
+        projector = load_projector(WEIGHTS / "projector.safetensors")
+        return cls._of(tower, projector, load(WEIGHTS / "lora.safetensors"), dtype, device)
+
+    @classmethod
     def of(cls, work: Path, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> Reader:
-        """The model of a work folder; its decoder stage may still be going on.
+        """The model of a training's work folder; its decoder stage may still be going on.
 
         Raises FileNotFoundError where that stage has not begun.
         """
-        decoder = read_decoder()
         if (work / "lora.safetensors").exists():
             adapters = load(work / "lora.safetensors")
             projector = load_projector(work / "projector_tuned.safetensors")
@@ -90,9 +99,16 @@ class Reader:
             state = torch.load(work / "lora_state.pt", weights_only=True)
             projector.load_state_dict(state["projector"])
             adapters = state["adapters"]
+        return cls._of(load_tower(work / "vision.safetensors"), projector, adapters, dtype, device)
+
+    @classmethod
+    def _of(
+        cls, tower: Any, projector: Any, adapters: Any, dtype: torch.dtype, device: str
+    ) -> Reader:
+        decoder = read_decoder()
         llama = new_llama(decoder.config)
         llama.load_state_dict(merge_lora(decoder.weights, adapters, Budget().lora_alpha))
-        tower = load_tower(work / "vision.safetensors")
+        tower.eval().requires_grad_(False)
         parts = [part.to(device) for part in (tower, projector, cast_weights(llama, dtype))]
         return cls(*parts, read_tokenizer())
 
