@@ -14,7 +14,6 @@ from vllm_flow.demo.datasets.common import shuffled, stream, write_json
 from vllm_flow.demo.datasets.textvqa import FILE, write_picture
 from vllm_flow.demo.heldout import HeldoutScene
 
-
 TRIES = 3
 """Draws of a thing to count per scene; one or two different ones come of them, or none."""
 
