@@ -17,7 +17,7 @@ SMALL_CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "vocab_size": 992,
     "hidden_size": 192,
-    "intermediate_size": 512,
+    "intermediate_size": 256,
     "num_hidden_layers": 6,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
