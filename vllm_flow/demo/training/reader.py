@@ -67,6 +67,28 @@ class Kept:
         )
 
 
+@dataclass
+class Talk:
+    """The answers at one cliff on their way: N questions, all about one picture."""
+
+    cache: list[Kept]
+    """Per layer."""
+    last: torch.Tensor
+    """[N, width]: what the next tokens are read from."""
+    places: torch.Tensor
+    """[N]: their positions."""
+    said: list[list[int]]
+    open: list[bool]
+    """Whether a question's answer goes on."""
+
+    def take(self, tokens: Sequence[int], end: int) -> None:
+        """Add a token to each answer that is not over; ``end`` ends it."""
+        for number, token in enumerate(tokens):
+            self.open[number] &= token != end
+            if self.open[number]:
+                self.said[number].append(token)
+
+
 class Reader:
     """Tower, projector and merged decoder."""
 
@@ -132,14 +154,18 @@ class Reader:
         the prompt and for every token after it; positions stay. The cliff ``layers`` is the full model.
         """
         rows, asked = self._pack(pixels, texts)
-        found, kept_before = {}, []
+        talks, kept_before = {}, []
         for cliff in range(self.layers + 1):
             if cliff in cliffs:
-                found[cliff] = self._go_on(rows, list(kept_before), cliff, asked, tokens)
+                talks[cliff] = self._without_image(rows, list(kept_before), cliff, asked)
             if cliff < self.layers and cliff < max(cliffs):
-                rows, kept = self._layer(cliff, rows, None)
+                rows, (kept,) = self._layer(cliff, rows, [None])
                 kept_before.append(kept)
-        return found
+        self._talk(list(talks.values()), tokens)
+        return {
+            cliff: [self.tokenizer.decode(ids).strip() for ids in talk.said]
+            for cliff, talk in talks.items()
+        }
 
     def _pack(self, pixels: torch.Tensor, texts: Sequence[str]) -> tuple[Rows, torch.Tensor]:
         """The prompt rows, and for each text the number of its last one."""
@@ -165,38 +191,56 @@ class Reader:
         rows = Rows(states, *(part.to(self.device) for part in (positions, owners, is_image)))
         return rows, (prefix + lengths.cumsum(0) - 1).to(self.device)
 
-    def _go_on(
-        self, rows: Rows, cache: list[Kept], cliff: int, asked: torch.Tensor, tokens: int
-    ) -> list[str]:
-        """Leave the image rows, run the layers from ``cliff`` on, then write the answers."""
+    def _without_image(
+        self, rows: Rows, cache: list[Kept], cliff: int, asked: torch.Tensor
+    ) -> Talk:
+        """Leave the image rows and run the layers from ``cliff`` on."""
         text_rows = rows.without_image()
         row_of = torch.cumsum((~rows.image).long(), 0)[asked] - 1
         for number in range(cliff, self.layers):
-            text_rows, kept = self._layer(number, text_rows, None)
+            text_rows, (kept,) = self._layer(number, text_rows, [None])
             cache.append(kept)
-        last = text_rows.states[row_of]
-        places = text_rows.positions[row_of]
-        owners = torch.arange(1, len(asked) + 1, device=self.device)
-        said: list[list[int]] = [[] for _ in owners]
-        open_ = torch.ones(len(asked), dtype=torch.bool, device=self.device)
-        for _ in range(tokens):
-            best = F.linear(self.llama.norm(last), self.llama.embed_tokens.weight).argmax(-1)
-            for number, token in enumerate(best.tolist()):
-                open_[number] &= token != self.end
-                if open_[number]:
-                    said[number].append(token)
-            if not open_.any():
-                break
-            places = places + 1
-            new = Rows(self.llama.embed_tokens(best), places, owners, torch.zeros_like(open_))
-            for number in range(self.layers):
-                new, kept = self._layer(number, new, cache[number])
-                cache[number] = cache[number].grown(kept)
-            last = new.states
-        return [self.tokenizer.decode(ids).strip() for ids in said]
+        count = len(asked)
+        return Talk(
+            cache,
+            text_rows.states[row_of],
+            text_rows.positions[row_of],
+            [[] for _ in range(count)],
+            [True] * count,
+        )
 
-    def _layer(self, number: int, rows: Rows, before: Kept | None) -> tuple[Rows, Kept]:
-        """One decoder layer; ``before`` are the keys and values of earlier rows."""
+    def _talk(self, talks: Sequence[Talk], tokens: int) -> None:
+        """Write all answers, a token of each at a time: the weights are read once for all of them."""
+        for _ in range(tokens):
+            last = torch.cat([talk.last for talk in talks])
+            best = F.linear(self.llama.norm(last), self.llama.embed_tokens.weight).argmax(-1)
+            for talk, ids in zip(talks, best.chunk(len(talks)), strict=True):
+                talk.take(ids.tolist(), self.end)
+            going = [(talk, ids) for talk, ids in zip(talks, best.chunk(len(talks)), strict=True)
+                     if any(talk.open)]  # fmt: skip
+            if not going:
+                return
+            talks = [talk for talk, _ in going]
+            best = torch.cat([ids for _, ids in going])
+            for talk in talks:
+                talk.places = talk.places + 1
+            count = len(best) // len(talks)
+            owners = torch.arange(1, count + 1, device=self.device).repeat(len(talks))
+            places = torch.cat([talk.places for talk in talks])
+            image = torch.zeros_like(owners, dtype=torch.bool)
+            new = Rows(self.llama.embed_tokens(best), places, owners, image)
+            for number in range(self.layers):
+                new, caches = self._layer(number, new, [talk.cache[number] for talk in talks])
+                for talk, cache in zip(talks, caches, strict=True):
+                    talk.cache[number] = cache
+            for talk, states in zip(talks, new.states.chunk(len(talks)), strict=True):
+                talk.last = states
+
+    def _layer(
+        self, number: int, rows: Rows, before: Sequence[Kept | None]
+    ) -> tuple[Rows, list[Kept]]:
+        """One decoder layer on as many equal parts of ``rows`` as there are ``before``: each part sees the
+        keys and values before it and its own, which are returned together."""
         layer = self.llama.layers[number]
         attention, normed = layer.self_attn, layer.input_layernorm(rows.states)
         cos, sin = self.llama.rotary_emb(rows.states[None], rows.positions[None])
@@ -205,16 +249,24 @@ class Reader:
             return projection(normed).view(len(normed), -1, attention.head_dim).transpose(0, 1)
 
         query, key = (_turned(heads(p), cos, sin) for p in (attention.q_proj, attention.k_proj))
-        mine = Kept(key, heads(attention.v_proj), rows.positions, rows.owners)
-        seen = mine if before is None else before.grown(mine)
-        allowed = (seen.owners == 0) | (seen.owners == rows.owners[:, None])
-        allowed &= seen.positions <= rows.positions[:, None]
-        out = F.scaled_dot_product_attention(
-            query[None], seen.keys[None], seen.values[None], allowed, enable_gqa=True
-        )[0]
-        states = rows.states + attention.o_proj(out.transpose(0, 1).flatten(1))
+        value, size = heads(attention.v_proj), len(normed) // len(before)
+        outs, kept = [], []
+        for start, earlier in zip(range(0, len(normed), size), before, strict=True):
+            part = slice(start, start + size)
+            positions, owners = rows.positions[part], rows.owners[part]
+            seen = Kept(key[:, part], value[:, part], positions, owners)
+            if earlier is not None:
+                seen = earlier.grown(seen)
+            allowed = (seen.owners == 0) | (seen.owners == owners[:, None])
+            allowed &= seen.positions <= positions[:, None]
+            out = F.scaled_dot_product_attention(
+                query[None, :, part], seen.keys[None], seen.values[None], allowed, enable_gqa=True
+            )
+            outs.append(out[0])
+            kept.append(seen)
+        states = rows.states + attention.o_proj(torch.cat(outs, 1).transpose(0, 1).flatten(1))
         states = states + layer.mlp(layer.post_attention_layernorm(states))
-        return Rows(states, rows.positions, rows.owners, rows.image), mine
+        return Rows(states, rows.positions, rows.owners, rows.image), kept
 
 
 def _turned(x_HRD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
