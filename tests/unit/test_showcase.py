@@ -325,3 +325,9 @@ def test_names_of_several_words_and_odd_plurals_are_marked_whole(results: Result
         f"A hot dog and a {invented('dog')}."
     )
     assert page.marked(caption(results, ["dog"], "")) == "(nothing)"
+    # A name that begins another one.
+    given = caption(results, ["dog"], "A car key and a car.")
+    reading = dataclasses.replace(given.reading, named=("car", "car key"), invented=("car key",))
+    assert page.marked(dataclasses.replace(given, reading=reading)) == (
+        f"A {invented('car key')} and a car."
+    )

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_flow.demo.heldout import score_caption
@@ -15,7 +15,7 @@ from vllm_flow.demo.vocabulary import CLASSES, counted, listed
 from vllm_flow.eval.tasks import Item, get_task
 from vllm_flow.eval.tasks.chair import PROMPT
 from vllm_flow.showcase import material
-from vllm_flow.showcase.kinds import BY_KEY, KINDS, MEASURES, how_many
+from vllm_flow.showcase.kinds import BY_KEY, KINDS, MEASURES, Kind, how_many
 from vllm_flow.showcase.records import Question
 
 HEADLINE = 12
@@ -55,7 +55,7 @@ def test_yes_and_no_take_turns(questions: list[Question], key: str) -> None:
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k.task != "chair"], ids=lambda kind: kind.key)
 def test_items_are_those_the_evaluation_reads(
-    questions: list[Question], folder: Path, kind: object
+    questions: list[Question], folder: Path, kind: Kind
 ) -> None:
     items = {item.id: item for item in get_task(kind.task).read(folder / kind.split / kind.data)}
     asked = [question for question in questions if question.kind == kind.key]
@@ -119,6 +119,7 @@ def test_the_picture_is_the_files(questions: list[Question]) -> None:
 SOME = st.lists(st.sampled_from(CLASSES), unique=True, max_size=5)
 
 
+@settings(deadline=None)
 @given(SOME, st.lists(st.tuples(st.sampled_from(CLASSES), st.integers(1, 5)), max_size=5))
 def test_captions_are_scored_by_what_they_name(
     objects: list[str], named: list[tuple[str, int]]
@@ -138,6 +139,7 @@ def test_captions_are_scored_by_what_they_name(
     assert reading.invented == score_caption(said, objects).hallucinated
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 8), st.sampled_from(["yes", "no"])), max_size=40),
     st.integers(1, 12),

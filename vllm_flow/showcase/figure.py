@@ -18,7 +18,7 @@ STYLES = {
 }
 """Kind -> colour and marker. Okabe and Ito's palette, told apart under the common kinds of colour
 blindness; markers differ."""
-FILLED = "Filled points: from here on no difference to the baseline can be told."
+FILLED = "Filled points: from there on no difference to the baseline can be told."
 BLUE = STYLES[HEADLINE][0]
 IDEAL = "#555555"
 
@@ -77,7 +77,7 @@ def draw_answers(axis: Any, results: Results) -> None:
         )  # fmt: skip
     axis.set_ylim(-3, 103)
     axis.set_ylabel("right answers (captions: things found), %")
-    axis.set_title("What is answered", loc="left", fontweight="bold")
+    axis.set_title("Answers, by kind of question", loc="left", fontweight="bold")
 
 
 GUESSED = (HEADLINE, "choice")
@@ -117,11 +117,12 @@ def draw_kind(axis: Any, results: Results, kind: Kind) -> None:
 def legend_text(results: Results, kind: Kind) -> str:
     """Name, number of questions, and where the curve levels off."""
     count = len(results.of_kind(kind.key))
-    return f"{LABELS[kind.key]} ({count}): {level_text(results, kind.key)}"
+    band = " questions, 95 % band" if kind.key == HEADLINE else ""
+    return f"{LABELS[kind.key]} ({count}{band}): {level_text(results, kind.key)}"
 
 
 LABELS = {key: kind.short for key, kind in BY_KEY.items()} | {
-    "yes_no": "yes/no, 95 % band",
+    "yes_no": "yes/no",
     "choice": "multiple choice",
     "words": "words on signs",
     "captions": "captions, things found",

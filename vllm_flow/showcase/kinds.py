@@ -86,7 +86,7 @@ KINDS: tuple[Kind, ...] = (
         split="seen",
         share=0.375,
         max_tokens=64,
-        rule="CHAIR's prompt",
+        rule="CHAIR's prompt, at most 64 tokens",
         measures=("found", "invented"),
         binary=False,
     ),
