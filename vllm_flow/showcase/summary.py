@@ -136,7 +136,7 @@ def _ratios(kind: Kind, counts: Counts, baseline: int) -> dict[int, dict[str, Sc
         for row, cliff in enumerate(counts):
             one = compared[measure][row]
             found[cliff][measure] = Score(
-                part=float(sums[0, part]),
+                part=float(sums[row, part]),
                 whole=float(sums[row, over]),
                 value=one.treatment,
                 difference=one.difference,

@@ -58,8 +58,7 @@ def p_text(p: float) -> str:
 
 def difference_text(score: Score) -> str:
     """Paired difference in percentage points, its interval and p."""
-    # Rounded first: no "-0".
-    points = round(100 * score.difference.value) + 0
+    points = round(100 * score.difference.value)  # an int: no "-0"
     return f"{points:+d} {bracket(score.difference, signed=True)} {p_text(score.p_value)}"
 
 
