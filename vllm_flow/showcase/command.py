@@ -22,11 +22,11 @@ from vllm_flow.showcase.records import Question, Results
 from vllm_flow.showcase.serving import Asker, EngineOptions, start_engine
 from vllm_flow.showcase.summary import summarise
 
-QUESTIONS = 64
+QUESTIONS = 48
 """Yes/no questions by default; the other kinds have their share of it."""
 CAPTION_CLIFFS = 8
 """Cliffs at which captions are asked for, spread over the range: they take many steps."""
-TIMED_BATCH = 6
+TIMED_BATCH = 4
 """Yes/no questions in a batch whose prefill is timed."""
 WIDTH = 144
 """Least width of the output, so that a row of the table stays one line when it is piped."""
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
 
     questions = material.held_out(
-        args.questions or (24 if args.quick else QUESTIONS), args.out / "questions"
+        args.questions or (16 if args.quick else QUESTIONS), args.out / "questions"
     )
     console.print("starting vLLM with the extension (about 20 s)")
     llm, engine = start_engine(options)
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         f"({engine.num_layers} layers, {len(engine.group_starts)} storage groups)"
     )
     answers = asker.ask(questions, cliffs, spread_over(cliffs, CAPTION_CLIFFS))
-    rounds = min(args.rounds, 3) if args.quick else args.rounds
+    rounds = min(args.rounds, 2) if args.quick else args.rounds
     speedups = asker.time_prefill(timed_batch(questions), cliffs, rounds) if rounds else {}
     results = summarise(engine, questions, answers, speedups)
     written = write_all(results, args.out)
