@@ -1,22 +1,19 @@
-"""A made-up run of the demo with a known curve, for tests of what shows results."""
+"""A made-up run of the demo with a known curve per kind, for tests of what shows results."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
 
+from vllm_flow.demo.facts import Facts, Sign, Thing
+from vllm_flow.demo.questions import caption
+from vllm_flow.eval.tasks import Item
 from vllm_flow.plan import TokenLayout, predict_blocks, storage_groups
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.showcase.records import (
-    Answer,
-    Caption,
-    Engine,
-    Question,
-    Results,
-    Scene,
-    ideal_speedup,
-    summarise,
-)
+from vllm_flow.showcase import material
+from vllm_flow.showcase.kinds import BY_KEY, KINDS, how_many
+from vllm_flow.showcase.records import Answer, Engine, Question, Results
+from vllm_flow.showcase.summary import ideal_speedup, summarise
 from vllm_flow.spans import ImageSpans
 
 ENGINE = Engine(
@@ -29,10 +26,18 @@ ENGINE = Engine(
     torch="0",
     device="none",
 )
-CHANCE = {"seen": 0.97, "unseen_style": 0.75, "photo": 0.9}
+IMAGE_TOKENS = 144
+CLIFFS = (*range(0, 30, 2), 30)
+CAPTION_CLIFFS = (0, 10, 20, 30)
+LEVEL = {"yes_no": 0.97, "choice": 0.9, "words": 0.85, "captions": 0.9, "unseen_style": 0.75}
+"""Share of right answers from `SEEN_FROM` on."""
+SEEN_FROM = {"yes_no": 12, "choice": 14, "words": 20, "captions": 16, "unseen_style": 12}
+"""Below it the share sinks to guessing at cliff 2."""
+THINGS = ("dog", "hot dog", "car", "mouse", "bus", "wine glass")
 
 
 def picture(path: Path, seed: int) -> Path:
+    """Three discs."""
     from PIL import Image, ImageDraw
 
     rng = random.Random(seed)
@@ -46,64 +51,76 @@ def picture(path: Path, seed: int) -> Path:
     return path
 
 
+def synthetic_item(key: str, number: int, path: str, rng: random.Random) -> Item:
+    """A question of a kind, as its task would read it."""
+    name = f"{key}-{number}"
+    if key == "choice":
+        text = "Which of these?\nA. dog\nB. car\nC. bus\nAnswer with the option's letter."
+        return Item(name, text, path, {"answer": rng.choice("ABC"), "has_image": True})
+    if key == "words":
+        return Item(name, "What is written?\nOne word.", path, {"answers": ["moon"] * 9 + ["sign"]})
+    if key == "captions":
+        return Item(name, "Describe.", path, {"objects": sorted(rng.sample(THINGS, 2))})
+    truth = {"label": ("yes", "no")[number % 2]}
+    return Item(name, "Is there a dog?\nOne word.", path, truth, "random")
+
+
+def said(question: Question, right: bool) -> str:
+    """A right answer, or a wrong one."""
+    truth = question.item.truth
+    if question.kind == "captions":
+        names = truth["objects"] if right else [n for n in THINGS if n not in truth["objects"]][:2]
+        things = tuple(Thing(name, (0, 0, 9, 9)) for name in names for _ in range(2))
+        return caption(Facts(things, (Sign("moon", (0, 0, 9, 9)),)))
+    if question.kind == "words":
+        return "Moon" if right else "lake"
+    if question.kind == "choice":
+        return truth["answer"] if right else {"A": "B", "B": "C", "C": "A"}[truth["answer"]]
+    other = {"yes": "no", "no": "yes"}[truth["label"]]
+    return (truth["label"] if right else other).capitalize()
+
+
 def synthetic_results(
-    directory: Path, per_split: int = 40, cliffs: tuple[int, ...] = (*range(0, 30, 2), 30)
+    directory: Path, headline: int = 40, cliffs: tuple[int, ...] = CLIFFS
 ) -> Results:
-    """Accuracy rises from guessing at cliff 2 to its plateau at cliff 12; blocks as predicted."""
+    """Each kind rises from guessing at cliff 2 to its level; blocks as predicted."""
     rng = random.Random(1)
-    questions = [
-        Question(
-            question_id=f"{split}-{number}",
-            image_path=picture(directory / f"{split}-{number // 2}.png", number // 2),
-            text=f"Is there a {rng.choice(['dog', 'bicycle', 'sunflower'])} in the picture?",
-            label=rng.choice(["yes", "no"]),
-            split=split,
-        )
-        for split in CHANCE
-        for number in range(per_split)
-    ]
+    questions = []
+    for kind in KINDS:
+        for number in range(how_many(kind, headline)):
+            path = str(picture(directory / f"{kind.key}-{number}.png", number))
+            item = synthetic_item(kind.key, number, path, rng)
+            questions.append(material.question(kind, item))
     answers = []
     for question in questions:
         luck = rng.random()
-        other = {"yes": "no", "no": "yes"}[question.label]
-        prompt = 64 + rng.randrange(28, 36)
-        spans = ImageSpans.from_ranges([(20, 84)])
-        for cliff in cliffs:
-            share = min(max((cliff - 2) / 10, 0), 1)
-            right = luck < 0.5 + share * (CHANCE[question.split] - 0.5)
-            layout = TokenLayout.of(FlowPolicy(cliff), spans) if cliff < 30 else None
-            answers.append(
-                Answer(
-                    question_id=question.question_id,
-                    cliff=cliff,
-                    said=(question.label if right else other).capitalize(),
-                    right=right,
-                    prompt_tokens=prompt,
-                    image_tokens=64,
-                    computed_tokens=prompt + 1,
-                    blocks=predict_blocks(
-                        prompt + 1, layout, ENGINE.group_starts, ENGINE.block_size
-                    ),
-                )
-            )
+        prompt = IMAGE_TOKENS + rng.randrange(28, 36)
+        for cliff in CAPTION_CLIFFS if question.kind == "captions" else cliffs:
+            share = min(max((cliff - 2) / (SEEN_FROM[question.kind] - 2), 0), 1)
+            right = luck < question.chance + share * (LEVEL[question.kind] - question.chance)
+            answers.append(synthetic_answer(question, cliff, prompt, said(question, right)))
+    timed = [a for a in answers if a.question_id.startswith("yes_no")]
     speedups = {
         cliff: [
-            1 + (ideal_speedup(30, cliff, answers) - 1) * rng.uniform(0.8, 0.95) for _ in range(5)
+            1 + (ideal_speedup(30, cliff, timed) - 1) * rng.uniform(0.8, 0.95) for _ in range(5)
         ]
         for cliff in cliffs
     }
-    captions = [
-        synthetic_caption(Scene(q.image_path, ("dog", "car"), "seen"), cliff)
-        for q in questions[:8]
-        for cliff in (0, 10, 30)
-    ]
-    return summarise(ENGINE, questions, answers, speedups, captions)
+    return summarise(ENGINE, questions, answers, speedups)
 
 
-def synthetic_caption(scene: Scene, cliff: int) -> Caption:
-    """Nothing but an invented bus without the image; one object at 10; both at the baseline."""
-    if cliff == 0:
-        return Caption(scene, cliff, "A bus.", ("bus",), ("bus",), ("dog", "car"))
-    if cliff < 30:
-        return Caption(scene, cliff, "A dog and a bus.", ("dog", "bus"), ("bus",), ("car",))
-    return Caption(scene, cliff, "A dog and a car.", ("dog", "car"), (), ())
+def synthetic_answer(question: Question, cliff: int, prompt: int, text: str) -> Answer:
+    """An answer whose blocks are the predicted ones."""
+    spans = ImageSpans.from_ranges([(20, 20 + IMAGE_TOKENS)])
+    layout = TokenLayout.of(FlowPolicy(cliff), spans) if cliff < ENGINE.num_layers else None
+    computed = prompt + (20 if BY_KEY[question.kind].key == "captions" else 1)
+    return Answer(
+        question_id=question.id,
+        cliff=cliff,
+        said=text,
+        reading=material.read_answer(question, text),
+        prompt_tokens=prompt,
+        image_tokens=IMAGE_TOKENS,
+        computed_tokens=computed,
+        blocks=predict_blocks(computed, layout, ENGINE.group_starts, ENGINE.block_size),
+    )

@@ -16,19 +16,19 @@ from rich.console import Console
 
 from vllm_flow.engine.process import quieten
 from vllm_flow.showcase import figure, material, page, table
+from vllm_flow.showcase.kinds import HEADLINE
 from vllm_flow.showcase.page import spread_over
-from vllm_flow.showcase.records import Question, Results, summarise
+from vllm_flow.showcase.records import Question, Results
 from vllm_flow.showcase.serving import Asker, EngineOptions, start_engine
+from vllm_flow.showcase.summary import summarise
 
-QUESTIONS = 64
-"""Questions of the headline split by default; half as many of the others."""
-SCENES = 24
-"""Pictures whose objects are listed."""
-CAPTION_CLIFFS = 6
-"""Cliffs at which that is done, spread over the range."""
-TIMED_BATCH = 6
-"""Questions in a batch whose prefill is timed."""
-WIDTH = 124
+QUESTIONS = 48
+"""Yes/no questions by default; the other kinds have their share of it."""
+CAPTION_CLIFFS = 8
+"""Cliffs at which captions are asked for, spread over the range: they take many steps."""
+TIMED_BATCH = 4
+"""Yes/no questions in a batch whose prefill is timed."""
+WIDTH = 144
 """Least width of the output, so that a row of the table stays one line when it is piped."""
 
 
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--questions",
         type=int,
-        help="questions about scenes in seen styles; half as many of the other splits",
+        help=f"yes/no questions (default: {QUESTIONS}); other kinds have their share of it",
     )
     parser.add_argument("--rounds", type=int, default=4, help="rounds of prefill timing")
     parser.add_argument("--group-layers", type=int, help="layers per storage group")
@@ -83,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
     if options is None:
         return 1
 
-    questions = material.held_out(args.questions or (24 if args.quick else QUESTIONS))
+    questions = material.held_out(
+        args.questions or (16 if args.quick else QUESTIONS), args.out / "questions"
+    )
     console.print("starting vLLM with the extension (about 20 s)")
     llm, engine = start_engine(options)
     chosen = args.cliffs or default_cliffs(engine.num_layers, args.quick)
@@ -94,19 +96,17 @@ def run(args: argparse.Namespace) -> int:
     build = material.demo_prompt() if args.model is None else material.template_prompt(args.model)
     asker = Asker(llm, engine, build)
     console.print(
-        f"{len(questions)} questions at {len(cliffs)} cliffs each, mixed in one engine "
+        f"{len(questions)} questions of {len({q.kind for q in questions})} kinds at {len(cliffs)} "
+        f"cliffs each (captions at {min(len(cliffs), CAPTION_CLIFFS)}), mixed in one engine "
         f"({engine.num_layers} layers, {len(engine.group_starts)} storage groups)"
     )
-    answers = asker.ask(questions, cliffs)
-    captions = asker.list_objects(
-        material.scenes(6 if args.quick else SCENES), spread_over(cliffs, CAPTION_CLIFFS)
-    )
-    rounds = min(args.rounds, 3) if args.quick else args.rounds
+    answers = asker.ask(questions, cliffs, spread_over(cliffs, CAPTION_CLIFFS))
+    rounds = min(args.rounds, 2) if args.quick else args.rounds
     speedups = asker.time_prefill(timed_batch(questions), cliffs, rounds) if rounds else {}
-    results = summarise(engine, questions, answers, speedups, captions)
+    results = summarise(engine, questions, answers, speedups)
     written = write_all(results, args.out)
     show(console, results, written, time.monotonic() - started)
-    next_steps(console, options, args.model is None)
+    next_steps(console, options, questions[0], args.model is None)
     return 0
 
 
@@ -142,9 +142,8 @@ def engine_options(args: argparse.Namespace, console: Console) -> EngineOptions 
 
 
 def timed_batch(questions: list[Question]) -> list[Question]:
-    """The first questions with pictures of their own."""
-    by_picture = {question.image_path: question for question in reversed(questions)}
-    return list(reversed(by_picture.values()))[:TIMED_BATCH]
+    """The first questions of the headline kind, which have a picture each."""
+    return [question for question in questions if question.kind == HEADLINE][:TIMED_BATCH]
 
 
 def write_all(results: Results, out: Path) -> list[Path]:
@@ -178,16 +177,17 @@ def serve_flags(options: EngineOptions) -> str:
     return flags
 
 
-def next_steps(console: Console, options: EngineOptions, demo_model: bool) -> None:
+def next_steps(
+    console: Console, options: EngineOptions, question: Question, demo_model: bool
+) -> None:
     """How to serve the same model, and how to ask another one."""
     flow = {} if options.group_layers is None else {"group_layers": options.group_layers}
     setting = json.dumps({"vllm_flow": flow})
-    question = material.held_out(1)[0]
     # The picture goes in as a data URL, made by the shell: '..."' closes the quotes around it.
-    url = f"data:image/png;base64,'$(base64 -w0 {os.path.relpath(question.image_path)})'"
+    url = f"data:image/jpeg;base64,'$(base64 -w0 {os.path.relpath(question.picture)})'"
     content = [
         {"type": "image_url", "image_url": {"url": url}},
-        {"type": "text", "text": material.question_text(question)},
+        {"type": "text", "text": question.item.text},
     ]
     body = {
         "model": options.model,

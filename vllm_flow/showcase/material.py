@@ -1,52 +1,149 @@
 """What the demo asks and how it reads the answers: held-out questions, prompts, scoring.
 
-Knows `vllm_flow.demo` and Hugging Face's processors; nothing of engines.
+Questions, prompts and rules are those of the evaluation's tasks on the files that
+`vllm_flow.demo.datasets` writes. Knows these and Hugging Face's processors; nothing of engines.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from vllm_flow.showcase.records import HEADLINE, SPLIT_TITLES, Caption, Question, Scene
+from vllm_flow.eval.tasks import Item, get_task
+from vllm_flow.showcase.kinds import BY_KEY, KINDS, Kind, how_many
+from vllm_flow.showcase.records import Question, Reading
+
+SEED = 0
+"""Decides all draws: every run asks the same."""
 
 
-def held_out(count: int) -> list[Question]:
-    """`count` held-out questions of the headline split, at most a quarter of it of each other one.
+def held_out(headline: int, folder: Path) -> list[Question]:
+    """Questions of every kind: so many of the headline's, the others in their share of it.
 
-    Chosen at random with a fixed seed, so that every run asks the same.
+    One per picture and kind, so that the answers of a kind are nearly independent; fewer where there
+    are fewer pictures. Their files are written below `folder`, as the evaluation reads them.
     """
-    from vllm_flow.demo.heldout import load_questions
+    return [
+        question(kind, item)
+        for kind in KINDS
+        for item in draw(kind, how_many(kind, headline), folder)
+    ]
 
+
+def draw(kind: Kind, count: int, folder: Path) -> list[Item]:
+    """At most `count` items of a kind, one per picture."""
+    if kind.task == "chair":
+        return captioned(kind, count)
+    from vllm_flow.demo.datasets import pope, textvqa, write_datasets
+
+    per_picture = {"pope": 2 * pope.PER_PICTURE, "textvqa": textvqa.PER_SIGN}.get(kind.data, 1)
+    home = folder / kind.split
+    write_datasets(home, count * per_picture, SEED, kind.split, [kind.data])
+    return one_per_picture(get_task(kind.task).read(home / kind.data), count)
+
+
+def one_per_picture(items: Sequence[Item], count: int) -> list[Item]:
+    """Items on `count` pictures, drawn; where they have labels, these take turns.
+
+    POPE asks each picture several times with either answer, so that all but the balance is chance.
+    """
+    rng = random.Random(SEED)
+    by_picture: dict[str, list[Item]] = {}
+    for item in items:
+        if item.image is not None:
+            by_picture.setdefault(item.image, []).append(item)
+    pictures = sorted(by_picture)
+    rng.shuffle(pictures)
     chosen = []
-    for split in SPLIT_TITLES:
-        questions = [
-            Question(
-                question_id=str(item.question_id),
-                image_path=item.image_path,
-                text=item.text,
-                label=item.label,
-                split=split,
-            )
-            for item in load_questions(split)
-        ]
-        limit = count if split == HEADLINE else -(-count // 4)
-        if len(questions) > limit:
-            kept = sorted(random.Random(0).sample(range(len(questions)), limit))
-            questions = [questions[index] for index in kept]
-        chosen += questions
+    for number, picture in enumerate(pictures[:count]):
+        wanted = ("yes", "no")[number % 2]
+        fitting = [i for i in by_picture[picture] if i.truth.get("label", wanted) == wanted]
+        chosen.append(rng.choice(fitting or by_picture[picture]))
     return chosen
 
 
-def scenes(count: int) -> list[Scene]:
-    """Pictures with known objects to be listed, chosen at random with a fixed seed."""
-    from vllm_flow.demo.heldout import load_scenes
+def captioned(kind: Kind, count: int) -> list[Item]:
+    """CHAIR's request on scenes with things in them; the truth is what `score_caption` takes.
 
-    found = [
-        Scene(image_path=item.image_path, objects=tuple(item.objects), split=item.split)
-        for item in load_scenes()
+    Not CHAIR's own truth and rule: these know COCO's categories only, and a page that marks some of
+    the invented things and not others would mislead.
+    """
+    from vllm_flow.demo.heldout import load_scenes
+    from vllm_flow.eval.tasks.chair import PROMPT
+
+    scenes = [scene for scene in load_scenes(kind.split) if scene.objects]
+    return [
+        Item(
+            id=scene.image_path.stem,
+            text=PROMPT,
+            image=str(scene.image_path),
+            truth={"objects": list(scene.objects)},
+        )
+        for scene in random.Random(SEED).sample(scenes, min(count, len(scenes)))
     ]
-    return random.Random(0).sample(found, min(count, len(found)))
+
+
+def question(kind: Kind, item: Item) -> Question:
+    """An item with its right answer in words, and what guessing is worth."""
+    truth = item.truth
+    if kind.data == "pope":
+        return Question(kind.key, item, truth["label"], 1 / 2)
+    if kind.data == "scienceqa":
+        given = options(item.text)
+        right = f"{truth['answer']}. {given[truth['answer']]}"
+        return Question(kind.key, item, right, 1 / len(given))
+    if kind.data == "textvqa":
+        from vllm_flow.demo.vocabulary import WORDS
+
+        # Who knew which words there are, and nothing else, could name one of them.
+        word, _ = Counter(truth["answers"]).most_common(1)[0]
+        return Question(kind.key, item, word, 1 / len(WORDS))
+    return Question(kind.key, item, ", ".join(truth["objects"]), 0)
+
+
+def options(text: str) -> dict[str, str]:
+    """Letter -> choice, of a multiple-choice question as it is asked."""
+    return dict(re.findall(r"^([A-E])\. (.*)$", text, flags=re.MULTILINE))
+
+
+def read_answer(asked: Question, said: str) -> Reading:
+    """What an answer is worth by its task's rule."""
+    kind = BY_KEY[asked.kind]
+    if kind.task == "chair":
+        return read_caption(said, asked.item.truth)
+    scored = get_task(kind.task).score(asked.item, said)
+    return Reading(scored.score, {"points": scored.score, "answers": 1.0})
+
+
+def read_caption(said: str, truth: Mapping[str, Any]) -> Reading:
+    """The things that a caption names, against those in the picture."""
+    from vllm_flow.demo.heldout import score_caption
+
+    score = score_caption(said, truth["objects"])
+    named, invented = len(score.mentioned), len(score.hallucinated)
+    shown = len(truth["objects"])
+    counts = {
+        "named": float(named),
+        "invented": float(invented),
+        "shown": float(shown),
+        "found": float(shown - len(score.missed)),
+    }
+    share = (named - invented) / named if named else 0.0
+    return Reading(share, counts, score.mentioned, score.hallucinated)
+
+
+def picture_of(asked: Question) -> Any:
+    """The picture as the task prepares it (PIL, RGB), before the model's own processor."""
+    from vllm_flow.eval.pictures import prepare
+    from vllm_flow.eval.tasks import load_image
+
+    return prepare(
+        load_image(str(asked.picture)), get_task(BY_KEY[asked.kind].task).image_preparation
+    )
 
 
 def demo_prompt() -> Callable[[str], str]:
@@ -69,32 +166,3 @@ def template_prompt(model: str) -> Callable[[str], str]:
         )
 
     return build
-
-
-def question_text(question: Question) -> str:
-    """The question with what tells the model to answer in one word (POPE's protocol)."""
-    from vllm_flow.demo.heldout import ANSWER_SUFFIX
-
-    return question.text + ANSWER_SUFFIX
-
-
-def caption_text() -> str:
-    """What asks for a list of the objects in a picture."""
-    from vllm_flow.demo.heldout import CAPTION_REQUEST
-
-    return CAPTION_REQUEST
-
-
-def is_right(question: Question, said: str) -> bool:
-    """Whether an answer counts as right, by POPE's rule for reading yes and no."""
-    from vllm_flow.demo.heldout import parse_yes_no
-
-    return parse_yes_no(said) == question.label
-
-
-def caption_of(scene: Scene, cliff: int, said: str) -> Caption:
-    """A caption with the objects it names, rightly and wrongly."""
-    from vllm_flow.demo.heldout import score_caption
-
-    score = score_caption(said, scene.objects)
-    return Caption(scene, cliff, said, score.mentioned, score.hallucinated, score.missed)

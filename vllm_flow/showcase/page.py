@@ -13,29 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_flow.showcase.records import (
-    SPLIT_TITLES,
-    Answer,
-    Caption,
-    Question,
-    Results,
-    Scene,
-    equal_from,
-)
-from vllm_flow.showcase.table import cells, headings, notes
+from vllm_flow.showcase.kinds import HEADLINE, Kind
+from vllm_flow.showcase.records import Answer, Question, Results, Row
+from vllm_flow.showcase.summary import enough, equal_from
+from vllm_flow.showcase.table import cells, headings, notes, percent
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-EXAMPLES = 12
-"""Pictures shown per split, drawn at random with a fixed seed: no choosing of nice ones."""
+EXAMPLES = 8
+"""Pictures shown per kind, drawn at random with a fixed seed: no choosing of nice ones."""
 
 SPOKEN = 5
 """Cliffs at which the answer is spelled out below a picture, spread over the range."""
 
-
-LISTED = 6
-"""Pictures shown with the model's lists of objects."""
+CAPTIONED = 6
+"""Pictures shown with captions."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +60,8 @@ def data_uri(path: Path) -> str:
 
 
 def choose(questions: list[Question], count: int) -> list[Question]:
-    """At most `count` questions, pictures not repeated while there are fresh ones."""
-    shuffled = list(questions)
-    random.Random(0).shuffle(shuffled)
-    seen: set[Path] = set()
-    fresh, again = [], []
-    for question in shuffled:
-        (again if question.image_path in seen else fresh).append(question)
-        seen.add(question.image_path)
-    return (fresh + again)[:count]
+    """At most `count` questions, drawn."""
+    return random.Random(1).sample(questions, min(count, len(questions)))
 
 
 def spread_over(cliffs: list[int], count: int) -> list[int]:
@@ -85,67 +71,95 @@ def spread_over(cliffs: list[int], count: int) -> list[int]:
     return [cliffs[round(i * (len(cliffs) - 1) / (count - 1))] for i in range(count)]
 
 
-def cards(results: Results, split: str, count: int = EXAMPLES) -> list[Card]:
-    """The example pictures of one split."""
+def cards(results: Results, kind: Kind) -> list[Card]:
+    """The example pictures of one kind."""
     given = {(answer.question_id, answer.cliff): answer for answer in results.answers}
-    cliffs = [row.cliff for row in results.rows]
-    spoken = spread_over(cliffs, SPOKEN)
-    questions = choose([q for q in results.questions if q.split == split], count)
+    cliffs = results.cliffs_of(kind.key)
+    captions = kind.key == "captions"
+    spoken = cliffs if captions else spread_over(cliffs, SPOKEN)
     return [
         Card(
-            picture=data_uri(question.image_path),
+            picture=data_uri(question.picture),
             question=question,
-            strip=[given[question.question_id, cliff] for cliff in cliffs],
-            spoken=[given[question.question_id, cliff] for cliff in spoken],
+            strip=[given[question.id, cliff] for cliff in cliffs],
+            spoken=[given[question.id, cliff] for cliff in spoken],
         )
-        for question in questions
+        for question in choose(results.of_kind(kind.key), CAPTIONED if captions else EXAMPLES)
     ]
 
 
-def marked(caption: Caption) -> Markup:
-    """The caption with the words marked that name things not in the picture."""
-    from markupsafe import Markup, escape
+def marked(answer: Answer) -> Markup:
+    """A caption with the words marked that name things not in the picture."""
+    from markupsafe import Markup
 
-    text = str(escape(caption.said or "(nothing)"))
-    for name in caption.hallucinated:
-        text = re.sub(
-            rf"\b({name}(?:e?s)?)\b", r'<span class="invented">\1</span>', text, flags=re.I
-        )
-    return Markup(text)
+    from vllm_flow.demo.vocabulary import plural
+
+    if not answer.said:
+        return Markup("(nothing)")
+    forms = {form: name for name in answer.reading.named for form in (name, plural(name))}
+    # All that were found, longest first, as in scoring: in "a hot dog" there is no dog to mark.
+    any_form = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
+    pieces = re.split(rf"\b({any_form})\b", answer.said, flags=re.I) if forms else [answer.said]
+    out = Markup()
+    for number, piece in enumerate(pieces):
+        # The pieces take turns: what is between the names, a name.
+        wrong = number % 2 == 1 and forms[piece.lower()] in answer.reading.invented
+        out += Markup('<span class="invented">{}</span>').format(piece) if wrong else piece
+    return out
+
+
+def class_of(answer: Answer) -> str:
+    """`right`, `wrong`, or `part` for a score between them."""
+    score = answer.reading.score
+    return "right" if score >= 1 else "wrong" if score <= 0 else "part"
+
+
+def mark_of(answer: Answer) -> str:
+    """One character for the same."""
+    return {"right": "✓", "wrong": "✗", "part": "~"}[class_of(answer)]
 
 
 @dataclass(frozen=True)
-class ListRow:
-    """All lists at one cliff, counted."""
+class Fact:
+    """What the page says of a kind at first sight."""
 
-    cliff: int
-    shown: int
-    """Objects in the pictures."""
-    found: int
-    """Of these, named."""
-    hallucinated: int
-    """Named, but not in the picture."""
+    big: str
+    small: str
 
 
-def list_rows(results: Results) -> list[ListRow]:
-    """One row per cliff at which objects were listed."""
-    rows = []
-    for cliff in sorted({caption.cliff for caption in results.captions}):
-        at_cliff = [caption for caption in results.captions if caption.cliff == cliff]
-        shown = sum(len(caption.scene.objects) for caption in at_cliff)
-        missed = sum(len(caption.missed) for caption in at_cliff)
-        hallucinated = sum(len(caption.hallucinated) for caption in at_cliff)
-        rows.append(ListRow(cliff, shown, shown - missed, hallucinated))
-    return rows
+def facts(results: Results) -> list[Fact]:
+    """Per kind: from which cliff on no difference can be told, and between which values that lies."""
+    return [fact(results, kind) for kind in results.kinds]
 
 
-def list_cards(results: Results, count: int = LISTED) -> list[tuple[str, list[Caption]]]:
-    """The first pictures whose objects were listed, each with its lists by ascending cliff."""
-    by_scene: dict[Scene, list[Caption]] = {}
-    for caption in sorted(results.captions, key=lambda c: (str(c.scene.image_path), c.cliff)):
-        by_scene.setdefault(caption.scene, []).append(caption)
-    chosen = random.Random(0).sample(list(by_scene), min(count, len(by_scene)))
-    return [(data_uri(scene.image_path), by_scene[scene]) for scene in chosen]
+def fact(results: Results, kind: Kind) -> Fact:
+    """One kind's."""
+    level = equal_from(results, kind.key)
+    blind, full = results.rows[0], results.baseline
+    values = f"{value_text(full, kind)} with the whole image, {value_text(blind, kind)} at "
+    values += f"cliff {blind.cliff}"
+    count = len(results.of_kind(kind.key))
+    if level is not None:
+        told = f"from here on no difference to the baseline can be told on {count} {kind.what}"
+        return Fact(f"{kind.short}: cliff {level}", f"{told}; {values}")
+    if enough(results, kind.key):
+        told = "even the last cliff before the baseline differs from it"
+        return Fact(f"{kind.short}: all layers", f"{told}, on {count} {kind.what}; {values}")
+    return Fact(
+        f"{kind.short}: {percent(score_of(full, kind))} %",
+        f"{values}; {count} {kind.what} are too few to say where it levels off",
+    )
+
+
+def score_of(row: Row, kind: Kind) -> float:
+    """The first measure of a kind at a cliff where it was asked."""
+    return row.scores[kind.key][kind.measures[0]].value.value
+
+
+def value_text(row: Row, kind: Kind) -> str:
+    """The first measure of a kind at a cliff, with its name."""
+    score = row.score(kind.key)
+    return "not asked" if score is None else f"{percent(score.value.value)} % {kind.measures[0]}"
 
 
 def write_page(results: Results, figure: Path, path: Path) -> None:
@@ -159,9 +173,7 @@ def write_page(results: Results, figure: Path, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["marked"] = marked
-    splits = results.splits
-    answered = {s: sum(q.split == s for q in results.questions) for s in splits}
+    environment.globals |= {"marked": marked, "class_of": class_of, "mark_of": mark_of}
     text = environment.get_template("page.html.j2").render(
         results=results,
         engine=results.engine,
@@ -169,21 +181,18 @@ def write_page(results: Results, figure: Path, path: Path) -> None:
         rows=[cells(row, results) for row in results.rows],
         notes=notes(results),
         figure=data_uri(figure),
+        facts=facts(results),
         sections=[
             {
-                "title": SPLIT_TITLES.get(split, split).capitalize(),
-                "cards": cards(results, split),
-                "asked": answered[split],
-                "correct": results.baseline.scores[split].correct,
+                "kind": kind,
+                "cards": cards(results, kind),
+                "asked": len(results.of_kind(kind.key)),
+                "chance": results.chance(kind.key),
+                "baseline": results.baseline.scores[kind.key],
             }
-            for split in splits
+            for kind in results.kinds
         ],
-        list_rows=list_rows(results),
-        list_cards=list_cards(results),
-        equal_from=equal_from(results, splits[0]),
-        shallowest=results.rows[0],
-        baseline=results.baseline,
-        headline=splits[0],
+        headline=HEADLINE,
         layers=results.engine.num_layers,
     )
     path.write_text(text)

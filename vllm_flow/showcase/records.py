@@ -1,38 +1,61 @@
-"""What the demo measures, as plain records, and how answers become a row per cliff. (pure)
+"""What the demo measures, as plain records: the fields of `results.json`. (pure)
 
-Knows no engine, no files and no layout of tables or pages. The fields are those of `results.json`.
+Knows no engine, no files and no layout of tables or pages; `summary` makes rows of answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
-from vllm_flow.eval.stats import Interval, PairedDifference, accuracy, paired_difference
-from vllm_flow.plan import TokenLayout, predict_blocks, row_count_ideal
-from vllm_flow.policy import FlowPolicy
-from vllm_flow.spans import ImageSpans
-
-SPLIT_TITLES = {
-    "seen": "new scenes, drawing styles seen in training",
-    "unseen_style": "an unseen drawing style",
-    "photo": "photographs",
-}
-"""Splits of the held-out questions, the headline first."""
-HEADLINE = "seen"
+from vllm_flow.eval.stats import Interval
+from vllm_flow.eval.tasks.base import Item
+from vllm_flow.showcase.kinds import BY_KEY, KINDS, Kind
 
 
 @dataclass(frozen=True)
 class Question:
-    """One yes/no question about one picture; `label` is what is right."""
+    """One question about one picture."""
 
-    question_id: str
-    image_path: Path
-    text: str
-    label: str
-    split: str
+    kind: str
+    """A `Kind`'s key."""
+    item: Item
+    """As the evaluation's task asks it, with what scoring needs."""
+    answer: str
+    """What is right, in words for people."""
+    chance: float
+    """Expected score of guessing."""
+
+    @property
+    def id(self) -> str:
+        """Unique within a run."""
+        return f"{self.kind}/{self.item.id}"
+
+    @property
+    def picture(self) -> Path:
+        """The picture's file."""
+        assert self.item.image is not None
+        return Path(self.item.image)
+
+    @property
+    def bare(self) -> str:
+        """The text without its last line, which only tells the form of the answer."""
+        return self.item.text.rsplit("\n", 1)[0]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read from an answer by its kind's rule."""
+
+    score: float
+    """In [0, 1]; for captions the share of named things that are there (nothing named: 0)."""
+    counts: Mapping[str, float]
+    """What the kind's measures are ratios of."""
+    named: tuple[str, ...] = ()
+    """Captions: things mentioned."""
+    invented: tuple[str, ...] = ()
+    """Of these, not in the picture."""
 
 
 @dataclass(frozen=True)
@@ -42,36 +65,13 @@ class Answer:
     question_id: str
     cliff: int
     said: str
-    right: bool
+    reading: Reading
     prompt_tokens: int
     image_tokens: int
     computed_tokens: int
     """Tokens with keys and values when the request ended."""
     blocks: tuple[int, ...]
     """KV blocks held at the end, per storage group, shallowest first (measured)."""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A picture whose objects are known."""
-
-    image_path: Path
-    objects: tuple[str, ...]
-    split: str
-
-
-@dataclass(frozen=True)
-class Caption:
-    """What the model listed of a scene at one cliff."""
-
-    scene: Scene
-    cliff: int
-    said: str
-    mentioned: tuple[str, ...]
-    hallucinated: tuple[str, ...]
-    """Mentioned, but not in the picture."""
-    missed: tuple[str, ...]
-    """In the picture, but not mentioned."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,21 @@ class Engine:
 
 @dataclass(frozen=True)
 class Score:
-    """One split at one cliff."""
+    """One measure of one kind at one cliff."""
 
-    correct: int
-    total: int
-    accuracy: Interval
-    against_baseline: PairedDifference
+    part: float
+    whole: float
+    """The measure is `part / whole`: right of asked, found of shown, invented of named."""
+    value: Interval
+    difference: Interval
+    """To the baseline on the same questions."""
+    p_value: float
+    """Of the hypothesis that the cliff changes nothing; two-sided."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the difference to the baseline excludes zero."""
+        return self.p_value < 0.05 or not self.difference.low <= 0 <= self.difference.high
 
 
 @dataclass(frozen=True)
@@ -115,17 +124,22 @@ class Row:
     """Everything about one cliff."""
 
     cliff: int
-    scores: dict[str, Score]
+    scores: dict[str, dict[str, Score]]
+    """Kind -> measure -> score; kinds that were not asked at this cliff are left out."""
     speedup: Spread | None
     """Prefill time of the baseline over that of this cliff, per round; None when not timed."""
     speedup_ideal: float
-    """The same if time were proportional to rows x layers."""
+    """The same if time were proportional to rows x layers, for the headline's prompts."""
     blocks: float
-    """KV blocks per request over all storage groups, mean (measured)."""
+    """KV blocks per headline question over all storage groups, mean (measured)."""
     blocks_predicted: float
     blocks_equal: int
-    """Requests whose blocks equal the prediction in every storage group."""
+    """Requests of all kinds whose blocks equal the prediction in every storage group."""
     requests: int
+
+    def score(self, kind: str) -> Score | None:
+        """The first measure of a kind; None where it was not asked."""
+        return self.scores[kind][BY_KEY[kind].measures[0]] if kind in self.scores else None
 
 
 @dataclass(frozen=True)
@@ -137,106 +151,27 @@ class Results:
     answers: list[Answer]
     rows: list[Row]
     """By ascending cliff; the last is the baseline."""
-    captions: list[Caption] = field(default_factory=list)
-    """Lists of objects at a few cliffs, for the page."""
 
     @property
-    def splits(self) -> list[str]:
-        """Splits that were asked, in the order of `SPLIT_TITLES`."""
-        asked = {question.split for question in self.questions}
-        return [s for s in SPLIT_TITLES if s in asked] + sorted(asked - SPLIT_TITLES.keys())
+    def kinds(self) -> list[Kind]:
+        """Kinds that were asked, in their order."""
+        asked = {question.kind for question in self.questions}
+        return [kind for kind in KINDS if kind.key in asked]
 
     @property
     def baseline(self) -> Row:
+        """The untouched model."""
         return self.rows[-1]
 
+    def of_kind(self, kind: str) -> list[Question]:
+        """The questions of a kind."""
+        return [question for question in self.questions if question.kind == kind]
 
-def predicted_blocks(answer: Answer, engine: Engine) -> tuple[int, ...]:
-    """KV blocks per storage group that the answer's request should have held at its end."""
-    # Only the number of image tokens matters once the whole prompt is computed, not their place.
-    spans = ImageSpans.from_ranges([(0, answer.image_tokens)])
-    policy = None if answer.cliff == engine.num_layers else FlowPolicy(answer.cliff)
-    layout = TokenLayout.of(policy, spans)
-    return predict_blocks(answer.computed_tokens, layout, engine.group_starts, engine.block_size)
+    def chance(self, kind: str) -> float:
+        """Expected score of guessing."""
+        chances = [question.chance for question in self.of_kind(kind)]
+        return sum(chances) / len(chances)
 
-
-def summarise(
-    engine: Engine,
-    questions: Sequence[Question],
-    answers: Sequence[Answer],
-    speedups: Mapping[int, Sequence[float]],
-    captions: Sequence[Caption] = (),
-) -> Results:
-    """One row per cliff. Every question must be answered at every cliff, the baseline included.
-
-    `speedups` holds, per cliff, the baseline's prefill time over the cliff's, one per round.
-    """
-    by_cliff: dict[int, dict[str, Answer]] = {}
-    for answer in answers:
-        by_cliff.setdefault(answer.cliff, {})[answer.question_id] = answer
-    baseline = by_cliff[engine.num_layers]
-    rows = []
-    for cliff in sorted(by_cliff):
-        given = by_cliff[cliff]
-        scores = {}
-        for split in {question.split for question in questions}:
-            ids = [question.question_id for question in questions if question.split == split]
-            right = [given[i].right for i in ids]
-            scores[split] = Score(
-                correct=sum(right),
-                total=len(right),
-                accuracy=accuracy(sum(right), len(right)),
-                against_baseline=paired_difference([baseline[i].right for i in ids], right),
-            )
-        predicted = [predicted_blocks(answer, engine) for answer in given.values()]
-        rows.append(
-            Row(
-                cliff=cliff,
-                scores=scores,
-                speedup=spread(speedups[cliff]) if speedups.get(cliff) else None,
-                speedup_ideal=ideal_speedup(engine.num_layers, cliff, list(given.values())),
-                blocks=mean([sum(answer.blocks) for answer in given.values()]),
-                blocks_predicted=mean([sum(blocks) for blocks in predicted]),
-                blocks_equal=sum(
-                    answer.blocks == blocks
-                    for answer, blocks in zip(given.values(), predicted, strict=True)
-                ),
-                requests=len(given),
-            )
-        )
-    return Results(engine, list(questions), list(answers), rows, list(captions))
-
-
-def ideal_speedup(num_layers: int, cliff: int, answers: Sequence[Answer]) -> float:
-    """The row-count ideal for the mean prompt; exact for a batch of these prompts."""
-    return row_count_ideal(
-        num_layers=num_layers,
-        cliff=cliff,
-        prompt_tokens=sum(answer.prompt_tokens for answer in answers),
-        image_tokens=sum(answer.image_tokens for answer in answers),
-    )
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Median and range."""
-    return Spread(median(values), min(values), max(values), len(values))
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
-    return sum(values) / len(values)
-
-
-def equal_from(results: Results, split: str) -> int | None:
-    """Shallowest cliff from which on no paired difference to the baseline excludes zero.
-
-    None when only the baseline itself qualifies. An observation about this run, not a proof of
-    equality: few questions cannot tell small differences from none.
-    """
-    found = None
-    for row in reversed(results.rows[:-1]):
-        paired = row.scores[split].against_baseline
-        if paired.p_value < 0.05 or not paired.difference.low <= 0 <= paired.difference.high:
-            break
-        found = row.cliff
-    return found
+    def cliffs_of(self, kind: str) -> list[int]:
+        """Ascending cliffs at which a kind was asked."""
+        return [row.cliff for row in self.rows if kind in row.scores]

@@ -7,32 +7,31 @@ environment has been set for it.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from vllm_flow.engine.process import device_name
 from vllm_flow.showcase import material
-from vllm_flow.showcase.records import Answer, Caption, Engine, Question, Scene
+from vllm_flow.showcase.kinds import BY_KEY
+from vllm_flow.showcase.records import Answer, Engine, Question
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
 
     from vllm_flow.engine.inspect import Footprint
 
-T = TypeVar("T")
-
 CHUNK = 64
 """Requests handed to the engine at once: enough to mix cliffs, few enough for a live bar."""
 
-ANSWER_TOKENS = 3
-"""Enough for "Yes" or "No" and the end."""
+LONG = 16
+"""Kinds whose answers may have more tokens are asked by themselves: a few long answers would keep a
+batch of short ones going."""
 
-CAPTION_TOKENS = 40
-"""Enough to list the objects of a scene."""
+Job = tuple[Question, int]
+"""A question and the cliff it is asked at."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +90,12 @@ class Asker:
         self.engine = engine
         self.build_prompt = build_prompt
 
-    def prompt(self, text: str, picture: Path) -> dict[str, Any]:
-        """One picture and what is asked about it, as vLLM takes them."""
-        from PIL import Image
-
-        with Image.open(picture) as file:
-            image = file.convert("RGB")
-        return {"prompt": self.build_prompt(text), "multi_modal_data": {"image": image}}
+    def prompt(self, question: Question) -> dict[str, Any]:
+        """A question and its picture, as vLLM takes them."""
+        return {
+            "prompt": self.build_prompt(question.item.text),
+            "multi_modal_data": {"image": material.picture_of(question)},
+        }
 
     def sampling(self, cliff: int, max_tokens: int) -> Any:
         """Greedy decoding; the cliff is the request's own.
@@ -109,54 +107,52 @@ class Asker:
         flow = None if cliff == self.engine.num_layers else {"flow_cliff": cliff}
         return SamplingParams(temperature=0, max_tokens=max_tokens, extra_args=flow)
 
-    def run(
-        self, jobs: Sequence[tuple[T, int]], prompts: Mapping[T, Any], tokens: int, what: str
-    ) -> Iterator[tuple[T, int, str, Footprint]]:
-        """Each (item, cliff) job with what was said and what it took, in the order given."""
+    def run(self, jobs: Sequence[Job], what: str) -> Iterator[tuple[Job, str, Footprint]]:
+        """Each job with what was said and what it took, in the order given."""
         from vllm_flow.engine.inspect import footprints
 
+        prompts = {question.id: self.prompt(question) for question, _ in jobs}
         with tqdm(total=len(jobs), desc=what, unit="request", dynamic_ncols=True) as bar:
             for first in range(0, len(jobs), CHUNK):
                 chunk = jobs[first : first + CHUNK]
                 outputs = self.llm.generate(
-                    [prompts[item] for item, _ in chunk],
-                    [self.sampling(cliff, tokens) for _, cliff in chunk],
+                    [prompts[question.id] for question, _ in chunk],
+                    [self.sampling(cliff, BY_KEY[q.kind].max_tokens) for q, cliff in chunk],
                     use_tqdm=False,
                 )
                 took = {
                     internal.rpartition("-")[0]: footprint
                     for internal, footprint in footprints(self.llm).items()
                 }
-                for (item, cliff), output in zip(chunk, outputs, strict=True):
-                    yield item, cliff, output.outputs[0].text.strip(), took[output.request_id]
+                for job, output in zip(chunk, outputs, strict=True):
+                    yield job, output.outputs[0].text.strip(), took[output.request_id]
                 bar.update(len(chunk))
 
-    def ask(self, questions: Sequence[Question], cliffs: Sequence[int]) -> list[Answer]:
-        """Every question at every cliff, shuffled, so that each batch mixes cliffs."""
-        prompts = {q: self.prompt(material.question_text(q), q.image_path) for q in questions}
+    def ask(
+        self, questions: Sequence[Question], cliffs: Sequence[int], few: Sequence[int]
+    ) -> list[Answer]:
+        """Every question at every cliff, kinds with long answers at the `few`.
+
+        Shuffled, so that each batch mixes kinds and cliffs.
+        """
+        long = [q for q in questions if BY_KEY[q.kind].max_tokens > LONG]
+        short = [q for q in questions if BY_KEY[q.kind].max_tokens <= LONG]
         return [
             Answer(
-                question_id=question.question_id,
+                question_id=question.id,
                 cliff=cliff,
                 said=said,
-                right=material.is_right(question, said),
+                reading=material.read_answer(question, said),
                 prompt_tokens=took.prompt_tokens,
                 image_tokens=took.image_tokens,
                 computed_tokens=took.computed_tokens,
                 blocks=took.blocks,
             )
-            for question, cliff, said, took in self.run(
-                shuffled_jobs(questions, cliffs), prompts, ANSWER_TOKENS, "asking"
+            for jobs, what in (
+                (shuffled_jobs(short, cliffs), "asking"),
+                (shuffled_jobs(long, few), "captions"),
             )
-        ]
-
-    def list_objects(self, scenes: Sequence[Scene], cliffs: Sequence[int]) -> list[Caption]:
-        """What every scene shows, at every cliff."""
-        prompts = {s: self.prompt(material.caption_text(), s.image_path) for s in scenes}
-        jobs = shuffled_jobs(scenes, cliffs)
-        return [
-            material.caption_of(scene, cliff, said)
-            for scene, cliff, said, _ in self.run(jobs, prompts, CAPTION_TOKENS, "listing")
+            for (question, cliff), said, took in self.run(jobs, what)
         ]
 
     def time_prefill(
@@ -168,7 +164,7 @@ class Asker:
         moment of the machine hits all alike. One round before them warms up; it also leaves the
         images' features in vLLM's encoder cache, so the vision tower is not part of the times.
         """
-        prompts = [self.prompt(material.question_text(q), q.image_path) for q in questions]
+        prompts = [self.prompt(question) for question in questions]
         order = list(cliffs)
         ratios: dict[int, list[float]] = {cliff: [] for cliff in cliffs}
         shuffler = random.Random(0)
@@ -187,9 +183,9 @@ class Asker:
         return ratios
 
 
-def shuffled_jobs(items: Sequence[T], cliffs: Sequence[int]) -> list[tuple[T, int]]:
-    """Every item at every cliff, in an order that is random and always the same."""
-    jobs = [(item, cliff) for item in items for cliff in cliffs]
+def shuffled_jobs(questions: Sequence[Question], cliffs: Sequence[int]) -> list[Job]:
+    """Every question at every cliff, in an order that is random and always the same."""
+    jobs = [(question, cliff) for question in questions for cliff in cliffs]
     random.Random(0).shuffle(jobs)
     return jobs
 

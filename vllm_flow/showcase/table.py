@@ -11,23 +11,26 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from vllm_flow.showcase.records import SPLIT_TITLES, Interval, Results, Row, Score
-
-SHORT_TITLES = {"seen": "right", "unseen_style": "unseen", "photo": "photos"}
-
+from vllm_flow.eval.stats import Interval
+from vllm_flow.showcase.kinds import HEADLINE, Kind
+from vllm_flow.showcase.records import Results, Row, Score
+from vllm_flow.showcase.summary import equal_from, level_text
 
 CSV_FIELDS = (
     "cliff",
-    "split",
+    "kind",
+    "measure",
     "questions",
-    "correct",
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
+    "part",
+    "whole",
+    "value",
+    "low",
+    "high",
     "difference",
     "difference_low",
     "difference_high",
-    "mcnemar_p",
+    "p",
+    "chance",
     "speedup",
     "speedup_low",
     "speedup_high",
@@ -37,9 +40,9 @@ CSV_FIELDS = (
 )
 
 
-def percent(value: float, digits: int = 1) -> str:
-    """A share as a percentage without the sign."""
-    return f"{100 * value:.{digits}f}"
+def percent(value: float) -> str:
+    """A share as a whole percentage without the sign."""
+    return f"{100 * value:.0f}"
 
 
 def bracket(interval: Interval, signed: bool = False) -> str:
@@ -55,9 +58,8 @@ def p_text(p: float) -> str:
 
 def difference_text(score: Score) -> str:
     """Paired difference in percentage points, its interval and p."""
-    paired = score.against_baseline
-    interval = bracket(paired.difference, signed=True)
-    return f"{100 * paired.difference.value:+.1f} {interval} {p_text(paired.p_value)}"
+    points = round(100 * score.difference.value)  # an int: no "-0"
+    return f"{points:+d} {bracket(score.difference, signed=True)} {p_text(score.p_value)}"
 
 
 def blocks_text(value: float) -> str:
@@ -67,15 +69,16 @@ def blocks_text(value: float) -> str:
 
 def cells(row: Row, results: Results) -> list[str]:
     """One row of the terminal's table, as text."""
-    baseline = row is results.baseline
-    splits = results.splits
-    headline = row.scores[splits[0]]
+    headline = row.score(HEADLINE)
+    assert headline is not None
     out = [
         str(row.cliff),
-        f"{percent(headline.accuracy.value)} {bracket(headline.accuracy)}",
-        "baseline" if baseline else difference_text(headline),
+        f"{percent(headline.value.value)} {bracket(headline.value)}",
+        "baseline" if row is results.baseline else difference_text(headline),
     ]
-    out += [percent(row.scores[split].accuracy.value, 0) for split in splits[1:]]
+    for kind in results.kinds[1:]:
+        scores = row.scores.get(kind.key, {})
+        out.append(" / ".join(percent(scores[m].value.value) for m in kind.measures if scores))
     if row.speedup is None:
         out.append("")
     else:
@@ -88,12 +91,14 @@ def cells(row: Row, results: Results) -> list[str]:
 
 def headings(results: Results) -> list[str]:
     """The columns of `cells`."""
-    splits = results.splits
     return [
         "cliff",
-        f"{SHORT_TITLES.get(splits[0], splits[0])} % [95% CI]",
-        "difference [95% CI]",
-        *(f"{SHORT_TITLES.get(split, split)} %" for split in splits[1:]),
+        f"{results.kinds[0].short} % [CI]",
+        "difference [CI]",
+        *(
+            f"{kind.short} %" if len(kind.measures) == 1 else "/".join(kind.measures)
+            for kind in results.kinds[1:]
+        ),
         "prefill × [range]",
         "ideal",
         "KV blocks",
@@ -110,21 +115,38 @@ def table(results: Results) -> Table:
     return out
 
 
+def asked_text(kind: Kind, results: Results) -> str:
+    """How many questions of a kind, by which rule, and what guessing gives."""
+    count = len(results.of_kind(kind.key))
+    chance = results.chance(kind.key)
+    said = f"{count} {kind.what} ({kind.rule}"
+    return said + (f"; guessing gives {percent(chance)} %)" if chance else ")")
+
+
 def notes(results: Results) -> list[str]:
     """What the columns mean, in sentences with this run's numbers."""
-    counts = {s: sum(q.split == s for q in results.questions) for s in results.splits}
-    asked = "; ".join(f"{counts[s]} on {SPLIT_TITLES.get(s, s)}" for s in results.splits)
     engine, rows = results.engine, results.rows
     requests = sum(row.requests for row in rows)
     equal = sum(row.blocks_equal for row in rows)
+    levels = ", ".join(f"{kind.short} {level_text(results, kind.key)}" for kind in results.kinds)
+    asked = "; ".join(asked_text(kind, results) for kind in results.kinds)
     out = [
-        f"Questions: {asked}; answers are read by POPE's rule. Shares with Wilson's interval; "
-        "differences to the baseline in percentage points on the same "
-        f"{counts[results.splits[0]]} questions, with Newcombe's paired interval and exact "
-        "McNemar p.",
-        f"KV blocks: measured / predicted, mean per request, over {len(engine.group_starts)} "
-        f"storage groups with {engine.block_size}-token blocks; measured equals predicted in every "
-        f"group for {equal} of {requests} requests.",
+        f"Asked, one per picture: {asked}. Yes/no with Wilson's 95 % interval; its difference to the "
+        "baseline in percentage points on the same questions, with Newcombe's paired 95 % interval "
+        "and exact McNemar p. Intervals of all kinds: results.csv.",
+    ]
+    if any(kind.key == "captions" for kind in results.kinds):
+        out.append(
+            "found / invented: of the things in the pictures, the share that captions name; of the "
+            "things they name, the share that is not there. By whole words, singular or plural, "
+            f"of the demo's list of things; at {len(results.cliffs_of('captions'))} cliffs."
+        )
+    out += [
+        f"Where no paired difference to the baseline excludes zero any more: {levels}. An observation "
+        "about this run, each comparison by itself: few questions cannot tell small differences.",
+        "KV blocks: measured / predicted, mean per yes/no question, over "
+        f"{len(engine.group_starts)} storage groups with {engine.block_size}-token blocks; measured "
+        f"equals predicted in every group for {equal} of {requests} requests of all kinds.",
     ]
     if rows[0].speedup is not None:
         out.append(
@@ -134,34 +156,45 @@ def notes(results: Results) -> list[str]:
         )
     out.append(
         f"Engine: vLLM {engine.vllm}, torch {engine.torch}, {engine.dtype}, {engine.device}; all "
-        "cliffs in one engine, mixed in every batch."
+        "kinds and cliffs in one engine, mixed in its batches."
     )
     return out
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """The records as they are, plain types only."""
-    return dataclasses.asdict(results)
+    """The records as they are, plain types only, after a summary of the kinds."""
+    kinds = {
+        kind.key: dataclasses.asdict(kind)
+        | {
+            "questions": len(results.of_kind(kind.key)),
+            "chance": results.chance(kind.key),
+            "cliffs": results.cliffs_of(kind.key),
+            "no_difference_from": equal_from(results, kind.key),
+        }
+        for kind in results.kinds
+    }
+    return {"kinds": kinds} | dataclasses.asdict(results)
 
 
 def write_json(results: Results, path: Path) -> None:
-    """`results.json`: every answer and every row."""
+    """`results.json`: every question, answer and row."""
     path.write_text(json.dumps(as_json(results), indent=1, default=str) + "\n")
 
 
 def write_csv(results: Results, path: Path) -> None:
-    """`results.csv`: one line per cliff and split, for spreadsheets."""
+    """`results.csv`: one line per cliff, kind and measure, for spreadsheets."""
     with path.open("w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(CSV_FIELDS)
         for row in results.rows:
             speed = row.speedup
-            for split, score in row.scores.items():
-                paired = score.against_baseline
-                writer.writerow(
-                    [row.cliff, split, score.total, score.correct]
-                    + [*dataclasses.astuple(score.accuracy)]
-                    + [*dataclasses.astuple(paired.difference), paired.p_value]
-                    + ([speed.median, speed.low, speed.high] if speed else ["", "", ""])
-                    + [row.speedup_ideal, row.blocks, row.blocks_predicted]
-                )
+            for kind in (kind for kind in results.kinds if kind.key in row.scores):
+                for measure, score in row.scores[kind.key].items():
+                    writer.writerow(
+                        [row.cliff, kind.key, measure, len(results.of_kind(kind.key))]
+                        + [score.part, score.whole, *dataclasses.astuple(score.value)]
+                        + [*dataclasses.astuple(score.difference), score.p_value]
+                        + [results.chance(kind.key)]
+                        + ([speed.median, speed.low, speed.high] if speed else ["", "", ""])
+                        + [row.speedup_ideal, row.blocks, row.blocks_predicted]
+                    )
