@@ -1,4 +1,4 @@
-"""COCO's categories that are among the grown model's classes. A table of facts. (pure)"""
+"""COCO's categories that are among the demo model's classes. A table of facts. (pure)"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The one prompt format of the demo model, the same in training and in use. Knows no tokenizer. (pure)
 
 SmolLM2's own chat template, with the image token right before the question in the user turn.
-The processor repeats the image token once per image feature (64 times).
+The processor repeats the image token once per image feature: 144 times, 64 for the small model.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def build_prompt(text: str) -> str:
     """The whole prompt, with one image token, for a text such as a presence question.
 
     Pass it with one image to ``LlavaProcessor`` or to vLLM (``{"prompt": ..., "multi_modal_data":
-    {"image": ...}}``); both expand the image token to 64.
+    {"image": ...}}``); both expand the image token to as many as the tower has
+    patches (144; the small model's, 64).
     """
     return prompt_head() + IMAGE_TOKEN + prompt_tail(text)

@@ -1,4 +1,4 @@
-"""Composes scenes of the grown model: things on a background, some of them several times, and signs.
+"""Composes scenes of the demo model: things on a background, some of them several times, and signs.
 
 A scene is fully decided by its seed, the palette and the style, so that training and held-out scenes
 are kept apart by their seeds (``TRAIN_SEEDS``, ``HELDOUT_SEEDS``). Knows nothing of models.

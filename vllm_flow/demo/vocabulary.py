@@ -1,4 +1,4 @@
-"""The closed vocabulary of the grown demo model: objects by kind, and the words on its signs. (pure)
+"""The closed vocabulary of the demo model: objects by kind, and the words on its signs. (pure)
 
 Where COCO has a category for a thing, the class bears COCO's name, so that CHAIR's word list reads it.
 """

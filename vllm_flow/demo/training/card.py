@@ -1,4 +1,4 @@
-"""Makes the grown model's card: ``python -m vllm_flow.demo.training.card --work DIR --data DIR``.
+"""Makes the demo model's card: ``python -m vllm_flow.demo.training.card --work DIR --data DIR``.
 
 Prints Markdown: every figure is read from the work folder's log and answers, none is written by hand.
 """
@@ -6,11 +6,11 @@ Prints Markdown: every figure is read from the work folder's log and answers, no
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from vllm_flow.demo.coco import category
+from vllm_flow.demo.training.common import log_rows
 from vllm_flow.demo.training.measure import curve, table
 from vllm_flow.demo.vision import IMAGE_TOKENS, TOWER_CONFIG
 from vllm_flow.demo.vocabulary import CLASSES, KINDS, WORDS, listed
@@ -92,11 +92,6 @@ rounded before LoRA). Code and adapters: this repository's licence.
 - Where the cliffs are is a property of this small model on these tasks. It shows the mechanism; it says
   nothing about where another model's cliffs are.
 """
-
-
-def log_rows(work: Path) -> list[dict[str, Any]]:
-    """The training's log."""
-    return [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
 
 
 def last_checks(rows: list[dict[str, Any]]) -> list[str]:

@@ -1,6 +1,6 @@
 """Measures a work folder's model: ``python -m vllm_flow.demo.training.measure --work DIR --data DIR``.
 
-Asks the held-out files that ``grown.datasets`` wrote, at the baseline and with the image rows removed
+Asks the held-out files that ``demo.datasets`` wrote, at the baseline and with the image rows removed
 from given layers on (cliff 0: the picture is not seen at all, the blind baseline), and scores with the
 evaluation's own rules. Answers are kept in ``DIR/answers``: the command goes on where it was stopped, and
 ``--table`` only reports. Intervals: 95 %, bootstrap over pictures.
@@ -212,7 +212,7 @@ def main() -> None:
     """Ask what is missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="the training's folder")
-    parser.add_argument("--data", type=Path, required=True, help="made by grown.datasets")
+    parser.add_argument("--data", type=Path, required=True, help="made by demo.datasets")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
     parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS))
     parser.add_argument("--pictures", type=int, default=200, help="per split and task")

@@ -1,4 +1,4 @@
-"""Collects and renders what the grown model's scenes are composed of. Downloads through npm and apt only.
+"""Collects and renders what the demo model's scenes are composed of. Downloads through npm and apt only.
 
 Everything lies below a work folder: ``emoji/*.json``, ``stamps/``, ``clipart/``, ``desktops/``; rendered
 sprites are kept in ``sprites.npz``, since rendering takes a minute.

@@ -1,4 +1,4 @@
-"""Questions of the grown model: true to the scene, and in the words the evaluation uses."""
+"""Questions of the demo model: true to the scene, and in the words the evaluation uses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.demo.grown_sprites import drawn_palette
+from tests.demo.sprites import drawn_palette
 from vllm_flow.demo import coco, questions
 from vllm_flow.demo.facts import Facts, Sign, Thing
 from vllm_flow.demo.scenes import Style, compose

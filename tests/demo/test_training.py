@@ -1,4 +1,4 @@
-"""The grown model's training: stopped and started again it makes the same weights; its table is right."""
+"""The demo model's training: stopped and started again it makes the same weights; its table is right."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ tokenizers = pytest.importorskip("tokenizers")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from tests.demo.grown_sprites import drawn_palette  # noqa: E402
+from tests.demo.sprites import drawn_palette  # noqa: E402
 from vllm_flow.demo.assemble import WEIGHTS  # noqa: E402
 from vllm_flow.demo.datasets import write_datasets  # noqa: E402
 from vllm_flow.demo.heldout import write_pictures  # noqa: E402

@@ -13,7 +13,7 @@ tokenizers = pytest.importorskip("tokenizers")
 
 from PIL import Image  # noqa: E402
 
-from tests.demo.grown_sprites import drawn_palette  # noqa: E402
+from tests.demo.sprites import drawn_palette  # noqa: E402
 from vllm_flow.demo.assemble import WEIGHTS  # noqa: E402
 from vllm_flow.demo.prompt import build_prompt  # noqa: E402
 from vllm_flow.demo.scenes import Style, compose  # noqa: E402

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.demo.grown_sprites import drawn_palette
+from tests.demo.sprites import drawn_palette
 from vllm_flow.demo import coco
 from vllm_flow.demo.datasets import TASKS, main, write_datasets
 from vllm_flow.demo.heldout import SPLITS, HeldoutPicture, read_pictures, write_pictures
