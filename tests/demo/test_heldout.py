@@ -135,7 +135,7 @@ def test_score_caption_counts_sets() -> None:
         ("A dog and a hot dog.", ["dog", "hot dog"]),
         ("A teddy bear beside two bears.", ["bear", "teddy bear"]),
         ("Two wine glasses and a glass.", ["wine glass"]),
-        ("Three mice on a potted plant.", ["potted plant", "mouse"]),
+        ("Three mice on a potted plant.", ["mouse", "potted plant"]),
         ("A keyboard, a birdhouse and scissors.", ["keyboard", "scissors"]),
     ],
 )
