@@ -66,7 +66,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store("vision", new_tower(TOWER_CONFIG).state_dict())
     store("small_decoder", random_decoder().state_dict())
     for name in ("projector_tuned", "small_projector"):
-        store(name, Projector(SMALL_CONFIG["hidden_size"], TOWER_CONFIG["hidden_size"]).state_dict())
+        store(
+            name, Projector(SMALL_CONFIG["hidden_size"], TOWER_CONFIG["hidden_size"]).state_dict()
+        )
     log = Log(folder / "log.jsonl")
     log("start", **{**BUDGET, "lora_steps": 99})  # stopped, and started again with another budget
     log("vision", step=2, thing_accuracy=0.5)
@@ -102,7 +104,10 @@ def test_the_manifest_says_what_was_written(work: Path, weights: Path, tmp_path:
     assert written == {*export.COMMITTED, "small_tokenizer.json", "manifest.json"}
     assert set(record["files"]) == written - {"manifest.json"}
     for name, entry in record["files"].items():
-        found = {"sha256": assemble.sha256(weights / name), "bytes": (weights / name).stat().st_size}
+        found = {
+            "sha256": assemble.sha256(weights / name),
+            "bytes": (weights / name).stat().st_size,
+        }
         assert entry == found, name
     stored, exact = load(weights / "lora.safetensors"), load(work / "lora.safetensors")
     assert all(torch.equal(stored[name], exact[name]) for name in exact)
@@ -140,9 +145,7 @@ def test_stages_that_are_missing_are_left_out(work: Path, weights: Path, tmp_pat
         assemble.assemble(tmp_path / "cache")
 
 
-def test_transformers_answers_as_the_reader_does(
-    work: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_transformers_answers_as_the_reader_does(work: Path, weights: Path, tmp_path: Path) -> None:
     export.export(work)
     folder = assemble.assemble(tmp_path / "cache")
     model = transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)

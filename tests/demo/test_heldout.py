@@ -189,7 +189,11 @@ def test_boxes_lie_in_the_pictures() -> None:
 
 
 def test_only_things_that_come_once_have_a_box() -> None:
-    things = (Thing("cat", (0, 0, 9, 9)), Thing("dog", (1, 2, 30, 40)), Thing("cat", (50, 50, 60, 60)))
+    things = (
+        Thing("cat", (0, 0, 9, 9)),
+        Thing("dog", (1, 2, 30, 40)),
+        Thing("cat", (50, 50, 60, 60)),
+    )
     facts = Facts(things, (Sign("open", (100, 0, 140, 20)),))
     scene = heldout.HeldoutScene(Path("0000.webp"), facts, "seen")
     assert scene.boxes == {"dog": (1, 2, 30, 40)}

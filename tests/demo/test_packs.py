@@ -49,9 +49,7 @@ def test_a_segment_does_not_see_the_others(packer: Packer) -> None:
 
 
 def test_only_answers_are_targets(packer: Packer) -> None:
-    batch = packer.batch(
-        [[Ask(presence("cow"), "No")], [Ask("What?", "A cow and a cup.")]]
-    )
+    batch = packer.batch([[Ask(presence("cow"), "No")], [Ask("What?", "A cow and a cup.")]])
     for row, answer in ((0, "No<|im_end|>"), (1, "A cow and a cup.<|im_end|>")):
         targets = batch.targets_BT[row]
         assert targets[targets != IGNORED].tolist() == packer.encode(answer)

@@ -142,6 +142,7 @@ def test_training_and_heldout_seeds_do_not_meet() -> None:
         (budget.PROJECTOR_SEED, spent.projector_steps * spent.projector_batch),
         (budget.LORA_SEED, spent.lora_steps * spent.lora_batch),
         (budget.CHECK_SEED, 10_000),
+        (budget.SMALL_SEED, spent.small_steps * spent.small_batch),
     ]
     for (first, count), (after, _) in zip(ranges, ranges[1:], strict=False):
         assert first + count <= after

@@ -253,7 +253,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--task", choices=TASKS, default="naming")
     parser.add_argument("--split", choices=("seen", "unseen_style"), default="seen")
-    parser.add_argument("--rounds", type=int, help="scenes (default: all with two objects that come once)")
+    parser.add_argument(
+        "--rounds", type=int, help="scenes (default: all with two objects that come once)"
+    )
     parser.add_argument(
         "--samples", type=int, default=0, help="noisy copies; 0: the picture itself"
     )
