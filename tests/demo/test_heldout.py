@@ -143,6 +143,12 @@ def test_of_names_within_names_the_longest_counts(text: str, mentioned: list[str
     assert heldout.score_caption(text, ["dog"]).mentioned == tuple(mentioned)
 
 
+def test_the_longest_counts_of_names_that_begin_alike() -> None:
+    names = ["tea", "tea cup", "cup"]
+    assert heldout.score_caption("A tea cup.", [], names).mentioned == ("tea cup",)
+    assert heldout.score_caption("Tea in a cup.", [], names).mentioned == ("tea", "cup")
+
+
 @given(st.lists(st.tuples(st.sampled_from(CLASSES), st.integers(1, 5)), max_size=6), st.randoms())
 def test_every_name_and_plural_is_found_in_any_order(
     named: list[tuple[str, int]], rng: random.Random
