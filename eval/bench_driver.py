@@ -109,7 +109,7 @@ class Bench:
         for number in range(count):
             question = questions[number % len(questions)]
             self.pictures += 1
-            picture = self.folder / f"{self.pictures}.png"
+            picture = self.folder / f"{self.pictures}{question.image_path.suffix}"
             picture.symlink_to(question.image_path)
             items.append(Item(str(number), question.text + ANSWER_SUFFIX, str(picture), {}))
         return items

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from vllm_flow.analysis import pointing, pointing_hooks
+from vllm_flow.analysis import demo, pointing, pointing_hooks
 from vllm_flow.analysis.cam import Settings
-from vllm_flow.analysis.llava import Llava
+from vllm_flow.analysis.llava import Llava, tokens_of
 from vllm_flow.analysis.pointing import MEAN, Outcome
 from vllm_flow.demo.assemble import assemble
+from vllm_flow.demo.heldout import load_scenes
+from vllm_flow.demo.questions import listing
 
 LAYERS = (16, 17)
 
@@ -51,8 +55,9 @@ def test_the_mean_is_of_normalised_maps() -> None:
 
 def test_rounds_ask_about_objects_that_are_there() -> None:
     rounds = pointing.draw_rounds(None, "seen")
-    assert len(rounds) == len({r.scene.image_path for r in rounds}) > 80  # one round per picture
-    assert all({r.target, r.other} <= set(r.scene.objects) and r.target != r.other for r in rounds)
+    assert len(rounds) == len({r.scene.image_path for r in rounds}) > 300  # one round per picture
+    assert all({r.target, r.other} <= set(r.scene.boxes) and r.target != r.other for r in rounds)
+    assert all(r.scene.facts.counts[r.target] == 1 for r in rounds)  # one box is the right one
     assert rounds[:5] == pointing.draw_rounds(5, "seen")
 
 
@@ -64,6 +69,47 @@ def test_the_heat_is_on_the_object_and_not_by_chance() -> None:
     mean = pointing.summarise(played, LAYERS)[-1]
     assert mean.target.low > mean.target.chance, pointing.report([mean], mean)
     assert mean.target.hits >= 2 * max(mean.control.hits, mean.other.hits)
+
+
+@pytest.mark.parametrize(("name", "longer"), [("dog", "hot dog"), ("bear", "teddy bear")])
+def test_a_name_within_a_name_is_explained_where_it_stands_for_itself(
+    name: str, longer: str
+) -> None:
+    words = listing([longer, "umbrella", name]).replace(" ", "| ").split("|")
+    before, after = tokens_of(words, name), tokens_of(words, longer)
+    assert "".join(words[i] for i in before).strip(" ,") == name
+    assert "".join(words[i] for i in after).strip(" ,") == longer
+    assert not set(before) & set(after)
+
+
+class Parrot:
+    """Answers with the caption of every scene, or with another one where it is told to."""
+
+    def __init__(self, wrong: set[Path]) -> None:
+        self.wrong = wrong
+        self.captions = {s.image_path: s.caption for s in load_scenes("seen")}
+
+    def encode(self, prompt: str, image: Path) -> str:
+        return "Nothing." if image in self.wrong else self.captions[image]
+
+    def generate(self, encoded: str) -> str:
+        return encoded
+
+    def words(self, answer: str) -> list[str]:
+        return list(f" {answer}")
+
+
+def test_shown_scenes_are_listed_exactly_and_every_word_has_its_box(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vllm_flow.analysis.llava.open_image", lambda path: path)
+    scenes = load_scenes("seen")
+    shown = list(demo.listed_exactly(Parrot(set()), scenes))  # type: ignore[arg-type]
+    assert 100 < len(shown) < len(scenes)
+    assert all(len(scene.objects) > 1 and set(scene.objects) == set(scene.boxes) for scene in shown)
+    wrong = {scene.image_path for scene in shown[::2]}
+    left = list(demo.listed_exactly(Parrot(wrong), scenes))  # type: ignore[arg-type]
+    assert left == shown[1::2]
 
 
 @pytest.mark.parametrize("task", pointing.TASKS)

@@ -12,6 +12,8 @@ from vllm_flow.demo import assemble as subject
 
 torch = pytest.importorskip("torch")
 
+from vllm_flow.demo.training.export import ADAPTERS, LIMIT  # noqa: E402
+
 
 def needs_decoder() -> None:
     """Skip where the decoder's wheel is missing; it cannot be imported, only its file is used."""
@@ -22,13 +24,12 @@ def needs_decoder() -> None:
 
 def test_committed_weights_match_their_checksums() -> None:
     files = subject.manifest()["files"]
-    assert {"vision.safetensors", "projector.safetensors", "lora.safetensors"} <= set(files)
+    assert set(ADAPTERS) <= set(files)
     for name, record in files.items():
         path = subject.WEIGHTS / name
         assert path.stat().st_size == record["bytes"]
         assert subject.sha256(path) == record["sha256"], name
-    adapters = ("vision.safetensors", "projector.safetensors", "lora.safetensors")
-    assert sum(files[name]["bytes"] for name in adapters) <= 12_000_000
+    assert sum(files[name]["bytes"] for name in ADAPTERS) <= LIMIT
 
 
 def test_small_model_is_made_once(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_flow.demo.training.answers import Counts
+from vllm_flow.demo.training.figures import checks_of
 from vllm_flow.demo.training.levels import SHARE, Level, bootstrap_levels, level_off, order_text
 
 CLIFFS = (0, 2, 4, 6, 8)
@@ -100,3 +101,17 @@ def test_resamples_give_the_share_in_which_one_is_earlier(share: float) -> None:
     draws = np.where(np.arange(20) < 20 * share, 4, 12)
     first = replace(level("scienceqa", 4), draws=draws)
     assert f"{100 * share:.0f} % of the resamples" in order_text([first, level("captions", 12)])
+
+
+def test_a_step_that_was_done_again_counts_last() -> None:
+    rows = [
+        {"stage": "lora", "s": 1.0, "step": 100, "presence": 0.5, "choice": 0.2},
+        {"stage": "lora", "s": 2.0, "step": 110, "loss": 0.4},
+        {"stage": "vision", "s": 2.0, "step": 250, "thing_accuracy": 0.1},
+        {"stage": "lora", "s": 3.0, "step": 200, "presence": 0.7, "choice": 0.3},
+        {"stage": "lora", "s": 1.0, "step": 100, "presence": 0.6, "choice": 0.25},
+    ]
+    steps, values = checks_of(rows, "lora", "presence")
+    assert steps == [100, 200]
+    assert values == {"presence": [0.6, 0.7], "choice": [0.25, 0.3]}
+    assert checks_of(rows, "small", "presence") == ([], {})

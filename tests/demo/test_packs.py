@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from vllm_flow.demo.assemble import WEIGHTS
-from vllm_flow.demo.classes import presence_question
+from vllm_flow.demo.questions import presence
 
 torch = pytest.importorskip("torch")
 tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("transformers")
 
-from vllm_flow.demo.small import SMALL_CONFIG  # noqa: E402
-from vllm_flow.demo.training.decoder_stage import new_llama  # noqa: E402
+from vllm_flow.demo.small import SMALL_CONFIG, SMALL_IMAGE_TOKENS  # noqa: E402
+from vllm_flow.demo.training.lora import new_llama  # noqa: E402
 from vllm_flow.demo.training.packs import (  # noqa: E402
     IGNORED,
     Ask,
     Packer,
     additive_mask,
-    presence_only,
-    questions_of,
 )
 
 
 @pytest.fixture(scope="module")
 def packer() -> Packer:
-    return Packer(tokenizers.Tokenizer.from_file(str(WEIGHTS / "small_tokenizer.json")))
+    tokenizer = tokenizers.Tokenizer.from_file(str(WEIGHTS / "small_tokenizer.json"))
+    return Packer(tokenizer, SMALL_IMAGE_TOKENS)
 
 
 def test_a_segment_does_not_see_the_others(packer: Packer) -> None:
     torch.manual_seed(0)
     llama = new_llama({**SMALL_CONFIG, "num_hidden_layers": 2}).eval()
-    asks = [Ask(presence_question("dog"), "Yes"), Ask("Please list the objects.", "A cat.")]
+    asks = [Ask(presence("dog"), "Yes"), Ask("Please list the objects.", "A cat.")]
 
     def answers(pack: list[Ask]) -> list[torch.Tensor]:
         batch = packer.batch([pack])
@@ -52,20 +49,35 @@ def test_a_segment_does_not_see_the_others(packer: Packer) -> None:
 
 
 def test_only_answers_are_targets(packer: Packer) -> None:
-    batch = packer.batch(
-        [[Ask(presence_question("cow"), "No")], [Ask("What?", "A cow and a cup.")]]
-    )
+    batch = packer.batch([[Ask(presence("cow"), "No")], [Ask("What?", "A cow and a cup.")]])
     for row, answer in ((0, "No<|im_end|>"), (1, "A cow and a cup.<|im_end|>")):
         targets = batch.targets_BT[row]
         assert targets[targets != IGNORED].tolist() == packer.encode(answer)
 
 
-@pytest.mark.parametrize("questions", [questions_of, presence_only])
-def test_as_many_yes_as_no(questions) -> None:
-    for seed in range(10):
-        asks = questions(["dog", "tree", "cup"], random.Random(seed))
-        answers = [ask.answer for ask in asks]
-        assert answers.count("Yes") == answers.count("No") > 0
+def test_the_early_answer_is_asked_of_the_beginnings_last_token(packer: Packer) -> None:
+    text = presence("hot dog")
+    plain = packer.batch([[Ask(text, "Yes")]])
+    asked = packer.batch([[Ask(text, "Yes", early="Is there a hot dog")]])
+    (row,) = (asked.targets_BT != plain.targets_BT).nonzero()[:, 1].tolist()
+    assert asked.tokens_BT[0, row] == packer.encode(" dog")[0]
+    assert asked.targets_BT[0, row] == packer.encode("Yes")[0]
+    assert asked.weights_BT[0, row] == 1.0
+
+
+@pytest.mark.parametrize("image_tokens", [1, 64, 144])
+def test_the_picture_has_its_rows_between_head_and_question(image_tokens: int) -> None:
+    packer = Packer(
+        tokenizers.Tokenizer.from_file(str(WEIGHTS / "small_tokenizer.json")), image_tokens
+    )
+    batch = packer.batch([[Ask("Is it?", "Yes"), Ask("What?", "A cow.")]])
+    assert batch.image == slice(len(packer.head), len(packer.head) + image_tokens)
+    assert (batch.tokens_BT[0, batch.image] == 0).all()
+    assert batch.positions_BT[0, : batch.image.stop].tolist() == list(range(batch.image.stop))
+    # Both questions see the whole picture and start at the position after it.
+    assert batch.allowed_BTT[0, batch.image.stop :, : batch.image.stop].all()
+    starts = (batch.positions_BT[0] == batch.image.stop).nonzero()[:, 0].tolist()
+    assert len(starts) == 2
 
 
 def test_marks_and_weights_reach_their_rows(packer: Packer) -> None:

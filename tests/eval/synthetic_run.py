@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.demo.classes import CLASSES, caption_of
+from vllm_flow.demo.coco import category
 from vllm_flow.demo.datasets import write_datasets
+from vllm_flow.demo.datasets.readme import COCO
+from vllm_flow.demo.questions import listing
 from vllm_flow.eval.policies import parse_policies
 from vllm_flow.eval.records import Run
 from vllm_flow.eval.tasks import get_task
 from vllm_flow.eval.tasks.base import Item
 
 LAYERS = 30
-IMAGE_TOKENS = 64
+IMAGE_TOKENS = 144
 BLOCK = 32
 ACCURACY = {0: 0.5, 4: 0.55, 6: 0.8, 8: 0.9, 10: 0.94, 12: 0.95}
 """Chance of a right answer from a cliff on; 0.95 from 12 on."""
@@ -39,9 +41,9 @@ def answer(task: str, item: Item, right: bool, rng: random.Random) -> Any:
         return item.truth["answer"] if right else wrong
     if task.startswith("textvqa"):
         return max(item.truth["answers"], key=item.truth["answers"].count) if right else "a sign"
-    shown = [name for name in CLASSES if name in item.truth["objects"]]
-    extra = [] if right else rng.sample([n for n in CLASSES if n not in shown], rng.randint(1, 2))
-    return caption_of(shown + extra)
+    shown = [name for name in COCO if category(name) in item.truth["objects"]]
+    extra = [] if right else rng.sample([n for n in COCO if n not in shown], rng.randint(1, 2))
+    return listing(shown + extra)
 
 
 def row(task: str, item: Item, policy: Any, rng: random.Random, luck: float) -> dict[str, Any]:

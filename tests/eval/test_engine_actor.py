@@ -172,7 +172,8 @@ def test_the_tower_is_left_as_it_was(engine: EngineActor) -> None:
 
 def test_what_cannot_be_answered_becomes_a_row(engine: EngineActor, tmp_path: Path) -> None:
     corrupt = tmp_path / "corrupt.png"
-    corrupt.write_bytes(Path(QUESTIONS[0].image_path).read_bytes()[:200])
+    Image.open(QUESTIONS[0].image_path).save(corrupt)
+    corrupt.write_bytes(corrupt.read_bytes()[:200])
     no_row = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"image": [b"no picture"]}), no_row)
     picture = str(QUESTIONS[0].image_path)

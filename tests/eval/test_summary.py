@@ -151,7 +151,7 @@ def test_answers_errors_and_gaps_are_counted(run: Run, summary: Summary) -> None
 
 def test_the_known_curve_is_found(tmp_path: Path) -> None:
     """Made-up answers lose a lot below cliff 10 and nothing from 12 on."""
-    run = make_run(tmp_path, ["scienceqa", "chair"], "baseline,cliff=4:28:4,text-only", items=None)
+    run = make_run(tmp_path, ["scienceqa", "chair"], "baseline,cliff=4:28:4,text-only", items=150)
     for task in read(run).tasks:
         assert task.cliff is not None and task.cliff.asked == (0, 4, 8, 12, 16, 20, 24, 28)
         assert task.cliff.found in (8, 12)

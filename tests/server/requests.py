@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,21 @@ def data_url(image: Image.Image, format: str = "PNG") -> str:
     return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
+@functools.cache
+def questions() -> list[Question]:
+    """The shipped questions on scenes in a style that the model knows."""
+    return load_questions("seen")
+
+
 def question(index: int) -> Question:
-    """One of the shipped questions on scenes in a style that the model knows."""
-    return load_questions("seen")[index]
+    """One of them; several in a row may be about one picture."""
+    return questions()[index]
+
+
+def different_pictures(index: int, count: int) -> list[Image.Image]:
+    """The picture of question ``index`` and the next ones that differ from it and each other."""
+    paths = dict.fromkeys(asked.image_path for asked in questions()[index:])
+    return [picture_of(path) for path in list(paths)[:count]]
 
 
 def picture_of(asked: Question | Path) -> Image.Image:
@@ -35,10 +48,9 @@ def chat_body(
     index: int, cliff: Any = None, *, pictures: int = 1, max_tokens: int = 6, **more: Any
 ) -> dict[str, Any]:
     """A chat request about ``pictures`` pictures, the first being question ``index``'s."""
-    asked = question(index)
-    images = [picture_of(question(index + 2 * offset)) for offset in range(pictures)]
+    images = different_pictures(index, pictures)
     parts = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
-    content = [*parts, {"type": "text", "text": asked.text}]
+    content = [*parts, {"type": "text", "text": question(index).text}]
     return with_policy(
         {
             "model": NAME,

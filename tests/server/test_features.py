@@ -18,7 +18,13 @@ from PIL import Image
 
 from tests.engine import oracle
 from tests.server.conftest import IMAGE_TOKENS, LAYERS
-from tests.server.requests import chat_body, data_url, picture_of, question
+from tests.server.requests import (
+    chat_body,
+    data_url,
+    different_pictures,
+    picture_of,
+    question,
+)
 from tests.server.serving import NAME, Server
 from vllm_flow.demo.prompt import IMAGE_TOKEN, prompt_head, prompt_tail
 
@@ -88,7 +94,7 @@ def test_tokens_and_logprobs_are_the_oracles(
 @pytest.mark.parametrize("cliff", [None, 1, 3])
 def test_several_pictures(small: Server, client: openai.OpenAI, cliff: int | None) -> None:
     answer = chat(client, chat_body(8, cliff, pictures=2, **EXACT))
-    pictures = [picture_of(question(8)), picture_of(question(10))]
+    pictures = different_pictures(8, 2)
     assert_oracles(small, answer.choices[0], prompt_of(8, 2), pictures, cliff)
     if cliff is not None:
         assert report(answer)["image_tokens_evicted"] == 2 * IMAGE_TOKENS
@@ -139,7 +145,10 @@ def test_the_responses_endpoint_reports_streamed_or_not(
     )
     if stream:
         answer = list(answer)[-1].response
-    assert answer.output_text == chat(client, chat_body(20, 2)).choices[0].message.content
+    assert (
+        answer.output_text
+        == chat(client, chat_body(20, 2, max_tokens=4)).choices[0].message.content
+    )
     assert report(answer)["cliff"] == 2
 
 

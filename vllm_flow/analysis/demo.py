@@ -1,7 +1,7 @@
 """Every figure of the analysis for the demo model: ``python -m vllm_flow.analysis.demo``.
 
 No engine is started: transformers runs the model. What is shown is not picked by eye: the first
-held-out scenes whose objects the model lists exactly, and for counts all scenes.
+held-out scenes with objects that come once and that the model lists exactly, and for counts all scenes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_flow.demo.heldout import HeldoutScene, load_boxes, load_questions, load_scenes
+from vllm_flow.demo.heldout import HeldoutScene, load_questions, load_scenes
 
 if TYPE_CHECKING:
     from vllm_flow.analysis.attention_reference import Masses
@@ -34,11 +34,14 @@ QUESTIONS = 48
 
 
 def listed_exactly(llava: Llava, scenes: Sequence[HeldoutScene]) -> Iterator[HeldoutScene]:
-    """The scenes with two objects or more whose caption by the model is the one it was taught."""
+    """The scenes with two objects or more whose caption by the model is the one it was taught.
+
+    Every object comes once, so that each word of the caption has one box.
+    """
     from vllm_flow.analysis.llava import open_image
 
     for scene in scenes:
-        if len(scene.objects) < 2:
+        if not 2 <= len(scene.objects) == len(scene.boxes):
             continue
         encoded = llava.encode(scene.prompt, open_image(scene.image_path))
         said = "".join(llava.words(llava.generate(encoded))).strip()
@@ -47,12 +50,12 @@ def listed_exactly(llava: Llava, scenes: Sequence[HeldoutScene]) -> Iterator[Hel
 
 
 def cam_of(llava: Llava, scene: HeldoutScene, word: str, samples: int) -> CamRecord:
-    """The CAM of one word of a scene's caption at every layer, with the object's box."""
+    """The CAM of one object's name in a scene's caption at every layer, with the object's box."""
     from vllm_flow.analysis import cam_command
 
     parser = argparse.ArgumentParser()
     cam_command.add_arguments(parser)
-    box = ",".join(map(str, load_boxes()[scene.image_path][word]))
+    box = ",".join(map(str, scene.boxes[word]))
     return cam_command.explain(
         llava,
         parser.parse_args(
@@ -162,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for _, scene in zip(range(SHOWN_SCENES), found, strict=False):
         for word in scene.objects:
             record = cam_of(llava, scene, word, args.samples)
-            record.save(out / f"cam_{scene.image_path.stem}_{word}.npz")
+            record.save(out / f"cam_{scene.image_path.stem}_{word.replace(' ', '_')}.npz")
             records.append(record)
     shown = [only(record, SHOWN_LAYERS) for record in records]
     grid = draw_overlays(

@@ -1,6 +1,7 @@
 """The pointing game on the demo model: is the hottest patch of a CAM on the object it is about?
 
-Held-out scenes with known boxes, one object drawn per scene, so that rounds are independent.
+Held-out scenes with known boxes, one object drawn per scene, so that rounds are independent. Only
+objects that come once in the picture are asked about: of two dogs, no one box is the right one.
 
 - `naming`: the answer is the scene's caption; z is the logit of the object's own word.
 - `presence`: "Is there a ... in the image?" - "Yes"; z is that token's logit.
@@ -28,8 +29,8 @@ from numpy.typing import NDArray
 
 from vllm_flow.analysis.exact import mcnemar_greater
 from vllm_flow.analysis.maps import Hits, count_hits, normalised, pointing_chance, points_inside
-from vllm_flow.demo.classes import ANSWER_SUFFIX, presence_question
-from vllm_flow.demo.heldout import HeldoutScene, build_prompt, load_boxes, load_scenes
+from vllm_flow.demo.heldout import HeldoutScene, build_prompt, load_scenes
+from vllm_flow.demo.questions import ANSWER_SUFFIX, presence
 
 if TYPE_CHECKING:
     from vllm_flow.analysis.cam import Settings
@@ -42,7 +43,7 @@ MEAN = -1
 
 @dataclass(frozen=True)
 class Round:
-    """A scene, the object a CAM is taken for, and another object of the scene."""
+    """A scene, the object a CAM is taken for, and another object of the scene; each comes once in it."""
 
     scene: HeldoutScene
     target: str
@@ -75,12 +76,12 @@ class Row:
 
 
 def draw_rounds(count: int | None, split: str, seed: int = 0) -> list[Round]:
-    """One round for each of the first `count` scenes with two objects or more."""
+    """One round for each of the first `count` scenes with two objects or more that come once."""
     rng = random.Random(seed)
     rounds = []
     for scene in load_scenes(split):
-        if len(scene.objects) > 1:
-            target, other = rng.sample(scene.objects, 2)
+        if len(scene.boxes) > 1:
+            target, other = rng.sample(list(scene.boxes), 2)
             rounds.append(Round(scene, target, other))
     return rounds[:count]
 
@@ -89,7 +90,7 @@ def asked(round_: Round, task: str) -> tuple[str, str, str]:
     """Prompt, answer and the word of the answer that is explained."""
     if task == "naming":
         return round_.scene.prompt, round_.scene.caption, round_.target
-    return build_prompt(presence_question(round_.target) + ANSWER_SUFFIX), "Yes", "Yes"
+    return build_prompt(presence(round_.target) + ANSWER_SUFFIX), "Yes", "Yes"
 
 
 def play(llava: Llava, rounds: Sequence[Round], task: str, settings: Settings) -> Iterator[Outcome]:
@@ -105,7 +106,7 @@ def play_hooks(
     from vllm_flow.analysis.cam import copies_in_batches, features_by_hook
     from vllm_flow.analysis.llava import open_image, tokens_of
 
-    boxes, grid = load_boxes(), llava.grid
+    grid = llava.grid
     for number, round_ in enumerate(rounds):
         prompt, answer, word = asked(round_, task)
         image = open_image(round_.scene.image_path)
@@ -124,7 +125,7 @@ def play_hooks(
                 for maps, weights in ((heat[hook], alpha), (control[hook], shuffled)):
                     summed = features.heat(weights).double().sum(0).cpu().numpy()
                     maps[layer] = maps.get(layer, 0) + summed.reshape(grid, grid)
-        box = boxes[round_.scene.image_path]
+        box = round_.scene.boxes
         target, other = (llava.coverage(box[name], image) for name in (round_.target, round_.other))
         yield {
             hook: Outcome(
@@ -252,7 +253,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--task", choices=TASKS, default="naming")
     parser.add_argument("--split", choices=("seen", "unseen_style"), default="seen")
-    parser.add_argument("--rounds", type=int, help="scenes (default: all with two objects or more)")
+    parser.add_argument(
+        "--rounds", type=int, help="scenes (default: all with two objects that come once)"
+    )
     parser.add_argument(
         "--samples", type=int, default=0, help="noisy copies; 0: the picture itself"
     )

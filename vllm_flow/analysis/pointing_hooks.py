@@ -66,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", choices=pointing.TASKS, default="naming")
     parser.add_argument("--split", choices=("seen", "unseen_style"), default="seen")
     parser.add_argument("--layers", default="0,6", help="decoder layers (default: 0,6)")
-    parser.add_argument("--rounds", type=int, help="scenes (default: all with two objects or more)")
+    parser.add_argument(
+        "--rounds", type=int, help="scenes (default: all with two objects that come once)"
+    )
     parser.add_argument(
         "--samples", default="0,8", help="noisy copies; 0: the picture itself (default: 0,8)"
     )

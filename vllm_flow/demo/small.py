@@ -34,7 +34,8 @@ SMALL_CONFIG: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
-"""The vocabulary is a cut of SmolLM2's: same special tokens, same image token, whole class names."""
+"""The vocabulary is a cut of SmolLM2's: same special tokens, same image token, and class
+names in the same pieces."""
 
 SMALL_GRID = 8
 SMALL_IMAGE_TOKENS = SMALL_GRID * SMALL_GRID

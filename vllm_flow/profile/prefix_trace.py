@@ -51,13 +51,13 @@ def trace(turns: int) -> list[Turn]:
     A later turn's prompt is the whole conversation so far. Two thirds of the conversations open
     with the same question.
     """
-    from vllm_flow.demo.classes import CLASSES
     from vllm_flow.demo.prompt import ANSWER_END, build_prompt
+    from vllm_flow.demo.questions import presence
+    from vllm_flow.demo.vocabulary import CLASSES
 
     def question(conversation: int, turn: int) -> str:
         opening = turn == 0 and conversation % 3
-        thing = CLASSES[0 if opening else (7 * conversation + 5 * turn) % len(CLASSES)]
-        return f"Is there a {thing} in the image?"
+        return presence(CLASSES[0 if opening else (7 * conversation + 5 * turn) % len(CLASSES)])
 
     prompts = [build_prompt(question(index, 0)) for index in range(CONVERSATIONS)]
     requests = []
@@ -79,7 +79,8 @@ def replay(llm: Any, requests: Iterable[Turn], cliff_of: Callable[[Turn], int | 
 
     from vllm_flow.demo.heldout import load_scenes
 
-    pictures = [Image.open(scene.image_path).convert("RGB") for scene in load_scenes("seen")]
+    scenes = load_scenes("seen")[:PICTURES]
+    pictures = [Image.open(scene.image_path).convert("RGB") for scene in scenes]
     llm.reset_prefix_cache()
     outputs = []
     requests = list(requests)

@@ -7,18 +7,19 @@ written by hand.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from vllm_flow.demo.coco import category
+from vllm_flow.demo.training.common import log_rows
 from vllm_flow.demo.training.levels import levels, order_text
 from vllm_flow.demo.training.measure import curve, level_table, table
 from vllm_flow.demo.vision import IMAGE_TOKENS, TOWER_CONFIG
 from vllm_flow.demo.vocabulary import CLASSES, KINDS, WORDS, listed
 
 CARD = Path(__file__).parents[1] / "MODEL_CARD.md"
-LOG = Path(__file__).parent / "log.jsonl"
+LOG = Path(__file__).parent
+"""Folder of the committed log."""
 LAYERS = tuple(range(0, 31, 2))
 """Of the layer curve; the last is the full model."""
 CHECKS = {
@@ -123,11 +124,6 @@ rounded before LoRA). Code and adapters: this repository's licence.
 """
 
 
-def log_rows(path: Path) -> list[dict[str, Any]]:
-    """The training's log."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def last_checks(rows: list[dict[str, Any]]) -> list[str]:
     """The last check of each stage, a line each."""
     lines = []
@@ -170,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--answers", type=Path, required=True)
-    parser.add_argument("--log", type=Path, default=LOG)
+    parser.add_argument("--log", type=Path, default=LOG, help="folder of another log.jsonl")
     parser.add_argument("--pictures", type=Path, help="folder for the two figures, docs/pictures")
     args = parser.parse_args()
     CARD.write_text(card(args.log, args.answers, args.data))

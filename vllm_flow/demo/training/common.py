@@ -26,6 +26,11 @@ class Log:
         print(line, flush=True)
 
 
+def log_rows(work: Path) -> list[dict[str, Any]]:
+    """The log of a work folder, row by row."""
+    return [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+
+
 def save(path: Path, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> None:
     """Write tensors (contiguous, optionally cast), complete or not at all."""
     out = {k: v.detach().to(dtype or v.dtype).contiguous() for k, v in tensors.items()}

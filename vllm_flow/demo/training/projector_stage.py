@@ -27,8 +27,8 @@ from vllm_flow.demo.vision import TOWER_CONFIG
 PLACE_MARK, MIDDLE_MARK = 0.4, 0.5
 """Strength of the marks; 1 would add a whole word's embedding."""
 
-
 BACKGROUND_WORD = " background"
+CHECK_SCENES = 128
 
 
 class Projector(nn.Module):
@@ -142,7 +142,7 @@ def train(
             optimizer.step()
         if step % 50 == 0 or step + 1 == budget.projector_steps:
             log("projector", step=step, distance=distance.item(), contrast=contrast.item())
-    held = SceneSteps(training_palette(assets), CHECK_SEED, 128, page_share=0.1)[0]
+    held = SceneSteps(training_palette(assets), CHECK_SEED, CHECK_SCENES, page_share=0.1)[0]
     held = prepared(machine.moved(held))
     with torch.no_grad():
         hit = goal.nearest(forward(held)).argmax(-1) == held["patches"]

@@ -14,7 +14,8 @@ FIRST = 768
 
 
 def small_tokenizer() -> Any:
-    """A tokenizer in which every word of a class's name is one token, so that few layers suffice."""
+    """A tokenizer that cuts the demo's questions as SmolLM2's does: most words are one token, so that few
+    layers suffice."""
     asked = " ".join(presence(name) + ANSWER_SUFFIX for name in CLASSES)
     captions = " ".join(listing([name]) for name in CLASSES)
     chat = f"system\nuser\nassistant\n{SYSTEM_TEXT} Yes No"

@@ -11,13 +11,11 @@ tokenizers = pytest.importorskip("tokenizers")
 from vllm_flow.demo.assemble import WEIGHTS  # noqa: E402
 from vllm_flow.demo.prompt import prompt_head, prompt_tail  # noqa: E402
 from vllm_flow.demo.small import SMALL_CONFIG  # noqa: E402
-from vllm_flow.demo.training.decoder_stage import new_llama  # noqa: E402
+from vllm_flow.demo.training.lora import new_llama  # noqa: E402
 from vllm_flow.demo.training.projector_stage import Projector  # noqa: E402
 from vllm_flow.demo.training.reader import Reader  # noqa: E402
-from vllm_flow.demo.training.vision_stage import (
-    features,  # noqa: E402
-    new_tower,  # noqa: E402
-)
+from vllm_flow.demo.training.towers import new_tower  # noqa: E402
+from vllm_flow.demo.training.vision_stage import features  # noqa: E402
 from vllm_flow.demo.vision import IMAGE_TOKENS, TOWER_CONFIG  # noqa: E402
 
 TEXTS = ["Is there a dog in the image?", "What does the sign say?", "How many cars are there?"]

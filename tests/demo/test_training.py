@@ -1,10 +1,9 @@
-"""The grown model's training: stopped and started again it makes the same weights; its table is right."""
+"""The demo model's training: stopped and started again it makes the same weights; its table is right."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import field, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ tokenizers = pytest.importorskip("tokenizers")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from tests.demo.grown_sprites import drawn_palette  # noqa: E402
+from tests.demo.sprites import drawn_assets, drawn_palette  # noqa: E402
 from vllm_flow.demo.assemble import WEIGHTS  # noqa: E402
-from vllm_flow.demo.datasets import write_datasets  # noqa: E402
-from vllm_flow.demo.heldout import write_pictures  # noqa: E402
+from vllm_flow.demo.datasets import TASKS, write_datasets  # noqa: E402
 from vllm_flow.demo.scenes import LABELS, Style, compose  # noqa: E402
 from vllm_flow.demo.small import SMALL_CONFIG  # noqa: E402
 from vllm_flow.demo.smollm2 import Decoder  # noqa: E402
@@ -28,22 +26,26 @@ from vllm_flow.demo.training import (  # noqa: E402
     batches,
     card,
     decoder_stage,
+    export,
+    heldout_data,
     measure,
     projector_stage,
+    run,
+    small_stage,
     vision_stage,
 )
 from vllm_flow.demo.training.budget import Budget, trapezoid  # noqa: E402
-from vllm_flow.demo.training.common import Log, load  # noqa: E402
-from vllm_flow.demo.training.decoder_stage import new_llama  # noqa: E402
+from vllm_flow.demo.training.common import Log, load, log_rows  # noqa: E402
+from vllm_flow.demo.training.lora import new_llama  # noqa: E402
 from vllm_flow.demo.training.sprites import Assets  # noqa: E402
-from vllm_flow.demo.training.vision_stage import new_tower  # noqa: E402
+from vllm_flow.demo.training.towers import new_tower  # noqa: E402
 from vllm_flow.demo.vision import TOWER_CONFIG  # noqa: E402
 from vllm_flow.eval.tasks import get_task  # noqa: E402
 
 BUDGET = replace(
     Budget(),
     vision_steps=4, vision_batch=2, projector_steps=3, projector_batch=2, lora_steps=4, lora_batch=1,
-    lora_rank=2, checkpoint_every=0.0,
+    lora_rank=2, small_steps=3, small_batch=2, checkpoint_every=0.0,
 )  # fmt: skip
 MACHINE = batches.Machine()
 
@@ -54,15 +56,15 @@ class Stopped(Exception):
 
 @pytest.fixture(scope="module")
 def assets() -> Assets:
-    sprites = dict(drawn_palette().sprites)
-    return Assets(sprites, sprites, sprites, sprites, sprites)
+    return drawn_assets()
 
 
 @pytest.fixture()
 def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vision_stage, "CHECK_BATCHES", 1)
     monkeypatch.setattr(vision_stage, "CHECK_SIZE", 4)
-    monkeypatch.setattr(decoder_stage, "CHECK_SCENES", 2)
+    for stage in (projector_stage, decoder_stage, small_stage):
+        monkeypatch.setattr(stage, "CHECK_SCENES", 2)
 
 
 def stopped_after(states: int, run: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +82,17 @@ def stopped_after(states: int, run: Callable[[], Any], monkeypatch: pytest.Monke
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(batches.Saver, "save", counting)
         run()
+
+
+def small_words() -> Any:
+    return tokenizers.Tokenizer.from_file(str(WEIGHTS / "small_tokenizer.json"))
+
+
+def tiny_decoder() -> Decoder:
+    """Two layers in SmolLM2's place, with the same weights in every call."""
+    config = {**SMALL_CONFIG, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    return Decoder(config, dict(new_llama(config).state_dict()))
 
 
 def same(one: Path, other: Path) -> bool:
@@ -100,8 +113,7 @@ def test_the_vision_stage_goes_on_exactly_where_it_was_stopped(
     assert not (tmp_path / "twice" / "vision.safetensors").exists()
     assert same(whole, run("twice"))
     assert not (tmp_path / "twice" / "vision_state.pt").exists()
-    rows = [json.loads(line) for line in (tmp_path / "twice/log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if row.get("resumed")] == [2]
+    assert [row["step"] for row in log_rows(tmp_path / "twice") if row.get("resumed")] == [2]
     torch.manual_seed(BUDGET.seed)
     fresh = new_tower(TOWER_CONFIG).state_dict()
     assert all(not torch.equal(fresh[k], v) for k, v in load(whole).items() if v.ndim == 2)
@@ -110,10 +122,7 @@ def test_the_vision_stage_goes_on_exactly_where_it_was_stopped(
 def test_the_later_stages_go_on_exactly_where_they_were_stopped(
     tmp_path: Path, assets: Assets, monkeypatch: pytest.MonkeyPatch, quick_checks: None
 ) -> None:
-    tokenizer = tokenizers.Tokenizer.from_file(str(WEIGHTS / "small_tokenizer.json"))
-    config = {**SMALL_CONFIG, "num_hidden_layers": 2}
-    torch.manual_seed(0)
-    decoder = Decoder(config, dict(new_llama(config).state_dict()))
+    tokenizer, decoder = small_words(), tiny_decoder()
     torch.manual_seed(0)
     tower = new_tower(TOWER_CONFIG).eval().requires_grad_(False)
 
@@ -138,6 +147,49 @@ def test_the_later_stages_go_on_exactly_where_they_were_stopped(
     assert all(f'"{task}"' in log for task in ("presence", "choice", "word", "caption"))
 
 
+def test_the_command_runs_every_stage_once_and_always_to_the_same_weights(
+    tmp_path: Path, assets: Assets, monkeypatch: pytest.MonkeyPatch, quick_checks: None
+) -> None:
+    tiny = make_dataclass(
+        "Tiny",
+        [(name, type(value), field(default=value)) for name, value in BUDGET.as_dict().items()],
+        bases=(Budget,),
+        frozen=True,
+    )
+    monkeypatch.setattr(run, "Budget", tiny)
+    monkeypatch.setattr(run, "load_assets", lambda work: assets)
+    monkeypatch.setattr(run, "read_decoder", tiny_decoder)
+    monkeypatch.setattr(run, "read_tokenizer", small_words)
+    monkeypatch.setattr(run, "small_tokenizer", small_words)
+
+    def train(name: str) -> Path:
+        work = tmp_path / name
+        monkeypatch.setattr("sys.argv", ["run", "--work", str(work), "--lora-steps", "2"])
+        run.main()
+        return work
+
+    work = train("one")
+    made = {path.name: path.stat().st_mtime_ns for path in work.glob("*.safetensors")}
+    assert set(made) >= {*export.COMMITTED.values(), "projector.safetensors"}
+    assert not list(work.glob("*.pt")) and not list(work.glob("*.part"))
+    rows = log_rows(work)
+    assert [row["stage"] for row in rows if row["stage"] in ("start", "done")] == ["start", "done"]
+    assert rows[0]["lora_steps"] == 2 and rows[0]["vision_steps"] == BUDGET.vision_steps
+    checked = [row["stage"] for row in rows if any(name in row for name in export.CHECKS)]
+    assert checked == ["vision", "projector", "lora", "projector", "small"]
+
+    train("one")  # nothing is left to do
+    assert {path.name: path.stat().st_mtime_ns for path in work.glob("*.safetensors")} == made
+    other = train("other")
+    assert all(same(work / name, other / name) for name in made)
+
+    small = load(work / "small_decoder.safetensors")
+    assert small["embed_tokens.weight"].shape == (992, 192)
+    assert not any(name.startswith("layers.6") for name in small)
+    fitted, tuned = work / "small_fitted.safetensors", work / "small_projector.safetensors"
+    assert not same(fitted, tuned)
+
+
 def test_batches_are_the_scenes_of_their_step(assets: Assets) -> None:
     steps = batches.SceneSteps(batches.training_palette(assets), 1000, 3, page_share=0.2)
     ahead = list(steps.steps(5, 7, MACHINE))
@@ -150,7 +202,7 @@ def test_batches_are_the_scenes_of_their_step(assets: Assets) -> None:
 
 
 def test_a_patch_is_to_look_like_its_word() -> None:
-    tokenizer = tokenizers.Tokenizer.from_file(str(WEIGHTS / "small_tokenizer.json"))
+    tokenizer = small_words()
     table = torch.randn(SMALL_CONFIG["vocab_size"], 64, generator=torch.Generator().manual_seed(0))
     goal = projector_stage.Goal(table, tokenizer)
     scenes = [compose(seed, drawn_palette(), Style()) for seed in range(4)]
@@ -207,15 +259,15 @@ class Knowing:
 
 
 def test_the_table_reports_what_was_answered(tmp_path: Path, assets: Assets) -> None:
-    write_pictures(assets, tmp_path / "pictures", 12, ["seen"])
+    heldout_data.write_scenes(assets, tmp_path / "pictures", {"seen": 12})
     data = tmp_path / "data"
-    write_datasets(tmp_path / "pictures", data / "seen", "seen")
+    write_datasets(data / "seen", tasks=list(TASKS), pictures=tmp_path / "pictures")
     reader = Knowing(data / "seen")
     for name, job in measure.JOBS.items():
         answers = measure.Answers(tmp_path / "answers", "seen", name)
         measure.ask(reader, data / "seen" / job.folder, job, answers, [0, 30], 8)
     asked = reader.asked
-    text = measure.table(tmp_path, data, 30)
+    text = measure.table(tmp_path / "answers", data, 30)
     rows = {tuple(c.strip() for c in line.split("|")[1:4]): line for line in text.splitlines()[2:]}
     assert len(rows) == sum(len(job.metrics) for job in measure.JOBS.values())
     assert "| 100.0 (" in rows["seen", "pope", "f1"] and "reached" in rows["seen", "pope", "f1"]
@@ -226,8 +278,8 @@ def test_the_table_reports_what_was_answered(tmp_path: Path, assets: Assets) -> 
         answers = measure.Answers(tmp_path / "answers", "seen", name)
         measure.ask(reader, data / "seen" / job.folder, job, answers, [0, 30], 8)
     assert reader.asked == asked
-    assert measure.table(tmp_path, data, 30) == text
-    curve = measure.curve(tmp_path, data, "seen", [0, 30], 30)
+    assert measure.table(tmp_path / "answers", data, 30) == text
+    curve = measure.curve(tmp_path / "answers", data, "seen", [0, 30], 30)
     assert "| 67 (" in curve and "| 100 (" in curve
 
 
@@ -236,7 +288,7 @@ def test_the_card_takes_its_figures_from_the_work_folder(tmp_path: Path) -> None
     log("start", **BUDGET.as_dict())
     log("vision", step=2, thing_accuracy=0.5)
     log("vision", step=4, thing_accuracy=0.75)
-    text = card.card(tmp_path, tmp_path / "data")
+    text = card.card(tmp_path, tmp_path / "answers", tmp_path / "data")
     assert "{" not in text
     assert "thing_accuracy 0.75" in text and "thing_accuracy 0.5," not in text
     assert f"{BUDGET.vision_steps * BUDGET.vision_batch} scenes" in text

@@ -1,4 +1,4 @@
-"""Questions of the grown model: true to the scene, and in the words the evaluation uses."""
+"""Questions of the demo model: true to the scene, and in the words the evaluation uses."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.demo.grown_sprites import drawn_palette
+from tests.demo.sprites import drawn_palette
+from tests.demo.truth import fitting
 from vllm_flow.demo import coco, questions
 from vllm_flow.demo.facts import Facts, Sign, Thing
+from vllm_flow.demo.heldout import score_caption
 from vllm_flow.demo.scenes import Style, compose
 from vllm_flow.demo.training.asks import TASKS, asks_of
 from vllm_flow.demo.vocabulary import (
@@ -20,7 +22,6 @@ from vllm_flow.demo.vocabulary import (
     NUMBERS,
     WORDS,
     counted,
-    plural,
     with_article,
 )
 from vllm_flow.eval.tasks.chair import PROMPT, read_caption, synonyms
@@ -63,35 +64,11 @@ def test_half_of_the_absent_things_are_of_a_kind_that_is_there() -> None:
 @given(drawn_facts(), randoms)
 def test_the_right_choice_is_right_and_the_only_one(facts: Facts, rng: random.Random) -> None:
     made = questions.choice(facts, rng)
-    right = made.choices[made.answer]
-    wrong = [name for name in made.choices if name != right]
     assert 2 <= len(made.choices) == len(set(made.choices)) <= 4
-    if made.topic == "objects" and "not in" in made.question:
-        assert right not in facts.objects and set(wrong) <= set(facts.objects)
-    elif made.topic == "objects":
-        assert right in facts.objects and not set(wrong) & set(facts.objects)
-    elif made.topic == "numbers":
-        name = next(n for n in facts.objects if made.question.split(" are ")[0].endswith(plural(n)))
-        assert right == NUMBERS[facts.counts[name] - 1]
+    fits = fitting(made.question, made.topic, made.choices, facts)
+    assert fits == [number == made.answer for number in range(len(made.choices))]
+    if made.topic == "numbers":
         assert sorted(made.choices, key=NUMBERS.index) == list(made.choices)
-    elif made.topic == "words":
-        said = {sign.word for sign in facts.signs}
-        assert right in said and not set(wrong) & said
-    elif made.topic == "kinds":
-        assert {KIND_OF[name] for name in facts.objects} == {right}
-    else:
-        assert made.topic == "places"
-        side, asked = made.question.split(" to the ")[1].rstrip("?").split(" of the ")
-        middles = {thing.name: thing.middle for thing in facts.things}
-        beyond = {
-            name: middles[name] < middles[asked]
-            if side == "left"
-            else middles[name] > middles[asked]
-            for name in middles
-            if facts.counts[name] == 1
-        }
-        assert beyond[right]
-        assert not any(beyond.get(name, False) for name in wrong)
 
 
 def test_no_letter_and_no_number_of_choices_gives_the_answer_away() -> None:
@@ -176,6 +153,27 @@ def test_words_on_signs_are_no_object_to_chair() -> None:
     assert questions.caption(facts) == "The image shows a dog. A sign says bridge."
     for word in WORDS:
         assert read_caption(f"A sign says {word}.", "official").objects == []
+
+
+@given(st.lists(st.sampled_from(CLASSES), min_size=1, max_size=6), randoms)
+def test_a_listing_names_each_class_once_in_class_order(
+    names: list[str], rng: random.Random
+) -> None:
+    text = questions.listing(names)
+    assert text[0] == text[0].upper() and text.endswith(".") and " one " not in text
+    parts = text[:-1].replace(" and ", ", ").split(", ")
+    wanted = [with_article(name) for name in CLASSES if name in names]
+    assert [parts[0][0].lower() + parts[0][1:], *parts[1:]] == wanted
+    rng.shuffle(names)
+    assert questions.listing(names) == text
+    assert score_caption(text, names).missed == ()
+
+
+def test_a_listing_of_nothing_and_of_names_within_names() -> None:
+    assert questions.listing([]) == "Nothing."
+    assert questions.listing(["hot dog", "dog"]) == "A dog and a hot dog."
+    assert questions.listing(["scissors"]) == "Scissors."
+    assert questions.listing(["tv", "apple", "broccoli"]) == "An apple, broccoli and a tv."
 
 
 def test_names_in_sentences() -> None:

@@ -7,6 +7,7 @@ import random
 from PIL import Image, ImageDraw
 
 from vllm_flow.demo.scenes import Palette
+from vllm_flow.demo.training.sprites import Assets
 from vllm_flow.demo.vocabulary import CLASSES
 
 
@@ -20,3 +21,13 @@ def drawn_palette(classes: tuple[str, ...] = CLASSES) -> Palette:
         ImageDraw.Draw(image).ellipse((0, 0, image.width - 1, image.height - 1), (*colour, 255))
         sprites[name] = [image]
     return Palette(sprites)
+
+
+PHOTOGRAPHED = ("dog", "zebra", "car", "guitar")
+
+
+def drawn_assets() -> Assets:
+    """Blobs for every set; held-out photo cut-outs of ``PHOTOGRAPHED`` alone."""
+    every = dict(drawn_palette().sprites)
+    photos = {**dict.fromkeys(every, []), **drawn_palette(PHOTOGRAPHED).sprites}
+    return Assets(every, every, every, every, photos)
