@@ -177,7 +177,7 @@ def main() -> None:
         for split in args.splits:
             for name in args.jobs:
                 job, folder = JOBS[name], args.data / split / JOBS[name].folder
-                answers = Answers(args.folder, split, name)
+                answers = Answers(args.answers, split, name)
                 ask(reader, folder, job, answers, [0, full], args.pictures)
                 if split == "seen" and args.curve_pictures:
                     ask(reader, folder, job, answers, cliffs, args.curve_pictures)
