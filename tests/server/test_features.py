@@ -188,8 +188,8 @@ def test_several_greedy_choices_are_equal(small: Server, client: openai.OpenAI) 
 
 def test_sampled_choices_follow_their_seed(client: openai.OpenAI) -> None:
     def texts(seed: int) -> list[str]:
-        body = chat_body(28, 2, n=3, max_tokens=10, seed=seed, ignore_eos=True)
-        answer = chat(client, {**body, "temperature": 1.5})
+        body = chat_body(28, 2, n=3, max_tokens=32, seed=seed, ignore_eos=True)
+        answer = chat(client, {**body, "temperature": 2})
         return [choice.message.content for choice in answer.choices]
 
     first = texts(1)
