@@ -293,3 +293,25 @@ def test_the_card_takes_its_figures_from_the_work_folder(tmp_path: Path) -> None
     assert "thing_accuracy 0.75" in text and "thing_accuracy 0.5," not in text
     assert f"{BUDGET.vision_steps * BUDGET.vision_batch} scenes" in text
     assert "piece of furniture: chair, couch, bed and toilet" in text
+
+
+@pytest.mark.parametrize(
+    ("split", "metric", "target", "value", "seen", "said"),
+    [
+        ("seen", "f1", 0.95, 0.95, None, "at least 95: reached"),
+        ("seen", "f1", 0.95, 0.94, None, "at least 95: missed"),
+        ("seen", "chair_i", 0.1, 0.08, None, "at most 10: reached"),
+        ("seen", "chair_i", 0.1, 0.12, None, "at most 10: missed"),
+        ("unseen_photos", "f1", 0.95, 0.88, 0.97, "within 10 points of seen: reached"),
+        ("unseen_photos", "f1", 0.95, 0.86, 0.97, "within 10 points of seen: missed"),
+        ("unseen_photos", "chair_i", 0.1, 0.17, 0.08, "within 10 points of seen: reached"),
+        ("unseen_photos", "chair_i", 0.1, 0.19, 0.08, "within 10 points of seen: missed"),
+        ("unseen_photos", "f1", 0.95, 0.86, None, ""),
+        ("unseen_style", "f1", 0.95, 0.86, 0.97, ""),
+        ("seen", "accuracy", None, 0.5, None, ""),
+    ],
+)
+def test_targets_are_judged_in_the_metrics_direction(
+    split: str, metric: str, target: float | None, value: float, seen: float | None, said: str
+) -> None:
+    assert measure.goal_text(split, metric, target, value, seen) == said
