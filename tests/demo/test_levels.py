@@ -78,8 +78,9 @@ def test_resamples_are_of_pictures() -> None:
     assert 0.15 < (draws == 2).mean() < 0.35 and set(draws.tolist()) == {2, 6}
 
 
-def level(task: str, layer: int) -> Level:
-    return Level(task, "accuracy", layer, layer, layer, 10, np.full(20, layer))
+def level(task: str, layer: int | None) -> Level:
+    at = 30 if layer is None else layer
+    return Level(task, "accuracy", layer, at, at, 10, np.full(20, at))
 
 
 def test_the_order_is_said_as_it_is() -> None:
@@ -93,7 +94,21 @@ def test_the_order_is_said_as_it_is() -> None:
     )
     same = order_text([replace(each, layer=6) for each in (choice, pope, captions)])
     assert "all tasks level off at the same layer" in same
-    assert "not both asked" in order_text([pope])
+    assert "no order can be told" in order_text([pope])
+    unlearnt = level("counting", None)  # says nothing about the order
+    assert "the order is found" in order_text([choice, pope, captions, unlearnt])
+    assert "no order can be told" in order_text([choice, level("captions", None)])
+
+
+def test_a_task_that_the_picture_does_not_help_has_no_layer() -> None:
+    rng = np.random.default_rng(1)
+    guesses = rng.random((5, 60)) < 0.5
+    guesses[-1] = guesses[0]
+    layer, _ = bootstrap_levels(counts_of_units(guesses), accuracy, "accuracy", CLIFFS, 200)
+    assert layer is None
+    guesses[-1] = True
+    layer, _ = bootstrap_levels(counts_of_units(guesses), accuracy, "accuracy", CLIFFS, 200)
+    assert layer == 8
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5])

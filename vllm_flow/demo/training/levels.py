@@ -3,7 +3,8 @@
 With m(L) a metric when the image rows are gone from layer L on, the share of what the picture is worth
 that layers 0 to L - 1 have already taken from it is r(L) = (m(L) - m(0)) / (m(full) - m(0)). A task *levels off*
 at the smallest L from which on r stays at 0.95 or more. Intervals: bootstrap over pictures (percentiles),
-on the grid of layers that were asked.
+on the grid of layers that were asked. A task to which the picture is worth nothing, within the interval,
+has no such layer.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Level:
 
     task: str
     metric: str
-    layer: int
+    layer: int | None
+    """None where the picture is worth nothing to the model."""
     low: int
     """Of the 95 % interval."""
     high: int
@@ -61,23 +63,31 @@ def bootstrap_levels(
     cliffs: Sequence[int],
     draws: int = DRAWS,
     seed: int = 0,
-) -> tuple[int, np.ndarray]:
-    """The layer of all pictures, and [draws] those of resamples of the pictures."""
+) -> tuple[int | None, np.ndarray]:
+    """The layer of all pictures, and [draws] those of resamples of the pictures.
 
-    def of(sums: np.ndarray) -> np.ndarray:
+    None for the layer where the 95 % interval of what the picture is worth includes nothing.
+    """
+
+    def curve(sums: np.ndarray) -> np.ndarray:
         parts = {name: sums[..., k] for k, name in enumerate(counts.names)}
-        return level_off(np.asarray(metrics(parts)[metric], dtype=float), cliffs)
+        return np.asarray(metrics(parts)[metric], dtype=float)
 
     units = counts.pictures
     weights = np.random.default_rng(seed).multinomial(units, [1 / units] * units, size=draws)
     resampled = np.einsum("ru,cuk->rck", weights, counts.values)
-    return int(of(counts.values.sum(1))), of(resampled)
+    curves = curve(resampled)
+    low, high = np.percentile(curves[:, -1] - curves[:, 0], [2.5, 97.5])
+    drawn = level_off(curves, cliffs)
+    if low <= 0 <= high:
+        return None, drawn
+    return int(level_off(curve(counts.values.sum(1)), cliffs)), drawn
 
 
 def levels(
     kept: Path, data: Path, split: str, cliffs: Sequence[int], full: int, seed: int = 0
 ) -> list[Level]:
-    """Every task that was asked at all these cliffs, shallowest first."""
+    """Every task that was asked at all these cliffs, shallowest first, those without a layer last."""
     grid = sorted({*cliffs, full})
     found = []
     for name, job in JOBS.items():
@@ -91,25 +101,25 @@ def levels(
         layer, draws = bootstrap_levels(counts, get_task(job.task).metrics, metric, grid, seed=seed)
         low, high = (int(x) for x in np.percentile(draws, [2.5, 97.5], method="inverted_cdf"))
         found.append(Level(name, metric, layer, low, high, counts.pictures, draws))
-    return sorted(found, key=lambda level: level.layer)
+    return sorted(found, key=lambda level: (level.layer is None, level.layer))
 
 
 def order_text(found: Sequence[Level]) -> str:
     """What the levels say about the paper's order: multiple choice earliest, captions latest."""
-    by_task = {level.task: level for level in found}
-    if EARLIEST not in by_task or LATEST not in by_task:
-        return "Multiple choice and captions were not both asked at every layer."
-    first, last = by_task[EARLIEST], by_task[LATEST]
-    sure = float((first.draws < last.draws).mean())
-    shallowest, deepest = found[0].layer, found[-1].layer
-    before = [level.task for level in found if level.layer < first.layer]
-    after = [level.task for level in found if level.layer > last.layer]
+    layers = {level.task: level.layer for level in found if level.layer is not None}
+    draws = {level.task: level.draws for level in found}
+    if EARLIEST not in layers or LATEST not in layers:
+        return "Multiple choice and captions do not both have such a layer here, so no order can be told."
+    first, last = layers[EARLIEST], layers[LATEST]
+    sure = float((draws[EARLIEST] < draws[LATEST]).mean())
+    before = [task for task, layer in layers.items() if layer < first]
+    after = [task for task, layer in layers.items() if layer > last]
     text = (
         "The paper finds the cliff of multiple choice earliest and that of captions latest. Here multiple "
-        f"choice levels off at layer {first.layer} and captions at {last.layer}; multiple choice is earlier "
+        f"choice levels off at layer {first} and captions at {last}; multiple choice is earlier "
         f"in {100 * sure:.0f} % of the resamples. "
     )
-    if first.layer == shallowest and last.layer == deepest and shallowest < deepest:
+    if first < last and not before and not after:
         return (
             text + "No task is earlier than the first or later than the second: the order is found."
         )

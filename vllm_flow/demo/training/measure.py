@@ -157,6 +157,8 @@ def level_table(found: Sequence[Level]) -> str:
     lines += [
         f"| {level.task} | {level.metric} | {level.layer} ({level.low} to {level.high}) "
         f"| {level.pictures} |"
+        if level.layer is not None
+        else f"| {level.task} | {level.metric} | the picture is worth nothing here | {level.pictures} |"
         for level in found
     ]
     return "\n".join(lines)
