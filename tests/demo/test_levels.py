@@ -95,6 +95,8 @@ def test_the_order_is_said_as_it_is() -> None:
     same = order_text([replace(each, layer=6) for each in (choice, pope, captions)])
     assert "all tasks level off at the same layer" in same
     assert "no order can be told" in order_text([pope])
+    tie = order_text([choice, pope, captions, level("words", 12)])
+    assert "the order is found; at the same layer as captions: words." in tie
     unlearnt = level("counting", None)  # says nothing about the order
     assert "the order is found" in order_text([choice, pope, captions, unlearnt])
     assert "no order can be told" in order_text([choice, level("captions", None)])

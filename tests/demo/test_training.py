@@ -176,7 +176,7 @@ def test_the_command_runs_every_stage_once_and_always_to_the_same_weights(
     assert [row["stage"] for row in rows if row["stage"] in ("start", "done")] == ["start", "done"]
     assert rows[0]["lora_steps"] == 2 and rows[0]["vision_steps"] == BUDGET.vision_steps
     checked = [row["stage"] for row in rows if any(name in row for name in export.CHECKS)]
-    assert checked == ["vision", "projector", "lora", "projector", "small"]
+    assert checked == ["vision", "projector", "lora", "small_projector", "small"]
 
     train("one")  # nothing is left to do
     assert {path.name: path.stat().st_mtime_ns for path in work.glob("*.safetensors")} == made

@@ -38,9 +38,9 @@ TEXT = """# Demo model
 {width} wide, {size} px, {tokens} image tokens), a two-layer projector, and SmolLM2-135M-Instruct with
 LoRA merged in (30 layers, hidden 576, 9 query and 3 KV heads). It can be asked the four kinds of
 questions that the evaluation knows: whether a thing is in the picture, multiple choice with context,
-what a sign says, and for a description; also how many there are, and what is to the left of what. It
-exists so that evicting image tokens can be shown and tested on a model that really looks at its image,
-without any download.
+what a sign says, and for a description. It was also taught to count and to tell left from right; how far that
+went is among the scores. It exists so that evicting image tokens can be shown and tested on a model that
+really looks at its image, without any download.
 
 **What it is not.** Not a general vision-language model: {classes} kinds of things, {words} words, composed
 scenes. Its tasks are *POPE-style*, *ScienceQA-style*, *TextVQA-style* and *CHAIR-style* (file formats,

@@ -54,7 +54,7 @@ def draw_training(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
         ("lora", "presence", "3. LoRA and projector: answer tokens right"),
     )
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharey=True)
         for axis, (stage, mark, title) in zip(axes, panels, strict=True):
             steps, values = checks_of(rows, stage, mark)
             shares = {k: v for k, v in values.items() if not k.startswith("wrong")}
@@ -70,7 +70,8 @@ def draw_training(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
                 )
             axis.set_title(title, loc="left", fontweight="bold", fontsize=9)
             axis.set_xlabel("step")
-            axis.legend(loc="lower right", ncols=2, fontsize=8)
+            # Below the axes, where it can hide no point.
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=8)
         axes[0].set_ylabel("%")
         axes[0].set_ylim(0, 101)
         figure.savefig(path, dpi=130)

@@ -120,9 +120,9 @@ def order_text(found: Sequence[Level]) -> str:
         f"in {100 * sure:.0f} % of the resamples. "
     )
     if first < last and not before and not after:
-        return (
-            text + "No task is earlier than the first or later than the second: the order is found."
-        )
+        same = [task for task, layer in layers.items() if layer == last and task != LATEST]
+        text += "No task is earlier than the first or later than the second: the order is found"
+        return text + (f"; at the same layer as captions: {', '.join(same)}." if same else ".")
     parts = []
     if before:
         parts.append(f"earlier than multiple choice: {', '.join(before)}")

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from vllm_flow.demo.scenes import BACKGROUND, LABELS
 from vllm_flow.demo.training.batches import Batch, Machine, SceneSteps, training_palette
 from vllm_flow.demo.training.budget import CHECK_SEED, PROJECTOR_SEED, Budget, trapezoid
-from vllm_flow.demo.training.common import Log, load, save
+from vllm_flow.demo.training.common import load, save
 from vllm_flow.demo.training.sprites import Assets
 from vllm_flow.demo.training.vision_stage import features
 from vllm_flow.demo.vision import TOWER_CONFIG
@@ -105,7 +105,7 @@ def train(
     embeddings: torch.Tensor,
     tokenizer: Any,
     budget: Budget,
-    log: Log,
+    log: Callable[..., None],
     machine: Machine,
     prepared: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Path:

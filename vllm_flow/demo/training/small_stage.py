@@ -126,7 +126,7 @@ def train(
             llama.embed_tokens.weight.detach().clone(),
             tokenizer,
             budget,
-            log,
+            lambda stage, **values: log(f"small_{stage}", **values),
             machine,
             reduced,
         )
