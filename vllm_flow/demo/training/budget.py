@@ -10,7 +10,7 @@ from typing import Any
 class Budget:
     """What every stage spends."""
 
-    vision_steps: int = 9000
+    vision_steps: int = 8400
     vision_batch: int = 32
     vision_lr: float = 2e-3
     vision_muon_lr: float = 3e-3
@@ -21,7 +21,7 @@ class Budget:
     projector_batch: int = 48
     projector_lr: float = 1e-2
     """Muon's rate for both matrices (and AdamW's for the biases)."""
-    lora_steps: int = 900
+    lora_steps: int = 540
     lora_batch: int = 4
     lora_rank: int = 16
     lora_alpha: int = 32
