@@ -23,9 +23,8 @@ from vllm_flow.demo.training.budget import Budget
 from vllm_flow.demo.training.common import load
 from vllm_flow.demo.training.lora import cast_weights, new_llama
 from vllm_flow.demo.training.projector_stage import load_projector
-from vllm_flow.demo.training.towers import new_tower
-from vllm_flow.demo.training.vision_stage import ATTENTION, features, load_tower
-from vllm_flow.demo.vision import IMAGE_TOKENS, TOWER_CONFIG
+from vllm_flow.demo.training.vision_stage import features, load_tower
+from vllm_flow.demo.vision import IMAGE_TOKENS
 
 
 @dataclass
@@ -102,8 +101,7 @@ class Reader:
     @classmethod
     def shipped(cls, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> Reader:
         """The model of the committed adapters, rounded to bfloat16 as these are."""
-        tower = new_tower(TOWER_CONFIG, ATTENTION)
-        tower.load_state_dict(load(WEIGHTS / "vision.safetensors"), strict=False)
+        tower = load_tower(WEIGHTS / "vision.safetensors")
         projector = load_projector(WEIGHTS / "projector.safetensors")
         return cls._of(tower, projector, load(WEIGHTS / "lora.safetensors"), dtype, device)
 
@@ -130,7 +128,6 @@ class Reader:
         decoder = read_decoder()
         llama = new_llama(decoder.config)
         llama.load_state_dict(merge_lora(decoder.weights, adapters, Budget().lora_alpha))
-        tower.eval().requires_grad_(False)
         parts = [part.to(device) for part in (tower, projector, cast_weights(llama, dtype))]
         return cls(*parts, read_tokenizer())
 
