@@ -13,8 +13,8 @@ SPANS = ("system", "image", "user", "output")
 # Okabe and Ito's palette, told apart under the common kinds of colour blindness.
 SPAN_COLOURS = {"system": "#999999", "image": "#E69F00", "user": "#0072B2", "output": "#009E73"}
 SPAN_MARKERS = {"system": "s", "image": "o", "user": "^", "output": "D"}
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 QUIET = "#555555"
 """Reference lines and their labels."""
 MASS_MAP = "cividis"

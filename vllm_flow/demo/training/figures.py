@@ -6,21 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.analysis.style import COLOURS, MARKERS, QUIET, house
 from vllm_flow.demo.training.answers import JOBS, LOWER_IS_BETTER, Answers
 from vllm_flow.demo.training.measure import compared
 
-# Okabe and Ito's palette, told apart under the common kinds of colour blindness.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
+SMALL = {"font.size": 9}
 TITLES = {
     "pope": "yes/no: F1",
     "scienceqa": "multiple choice: accuracy",
@@ -44,16 +34,11 @@ def checks_of(
 
 def draw_training(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     """Two panels: what the tower tells right, and answer tokens by task."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     panels = (
         ("vision", "thing_accuracy", "1. Vision tower: patches and letters told right"),
         ("lora", "presence", "3. LoRA and projector: answer tokens right"),
     )
-    with plt.rc_context(STYLE):
+    with house() as plt, plt.rc_context(SMALL):
         figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharey=True)
         for axis, (stage, mark, title) in zip(axes, panels, strict=True):
             steps, values = checks_of(rows, stage, mark)
@@ -81,11 +66,6 @@ def draw_training(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
 
 def draw_layers(answers: Path, data: Path, cliffs: Sequence[int], path: Path) -> Path:
     """A small panel per task: score with its 95 % band against the cliff, the full model dotted."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     found = {}
     for name, job in JOBS.items():
         folder = data / "seen" / job.folder
@@ -93,7 +73,7 @@ def draw_layers(answers: Path, data: Path, cliffs: Sequence[int], path: Path) ->
             result = compared(folder, job, Answers(answers, "seen", name), cliffs, cliffs[-1])
             if result is not None:
                 found[name] = (next(iter(job.metrics)), result)
-    with plt.rc_context(STYLE):
+    with house() as plt, plt.rc_context(SMALL):
         columns = 4
         lines = -(-len(found) // columns)
         figure, axes = plt.subplots(
@@ -119,8 +99,13 @@ def draw_layers(answers: Path, data: Path, cliffs: Sequence[int], path: Path) ->
                 cliffs, [shown(part.value) for part in parts], color=colour, marker="o",
                 markersize=3, linewidth=1.6,
             )  # fmt: skip
-            axis.axhline(shown(parts[-1].value), color="#555555", linewidth=0.8, linestyle=":")
-            axis.set_title(f"{TITLES[name]} ({result[1]} pictures)", loc="left", fontsize=8.5)
+            axis.axhline(shown(parts[-1].value), color=QUIET, linewidth=0.8, linestyle=":")
+            axis.set_title(
+                f"{TITLES[name]} ({result[1]} pictures)",
+                loc="left",
+                fontsize=8.5,
+                fontweight="normal",
+            )
         for axis in list(axes.flat)[len(found) :]:
             axis.set_visible(False)
         for axis in list(axes.flat)[: len(found)]:
