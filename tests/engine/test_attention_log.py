@@ -31,7 +31,7 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, Engine, assert_exact, assert_same, params_of, tokens_of
 from tests.engine.test_lifecycle import TINY_POOL
 from tests.engine.tiny_llava import Shape, picture
-from vllm_flow.engine import attention_log
+from vllm_flow.engine.attention import writer
 from vllm_flow.engine.scheduler import _FlowScheduling
 
 TOLERANCE = 5e-5
@@ -295,7 +295,7 @@ def test_a_failing_disk_costs_rows_and_no_answer(
     before = dropped()
     ask = replace(one_image(507, 2), log=True, max_tokens=4)
     with monkeypatch.context() as patch:
-        patch.setattr(attention_log, "write_table", broken)
+        patch.setattr(writer, "write_table", broken)
         [out] = logging.engine.run([ask])
         assert_exact(logging.engine, [ask], [out])
         assert logging.engine.scheduler.flow_log.flush()

@@ -14,9 +14,9 @@ prepare_process()
 ray = pytest.importorskip("ray")
 
 from vllm_flow import cli  # noqa: E402
-from vllm_flow.demo.datasets import __main__ as datasets  # noqa: E402
-from vllm_flow.eval import driver  # noqa: E402
-from vllm_flow.eval.records import Run  # noqa: E402
+from vllm_flow.demo_model.datasets import __main__ as datasets  # noqa: E402
+from vllm_flow.eval.sweep import driver  # noqa: E402
+from vllm_flow.eval.sweep.records import Run  # noqa: E402
 
 TASKS = ("pope", "scienceqa", "textvqa", "chair")
 LAYERS = 6

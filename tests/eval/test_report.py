@@ -14,15 +14,15 @@ from PIL import Image
 
 from tests.eval.synthetic_run import make_run
 from vllm_flow.cli import main
-from vllm_flow.eval import report_text as text
-from vllm_flow.eval.bootstrap import Comparison
-from vllm_flow.eval.records import Run
-from vllm_flow.eval.report_command import write_report
-from vllm_flow.eval.report_examples import truth_lines
-from vllm_flow.eval.report_page import settings
-from vllm_flow.eval.results import Compared, Options, Policy, Summary
-from vllm_flow.eval.stats import Interval
-from vllm_flow.eval.verdicts import FoundCliff, Verdict
+from vllm_flow.eval.report import text
+from vllm_flow.eval.report.command import write_report
+from vllm_flow.eval.report.examples import truth_lines
+from vllm_flow.eval.report.page import settings
+from vllm_flow.eval.report.results import Compared, Options, Policy, Summary
+from vllm_flow.eval.statistics.bootstrap import Comparison
+from vllm_flow.eval.statistics.intervals import Interval
+from vllm_flow.eval.statistics.verdicts import FoundCliff, Verdict
+from vllm_flow.eval.sweep.records import Run
 
 FAST = Options(resamples=100, swaps=199)
 
@@ -41,7 +41,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of a report's time; tests of something else do without."""
-    monkeypatch.setattr("vllm_flow.eval.report_figures.draw_all", lambda *_: {})
+    monkeypatch.setattr("vllm_flow.eval.report.figures.draw_all", lambda *_: {})
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,14 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from tests.eval.synthetic_run import LAYERS, make_run
-from vllm_flow.eval.flips import choose_flips
-from vllm_flow.eval.records import Run
-from vllm_flow.eval.results import Options, Summary
-from vllm_flow.eval.stats import Interval, paired_difference
-from vllm_flow.eval.summary import summarise
+from vllm_flow.eval.report.flips import choose_flips
+from vllm_flow.eval.report.results import Options, Summary
+from vllm_flow.eval.report.summary import summarise
+from vllm_flow.eval.statistics.intervals import Interval, paired_difference
+from vllm_flow.eval.statistics.verdicts import CliffEvidence, find_cliff, judge, loss_of
+from vllm_flow.eval.sweep.records import Run
 from vllm_flow.eval.tasks import get_task
 from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, ratio, sum_counts
-from vllm_flow.eval.verdicts import CliffEvidence, find_cliff, judge, loss_of
 
 OPTIONS = Options(resamples=300, swaps=999)
 POLICIES = "baseline,cliff=0:30:6,downsample=12"

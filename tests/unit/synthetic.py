@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from vllm_flow.demo.facts import Facts, Sign, Thing
-from vllm_flow.demo.questions import caption
+from vllm_flow.demo import material
+from vllm_flow.demo.kinds import BY_KEY, KINDS, how_many
+from vllm_flow.demo.measurements import Answer, Engine, Question, Results
+from vllm_flow.demo.rows import ideal_speedup, summarise
+from vllm_flow.demo_model.facts import Facts, Sign, Thing
+from vllm_flow.demo_model.questions import caption
 from vllm_flow.eval.tasks import Item
 from vllm_flow.plan import TokenLayout, predict_blocks, storage_groups
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.showcase import material
-from vllm_flow.showcase.kinds import BY_KEY, KINDS, how_many
-from vllm_flow.showcase.records import Answer, Engine, Question, Results
-from vllm_flow.showcase.summary import ideal_speedup, summarise
 from vllm_flow.spans import ImageSpans
 
 ENGINE = Engine(

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     page
-    for folder in ("", "docs", "docs/results", "patches", "vllm_flow/demo")
+    for folder in ("", "docs", "docs/results", "patches", "vllm_flow/demo_model")
     for page in (ROOT / folder).glob("*.md")
 )
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")

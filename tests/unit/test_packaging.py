@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("module", ["vllm_flow", "vllm_flow.cli", "vllm_flow.showcase"])
+@pytest.mark.parametrize("module", ["vllm_flow", "vllm_flow.cli", "vllm_flow.demo"])
 def test_import_is_light(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'vllm') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")

@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_flow.demo.heldout import HeldoutScene, load_questions, load_scenes
+from vllm_flow.demo_model.heldout import HeldoutScene, load_questions, load_scenes
 
 if TYPE_CHECKING:
     from vllm_flow.analysis.attention_reference import Masses
+    from vllm_flow.analysis.cam_file import CamRecord
     from vllm_flow.analysis.llava import Llava
-    from vllm_flow.analysis.records import CamRecord
 
 SHOWN_SCENES = 2
 SHOWN_LAYERS = (0, 4, 6, 8, 12, 16, 20, 24, 28)
@@ -95,9 +95,9 @@ def measure_attention(llava: Llava, out: Path) -> None:
     import pyarrow.parquet as pq
 
     from vllm_flow.analysis.attention_reference import mass_table, write_tables
+    from vllm_flow.analysis.cam_file import write_rows
     from vllm_flow.analysis.figure_attention import by_layer, mass_rows, read_masses
-    from vllm_flow.analysis.figures import WORDS
-    from vllm_flow.analysis.records import write_rows
+    from vllm_flow.analysis.figures_command import WORDS
 
     captions = {
         f"{scene.split}/{scene.image_path.stem}": (scene.image_path, scene.prompt)
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", type=Path, help="folder for small copies, as in docs/pictures")
     args = parser.parse_args(argv)
 
-    from vllm_flow.analysis import figures, pointing
+    from vllm_flow.analysis import figures_command, pointing
     from vllm_flow.analysis.cam import Settings
     from vllm_flow.analysis.figure_cam import draw_overlays
     from vllm_flow.analysis.figure_pointing import draw_pointing
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pointing.write_csv(by_task[task], out / f"pointing_{task}.csv")
         print(f"  {task}: {report.splitlines()[-1]}")
     written = [
-        *figures.draw_all(out, out / "figures"),
+        *figures_command.draw_all(out, out / "figures"),
         *grid,
         *draw_pointing(by_task, out / "figures" / "pointing"),
     ]

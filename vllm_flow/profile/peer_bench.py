@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from vllm_flow.profile import engines, load, peers, watching
 from vllm_flow.profile.engines import System
-from vllm_flow.profile.measure import MIB, Bench
+from vllm_flow.profile.findings import Spread, ratios
 from vllm_flow.profile.peers import Batch, Pruning
-from vllm_flow.profile.records import Spread, ratios
+from vllm_flow.profile.rounds import MIB, Bench
 
 HF = "transformers, "
 OURS = "vLLM-Flow, "

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.profile.records import Results
+from vllm_flow.profile.findings import Results
 from vllm_flow.profile.shape import PREFIX, LlavaShape
 
 
@@ -32,7 +32,8 @@ def profile(args: argparse.Namespace, scratch: Path) -> Results:
     from transformers import AutoConfig
 
     from vllm_flow.plan import default_group_layers, storage_groups
-    from vllm_flow.profile import figure, measure, table
+    from vllm_flow.profile import rounds as measure
+    from vllm_flow.profile import speed_figure, speed_tables
     from vllm_flow.profile.load import Limits
     from vllm_flow.profile.shape import shape_of, write_folder, write_weights
 
@@ -102,12 +103,12 @@ def profile(args: argparse.Namespace, scratch: Path) -> Results:
     # Each part is shown and kept as soon as it is there: a run may be cut short.
     for part, measured in _measurements(args, bench, requests, contexts, images_of, model, cliff):
         results = replace(results, **{part: measured})
-        for made in table.tables(results, part):
+        for made in speed_tables.tables(results, part):
             console.print(made)
         results.write(args.out)
     for note in results.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
-    paths = [results.write(args.out), *figure.draw(results, args.out)]
+    paths = [results.write(args.out), *speed_figure.draw(results, args.out)]
     console.print(
         "Wrote " + ", ".join(str(path) for path in paths), highlight=False, soft_wrap=True
     )
@@ -124,7 +125,8 @@ def _measurements(
     cliff: int,
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """(part, what was found), one after the other."""
-    from vllm_flow.profile import measure, under_load
+    from vllm_flow.profile import rounds as measure
+    from vllm_flow.profile import under_load
 
     if "prefill" in args.parts:
         yield "prefill", measure.prefill(bench, args.batch, args.rounds)
