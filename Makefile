@@ -128,16 +128,11 @@ fuzz: setup
 	@VLLM_FLOW_FUZZ_SECONDS=$(SECONDS) VLLM_FLOW_FUZZ_SEED=$$(date +%s) \
 	    $(BIN)/python -m pytest tests/engine/test_stress.py -k fuzz -s
 
-# For tools that look for modules on disk: the package as it is installed, made of links.
-LINKS := build/links
-
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@rm -rf $(LINKS) && mkdir -p $(LINKS)/vllm_flow
-	@ln -s $(CURDIR)/vllm_flow/* $(CURDIR)/eval $(CURDIR)/patches $(LINKS)/vllm_flow/
-	@cd $(LINKS) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
-	@cd $(LINKS) && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-logo --config $(CURDIR)/pyproject.toml
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 
 clean:
 	@rm -rf out .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache build *.egg-info

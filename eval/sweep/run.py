@@ -26,7 +26,7 @@ from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run, RunError, difference
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
 from vllm_flow.eval.tasks import Item, get_task
-from vllm_flow.plan import default_group_layers
+from vllm_flow.layout import default_group_layers
 
 BATCH_REQUESTS = 2048
 """Most requests in a batch: half of the finished requests whose footprint an engine remembers."""

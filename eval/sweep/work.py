@@ -14,7 +14,7 @@ import pyarrow as pa
 from vllm_flow.eval.sweep.policies import Policy
 from vllm_flow.eval.sweep.records import Key
 from vllm_flow.eval.tasks.base import Item
-from vllm_flow.plan import predict_blocks
+from vllm_flow.layout import predict_blocks
 
 WORK = pa.schema(
     [

@@ -17,7 +17,7 @@ from vllm_flow.demo.kinds import BY_KEY
 from vllm_flow.demo.measurements import Answer, Question
 from vllm_flow.demo.rows import summarise
 from vllm_flow.demo.serving import LONG, Asker, shuffled_jobs
-from vllm_flow.plan import TokenLayout, predict_blocks
+from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans
 

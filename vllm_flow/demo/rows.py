@@ -16,8 +16,9 @@ from vllm_flow.demo.measurements import Answer, Engine, Question, Results, Row, 
 from vllm_flow.eval.statistics.bootstrap import compare
 from vllm_flow.eval.statistics.intervals import accuracy, paired_difference
 from vllm_flow.eval.tasks.base import ratio
-from vllm_flow.plan import TokenLayout, predict_blocks, row_count_ideal
+from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.policy import FlowPolicy
+from vllm_flow.profile.ideal import row_count_ideal
 from vllm_flow.spans import ImageSpans
 
 SWAPS = 1999

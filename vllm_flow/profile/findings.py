@@ -50,7 +50,7 @@ class Prefill:
     seconds: Spread
     speedup: Spread
     ideal_rows: float
-    """Rows times layers, see :func:`vllm_flow.plan.row_count_ideal`."""
+    """Rows times layers, see :func:`vllm_flow.profile.ideal.row_count_ideal`."""
     ideal_flops: float
     """The same with the quadratic part of attention and the output head."""
 

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from vllm_flow.plan import row_count_ideal
 from vllm_flow.profile import engines, ideal, load, watching
 from vllm_flow.profile.engines import System
 from vllm_flow.profile.findings import Capacity, Decode, Prefill, Spread, ratios
-from vllm_flow.profile.ideal import ModelShape, Workload
+from vllm_flow.profile.ideal import ModelShape, Workload, row_count_ideal
 
 if TYPE_CHECKING:
     from vllm import LLM

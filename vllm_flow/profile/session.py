@@ -31,7 +31,7 @@ def profile(args: argparse.Namespace, scratch: Path) -> Results:
     from rich.console import Console
     from transformers import AutoConfig
 
-    from vllm_flow.plan import default_group_layers, storage_groups
+    from vllm_flow.layout import default_group_layers, storage_groups
     from vllm_flow.profile import rounds as measure
     from vllm_flow.profile import speed_figure, speed_tables
     from vllm_flow.profile.load import Limits

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.plan import storage_groups
+from vllm_flow.layout import storage_groups
 
 if TYPE_CHECKING:
     from vllm import LLM
