@@ -10,10 +10,13 @@ from typing import Any
 SPANS = ("system", "image", "user", "output")
 """What an answer's attention goes to, in the order of the prompt."""
 
-# Okabe and Ito's palette, told apart under the common kinds of colour blindness.
-SPAN_COLOURS = {"system": "#999999", "image": "#E69F00", "user": "#0072B2", "output": "#009E73"}
+# Okabe and Ito's palette, told apart under the common kinds of colour blindness; where colours carry
+# meaning, markers or line styles differ too.
+BLUE, AMBER, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+SKY, VERMILION, BLACK = "#56B4E9", "#D55E00", "#000000"
+SPAN_COLOURS = {"system": "#999999", "image": AMBER, "user": BLUE, "output": GREEN}
 SPAN_MARKERS = {"system": "s", "image": "o", "user": "^", "output": "D"}
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+COLOURS = (BLUE, AMBER, GREEN, PINK, SKY, VERMILION, BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 QUIET = "#555555"
 """Reference lines and their labels."""
@@ -36,22 +39,32 @@ RC: Any = {
 
 
 @contextlib.contextmanager
-def house() -> Iterator[Any]:
-    """matplotlib.pyplot in the house's style, without a display."""
+def house(**changes: Any) -> Iterator[Any]:
+    """matplotlib.pyplot in the house's style, without a display.
+
+    Args:
+        changes: what one figure does otherwise, as matplotlib's settings with `_` for `.`.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    with plt.rc_context(RC):
+    with plt.rc_context(RC | {name.replace("_", "."): value for name, value in changes.items()}):
         yield plt
 
 
-def save(plt: Any, figure: Any, stem: Path, dpi: int = 160) -> list[Path]:
-    """Write `stem`.png and `stem`.svg, the same bytes for the same figure; return their paths."""
+def save(
+    plt: Any, figure: Any, stem: Path, dpi: int = 160, transparent: bool = False
+) -> list[Path]:
+    """Write `stem`.png and `stem`.svg, the same bytes for the same figure; return their paths.
+
+    Args:
+        transparent: the SVG has no background, for pages that are light or dark.
+    """
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(stem.name + ending) for ending in (".png", ".svg")]
     figure.savefig(paths[0], dpi=dpi, metadata={"Software": None})
-    figure.savefig(paths[1], dpi=dpi, metadata={"Date": None})
+    figure.savefig(paths[1], dpi=dpi, metadata={"Date": None}, transparent=transparent)
     plt.close(figure)
     return paths

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.style import COLOURS, QUIET, house, save
-
-BLUE, ORANGE, GREEN = COLOURS[:3]
+from vllm_flow.style import AMBER, BLUE, GREEN, QUIET, VERMILION, house, save
 
 
 def draw(task: str, entry: Mapping[str, Any], num_layers: int, out: Path) -> list[Path]:
@@ -30,7 +28,7 @@ def draw(task: str, entry: Mapping[str, Any], num_layers: int, out: Path) -> lis
         if "attention" in evidence:
             draw_attention(axes[2], evidence["attention"], num_layers)
         for axis in axes:
-            axis.axvline(entry["flow_cliff"], color=ORANGE, linewidth=6, alpha=0.25, zorder=0)
+            axis.axvline(entry["flow_cliff"], color=AMBER, linewidth=6, alpha=0.25, zorder=0)
             axis.set_xlim(-0.7, num_layers + 0.7)
         axes[-1].set_xlabel("layers that see the image")
         axes[-1].xaxis.get_major_locator().set_params(integer=True)
@@ -49,7 +47,7 @@ def draw_loss(axis: Any, entry: Mapping[str, Any]) -> None:
     passed = {test["layer"]: test["passed"] for test in evidence["tests"]}
     kinds = (
         ("not tested", QUIET, "o", lambda layer: layer not in passed),
-        ("tested: failed", "#D55E00", "s", lambda layer: passed.get(layer) is False),
+        ("tested: failed", VERMILION, "s", lambda layer: passed.get(layer) is False),
         ("tested: passed", BLUE, "D", lambda layer: passed.get(layer) is True),
     )
     for label, colour, marker, belongs in kinds:
@@ -163,10 +161,10 @@ def draw_attention(axis: Any, attention: Mapping[str, Any], num_layers: int) -> 
         layers,
         [100 * mass["low"] for mass in masses],
         [100 * mass["high"] for mass in masses],
-        color=ORANGE, alpha=0.25, linewidth=0,
+        color=AMBER, alpha=0.25, linewidth=0,
     )  # fmt: skip
     axis.plot(
-        layers, [100 * mass["value"] for mass in masses], color=ORANGE, marker="^", markersize=4
+        layers, [100 * mass["value"] for mass in masses], color=AMBER, marker="^", markersize=4
     )
     axis.axhline(100 * attention["share"], color=QUIET, linewidth=1, linestyle=":")
     axis.set_ylim(0, None)

@@ -1,7 +1,6 @@
 """The report's figures: score, paired difference and cost against the cliff. (matplotlib only)
 
-Colours are Okabe and Ito's, told apart under the common kinds of colour blindness; shapes and line
-styles differ as well. Every figure is written as PNG and SVG; the numbers are in the CSV files.
+Every figure is written as PNG and SVG; the numbers are in the CSV files.
 """
 
 from __future__ import annotations
@@ -12,34 +11,16 @@ from typing import Any
 
 from vllm_flow.eval.report.results import Options, PolicyResult, Summary, TaskResult
 from vllm_flow.eval.report.text import is_share, metric_title, task_title
+from vllm_flow.style import AMBER, BLACK, BLUE, GREEN, PINK, QUIET, SKY, VERMILION, house, save
 
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
-OTHER = (PINK, "#E69F00", "#56B4E9", "#000000")
+OTHER = (PINK, AMBER, SKY, BLACK)
 """Kinds of policies that are neither cliffs nor downsampling, in order of appearance."""
 
-STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e9e9e9",
-    "axes.axisbelow": True,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.titlesize": 11,
-    "legend.frameon": False,
-    "svg.hashsalt": "vllm-flow",
-}
 COLUMNS = 3
 
 
 def draw_all(summary: Summary, directory: Path, options: Options) -> dict[str, Path]:
     """Write every figure that the run has points for; name -> SVG (a PNG lies beside it)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     tasks = [t for t in summary.tasks if any(r.answered for r in t.policies)]
     layers = summary.num_layers
     swept = [t for t in tasks if layers and len(on_axis(t, layers)) > 1]
@@ -51,15 +32,15 @@ def draw_all(summary: Summary, directory: Path, options: Options) -> dict[str, P
         ("tradeoff", priced, lambda axis, task: tradeoff(axis, task, summary)),
     ]
     written = {}
-    with plt.rc_context(STYLE):
+    with house(axes_titlesize=11) as plt:
         for name, chosen, draw in plans:
             if chosen:
                 figure = panels(plt, chosen, draw)
-                written[name] = save(plt, figure, directory / name)
+                _, written[name] = save(plt, figure, directory / name, transparent=True)
         if layers and len(saved_on_axis(summary)) > 1:
             figure, axis = plt.subplots(figsize=(5.4, 3.8), layout="constrained")
             saved(axis, summary)
-            written["savings"] = save(plt, figure, directory / "savings")
+            _, written["savings"] = save(plt, figure, directory / "savings", transparent=True)
     return written
 
 
@@ -86,15 +67,6 @@ def panels(plt: Any, tasks: Sequence[TaskResult], draw: Callable[[Any, TaskResul
         fontsize=9,
     )
     return figure
-
-
-def save(plt: Any, figure: Any, stem: Path) -> Path:
-    """PNG and SVG without a date, so that the same run gives the same files."""
-    figure.savefig(stem.with_suffix(".png"), dpi=170)
-    # Without a background, for pages that are light or dark.
-    figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None}, transparent=True)
-    plt.close(figure)
-    return stem.with_suffix(".svg")
 
 
 def on_axis(task: TaskResult, layers: int) -> list[tuple[int, PolicyResult]]:
@@ -138,13 +110,13 @@ def scores(axis: Any, task: TaskResult, layers: int) -> None:
     if task.baseline:
         axis.axhline(
             scale * task.baseline.values[task.headline].value,
-            color=GREY, ls="--", lw=1.2, label="baseline", zorder=1,
+            color=QUIET, ls="--", lw=1.2, label="baseline", zorder=1,
         )  # fmt: skip
     floor = next((r for _, r in points if r.policy.kind == "text-only"), None)
     if floor:
         axis.axhline(
             scale * floor.values[task.headline].value,
-            color=GREY, ls=":", lw=1.4, label="text only", zorder=1,
+            color=QUIET, ls=":", lw=1.4, label="text only", zorder=1,
         )  # fmt: skip
     reduced = [
         (r.policy.cliff, r.values[task.headline])
@@ -159,7 +131,7 @@ def scores(axis: Any, task: TaskResult, layers: int) -> None:
                 [scale * (v.value - v.low) for _, v in reduced],
                 [scale * (v.high - v.value) for _, v in reduced],
             ],
-            fmt="s", ms=5, mfc="white", color=ORANGE, elinewidth=1, capsize=2,
+            fmt="s", ms=5, mfc="white", color=VERMILION, elinewidth=1, capsize=2,
             label="fewer image tokens, prefill budget of that cliff",
         )  # fmt: skip
     _mark_cliff(axis, task)
@@ -185,7 +157,7 @@ def differences(axis: Any, task: TaskResult, layers: int, options: Options) -> N
     scale = _scale(task)
     tolerance = scale * options.tolerance
     axis.axhspan(-tolerance, tolerance, color=GREEN, alpha=0.12, lw=0, label="tolerance")
-    axis.axhline(0, color=GREY, lw=1.2, ls="--", label="baseline")
+    axis.axhline(0, color=QUIET, lw=1.2, ls="--", label="baseline")
     found = [
         (layer, r.against[task.headline])
         for layer, r in on_axis(task, layers)
@@ -225,7 +197,7 @@ def tradeoff(axis: Any, task: TaskResult, summary: Summary) -> None:
     others = [k for k in kinds if k not in ("baseline", "cliff", "text-only", "downsample")]
     groups: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
         ("cliff", ("cliff", "text-only", "baseline"), {"fmt": "-o", "color": BLUE, "ms": 4}),
-        ("fewer image tokens", ("downsample",), {"fmt": ":s", "color": ORANGE, "mfc": "white", "ms": 5}),
+        ("fewer image tokens", ("downsample",), {"fmt": ":s", "color": VERMILION, "mfc": "white", "ms": 5}),
     ]  # fmt: skip
     groups += [
         (kind, (kind,), {"fmt": "D", "color": OTHER[n % len(OTHER)], "ms": 5})
@@ -246,7 +218,7 @@ def tradeoff(axis: Any, task: TaskResult, summary: Summary) -> None:
     if task.baseline:
         axis.axhline(
             scale * task.baseline.values[task.headline].value,
-            color=GREY, ls="--", lw=1.2, label="baseline", zorder=1,
+            color=QUIET, ls="--", lw=1.2, label="baseline", zorder=1,
         )  # fmt: skip
     axis.set_xlabel("prefill rows computed, % of the baseline")
     axis.set_xlim(None, 103)
@@ -268,7 +240,7 @@ def saved(axis: Any, summary: Summary) -> None:
     points = saved_on_axis(summary)
     for label, name, look in (
         ("prefill rows", "prefill_share", {"color": BLUE, "marker": "o"}),
-        ("KV-cache blocks", "kv_share", {"color": ORANGE, "marker": "s", "ls": "--"}),
+        ("KV-cache blocks", "kv_share", {"color": VERMILION, "marker": "s", "ls": "--"}),
     ):
         group = [(x, getattr(s, name)) for x, s in points if getattr(s, name) is not None]
         if group:

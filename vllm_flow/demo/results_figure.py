@@ -5,42 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vllm_flow import style
 from vllm_flow.demo.kinds import BY_KEY, HEADLINE, Kind
 from vllm_flow.demo.measurements import Results
 from vllm_flow.demo.rows import equal_from, level_text
+from vllm_flow.style import house, save
 
 STYLES = {
-    "yes_no": ("#0072B2", "o"),
-    "choice": ("#E69F00", "s"),
-    "words": ("#D55E00", "^"),
-    "captions": ("#009E73", "D"),
-    "unseen_style": ("#CC79A7", "v"),
+    "yes_no": (style.BLUE, "o"),
+    "choice": (style.AMBER, "s"),
+    "words": (style.VERMILION, "^"),
+    "captions": (style.GREEN, "D"),
+    "unseen_style": (style.PINK, "v"),
 }
-"""Kind -> colour and marker. Okabe and Ito's palette, told apart under the common kinds of colour
-blindness; markers differ."""
+"""Kind -> colour and marker."""
 FILLED = "Filled points: from there on no difference to the baseline can be told."
 BLUE = STYLES[HEADLINE][0]
-IDEAL = "#555555"
+IDEAL = style.QUIET
 
 
 def draw(results: Results, directory: Path) -> list[Path]:
     """Write `curve.png` and `curve.svg` into the directory; return their paths."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    style = {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "#e6e6e6",
-        "axes.axisbelow": True,
-        "legend.frameon": False,
-        "svg.hashsalt": "vllm-flow",
-    }
-    with plt.rc_context(style):
+    with house() as plt:
         figure, axes = plt.subplots(
             1, 3, figsize=(14, 5.6), layout="constrained", width_ratios=[1.5, 1, 1]
         )
@@ -55,11 +41,7 @@ def draw(results: Results, directory: Path) -> list[Path]:
             axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(-0.02, -0.12))
         axes[0].get_legend().set(alignment="left")
         axes[0].get_legend().set_title(FILLED, {"size": 9})
-        paths = [directory / "curve.png", directory / "curve.svg"]
-        figure.savefig(paths[0], dpi=160)
-        figure.savefig(paths[1], metadata={"Date": None})
-        plt.close(figure)
-    return paths
+        return save(plt, figure, directory / "curve")
 
 
 def draw_answers(axis: Any, results: Results) -> None:
@@ -77,7 +59,7 @@ def draw_answers(axis: Any, results: Results) -> None:
         )  # fmt: skip
     axis.set_ylim(-3, 103)
     axis.set_ylabel("right answers (captions: things found), %")
-    axis.set_title("Answers, by kind of question", loc="left", fontweight="bold")
+    axis.set_title("Answers, by kind of question")
 
 
 GUESSED = (HEADLINE, "choice")
@@ -161,7 +143,7 @@ def draw_speed(axis: Any, results: Results) -> None:
     axis.axhline(1, color=IDEAL, linewidth=1, linestyle=":")
     axis.set_ylim(0, None)
     axis.set_ylabel("times faster than the baseline")
-    axis.set_title("Prefill speed-up", loc="left", fontweight="bold")
+    axis.set_title("Prefill speed-up")
 
 
 def draw_blocks(axis: Any, results: Results) -> None:
@@ -186,4 +168,4 @@ def draw_blocks(axis: Any, results: Results) -> None:
     )
     axis.set_ylim(0, None)
     axis.set_ylabel("KV blocks per yes/no question")
-    axis.set_title("Memory: KV-cache blocks", loc="left", fontweight="bold")
+    axis.set_title("Memory: KV-cache blocks")

@@ -6,11 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_flow.profile.findings import Results
-
-# Okabe and Ito's palette, told apart under the common kinds of colour blindness; hatches and
-# markers differ too.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
-IDEAL = "#444444"
+from vllm_flow.style import COLOURS, QUIET, house, save
 
 
 def draw(results: Results, directory: Path) -> list[Path]:
@@ -27,37 +23,16 @@ def draw(results: Results, directory: Path) -> list[Path]:
     ]
     if not panels:
         return []
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    style = {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "grid.color": "#e6e6e6",
-        "axes.axisbelow": True,
-        "legend.frameon": False,
-        "svg.hashsalt": "vllm-flow",
-    }
-    with plt.rc_context(style):
+    with house(axes_grid_axis="y") as plt:
         figure, axes = plt.subplots(
             1, len(panels), figsize=(4.6 * len(panels), 4.4), layout="constrained", squeeze=False
         )
         for axis, panel in zip(axes[0], panels, strict=True):
             panel(axis, results)
-            axis.axhline(1, color=IDEAL, linewidth=0.8)
+            axis.axhline(1, color=QUIET, linewidth=0.8)
             axis.set_ylabel("times stock vLLM")
             axis.set_ylim(0, None)
-        paths = [directory / "profile.png", directory / "profile.svg"]
-        directory.mkdir(parents=True, exist_ok=True)
-        figure.savefig(paths[0], dpi=160)
-        figure.savefig(paths[1], metadata={"Date": None})
-        plt.close(figure)
-    return paths
+        return save(plt, figure, directory / "profile")
 
 
 def _bars(
@@ -94,7 +69,7 @@ def _bars(
             [value[3] for value in values],
             [place - width * 0.46 for place in places],
             [place + width * 0.46 for place in places],
-            color=IDEAL,
+            color=QUIET,
             linewidth=2,
             linestyle=(0, (2, 1)),
             label="ideal" if first else None,
