@@ -8,7 +8,7 @@ counted. Unknown kinds of policies are compared like any other, but have no plac
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,14 +106,7 @@ def _task_result(
     layers: int | None,
     options: Options,
 ) -> TaskResult:
-    scores = {
-        policy.name: {
-            item.id: task.score(item, rows[policy.name][item.id]["answer"])
-            for item in items
-            if rows[policy.name].get(item.id, {}).get("answer") is not None
-        }
-        for policy in policies
-    }
+    scores = {policy.name: _scored(task, items, rows[policy.name]) for policy in policies}
     units = {item.id: item.image or f"item {item.id}" for item in items}
     base = next((p.name for p in policies if p.kind == "baseline" and scores[p.name]), None)
     answered = [p.name for p in policies if scores[p.name]]
@@ -125,28 +118,7 @@ def _task_result(
     beside = _compare(task, pairs, units, options, swaps=options.swaps)
     distinct = len(set(units.values()))
     means = _is_mean(alone, answered, scores) if task.binary and distinct == len(items) else set()
-    metrics = tuple(sorted(alone, key=lambda m: m != task.headline)) or (task.headline,)
-
-    against: dict[str, dict[str, Compared]] = {name: {} for name in compared}
-    for metric, comparisons in beside.items():
-        if metric in means:
-            both = zip(pairs, comparisons, strict=True)
-            comparisons = [_exact(*pair, found, options) for pair, found in both]
-        corrected = holm([c.p_value for c in comparisons])
-        for name, comparison, p, pair in zip(compared, comparisons, corrected, pairs, strict=True):
-            against[name][metric] = Compared(
-                comparison,
-                p,
-                _detectable(comparison, len(pair[0]), len(compared), options),
-                judge(
-                    comparison.difference,
-                    p,
-                    identical=comparison.identical,
-                    higher_is_better=task.higher_is_better,
-                    tolerance=options.tolerance,
-                    level=options.level,
-                ),
-            )
+    against = _against(task, compared, pairs, beside, means, options)
     results = []
     for policy in policies:
         name, given = policy.name, rows[policy.name]
@@ -181,11 +153,56 @@ def _task_result(
         len(items),
         distinct,
         frozenset(means),
-        metrics,
+        tuple(sorted(alone, key=lambda m: m != task.headline)) or (task.headline,),
         tuple(results),
         _found(results, task, layers, options),
         scores,
     )
+
+
+def _scored(task: Task, items: Sequence[Item], given: Mapping[str, AnswerRow]) -> dict[str, Scored]:
+    """The scores of the items that have an answer."""
+    answers = ((item, given.get(item.id, {}).get("answer")) for item in items)
+    return {item.id: task.score(item, said) for item, said in answers if said is not None}
+
+
+def _against(
+    task: Task,
+    compared: Sequence[str],
+    pairs: Sequence[tuple[ScoresById, ScoresById]],
+    beside: Mapping[str, Sequence[Comparison]],
+    means: Collection[str],
+    options: Options,
+) -> dict[str, dict[str, Compared]]:
+    """Policy -> metric -> its comparison with the baseline, corrected over the policies.
+
+    Args:
+        compared: the policies that share answered items with the baseline; `pairs` are their scores
+            on these, `beside` their resampled comparisons by metric.
+        means: metrics that are shares of right answers to questions about distinct pictures: for
+            these the exact comparison takes the resampled one's place.
+    """
+    against: dict[str, dict[str, Compared]] = {name: {} for name in compared}
+    for metric, comparisons in beside.items():
+        if metric in means:
+            both = zip(pairs, comparisons, strict=True)
+            comparisons = [_exact(*pair, found, options) for pair, found in both]
+        corrected = holm([c.p_value for c in comparisons])
+        for name, comparison, p, pair in zip(compared, comparisons, corrected, pairs, strict=True):
+            against[name][metric] = Compared(
+                comparison,
+                p,
+                _detectable(comparison, len(pair[0]), len(compared), options),
+                judge(
+                    comparison.difference,
+                    p,
+                    identical=comparison.identical,
+                    higher_is_better=task.higher_is_better,
+                    tolerance=options.tolerance,
+                    level=options.level,
+                ),
+            )
+    return against
 
 
 ScoresById = Mapping[str, Scored]

@@ -83,75 +83,116 @@ def compare(
     Raises:
         ValueError: shapes that do not fit, or no unit.
     """
-    if baseline.shape != treatment.shape or baseline.ndim != 3 or baseline.shape[2] != len(names):
-        raise ValueError(
-            f"counts must be two arrays [treatments, units, {len(names)}], "
-            f"got {baseline.shape} and {treatment.shape}"
-        )
-    treatments, units, kinds = baseline.shape
-    if not units or not treatments:
-        raise ValueError("a comparison needs at least one treatment and one unit")
-
-    def evaluate(sums: Array) -> dict[str, Array]:
-        """[..., P, K] -> [..., P] per metric."""
-        found = metrics({name: sums[..., k] for k, name in enumerate(names)})
-        return {
-            name: np.broadcast_to(np.asarray(value, dtype=np.float64), sums.shape[:-1])
-            for name, value in found.items()
-        }
+    treatments, units, kinds = _common_shape(baseline, treatment, len(names))
 
     both = np.stack([baseline, treatment])
+    total = both.sum(axis=2)
     flat = both.transpose(2, 0, 1, 3).reshape(units, -1)
-    total = flat.sum(axis=0)
-
-    def arms(sums: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        shaped = sums.reshape(-1, 2, treatments, kinds)
-        return evaluate(shaped[:, 0]), evaluate(shaped[:, 1])
-
     seeds = np.random.SeedSequence(seed).spawn(2)
+
+    def arms(sums: Array) -> Arms:
+        shaped = sums.reshape(-1, 2, treatments, kinds)
+        return _worth(names, shaped[:, 0], metrics), _worth(names, shaped[:, 1], metrics)
+
     here = arms(total[None])
     drawn = arms(np.concatenate([w @ flat for w in resampling(units, resamples, seeds[0])]))
-    without = arms(total - flat)
+    without = arms(flat.sum(axis=0) - flat)
     change = treatment - baseline
     moved = change.transpose(1, 0, 2).reshape(units, -1)
     shift = np.concatenate([s @ moved for s in swapping(units, swaps, seeds[1])])
     shift = shift.reshape(-1, treatments, kinds)
-    swapped = evaluate(baseline.sum(1) + shift), evaluate(treatment.sum(1) - shift)
-
+    swapped = (
+        _worth(names, baseline.sum(1) + shift, metrics),
+        _worth(names, treatment.sum(1) - shift, metrics),
+    )
     identical = ~np.any(np.abs(change) > NOISE, axis=(1, 2))
     present = np.any(np.abs(both) > NOISE, axis=(0, 3)).sum(axis=1)
-    result: dict[str, list[Comparison]] = {}
-    for name in here[0]:
-        difference = here[1][name][0] - here[0][name][0]
-        drawn_difference = drawn[1][name] - drawn[0][name]
-        extreme = np.abs(swapped[0][name] - swapped[1][name]) >= np.abs(difference) - NOISE
-        result[name] = []
-        for p in range(treatments):
-            bound = unseen_share(int(present[p]), confidence) if present[p] else 1.0
-            sides = [
-                interval(
-                    float(at[name][0, p]), sample[name][:, p], out[name][:, p], bound, confidence
-                )
-                for at, sample, out in zip(here, drawn, without, strict=True)
-            ]
-            result[name].append(
-                Comparison(
-                    baseline=sides[0],
-                    treatment=sides[1],
-                    difference=interval(
-                        float(difference[p]),
-                        drawn_difference[:, p],
-                        without[1][name][:, p] - without[0][name][:, p],
-                        bound,
-                        confidence,
-                        floor=-1.0,
-                    ),
-                    p_value=float((1 + extreme[:, p].sum()) / (1 + swaps)),
-                    standard_error=float(np.std(drawn_difference[:, p])),
-                    identical=bool(identical[p]),
-                )
+    bounds = [unseen_share(int(n), confidence) if n else 1.0 for n in present]
+    return {
+        name: [
+            _comparison(
+                _at(here, name, p),
+                _at(drawn, name, p),
+                _at(without, name, p),
+                _at(swapped, name, p),
+                bounds[p],
+                confidence,
+                identical=bool(identical[p]),
             )
-    return result
+            for p in range(treatments)
+        ]
+        for name in here[0]
+    }
+
+
+def _common_shape(baseline: Array, treatment: Array, kinds: int) -> tuple[int, int, int]:
+    if baseline.shape != treatment.shape or baseline.ndim != 3 or baseline.shape[2] != kinds:
+        raise ValueError(
+            f"counts must be two arrays [treatments, units, {kinds}], "
+            f"got {baseline.shape} and {treatment.shape}"
+        )
+    treatments, units, _ = baseline.shape
+    if not units or not treatments:
+        raise ValueError("a comparison needs at least one treatment and one unit")
+    return treatments, units, kinds
+
+
+Arms = tuple[dict[str, Array], dict[str, Array]]
+"""What baseline and treatment are worth, per metric."""
+
+
+def _at(arms: Arms, metric: str, treatment: int) -> tuple[Array, Array]:
+    """One metric of one treatment, [R] per arm."""
+    return arms[0][metric][:, treatment], arms[1][metric][:, treatment]
+
+
+def _worth(names: Sequence[str], sums: Array, metrics: Metrics) -> dict[str, Array]:
+    """[..., P, K] sums -> [..., P] per metric."""
+    found = metrics({name: sums[..., k] for k, name in enumerate(names)})
+    return {
+        name: np.broadcast_to(np.asarray(value, dtype=np.float64), sums.shape[:-1])
+        for name, value in found.items()
+    }
+
+
+def _comparison(
+    here: tuple[Array, Array],
+    drawn: tuple[Array, Array],
+    without: tuple[Array, Array],
+    swapped: tuple[Array, Array],
+    bound: float,
+    confidence: float,
+    *,
+    identical: bool,
+) -> Comparison:
+    """One metric of one treatment beside its baseline.
+
+    Args:
+        here, drawn, without, swapped: baseline and treatment on the sample ([1]), on its resamples,
+            without one unit each, and with arms swapped at random.
+        bound: share of units that the sample may have failed to show.
+    """
+    sides = [
+        interval(float(at[0]), sample, out, bound, confidence)
+        for at, sample, out in zip(here, drawn, without, strict=True)
+    ]
+    difference, drawn_difference = here[1][0] - here[0][0], drawn[1] - drawn[0]
+    extreme = np.abs(swapped[0] - swapped[1]) >= np.abs(difference) - NOISE
+    return Comparison(
+        baseline=sides[0],
+        treatment=sides[1],
+        difference=interval(
+            float(difference),
+            drawn_difference,
+            without[1] - without[0],
+            bound,
+            confidence,
+            floor=-1.0,
+        ),
+        p_value=float((1 + extreme.sum()) / (1 + len(extreme))),
+        standard_error=float(np.std(drawn_difference)),
+        identical=identical,
+    )
 
 
 def interval(

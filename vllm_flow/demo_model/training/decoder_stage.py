@@ -165,8 +165,7 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         log("lora", step=start, resumed=True)
     palette = training_palette(assets)
-    held = SceneSteps(palette, CHECK_SEED, CHECK_SCENES, PAGE_SHARE)[0]
-    held = machine.moved(held)
+    held = machine.moved(SceneSteps(palette, CHECK_SEED, CHECK_SCENES, PAGE_SHARE)[0])
     steps = SceneSteps(palette, LORA_SEED, budget.lora_batch, PAGE_SHARE)
     for step, batch in enumerate(steps.steps(start, budget.lora_steps, machine), start=start):
         for group in optimizer.param_groups:
