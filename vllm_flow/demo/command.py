@@ -16,16 +16,18 @@ from rich.console import Console
 
 from vllm_flow.demo import material, results_figure, results_page, results_table
 from vllm_flow.demo.kinds import HEADLINE
-from vllm_flow.demo.measurements import Question, Results
+from vllm_flow.demo.measurements import Answer, Question, Results
 from vllm_flow.demo.results_page import spread_over
 from vllm_flow.demo.rows import summarise
 from vllm_flow.demo.serving import Asker, EngineOptions, start_engine
 from vllm_flow.engine.process import quieten
 
-QUESTIONS = 48
+QUESTIONS = 32
 """Yes/no questions by default; the other kinds have their share of it."""
-CAPTION_CLIFFS = 8
-"""Cliffs at which captions are asked for, spread over the range: they take many steps."""
+FEW_CLIFFS = 6
+"""Cliffs, spread over the range, at which kinds are asked that are not asked at all of them."""
+STEP = 3
+"""Layers between two cliffs; the demo model's storage groups have as many."""
 TIMED_BATCH = 4
 """Yes/no questions in a batch whose prefill is timed."""
 WIDTH = 144
@@ -33,8 +35,8 @@ WIDTH = 144
 
 
 def default_cliffs(num_layers: int, quick: bool) -> list[int]:
-    """Every second layer, or about six values for a quick look; the baseline excluded."""
-    step = max(2, num_layers // 6) if quick else 2
+    """Every third layer, or about six values for a quick look; the baseline excluded."""
+    step = max(STEP, num_layers // 6) if quick else STEP
     return list(range(0, num_layers, step))
 
 
@@ -57,14 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cliffs",
         type=whole_numbers,
-        help="layers that see the whole image, as 0,4,30 or 0:30:2 (default: every second layer)",
+        help="layers that see the whole image, as 0,4,30 or 0:30:2 (default: every third layer)",
     )
     parser.add_argument(
         "--questions",
         type=int,
         help=f"yes/no questions (default: {QUESTIONS}); other kinds have their share of it",
     )
-    parser.add_argument("--rounds", type=int, default=4, help="rounds of prefill timing")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of prefill timing")
     parser.add_argument("--group-layers", type=int, help="layers per storage group")
     parser.add_argument("--dtype", help="float32 (default for the demo model), bfloat16 or float16")
     parser.add_argument("--kv-cache-gib", type=float, help="size of the KV-cache pool")
@@ -97,13 +99,17 @@ def run(args: argparse.Namespace) -> int:
     asker = Asker(llm, engine, build)
     console.print(
         f"{len(questions)} questions of {len({q.kind for q in questions})} kinds at {len(cliffs)} "
-        f"cliffs each (captions at {min(len(cliffs), CAPTION_CLIFFS)}), mixed in one engine "
+        f"cliffs each (captions at {min(len(cliffs), FEW_CLIFFS)}), mixed in one engine "
         f"({engine.num_layers} layers, {len(engine.group_starts)} storage groups)"
     )
-    answers = asker.ask(questions, cliffs, spread_over(cliffs, CAPTION_CLIFFS))
     rounds = min(args.rounds, 2) if args.quick else args.rounds
     speedups = asker.time_prefill(timed_batch(questions), cliffs, rounds) if rounds else {}
-    results = summarise(engine, questions, answers, speedups)
+    answers: list[Answer] = []
+    for done, found in asker.ask(questions, cliffs, spread_over(cliffs, FEW_CLIFFS)):
+        answers += found
+        results = summarise(engine, questions, answers, speedups)
+        for row in reversed([row for row in results.rows if row.cliff in done]):
+            console.print(results_table.line(row, results), soft_wrap=True)
     written = write_all(results, args.out)
     show(console, results, written, time.monotonic() - started)
     next_steps(console, options, questions[0], args.model is None)
@@ -134,7 +140,7 @@ def engine_options(args: argparse.Namespace, console: Console) -> EngineOptions 
     return EngineOptions(
         model=str(path),
         dtype=args.dtype or "float32",
-        group_layers=args.group_layers or 2,
+        group_layers=args.group_layers or STEP,
         max_model_len=512,
         kv_cache_bytes=pool or 2**30,
         block_size=32,  # vLLM's smallest on CPU; its default would hold a whole prompt

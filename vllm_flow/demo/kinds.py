@@ -36,6 +36,8 @@ class Kind:
     """Keys of `MEASURES`; the first is drawn, and compared with the baseline in sentences."""
     binary: bool = True
     """Whether every answer is right or wrong: intervals and tests differ."""
+    every_cliff: bool = True
+    """Whether it is asked at every cliff, or at a few: for what takes long or is shown by the way."""
 
 
 KINDS: tuple[Kind, ...] = (
@@ -89,6 +91,7 @@ KINDS: tuple[Kind, ...] = (
         rule="CHAIR's prompt, at most 64 tokens",
         measures=("found", "invented"),
         binary=False,
+        every_cliff=False,
     ),
     Kind(
         key="unseen_style",
@@ -101,6 +104,7 @@ KINDS: tuple[Kind, ...] = (
         share=1 / 3,
         max_tokens=4,
         rule="as yes/no",
+        every_cliff=False,
     ),
 )
 """In the order of the table; the first is the headline."""

@@ -1,6 +1,6 @@
 """What the demo measures, as plain records: the fields of `results.json`. (pure)
 
-Knows no engine, no files and no layout of tables or pages; `summary` makes rows of answers.
+Knows no engine, no files and no layout of tables or pages; `rows` makes rows of answers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from pathlib import Path
 from vllm_flow.demo.kinds import BY_KEY, KINDS, Kind
 from vllm_flow.eval.statistics.intervals import Interval
 from vllm_flow.eval.tasks.base import Item
+
+AGREEMENT = 1.3
+"""Largest over smallest of repeated times: on quiet cores 1.05 to 1.1, beside another process 1.5 and
+more."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,11 @@ class Spread:
     low: float
     high: float
     count: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the measurements tell one number, or were disturbed by something else."""
+        return self.high <= AGREEMENT * self.low
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,8 @@ def draw_speed(axis: Any, results: Results) -> None:
         linestyle="--",
         label="ideal: rows × layers saved",
     )
-    timed = [row for row in results.rows if row.speedup is not None]
+    timed = [row for row in results.rows if row.speedup is not None and row.speedup.agrees]
+    disturbed = [row for row in results.rows if row.speedup is not None and not row.speedup.agrees]
     if timed:
         middle = [row.speedup.median for row in timed]
         axis.errorbar(
@@ -140,6 +141,14 @@ def draw_speed(axis: Any, results: Results) -> None:
             elinewidth=1,
             label=f"measured: median and range of {timed[0].speedup.count} rounds",
         )
+    if disturbed:
+        axis.vlines(
+            [row.cliff for row in disturbed],
+            [row.speedup.low for row in disturbed],
+            [row.speedup.high for row in disturbed],
+            color=IDEAL, linewidth=1, linestyle=":",
+            label="rounds disagree: the machine was busy",
+        )  # fmt: skip
     axis.axhline(1, color=IDEAL, linewidth=1, linestyle=":")
     axis.set_ylim(0, None)
     axis.set_ylabel("times faster than the baseline")

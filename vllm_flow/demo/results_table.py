@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from vllm_flow.demo.kinds import HEADLINE, Kind
-from vllm_flow.demo.measurements import Results, Row, Score
+from vllm_flow.demo.measurements import AGREEMENT, Results, Row, Score, Spread
 from vllm_flow.demo.rows import equal_from, level_text
 from vllm_flow.eval.statistics.intervals import Interval
 
@@ -82,11 +82,30 @@ def cells(row: Row, results: Results) -> list[str]:
     if row.speedup is None:
         out.append("")
     else:
-        speed = row.speedup
-        out.append(f"{speed.median:.2f} [{speed.low:.2f}, {speed.high:.2f}]")
+        out.append(speed_text(row.speedup))
     out.append(f"{row.speedup_ideal:.2f}")
     out.append(f"{blocks_text(row.blocks)} / {blocks_text(row.blocks_predicted)}")
     return out
+
+
+def speed_text(speed: Spread) -> str:
+    """The median over rounds and their range, or that the rounds tell no number."""
+    spread = f"[{speed.low:.2f}, {speed.high:.2f}]"
+    return f"{speed.median:.2f} {spread}" if speed.agrees else f"disturbed {spread}"
+
+
+def line(row: Row, results: Results) -> str:
+    """One row in a short line, while others are still to come."""
+    parts = []
+    for kind in results.kinds:
+        scores = row.scores.get(kind.key, {})
+        shares = " / ".join(percent(scores[m].value.value) for m in kind.measures if scores)
+        if shares:
+            parts.append(f"{kind.short} {shares} %")
+    said = f"cliff {row.cliff:>2}: {', '.join(parts)}"
+    if row.speedup is not None:
+        said += f"; prefill × {speed_text(row.speedup)}, ideal {row.speedup_ideal:.2f}"
+    return f"{said}; {blocks_text(row.blocks)} KV blocks"
 
 
 def headings(results: Results) -> list[str]:
@@ -120,6 +139,8 @@ def asked_text(kind: Kind, results: Results) -> str:
     count = len(results.of_kind(kind.key))
     chance = results.chance(kind.key)
     said = f"{count} {kind.what} ({kind.rule}"
+    if not kind.every_cliff:
+        said += f"; at {len(results.cliffs_of(kind.key))} cliffs"
     return said + (f"; guessing gives {percent(chance)} %)" if chance else ")")
 
 
@@ -139,7 +160,7 @@ def notes(results: Results) -> list[str]:
         out.append(
             "found / invented: of the things in the pictures, the share that captions name; of the "
             "things they name, the share that is not there. By whole words, singular or plural, "
-            f"of the demo's list of things; at {len(results.cliffs_of('captions'))} cliffs."
+            "of the demo's list of things."
         )
     out += [
         f"Where no paired difference to the baseline excludes zero any more: {levels}. An observation "
@@ -154,11 +175,23 @@ def notes(results: Results) -> list[str]:
             f"{rows[0].speedup.count} rounds in which the same batch runs at every cliff; ideal: "
             "rows times layers. Without the vision tower and the preparation of pictures."
         )
+    disturbed = disturbed_rows(results)
+    if disturbed:
+        out.append(
+            f"Disturbed at {len(disturbed)} of {len(rows)} cliffs: something else wanted the cores, "
+            f"and rounds of the same work differ by more than a factor of {AGREEMENT}. No speed-up is "
+            "told or drawn for them; run it again on a quiet machine."
+        )
     out.append(
         f"Engine: vLLM {engine.vllm}, torch {engine.torch}, {engine.dtype}, {engine.device}; all "
         "kinds and cliffs in one engine, mixed in its batches."
     )
     return out
+
+
+def disturbed_rows(results: Results) -> list[Row]:
+    """Rows whose timing rounds do not agree."""
+    return [row for row in results.rows if row.speedup is not None and not row.speedup.agrees]
 
 
 def as_json(results: Results) -> dict[str, Any]:

@@ -27,8 +27,11 @@ CHUNK = 64
 """Requests handed to the engine at once: enough to mix cliffs, few enough for a live bar."""
 
 LONG = 16
-"""Kinds whose answers may have more tokens are asked by themselves: a few long answers would keep a
-batch of short ones going."""
+"""Output tokens from which on an answer counts as long."""
+
+MIXED = 2
+"""Cliffs that are asked side by side: they share the engine's batches, and the rest can follow as
+soon as they are done."""
 
 Job = tuple[Question, int]
 """A question and the cliff it is asked at."""
@@ -130,30 +133,30 @@ class Asker:
 
     def ask(
         self, questions: Sequence[Question], cliffs: Sequence[int], few: Sequence[int]
-    ) -> list[Answer]:
-        """Every question at every cliff, kinds with long answers at the `few`.
+    ) -> Iterator[tuple[list[int], list[Answer]]]:
+        """Every question at every cliff, or at the `few`, as its kind wants it.
 
-        Shuffled, so that each batch mixes kinds and cliffs.
+        Yields the cliffs that are done with their answers, some at a time: the baseline first, to
+        which the others are compared, then the deepest. Within them kinds and cliffs are shuffled,
+        so that each batch mixes them; long answers come by themselves, since a few would keep a
+        batch of short ones going.
         """
-        long = [q for q in questions if BY_KEY[q.kind].max_tokens > LONG]
-        short = [q for q in questions if BY_KEY[q.kind].max_tokens <= LONG]
-        return [
-            Answer(
-                question_id=question.id,
-                cliff=cliff,
-                said=said,
-                reading=material.read_answer(question, said),
-                prompt_tokens=took.prompt_tokens,
-                image_tokens=took.image_tokens,
-                computed_tokens=took.computed_tokens,
-                blocks=took.blocks,
+        deepest_first = sorted(cliffs, reverse=True)
+        for first in range(0, len(deepest_first), MIXED):
+            mixed = deepest_first[first : first + MIXED]
+            jobs = [
+                (question, cliff)
+                for question in questions
+                for cliff in mixed
+                if BY_KEY[question.kind].every_cliff or cliff in few
+            ]
+            random.Random(first).shuffle(jobs)
+            jobs.sort(key=lambda job: BY_KEY[job[0].kind].max_tokens > LONG)
+            what = f"asking, cliffs {' and '.join(str(cliff) for cliff in mixed)}"
+            yield (
+                mixed,
+                [answer_of(job, said, took) for job, said, took in self.run(jobs, what)],
             )
-            for jobs, what in (
-                (shuffled_jobs(short, cliffs), "asking"),
-                (shuffled_jobs(long, few), "captions"),
-            )
-            for (question, cliff), said, took in self.run(jobs, what)
-        ]
 
     def time_prefill(
         self, questions: Sequence[Question], cliffs: Sequence[int], rounds: int
@@ -183,11 +186,19 @@ class Asker:
         return ratios
 
 
-def shuffled_jobs(questions: Sequence[Question], cliffs: Sequence[int]) -> list[Job]:
-    """Every question at every cliff, in an order that is random and always the same."""
-    jobs = [(question, cliff) for question in questions for cliff in cliffs]
-    random.Random(0).shuffle(jobs)
-    return jobs
+def answer_of(job: Job, said: str, took: Footprint) -> Answer:
+    """What was said to a question at a cliff, read by its kind's rule."""
+    question, cliff = job
+    return Answer(
+        question_id=question.id,
+        cliff=cliff,
+        said=said,
+        reading=material.read_answer(question, said),
+        prompt_tokens=took.prompt_tokens,
+        image_tokens=took.image_tokens,
+        computed_tokens=took.computed_tokens,
+        blocks=took.blocks,
+    )
 
 
 def engine_seconds(outputs: Sequence[RequestOutput]) -> float:
