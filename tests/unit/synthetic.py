@@ -124,3 +124,8 @@ def synthetic_answer(question: Question, cliff: int, prompt: int, text: str) -> 
         computed_tokens=computed,
         blocks=predict_blocks(computed, layout, ENGINE.group_starts, ENGINE.block_size),
     )
+
+
+def answers_of(results: Results, kind: str, cliff: int) -> list[Answer]:
+    ids = {question.id for question in results.of_kind(kind)}
+    return [a for a in results.answers if a.cliff == cliff and a.question_id in ids]
