@@ -20,7 +20,7 @@ def register() -> None:
 
     vllm_config.apply(configure)
     input_processor.apply()
-    output_processor.apply(metrics.observe)
+    output_processor.apply(metrics)
 
 
 def configure(config: Any) -> None:
@@ -35,7 +35,7 @@ def configure(config: Any) -> None:
     from vllm_flow.engine.attention_log import check_log
     from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings, with_profile_read
     from vllm_flow.engine.support import check_supported
-    from vllm_flow.patches import endpoint_plugins
+    from vllm_flow.patches import core_client, endpoint_plugins, renderer
 
     options = config.additional_config
     if not isinstance(options, dict) or CONFIG_KEY not in options:
@@ -66,6 +66,8 @@ def configure(config: Any) -> None:
     )
     metrics.enable(config.model_config.served_model_name)
     endpoint_plugins.apply(_key_check)
+    renderer.apply()
+    core_client.apply()
 
 
 def _key_check() -> Any:
