@@ -12,7 +12,7 @@ import pytest
 import vllm.plugins
 from vllm.config import ParallelConfig, SchedulerConfig, VllmConfig
 from vllm.model_executor.layers.attention import Attention
-from vllm.multimodal.cache.base import BaseMultiModalProcessorCache
+from vllm.multimodal.cache import BaseMultiModalProcessorCache, LruKeyReplicatedReceiverCache
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 from vllm.v1.attention.backends.flash_attn import (
