@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,6 +150,7 @@ def test_every_route_whose_model_takes_keys_has_a_place() -> None:
     from vllm.entrypoints.scale_out.factories import register_scale_out_api_routers
 
     app = FastAPI()
+    app.state.args = SimpleNamespace(enable_scale_out=True, tokens_only=False)
     for router in (anthropic, chat, completion, responses):
         app.include_router(router)
     register_scale_out_api_routers(app, ("generate",))
