@@ -92,5 +92,17 @@ TARGETS = (
         "EngineCoreClient.make_async_mp_client",
         ("renderer",),
     ),
+    Target(
+        "run_batch",
+        "vllm.entrypoints.launchers.run_batch",
+        "BatchRequestInput.model_validate_json",
+        ("json_data",),
+    ),
+    Target(
+        "run_batch",
+        "vllm.entrypoints.launchers.run_batch",
+        "handle_endpoint_request",
+        ("request",),
+    ),
 )
 """Every function of vLLM that is replaced. torchvision's shim is no replacement: setup_env knows it."""

@@ -78,6 +78,20 @@ async def checked_json_request(raw_request: Request) -> None:
         raise RefusedRequest(str(error), parameter=error.key) from None
 
 
+def refusal_of(line: str, settings: FlowSettings) -> str | None:
+    """Why a line of ``vllm run-batch``, a request as JSON, is refused; None if it is not.
+
+    The runner calls vLLM's handlers without HTTP (``patches/run_batch.py``).
+    """
+    try:
+        check_once(line.encode("utf-8", "surrogatepass"))
+        request = json.loads(line)
+        check_body(request.get("body"), settings, PLACES.get(request.get("url")))
+    except PolicyError as error:
+        return str(error)
+    return None
+
+
 def check_body(
     body: Any, settings: FlowSettings | None, place: Sequence[str] | None = (XARGS,)
 ) -> None:
