@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 from vllm import SamplingParams
+from vllm.sampling_params import BeamSearchParams
 
 from tests.engine.cases import GQA, Ask, one_image, text_only, two_images
 from tests.engine.fixtures import OpenEngine
@@ -142,3 +143,21 @@ def test_no_outline_reaches_a_client(open_engine: OpenEngine) -> None:
         carried += [out.kv_transfer_params for out in engine.llm.llm_engine.step()]
     assert len(carried) == 4 and carried[:-1] == [None] * 3
     assert metrics.OUTLINE_KEY not in carried[-1][metrics.REPORT_KEY]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_beams_carry_the_operators_policy(open_engine: OpenEngine, allowed: bool) -> None:
+    """vLLM makes the beams' requests, several of one parameter object; a client's keys never get there."""
+    flow = {
+        "group_layers": 2,
+        "default_policy": {"flow_cliff": 1},
+        "allow_request_policy": allowed,
+    }
+    engine = open_engine(GQA, 2, additional_config={"vllm_flow": flow})
+    before = counted("cliff=1")
+    params = BeamSearchParams(beam_width=2, max_tokens=3, ignore_eos=True)
+    [out] = engine.llm.beam_search([engine.prompt(one_image(60))], params)
+    assert len(out.sequences) == 2
+    grown = {name: value - before[name] for name, value in counted("cliff=1").items()}
+    assert grown["vllm_flow:requests_total"] == 1 + 2 + 2
+    assert grown["vllm_flow:image_tokens_evicted_total"] == 5 * GQA.image_tokens

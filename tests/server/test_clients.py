@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.server.conftest import IMAGE_TOKENS, LAYERS
 from tests.server.requests import (
@@ -149,6 +150,7 @@ def victims() -> list[dict[str, Any]]:
     return bodies
 
 
+@pytest.mark.timeout(SECONDS + 600)
 def test_fuzz_one_client_cannot_change_anothers_answers(small: Server) -> None:
     bodies = victims()
     alone = [essence(small.post(CHAT, body)) for body in bodies]
@@ -195,6 +197,7 @@ def counted(server: Server) -> Counter[str]:
     return found
 
 
+@pytest.mark.timeout(SECONDS + 600)
 def test_fuzz_counters_add_up(small: Server) -> None:
     """Stops, aborts, errors, several answers, beams, streams, from several clients at once."""
     settle(small)

@@ -22,6 +22,7 @@ REFUSALS: dict[str, dict[str, Any]] = {
     "by the policy": {"vllm_xargs": {"flow_cliff": 2}, "prompt_logprobs": 1},
     "after rendering": {"max_tokens": 100_000},
     "by the key": {"vllm_xargs": {"flow_cliff": -1}},
+    "as it is sent": {"vllm_xargs": {"other": 1 << 70}},
 }
 
 
@@ -44,7 +45,9 @@ def tokens(answer: httpx.Response) -> list[int]:
 
 def refuse(server: Server, body: dict[str, Any]) -> None:
     answer = server.post(CHAT, body)
-    assert answer.status_code == 400, answer.text
+    # vLLM 0.32 itself calls what it cannot send a server error.
+    unsendable = "other" in body.get("vllm_xargs", {})
+    assert answer.status_code == (500 if unsendable else 400), answer.text
 
 
 @pytest.fixture(scope="module")

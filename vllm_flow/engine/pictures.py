@@ -180,12 +180,30 @@ def pass_through(client: Any, renderer: Any) -> None:
 
     def through(method: Any) -> Any:
         def add_request(request: Any) -> Any:
+            client = reference()
             if request.mm_features:
+                _check_can_be_sent(client, request)
                 # A list of its own: the n answers to one request share theirs.
                 request.mm_features = cache.send(request.mm_features)
-            return method(reference(), request)
+            return method(client, request)
 
         return add_request
 
     for name in ("add_request", "add_request_async"):
         setattr(client, name, through(getattr(type(client), name)))
+
+
+def _check_can_be_sent(client: Any, request: Any) -> None:
+    """Raise now what sending would raise: a request that cannot be encoded reaches no engine.
+
+    Clients bring that about, with an integer of 70 bits or half a surrogate pair in a field that vLLM
+    does not look at.
+    """
+    encoder = getattr(client, "encoder", None)
+    if encoder is None:  # the engine is in this process
+        return
+    features, request.mm_features = request.mm_features, None
+    try:
+        encoder.encode(request)
+    finally:
+        request.mm_features = features
