@@ -34,9 +34,6 @@ from vllm.multimodal.cache import (
 from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalKwargsItem
 from vllm.utils.cache import CacheInfo
 
-_UPDATES = "flow_prompt_updates"
-"""Attribute of a processed item: how it changes the prompt, which vLLM caches beside it."""
-
 
 def in_place_of(cache: Any, model_config: Any) -> Any:
     """The cache that the front end uses where vLLM would use ``cache``.
@@ -68,6 +65,9 @@ class SentPictures(BaseMultiModalProcessorCache):
         self._unsent: weakref.WeakValueDictionary[str, MultiModalKwargsItem] = (
             weakref.WeakValueDictionary()
         )
+        # How an item changes the prompt, by the item's id, for as long as the item lives. Not on the
+        # item, which an engine in this process would send to its workers.
+        self._updates: dict[int, Any] = {}
         # Prompts are rendered in threads of their own, requests are sent from the event loop.
         self._lock = threading.RLock()
         self._promised = threading.local()
@@ -104,7 +104,7 @@ class SentPictures(BaseMultiModalProcessorCache):
         """An item that rendering can use: what clients send processed says nothing of the prompt."""
         with self._lock:
             for item in (self._peek(mm_hash), self._unsent.get(mm_hash)):
-                if item is not None and getattr(item, _UPDATES, None):
+                if item is not None and self._updates.get(id(item)):
                     return item
         return None
 
@@ -123,11 +123,12 @@ class SentPictures(BaseMultiModalProcessorCache):
             known = self._find(mm_hash)
         if known is not None:
             self._hits += 1
-            return known, getattr(known, _UPDATES)
+            return known, self._updates[id(known)]
         assert mm_item is not None, f"Expected a cached item for {mm_hash=}"
         item, updates = mm_item
-        setattr(item, _UPDATES, updates)
         with self._lock:
+            self._updates[id(item)] = updates
+            weakref.finalize(item, self._updates.pop, id(item), None).atexit = False
             self._unsent[mm_hash] = item
         return item, updates
 
