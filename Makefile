@@ -127,6 +127,8 @@ SECONDS ?= 3600
 fuzz: setup
 	@VLLM_FLOW_FUZZ_SECONDS=$(SECONDS) VLLM_FLOW_FUZZ_SEED=$$(date +%s) \
 	    $(BIN)/python -m pytest tests/engine/test_stress.py -k fuzz -s
+	@VLLM_FLOW_FUZZ_SECONDS=$$(($(SECONDS) / 4)) VLLM_FLOW_FUZZ_SEED=$$(date +%s) \
+	    $(BIN)/python -m pytest tests/server/test_clients.py -k fuzz -s
 
 lint: setup
 	@$(BIN)/ruff check .

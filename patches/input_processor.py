@@ -25,7 +25,7 @@ def apply() -> None:
             settings = FlowSettings.of(self.vllm_config)
             if settings is None:
                 return original(self, request_id, prompt, params, *args, **kwargs)
-            with frontend.refusals(self.renderer, prompt):
+            with frontend.refusals():
                 frontend.check_params(params, settings)
                 request = original(self, request_id, prompt, params, *args, **kwargs)
                 frontend.check_request(request, settings)

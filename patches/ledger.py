@@ -57,9 +57,52 @@ TARGETS = (
     Target(
         "output_processor",
         "vllm.v1.engine.output_processor",
+        "OutputProcessor.add_request",
+        ("self", "request"),
+    ),
+    Target(
+        "output_processor",
+        "vllm.v1.engine.output_processor",
         "OutputProcessor.process_outputs",
         ("self", "engine_core_outputs"),
     ),
+    Target(
+        "output_processor",
+        "vllm.v1.engine.output_processor",
+        "OutputProcessor._update_stats_from_finished",
+        ("self", "req_state"),
+    ),
+    Target(
+        "output_processor",
+        "vllm.v1.engine.output_processor",
+        "RequestState.make_request_output",
+        ("new_token_ids", "pooling_output", "finish_reason", "stop_reason", "kv_transfer_params"),
+    ),
     Target("endpoint_plugins", "vllm.plugins", "load_endpoint_plugins", ("supported_tasks",)),
+    Target("renderer", "vllm.renderers.base", "processor_cache_from_config", ("vllm_config",)),
+    Target(
+        "core_client",
+        "vllm.v1.engine.core_client",
+        "EngineCoreClient.make_client",
+        ("renderer",),
+    ),
+    Target(
+        "core_client",
+        "vllm.v1.engine.core_client",
+        "EngineCoreClient.make_async_mp_client",
+        ("renderer",),
+    ),
+    Target(
+        "run_batch",
+        "vllm.entrypoints.launchers.run_batch",
+        "BatchRequestInput.model_validate_json",
+        ("json_data",),
+    ),
+    Target(
+        "run_batch",
+        "vllm.entrypoints.launchers.run_batch",
+        "handle_endpoint_request",
+        ("request",),
+    ),
 )
 """Every function of vLLM that is replaced. torchvision's shim is no replacement: setup_env knows it."""

@@ -12,7 +12,7 @@ import pytest
 import vllm.plugins
 from vllm.config import ParallelConfig, SchedulerConfig, VllmConfig
 from vllm.model_executor.layers.attention import Attention
-from vllm.multimodal.cache.base import BaseMultiModalProcessorCache
+from vllm.multimodal.cache import BaseMultiModalProcessorCache, LruKeyReplicatedReceiverCache
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 from vllm.v1.attention.backends.flash_attn import (
@@ -26,8 +26,9 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.input_processor import InputProcessor
-from vllm.v1.engine.output_processor import OutputProcessor
+from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.gpu.cudagraph_utils import prepare_inputs_to_capture
@@ -86,11 +87,17 @@ from vllm_flow.patches import endpoint_plugins, input_processor, output_processo
         (KVCacheSpecRegistry.register, ["kvcache_spec_cls", "manager_class"]),
         (AttentionGroup.build_metadata, ["common_attn_metadata"]),
         (InputProcessor.process_inputs, ["request_id", "prompt", "params"]),
+        (OutputProcessor.add_request, ["request"]),
         (OutputProcessor.process_outputs, ["engine_core_outputs"]),
+        (OutputProcessor._update_stats_from_finished, ["req_state", "finish_reason"]),
+        (RequestState.make_request_output, ["finish_reason", "kv_transfer_params"]),
         (Scheduler._free_request, ["request", "delay_free_blocks"]),
         (KVCacheManager.get_computed_blocks, ["request"]),
         (BlockPool._insert_block_hash, ["block_hash_with_group_id", "block", "num_tokens"]),
         (BaseMultiModalProcessorCache.invalidate, ["mm_hash"]),
+        (LruKeyReplicatedReceiverCache.get_and_update_item, ["mm_item", "mm_hash"]),
+        (EngineCoreClient.add_request, ["request"]),
+        (EngineCoreClient.add_request_async, ["request"]),
         (vllm.plugins.load_endpoint_plugins, ["supported_tasks"]),
     ],
     ids=lambda value: getattr(value, "__qualname__", None),
@@ -107,7 +114,7 @@ def test_a_seam_is_where_we_stand(function: Callable[..., Any], parameters: list
         (ParallelConfig, {"worker_cls"}),
         (SchedulerConfig, {"scheduler_cls", "async_scheduling"}),
         (VllmConfig, {"additional_config"}),
-        (EngineCoreOutput, {"finish_reason", "kv_transfer_params"}),
+        (EngineCoreOutput, {"finish_reason", "kv_transfer_params", "prefill_stats"}),
         (NewRequestData, {"req_id", "prompt_token_ids", "mm_features", "sampling_params"}),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -177,5 +184,8 @@ def patched() -> list[Callable[..., Any]]:
     return [
         VllmConfig.__post_init__,
         InputProcessor.process_inputs,
+        OutputProcessor.add_request,
         OutputProcessor.process_outputs,
+        OutputProcessor._update_stats_from_finished,
+        RequestState.make_request_output,
     ]

@@ -17,6 +17,8 @@ STRONGEST = 1
 GROUP_LAYERS = 2
 KV_BYTES = 8 << 20
 """256 blocks of 32 tokens and two layers: about 20 requests with a picture and no policy."""
+PICTURE_CACHE_GB = 0.001
+"""Three pictures: every server's cache is full some day, and this one's is from the start."""
 WITHOUT_WHITESPACE = {"backend": "xgrammar", "disable_any_whitespace": True}
 """The small model, held to JSON, would write blank lines for ever."""
 
@@ -31,6 +33,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         *("--additional-config", json.dumps({"vllm_flow": settings})),
         *("--structured-outputs-config", json.dumps(WITHOUT_WHITESPACE)),
         "--enable-prompt-tokens-details",
+        "--enable-scale-out",
+        *("--mm-processor-cache-gb", str(PICTURE_CACHE_GB)),
     ]
     log = tmp_path_factory.mktemp("small") / "server.log"
     with serve(assemble_small(), arguments, log) as running:

@@ -6,11 +6,12 @@ OpenAI-compatible server answers it with HTTP 400.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from vllm.exceptions import VLLMClientError, VLLMValidationError
+from vllm.exceptions import VLLMValidationError
 
 from vllm_flow.engine.prefix import SALT_MARK, policy_salt
 from vllm_flow.engine.requests import token_layout
@@ -27,30 +28,12 @@ class RefusedRequest(VLLMValidationError, ValueError):
 
 
 @contextmanager
-def refusals(renderer: Any, prompt: Any) -> Iterator[None]:
-    """Turn refusals into what vLLM reports to clients, and let refused pictures be sent again.
-
-    vLLM processes pictures before it validates the request, and from then on takes them for known
-    to the engine. Unless it is told to forget them, the next good request with the same picture
-    would go out without it and fail.
-    """
+def refusals() -> Iterator[None]:
+    """Turn refusals into what vLLM reports to clients."""
     try:
         yield
     except PolicyError as error:
-        _forget_pictures(renderer, prompt)
         raise RefusedRequest(str(error), parameter=error.key) from None
-    except (ValueError, VLLMClientError):
-        _forget_pictures(renderer, prompt)
-        raise
-
-
-def _forget_pictures(renderer: Any, prompt: Any) -> None:
-    cache = renderer.mm_processor_cache
-    if cache is None or not isinstance(prompt, dict):
-        return
-    for hashes in prompt.get("mm_hashes", {}).values():
-        for picture in hashes:
-            cache.invalidate(picture)
 
 
 def check_params(params: Any, settings: FlowSettings) -> None:
@@ -103,6 +86,8 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
     params = request.sampling_params
     if params is None:
         return
+    if params.skip_clone:  # the caller's own object, which serves further requests
+        params = request.sampling_params = copy.copy(params)
     own_keys = dict(params.extra_args or {})
     task = own_keys.pop(TASK_KEY, None)
     if request.resumable and parse_log(own_keys, settings.num_layers) is not None:
@@ -120,6 +105,8 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
     layout = token_layout(params, request.mm_features or (), settings.num_layers)
     obstacle = None if layout is None else _obstacle(request, layout)
     if layout is None or (obstacle is not None and default is not None):
+        # Nothing behind the front end is told of a policy that evicts nothing.
+        own_keys.pop(CLIFF_KEY, None)
         params.extra_args = own_keys or None
     elif obstacle is not None:
         raise PolicyError(CLIFF_KEY, layout.cliff, obstacle)

@@ -2,8 +2,12 @@
 
 ``vllm_xargs`` is declared as a mapping to strings, numbers and lists: pydantic reads JSON ``true`` as
 the number 1, which is a layer, and refuses ``null`` in words that do not say what is allowed. Keys
-beside ``vllm_xargs`` are ignored, and of a key that is sent twice, JSON keeps the last. Here each
-is HTTP 400 with a sentence. What is wrong only in view of the prompt is left to ``frontend``.
+anywhere else are ignored, as are all keys where vLLM makes requests of its own, and of a key that is
+sent twice, JSON keeps the last. Here each is HTTP 400 with a sentence. What is wrong only in view of
+the prompt is left to ``frontend``.
+
+A name that begins with ``flow_`` is this extension's in every object of a body but those whose names
+the client's own data fixes: JSON schemas of tools and answers, and arguments of tool calls.
 
 Seams: vLLM's endpoint plugins, which are handed the finished FastAPI application
 (``patches/endpoint_plugins.py``), and FastAPI's ``dependency_overrides``, since every route with a
@@ -13,6 +17,7 @@ JSON body depends on ``validate_json_request``. FastAPI has parsed the body by t
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,6 +29,23 @@ from vllm_flow.policy import KEY_PREFIX, PolicyError
 
 XARGS = "vllm_xargs"
 STATE = "vllm_flow_settings"
+BEAMS = "use_beam_search"
+
+_CREATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+PLACES: dict[str, tuple[str, ...]] = {
+    **{path + end: (XARGS,) for path in _CREATING for end in ("", "/render")},
+    "/v1/chat/completions/batch": (XARGS,),
+    "/invocations": (XARGS,),
+    "/inference/v1/generate": ("sampling_params", "extra_args"),
+}
+"""Of each route that takes keys, the way through its body to their object; other routes take none."""
+
+_CONTAINERS = frozenset(name for place in PLACES.values() for name in place)
+
+_DESCRIBED = ("tools", "functions", "response_format", "structured_outputs", "text")
+"""Fields of a body under which JSON schemas stand ..."""
+_SCHEMAS = ("parameters", "input_schema", "schema", "json_schema", "json")
+"""... as these."""
 
 
 class KeyCheck:
@@ -43,52 +65,124 @@ class KeyCheck:
 async def checked_json_request(raw_request: Request) -> None:
     """vLLM's own check of the content type, then ours of the keys."""
     await validate_json_request(raw_request)
-    settings = getattr(raw_request.app.state, STATE, None)
     raw = await raw_request.body()
-    if settings is None or not raw:
-        return
+    route = getattr(raw_request.scope.get("route"), "path", raw_request.url.path)
+    try:
+        body = await raw_request.json() if raw else None
+    except (ValueError, RecursionError):
+        return  # no JSON: for vLLM to refuse
     try:
         check_once(raw)
-        check_body(await raw_request.json(), settings)
+        check_body(body, getattr(raw_request.app.state, STATE, None), PLACES.get(route))
     except PolicyError as error:
         raise RefusedRequest(str(error), parameter=error.key) from None
 
 
-def check_body(body: Any, settings: FlowSettings) -> None:
+def refusal_of(line: str, settings: FlowSettings) -> str | None:
+    """Why a line of ``vllm run-batch``, a request as JSON, is refused; None if it is not.
+
+    The runner calls vLLM's handlers without HTTP (``patches/run_batch.py``).
+    """
+    try:
+        check_once(line.encode("utf-8", "surrogatepass"))
+        request = json.loads(line)
+        check_body(request.get("body"), settings, PLACES.get(request.get("url")))
+    except PolicyError as error:
+        return str(error)
+    return None
+
+
+def check_body(
+    body: Any, settings: FlowSettings | None, place: Sequence[str] | None = (XARGS,)
+) -> None:
     """Check the keys of a parsed body; whatever else is wrong with it is for vLLM to refuse.
 
+    Args:
+        settings: None where there is no engine, which leaves the values to the one that gets them.
+        place: the way to the object that holds keys, see :data:`PLACES`; None where none does.
+
     Raises:
-        PolicyError: a ``flow_*`` key beside ``vllm_xargs``; see also
+        PolicyError: a ``flow_*`` key anywhere else, or beside beam search; see also
             :func:`vllm_flow.engine.frontend.check_keys`.
     """
     if not isinstance(body, dict):
         return
-    for key, value in body.items():
-        if key.startswith(KEY_PREFIX):
-            reason = f'this key belongs into the object "{XARGS}", and would be ignored here.'
-            raise PolicyError(key, value, reason)
-    keys = body.get(XARGS)
+    keys: Any = body if place is not None else None
+    for step in place or ():
+        keys = keys.get(step) if isinstance(keys, dict) else None
     if isinstance(keys, dict):
-        check_keys(keys, settings)
+        if settings is not None:
+            check_keys(keys, settings)
+        own = next((key for key in keys if key.startswith(KEY_PREFIX)), None)
+        if own is not None and body.get(BEAMS) not in (None, False):
+            reason = (
+                "beam search makes requests of its own, which would not carry this key; leave out "
+                f'"{BEAMS}", or the key.'
+            )
+            raise PolicyError(own, keys[own], reason)
+    for key, value in _strays(body, keys):
+        raise PolicyError(key, value, _belongs(place))
+
+
+def _belongs(place: Sequence[str] | None) -> str:
+    if place is None:
+        return "this route makes no use of such keys; leave it out."
+    *outer, last = place
+    return (
+        f'this key belongs into the object "{last}"'
+        + "".join(f' of "{name}"' for name in reversed(outer))
+        + ", and would be ignored here."
+    )
+
+
+def _strays(body: dict[str, Any], keys: Any) -> Iterator[tuple[str, Any]]:
+    """Every ``flow_*`` key of a body that does not stand in the object ``keys``."""
+    waiting: list[tuple[Any, str | None]] = [(body, None)]
+    while waiting:
+        node, field = waiting.pop()
+        if isinstance(node, list):
+            waiting += [(item, field) for item in node if isinstance(item, (dict, list))]
+            continue
+        for key, value in node.items():
+            if key.startswith(KEY_PREFIX) and node is not keys:
+                yield key, value
+            if isinstance(value, (dict, list)) and not _clients_own(node, key, field):
+                waiting.append((value, key if field is None else field))
+
+
+def _clients_own(node: dict[str, Any], key: str, field: str | None) -> bool:
+    """Whether the names under ``node[key]`` are those of the client's data.
+
+    Args:
+        field: the field of the body under which ``node`` stands, None for the body itself.
+    """
+    if field in _DESCRIBED:
+        return key in _SCHEMAS
+    return (
+        field is not None
+        and (key == "input" and node.get("type") == "tool_use")
+        or (key == "arguments" and field in ("messages", "input") and "name" in node)
+    )
 
 
 def check_once(raw: bytes) -> None:
     """Check that no key of ours is sent twice, of which a JSON parser keeps the last.
 
     Args:
-        raw: a body that is valid JSON.
+        raw: a body that is valid JSON, in any of JSON's encodings, or nothing.
 
     Raises:
-        PolicyError: a ``flow_*`` key, or ``vllm_xargs``, more than once in one object.
+        PolicyError: a ``flow_*`` key, or an object that may hold one, more than once in one object.
     """
-    if max(raw.count(b'"' + KEY_PREFIX.encode()), raw.count(b'"' + XARGS.encode())) > 1:
-        json.loads(raw, object_pairs_hook=_refuse_repeated)
+    text = raw.decode(json.detect_encoding(raw), "surrogatepass")
+    if KEY_PREFIX in text or "\\u" in text:  # a letter may be written as an escape
+        json.loads(text, object_pairs_hook=_refuse_repeated)
 
 
 def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found and (key.startswith(KEY_PREFIX) or key == XARGS):
+        if key in found and (key.startswith(KEY_PREFIX) or key in _CONTAINERS):
             raise PolicyError(key, value, "this key is there more than once; send it once.")
         found[key] = value
     return found

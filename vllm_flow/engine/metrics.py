@@ -1,22 +1,53 @@
 """What eviction saved and logging lost: counters beside vLLM's own, and a report per response.
 
 Seams: the scheduler attaches a report to a finished request as ``kv_transfer_params``, the only
-free-form field that vLLM carries from the engine to the client; the front end counts it on its way
-(``patches/output_processor.py``). Names begin with ``vllm_flow:``, since vLLM unregisters what
-begins with ``vllm:``.
+free-form field that vLLM carries from the engine to the client. Where the front end ends a request
+(a stop string, an abort), the engine's last output never arrives: for those, the request's first
+output carries an :class:`Outline`, from which the front end makes the same report. It counts where
+vLLM counts (``patches/output_processor.py``). Names begin with ``vllm_flow:``, since vLLM unregisters
+what begins with ``vllm:``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from prometheus_client import Counter
 
 from vllm_flow.engine.inspect import Footprint
-from vllm_flow.layout import predict_blocks
+from vllm_flow.layout import TokenLayout, predict_blocks
+from vllm_flow.policy import CLIFF_KEY
+from vllm_flow.spans import ImageSpans
 
 REPORT_KEY = "vllm_flow"
+OUTLINE_KEY = "outline"
+"""Under :data:`REPORT_KEY` of a request's first output; never leaves the front end."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an engine stores keys and values."""
+
+    num_layers: int
+    group_starts: tuple[int, ...]
+    """First layer of each storage group."""
+    block_size: int
+    """Tokens per block."""
+    block_bytes: int
+    """Bytes per block, all layers of its storage group and all workers together."""
+
+
+class Outline(TypedDict):
+    """What the front end must know to report on a request that it ends itself."""
+
+    geometry: list[Any]
+    """The fields of :class:`Geometry`, as they travel between processes."""
+    cliff: int | None
+    """None where nothing is evicted."""
+    image_tokens: int
+    logged_layers: int
 
 
 class Report(TypedDict):
@@ -47,30 +78,65 @@ def log_report(rows: int, dropped: int) -> LogReport:
     return LogReport(attention_rows=rows, attention_rows_dropped=dropped)
 
 
-def report(
-    footprint: Footprint,
-    group_starts: Sequence[int],
-    num_layers: int,
-    block_size: int,
-    block_bytes: int,
-) -> Report:
-    """The report of a finished request that evicted.
-
-    Args:
-        footprint: what it took.
-        block_size: tokens per block.
-        block_bytes: bytes per block, all layers of its storage group and all workers together.
-    """
-    full = predict_blocks(footprint.computed_tokens, None, group_starts, block_size)
+def report(footprint: Footprint, geometry: Geometry) -> Report:
+    """The report of a finished request that evicted."""
+    full = predict_blocks(
+        footprint.computed_tokens, None, geometry.group_starts, geometry.block_size
+    )
     saved = sum(full) - sum(footprint.blocks)
     return Report(
         cliff=footprint.cliff,
         image_tokens_evicted=footprint.image_tokens,
-        prefill_rows_saved=footprint.image_tokens * (num_layers - footprint.cliff),
+        prefill_rows_saved=footprint.image_tokens * (geometry.num_layers - footprint.cliff),
         kv_blocks=list(footprint.blocks),
         kv_blocks_saved=saved,
-        kv_bytes_saved=saved * block_bytes,
+        kv_bytes_saved=saved * geometry.block_bytes,
     )
+
+
+def outline(
+    geometry: Geometry, layout: TokenLayout | None, logged_layers: int
+) -> dict[str, Outline]:
+    """What goes with the first output of a request that evicts or logs."""
+    found = Outline(
+        geometry=[
+            geometry.num_layers,
+            list(geometry.group_starts),
+            geometry.block_size,
+            geometry.block_bytes,
+        ],
+        cliff=None if layout is None else layout.cliff,
+        image_tokens=0 if layout is None else layout.spans.total,
+        logged_layers=logged_layers,
+    )
+    return {OUTLINE_KEY: found}
+
+
+def report_from(outline: Outline, prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
+    """The report of a request that the front end ended, as the engine would have made it.
+
+    Args:
+        output_tokens: tokens of the answer, at least one. The engine may have computed another one
+            before it heard of the end; that is not the answer's.
+
+    Returns:
+        A :class:`Report`, a :class:`LogReport`, or both. Rows that the log dropped are reported by
+        the next request that ends in the engine.
+    """
+    found: dict[str, Any] = {}
+    num_layers, group_starts, block_size, block_bytes = outline["geometry"]
+    geometry = Geometry(num_layers, tuple(group_starts), block_size, block_bytes)
+    if outline["cliff"] is not None:
+        images = outline["image_tokens"]
+        # Where in the prompt they are makes no difference once all of it is computed.
+        layout = TokenLayout(ImageSpans.from_ranges([(0, images)]), outline["cliff"])
+        computed = prompt_tokens + output_tokens - 1
+        blocks = predict_blocks(computed, layout, geometry.group_starts, block_size)
+        footprint = Footprint(layout.cliff, prompt_tokens, images, computed, blocks)
+        found |= report(footprint, geometry)
+    if outline["logged_layers"]:
+        found |= log_report(output_tokens * outline["logged_layers"], dropped=0)
+    return found
 
 
 class FlowMetrics:
@@ -111,17 +177,13 @@ class FlowMetrics:
         for counter in (*self._saved.values(), self._dropped):
             counter.labels(model_name)
 
-    def observe(self, model_name: str, outputs: Iterable[Any]) -> None:
-        """Count the finished requests among one step's ``EngineCoreOutput`` objects."""
-        for output in outputs:
-            if output.finish_reason is None:
-                continue
-            found = (output.kv_transfer_params or {}).get(REPORT_KEY, {})
-            policy = f"cliff={found['cliff']}" if "cliff" in found else "baseline"
-            self._requests.labels(model_name, policy).inc()
-            for name, counter in self._saved.items():
-                counter.labels(model_name).inc(found.get(name, 0))
-            self._dropped.labels(model_name).inc(found.get("attention_rows_dropped", 0))
+    def count(self, model_name: str, cliff: int | None, found: Mapping[str, Any]) -> None:
+        """Count one finished request with its report; ``cliff`` is None where nothing is evicted."""
+        policy = "baseline" if cliff is None else f"cliff={cliff}"
+        self._requests.labels(model_name, policy).inc()
+        for name, counter in self._saved.items():
+            counter.labels(model_name).inc(found.get(name, 0))
+        self._dropped.labels(model_name).inc(found.get("attention_rows_dropped", 0))
 
 
 _metrics: FlowMetrics | None = None
@@ -137,7 +199,41 @@ def enable(model_name: str) -> None:
     _metrics.show(model_name)
 
 
-def observe(outputs: Iterable[Any]) -> None:
-    """Count one step's outputs; nothing before :func:`enable`."""
+def begin(state: Any, params: Any) -> None:
+    """Note a new request's policy; ``state`` is vLLM's ``RequestState`` of it in the front end."""
+    keys = None if params is None else params.extra_args
+    state.flow_cliff = (keys or {}).get(CLIFF_KEY)
+    state.flow_outline = None
+    state.flow_report = {}
+
+
+def take_outlines(states: Mapping[str, Any], outputs: Iterable[Any]) -> None:
+    """Keep the outlines among a step's ``EngineCoreOutput`` objects, and take them out of these."""
+    for output in outputs:
+        carried = output.kv_transfer_params
+        if not carried or OUTLINE_KEY not in carried.get(REPORT_KEY, {}):
+            continue
+        state = states.get(output.request_id)
+        if state is not None:
+            state.flow_outline = carried[REPORT_KEY][OUTLINE_KEY]
+        rest = {key: value for key, value in carried.items() if key != REPORT_KEY}
+        output.kv_transfer_params = rest or None
+
+
+def finish(state: Any, carried: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The ``kv_transfer_params`` of a request's last output, with the report if it has one."""
+    if carried is None or REPORT_KEY not in carried:
+        outline, answered = getattr(state, "flow_outline", None), state.detokenizer
+        if outline is None or answered is None:
+            return carried
+        found = report_from(outline, state.prompt_len, answered.num_output_tokens())
+        carried = {**(carried or {}), REPORT_KEY: found}
+    state.flow_report = carried[REPORT_KEY]
+    return carried
+
+
+def count(state: Any) -> None:
+    """Count a finished request; nothing before :func:`enable`."""
     if _metrics is not None:
-        _metrics.observe(_model_name, outputs)
+        cliff = getattr(state, "flow_cliff", None)
+        _metrics.count(_model_name, cliff, getattr(state, "flow_report", {}))

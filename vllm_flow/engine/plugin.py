@@ -20,7 +20,7 @@ def register() -> None:
 
     vllm_config.apply(configure)
     input_processor.apply()
-    output_processor.apply(metrics.observe)
+    output_processor.apply(metrics)
 
 
 def configure(config: Any) -> None:
@@ -35,7 +35,7 @@ def configure(config: Any) -> None:
     from vllm_flow.engine.attention.writer import check_log
     from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings, with_profile_read
     from vllm_flow.engine.support import check_supported
-    from vllm_flow.patches import endpoint_plugins
+    from vllm_flow.patches import core_client, endpoint_plugins, renderer, run_batch
 
     options = config.additional_config
     if not isinstance(options, dict) or CONFIG_KEY not in options:
@@ -47,7 +47,8 @@ def configure(config: Any) -> None:
     if read is not options[CONFIG_KEY]:
         config.additional_config = {**options, CONFIG_KEY: read}
     check_supported(config, __version__)
-    check_log(config, FlowSettings.of(config))
+    settings = FlowSettings.of(config)
+    check_log(config, settings)
     asynchronous = config.scheduler_config.async_scheduling
     _select(
         config.scheduler_config,
@@ -66,6 +67,9 @@ def configure(config: Any) -> None:
     )
     metrics.enable(config.model_config.served_model_name)
     endpoint_plugins.apply(_key_check)
+    renderer.apply()
+    core_client.apply()
+    run_batch.apply(lambda line: _line_check(line, settings))
 
 
 def _key_check() -> Any:
@@ -73,6 +77,13 @@ def _key_check() -> Any:
     from vllm_flow.engine.http import KeyCheck
 
     return KeyCheck()
+
+
+def _line_check(line: str, settings: Any) -> str | None:
+    """What the batch runner asks of each line; imported there only, as above."""
+    from vllm_flow.engine.http import refusal_of
+
+    return refusal_of(line, settings)
 
 
 def _select(section: Any, name: str, chosen: str, replaces: tuple[str | None, ...]) -> None:

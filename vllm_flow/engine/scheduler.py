@@ -9,6 +9,7 @@ request waits a step where a request of its policy is computing its prefix.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 from vllm import envs
@@ -16,6 +17,7 @@ from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_flow.attention import TokenAttention
@@ -51,10 +53,13 @@ class _FlowScheduling:
         self.kv_cache_manager.flow_managers = self.flow_managers
         self.kv_cache_manager.flow_in_flight = self.flow_in_flight
         # A block is spread over the workers of a tensor-parallel group, each with its heads.
-        self.flow_block_bytes = (
+        self.flow_geometry = metrics.Geometry(
+            settings.num_layers,
+            settings.group_starts,
+            self.flow_managers[0].block_size,
             self.flow_managers[0].spec.page_size_bytes
             * settings.group_layers
-            * self.vllm_config.parallel_config.tensor_parallel_size
+            * self.vllm_config.parallel_config.tensor_parallel_size,
         )
         self.flow_log: AttentionLogWriter | None = None
         # Of the step being processed: what may become part of an answer.
@@ -86,6 +91,30 @@ class _FlowScheduling:
         return not self.kv_cache_manager.has_prefix_in_flight(request)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        result = self._update_and_log(scheduler_output, model_runner_output)
+        if self.flow_requests.layouts or self.flow_logged:
+            for outputs in result.values():
+                self._outline(outputs.outputs)
+        return result
+
+    def _outline(self, outputs: Iterable[EngineCoreOutput]) -> None:
+        """Give first outputs what the front end needs to report on a request it ends itself."""
+        for output in outputs:
+            if output.prefill_stats is None or output.finish_reason is not None:
+                continue
+            request = self.requests.get(output.request_id)
+            layout = self.flow_requests.layouts.get(output.request_id)
+            logs = output.request_id in self.flow_logged
+            if request is None or not (layout or logs):
+                continue
+            log = requested_log(request, self.flow_settings.num_layers) if logs else None
+            found = metrics.outline(self.flow_geometry, layout, len(log.layers) if log else 0)
+            output.kv_transfer_params = {
+                **(output.kv_transfer_params or {}),
+                metrics.REPORT_KEY: found,
+            }
+
+    def _update_and_log(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         if self.flow_log is None:
             return super().update_from_output(scheduler_output, model_runner_output)
         # Recomputing a preempted request repeats rows of tokens that it has long had.
@@ -121,13 +150,7 @@ class _FlowScheduling:
         kv_transfer_params, ec_transfer_params = super()._free_request(request, *args, **kwargs)
         found: dict[str, Any] = {}
         if evicts:
-            found |= metrics.report(
-                self.flow_footprints[request.request_id],
-                self.flow_settings.group_starts,
-                self.flow_settings.num_layers,
-                self.flow_managers[0].block_size,
-                self.flow_block_bytes,
-            )
+            found |= metrics.report(self.flow_footprints[request.request_id], self.flow_geometry)
         if request.request_id in self.flow_logged:
             self._log_token(request.request_id)  # the last one, before it is reported
             # An aborted request's report reaches nobody; what was dropped waits for the next one.

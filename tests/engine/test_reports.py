@@ -1,0 +1,163 @@
+"""A request that the front end ends, by a stop string or an abort, is reported and counted as any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+from vllm import SamplingParams
+from vllm.sampling_params import BeamSearchParams
+
+from tests.engine.cases import GQA, Ask, one_image, text_only, two_images
+from tests.engine.fixtures import OpenEngine
+from tests.engine.harness import Engine
+from vllm_flow.engine import metrics
+from vllm_flow.engine.inspect import footprints
+
+SAVED = ("image_tokens_evicted", "prefill_rows_saved", "kv_blocks_saved", "kv_bytes_saved")
+
+
+def answer(engine: Engine, ask: Ask, **params: Any) -> Any:
+    settings = SamplingParams(temperature=0, ignore_eos=True, extra_args=ask.extra_args, **params)
+    [out] = engine.llm.generate(engine.prompt(ask), settings, use_tqdm=False)
+    return out
+
+
+def report(out: Any) -> dict[str, Any] | None:
+    return (out.kv_transfer_params or {}).get(metrics.REPORT_KEY)
+
+
+def counted(policy: str) -> dict[str, float]:
+    """vLLM-Flow's counters, the requests' of one policy."""
+    names = {f"vllm_flow:{name}_total": {} for name in SAVED}
+    names["vllm_flow:requests_total"] = {"policy": policy}
+    found = dict.fromkeys(names, 0.0)
+    for family in REGISTRY.collect():
+        for sample in family.samples:
+            wanted = names.get(sample.name)
+            if wanted is not None and wanted.items() <= sample.labels.items():
+                found[sample.name] += sample.value
+    return found
+
+
+@pytest.mark.parametrize("ask", [one_image(51, 2), two_images(52, 0)], ids=["cliff-2", "cliff-0"])
+def test_a_stop_string_ends_a_request_as_its_length_would(
+    open_engine: OpenEngine, ask: Ask
+) -> None:
+    engine = open_engine(GQA, 2)
+    whole = answer(engine, ask, max_tokens=40)
+    words = whole.outputs[0].text.split()
+    lengths = set()
+    for word in (words[0], words[3], words[-1]):
+        stopped = answer(engine, ask, max_tokens=40, stop=[word])
+        length = len(stopped.outputs[0].token_ids)
+        assert stopped.outputs[0].stop_reason == word
+        assert report(stopped) == report(answer(engine, ask, max_tokens=length))
+        lengths.add(length)
+    assert len(lengths) > 1
+
+
+def test_the_front_ends_numbers_are_the_engines(open_engine: OpenEngine) -> None:
+    """Over lengths that end before, at and after a block's last slot."""
+    engine = open_engine(GQA, 2)
+    scheduler = engine.scheduler
+    for cliff in range(GQA.layers):
+        ask = two_images(53, cliff)
+        for length in (1, 2, 31, 32, 33, 34, 64, 65):
+            out = answer(engine, ask, max_tokens=length)
+            footprint = list(footprints(engine.llm).values())[-1]
+            outline = metrics.Outline(
+                geometry=list(vars(scheduler.flow_geometry).values()),
+                cliff=cliff,
+                image_tokens=footprint.image_tokens,
+                logged_layers=0,
+            )
+            prompt = len(out.prompt_token_ids)
+            assert metrics.report_from(outline, prompt, length) == report(out)
+
+
+def test_every_end_is_counted_once(open_engine: OpenEngine) -> None:
+    engine = open_engine(GQA, 2)
+    ask = one_image(54, 1)
+    word = answer(engine, ask, max_tokens=20).outputs[0].text.split()[2]
+    before = counted("cliff=1")
+    ends = ({"max_tokens": 5}, {"max_tokens": 20, "stop": [word]}, {"max_tokens": 1})
+    reports = [report(answer(engine, ask, **end)) for end in ends]
+    grown = {name: value - before[name] for name, value in counted("cliff=1").items()}
+    assert grown.pop("vllm_flow:requests_total") == len(ends)
+    for name in SAVED:
+        assert grown[f"vllm_flow:{name}_total"] == sum(one[name] for one in reports)
+
+
+@pytest.mark.parametrize("ask", [one_image(55), one_image(55, GQA.layers), text_only(56, 1)])
+def test_what_evicts_nothing_is_the_baseline(open_engine: OpenEngine, ask: Ask) -> None:
+    engine = open_engine(GQA, 2)
+    word = answer(engine, ask, max_tokens=10).outputs[0].text.split()[1]
+    before = counted("baseline")
+    stopped = answer(engine, ask, max_tokens=10, stop=[word])
+    assert stopped.outputs[0].stop_reason == word and stopped.kv_transfer_params is None
+    grown = {name: value - before[name] for name, value in counted("baseline").items()}
+    assert {name: value for name, value in grown.items() if value} == {
+        "vllm_flow:requests_total": 1
+    }
+
+
+def test_several_answers_that_stop(open_engine: OpenEngine) -> None:
+    engine = open_engine(GQA, 2)
+    ask = one_image(57, 2)
+    word = answer(engine, ask, max_tokens=20).outputs[0].text.split()[4]
+    before = counted("cliff=2")
+    settings = SamplingParams(
+        temperature=1, top_k=1, n=3, stop=[word], max_tokens=20, extra_args=ask.extra_args
+    )
+    [out] = engine.llm.generate(engine.prompt(ask), settings, use_tqdm=False)
+    assert [one.stop_reason for one in out.outputs] == [word] * 3
+    assert report(out)["cliff"] == 2
+    grown = {name: value - before[name] for name, value in counted("cliff=2").items()}
+    assert grown["vllm_flow:requests_total"] == 3
+    assert grown["vllm_flow:image_tokens_evicted_total"] == 3 * GQA.image_tokens
+
+
+@pytest.mark.parametrize("cliff", [None, 2])
+def test_the_log_of_a_request_that_stops(
+    open_engine: OpenEngine, tmp_path: Path, cliff: int | None
+) -> None:
+    flow = {"group_layers": 2, "attention_log": str(tmp_path)}
+    engine = open_engine(GQA, 2, additional_config={"vllm_flow": flow})
+    ask = Ask(one_image(58).prompt, (58,), cliff, log=(1, 3))
+    word = answer(engine, ask, max_tokens=20).outputs[0].text.split()[5]
+    stopped = answer(engine, ask, max_tokens=20, stop=[word])
+    ended = answer(engine, ask, max_tokens=len(stopped.outputs[0].token_ids))
+    assert report(stopped) == report(ended)
+    assert report(stopped)["attention_rows"] == 2 * len(stopped.outputs[0].token_ids)
+
+
+def test_no_outline_reaches_a_client(open_engine: OpenEngine) -> None:
+    engine = open_engine(GQA, 2)
+    settings = SamplingParams(temperature=0, max_tokens=4, extra_args={"flow_cliff": 2})
+    engine.llm.llm_engine.add_request("seen", engine.prompt(one_image(59)), settings)
+    carried = []
+    while engine.llm.llm_engine.has_unfinished_requests():
+        carried += [out.kv_transfer_params for out in engine.llm.llm_engine.step()]
+    assert len(carried) == 4 and carried[:-1] == [None] * 3
+    assert metrics.OUTLINE_KEY not in carried[-1][metrics.REPORT_KEY]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_beams_carry_the_operators_policy(open_engine: OpenEngine, allowed: bool) -> None:
+    """vLLM makes the beams' requests, several of one parameter object; a client's keys never get there."""
+    flow = {
+        "group_layers": 2,
+        "default_policy": {"flow_cliff": 1},
+        "allow_request_policy": allowed,
+    }
+    engine = open_engine(GQA, 2, additional_config={"vllm_flow": flow})
+    before = counted("cliff=1")
+    params = BeamSearchParams(beam_width=2, max_tokens=3, ignore_eos=True)
+    [out] = engine.llm.beam_search([engine.prompt(one_image(60))], params)
+    assert len(out.sequences) == 2
+    grown = {name: value - before[name] for name, value in counted("cliff=1").items()}
+    assert grown["vllm_flow:requests_total"] == 1 + 2 + 2
+    assert grown["vllm_flow:image_tokens_evicted_total"] == 5 * GQA.image_tokens

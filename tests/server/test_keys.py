@@ -1,0 +1,270 @@
+"""A ``flow_*`` key anywhere but in its place is refused, on every route: by drawn bodies, and over HTTP."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.server.conftest import IMAGE_TOKENS, LAYERS
+from tests.server.requests import CHAT, COMPLETIONS, chat_body, data_url, picture_of, question
+from tests.server.serving import NAME, Server
+from vllm_flow.engine.http import PLACES, check_body, check_once
+from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.policy import CLIFF_KEY, REQUEST_KEYS, PolicyError
+
+SETTINGS = FlowSettings.read({}, LAYERS)
+GENERATE = "/inference/v1/generate"
+KEYS = st.sampled_from([*REQUEST_KEYS, "flow_", "flow_anything"])
+NAMES = st.sampled_from(["a", "type", "messages", "input", "parameters", "extra_body", "metadata"])
+NODES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=12,
+)
+SCHEMA = {"type": "object", "properties": {CLIFF_KEY: {"type": "integer"}}, "required": [CLIFF_KEY]}
+CLIENTS_OWN = (
+    {"tools": [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]},
+    {"tools": [{"name": "f", "input_schema": SCHEMA}]},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}},
+    {"structured_outputs": {"json": SCHEMA}},
+    {"text": {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}}},
+    {"messages": [{"content": [{"type": "tool_use", "name": "f", "input": {CLIFF_KEY: 2}}]}]},
+    {"messages": [{"role": "user", "content": '{"flow_cliff": 1}'}], "prompt": "flow_cliff"},
+)
+"""Names that the client's own data fixes, and words that are no keys."""
+MISPLACED = (
+    {CLIFF_KEY: 1},
+    {"extra_body": {"vllm_xargs": {CLIFF_KEY: 1}}},
+    {"extra_args": {CLIFF_KEY: 1}},
+    {"parameters": {CLIFF_KEY: 1}},
+    {"metadata": {CLIFF_KEY: 1}},
+    {"chat_template_kwargs": {CLIFF_KEY: 1}},
+    {"mm_processor_kwargs": {CLIFF_KEY: 1}},
+    {"kv_transfer_params": {"vllm_flow": {CLIFF_KEY: 1}}},
+    {"stream_options": {"flow_log_attention": True}},
+    {"tools": [{"type": "function", "function": {"name": "f", CLIFF_KEY: 1}}]},
+    {"response_format": {"type": "text", CLIFF_KEY: 1}},
+    {"sampling_params": {CLIFF_KEY: 1}},
+    {"vllm_xargs": {"inner": {CLIFF_KEY: 1}}},
+    {"messages": [{"role": "user", "content": "x", CLIFF_KEY: 1}]},
+    {"messages": [{"content": [{"type": "text", "text": "x", "flow_task": "vqa"}]}]},
+    {"messages": [{"content": [{"type": "image_url", "image_url": {"url": "u", CLIFF_KEY: 0}}]}]},
+)
+
+
+def objects(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        yield node
+    for item in node.values() if isinstance(node, dict) else node:
+        if isinstance(item, (dict, list)):
+            yield from objects(item)
+
+
+@settings(deadline=None, derandomize=True, database=None, max_examples=80)
+@given(st.dictionaries(NAMES, NODES, min_size=1), KEYS, NODES, st.integers(0), st.data())
+def test_a_key_in_any_object_of_a_body_is_found(
+    body: dict[str, Any], key: str, value: Any, which: int, data: Any
+) -> None:
+    body = copy.deepcopy(body)
+    place = data.draw(st.sampled_from([*PLACES.values(), None]))
+    check_body(body, SETTINGS, place)  # nothing of ours: accepted
+    if place is not None:
+        good = {CLIFF_KEY: 1}
+        for step in reversed(place):
+            good = {step: good}
+        body = {**body, **good}
+        check_body(body, SETTINGS, place)
+    found = list(objects(body))
+    chosen = found[which % len(found)]
+    # In its place, a known key may have a good value.
+    chosen["flow_unknown" if CLIFF_KEY in chosen else key] = value
+    with pytest.raises(PolicyError):
+        check_body(body, SETTINGS, place)
+
+
+@pytest.mark.parametrize("body", CLIENTS_OWN, ids=json.dumps)
+def test_names_in_the_clients_own_data_are_its_own(body: dict[str, Any]) -> None:
+    for place in (*PLACES.values(), None):
+        check_body(body, SETTINGS, place)
+
+
+@pytest.mark.parametrize("body", MISPLACED, ids=json.dumps)
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        (PLACES[CHAT], 'into the object "vllm_xargs", and'),
+        (PLACES[GENERATE], 'into the object "extra_args" of "sampling_params"'),
+        (None, "this route makes no use of such keys"),
+    ],
+)
+def test_the_sentence_says_where_a_key_belongs(body: dict[str, Any], place: Any, says: str) -> None:
+    for known in (SETTINGS, None):
+        with pytest.raises(PolicyError, match=r"^flow_") as refused:
+            check_body(body, known, place)
+        assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"vllm_xargs": {"flow_cliff": 1, "flow_cliff": 2}}',
+        r'{"vllm_xargs": {"flow_cliff": 1, "\u0066low_cliff": 2}}',
+        '{"vllm_xargs": {"flow_cliff": 1}, "vllm_xargs": {}}',
+        '{"sampling_params": {"extra_args": {"flow_cliff": 1}, "extra_args": {}}}',
+        r'{"sampling_params": {"\u0065xtra_args": {"flow_cliff": 1}, "extra_args": {}}}',
+        '{"sampling_params": {"extra_args": {"flow_cliff": 1}}, "sampling_params": {}}',
+    ],
+)
+def test_a_key_that_is_sent_twice_is_refused(text: str, encoding: str) -> None:
+    with pytest.raises(PolicyError, match="more than once"):
+        check_once(text.encode(encoding))
+    check_once(json.dumps({"vllm_xargs": {CLIFF_KEY: 1}, "x": "flow_"}).encode(encoding))
+
+
+@pytest.mark.parametrize("beams", [True, 1, "true", "yes"])
+@pytest.mark.parametrize(
+    "key", [{CLIFF_KEY: 1}, {CLIFF_KEY: LAYERS}, {"flow_log_attention": False}]
+)
+def test_beam_search_takes_no_keys(beams: Any, key: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError, match="use_beam_search"):
+        check_body({"use_beam_search": beams, "vllm_xargs": key}, SETTINGS)
+    for without in (False, None):
+        check_body({"use_beam_search": without, "vllm_xargs": key}, SETTINGS)
+    check_body({"use_beam_search": beams, "vllm_xargs": {"other": 1}}, SETTINGS)
+
+
+def test_every_route_whose_model_takes_keys_has_a_place() -> None:
+    """The table against vLLM's routes: a new one fails here."""
+    from vllm.entrypoints.anthropic.api_router import router as anthropic
+    from vllm.entrypoints.openai.chat_completion.api_router import router as chat
+    from vllm.entrypoints.openai.completion.api_router import router as completion
+    from vllm.entrypoints.openai.responses.api_router import router as responses
+    from vllm.entrypoints.scale_out.factories import register_scale_out_api_routers
+
+    app = FastAPI()
+    app.state.args = SimpleNamespace(enable_scale_out=True, tokens_only=False)
+    for router in (anthropic, chat, completion, responses):
+        app.include_router(router)
+    register_scale_out_api_routers(app, ("generate",))
+    found: dict[str, tuple[str, ...]] = {}
+    for route in app.routes:
+        for parameter in getattr(getattr(route, "dependant", None), "body_params", ()):
+            fields = getattr(parameter.field_info.annotation, "model_fields", {})
+            if "vllm_xargs" in fields:
+                found[route.path] = ("vllm_xargs",)
+            elif "sampling_params" in fields:
+                found[route.path] = ("sampling_params", "extra_args")
+    assert found.keys() >= {CHAT, COMPLETIONS, "/v1/responses", "/v1/messages", GENERATE}
+    # The first takes fields that its model does not name, the second is there under another flag.
+    assert {
+        **found,
+        "/v1/chat/completions/batch": ("vllm_xargs",),
+        "/invocations": ("vllm_xargs",),
+    } == PLACES
+
+
+def evicted(server: Server) -> float:
+    return server.metric("vllm_flow:image_tokens_evicted_total")
+
+
+def refused(server: Server, path: str, body: dict[str, Any]) -> str:
+    before = evicted(server)
+    answer = server.post(path, body)
+    assert answer.status_code == 400, (path, answer.text)
+    assert evicted(server) == before
+    return answer.text
+
+
+def bodies() -> dict[str, dict[str, Any]]:
+    """A good body for each route that takes keys, without any."""
+    chat = chat_body(3)
+    messages = chat["messages"]
+    url = data_url(picture_of(question(3)))
+    source = {"type": "base64", "media_type": "image/png", "data": url.split(",")[1]}
+    return {
+        CHAT: chat,
+        f"{CHAT}/batch": {**chat, "messages": [messages, messages]},
+        COMPLETIONS: {"model": NAME, "prompt": "hello", "max_tokens": 2},
+        "/v1/responses": {
+            "model": NAME,
+            "max_output_tokens": 2,
+            "input": [
+                {"role": "user", "content": [{"type": "input_image", "image_url": url}]},
+                {"role": "user", "content": "What is it?"},
+            ],
+        },
+        "/v1/messages": {
+            "model": NAME,
+            "max_tokens": 2,
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "source": source},
+                        {"type": "text", "text": "What is it?"},
+                    ],
+                }
+            ],
+        },
+    }
+
+
+@pytest.mark.parametrize("path", bodies())
+def test_keys_in_their_place_work_on_every_route(small: Server, path: str) -> None:
+    body = bodies()[path]
+    before = evicted(small)
+    answer = small.post(path, {**body, "vllm_xargs": {CLIFF_KEY: 2}})
+    assert answer.status_code == 200, answer.text
+    pictures = {COMPLETIONS: 0, f"{CHAT}/batch": 2}.get(path, 1)
+    assert evicted(small) - before == pictures * IMAGE_TOKENS
+    for wrong in ({CLIFF_KEY: 2}, {"metadata": {CLIFF_KEY: 2}}, {"extra_args": {CLIFF_KEY: 2}}):
+        assert "vllm_xargs" in refused(small, path, {**body, **wrong})
+
+
+def test_generate_takes_them_in_its_sampling_parameters(small: Server) -> None:
+    """Rendered by the server, its keys included, and then generated from."""
+    wanted = {"vllm_xargs": {CLIFF_KEY: 2}}
+    rendered = small.post(f"{CHAT}/render", {**chat_body(5), **wanted}).json()
+    assert rendered["sampling_params"]["extra_args"] == {CLIFF_KEY: 2}
+    before = evicted(small)
+    answer = small.post(GENERATE, rendered)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["kv_transfer_params"]["vllm_flow"]["cliff"] == 2
+    assert evicted(small) - before == IMAGE_TOKENS
+    parameters = {**rendered["sampling_params"], "extra_args": None}
+    plain = {**rendered, "sampling_params": parameters}
+    for wrong in (
+        {**plain, **wanted},
+        {**plain, CLIFF_KEY: 2},
+        {**plain, "sampling_params": {**parameters, CLIFF_KEY: 2}},
+        {**plain, "extra_args": {CLIFF_KEY: 2}},
+    ):
+        assert 'extra_args\\" of \\"sampling_params' in refused(small, GENERATE, wrong)
+    true = {**plain, "sampling_params": {**parameters, "extra_args": {CLIFF_KEY: True}}}
+    assert "a boolean is not a layer" in refused(small, GENERATE, true)
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/messages/count_tokens"])
+def test_routes_that_generate_nothing_say_so(small: Server, path: str) -> None:
+    body = {"model": NAME, "messages": [{"role": "user", "content": "hello"}]}
+    assert small.post(path, body).status_code == 200
+    assert "no use of such keys" in refused(small, path, {**body, "vllm_xargs": {CLIFF_KEY: 2}})
+
+
+@pytest.mark.parametrize("key", [{CLIFF_KEY: 1}, {CLIFF_KEY: LAYERS}])
+def test_beam_search_with_a_policy_is_a_400(small: Server, key: dict[str, int]) -> None:
+    body = {**chat_body(7), "use_beam_search": True, "n": 2}
+    assert "beam search" in refused(small, CHAT, {**body, "vllm_xargs": key})
+    text = {"model": NAME, "prompt": "hello", "max_tokens": 2, "use_beam_search": True, "n": 2}
+    assert "beam search" in refused(small, COMPLETIONS, {**text, "vllm_xargs": key})
+    answer = small.post(CHAT, body)
+    assert answer.status_code == 200 and len(answer.json()["choices"]) == 2
