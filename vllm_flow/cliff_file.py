@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_flow.policy import CLIFF_KEY, FlowPolicy, PolicyError, parse_policy
+from vllm_flow.user_text import parse_json
 
 FORMAT = "vllm-flow-cliff/1"
 
@@ -80,7 +81,7 @@ def load_profile(source: Any) -> tuple[str, Mapping[str, Any]]:
     elif isinstance(source, (str, os.PathLike)) and str(source).strip():
         name = str(source)
         try:
-            content = json.loads(Path(source).read_text(encoding="utf-8"))
+            content = parse_json(Path(source).read_text(encoding="utf-8"))
         except OSError as error:
             raise ProfileError(f"profile {name!r} cannot be read ({error.strerror}).") from None
         except ValueError as error:

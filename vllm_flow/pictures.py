@@ -155,13 +155,16 @@ def most_pixels() -> int:
     try:
         return int(text)
     except ValueError:
-        raise PictureError(f"VLLM_MAX_IMAGE_PIXELS is {text!r}; it must be a whole number") from None
+        raise PictureError(
+            f"VLLM_MAX_IMAGE_PIXELS is {text!r}; it must be a whole number"
+        ) from None
 
 
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
     """Turns what decoders raise into one sentence about the file."""
     from PIL import Image as image_module
+    from PIL import UnidentifiedImageError
 
     try:
         yield
@@ -172,13 +175,11 @@ def _explained(name: str) -> Iterator[None]:
             f"{name}: more than {MAX_PIXELS} pixels, which vLLM's server does not take; make the picture "
             "smaller"
         ) from None
-    except image_module.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise PictureError(
             f"{name}: no picture of a kind that vLLM's server reads; save it as PNG, JPEG or WebP"
         ) from None
     # Decoders raise what they like for damaged files: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         reason = str(error).strip() or type(error).__name__
-        raise PictureError(
-            f"{name}: damaged or cut short ({reason}); get the file again"
-        ) from None
+        raise PictureError(f"{name}: damaged or cut short ({reason}); get the file again") from None

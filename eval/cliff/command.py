@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from vllm_flow.eval.sweep.command import json_object, positive
     from vllm_flow.eval.sweep.conversation import NAMES
     from vllm_flow.eval.tasks import task_names
+    from vllm_flow.pictures import READINGS
 
     what = parser.add_argument_group("what is asked")
     what.add_argument("--model", required=True, help="directory, hub name, or `demo`")
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--seed", type=int, default=0, help="decides the order of the questions")
     what.add_argument("--conversation", choices=NAMES, default="auto")
     what.add_argument("--image-preparation", choices=("task", "pad", "plain"), default="task")
+    what.add_argument("--image-reading", choices=READINGS, default="server")
 
     rule = parser.add_argument_group("the rule")
     rule.add_argument(

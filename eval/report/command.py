@@ -8,11 +8,12 @@ present rules. A run that is still going, or was stopped, is reported as far as 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vllm_flow.user_text import parse_json
 
 if TYPE_CHECKING:
     from vllm_flow.eval.report.results import Options, Summary
@@ -114,9 +115,9 @@ def read_tasks(opened: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, s
 def data_note(meta: Mapping[str, Any]) -> str | None:
     """What the data directory says of itself (`about.json`, "note"), if it is still there."""
     try:
-        about = json.loads((Path(str(meta["data"])) / "about.json").read_text(encoding="utf-8"))
+        about = parse_json((Path(str(meta["data"])) / "about.json").read_text(encoding="utf-8"))
         return str(about["note"])
-    except (KeyError, TypeError, OSError, json.JSONDecodeError):
+    except (KeyError, TypeError, OSError, ValueError):
         return None
 
 
@@ -126,7 +127,7 @@ def show(summary: Summary, options: Options) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vllm_flow.eval.report.page import gaps, task_view
+    from vllm_flow.eval.report.page import doubts, gaps, task_view
 
     console = Console(highlight=False)
     views = [
@@ -151,5 +152,5 @@ def show(summary: Summary, options: Options) -> None:
     for view in views:
         if view["swept"]:
             console.print(f"{view['title']}: {view['cliff']}")
-    for gap in gaps(summary, {}):
+    for gap in [*gaps(summary, {}), *doubts(summary)]:
         console.print(gap)

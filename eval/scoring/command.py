@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     pope = tasks.add_parser("pope", help="yes/no questions about objects: F1 per category and mean")
     pope.add_argument(
-        "--labels", type=Path, required=True, metavar="DIR", help="has coco_pope_*.json"
+        "--labels", type=Path, required=True, metavar="DIR",
+        help="has coco_pope_*.json, aokvqa_pope_seem_*.json or gqa_pope_seem_*.json",
+    )  # fmt: skip
+    pope.add_argument(
+        "--source", choices=("coco", "aokvqa", "gqa"), help="which of them, where DIR has several"
     )
     pope.add_argument(
         "--answers",
@@ -98,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     except DataError as error:
         print(f"vllm-flow score: {error}", file=sys.stderr)
         return 2
-    for note in result.notes:
+    for note in [*result.notes, *unclear_note(result)]:
         print(f"vllm-flow score: note: {note}", file=sys.stderr)
     show(args.task, metrics, result.scored)
     if args.json is not None:
@@ -107,12 +111,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def score_pope(args: argparse.Namespace) -> Result:
-    from vllm_flow.eval.scoring.answer_files import read_records
     from vllm_flow.eval.scoring.pope_answers import pope_answers
-    from vllm_flow.eval.tasks.pope import CATEGORIES, TASK
-    from vllm_flow.eval.tasks.reading import DataError
+    from vllm_flow.eval.tasks.pope import CATEGORIES, Pope
+    from vllm_flow.eval.tasks.reading import DataError, read_records
 
-    items = TASK.read(args.labels)
+    task = Pope(source=args.source)
+    items = task.read(args.labels)
     answers = {}
     for category, path in (answer_file(text, CATEGORIES) for text in args.answers):
         if category in answers:
@@ -121,22 +125,22 @@ def score_pope(args: argparse.Namespace) -> Result:
                 "give one file, or CATEGORY=FILE for each category"
             )
         answers[category] = read_records(path)
-    questions = read_records(args.questions) if args.questions else None
+    questions = read_records(args.questions, "questions") if args.questions else None
     pairs = pope_answers(items, answers, questions)
-    scored = [TASK.score(item, text) for item, text in pairs if text is not None]
+    scored = [task.score(item, text) for item, text in pairs if text is not None]
     absent = [c for c in CATEGORIES if not any(item.group == c for item in items)]
     notes = []
     if absent:
         notes.append(
             f"no label file for {', '.join(absent)}: the means are over the other categories"
         )
-    skip = tuple(name for name in TASK.metrics({}) if name.endswith(tuple(f"_{c}" for c in absent)))
-    return Result(TASK, scored, notes, skip if absent else ())
+    skip = tuple(name for name in task.metrics({}) if name.endswith(tuple(f"_{c}" for c in absent)))
+    return Result(task, scored, notes, skip if absent else ())
 
 
 def score_scienceqa(args: argparse.Namespace) -> Result:
-    from vllm_flow.eval.scoring.answer_files import read_records, scienceqa_answers
-    from vllm_flow.eval.tasks.reading import few
+    from vllm_flow.eval.scoring.answer_files import scienceqa_answers
+    from vllm_flow.eval.tasks.reading import few, read_records
     from vllm_flow.eval.tasks.scienceqa import ScienceQA, official_items, unanswered
 
     task = ScienceQA(images_only=False)
@@ -152,7 +156,8 @@ def score_scienceqa(args: argparse.Namespace) -> Result:
 
 
 def score_textvqa(args: argparse.Namespace) -> Result:
-    from vllm_flow.eval.scoring.answer_files import read_records, textvqa_answers
+    from vllm_flow.eval.scoring.answer_files import textvqa_answers
+    from vllm_flow.eval.tasks.reading import read_records
     from vllm_flow.eval.tasks.textvqa import TASK, annotation_rows, item
 
     items = [item(row, None, None) for row in annotation_rows(args.annotations)]
@@ -166,9 +171,9 @@ def score_textvqa(args: argparse.Namespace) -> Result:
 
 
 def score_chair(args: argparse.Namespace) -> Result:
-    from vllm_flow.eval.scoring.answer_files import captions_by_image, read_records
+    from vllm_flow.eval.scoring.answer_files import captions_by_image
     from vllm_flow.eval.tasks.chair import Chair, coco_truth
-    from vllm_flow.eval.tasks.reading import DataError, directory, few
+    from vllm_flow.eval.tasks.reading import DataError, directory, few, read_records
 
     task = Chair(rule=args.rule)
     captions = captions_by_image(read_records(args.captions))
@@ -184,6 +189,13 @@ def score_chair(args: argparse.Namespace) -> Result:
         for image, caption in captions.items()
     ]
     return Result(task, scored)
+
+
+def unclear_note(result: Result) -> list[str]:
+    """What to say of answers in which the rule found nothing that it looks for."""
+    answered = [one for one in result.scored if one.parsed is not None or one.unclear]
+    count = sum(one.unclear for one in answered)
+    return [f"{count} of {len(answered)} answers {result.task.unclear}"] if count else []
 
 
 SCORERS: dict[str, Callable[[argparse.Namespace], Result]] = {

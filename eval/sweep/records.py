@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vllm_flow.eval.tasks.base import Item
+from vllm_flow.user_text import NotJSON, parse_json
 
 VERSION = 1
 """Raise when a reader of the last version would misread what is written."""
@@ -69,7 +70,8 @@ Key = tuple[str, str, str]
 
 SETTINGS = (
     "version", "model", "num_layers", "group_layers", "block_size", "dtype", "max_model_len", "data", "seed",
-    "limit", "conversation", "prompt", "image_preparation", "engine_args",
+    "limit", "conversation", "prompt", "image_preparation",
+    "image_reading", "engine_args",
 )  # fmt: skip
 """Entries of `run.json` that a resumed run must share, since answers depend on them."""
 
@@ -115,13 +117,15 @@ class Run:
         """An existing run; RunError where there is none, or one of a later version."""
         path = Path(path)
         try:
-            meta = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            meta = parse_json((path / "run.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError(
                 f"{path} holds no run (no run.json); `vllm-flow eval` makes one."
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (NotJSON, UnicodeDecodeError) as error:
             raise RunError(f"{path / 'run.json'} is damaged ({error}).") from None
+        except OSError as error:
+            raise RunError(f"{path / 'run.json'} cannot be read ({error.strerror}).") from None
         if not isinstance(meta, dict) or meta.get("version") != VERSION:
             found = meta.get("version") if isinstance(meta, dict) else None
             raise RunError(

@@ -6,6 +6,7 @@ the driver stream it through the engines. No Ray and no vLLM in here.
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from argparse import Namespace
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from vllm_flow.eval.sweep import driver
-from vllm_flow.eval.sweep.engine_actor import EngineOptions
+from vllm_flow.eval.sweep.engine_actor import EngineOptions, background_of
 from vllm_flow.eval.sweep.model_facts import DEMO_MODELS, ModelError, ModelFacts, read_facts
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run, RunError, difference
@@ -48,7 +49,11 @@ def evaluate(args: Namespace) -> int:
     facts = read_facts(args.model, args.conversation)
     policies = checked_policies(args.policies, facts, args.model)
     preparation = None if args.image_preparation == "task" else args.image_preparation
-    tasks = [read_task(name, args.data, args.limit, args.seed, preparation) for name in args.tasks]
+    background_of(args.engine_args)  # refused here, not in every engine
+    tasks = [
+        read_task(name, args.data, args.limit, args.seed, preparation, args.image_reading)
+        for name in args.tasks
+    ]
     pool = driver.connect(args.ray_address, args.engines)
     settings = engine_settings(args, facts, on_gpu=pool.num_gpus > 0)
     meta = {
@@ -56,6 +61,7 @@ def evaluate(args: Namespace) -> int:
         **settings,
         "prompt": facts.conversation.prompt("{text}", True),
         "image_preparation": args.image_preparation,
+        "image_reading": args.image_reading,
         "data": str(args.data.resolve()),
         "limit": args.limit,
         "engines": pool.engines,
@@ -114,14 +120,19 @@ def checked_policies(spec: str, facts: ModelFacts, model: str) -> tuple[Policy, 
 
 
 def read_task(
-    name: str, data: Path, limit: int | None, seed: int, preparation: str | None
+    name: str,
+    data: Path,
+    limit: int | None,
+    seed: int,
+    preparation: str | None,
+    reading: str = "server",
 ) -> TaskWork:
     """A task's items under ``data/<task>``; a variant (`textvqa-no-ocr`) shares its task's folder."""
     task = get_task(name)
     own = data.resolve() / name
-    folder = own if own.exists() else own.with_name(name.partition("-")[0])
+    folder = own if os.path.exists(own) else own.with_name(name.partition("-")[0])
     items = sample(task.read(folder), limit, seed)
-    return TaskWork(name, items, task.max_tokens, preparation or task.image_preparation)
+    return TaskWork(name, items, task.max_tokens, preparation or task.image_preparation, reading)
 
 
 def sample(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:

@@ -257,7 +257,9 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         assert str(refused.value).startswith(str(path))
 
 
-@pytest.mark.parametrize("value", [[0, 0], [0, 0, 256], [0, 0, -1], ["0", 0, 0], None, [True, 0, 0]])
+@pytest.mark.parametrize(
+    "value", [[0, 0], [0, 0, 256], [0, 0, -1], ["0", 0, 0], None, [True, 0, 0]]
+)
 def test_backgrounds_that_are_no_colour(value: Any) -> None:
     with pytest.raises(ValueError, match="three whole numbers"):
         pictures.checked_background(value)

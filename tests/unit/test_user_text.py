@@ -17,7 +17,8 @@ def test_whole_numbers(number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "-1", "+1", "1_6", " 16", "16 ", "42²", "²", "４２", "٤٢", "1.0", "0x1", "9" * 5000]
+    "text",
+    ["", " ", "-1", "+1", "1_6", " 16", "16 ", "42²", "²", "４２", "٤٢", "1.0", "0x1", "9" * 5000],
 )
 def test_no_whole_numbers(text: str) -> None:
     assert whole_number(text) is None
@@ -30,7 +31,9 @@ def test_a_number_or_none(text: str) -> None:
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
