@@ -67,7 +67,9 @@ def test_the_files_that_are_there_decide(tmp_path: Path, source: str, folder: st
 def test_several_sources_need_a_name(tmp_path: Path, command: Command) -> None:
     for source in SOURCES:
         label_files(tmp_path / "data/pope", source)
-    with pytest.raises(DataError, match="COCO and A-OKVQA and GQA.*pope-coco or pope-aokvqa or") as no:
+    with pytest.raises(
+        DataError, match="COCO and A-OKVQA and GQA.*pope-coco or pope-aokvqa or"
+    ) as no:
         get_task("pope").read(tmp_path / "data/pope")
     assert "--source coco|aokvqa|gqa" in str(no.value)
     for source in SOURCES:
@@ -82,7 +84,9 @@ def test_several_sources_need_a_name(tmp_path: Path, command: Command) -> None:
 def test_two_files_for_one_category(tmp_path: Path) -> None:
     label_files(tmp_path, "gqa")
     files.json_file(tmp_path / "gqa_pope_popular.json", [])
-    with pytest.raises(DataError, match="both gqa_pope_popular.json and gqa_pope_seem_popular.json"):
+    with pytest.raises(
+        DataError, match="both gqa_pope_popular.json and gqa_pope_seem_popular.json"
+    ):
         get_task("pope").read(tmp_path)
 
 

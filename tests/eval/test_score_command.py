@@ -260,7 +260,10 @@ def test_an_image_id_that_is_no_number(command: Command, coco: Path, number: str
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('{"image_id": ' + "9" * 5000 + ', "caption": "A cat."}', "line 1: not JSON (a number of more"),
+        (
+            '{"image_id": ' + "9" * 5000 + ', "caption": "A cat."}',
+            "line 1: not JSON (a number of more",
+        ),
         ("[" * 100_000, "not JSON (nested too deeply)"),
         ('{"image_id": 7, "caption": ' + "[" * 100_000, "line 1: not JSON (nested too deeply)"),
         ('{"image_id": 7, "caption": "\\ud800"}', "line 1: not JSON (half of a surrogate pair"),
@@ -293,7 +296,9 @@ def test_answers_that_name_no_letter_are_told(command: Command) -> None:
 
 def test_answers_that_say_neither_yes_nor_no_are_told(command: Command, labels: Path) -> None:
     said = {"NO", "No!", "", "It isn't.", "(B) text"}
-    rows = [r | {"category": c, "text": "Yes."} for c in CATEGORIES for r in pope_answers(labels, c)]
+    rows = [
+        r | {"category": c, "text": "Yes."} for c in CATEGORIES for r in pope_answers(labels, c)
+    ]
     for row, text in zip(rows, sorted(said), strict=False):
         row["text"] = text
     path = files.json_lines(command.folder / "answers.jsonl", rows)
@@ -303,7 +308,9 @@ def test_answers_that_say_neither_yes_nor_no_are_told(command: Command, labels: 
 
 
 def test_captions_that_name_nothing_are_told(command: Command, coco: Path) -> None:
-    path = files.json_lines(command.folder / "c.jsonl", [CAPTIONS[0], {"image_id": 8, "caption": "?"}])
+    path = files.json_lines(
+        command.folder / "c.jsonl", [CAPTIONS[0], {"image_id": 8, "caption": "?"}]
+    )
     command.scores("chair", "--annotations", coco.parent, "--captions", path)
     assert "1 of 2 answers name no object, and so invent none" in command.errors
 
