@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,23 +101,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the evaluation: 0 when every request has its row, 1 when stopped, 2 when refused."""
-    from vllm_flow.eval.sweep.driver import SweepError
-    from vllm_flow.eval.sweep.records import RunError
     from vllm_flow.eval.sweep.run import evaluate
+    from vllm_flow.exits import Refused
 
     try:
         evaluate(args)
-        return 0
-    except (RunError, ValueError) as error:  # of data, tasks, policies and models
-        print(f"vllm-flow eval: {error}", file=sys.stderr)
-        return 2
-    except SweepError as error:
-        print(f"\nvllm-flow eval: stopped: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("\nvllm-flow eval: interrupted.", file=sys.stderr)
-    if (args.out / "run.json").exists():
-        print(f"The answers so far are in {args.out}; the same command goes on.", file=sys.stderr)
-    return 1
+    except ValueError as error:  # of data, tasks, policies and models
+        raise Refused(str(error)) from error
+    return 0
 
 
 def _names(text: str) -> list[str]:

@@ -10,7 +10,6 @@ it needs, take the image away from a layer on (`vllm-flow demo`).
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,16 +78,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, explain, write, say where; the exit status."""
-    from vllm_flow.analysis.loading import load_or_explain
+    from vllm_flow.exits import Refused
+    from vllm_flow.outputs import check_folder
 
-    llava = load_or_explain(args.model, args.dtype, args.device)
-    if llava is None:
-        return 1
+    check_folder(args.out)
+    from vllm_flow.analysis.loading import load
+
+    llava = load(args.model, args.dtype, args.device)
     try:
         record = explain(llava, args)
     except ValueError as error:
-        print(f"vllm-flow cam: {error}", file=sys.stderr)
-        return 2
+        raise Refused(str(error)) from error
     print(f"answer: {record.answer}")
     if len(record.explained) < len(record.answer_tokens):
         print(f"explained: {record.word}")
@@ -155,7 +155,6 @@ def write(record: CamRecord, out: Path) -> list[Path]:
     from vllm_flow.analysis.cam_file import write_rows
     from vllm_flow.analysis.figure_cam import draw_convergence, draw_overlays
 
-    out.mkdir(parents=True, exist_ok=True)
     paths = [record.save(out / "cam.npz"), write_rows(record.rows(), out / "cam.csv")]
     paths += draw_overlays([record], out / "overlays")
     if record.box is not None:

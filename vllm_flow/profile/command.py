@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from vllm_flow.exits import INTERRUPTED, Refused
+from vllm_flow.outputs import check_folder
 from vllm_flow.profile.shape import PREFIX
 
 PARTS = ("prefill", "load", "capacity", "decode", "peers")
@@ -216,6 +219,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Profile; print the tables and write JSON and figures."""
+    check_folder(args.out)
     if args.preset:
         return _preset(args)
     from vllm_flow.profile import guard, session
@@ -224,8 +228,7 @@ def run(args: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory(prefix="vllm-flow-shape-") as scratch:
             results = session.profile(args, Path(scratch))
     except ValueError as error:
-        print(f"vllm-flow profile: {error}", file=sys.stderr)
-        return 2
+        raise Refused(str(error)) from error
     found = guard.regressions(results) if args.guard else []
     for sentence in found:
         print(f"regression: {sentence}", file=sys.stderr)
@@ -238,6 +241,8 @@ def _preset(args: argparse.Namespace) -> int:
         own = [*shlex.split(line), "--out", str(args.out / name)]
         print(f"\n$ vllm-flow profile {shlex.join(own)}\n", flush=True)
         status = subprocess.run([sys.executable, "-m", "vllm_flow.cli", "profile", *own]).returncode
+        if status in (INTERRUPTED, -signal.SIGINT):
+            raise KeyboardInterrupt  # it got the same Ctrl-C
         if status:
             return status
     return 0
