@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from vllm_flow import __version__
-from vllm_flow.exits import guarded
+from vllm_flow.exits import guarded, leave
 
 
 class SubCommand(Protocol):
@@ -107,5 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(argv[0] if argv else "", call)
 
 
+def entry() -> None:
+    """What the installed command calls: `main`, and the end of the process."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -7,13 +7,14 @@ traceback is what a report needs. (standard library only)
 
 from __future__ import annotations
 
-import _thread
+import atexit
 import contextlib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 STOPPED = 1
 REFUSED = 2
@@ -76,6 +77,20 @@ def guarded(name: str, call: Callable[[], int]) -> int:
         return STOPPED
 
 
+def leave(status: int) -> NoReturn:
+    """End the process with `status`."""
+    if status == INTERRUPTED:
+        # Python ends a process by SIGINT itself once a KeyboardInterrupt has gone through an `exec`,
+        # which imports are full of; and nothing should wait for threads that were interrupted.
+        atexit._run_exitfuncs()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to be kept
+    sys.exit(status)
+
+
 def say(name: str, sentence: str, error: BaseException) -> None:
     """Print the sentence, and what is kept, as one line."""
     kept = getattr(error, "_vllm_flow_kept", None)
@@ -134,6 +149,7 @@ def _again(unraisable: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
         return
     # A little later, when this hook is left: here it would be lost once more.
-    later = threading.Timer(0.05, _thread.interrupt_main)
+    main = threading.main_thread().ident
+    later = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
     later.daemon = True
     later.start()

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from vllm_flow.exits import INTERRUPTED, Refused
+from vllm_flow.exits import Refused
 from vllm_flow.outputs import check_folder
 from vllm_flow.profile.shape import PREFIX
 
@@ -240,9 +240,20 @@ def _preset(args: argparse.Namespace) -> int:
     for name, line in PRESETS[args.preset]:
         own = [*shlex.split(line), "--out", str(args.out / name)]
         print(f"\n$ vllm-flow profile {shlex.join(own)}\n", flush=True)
-        status = subprocess.run([sys.executable, "-m", "vllm_flow.cli", "profile", *own]).returncode
-        if status in (INTERRUPTED, -signal.SIGINT):
-            raise KeyboardInterrupt  # it got the same Ctrl-C
+        child = subprocess.Popen([sys.executable, "-m", "vllm_flow.cli", "profile", *own])
+        try:
+            status = child.wait()
+        except KeyboardInterrupt:
+            status = ended(child)
         if status:
             return status
     return 0
+
+
+def ended(child: subprocess.Popen[bytes], patience: float = 10) -> int:
+    """The exit status of a run that Ctrl-C reached as well, and that says what it kept."""
+    try:
+        return child.wait(patience)
+    except subprocess.TimeoutExpired:  # a signal for this process alone
+        child.send_signal(signal.SIGINT)
+        return child.wait()
