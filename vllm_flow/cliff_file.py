@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.outputs import write_text
 from vllm_flow.policy import CLIFF_KEY, FlowPolicy, PolicyError, parse_policy
 from vllm_flow.user_text import parse_json
 
@@ -141,10 +142,7 @@ def merged(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> dict[s
 
 def write_profile(path: Path, content: Mapping[str, Any]) -> None:
     """Write a profile; the file is complete or as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _policy(where: str, entry: Any, num_layers: int) -> FlowPolicy | None:

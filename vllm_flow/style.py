@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from vllm_flow.outputs import write_whole
 
 SPANS = ("system", "image", "user", "output")
 """What an answer's attention goes to, in the order of the prompt."""
@@ -49,9 +52,8 @@ def house() -> Iterator[Any]:
 
 def save(plt: Any, figure: Any, stem: Path, dpi: int = 160) -> list[Path]:
     """Write `stem`.png and `stem`.svg, the same bytes for the same figure; return their paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(stem.name + ending) for ending in (".png", ".svg")]
-    figure.savefig(paths[0], dpi=dpi, metadata={"Software": None})
-    figure.savefig(paths[1], dpi=dpi, metadata={"Date": None})
+    for path, metadata in zip(paths, ({"Software": None}, {"Date": None}), strict=True):
+        write_whole(path, partial(figure.savefig, dpi=dpi, metadata=metadata))
     plt.close(figure)
     return paths

@@ -31,7 +31,6 @@ and gives a request the cliff of the task it names, "vllm_xargs": {"flow_task": 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 
@@ -118,31 +117,33 @@ def run(args: argparse.Namespace) -> int:
     """Find the cliff: 0 when the profile is written, 1 when stopped, 2 when refused."""
     from vllm_flow.cliff_file import ProfileError, load_profile, merged, write_profile
     from vllm_flow.eval.cliff import figure, table
-    from vllm_flow.eval.cliff.evidence import CliffError
     from vllm_flow.eval.cliff.record import folder_of
+    from vllm_flow.exits import Refused, keeping
+    from vllm_flow.outputs import check_file, check_folder
 
-    try:
-        before = load_profile(args.out)[1] if args.out.exists() else None
-        from vllm_flow.eval.cliff.find import find
+    check_file(args.out)
+    folder = folder_of(args)
+    check_folder(folder, f"--answers {folder}")
 
-        found = find(args)
-        content = merged(before, found)
-    except ProfileError as error:
-        print(f"vllm-flow cliff: {args.out}: {error}", file=sys.stderr)
-        return 2
-    except (CliffError, ValueError) as error:  # of data, tasks and models
-        print(f"vllm-flow cliff: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            f"\nvllm-flow cliff: interrupted; the same command goes on from what is in {folder_of(args)}.",
-            file=sys.stderr,
-        )
-        return 1
-    write_profile(args.out, content)
-    entry, num_layers = found["tasks"][args.task], found["num_layers"]
-    table.show(args.task, entry, num_layers)
-    figures = figure.draw(args.task, entry, num_layers, args.out)
+    def kept() -> str | None:
+        going = f"the same command goes on from what is in {folder}"
+        return going if (folder / "run.json").exists() else None
+
+    with keeping(kept):
+        try:
+            before = load_profile(args.out)[1] if args.out.exists() else None
+            from vllm_flow.eval.cliff.find import find
+
+            found = find(args)
+            content = merged(before, found)
+        except ProfileError as error:
+            raise Refused(f"{args.out}: {error}") from error
+        except ValueError as error:  # of data, tasks and models
+            raise Refused(str(error)) from error
+        write_profile(args.out, content)
+        entry, num_layers = found["tasks"][args.task], found["num_layers"]
+        table.show(args.task, entry, num_layers)
+        figures = figure.draw(args.task, entry, num_layers, args.out)
     print(f"Written: {args.out}, {', '.join(str(path) for path in figures)}")
     return 0
 

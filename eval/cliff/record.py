@@ -23,6 +23,7 @@ from vllm_flow.eval.sweep.model_facts import ModelFacts
 from vllm_flow.eval.sweep.records import Run, RunError
 from vllm_flow.eval.sweep.run import engine_settings, open_run, versions
 from vllm_flow.eval.sweep.work import TaskWork
+from vllm_flow.outputs import OutputError
 from vllm_flow.user_text import NotJSON, parse_json
 
 MEASURED = "measured.jsonl"
@@ -62,10 +63,13 @@ class Record:
     def measure(self, what: str, item_id: str, values: Any) -> None:
         """Keep a measurement."""
         self._measured[what, item_id] = values
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"what": what, "item_id": item_id, "values": values}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"what": what, "item_id": item_id, "values": values}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(str(self._path), error) from None
 
     def _read(self) -> list[dict[str, Any]]:
         if not self._path.exists():

@@ -7,11 +7,13 @@ styles differ as well. Every figure is written as PNG and SVG; the numbers are i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vllm_flow.eval.report.results import Options, PolicyResult, Summary, TaskResult
 from vllm_flow.eval.report.text import is_share, metric_title, task_title
+from vllm_flow.outputs import write_whole
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
 OTHER = (PINK, "#E69F00", "#56B4E9", "#000000")
@@ -90,11 +92,12 @@ def panels(plt: Any, tasks: Sequence[TaskResult], draw: Callable[[Any, TaskResul
 
 def save(plt: Any, figure: Any, stem: Path) -> Path:
     """PNG and SVG without a date, so that the same run gives the same files."""
-    figure.savefig(stem.with_suffix(".png"), dpi=170)
+    write_whole(stem.with_suffix(".png"), partial(figure.savefig, dpi=170))
     # Without a background, for pages that are light or dark.
-    figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None}, transparent=True)
+    plain = partial(figure.savefig, metadata={"Date": None}, transparent=True)
+    svg = write_whole(stem.with_suffix(".svg"), plain)
     plt.close(figure)
-    return stem.with_suffix(".svg")
+    return svg
 
 
 def on_axis(task: TaskResult, layers: int) -> list[tuple[int, PolicyResult]]:

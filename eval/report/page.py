@@ -15,6 +15,7 @@ from vllm_flow.eval.report import text
 from vllm_flow.eval.report.examples import Answers, examples
 from vllm_flow.eval.report.results import Options, PolicyResult, Summary, TaskResult
 from vllm_flow.eval.tasks.base import Item
+from vllm_flow.outputs import write_text
 
 LONG = 12
 """A task's table with more rows starts folded."""
@@ -255,4 +256,4 @@ def write_page(
         options=options,
         tolerance=text.number(options.tolerance).removesuffix(".0"),
     )  # fmt: skip
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)

@@ -88,7 +88,11 @@ def run(args: argparse.Namespace) -> int:
     """Score, write, show; 2 where the files are not as they must be."""
     from vllm_flow.eval.tasks.base import sum_counts
     from vllm_flow.eval.tasks.reading import DataError
+    from vllm_flow.exits import Refused
+    from vllm_flow.outputs import check_file
 
+    if args.json is not None:
+        check_file(args.json, "--json")
     try:
         result = SCORERS[args.task](args)
         totals = sum_counts(result.scored)
@@ -97,11 +101,10 @@ def run(args: argparse.Namespace) -> int:
             for name, value in result.task.metrics(totals).items()
             if name not in result.skip
         }
-        if args.json is not None:
-            write_json(args.json, args.task, metrics, result.scored)
     except DataError as error:
-        print(f"vllm-flow score: {error}", file=sys.stderr)
-        return 2
+        raise Refused(str(error)) from error
+    if args.json is not None:
+        write_json(args.json, args.task, metrics, result.scored)
     for note in [*result.notes, *unclear_note(result)]:
         print(f"vllm-flow score: note: {note}", file=sys.stderr)
     show(args.task, metrics, result.scored)
@@ -213,19 +216,15 @@ def answer_file(text: str, categories: Sequence[str]) -> tuple[str | None, Path]
 
 
 def write_json(path: Path, task: str, metrics: dict[str, float], scored: Sequence[Scored]) -> None:
-    """Write metrics and items; DataError where that fails."""
-    from vllm_flow.eval.tasks.reading import DataError
+    """Write metrics and items."""
+    from vllm_flow.outputs import write_text
 
     items: list[dict[str, Any]] = []
     for one in scored:
         item = {"id": one.id, "parsed": one.parsed, "score": one.score}
         items.append(item | ({"group": one.group} if one.group else {}))
     text = json.dumps({"task": task, "metrics": metrics, "items": items}, indent=1)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"--json {path}: cannot be written ({error.strerror})") from None
+    write_text(path, text + "\n")
 
 
 LABELS = {

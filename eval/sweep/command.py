@@ -32,9 +32,6 @@ from typing import Any
 
 from vllm_flow.user_text import NotJSON, parse_json, whole_number
 
-SOME_ERRORS = 3
-"""The exit status of a run whose rows are all there and in part errors."""
-
 BATCH_ITEMS = 32
 """Items in a batch by default."""
 
@@ -121,30 +118,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the evaluation: 0 when every request has its answer, 3 when some are errors, 1 when stopped,
     2 when refused."""
-    from vllm_flow.eval.sweep.driver import SweepError
-    from vllm_flow.eval.sweep.records import RunError
     from vllm_flow.eval.sweep.run import evaluate
+    from vllm_flow.exits import SOME_ERRORS, Refused
 
     try:
         errors = evaluate(args)
-        if not errors or args.errors_ok:
-            return 0
-        print(
-            f"vllm-flow eval: {errors} rows are errors, so the exit status is {SOME_ERRORS}: --retry-errors "
-            "asks them again, --errors-ok takes them as they are.",
-            file=sys.stderr,
-        )
-        return SOME_ERRORS
-    except (RunError, ValueError) as error:  # of data, tasks, policies and models
-        print(f"vllm-flow eval: {error}", file=sys.stderr)
-        return 2
-    except SweepError as error:
-        print(f"\nvllm-flow eval: stopped: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("\nvllm-flow eval: interrupted.", file=sys.stderr)
-    if (args.out / "run.json").exists():
-        print(f"The answers so far are in {args.out}; the same command goes on.", file=sys.stderr)
-    return 1
+    except ValueError as error:  # of data, tasks, policies and models
+        raise Refused(str(error)) from error
+    if not errors or args.errors_ok:
+        return 0
+    print(
+        f"vllm-flow eval: {errors} rows are errors, so the exit status is {SOME_ERRORS}: --retry-errors "
+        "asks them again, --errors-ok takes them as they are.",
+        file=sys.stderr,
+    )
+    return SOME_ERRORS
 
 
 def _names(text: str) -> list[str]:

@@ -192,7 +192,7 @@ def test_cam_refuses_a_picture_before_it_loads_a_model(
     def load(*args: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("vllm_flow.analysis.loading.load_or_explain", load)
+    monkeypatch.setattr("vllm_flow.analysis.loading.load", load)
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "large.png").write_bytes(png_of(20_000, 10_000))
     tiny_llava.picture(SHAPE, 3).save(tmp_path / "x.png")

@@ -32,8 +32,8 @@ def status(monkeypatch: pytest.MonkeyPatch, does: Any, *more: str) -> int:
         (0, [], 0, ""),
         (5, [], 3, "5 rows are errors, so the exit status is 3: --retry-errors asks them again"),
         (5, ["--errors-ok"], 0, ""),
-        (driver.SweepError("no engine"), [], 1, "stopped: no engine"),
-        (driver.SweepError("no engine"), ["--errors-ok"], 1, "stopped: no engine"),
+        (driver.SweepError("no engine"), [], 1, "no engine"),
+        (driver.SweepError("no engine"), ["--errors-ok"], 1, "no engine"),
         (RunError("no run"), [], 2, "no run"),
     ],
 )

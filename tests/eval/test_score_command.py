@@ -212,7 +212,9 @@ def test_output_that_cannot_be_written(command: Command) -> None:
     (command.folder / "file").write_text("")
     rows = [{"question_id": "4", "text": "A"}]
     out = str(command.folder / "file/scores.json")
-    assert "cannot be written" in command.refuses(*scienceqa(command, rows, "--json", out))
+    assert "cannot be written" in command.refuses(
+        *scienceqa(command, rows, "--json", out), status=1
+    )
 
 
 def piped(path: Path, content: str) -> Path:

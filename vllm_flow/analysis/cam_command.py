@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +113,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, explain, write, say where; the exit status."""
-    from vllm_flow.analysis.loading import load_or_explain
+    from vllm_flow.exits import Refused
+    from vllm_flow.outputs import check_folder
+
+    check_folder(args.out)
+    from vllm_flow.analysis.loading import load
     from vllm_flow.analysis.maps import check_box
 
     try:
@@ -122,16 +125,12 @@ def run(args: argparse.Namespace) -> int:
         if args.box is not None:
             check_box(args.box, image.size)
     except ValueError as error:  # before the model is loaded
-        print(f"vllm-flow cam: {error}", file=sys.stderr)
-        return 2
-    llava = load_or_explain(args.model, args.dtype, args.device)
-    if llava is None:
-        return 1
+        raise Refused(str(error)) from error
+    llava = load(args.model, args.dtype, args.device)
     try:
         record = explain(llava, args, image)
     except ValueError as error:
-        print(f"vllm-flow cam: {error}", file=sys.stderr)
-        return 2
+        raise Refused(str(error)) from error
     print(f"answer: {record.answer}")
     if len(record.explained) < len(record.answer_tokens):
         print(f"explained: {record.word}")
@@ -197,7 +196,6 @@ def write(record: CamRecord, out: Path) -> list[Path]:
     from vllm_flow.analysis.cam_file import write_rows
     from vllm_flow.analysis.figure_cam import draw_convergence, draw_overlays
 
-    out.mkdir(parents=True, exist_ok=True)
     paths = [record.save(out / "cam.npz"), write_rows(record.rows(), out / "cam.csv")]
     paths += draw_overlays([record], out / "overlays")
     if record.box is not None:

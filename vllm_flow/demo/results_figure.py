@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vllm_flow.demo.kinds import BY_KEY, HEADLINE, Kind
 from vllm_flow.demo.measurements import Results
 from vllm_flow.demo.rows import equal_from, level_text
+from vllm_flow.outputs import write_whole
 
 STYLES = {
     "yes_no": ("#0072B2", "o"),
@@ -56,8 +58,8 @@ def draw(results: Results, directory: Path) -> list[Path]:
         axes[0].get_legend().set(alignment="left")
         axes[0].get_legend().set_title(FILLED, {"size": 9})
         paths = [directory / "curve.png", directory / "curve.svg"]
-        figure.savefig(paths[0], dpi=160)
-        figure.savefig(paths[1], metadata={"Date": None})
+        write_whole(paths[0], partial(figure.savefig, dpi=160))
+        write_whole(paths[1], partial(figure.savefig, metadata={"Date": None}))
         plt.close(figure)
     return paths
 

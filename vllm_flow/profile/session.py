@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.exits import keeping
 from vllm_flow.profile.findings import Results
 from vllm_flow.profile.shape import PREFIX, LlavaShape
 
@@ -100,12 +101,16 @@ def profile(args: argparse.Namespace, scratch: Path) -> Results:
     limits = Limits(args.ttft_ms, args.tpot_ms)
     bench = measure.Bench(stock, flow, systems, shape, work, limits)
     results = _empty(args, spelled, bench, options, groups)
+    written: list[Path] = []
     # Each part is shown and kept as soon as it is there: a run may be cut short.
-    for part, measured in _measurements(args, bench, requests, contexts, images_of, model, cliff):
-        results = replace(results, **{part: measured})
-        for made in speed_tables.tables(results, part):
-            console.print(made)
-        results.write(args.out)
+    with keeping(lambda: f"what was measured is in {written[-1]}" if written else None):
+        for part, measured in _measurements(
+            args, bench, requests, contexts, images_of, model, cliff
+        ):
+            results = replace(results, **{part: measured})
+            for made in speed_tables.tables(results, part):
+                console.print(made)
+            written.append(results.write(args.out))
     for note in results.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     paths = [results.write(args.out), *speed_figure.draw(results, args.out)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.outputs import write_whole
 from vllm_flow.profile.findings import Results
 
 # Okabe and Ito's palette, told apart under the common kinds of colour blindness; hatches and
@@ -53,9 +55,8 @@ def draw(results: Results, directory: Path) -> list[Path]:
             axis.set_ylabel("times stock vLLM")
             axis.set_ylim(0, None)
         paths = [directory / "profile.png", directory / "profile.svg"]
-        directory.mkdir(parents=True, exist_ok=True)
-        figure.savefig(paths[0], dpi=160)
-        figure.savefig(paths[1], metadata={"Date": None})
+        write_whole(paths[0], partial(figure.savefig, dpi=160))
+        write_whole(paths[1], partial(figure.savefig, metadata={"Date": None}))
         plt.close(figure)
     return paths
 
