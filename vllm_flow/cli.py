@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from vllm_flow import __version__
+from vllm_flow.exits import guarded, leave
 
 
 class SubCommand(Protocol):
@@ -96,10 +97,20 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; its exit status (see ``exits``)."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = build_parser(argv).parse_args(argv)
-    return COMMANDS[args.command].load().run(args)
+
+    def call() -> int:
+        args = build_parser(argv).parse_args(argv)
+        return COMMANDS[args.command].load().run(args)
+
+    return guarded(argv[0] if argv else "", call)
+
+
+def entry() -> None:
+    """What the installed command calls: `main`, and the end of the process."""
+    leave(main())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.outputs import write_text
 from vllm_flow.policy import CLIFF_KEY, FlowPolicy, PolicyError, parse_policy
+from vllm_flow.user_text import parse_json
 
 FORMAT = "vllm-flow-cliff/1"
 
@@ -80,7 +82,7 @@ def load_profile(source: Any) -> tuple[str, Mapping[str, Any]]:
     elif isinstance(source, (str, os.PathLike)) and str(source).strip():
         name = str(source)
         try:
-            content = json.loads(Path(source).read_text(encoding="utf-8"))
+            content = parse_json(Path(source).read_text(encoding="utf-8"))
         except OSError as error:
             raise ProfileError(f"profile {name!r} cannot be read ({error.strerror}).") from None
         except ValueError as error:
@@ -140,10 +142,7 @@ def merged(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> dict[s
 
 def write_profile(path: Path, content: Mapping[str, Any]) -> None:
     """Write a profile; the file is complete or as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _policy(where: str, entry: Any, num_layers: int) -> FlowPolicy | None:

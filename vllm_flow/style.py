@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from vllm_flow.outputs import write_whole
 
 SPANS = ("system", "image", "user", "output")
 """What an answer's attention goes to, in the order of the prompt."""
@@ -62,9 +65,9 @@ def save(
     Args:
         transparent: the SVG has no background, for pages that are light or dark.
     """
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(stem.name + ending) for ending in (".png", ".svg")]
-    figure.savefig(paths[0], dpi=dpi, metadata={"Software": None})
-    figure.savefig(paths[1], dpi=dpi, metadata={"Date": None}, transparent=transparent)
+    png, svg = (stem.with_name(stem.name + ending) for ending in (".png", ".svg"))
+    write_whole(png, partial(figure.savefig, dpi=dpi, metadata={"Software": None}))
+    look: Any = {"metadata": {"Date": None}, "transparent": transparent}
+    write_whole(svg, partial(figure.savefig, dpi=dpi, **look))
     plt.close(figure)
-    return paths
+    return [png, svg]

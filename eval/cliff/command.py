@@ -31,7 +31,6 @@ and gives a request the cliff of the task it names, "vllm_xargs": {"flow_task": 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 
@@ -40,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from vllm_flow.eval.sweep.command import json_object, positive
     from vllm_flow.eval.sweep.conversation import NAMES
     from vllm_flow.eval.tasks import task_names
+    from vllm_flow.pictures import READINGS
 
     what = parser.add_argument_group("what is asked")
     what.add_argument("--model", required=True, help="directory, hub name, or `demo`")
@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--seed", type=int, default=0, help="decides the order of the questions")
     what.add_argument("--conversation", choices=NAMES, default="auto")
     what.add_argument("--image-preparation", choices=("task", "pad", "plain"), default="task")
+    what.add_argument("--image-reading", choices=READINGS, default="server")
 
     rule = parser.add_argument_group("the rule")
     rule.add_argument(
@@ -116,31 +117,33 @@ def run(args: argparse.Namespace) -> int:
     """Find the cliff: 0 when the profile is written, 1 when stopped, 2 when refused."""
     from vllm_flow.cliff_file import ProfileError, load_profile, merged, write_profile
     from vllm_flow.eval.cliff import figure, table
-    from vllm_flow.eval.cliff.evidence import CliffError
     from vllm_flow.eval.cliff.record import folder_of
+    from vllm_flow.exits import Refused, keeping
+    from vllm_flow.outputs import check_file, check_folder
 
-    try:
-        before = load_profile(args.out)[1] if args.out.exists() else None
-        from vllm_flow.eval.cliff.find import find
+    check_file(args.out)
+    folder = folder_of(args)
+    check_folder(folder, f"--answers {folder}")
 
-        found = find(args)
-        content = merged(before, found)
-    except ProfileError as error:
-        print(f"vllm-flow cliff: {args.out}: {error}", file=sys.stderr)
-        return 2
-    except (CliffError, ValueError) as error:  # of data, tasks and models
-        print(f"vllm-flow cliff: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            f"\nvllm-flow cliff: interrupted; the same command goes on from what is in {folder_of(args)}.",
-            file=sys.stderr,
-        )
-        return 1
-    write_profile(args.out, content)
-    entry, num_layers = found["tasks"][args.task], found["num_layers"]
-    table.show(args.task, entry, num_layers)
-    figures = figure.draw(args.task, entry, num_layers, args.out)
+    def kept() -> str | None:
+        going = f"the same command goes on from what is in {folder}"
+        return going if (folder / "run.json").exists() else None
+
+    with keeping(kept):
+        try:
+            before = load_profile(args.out)[1] if args.out.exists() else None
+            from vllm_flow.eval.cliff.find import find
+
+            found = find(args)
+            content = merged(before, found)
+        except ProfileError as error:
+            raise Refused(f"{args.out}: {error}") from error
+        except ValueError as error:  # of data, tasks and models
+            raise Refused(str(error)) from error
+        write_profile(args.out, content)
+        entry, num_layers = found["tasks"][args.task], found["num_layers"]
+        table.show(args.task, entry, num_layers)
+        figures = figure.draw(args.task, entry, num_layers, args.out)
     print(f"Written: {args.out}, {', '.join(str(path) for path in figures)}")
     return 0
 

@@ -7,6 +7,7 @@ and vLLM's outputs; nothing of statistics or files of results.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ class CliffEngine:
         rows, known = [], []
         for index, layers in wanted:
             item = self.work.items[index]
-            one = TaskWork(self.work.task, [item], self.work.max_tokens, self.work.preparation)
+            one = replace(self.work, items=[item])
             left = []
             for layer in layers:
                 policy = self.policies[layer]
@@ -125,9 +126,10 @@ class CliffEngine:
         item: Item = self.work.items[index]
         row = {
             "item_id": item.id, "text": item.text, "image": item.image,
-            "preparation": self.work.preparation,
+            "preparation": self.work.preparation, "reading": self.work.reading,
         }  # fmt: skip
-        picture = next(iter(read_pictures([row]).values()), None)
+        background = self.actor.options.background
+        picture = next(iter(read_pictures([row], background).values()), None)
         if isinstance(picture, Exception):
             raise CliffError(f"question {item.id}: {unreadable(row, picture)}")
         return Ask(row, policy, picture, None)

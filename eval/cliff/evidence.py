@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from vllm_flow.eval.cliff.bounds import NOISE, Loss, loss_limits
 from vllm_flow.eval.statistics.bootstrap import bca_limits, resampling
 from vllm_flow.eval.tasks.base import Item, Task
+from vllm_flow.exits import Refused
 
 Array = NDArray[np.float64]
 
 RESAMPLES = 2000
 
 
-class CliffError(RuntimeError):
+class CliffError(Refused):
     """The search cannot go on or begin; the message is for the user."""
 
 

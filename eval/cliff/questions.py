@@ -5,18 +5,21 @@ No engine in here: what cannot begin is refused before one starts.
 
 from __future__ import annotations
 
-import json
+import os
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vllm_flow.eval.cliff import search
 from vllm_flow.eval.cliff.bounds import items_for, smallest_tolerance
 from vllm_flow.eval.cliff.evidence import CliffError, in_random_order, split_at
 from vllm_flow.eval.cliff.search import Plan
+from vllm_flow.eval.sweep.engine_actor import background_of
 from vllm_flow.eval.sweep.run import read_task
 from vllm_flow.eval.sweep.work import TaskWork
 from vllm_flow.eval.tasks import Item, Task, get_task
+from vllm_flow.eval.tasks.reading import by_unique, read_records
 
 UNLABELLED_ITEMS = 32
 """Questions that are asked without labels, unless --items says otherwise."""
@@ -28,42 +31,44 @@ UNLABELLED_TOKENS = 32
 def read_questions(args: Namespace) -> tuple[TaskWork, Task | None]:
     """The questions in the search's order, and how they are scored (None for a file without labels)."""
     preparation = None if args.image_preparation == "task" else args.image_preparation
-    if args.data.is_file():
+    background_of(args.engine_args)  # refused here, not by the engine
+    if os.path.exists(args.data) and not os.path.isdir(args.data):  # a file, or a pipe
         if not args.unlabelled:
             raise CliffError(
                 f"{args.data} is a file of questions without labels; add --unlabelled, or give the "
                 "folder that holds the task's data."
             )
-        items = read_json_lines(args.data)
-        work = TaskWork(args.task, items, UNLABELLED_TOKENS, preparation or "plain")
+        items = questions_of(args.data)
+        work = TaskWork(
+            args.task, items, UNLABELLED_TOKENS, preparation or "plain", args.image_reading
+        )
         task = None
     else:
         task = get_task(args.task)
-        work = read_task(args.task, args.data, None, args.seed, preparation)
+        work = read_task(args.task, args.data, None, args.seed, preparation, args.image_reading)
     limit = args.items or (UNLABELLED_ITEMS if args.unlabelled else None)
     items = in_random_order(work.items, args.seed, limit)
     if not items:
         raise CliffError(f"{args.data}: no questions in it.")
-    return TaskWork(work.task, items, work.max_tokens, work.preparation), task
+    return replace(work, items=items), task
 
 
-def read_json_lines(path: Path) -> list[Item]:
-    """Questions without labels: one JSON object a line, with "text", "image" (a path) and perhaps "id"."""
-    items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            text, image = row["text"], row["image"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise CliffError(
-                f'{path}:{number}: each line must be an object with "text" and "image" ({error!r}).'
-            ) from None
-        if not isinstance(text, str) or not isinstance(image, str):
-            raise CliffError(f'{path}:{number}: "text" and "image" must be strings.')
-        items.append(Item(str(row.get("id", number)), text, str(path.parent / image), {}))
-    return items
+def questions_of(path: Path) -> list[Item]:
+    """Questions without labels: one JSON object a line, with "text", "image" (a path from the file's folder)
+    and perhaps "id".
+
+    Raises:
+        DataError: the file cannot be read, or a line lacks something, or an id comes twice.
+    """
+    beside = path.parent if os.path.isfile(path) else Path()  # a pipe has no folder
+    named = [
+        (row.identifier("id") if "id" in row.values else str(number), row)
+        for number, row in enumerate(read_records(path, "questions"), 1)
+    ]
+    return [
+        Item(name, row.get("text", str), str(beside / row.get("image", str)), {})
+        for name, row in by_unique(named, "question").items()
+    ]
 
 
 def make_plan(args: Namespace, items: Sequence[Item], num_layers: int) -> Plan:

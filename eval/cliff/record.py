@@ -23,6 +23,8 @@ from vllm_flow.eval.sweep.model_facts import ModelFacts
 from vllm_flow.eval.sweep.records import Run, RunError
 from vllm_flow.eval.sweep.run import engine_settings, open_run, versions
 from vllm_flow.eval.sweep.work import TaskWork
+from vllm_flow.outputs import OutputError
+from vllm_flow.user_text import NotJSON, parse_json
 
 MEASURED = "measured.jsonl"
 
@@ -61,10 +63,13 @@ class Record:
     def measure(self, what: str, item_id: str, values: Any) -> None:
         """Keep a measurement."""
         self._measured[what, item_id] = values
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"what": what, "item_id": item_id, "values": values}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"what": what, "item_id": item_id, "values": values}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(str(self._path), error) from None
 
     def _read(self) -> list[dict[str, Any]]:
         if not self._path.exists():
@@ -72,7 +77,14 @@ class Record:
         whole, newline, torn = self._path.read_bytes().rpartition(b"\n")
         if torn:  # by a crash: what comes next begins a line
             self._path.write_bytes(whole + newline)
-        return [json.loads(line) for line in whole.splitlines()]
+        try:
+            rows = [parse_json(line.decode("utf-8")) for line in whole.splitlines()]
+            return [{key: row[key] for key in ("what", "item_id", "values")} for row in rows]
+        except (NotJSON, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise CliffError(
+                f"{self._path} is damaged ({type(error).__name__}: {error}); delete it, and the same command "
+                "measures again."
+            ) from None
 
 
 def folder_of(args: Namespace) -> Path:
@@ -98,6 +110,7 @@ def recording(
         **engine_settings(args, facts, on_gpu),
         "prompt": facts.conversation.prompt("{text}", True),
         "image_preparation": args.image_preparation,
+        "image_reading": args.image_reading,
         "data": str(args.data.resolve()),
         "limit": args.items,
         "engines": 1,

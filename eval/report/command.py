@@ -8,11 +8,11 @@ present rules. A run that is still going, or was stopped, is reported as far as 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vllm_flow.user_text import parse_json
 
 if TYPE_CHECKING:
     from vllm_flow.eval.report.results import Options, Summary
@@ -38,17 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the report and print its core."""
     from vllm_flow.eval.report.results import Options
-    from vllm_flow.eval.sweep.records import RunError
+    from vllm_flow.exits import Refused
 
-    if args.tolerance < 0 or args.resamples < 100:
-        print("vllm-flow report: --tolerance must be >= 0 and --resamples >= 100", file=sys.stderr)
-        return 2
+    if not 0 <= args.tolerance < float("inf") or args.resamples < 100 or args.seed < 0:
+        raise Refused("--tolerance and --seed must be >= 0 and --resamples >= 100")
     options = Options(tolerance=args.tolerance / 100, resamples=args.resamples, seed=args.seed)
-    try:
-        summary, page = write_report(args.run, args.out or args.run / "report", options)
-    except RunError as error:
-        print(f"vllm-flow report: {error}", file=sys.stderr)
-        return 2
+    summary, page = write_report(args.run, args.out or args.run / "report", options)
     show(summary, options)
     print(f"\n{page}")
     return 0
@@ -59,6 +54,7 @@ def write_report(path: Path, out: Path, options: Options | None = None) -> tuple
 
     Raises:
         RunError: there is no run, or it is damaged, or it has no items yet.
+        OutputError: the report cannot be written.
     """
     from vllm_flow.eval.report.figures import draw_all
     from vllm_flow.eval.report.page import write_page
@@ -66,16 +62,17 @@ def write_report(path: Path, out: Path, options: Options | None = None) -> tuple
     from vllm_flow.eval.report.summary import summarise
     from vllm_flow.eval.report.tables import write_tables
     from vllm_flow.eval.sweep.records import Run, RunError
+    from vllm_flow.outputs import check_folder
 
     options = options or Options()
     opened = Run.open(path)
+    check_folder(out)
     items, tasks, unread = read_tasks(opened)
     if not items:
         reasons = "; ".join(unread.values()) or "it has no items yet"
         raise RunError(f"{path}: nothing to report: {reasons}")
     answers = opened.answers().to_pylist()
     summary = summarise(opened.meta, items, answers, tasks, options, unread)
-    out.mkdir(parents=True, exist_ok=True)
     write_tables(summary, answers, out)
     figures = draw_all(summary, out, options)
     said = {
@@ -114,9 +111,9 @@ def read_tasks(opened: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, s
 def data_note(meta: Mapping[str, Any]) -> str | None:
     """What the data directory says of itself (`about.json`, "note"), if it is still there."""
     try:
-        about = json.loads((Path(str(meta["data"])) / "about.json").read_text(encoding="utf-8"))
+        about = parse_json((Path(str(meta["data"])) / "about.json").read_text(encoding="utf-8"))
         return str(about["note"])
-    except (KeyError, TypeError, OSError, json.JSONDecodeError):
+    except (KeyError, TypeError, OSError, ValueError):
         return None
 
 
@@ -126,7 +123,7 @@ def show(summary: Summary, options: Options) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vllm_flow.eval.report.page import gaps, task_view
+    from vllm_flow.eval.report.page import doubts, gaps, task_view
 
     console = Console(highlight=False)
     views = [
@@ -151,5 +148,5 @@ def show(summary: Summary, options: Options) -> None:
     for view in views:
         if view["swept"]:
             console.print(f"{view['title']}: {view['cliff']}")
-    for gap in gaps(summary, {}):
+    for gap in [*gaps(summary, {}), *doubts(summary)]:
         console.print(gap)

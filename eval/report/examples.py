@@ -13,6 +13,7 @@ from vllm_flow.eval.report import text
 from vllm_flow.eval.report.flips import choose_flips
 from vllm_flow.eval.report.results import Policy, TaskResult
 from vllm_flow.eval.tasks.base import Item, load_image
+from vllm_flow.pictures import PictureError
 
 PICTURE = 320
 """Longest side of an example's picture in pixels."""
@@ -37,13 +38,13 @@ class Example:
     """(policy's title, answer, how it scored) along the layer axis."""
 
 
-def picture_uri(image: str | None) -> str | None:
+def picture_uri(image: str | None, reading: str = "server") -> str | None:
     """An item's picture, scaled down, as a data URI; None where there is none to be had."""
     if image is None:
         return None
     try:
-        picture = load_image(image)
-    except (OSError, KeyError, IndexError):
+        picture = load_image(image, reading)
+    except PictureError:
         return None
     picture.thumbnail((PICTURE, PICTURE))
     buffer = io.BytesIO()
@@ -77,7 +78,12 @@ def grade(score: float | None) -> str:
 
 
 def examples(
-    task: TaskResult, items: Sequence[Item], answers: Answers, layers: int | None, seed: int
+    task: TaskResult,
+    items: Sequence[Item],
+    answers: Answers,
+    layers: int | None,
+    seed: int,
+    reading: str = "server",
 ) -> dict[str, Any] | None:
     """The flipped answers of a task, both ways; None where no score changed."""
     flips = choose_flips(task, seed=seed)
@@ -103,7 +109,7 @@ def examples(
         one = known[item]
         assert task.baseline is not None
         return Example(
-            picture_uri(one.image),
+            picture_uri(one.image, reading),
             *split_request(one.text.strip()),
             truth_lines(one.truth),
             [told(p, item) for p in (task.baseline.policy, by_name[flips.policy])],

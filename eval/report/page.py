@@ -15,6 +15,7 @@ from vllm_flow.eval.report import text
 from vllm_flow.eval.report.examples import Answers, examples
 from vllm_flow.eval.report.results import Options, PolicyResult, Summary, TaskResult
 from vllm_flow.eval.tasks.base import Item
+from vllm_flow.outputs import write_text
 
 LONG = 12
 """A task's table with more rows starts folded."""
@@ -169,6 +170,22 @@ def gaps(summary: Summary, meta: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def doubts(summary: Summary) -> list[str]:
+    """Answers in which a task's rule finds nothing that it looks for: under the baseline, or where it has
+    none, under the first policy."""
+    found = []
+    for task in summary.tasks:
+        first = task.baseline or next((r for r in task.policies if r.answered), None)
+        scores = task.scores.get(first.policy.name, {}) if first else {}
+        count = sum(one.unclear for one in scores.values())
+        if first and count and task.unclear:
+            found.append(
+                f"{text.task_title(task.name)}, {text.policy_title(first.policy)}: {count} of {len(scores)} "
+                f"answers {task.unclear}."
+            )
+    return found
+
+
 def settings(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     """`run.json` as rows of text; what has places of its own on the page is left out."""
 
@@ -212,7 +229,10 @@ def write_page(
         lstrip_blocks=True,
     )
     layers = summary.num_layers
-    shown = [examples(t, items[t.name], answers, layers, options.seed) for t in summary.tasks]
+    reading = str(meta.get("image_reading", "server"))
+    shown = [
+        examples(t, items[t.name], answers, layers, options.seed, reading) for t in summary.tasks
+    ]
     policies = {p.name: p for p in summary.policies}
     page = environment.get_template("report.html.j2").render(
         meta=meta,
@@ -225,6 +245,7 @@ def write_page(
         savings=saving_rows(summary),
         examples=[one for one in shown if one],
         gaps=gaps(summary, meta),
+        doubts=doubts(summary),
         errors=[
             (text.task_title(task), text.policy_title(policies[policy]), count, reason)
             for (task, policy), reasons in sorted(summary.errors.items())
@@ -235,4 +256,4 @@ def write_page(
         options=options,
         tolerance=text.number(options.tolerance).removesuffix(".0"),
     )  # fmt: skip
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)

@@ -105,6 +105,8 @@ class TaskResult:
     """None where there is no baseline or no cliff with answers."""
     scores: Mapping[str, Mapping[str, Scored]]
     """Policy's name -> item's id -> what the answer was worth."""
+    unclear: str = ""
+    """What to say of answers in which the task's rule finds nothing that it looks for."""
 
     @property
     def baseline(self) -> PolicyResult | None:

@@ -157,6 +157,7 @@ def _task_result(
         tuple(results),
         _found(results, task, layers, options),
         scores,
+        task.unclear,
     )
 
 

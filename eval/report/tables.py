@@ -11,6 +11,7 @@ from typing import Any
 
 from vllm_flow.eval.report.results import Summary
 from vllm_flow.eval.report.savings import Saving
+from vllm_flow.outputs import write_whole
 
 SCORES = (
     "task", "policy", "kind", "layer", "metric", "headline", "value", "low", "high", "items", "answered", "failed",
@@ -97,8 +98,10 @@ def _blank(value: Any) -> Any:
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(header)
-        writer.writerows(rows)
-    return path
+    def write(draft: Path) -> None:
+        with draft.open("w", newline="", encoding="utf-8") as handle:
+            writer = csv.writer(handle)
+            writer.writerow(header)
+            writer.writerows(rows)
+
+    return write_whole(path, write)

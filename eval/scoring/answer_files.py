@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from vllm_flow.eval.tasks.base import Item
@@ -19,10 +18,6 @@ from vllm_flow.eval.tasks.reading import (
     Row,
     by_unique,
     few,
-    json_rows,
-    read_json,
-    read_json_lines,
-    read_text,
 )
 
 
@@ -31,15 +26,6 @@ class Answer(NamedTuple):
 
     item: Item
     text: str | None
-
-
-def read_records(path: Path) -> list[Row]:
-    """The records of a file of JSON lines, or of one JSON list; DataError where there are none."""
-    is_list = read_text(path).lstrip().startswith("[")
-    rows = json_rows(path, read_json(path, list)) if is_list else read_json_lines(path)
-    if not rows:
-        raise DataError(f"{path}: no answers in it")
-    return rows
 
 
 def scienceqa_answers(items: Sequence[Item], rows: Sequence[Row]) -> list[Answer]:
@@ -118,12 +104,7 @@ def question_of(prompt: str) -> str:
 
 def captions_by_image(rows: Sequence[Row]) -> dict[int, str]:
     """Captions under their image ids, in the file's order."""
-    keyed = []
-    for row in rows:
-        number = row.identifier("image_id")
-        if not number.isdigit():
-            raise DataError(f"{row.place}: 'image_id' is {number!r}, not a COCO image id")
-        keyed.append((int(number), row))
+    keyed = ((row.number("image_id", "a COCO image id"), row) for row in rows)
     found = by_unique(keyed, "the caption of image")
     return {image: row.get("caption", str) for image, row in found.items()}
 

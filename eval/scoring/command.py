@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     pope = tasks.add_parser("pope", help="yes/no questions about objects: F1 per category and mean")
     pope.add_argument(
-        "--labels", type=Path, required=True, metavar="DIR", help="has coco_pope_*.json"
+        "--labels", type=Path, required=True, metavar="DIR",
+        help="has coco_pope_*.json, aokvqa_pope_seem_*.json or gqa_pope_seem_*.json",
+    )  # fmt: skip
+    pope.add_argument(
+        "--source", choices=("coco", "aokvqa", "gqa"), help="which of them, where DIR has several"
     )
     pope.add_argument(
         "--answers",
@@ -84,7 +88,11 @@ def run(args: argparse.Namespace) -> int:
     """Score, write, show; 2 where the files are not as they must be."""
     from vllm_flow.eval.tasks.base import sum_counts
     from vllm_flow.eval.tasks.reading import DataError
+    from vllm_flow.exits import Refused
+    from vllm_flow.outputs import check_file
 
+    if args.json is not None:
+        check_file(args.json, "--json")
     try:
         result = SCORERS[args.task](args)
         totals = sum_counts(result.scored)
@@ -93,12 +101,11 @@ def run(args: argparse.Namespace) -> int:
             for name, value in result.task.metrics(totals).items()
             if name not in result.skip
         }
-        if args.json is not None:
-            write_json(args.json, args.task, metrics, result.scored)
     except DataError as error:
-        print(f"vllm-flow score: {error}", file=sys.stderr)
-        return 2
-    for note in result.notes:
+        raise Refused(str(error)) from error
+    if args.json is not None:
+        write_json(args.json, args.task, metrics, result.scored)
+    for note in [*result.notes, *unclear_note(result)]:
         print(f"vllm-flow score: note: {note}", file=sys.stderr)
     show(args.task, metrics, result.scored)
     if args.json is not None:
@@ -107,12 +114,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def score_pope(args: argparse.Namespace) -> Result:
-    from vllm_flow.eval.scoring.answer_files import read_records
     from vllm_flow.eval.scoring.pope_answers import pope_answers
-    from vllm_flow.eval.tasks.pope import CATEGORIES, TASK
-    from vllm_flow.eval.tasks.reading import DataError
+    from vllm_flow.eval.tasks.pope import CATEGORIES, Pope
+    from vllm_flow.eval.tasks.reading import DataError, read_records
 
-    items = TASK.read(args.labels)
+    task = Pope(source=args.source)
+    items = task.read(args.labels)
     answers = {}
     for category, path in (answer_file(text, CATEGORIES) for text in args.answers):
         if category in answers:
@@ -121,22 +128,22 @@ def score_pope(args: argparse.Namespace) -> Result:
                 "give one file, or CATEGORY=FILE for each category"
             )
         answers[category] = read_records(path)
-    questions = read_records(args.questions) if args.questions else None
+    questions = read_records(args.questions, "questions") if args.questions else None
     pairs = pope_answers(items, answers, questions)
-    scored = [TASK.score(item, text) for item, text in pairs if text is not None]
+    scored = [task.score(item, text) for item, text in pairs if text is not None]
     absent = [c for c in CATEGORIES if not any(item.group == c for item in items)]
     notes = []
     if absent:
         notes.append(
             f"no label file for {', '.join(absent)}: the means are over the other categories"
         )
-    skip = tuple(name for name in TASK.metrics({}) if name.endswith(tuple(f"_{c}" for c in absent)))
-    return Result(TASK, scored, notes, skip if absent else ())
+    skip = tuple(name for name in task.metrics({}) if name.endswith(tuple(f"_{c}" for c in absent)))
+    return Result(task, scored, notes, skip if absent else ())
 
 
 def score_scienceqa(args: argparse.Namespace) -> Result:
-    from vllm_flow.eval.scoring.answer_files import read_records, scienceqa_answers
-    from vllm_flow.eval.tasks.reading import few
+    from vllm_flow.eval.scoring.answer_files import scienceqa_answers
+    from vllm_flow.eval.tasks.reading import few, read_records
     from vllm_flow.eval.tasks.scienceqa import ScienceQA, official_items, unanswered
 
     task = ScienceQA(images_only=False)
@@ -152,7 +159,8 @@ def score_scienceqa(args: argparse.Namespace) -> Result:
 
 
 def score_textvqa(args: argparse.Namespace) -> Result:
-    from vllm_flow.eval.scoring.answer_files import read_records, textvqa_answers
+    from vllm_flow.eval.scoring.answer_files import textvqa_answers
+    from vllm_flow.eval.tasks.reading import read_records
     from vllm_flow.eval.tasks.textvqa import TASK, annotation_rows, item
 
     items = [item(row, None, None) for row in annotation_rows(args.annotations)]
@@ -166,9 +174,9 @@ def score_textvqa(args: argparse.Namespace) -> Result:
 
 
 def score_chair(args: argparse.Namespace) -> Result:
-    from vllm_flow.eval.scoring.answer_files import captions_by_image, read_records
+    from vllm_flow.eval.scoring.answer_files import captions_by_image
     from vllm_flow.eval.tasks.chair import Chair, coco_truth
-    from vllm_flow.eval.tasks.reading import DataError, directory, few
+    from vllm_flow.eval.tasks.reading import DataError, directory, few, read_records
 
     task = Chair(rule=args.rule)
     captions = captions_by_image(read_records(args.captions))
@@ -186,6 +194,13 @@ def score_chair(args: argparse.Namespace) -> Result:
     return Result(task, scored)
 
 
+def unclear_note(result: Result) -> list[str]:
+    """What to say of answers in which the rule found nothing that it looks for."""
+    answered = [one for one in result.scored if one.parsed is not None or one.unclear]
+    count = sum(one.unclear for one in answered)
+    return [f"{count} of {len(answered)} answers {result.task.unclear}"] if count else []
+
+
 SCORERS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "pope": score_pope,
     "scienceqa": score_scienceqa,
@@ -201,19 +216,15 @@ def answer_file(text: str, categories: Sequence[str]) -> tuple[str | None, Path]
 
 
 def write_json(path: Path, task: str, metrics: dict[str, float], scored: Sequence[Scored]) -> None:
-    """Write metrics and items; DataError where that fails."""
-    from vllm_flow.eval.tasks.reading import DataError
+    """Write metrics and items."""
+    from vllm_flow.outputs import write_text
 
     items: list[dict[str, Any]] = []
     for one in scored:
         item = {"id": one.id, "parsed": one.parsed, "score": one.score}
         items.append(item | ({"group": one.group} if one.group else {}))
     text = json.dumps({"task": task, "metrics": metrics, "items": items}, indent=1)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"--json {path}: cannot be written ({error.strerror})") from None
+    write_text(path, text + "\n")
 
 
 LABELS = {

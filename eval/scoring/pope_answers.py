@@ -22,7 +22,7 @@ OBJECT = re.compile(r"is there an? (.+?) in the im\w*", re.IGNORECASE)
 
 
 VERSIONS = (
-    " The random category has 2910 questions in the version LLaVA used and 3000 in today's: take the "
+    " COCO's random category has 2910 questions in the version LLaVA used and 3000 in today's: take the "
     "label files that the questions came from."
 )
 
@@ -30,8 +30,12 @@ VERSIONS = (
 class Record:
     """An answer with what is known of its question."""
 
-    def __init__(self, row: Row, category: str | None, question: Row | None) -> None:
+    def __init__(
+        self, row: Row, category: str | None, question: Row | None, order: int = 0
+    ) -> None:
         self.row = row
+        self.order = order
+        """Its question's place in the question file; its own in its file where there is none."""
         self.id = row.identifier("question_id")
         self.text: str = row.get("text", str)
         self.category = category
@@ -101,11 +105,13 @@ def _records(
     answers: Mapping[str | None, Sequence[Row]], questions: Sequence[Row] | None
 ) -> list[Record]:
     known = None
+    places: dict[str, int] = {}
     if questions is not None:
         known = by_unique(
             ((row.identifier("question_id"), row) for row in questions), "question id"
         )
-    records = []
+        places = {number: place for place, number in enumerate(known)}
+    records: list[Record] = []
     for category, rows in answers.items():
         for row in rows:
             question = None
@@ -126,7 +132,8 @@ def _records(
                     f"{row.place}: of the category {told[0]!r} or of {told[1]!r}? Its record, the "
                     "question file and --answers CATEGORY=FILE must agree"
                 )
-            records.append(Record(row, told[0] if told else None, question))
+            place = places.get(row.identifier("question_id"), len(records))
+            records.append(Record(row, told[0] if told else None, question, place))
     return records
 
 
@@ -213,14 +220,24 @@ def _join(category: str, records: Sequence[Record], items: Sequence[Item]) -> di
 def _by_picture(
     category: str, records: Sequence[Record], items: Sequence[Item]
 ) -> list[tuple[Record, Item]]:
-    known: dict[tuple[str | None, str | None], Item] = {
-        (image_name(i.truth["image"]), asked_object(i.truth["question"])): i for i in items
-    }
-    keyed = [((record.image, record.asked), record) for record in records]
-    missing = [record.id for key, record in keyed if key not in known]
-    if missing or len({key for key, _ in keyed}) != len(known):
-        what = f"question ids {few(missing)}" if missing else "some questions are answered twice"
+    """Some label files ask a picture the same question twice: then the k-th answer, in the order of the
+    question file where there is one, is to the k-th question."""
+    known: dict[tuple[str | None, str | None], list[Item]] = {}
+    for item in items:
+        key = (image_name(item.truth["image"]), asked_object(item.truth["question"]))
+        known.setdefault(key, []).append(item)
+    given: dict[tuple[str | None, str | None], list[Record]] = {}
+    for record in sorted(records, key=lambda record: record.order):
+        given.setdefault((record.image, record.asked), []).append(record)
+    missing = [record.id for record in records if (record.image, record.asked) not in known]
+    often = [r.id for key, found in given.items() for r in found[len(known.get(key, ())) :]]
+    if missing or often:
+        what = (
+            f"question ids {few(missing)}"
+            if missing
+            else f"some questions are answered too often, the last time by question ids {few(often)}"
+        )
         raise DataError(
             f"category {category}: answers whose image and question are not in the label file: {what}"
         )
-    return [(record, known[key]) for key, record in keyed]
+    return [pair for key, found in given.items() for pair in zip(found, known[key], strict=True)]

@@ -11,6 +11,9 @@ was stopped or killed and asks nothing twice; with more policies or tasks it ext
 made with other settings is refused. What cannot be answered (a missing picture, a prompt that is
 too long) becomes an error row with the reason.
 
+Exit status: 0 when every question has an answer under every policy, 3 when all were asked and some rows are
+errors (0 with --errors-ok), 1 when stopped before, 2 when refused.
+
 On several GPUs of one machine, one engine runs on each. On a Ray cluster:
 
     ray job submit --address http://HEAD:8265 -- \\
@@ -23,10 +26,11 @@ the model under the same paths; only the driver's machine needs the run director
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from vllm_flow.user_text import NotJSON, parse_json, whole_number
 
 BATCH_ITEMS = 32
 """Items in a batch by default."""
@@ -37,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from vllm_flow.eval.sweep.conversation import NAMES
     from vllm_flow.eval.sweep.policies import SYNTAX
     from vllm_flow.eval.tasks import task_names
+    from vllm_flow.pictures import READINGS
 
     what = parser.add_argument_group("what is asked")
     what.add_argument(
@@ -63,6 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("task", "pad", "plain"),
         default="task",
         help="pad to a square as LLaVA-1.5 does, leave alone, or as each task says (default)",
+    )
+    what.add_argument(
+        "--image-reading",
+        choices=READINGS,
+        default="server",
+        help="as vLLM's server reads pictures: turned as EXIF says, transparency on white (default), or as "
+        "stored, as LLaVA's and OPERA's scripts do",
     )
 
     engine = parser.add_argument_group("the engines")
@@ -98,27 +110,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     running.add_argument(
         "--retry-errors", action="store_true", help="ask again what failed in this run before"
     )
+    running.add_argument(
+        "--errors-ok", action="store_true", help="exit with 0, not 3, when some rows are errors"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the evaluation: 0 when every request has its row, 1 when stopped, 2 when refused."""
-    from vllm_flow.eval.sweep.driver import SweepError
-    from vllm_flow.eval.sweep.records import RunError
+    """Run the evaluation: 0 when every request has its answer, 3 when some are errors, 1 when stopped,
+    2 when refused."""
     from vllm_flow.eval.sweep.run import evaluate
+    from vllm_flow.exits import SOME_ERRORS, Refused
 
     try:
-        evaluate(args)
+        errors = evaluate(args)
+    except ValueError as error:  # of data, tasks, policies and models
+        raise Refused(str(error)) from error
+    if not errors or args.errors_ok:
         return 0
-    except (RunError, ValueError) as error:  # of data, tasks, policies and models
-        print(f"vllm-flow eval: {error}", file=sys.stderr)
-        return 2
-    except SweepError as error:
-        print(f"\nvllm-flow eval: stopped: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("\nvllm-flow eval: interrupted.", file=sys.stderr)
-    if (args.out / "run.json").exists():
-        print(f"The answers so far are in {args.out}; the same command goes on.", file=sys.stderr)
-    return 1
+    print(
+        f"vllm-flow eval: {errors} rows are errors, so the exit status is {SOME_ERRORS}: --retry-errors "
+        "asks them again, --errors-ok takes them as they are.",
+        file=sys.stderr,
+    )
+    return SOME_ERRORS
 
 
 def _names(text: str) -> list[str]:
@@ -130,16 +144,17 @@ def _names(text: str) -> list[str]:
 
 def positive(text: str) -> int:
     """An option's whole number above 0."""
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
+    value = whole_number(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number above 0")
+    return value
 
 
 def json_object(text: str) -> dict[str, Any]:
     """An option's arguments of `vllm.LLM`, without those that have options of their own."""
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = parse_json(text)
+    except NotJSON as error:
         raise argparse.ArgumentTypeError(f"not JSON ({error})") from None
     taken = {"model", "additional_config", "seed", "dtype", "block_size"}
     if not isinstance(value, dict):

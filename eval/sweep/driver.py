@@ -13,13 +13,16 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
+from vllm_flow.eval.sweep import cluster
 from vllm_flow.eval.sweep.engine_actor import EngineActor, EngineOptions
 from vllm_flow.eval.sweep.records import Run
+from vllm_flow.exits import CommandError
 
 IN_FLIGHT = 2
 """Batches at an engine, one of them being answered: the next is there when it is done."""
@@ -31,7 +34,7 @@ engine it meets then ends the run instead of going round for ever."""
 DEATHS = ("ActorDiedError", "ActorUnavailableError", "RayActorError", "NodeDiedError")
 
 
-class SweepError(RuntimeError):
+class SweepError(CommandError):
     """The sweep cannot go on; what was answered is kept. The message is for the user."""
 
 
@@ -106,32 +109,70 @@ def connect(address: str | None, engines: int | None) -> Pool:
     """Join the cluster at `address`, or start Ray on this machine; one engine per GPU, else one.
 
     Raises:
-        SweepError: there is no cluster, or it has no room for the engines.
+        cluster.ClusterError: nothing that is Ray answers at the address, in a few seconds' time.
+        SweepError: it has no room for the engines.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     # Leave CUDA_VISIBLE_DEVICES alone for actors without a GPU (Ray's coming default).
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Where it cannot join a cluster; 20 by default, of 40 seconds each.
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     import ray
 
-    address = address or os.environ.get("RAY_ADDRESS")
+    named = os.environ.get("RAY_ADDRESS")
+    address = named if address in (None, "", "auto") and named else address
     if ray.is_initialized():
         pass
-    elif address:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="WARNING")
-        except (ConnectionError, ValueError) as error:
-            raise SweepError(f"no Ray cluster at {address}: {error}") from None
+    elif address and address != "local":
+        join(address)
     else:
         # Ray's own processes on this machine would print beside the progress bar; their files have it.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        ray.init(
-            num_cpus=max(os.cpu_count() or 1, engines or 1),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        try:
+            ray.init(
+                address="local",  # without it, Ray would also join what an earlier cluster left in /tmp
+                num_cpus=max(os.cpu_count() or 1, engines or 1),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise SweepError(f"Ray cannot start here: {_short(str(error), 600)}") from error
     return pool_of(ray.cluster_resources(), engines)
+
+
+@contextmanager
+def connected(address: str | None, engines: int | None) -> Iterator[Pool]:
+    """`connect`, and disconnect on leaving, however that happens: engines and Ray's own processes end.
+
+    A connection that was there before is left alone.
+    """
+    import ray
+
+    before = ray.is_initialized()
+    try:
+        yield connect(address, engines)
+    finally:
+        if not before:
+            ray.shutdown()
+
+
+def join(address: str) -> None:
+    """Connect to the cluster at `address`.
+
+    Raises:
+        cluster.ClusterError: see :func:`connect`.
+    """
+    import ray
+
+    cluster.check(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise cluster.ClusterError(address, _short(str(error), 600)) from None
+    except SystemExit:  # which Ray raises where it gives up
+        raise cluster.ClusterError(address, "it does not let this machine join") from None
 
 
 def pool_of(resources: dict[str, float], engines: int | None) -> Pool:
@@ -188,9 +229,10 @@ def answers(
             **placement,
         )
     hush()
+    # No prefetching: a batch that is done is written at once.
+    stream = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     try:
-        # No prefetching: a batch that is done is written at once.
-        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        yield from stream
     except ray.exceptions.RayError as error:
         raise SweepError(explain(error)) from error
 

@@ -23,6 +23,7 @@ from vllm_flow.eval.sweep.policies import BASELINE, Policy
 from vllm_flow.eval.sweep.records import answers_table
 from vllm_flow.eval.sweep.work import Geometry, waves
 from vllm_flow.eval.tasks.base import load_image
+from vllm_flow.pictures import WHITE, Colour, PictureError, checked_background
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,6 +56,14 @@ class EngineOptions:
     """Further settings of the extension, as in `additional_config["vllm_flow"]`."""
 
     @property
+    def background(self) -> Colour:
+        """Behind transparent pixels: white, or what `media_io_kwargs` among `engine_args` says to a server.
+
+        ValueError where that is no colour.
+        """
+        return background_of(self.engine_args)
+
+    @property
     def embeds(self) -> bool:
         """Whether vLLM must accept image embeddings."""
         return any(policy.kind == "downsample" for policy in self.policies)
@@ -73,7 +82,7 @@ class Ask:
     @property
     def picture_id(self) -> str:
         """Names the picture to vLLM, which then prepares and encodes it once for all requests."""
-        whole = f"{self.item['preparation']}:{self.item['image']}"
+        whole = f"{self.item['preparation']}:{self.item['reading']}:{self.item['image']}"
         return whole if self.grid is None else f"{whole}:{self.grid}"
 
 
@@ -129,7 +138,7 @@ class EngineActor:
         """Answer a batch; every (item, policy) in it gives one row."""
         rows: list[dict[str, Any]] = []
         items = work.to_pylist()
-        pictures = read_pictures(items)
+        pictures = read_pictures(items, self.options.background)
         asks = []
         for item in items:
             picture = pictures.get(_picture_key(item))
@@ -289,15 +298,27 @@ def refusals() -> tuple[type[Exception], ...]:
     return (ValueError, VLLMClientError)
 
 
-def read_pictures(items: Sequence[Mapping[str, Any]]) -> dict[Any, Image | Exception]:
+def background_of(engine_args: Mapping[str, Any]) -> Colour:
+    """The colour behind transparent pixels, where a server's flags have it; ValueError where it is none."""
+    found: Any = engine_args
+    for name in ("media_io_kwargs", "image", "rgba_background_color"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+        if found is None:
+            return WHITE
+    return checked_background(found)
+
+
+def read_pictures(
+    items: Sequence[Mapping[str, Any]], background: Colour = WHITE
+) -> dict[Any, Image | Exception]:
     """Each distinct picture of a batch, prepared, or why it cannot be read; by `_picture_key`."""
     wanted = {_picture_key(item): item for item in items if item["image"] is not None}
 
     def read(item: Mapping[str, Any]) -> Image | Exception:
         try:
-            return prepare(load_image(item["image"]), item["preparation"])
-        # Decoders raise what they like for damaged files (SyntaxError, struct.error, ...), and
-        # whatever it is, it concerns this picture only.
+            picture = load_image(item["image"], item["reading"], background)
+            return prepare(picture, item["preparation"])
+        # Whatever it is (no memory for the padded square, ...), it concerns this picture only.
         except Exception as error:
             return error
 
@@ -307,8 +328,11 @@ def read_pictures(items: Sequence[Mapping[str, Any]]) -> dict[Any, Image | Excep
 
 def unreadable(item: Mapping[str, Any], error: Exception) -> str:
     """The reason recorded for an item whose picture cannot be read."""
-    return f"image unreadable ({type(error).__name__}): {item['image']}: {error}"
+    if isinstance(error, PictureError):
+        return f"image unreadable: {error}"
+    return f"image unreadable: {item['image']}: {type(error).__name__}: {error}"
 
 
 def _picture_key(item: Mapping[str, Any]) -> Any:
-    return (item["image"], item["preparation"]) if item["image"] is not None else None
+    keys = ("image", "preparation", "reading")
+    return tuple(item[key] for key in keys) if item["image"] is not None else None

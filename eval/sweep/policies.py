@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_flow.policy import CLIFF_KEY
+from vllm_flow.user_text import whole_number
 
 KINDS = ("baseline", "cliff", "text-only", "downsample")
 
@@ -154,15 +155,14 @@ _READERS: dict[str, Callable[[str, str | None, int], Sequence[Policy]]] = {
 def _layers(part: str, value: str | None, lowest: int, num_layers: int) -> Sequence[int]:
     """One number, or a range with both ends; each from `lowest` to `num_layers`."""
     pieces = [] if value is None else value.split(":")
-    # Not int(): it takes "1_6", " 16" and other alphabets' digits.
-    if not 1 <= len(pieces) <= 3 or not all(p.isascii() and p.isdigit() for p in pieces):
+    if any(len(piece) > 9 and piece.isdigit() for piece in pieces):
+        raise PolicySpecError(part[:40], f"the model has {num_layers} decoder layers.")
+    numbers = [number for piece in pieces if (number := whole_number(piece)) is not None]
+    if not 1 <= len(pieces) <= 3 or len(numbers) < len(pieces):
         name = part.partition("=")[0].strip()
         raise PolicySpecError(
             part, f"write {name}=16, or a range such as {name}={lowest}:{num_layers}:2."
         )
-    if any(len(piece) > 9 for piece in pieces):
-        raise PolicySpecError(part, f"the model has {num_layers} decoder layers.")
-    numbers = [int(piece) for piece in pieces]
     first, last = numbers[0], numbers[min(1, len(numbers) - 1)]
     step = numbers[2] if len(numbers) == 3 else 1
     if step == 0:

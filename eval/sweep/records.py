@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vllm_flow.eval.tasks.base import Item
+from vllm_flow.exits import Refused
+from vllm_flow.outputs import OutputError, write_whole
+from vllm_flow.user_text import NotJSON, parse_json
 
 VERSION = 1
 """Raise when a reader of the last version would misread what is written."""
@@ -69,7 +71,8 @@ Key = tuple[str, str, str]
 
 SETTINGS = (
     "version", "model", "num_layers", "group_layers", "block_size", "dtype", "max_model_len", "data", "seed",
-    "limit", "conversation", "prompt", "image_preparation", "engine_args",
+    "limit", "conversation", "prompt", "image_preparation",
+    "image_reading", "engine_args",
 )  # fmt: skip
 """Entries of `run.json` that a resumed run must share, since answers depend on them."""
 
@@ -77,7 +80,7 @@ VERSIONS = ("vllm_flow", "vllm", "transformers", "torch")
 """Entries of `run.json`'s "versions" that it must share as well."""
 
 
-class RunError(RuntimeError):
+class RunError(Refused):
     """A run directory cannot be used as asked; the message is for the user."""
 
 
@@ -103,8 +106,11 @@ class Run:
             raise RunError(f"{path} holds a run already; open it, or name another directory.")
         if path.exists() and (not path.is_dir() or any(_foreign(path))):
             raise RunError(f"{path} is no run and not empty; name another directory.")
-        (path / "items").mkdir(parents=True, exist_ok=True)
-        (path / "answers").mkdir(exist_ok=True)
+        for folder in (path / "items", path / "answers"):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(str(folder), error) from None
         full = {"version": VERSION, "created": _now().isoformat(timespec="seconds"), **meta}
         run = cls(path, full)
         run._write_meta()
@@ -115,13 +121,15 @@ class Run:
         """An existing run; RunError where there is none, or one of a later version."""
         path = Path(path)
         try:
-            meta = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            meta = parse_json((path / "run.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError(
                 f"{path} holds no run (no run.json); `vllm-flow eval` makes one."
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (NotJSON, UnicodeDecodeError) as error:
             raise RunError(f"{path / 'run.json'} is damaged ({error}).") from None
+        except OSError as error:
+            raise RunError(f"{path / 'run.json'} cannot be read ({error.strerror}).") from None
         if not isinstance(meta, dict) or meta.get("version") != VERSION:
             found = meta.get("version") if isinstance(meta, dict) else None
             raise RunError(
@@ -170,7 +178,9 @@ class Run:
 
     def _write_meta(self) -> None:
         text = json.dumps(self.meta, indent=2, ensure_ascii=False) + "\n"
-        _replace(self.path / "run.json", lambda temporary: temporary.write_text(text, "utf-8"))
+        write_whole(
+            self.path / "run.json", lambda draft: draft.write_text(text, "utf-8"), durable=True
+        )
 
     # Items.
 
@@ -344,19 +354,7 @@ def _foreign(path: Path) -> Iterator[Path]:
 
 
 def _write_parquet(path: Path, table: pa.Table) -> None:
-    _replace(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write aside, flush to disk, rename: the file is complete or not there."""
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, lambda draft: pq.write_table(table, draft, compression="zstd"), durable=True)
 
 
 def _now() -> datetime:

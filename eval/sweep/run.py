@@ -6,10 +6,12 @@ the driver stream it through the engines. No Ray and no vLLM in here.
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -20,13 +22,15 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from vllm_flow.eval.sweep import driver
-from vllm_flow.eval.sweep.engine_actor import EngineOptions
+from vllm_flow.eval.sweep.engine_actor import EngineOptions, background_of
 from vllm_flow.eval.sweep.model_facts import DEMO_MODELS, ModelError, ModelFacts, read_facts
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run, RunError, difference
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
 from vllm_flow.eval.tasks import Item, get_task
+from vllm_flow.exits import keeping
 from vllm_flow.layout import default_group_layers
+from vllm_flow.outputs import check_folder
 
 BATCH_REQUESTS = 2048
 """Most requests in a batch: half of the finished requests whose footprint an engine remembers."""
@@ -43,19 +47,35 @@ def evaluate(args: Namespace) -> int:
 
     Raises:
         RunError, ValueError: (data, tasks, policies, the model) it cannot begin.
-        SweepError: it cannot go on.
+        CommandError: nothing can be written, there is no cluster, or it cannot go on.
     """
+    check_folder(args.out)
     facts = read_facts(args.model, args.conversation)
     policies = checked_policies(args.policies, facts, args.model)
     preparation = None if args.image_preparation == "task" else args.image_preparation
-    tasks = [read_task(name, args.data, args.limit, args.seed, preparation) for name in args.tasks]
-    pool = driver.connect(args.ray_address, args.engines)
-    settings = engine_settings(args, facts, on_gpu=pool.num_gpus > 0)
-    meta = {
+    background_of(args.engine_args)  # refused here, not in every engine
+    tasks = [
+        read_task(name, args.data, args.limit, args.seed, preparation, args.image_reading)
+        for name in args.tasks
+    ]
+    with driver.connected(args.ray_address, args.engines) as pool:
+        run = open_run(args.out, meta_of(args, facts, pool))
+        with (
+            run.writing(),
+            keeping(lambda: f"the answers so far are in {run.path}, and the same command goes on"),
+        ):
+            answer_all(args, facts, policies, tasks, pool, run)
+        return report(run, [task.task for task in tasks], policies)
+
+
+def meta_of(args: Namespace, facts: ModelFacts, pool: driver.Pool) -> dict[str, Any]:
+    """What `run.json` says of this command."""
+    return {
         "command": ["vllm-flow", *sys.argv[1:]],
-        **settings,
+        **engine_settings(args, facts, on_gpu=pool.num_gpus > 0),
         "prompt": facts.conversation.prompt("{text}", True),
         "image_preparation": args.image_preparation,
+        "image_reading": args.image_reading,
         "data": str(args.data.resolve()),
         "limit": args.limit,
         "engines": pool.engines,
@@ -64,36 +84,45 @@ def evaluate(args: Namespace) -> int:
         "tasks": [],
         "policies": [],
     }
-    run = open_run(args.out, meta)
-    with run.writing():
-        for task in tasks:
-            run.write_items(task.task, task.items)
-        done = run.done() - (run.failed() if args.retry_errors else set())
-        rows = plan_work(tasks, policies, done)
-        session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-        session |= {name: meta[name] for name in ("command", "engines", "hardware", "versions")}
-        run.extend(
-            [task.task for task in tasks],
-            [policy.as_json() for policy in policies],
-            session if rows else None,
-        )
-        options = EngineOptions(
-            model=args.model,
-            dtype=settings["dtype"],
-            group_layers=settings["group_layers"],
-            block_size=settings["block_size"],
-            conversation=settings["conversation"],
-            policies=policies,
-            full_grid=facts.full_grid,
-            seed=args.seed,
-            max_model_len=settings["max_model_len"],
-            kv_cache_bytes=pool_bytes(args),
-            engine_args=args.engine_args,
-        )
-        size = max(1, min(args.batch, BATCH_REQUESTS // len(policies)))
-        stream(run, batches_of(rows, size), options, pool, wanted(tasks, policies), args.max_errors)
-        run.compact()
-    return report(run, [task.task for task in tasks], policies)
+
+
+def answer_all(
+    args: Namespace,
+    facts: ModelFacts,
+    policies: tuple[Policy, ...],
+    tasks: Sequence[TaskWork],
+    pool: driver.Pool,
+    run: Run,
+) -> None:
+    """Get every answer that the run lacks."""
+    meta = meta_of(args, facts, pool)
+    for task in tasks:
+        run.write_items(task.task, task.items)
+    done = run.done() - (run.failed() if args.retry_errors else set())
+    rows = plan_work(tasks, policies, done)
+    session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    session |= {name: meta[name] for name in ("command", "engines", "hardware", "versions")}
+    run.extend(
+        [task.task for task in tasks],
+        [policy.as_json() for policy in policies],
+        session if rows else None,
+    )
+    options = EngineOptions(
+        model=args.model,
+        dtype=meta["dtype"],
+        group_layers=meta["group_layers"],
+        block_size=meta["block_size"],
+        conversation=meta["conversation"],
+        policies=policies,
+        full_grid=facts.full_grid,
+        seed=args.seed,
+        max_model_len=meta["max_model_len"],
+        kv_cache_bytes=pool_bytes(args),
+        engine_args=args.engine_args,
+    )
+    size = max(1, min(args.batch, BATCH_REQUESTS // len(policies)))
+    stream(run, batches_of(rows, size), options, pool, wanted(tasks, policies), args.max_errors)
+    run.compact()
 
 
 def checked_policies(spec: str, facts: ModelFacts, model: str) -> tuple[Policy, ...]:
@@ -114,14 +143,19 @@ def checked_policies(spec: str, facts: ModelFacts, model: str) -> tuple[Policy, 
 
 
 def read_task(
-    name: str, data: Path, limit: int | None, seed: int, preparation: str | None
+    name: str,
+    data: Path,
+    limit: int | None,
+    seed: int,
+    preparation: str | None,
+    reading: str = "server",
 ) -> TaskWork:
     """A task's items under ``data/<task>``; a variant (`textvqa-no-ocr`) shares its task's folder."""
     task = get_task(name)
     own = data.resolve() / name
-    folder = own if own.exists() else own.with_name(name.partition("-")[0])
+    folder = own if os.path.exists(own) else own.with_name(name.partition("-")[0])
     items = sample(task.read(folder), limit, seed)
-    return TaskWork(name, items, task.max_tokens, preparation or task.image_preparation)
+    return TaskWork(name, items, task.max_tokens, preparation or task.image_preparation, reading)
 
 
 def sample(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
@@ -223,7 +257,9 @@ def stream(
             bar.update(batch.num_rows)
 
         limit = None if max_errors < 0 else max_errors
-        driver.collect(run, driver.answers(batches, options, pool), limit, tell)
+        # Closed at once where a batch cannot be kept, so that Ray ends its work.
+        with closing(driver.answers(batches, options, pool)) as answers:
+            driver.collect(run, answers, limit, tell)
 
 
 def report(run: Run, tasks: Sequence[str], policies: Sequence[Policy]) -> int:

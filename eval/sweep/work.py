@@ -23,6 +23,7 @@ WORK = pa.schema(
         pa.field("text", pa.string()),
         pa.field("image", pa.string()),
         pa.field("preparation", pa.string()),
+        pa.field("reading", pa.string()),  # of the picture's file, see `vllm_flow.pictures`
         pa.field("max_tokens", pa.int32()),
         pa.field("policies", pa.list_(pa.string())),  # names; those that have no answer yet
     ]
@@ -38,6 +39,8 @@ class TaskWork:
     items: Sequence[Item]
     max_tokens: int
     preparation: str
+    reading: str = "server"
+    """How pictures are read: one of `vllm_flow.pictures.READINGS`."""
 
 
 def plan_work(
@@ -56,6 +59,7 @@ def plan_work(
                         "text": item.text,
                         "image": item.image,
                         "preparation": work.preparation,
+                        "reading": work.reading,
                         "max_tokens": work.max_tokens,
                         "policies": left,
                     }

@@ -6,7 +6,6 @@ policies or of how answers were obtained. Adding one: see `vllm_flow.eval.tasks`
 
 from __future__ import annotations
 
-import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vllm_flow.pictures import (
+    WHITE,
+    Colour,
+    PictureError,
+    decode,
+    decode_as_stored,
+    read_bytes,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,8 +44,8 @@ class Item:
     text: str
     """The user's text, without conversation template and without an image placeholder."""
     image: str | None
-    """A file's path, or `file.parquet#row=12&column=image`; `load_image` opens both. The file need
-    not exist when items are read."""
+    """A file's path, or a cell of a parquet file as `parquet_image` names it; `load_image` opens both.
+    The file need not exist when items are read."""
     truth: Mapping[str, Any]
     """Everything scoring needs; JSON-serialisable."""
     group: str = ""
@@ -56,10 +64,18 @@ class Scored:
     counts: Mapping[str, float] = field(default_factory=dict)
     """What the task's metrics are made of, to be summed over items; an absent name counts 0."""
     group: str = ""
+    unclear: bool = False
+    """The rule found nothing in the answer that it looks for; `Task.unclear` says what follows."""
 
 
 class Task(ABC):
-    """A benchmark. Implementations are frozen dataclasses whose fields are the task's options."""
+    """A benchmark. Implementations are frozen dataclasses whose fields are the task's options.
+
+    Pictures are read as vLLM's server reads them, so that an evaluation sees what is served. The official
+    scripts (LLaVA's, OPERA's) open them with PIL's `convert("RGB")`: sideways where only EXIF data says
+    how to turn them, and a transparent pixel in whatever colour is stored under it. `load_image(...,
+    "stored")`, on the command line `--image-reading stored`, reads as they do.
+    """
 
     name: str
     """What the command line and the run directory call it; variants have names of their own."""
@@ -71,6 +87,8 @@ class Task(ABC):
     """Of the headline metric."""
     image_preparation: Literal["pad", "plain"] = "pad"
     """`pad`: to a square with the CLIP mean colour, as LLaVA-1.5 does; `plain`: left alone."""
+    unclear: str = ""
+    """What to say of `Scored.unclear` answers, after "6 of 6 answers": how the rule takes them."""
     binary: bool = True
     """Whether an item's score is 0 or 1 (then differences are tested by McNemar's test, else by a
     paired bootstrap)."""
@@ -120,56 +138,67 @@ def ratio(numerator: Any, denominator: Any) -> Any:
     return result if result.ndim else float(result)
 
 
-_PARQUET = re.compile(r"(?P<file>.+)#row=(?P<row>\d+)&column=(?P<column>.+)", re.DOTALL)
+_CELL = "parquet://"
+"""What a reference to a parquet cell begins with. No path can: `str(Path(...))` has no `//` but at its start."""
+_PARQUET = re.compile(_CELL + r"(?P<file>.+)#row=(?P<row>[0-9]+)&column=(?P<column>.+)", re.DOTALL)
 
 
 def parquet_image(path: Path, row: int, column: str = "image") -> str:
     """How an `Item` names an image that is embedded in a parquet file."""
-    return f"{path}#row={row}&column={column}"
+    return f"{_CELL}{path}#row={row}&column={column}"
 
 
-def load_image(image: str) -> Image:
+def load_image(image: str, reading: str = "server", background: Colour = WHITE) -> Image:
     """Open an item's image as RGB.
 
-    Raises FileNotFoundError where the file is missing, IndexError or KeyError where a parquet file
-    has no such row or column, and PIL's UnidentifiedImageError where the bytes are no image.
+    Args:
+        reading: `server`, as vLLM's server reads it, or `stored`, as the benchmarks' official scripts
+            do (see `Task`).
+        background: what the server puts behind transparent pixels.
+
+    Raises:
+        PictureError: it cannot be had; says why.
     """
-    from PIL import Image  # EXIF orientation is left alone, as the official scripts leave it
-
     place = _PARQUET.fullmatch(image)
-    source: Path | io.BytesIO
     if place is None:
-        source = Path(image)
+        data, name = read_bytes(image), image
     else:
-        path = Path(place["file"])
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file (for the image {image})")
-        source = _embedded(path, int(place["row"]), place["column"])
-    with Image.open(source) as opened:
-        return opened.convert("RGB")
+        data, name = _embedded(Path(place["file"]), int(place["row"]), place["column"])
+    if reading == "stored":
+        return decode_as_stored(data, name)
+    return decode(data, name, background)
 
 
-def _embedded(path: Path, row: int, column: str) -> io.BytesIO | Path:
-    """The image in one cell: bytes, the hub's struct of bytes and path, or a path."""
+def _embedded(path: Path, row: int, column: str) -> tuple[bytes, str]:
+    """The image in one cell, bytes, the hub's struct of bytes and path, or a path; and its name."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    name = f"{path}, row {row}, column {column!r}"
     start = 0
-    with pq.ParquetFile(path) as file:
-        if column not in file.schema_arrow.names:
-            raise KeyError(f"{path} has no column {column!r}")
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if row < start + rows:
-                break
-            start += rows
-        else:
-            raise IndexError(f"{path} has {start} rows, so no row {row}")
-    cell = _column(str(path), path.stat().st_mtime_ns, group, column)[row - start].as_py()
+    try:
+        with pq.ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                raise PictureError(f"{path}: no column {column!r}; is it the benchmark's file?")
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if row < start + rows:
+                    break
+                start += rows
+            else:
+                raise PictureError(f"{path}: {start} rows, so no row {row}; was it replaced?")
+        cell = _column(str(path), path.stat().st_mtime_ns, group, column)[row - start].as_py()
+    except FileNotFoundError:
+        raise PictureError(f"{path}: there is no such file; check the path") from None
+    except (pa.ArrowException, OSError) as error:
+        raise PictureError(f"{name}: cannot be read ({error}); get the file again") from None
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
-    if cell is None:
-        raise FileNotFoundError(f"{path}: row {row} has no image in column {column!r}")
-    return io.BytesIO(cell) if isinstance(cell, bytes) else path.parent / cell
+    if isinstance(cell, bytes):
+        return cell, name
+    if not isinstance(cell, str):
+        raise PictureError(f"{name}: no picture there; is it the benchmark's file?")
+    return read_bytes(path.parent / cell), f"{path.parent / cell}"
 
 
 @lru_cache(maxsize=1)

@@ -41,6 +41,7 @@ from vllm_flow.eval.tasks.base import (
 from vllm_flow.eval.tasks.language import singulars, tokenise, wordnet_lemmas
 from vllm_flow.eval.tasks.reading import (
     DataError,
+    brief,
     directory,
     few,
     first_directory_with,
@@ -48,6 +49,7 @@ from vllm_flow.eval.tasks.reading import (
     parquet_rows,
     read_text,
 )
+from vllm_flow.user_text import whole_number
 
 Rule = Literal["official", "opera"]
 RULES: Mapping[str, Callable[[Sequence[str]], list[str]]] = {
@@ -144,6 +146,7 @@ class Chair(Task):
 
     max_tokens = 512
     headline = "chair_i"
+    unclear = "name no object, and so invent none"
     higher_is_better = False
     image_preparation = "plain"
     binary = False
@@ -179,7 +182,7 @@ class Chair(Task):
                 strange = [name for name in names if table.get(name) != name]
                 if strange:
                     raise DataError(f"{row.place}: {few(strange)}: no COCO object")
-                identifier = int(row.identifier("question_id"))
+                identifier = row.number("question_id", "a COCO image id")
                 items.append(self.item(identifier, names, parquet_image(path, number)))
         return items
 
@@ -202,7 +205,8 @@ class Chair(Task):
             "tokens": float(length),
         }
         score = 1.0 - len(wrong) / len(mentioned) if mentioned else 1.0
-        return Scored(item.id, {"mentioned": mentioned, "hallucinated": wrong}, score, counts)
+        parsed = {"mentioned": mentioned, "hallucinated": wrong}
+        return Scored(item.id, parsed, score, counts, unclear=not mentioned)
 
     def metrics(self, totals: Totals) -> Metrics:
         """Shares; `len` in tokens."""
@@ -226,9 +230,10 @@ def chosen_images(data: Path) -> list[int]:
     images = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
-            if not line.strip().isdigit():
-                raise DataError(f"{path}, line {number}: {line.strip()!r} is no image id")
-            images.append(int(line))
+            image = whole_number(line.strip())
+            if image is None:
+                raise DataError(f"{path}, line {number}: {brief(line.strip())} is no image id")
+            images.append(image)
     if not images or len(set(images)) != len(images):
         raise DataError(f"{path}: image ids must be there, and each once")
     return images

@@ -34,6 +34,7 @@ CATEGORIES = (
     "science & technology",
     "math",
 )
+OPTIONS = ("a", "b", "c", "d")
 LEADS = ("(", "option ", "the answer is ")
 
 
@@ -60,6 +61,7 @@ class MMStar(Task):
     name = "mmstar"
     max_tokens = 128
     headline = "accuracy"
+    unclear = "choose none of A to D where the official rule looks (`B`, `(B)`, `option B`) and count as wrong"
 
     def read(self, data: Path) -> list[Item]:
         data = directory(data)
@@ -83,7 +85,7 @@ class MMStar(Task):
         choice = parse_choice(text)
         right = float(bool(choice) and choice == item.truth["answer"].lower().strip())
         counts = {f"asked_{item.group}": 1.0, f"right_{item.group}": right}
-        return Scored(item.id, choice, right, counts, item.group)
+        return Scored(item.id, choice, right, counts, item.group, choice not in OPTIONS)
 
     def metrics(self, totals: Totals) -> Metrics:
         right = counts_of(totals, *(f"right_{category}" for category in CATEGORIES))

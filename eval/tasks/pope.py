@@ -1,14 +1,20 @@
 """POPE: is there such an object in the image? (Li et al., "Evaluating Object Hallucination in Large
 Vision-Language Models", EMNLP 2023)
 
-Three categories of questions on COCO val2014, which differ in how the absent objects were chosen.
-Rule: RUCAIBox/POPE and LLaVA's llava/eval/eval_pope.py, which agree.
+Three categories of questions, which differ in how the absent objects were chosen, on pictures of three
+sources: COCO val2014, whose annotations name the objects, and A-OKVQA (COCO val2014's pictures too) and GQA,
+whose objects a segmentation (SEEM) found. `pope` reads the source whose files are there; `pope-coco`,
+`pope-aokvqa` and `pope-gqa` read that one of several. Rule: RUCAIBox/POPE and LLaVA's
+llava/eval/eval_pope.py, which agree. LLaVA reads pictures as stored (`Task`); COCO's and GQA's are JPEGs.
 
 Layouts read:
 
-- official: `coco_pope_random.json`, `coco_pope_popular.json`, `coco_pope_adversarial.json` (JSON
-  lines; any of them) in the directory or in its `coco`, `output/coco` or `pope_coco`; the pictures in
-  the directory itself, `val2014`, `images`, `coco/val2014`, or `val2014` beside it;
+- official: `coco_pope_random.json`, `coco_pope_popular.json`, `coco_pope_adversarial.json`, or
+  `aokvqa_pope_seem_random.json` and so on, or `gqa_pope_seem_random.json` and so on (any of the
+  three categories; JSON lines or one JSON list; with or without `seem_`) in the directory or in its
+  `coco`, `output/coco`, `pope_coco`, and likewise for the other sources; the pictures in the directory
+  itself, `val2014`, `images`, `coco/val2014`, or `val2014` beside it, GQA's also in `gqa/images` or
+  `images` beside it;
 - hub (lmms-lab/POPE): parquet files `test-*.parquet`, or `adversarial-*.parquet` and so on, with the
   columns question_id, question, answer, image_source, image, category.
 
@@ -17,6 +23,7 @@ The random category has 2910 questions in the version LLaVA used and 3000 today;
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,18 +40,25 @@ from vllm_flow.eval.tasks.base import (
 from vllm_flow.eval.tasks.reading import (
     DataError,
     Row,
+    brief,
     by_unique,
     directory,
     first_directory_with,
     parquet_files,
     parquet_rows,
-    read_json_lines,
+    read_records,
 )
 
+YES = re.compile(r"\byes\b", re.IGNORECASE)
 CATEGORIES = ("random", "popular", "adversarial")
 SUFFIX = "\nAnswer the question using a single word or phrase."
-LABEL_FOLDERS = (".", "coco", "output/coco", "pope_coco")
-IMAGE_FOLDERS = ("val2014", ".", "images", "images/val2014", "coco/val2014", "../val2014")
+SOURCES = {"coco": "COCO", "aokvqa": "A-OKVQA", "gqa": "GQA"}
+LABEL_FOLDERS = (".", "{}", "output/{}", "pope_{}", "output/seem/{}", "seem/{}")
+"""Where label files are looked for; {} is the source."""
+IMAGE_FOLDERS = (
+    "val2014", ".", "images", "images/val2014", "coco/val2014", "../val2014",
+    "gqa/images", "gqa", "../images", "../gqa/images",
+)  # fmt: skip
 
 
 def parse_yes_no(text: str) -> str:
@@ -57,11 +71,22 @@ def parse_yes_no(text: str) -> str:
     return "no" if {"No", "no", "not"} & set(pieces) else "yes"
 
 
-def label_files(data: Path) -> dict[str, Path]:
-    """The official label files under `data` by category; empty where there are none."""
-    for folder in LABEL_FOLDERS:
-        paths = {c: data / folder / f"coco_pope_{c}.json" for c in CATEGORIES}
-        found = {category: path for category, path in paths.items() if path.is_file()}
+def label_files(data: Path, source: str) -> dict[str, Path]:
+    """The label files of a source under `data`, by category; empty where there are none.
+
+    DataError where a folder has two files for one category.
+    """
+    for folder in (data / name.format(source) for name in LABEL_FOLDERS):
+        found: dict[str, Path] = {}
+        for category in CATEGORIES:
+            names = (f"{source}_pope_{category}.json", f"{source}_pope_seem_{category}.json")
+            paths = [folder / name for name in names if (folder / name).is_file()]
+            if len(paths) > 1:
+                raise DataError(
+                    f"{folder}: both {names[0]} and {names[1]}, which ask different questions; keep one"
+                )
+            if paths:
+                found[category] = paths[0]
         if found:
             return found
     return {}
@@ -69,31 +94,51 @@ def label_files(data: Path) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Pope(Task):
-    """POPE on COCO. An item's group is its category; its id is `category/question id`."""
+    """POPE. An item's group is its category; its id is `category/question id`."""
 
-    name = "pope"
+    name: str = "pope"
+    source: str | None = None
+    """Of `SOURCES`; None for the one that is there."""
+
     max_tokens = 128
     headline = "f1"
+    unclear = "say neither yes nor no as the official rule reads them (`No`, `no`, `not`) and count as yes"
 
     def read(self, data: Path) -> list[Item]:
         data = directory(data)
-        labels = label_files(data)
+        labels = self._labels(data)
         if labels:
             return self._official(data, labels)
         files = parquet_files(data, "test-*.parquet", *(f"{c}-*.parquet" for c in CATEGORIES))
-        if not files:
+        if files and self.source in (None, "coco"):
+            return self._hub(data)
+        sources = [self.source] if self.source else list(SOURCES)
+        infix = {"coco": ""}
+        names = [f"{source}_pope_{infix.get(source, 'seem_')}" for source in sources]
+        told = " or ".join(f"{name}{{{','.join(CATEGORIES)}}}.json" for name in names)
+        raise DataError(
+            f"{data}: no label files {told} (here or in "
+            f"{', '.join(folder.format(sources[0]) for folder in LABEL_FOLDERS[1:4])}), and no parquet "
+            "files of lmms-lab/POPE (COCO's)"
+        )
+
+    def _labels(self, data: Path) -> dict[str, Path]:
+        if self.source is not None:
+            return label_files(data, self.source)
+        found = {source: label_files(data, source) for source in SOURCES}
+        there = [source for source, labels in found.items() if labels]
+        if len(there) > 1:
             raise DataError(
-                f"{data}: neither coco_pope_{{{','.join(CATEGORIES)}}}.json (here or in "
-                f"{', '.join(LABEL_FOLDERS[1:])}) nor parquet files of lmms-lab/POPE"
+                f"{data}: label files of {' and '.join(SOURCES[name] for name in there)}, which are scored "
+                f"apart: take {' or '.join(f'pope-{name}' for name in there)} as the task (in `vllm-flow "
+                f"score pope`: --source {'|'.join(there)}), or a folder for each"
             )
-        return self._hub(data)
+        return found[there[0]] if there else {}
 
     def _official(self, data: Path, labels: dict[str, Path]) -> list[Item]:
         items = []
         for category, path in labels.items():
-            rows = read_json_lines(path)
-            if not rows:
-                raise DataError(f"{path}: no questions in it")
+            rows = read_records(path, "questions")
             by_unique(((row.identifier("question_id"), row) for row in rows), "question id")
             names = [row.get("image", str) for row in rows]
             folder = first_directory_with(data, names[:50], IMAGE_FOLDERS)
@@ -129,7 +174,9 @@ class Pope(Task):
         parsed, label = parse_yes_no(text), item.truth["label"]
         right = parsed == label
         cell = ("t" if right else "f") + ("p" if parsed == "yes" else "n")
-        return Scored(item.id, parsed, float(right), {f"{cell}_{item.group}": 1.0}, item.group)
+        counts = {f"{cell}_{item.group}": 1.0}
+        unclear = parsed == "yes" and YES.search(text) is None
+        return Scored(item.id, parsed, float(right), counts, item.group, unclear)
 
     def metrics(self, totals: Totals) -> Metrics:
         """Per category and, without suffix, the mean over the categories that have items."""
@@ -163,7 +210,7 @@ def _item(row: Row, category: str, question: str, label: str, name: str, image: 
 def _label(row: Row, key: str) -> str:
     label: str = row.get(key, str).strip().lower()
     if label not in ("yes", "no"):
-        raise DataError(f"{row.place}: {key} is {row.values[key]!r}, neither yes nor no")
+        raise DataError(f"{row.place}: {key} is {brief(row.values[key])}, neither yes nor no")
     return label
 
 
@@ -176,3 +223,4 @@ def _check_unique(items: list[Item]) -> None:
 
 
 TASK = Pope()
+VARIANTS = tuple(Pope(name=f"pope-{source}", source=source) for source in SOURCES)

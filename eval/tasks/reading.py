@@ -5,10 +5,12 @@ Knows nothing of tasks: a `DataError` says which file, which line or row, and wh
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from vllm_flow.user_text import NotJSON, parse_json, whole_number
 
 
 class DataError(ValueError):
@@ -30,12 +32,25 @@ class Row(NamedTuple):
         value = self.values[key]
         # JSON's true and false are ints to isinstance.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind in (int, (int, str))):
-            raise DataError(f"{self.place}: {key!r} is {value!r}, not {_kinds(kind)}")
+            raise DataError(f"{self.place}: {key!r} is {brief(value)}, not {_kinds(kind)}")
         return value
 
     def identifier(self, key: str) -> str:
         """An id under `key`, written as a number or as a string; as a string."""
         return str(self.get(key, (int, str)))
+
+    def number(self, key: str, what: str) -> int:
+        """A whole number >= 0 under `key`, written as a number or as a string; `what` says of what."""
+        found = whole_number(self.identifier(key))
+        if found is None:
+            raise DataError(f"{self.place}: {key!r} is {brief(self.values[key])}, not {what}")
+        return found
+
+
+def brief(value: Any) -> str:
+    """A value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _kinds(kind: type | tuple[type, ...]) -> str:
@@ -46,7 +61,7 @@ def _kinds(kind: type | tuple[type, ...]) -> str:
 
 def read_text(path: Path) -> str:
     """A UTF-8 file, with or without a byte-order mark; DataError where it cannot be read."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise DataError(f"{path} is a directory, not a file")
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -54,35 +69,57 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read ({reason})") from None
 
 
 def read_json(path: Path, kind: type = object) -> Any:
     """A JSON file whose outermost value is of `kind`."""
+    return _json(path, read_text(path), kind)
+
+
+def read_json_lines(path: Path) -> list[Row]:
+    """A file of one JSON object per line; empty lines are skipped."""
+    return _lines(path, read_text(path))
+
+
+def read_records(path: Path, what: str = "answers") -> list[Row]:
+    """The records of a file, JSON lines or one JSON list; DataError where there are none (of `what`).
+
+    The file is read once, so that a pipe will do (`/dev/stdin`, `<(...)`).
+    """
+    text = read_text(path)
+    is_list = text.lstrip().startswith("[")
+    rows = json_rows(path, _json(path, text, list)) if is_list else _lines(path, text)
+    if not rows:
+        piped = "" if os.path.isfile(path) else " (a pipe can be read only once)"
+        raise DataError(f"{path}: no {what} in it{piped}")
+    return rows
+
+
+def _json(path: Path, text: str, kind: type) -> Any:
     try:
-        value = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+        value = parse_json(text)
+    except NotJSON as error:
+        line = "" if error.line is None else f", line {error.line}"
+        raise DataError(f"{path}{line}: not JSON ({error})") from None
     if not isinstance(value, kind):
         raise DataError(f"{path}: the file holds {_kinds(type(value))}, not {_kinds(kind)}")
     return value
 
 
-def read_json_lines(path: Path) -> list[Row]:
-    """A file of one JSON object per line; empty lines are skipped."""
+def _lines(path: Path, text: str) -> list[Row]:
     rows = []
     # Not splitlines(): U+2028 and its like may stand inside a JSON string.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         place = f"{path}, line {number}"
         try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{place}: not JSON ({error.msg} at column {error.colno}); expected one object per line"
-            ) from None
+            values = parse_json(line)
+        except NotJSON as error:
+            raise DataError(f"{place}: not JSON ({error}); expected one object per line") from None
         if not isinstance(values, dict):
             raise DataError(
                 f"{place}: expected an object like {{...}}, found {_kinds(type(values))}"
@@ -138,15 +175,15 @@ def parquet_files(data: Path, *patterns: str) -> list[Path]:
 def directory(data: Path) -> Path:
     """`data` as a Path; DataError unless it is a directory."""
     data = Path(data)
-    if not data.is_dir():
-        state = "is not a directory" if data.exists() else "no such directory"
+    if not os.path.isdir(data):
+        state = "is not a directory" if os.path.exists(data) else "no such directory"
         raise DataError(f"{data}: {state}")
     return data
 
 
 def few(names: Iterable[Any], limit: int = 5) -> str:
     """The first names of a list, for messages: `1, 2, 3 and 97 more`."""
-    listed = [str(name) for name in names]
+    listed = [name if len(name := str(each)) <= 80 else f"{name[:60]}..." for each in names]
     shown = ", ".join(listed[:limit])
     return shown if len(listed) <= limit else f"{shown} and {len(listed) - limit} more"
 
@@ -156,7 +193,7 @@ def by_unique(rows: Iterable[tuple[Any, Row]], what: str) -> Mapping[Any, Row]:
     found: dict[Any, Row] = {}
     for key, row in rows:
         if key in found:
-            shown = key if not isinstance(key, tuple) else ", ".join(str(part) for part in key)
+            shown = few(key if isinstance(key, tuple) else [key])
             raise DataError(f"{row.place}: {what} {shown} comes twice (first: {found[key].place})")
         found[key] = row
     return found
@@ -166,7 +203,8 @@ def first_directory_with(data: Path, names: Sequence[str], folders: Sequence[str
     """Where the files `names` are: the first of `folders` (below `data`) that holds one of them, else
     the first folder."""
     for folder in folders:
-        if any((data / folder / name).is_file() for name in names):
+        # os.path: whatever a name is (too long, odd characters), it is asked about, not complained of.
+        if any(os.path.isfile(data / folder / name) for name in names):
             return data / folder
     return data / folders[0]
 

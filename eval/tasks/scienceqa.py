@@ -104,6 +104,10 @@ class ScienceQA(Task):
 
     max_tokens = 1024
     headline = "img_accuracy"
+    unclear = (
+        "name no letter in a form that the official rule reads (`B`, `B. ...`, `The answer is B.`) and count "
+        "as wrong"
+    )
 
     def read(self, data: Path) -> list[Item]:
         data = directory(data)
@@ -140,7 +144,7 @@ class ScienceQA(Task):
     def score(self, item: Item, text: str) -> Scored:
         letter = parse_letter(text)
         right = letter == item.truth["answer"]
-        return Scored(item.id, letter, float(right), _counts(item, right))
+        return Scored(item.id, letter, float(right), _counts(item, right), unclear=letter is None)
 
     def metrics(self, totals: Totals) -> Metrics:
         return {

@@ -19,7 +19,6 @@ from vllm_flow.analysis.llava import (
     Llava,
     Unsupported,
     check_config,
-    open_image,
     tokens_of,
 )
 
@@ -118,11 +117,3 @@ def test_tokens_of_a_word_spell_it(words: list[str]) -> None:
     assert "dog" in spelled
     assert len(found) == 1 or all("dog" not in words[token] for token in found)
     assert found == list(range(found[0], found[-1] + 1))
-
-
-def test_a_missing_picture_is_named(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"gone\.png does not exist"):
-        open_image(tmp_path / "gone.png")
-    (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"text\.png is not a picture"):
-        open_image(tmp_path / "text.png")

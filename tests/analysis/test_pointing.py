@@ -102,7 +102,7 @@ class Parrot:
 def test_shown_scenes_are_listed_exactly_and_every_word_has_its_box(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vllm_flow.analysis.llava.open_image", lambda path: path)
+    monkeypatch.setattr("vllm_flow.pictures.read_picture", lambda path: path)
     scenes = load_scenes("seen")
     shown = list(demo.listed_exactly(Parrot(set()), scenes))  # type: ignore[arg-type]
     assert 100 < len(shown) < len(scenes)

@@ -25,8 +25,8 @@ class Command:
         assert status == 0, self.errors
         return json.loads(out.read_text())
 
-    def refuses(self, *arguments: object) -> str:
-        assert main(["score", *map(str, arguments)]) == 2
+    def refuses(self, *arguments: object, status: int = 2) -> str:
+        assert main(["score", *map(str, arguments)]) == status
         self.output, self.errors = self.capsys.readouterr()
         assert self.output == ""
         assert self.errors.count("\n") == 1 and "Traceback" not in self.errors

@@ -99,8 +99,10 @@ def test_a_killed_engine_costs_nothing(cluster: str, data: Path, tmp_path: Path)
     killer = threading.Thread(target=kill)
     killer.start()
     policies = "baseline,cliff=2,text-only"
-    assert cli.main(command(data, out, policies, "--engines", "2", "--batch", "2")) == 0
+    asked = command(data, out, policies, "--engines", "2", "--batch", "2")
+    assert cli.main(asked) == 3, "some rows are errors"
     killer.join()
+    assert cli.main([*asked, "--errors-ok"]) == 0
 
     run, rows = Run.open(out), rows_of(out)
     items = {item.id: item for item in run.items("pope")}
@@ -182,6 +184,10 @@ def test_a_killed_driver_resumes_with_the_same_command(
         (["--policies", "cliff=99"], "6 decoder layers"),
         (["--tasks", "pop"], "no task 'pop'"),
         (["--data", "nowhere"], "no such directory"),
+        (
+            ["--engine-args", '{"media_io_kwargs": {"image": {"rgba_background_color": "red"}}}'],
+            "'red' is no colour",
+        ),
         (["--model", "nowhere"], "cannot be read"),
         (["--engines", "99999"], "CPUs"),
     ],

@@ -25,7 +25,7 @@ from vllm_flow.eval.sweep.model_facts import resolve_model  # noqa: E402
 from vllm_flow.eval.sweep.policies import parse_policies  # noqa: E402
 from vllm_flow.eval.sweep.records import ANSWERS  # noqa: E402
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work  # noqa: E402
-from vllm_flow.eval.tasks.base import Item  # noqa: E402
+from vllm_flow.eval.tasks.base import Item, parquet_image  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -180,18 +180,18 @@ def test_what_cannot_be_answered_becomes_a_row(engine: EngineActor, tmp_path: Pa
     bad = [
         Item("missing", "?", str(tmp_path / "nowhere.png"), {}),
         Item("corrupt", "?", str(corrupt), {}),
-        Item("no row", "?", f"{no_row}#row=7&column=image", {}),
-        Item("no picture", "?", f"{no_row}#row=0&column=image", {}),
+        Item("no row", "?", parquet_image(no_row, 7), {}),
+        Item("no picture", "?", parquet_image(no_row, 0), {}),
         Item("long", "word " * 600, picture, {}),
     ]
     good = items()[:2]
     policies = "baseline,cliff=2"
     rows = ask(engine, [good[0], *bad, good[1]], policies)
     says = {
-        "missing": "FileNotFoundError",
-        "corrupt": "image file is truncated",
-        "no row": "IndexError",
-        "no picture": "UnidentifiedImageError",
+        "missing": "image unreadable: " + str(tmp_path / "nowhere.png: there is no such file"),
+        "corrupt": "damaged or cut short (image file is truncated",
+        "no row": "1 rows, so no row 7",
+        "no picture": "row 0, column 'image': no picture of a kind",
         "long": "refused: ",
     }
     for item in bad:

@@ -117,7 +117,7 @@ def test_hub_layout(tmp_path: Path) -> None:
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="neither coco_pope_"):
+    with pytest.raises(DataError, match="no label files coco_pope_"):
         TASK.read(tmp_path)
     with pytest.raises(DataError, match="no such directory"):
         TASK.read(tmp_path / "absent")

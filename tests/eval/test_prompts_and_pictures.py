@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.unit.odd_pictures import FILES
 from vllm_flow.demo_model.heldout import build_prompt
 from vllm_flow.eval.sweep.conversation import ConversationError, choose
+from vllm_flow.eval.sweep.engine_actor import Ask, background_of, read_pictures, unreadable
 from vllm_flow.eval.sweep.model_facts import (
     ModelError,
     downsampling_obstacle,
@@ -19,6 +22,8 @@ from vllm_flow.eval.sweep.model_facts import (
     read_facts,
 )
 from vllm_flow.eval.sweep.pictures import pad_to_square, prepare
+from vllm_flow.eval.sweep.policies import parse_policies
+from vllm_flow.pictures import PictureError
 
 
 class Templated:
@@ -97,6 +102,58 @@ def test_preparations() -> None:
     assert prepare(picture, "pad").size == (4, 4)
     with pytest.raises(ValueError, match="'crop'"):
         prepare(picture, "crop")
+
+
+def item(path: Path, preparation: str = "plain", reading: str = "server") -> dict[str, str]:
+    return {"image": str(path), "preparation": preparation, "reading": reading}
+
+
+@pytest.mark.parametrize("preparation", ["pad", "plain"])
+@pytest.mark.parametrize("name", ["exif-6.jpeg", "RGBA.png", "p-transparent.png", "I16.png"])
+def test_an_engine_is_handed_what_a_server_decodes(
+    tmp_path: Path, name: str, preparation: str
+) -> None:
+    media = pytest.importorskip("vllm.multimodal.media.image")
+    (tmp_path / name).write_bytes(FILES[name])
+    for background in ((255, 255, 255), (9, 8, 7)):
+        asked = item(tmp_path / name, preparation)
+        (handed,) = read_pictures([asked], background).values()
+        served = (
+            media.ImageMediaIO(rgba_background_color=background).load_file(tmp_path / name).media
+        )
+        assert handed.tobytes() == prepare(served, preparation).tobytes()
+
+
+def test_the_same_file_in_two_readings_is_two_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(FILES["exif-6-rgba.png"])
+    asked = [item(path), item(path, reading="stored"), item(path)]
+    server, stored = read_pictures(asked).values()
+    assert (server.size, stored.size) == ((7, 13), (13, 7))
+    policy = parse_policies("baseline", 4)[0]
+    ids = {Ask(one, policy, None, None).picture_id for one in asked}
+    assert len(ids) == 2, "vLLM would take one for the other"
+
+
+def test_a_servers_background_is_the_engines() -> None:
+    def media(colour: Any) -> dict[str, Any]:
+        return {"media_io_kwargs": {"image": {"rgba_background_color": colour}}}
+
+    assert background_of(media([1, 2, 3])) == (1, 2, 3)
+    for none in ({}, {"media_io_kwargs": None}, {"media_io_kwargs": {"image": {}}}, media(None)):
+        assert background_of(none) == (255, 255, 255)
+    with pytest.raises(ValueError, match="'white' is no colour"):
+        background_of(media("white"))
+
+
+def test_an_unreadable_picture_is_named_once(tmp_path: Path) -> None:
+    asked = item(tmp_path / "gone.png")
+    (error,) = read_pictures([asked]).values()
+    assert isinstance(error, PictureError)
+    assert unreadable(asked, error).count("gone.png") == 1
+    assert unreadable(asked, MemoryError("no")).startswith(
+        f"image unreadable: {asked['image']}: Mem"
+    )
 
 
 def config(**vision: Any) -> Any:

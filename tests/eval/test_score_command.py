@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +212,109 @@ def test_output_that_cannot_be_written(command: Command) -> None:
     (command.folder / "file").write_text("")
     rows = [{"question_id": "4", "text": "A"}]
     out = str(command.folder / "file/scores.json")
-    assert "cannot be written" in command.refuses(*scienceqa(command, rows, "--json", out))
+    assert "cannot be written" in command.refuses(
+        *scienceqa(command, rows, "--json", out), status=1
+    )
+
+
+def piped(path: Path, content: str) -> Path:
+    """A pipe that gives `content` once, as `<(cat FILE)` and `/dev/stdin` do."""
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    threading.Thread(target=path.write_text, args=(content,), daemon=True).start()
+    return path
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_pipe_is_read_once(command: Command, coco: Path, listed: bool) -> None:
+    text = json.dumps(CAPTIONS) if listed else "\n".join(map(json.dumps, CAPTIONS))
+    pipe = piped(command.folder / "pipe", text)
+    check_chair(command.scores("chair", "--annotations", coco.parent, "--captions", pipe))
+    empty = piped(command.folder / "empty", "")
+    message = command.refuses("chair", "--annotations", coco.parent, "--captions", empty)
+    assert "no answers in it (a pipe can be read only once)" in message
+
+
+def test_every_file_may_be_a_pipe(command: Command, labels: Path) -> None:
+    """Each option that names a file, given as a pipe, scores as the file does."""
+    call = [str(part) for part in scienceqa(command, [{"question_id": "4", "text": "A. b"}])]
+    whole = command.scores(*call)
+    for n, part in enumerate(call):
+        if Path(part).is_file():
+            pipe = piped(command.folder / "pipe", Path(part).read_text())
+            assert command.scores(*call[:n], str(pipe), *call[n + 1 :]) == whole
+    rows = [r | {"category": c} for c in CATEGORIES for r in pope_answers(labels, c)]
+    pipe = piped(command.folder / "pipe", "\n".join(map(json.dumps, rows)))
+    assert command.scores("pope", "--labels", labels, "--answers", pipe)["metrics"]["f1"] > 0.5
+
+
+ODD_NUMBERS = ["42²", "٤٢", "1_6", " 7", "-7", "7.0", "9" * 19]
+
+
+@pytest.mark.parametrize("number", ODD_NUMBERS)
+def test_an_image_id_that_is_no_number(command: Command, coco: Path, number: str) -> None:
+    path = files.json_lines(command.folder / "c.jsonl", [{"image_id": number, "caption": "A cat."}])
+    message = command.refuses("chair", "--annotations", coco.parent, "--captions", path)
+    assert "line 1: 'image_id' is" in message and "not a COCO image id" in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            '{"image_id": ' + "9" * 5000 + ', "caption": "A cat."}',
+            "line 1: not JSON (a number of more",
+        ),
+        ("[" * 100_000, "not JSON (nested too deeply)"),
+        ('{"image_id": 7, "caption": ' + "[" * 100_000, "line 1: not JSON (nested too deeply)"),
+        ('{"image_id": 7, "caption": "\\ud800"}', "line 1: not JSON (half of a surrogate pair"),
+    ],
+)
+@pytest.mark.parametrize("which", ["captions", "annotations"])
+def test_json_that_python_stumbles_over(
+    command: Command, coco: Path, content: str, says: str, which: str
+) -> None:
+    path = files.json_lines(command.folder / "c.jsonl", CAPTIONS)
+    bad = path if which == "captions" else coco.parent / "annotations/captions_val2014.json"
+    bad.write_text(content)
+    message = command.refuses("chair", "--annotations", coco.parent, "--captions", path)
+    assert bad.name in message and len(message) < 400
+    assert (says if which == "captions" else says.replace("line 1: ", "")) in message
+
+
+def test_answers_that_name_no_letter_are_told(command: Command) -> None:
+    rows = [{"question_id": n, "text": text} for n, text in (("4", "(A) b"), ("5", "(C) d"))]
+    scores = command.scores(*scienceqa(command, rows))
+    assert scores["metrics"]["accuracy"] == 0.0
+    assert "2 of 2 answers name no letter in a form that the official rule reads" in command.errors
+    rows[0]["text"] = "A"
+    command.scores(*scienceqa(command, rows))
+    assert "1 of 2 answers name no letter" in command.errors
+    rows[1]["text"] = "C"
+    command.scores(*scienceqa(command, rows))
+    assert "name no letter" not in command.errors
+
+
+def test_answers_that_say_neither_yes_nor_no_are_told(command: Command, labels: Path) -> None:
+    said = {"NO", "No!", "", "It isn't.", "(B) text"}
+    rows = [
+        r | {"category": c, "text": "Yes."} for c in CATEGORIES for r in pope_answers(labels, c)
+    ]
+    for row, text in zip(rows, sorted(said), strict=False):
+        row["text"] = text
+    path = files.json_lines(command.folder / "answers.jsonl", rows)
+    scores = command.scores("pope", "--labels", labels, "--answers", path)
+    assert {item["parsed"] for item in scores["items"]} == {"yes"}
+    assert "5 of 12 answers say neither yes nor no" in command.errors
+
+
+def test_captions_that_name_nothing_are_told(command: Command, coco: Path) -> None:
+    path = files.json_lines(
+        command.folder / "c.jsonl", [CAPTIONS[0], {"image_id": 8, "caption": "?"}]
+    )
+    command.scores("chair", "--annotations", coco.parent, "--captions", path)
+    assert "1 of 2 answers name no object, and so invent none" in command.errors
 
 
 KEYS = st.sampled_from(

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import UnidentifiedImageError
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from tests.eval import files
 from vllm_flow.eval import tasks
 from vllm_flow.eval.tasks import Item, get_task, load_image, task_names
 from vllm_flow.eval.tasks.base import parquet_image, ratio, sum_counts
 from vllm_flow.eval.tasks.reading import DataError, parquet_rows, read_json, read_json_lines
+from vllm_flow.pictures import PictureError
 
 EXAMPLES = {
     "pope": Item("random/1", "Q", None, {"label": "no"}, "random"),
@@ -28,8 +31,8 @@ EXAMPLES = {
 
 def test_names() -> None:
     assert task_names() == [
-        "chair", "chair-opera", "mmstar", "pope", "scienceqa", "scienceqa-full", "textvqa",
-        "textvqa-no-ocr",
+        "chair", "chair-opera", "mmstar", "pope", "pope-aokvqa", "pope-coco", "pope-gqa", "scienceqa",
+        "scienceqa-full", "textvqa", "textvqa-no-ocr",
     ]  # fmt: skip
     with pytest.raises(ValueError, match="no task 'vqa'; there are: chair, "):
         get_task("vqa")
@@ -126,25 +129,48 @@ def test_embedded_images(tmp_path: Path) -> None:
 
 
 def test_images_become_rgb(tmp_path: Path) -> None:
-    from PIL import Image
-
     Image.new("LA", (2, 2), (9, 255)).save(tmp_path / "x.png")
     assert load_image(str(tmp_path / "x.png")).mode == "RGB"
 
 
+@pytest.mark.parametrize("name", ["a#row=3&column=image.jpg", "x.parquet#row=0&column=image"])
+def test_a_file_may_be_called_like_a_cell(tmp_path: Path, name: str) -> None:
+    path = files.image_file(tmp_path / name, (7, 0, 0))
+    files.parquet(tmp_path / "x.parquet", [{"image": files.hub_image((9, 0, 0))}])
+    assert load_image(str(path)).getpixel((0, 0)) == (7, 0, 0)
+    inside = files.parquet(tmp_path / f"{name}.parquet", [{"image": files.hub_image((5, 0, 0))}])
+    assert load_image(parquet_image(inside, 0)).getpixel((0, 0)) == (5, 0, 0)
+
+
+@given(st.text(st.characters(exclude_characters="\0"), min_size=1), st.integers(0, 9))
+def test_no_path_is_a_cell(name: str, row: int) -> None:
+    cell = parquet_image(Path(name), row)
+    assert str(Path(cell)) != cell, "Items name files by str(Path)"
+    with pytest.raises(PictureError):
+        load_image(str(Path("/nowhere") / cell))
+
+
+def test_a_transparent_picture_in_both_readings(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.new("RGBA", (2, 2), (200, 10, 10, 0)).save(path)
+    assert load_image(str(path)).getpixel((0, 0)) == (255, 255, 255)
+    assert load_image(str(path), background=(1, 2, 3)).getpixel((0, 0)) == (1, 2, 3)
+    assert load_image(str(path), "stored").getpixel((0, 0)) == (200, 10, 10)
+
+
 def test_images_that_are_not_there(tmp_path: Path) -> None:
     path = files.parquet(tmp_path / "x.parquet", [{"image": None, "n": b"text"}])
-    with pytest.raises(FileNotFoundError, match="absent.jpg"):
+    with pytest.raises(PictureError, match="absent.jpg: there is no such file"):
         load_image(str(tmp_path / "absent.jpg"))
-    with pytest.raises(FileNotFoundError, match="absent.parquet"):
+    with pytest.raises(PictureError, match="absent.parquet: there is no such file"):
         load_image(parquet_image(tmp_path / "absent.parquet", 0))
-    with pytest.raises(FileNotFoundError, match="row 0 has no image"):
+    with pytest.raises(PictureError, match="row 0, column 'image': no picture there"):
         load_image(parquet_image(path, 0))
-    with pytest.raises(IndexError, match="1 rows, so no row 1"):
+    with pytest.raises(PictureError, match="1 rows, so no row 1"):
         load_image(parquet_image(path, 1))
-    with pytest.raises(KeyError, match="no column 'picture'"):
+    with pytest.raises(PictureError, match="no column 'picture'"):
         load_image(parquet_image(path, 0, "picture"))
-    with pytest.raises(UnidentifiedImageError):
+    with pytest.raises(PictureError, match="column 'n': no picture of a kind"):
         load_image(parquet_image(path, 0, "n"))
 
 
@@ -177,9 +203,12 @@ def test_files_that_are_not_as_they_must_be(tmp_path: Path) -> None:
 
 def test_a_missing_or_strange_value_is_named(tmp_path: Path) -> None:
     row = read_json_lines(
-        files.json_lines(tmp_path / "x.jsonl", [{"a": True, "b": None, "c": "7"}])
+        files.json_lines(tmp_path / "x.jsonl", [{"a": True, "b": None, "c": "7", "d²": "4²"}])
     )[0]
-    with pytest.raises(DataError, match=r"line 1: no 'd' \(the record has a, b, c\)"):
+    assert row.number("c", "a number") == 7
+    with pytest.raises(DataError, match="line 1: 'd²' is '4²', not a COCO image id"):
+        row.number("d²", "a COCO image id")
+    with pytest.raises(DataError, match=r"line 1: no 'd' \(the record has a, b, c, d²\)"):
         row.get("d")
     with pytest.raises(DataError, match="line 1: 'a' is True, not a whole number"):
         row.get("a", int)

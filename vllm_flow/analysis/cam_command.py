@@ -3,6 +3,9 @@
 Writes heat maps (cam.npz), overlays (overlays.png, .svg) and numbers (cam.csv); with --box also how
 much of the heat is inside it by layer (convergence.png, .svg). `--model demo` is the embedded model.
 
+The picture is read as vLLM's server reads it: turned as its EXIF data says, what is transparent on white
+(--background), one sentence where the server would refuse it. --box counts in the picture as shown.
+
 A gradient-weighted view: it says what would raise the logit, not what the model needs. To see what
 it needs, take the image away from a layer on (`vllm-flow demo`).
 """
@@ -10,29 +13,37 @@ it needs, take the image away from a layer on (`vllm-flow demo`).
 from __future__ import annotations
 
 import argparse
-import sys
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_flow.analysis.cam_names import DEFAULT_HOOK, DTYPES, HOOKS
+from vllm_flow.pictures import WHITE, Colour, checked_background, read_picture
+from vllm_flow.user_text import whole_number
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from vllm_flow.analysis.cam_file import CamRecord
     from vllm_flow.analysis.llava import Llava
+
+
+MOST_LAYERS = 10_000
+"""More than any model has: a longer range is a slip of the finger."""
 
 
 def layer_numbers(text: str) -> tuple[int, ...] | None:
     """`all` (None), `0,4,8`, or `0:30:2` with the last layer included, in order, each once."""
     if text == "all":
         return None
-    try:
-        if ":" in text:
-            first, last, *step = (int(part) for part in text.split(":"))
-            found = tuple(range(first, last + 1, *step))
-        else:
-            found = tuple(sorted({int(part) for part in text.split(",")}))
-    except (ValueError, TypeError):
-        found = ()
+    ranged = ":" in text
+    numbers = [whole_number(part) for part in text.split(":" if ranged else ",")]
+    known = [number for number in numbers if number is not None and number < MOST_LAYERS]
+    found: tuple[int, ...] = ()
+    if len(known) == len(numbers) and not ranged:
+        found = tuple(sorted(set(known)))
+    elif len(known) == len(numbers) in (2, 3) and known[2:] != [0]:
+        found = tuple(range(known[0], known[1] + 1, *known[2:]))
     if not found:
         raise argparse.ArgumentTypeError(
             f"{text!r} is none of: all, a list like 0,4,8, a range like 0:30:2"
@@ -44,11 +55,23 @@ def box_corners(text: str) -> tuple[float, float, float, float]:
     """`left,top,right,bottom` in the picture's pixels."""
     try:
         left, top, right, bottom = (float(part) for part in text.split(","))
+        if not all(map(math.isfinite, (left, top, right, bottom))):
+            raise ValueError
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not left,top,right,bottom in pixels"
         ) from None
     return left, top, right, bottom
+
+
+def colour(text: str) -> Colour:
+    """`red,green,blue`, each from 0 to 255."""
+    try:
+        return checked_background([whole_number(part) for part in text.split(",")])
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no colour: write red,green,blue, each from 0 to 255"
+        ) from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +87,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sigma", type=float, default=0.1, help="noise, as a share of the pixels' range")
     add("--seed", type=int, default=0, help="of the noise")
     add("--hook", choices=HOOKS, default=DEFAULT_HOOK, help="which features (default %(default)s)")
-    add("--box", type=box_corners, help="left,top,right,bottom in pixels of the picture")
+    add(
+        "--box",
+        type=box_corners,
+        help="left,top,right,bottom in pixels of the picture as shown, EXIF orientation applied",
+    )
+    add(
+        "--background",
+        type=colour,
+        default=WHITE,
+        metavar="R,G,B",
+        help="behind transparent pixels, as a server's rgba_background_color (default: white)",
+    )
     add("--max-tokens", type=int, default=32, help="longest answer of the model's own")
     add("--dtype", choices=DTYPES, default="float32")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
@@ -79,16 +113,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, explain, write, say where; the exit status."""
-    from vllm_flow.analysis.loading import load_or_explain
+    from vllm_flow.exits import Refused
+    from vllm_flow.outputs import check_folder
 
-    llava = load_or_explain(args.model, args.dtype, args.device)
-    if llava is None:
-        return 1
+    check_folder(args.out)
+    from vllm_flow.analysis.loading import load
+    from vllm_flow.analysis.maps import check_box
+
     try:
-        record = explain(llava, args)
+        image = read_picture(args.image, args.background)
+        if args.box is not None:
+            check_box(args.box, image.size)
+    except ValueError as error:  # before the model is loaded
+        raise Refused(str(error)) from error
+    llava = load(args.model, args.dtype, args.device)
+    try:
+        record = explain(llava, args, image)
     except ValueError as error:
-        print(f"vllm-flow cam: {error}", file=sys.stderr)
-        return 2
+        raise Refused(str(error)) from error
     print(f"answer: {record.answer}")
     if len(record.explained) < len(record.answer_tokens):
         print(f"explained: {record.word}")
@@ -97,13 +139,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def explain(llava: Llava, args: argparse.Namespace) -> CamRecord:
-    """The CAM that the arguments ask for."""
+def explain(llava: Llava, args: argparse.Namespace, image: Image) -> CamRecord:
+    """The CAM of `image` that the arguments ask for."""
     import numpy as np
 
     from vllm_flow.analysis.cam import Settings, heat_maps
     from vllm_flow.analysis.cam_file import CamRecord
-    from vllm_flow.analysis.llava import open_image, tokens_of
+    from vllm_flow.analysis.llava import tokens_of
 
     settings = Settings(
         layers=args.layers or tuple(range(len(llava.layers))),
@@ -114,7 +156,6 @@ def explain(llava: Llava, args: argparse.Namespace) -> CamRecord:
         batch=args.batch,
         checkpointing=args.checkpointing,
     )
-    image = open_image(args.image)
     prompt = llava.prompt(args.prompt)
     encoded = llava.encode(prompt, image)
     if args.answer is None:
@@ -155,7 +196,6 @@ def write(record: CamRecord, out: Path) -> list[Path]:
     from vllm_flow.analysis.cam_file import write_rows
     from vllm_flow.analysis.figure_cam import draw_convergence, draw_overlays
 
-    out.mkdir(parents=True, exist_ok=True)
     paths = [record.save(out / "cam.npz"), write_rows(record.rows(), out / "cam.csv")]
     paths += draw_overlays([record], out / "overlays")
     if record.box is not None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_flow.analysis.maps import entropy, mass_inside
+from vllm_flow.outputs import write_whole
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ class CamRecord:
         fields = {
             name: np.asarray(value) for name, value in vars(self).items() if value is not None
         }
-        np.savez_compressed(path, **fields)  # type: ignore[arg-type]
-        return path
+        return write_whole(path, lambda draft: np.savez_compressed(draft, **fields))  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: Path) -> CamRecord:
@@ -99,14 +99,17 @@ class CamRecord:
 
 def write_rows(rows: Sequence[Mapping[str, float | int | str]], path: Path) -> Path:
     """Rows as CSV, six significant digits."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {
-                    key: f"{value:.6g}" if isinstance(value, float) else value
-                    for key, value in row.items()
-                }
-            )
-    return path
+
+    def write(draft: Path) -> None:
+        with draft.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            for row in rows:
+                writer.writerow(
+                    {
+                        key: f"{value:.6g}" if isinstance(value, float) else value
+                        for key, value in row.items()
+                    }
+                )
+
+    return write_whole(path, write)

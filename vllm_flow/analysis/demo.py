@@ -38,12 +38,12 @@ def listed_exactly(llava: Llava, scenes: Sequence[HeldoutScene]) -> Iterator[Hel
 
     Every object comes once, so that each word of the caption has one box.
     """
-    from vllm_flow.analysis.llava import open_image
+    from vllm_flow.pictures import read_picture
 
     for scene in scenes:
         if not 2 <= len(scene.objects) == len(scene.boxes):
             continue
-        encoded = llava.encode(scene.prompt, open_image(scene.image_path))
+        encoded = llava.encode(scene.prompt, read_picture(scene.image_path))
         said = "".join(llava.words(llava.generate(encoded))).strip()
         if said == scene.caption:
             yield scene
@@ -79,11 +79,11 @@ def measure_masses(
     `asked`: name of a request -> picture and prompt.
     """
     from vllm_flow.analysis.attention_reference import attention_masses
-    from vllm_flow.analysis.llava import open_image
+    from vllm_flow.pictures import read_picture
 
     masses, words = {}, {}
     for name, (image, prompt) in asked.items():
-        encoded = llava.encode(prompt, open_image(image))
+        encoded = llava.encode(prompt, read_picture(image))
         answer = llava.generate(encoded)
         masses[name] = attention_masses(llava, encoded, answer)
         words[name] = llava.words(answer)

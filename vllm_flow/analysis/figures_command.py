@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 FLOW = "attention_flow.parquet"
@@ -30,23 +29,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw what can be drawn; 1 where there is nothing, 2 where a file is not what it should be."""
+    from vllm_flow.exits import CommandError, Refused, keeping
+    from vllm_flow.outputs import check_folder
+
     if not args.run.is_dir():
-        print(f"vllm-flow figures: {args.run} is no folder", file=sys.stderr)
-        return 1
-    try:
-        written = draw_all(args.run, args.out or args.run / "figures", args.request)
-    except ValueError as error:
-        print(f"vllm-flow figures: {error}", file=sys.stderr)
-        return 2
+        raise CommandError(f"{args.run} is no folder")
+    out = args.out or args.run / "figures"
+    check_folder(out)
+    with keeping(lambda: f"figures that were drawn are in {out}" if out.is_dir() else None):
+        try:
+            written = draw_all(args.run, out, args.request)
+        except ValueError as error:
+            raise Refused(str(error)) from error
     if not written:
         evaluated = (args.run / "answers").is_dir()
         hint = f"; for an evaluation run `vllm-flow report {args.run}` first" if evaluated else ""
-        print(
-            f"vllm-flow figures: nothing to draw in {args.run}; it looks for attention*.parquet, "
-            f"mass/*.parquet, cam*.npz and report/scores.csv there{hint}",
-            file=sys.stderr,
+        raise CommandError(
+            f"nothing to draw in {args.run}; it looks for attention*.parquet, mass/*.parquet, "
+            f"cam*.npz and report/scores.csv there{hint}"
         )
-        return 1
     for path in written:
         print(f"  {path}")
     return 0
@@ -54,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
 
 def draw_all(run: Path, out: Path, request: str | None = None) -> list[Path]:
     """Every figure there is material for; the paths written."""
-    out.mkdir(parents=True, exist_ok=True)
     return [
         *draw_masses(run, out, request),
         *draw_flows(run, out),

@@ -12,13 +12,15 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+
+from vllm_flow.analysis.maps import check_box
+from vllm_flow.pictures import as_rgb
 
 ARCHITECTURE = "LlavaForConditionalGeneration"
 DECODERS = ("llama", "mistral", "qwen2")
@@ -146,7 +148,7 @@ class Llava:
                 f"the prompt names {token} {prompt.count(token)} times: name it exactly once, where "
                 "the picture goes"
             )
-        batch = self.processor(text=prompt, images=image.convert("RGB"), return_tensors="pt")
+        batch = self.processor(text=prompt, images=as_rgb(image), return_tensors="pt")
         ids_T = batch["input_ids"][0]
         encoded = Encoded(
             ids_T,
@@ -217,14 +219,10 @@ class Llava:
         ValueError where it is not inside the picture or nothing of it is left after cropping.
         """
         left, top, right, bottom = box
-        width, height = image.size
-        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-            raise ValueError(
-                f"box {left:g},{top:g},{right:g},{bottom:g} is not inside the picture of "
-                f"{width} x {height} pixels: give left,top,right,bottom"
-            )
+        check_box(box, image.size)
         mask = Image.new("RGB", image.size)
-        corners = (round(left), round(top), round(right) - 1, round(bottom) - 1)
+        x, y = round(left), round(top)
+        corners = (x, y, max(x, round(right) - 1), max(y, round(bottom) - 1))  # one pixel at least
         ImageDraw.Draw(mask).rectangle(corners, fill=(255, 255, 255))
         pixels = self.processor.image_processor(mask, do_normalize=False, return_tensors="pt")
         channel: NDArray[np.float64] = pixels["pixel_values"][0, 0].double().clamp(0, 1).numpy()
@@ -258,13 +256,3 @@ def tokens_of(words: Sequence[str], wanted: str) -> list[int]:
         for token, (start, end) in enumerate(zip(starts, ends, strict=True))
         if start < found.end() and end > found.start()
     ]
-
-
-def open_image(path: Path) -> Image.Image:
-    """A picture as RGB; ValueError that names the file where it is none."""
-    try:
-        return Image.open(path).convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except OSError as error:
-        raise ValueError(f"{path} is not a picture that Pillow reads: {error}") from None

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
+
+from vllm_flow.exits import CommandError
 
 if TYPE_CHECKING:
     from vllm_flow.analysis.llava import Llava
 
 
-def load_or_explain(
+def load(
     model: str, dtype: str = "float32", device: str | None = None, attention: str | None = None
-) -> Llava | None:
-    """The loaded model; None after an explanation on stderr."""
-    import os
-
+) -> Llava:
+    """The loaded model; CommandError where it cannot be had."""
     if model == "demo":
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
     from transformers.utils import logging
 
     from vllm_flow.analysis.llava import Llava
-    from vllm_flow.demo_model.assemble import AssemblyError
-    from vllm_flow.demo_model.smollm2 import MissingDecoder
 
     logging.disable_progress_bar()
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return Llava.load(model, dtype, chosen, attention)
-    except (AssemblyError, MissingDecoder, ValueError, OSError, RuntimeError) as error:
-        print(f"{model} cannot be loaded: {error}", file=sys.stderr)
+    except (
+        ValueError,
+        OSError,
+        RuntimeError,
+    ) as error:  # of files, devices and the demo model's parts
+        raise CommandError(f"{model} cannot be loaded: {error}") from error
+
+
+def load_or_explain(model: str, attention: str | None = None) -> Llava | None:
+    """The same, with None after an explanation on stderr."""
+    try:
+        return load(model, attention=attention)
+    except CommandError as error:
+        print(error, file=sys.stderr)
         return None

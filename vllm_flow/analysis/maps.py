@@ -19,6 +19,17 @@ INSIDE = 0.5
 """A patch counts as inside a box that covers at least this share of it."""
 
 
+def check_box(box: tuple[float, float, float, float], size: tuple[int, int]) -> None:
+    """ValueError unless left, top, right, bottom lie in this order inside a picture of `size`, in pixels."""
+    left, top, right, bottom = box
+    width, height = size
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(
+            f"box {left:g},{top:g},{right:g},{bottom:g} is not inside the picture of "
+            f"{width} x {height} pixels: give left,top,right,bottom"
+        )
+
+
 def normalised(heat: Floats) -> NDArray[np.float64]:
     """Divided by its maximum; a map without any heat stays zero."""
     peak = float(heat.max())

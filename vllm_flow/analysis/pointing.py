@@ -104,12 +104,13 @@ def play_hooks(
 ) -> Iterator[dict[str, Outcome]]:
     """One outcome per round and hook point, from the same forward and backward."""
     from vllm_flow.analysis.cam import copies_in_batches, features_by_hook
-    from vllm_flow.analysis.llava import open_image, tokens_of
+    from vllm_flow.analysis.llava import tokens_of
+    from vllm_flow.pictures import read_picture
 
     grid = llava.grid
     for number, round_ in enumerate(rounds):
         prompt, answer, word = asked(round_, task)
-        image = open_image(round_.scene.image_path)
+        image = read_picture(round_.scene.image_path)
         encoded = llava.encode(prompt, image)
         ids = llava.answer_ids(prompt, answer)
         chosen = tokens_of(llava.words(ids), word)

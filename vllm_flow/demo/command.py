@@ -21,6 +21,8 @@ from vllm_flow.demo.results_page import spread_over
 from vllm_flow.demo.rows import summarise
 from vllm_flow.demo.serving import Asker, EngineOptions, start_engine
 from vllm_flow.engine.process import quieten
+from vllm_flow.exits import CommandError, Refused, keeping
+from vllm_flow.outputs import check_folder
 
 QUESTIONS = 32
 """Yes/no questions by default; the other kinds have their share of it."""
@@ -80,21 +82,21 @@ def run(args: argparse.Namespace) -> int:
     if console.width < WIDTH:
         console.width = WIDTH
     started = time.monotonic()
+    check_folder(args.out)
     quieten(offline=args.model is None)
     options = engine_options(args, console)
-    if options is None:
-        return 1
-
     questions = material.held_out(
         args.questions or (16 if args.quick else QUESTIONS), args.out / "questions"
     )
     console.print("starting vLLM with the extension (about 20 s)")
-    llm, engine = start_engine(options)
+    try:
+        llm, engine = start_engine(options)
+    except (ValueError, OSError) as error:  # as vLLM refuses models and settings
+        raise CommandError(f"{options.model} cannot be served: {error}") from error
     chosen = args.cliffs or default_cliffs(engine.num_layers, args.quick)
     cliffs = sorted({*chosen, engine.num_layers})
     if cliffs[0] < 0 or cliffs[-1] > engine.num_layers:
-        console.print(f"--cliffs: this model has the layers 0 to {engine.num_layers}")
-        return 2
+        raise Refused(f"--cliffs: this model has the layers 0 to {engine.num_layers}")
     build = material.demo_prompt() if args.model is None else material.template_prompt(args.model)
     asker = Asker(llm, engine, build)
     console.print(
@@ -105,18 +107,22 @@ def run(args: argparse.Namespace) -> int:
     rounds = min(args.rounds, 2) if args.quick else args.rounds
     speedups = asker.time_prefill(timed_batch(questions), cliffs, rounds) if rounds else {}
     answers: list[Answer] = []
-    for done, found in asker.ask(questions, cliffs, spread_over(cliffs, FEW_CLIFFS)):
-        answers += found
-        results = summarise(engine, questions, answers, speedups)
-        for row in reversed([row for row in results.rows if row.cliff in done]):
-            console.print(results_table.line(row, results), soft_wrap=True)
-    written = write_all(results, args.out)
+    told: list[int] = []
+    with keeping(lambda: f"{len(told)} cliffs are in {args.out}" if told else None):
+        for done, found in asker.ask(questions, cliffs, spread_over(cliffs, FEW_CLIFFS)):
+            answers += found
+            results = summarise(engine, questions, answers, speedups)
+            write_numbers(results, args.out)
+            told += done
+            for row in reversed([row for row in results.rows if row.cliff in done]):
+                console.print(results_table.line(row, results), soft_wrap=True)
+        written = write_all(results, args.out)
     show(console, results, written, time.monotonic() - started)
     next_steps(console, options, questions[0], args.model is None)
     return 0
 
 
-def engine_options(args: argparse.Namespace, console: Console) -> EngineOptions | None:
+def engine_options(args: argparse.Namespace, console: Console) -> EngineOptions:
     """The engine's options; assembles the demo model where no other is named."""
     pool = None if args.kv_cache_gib is None else int(args.kv_cache_gib * 2**30)
     if args.model is not None:
@@ -135,8 +141,7 @@ def engine_options(args: argparse.Namespace, console: Console) -> EngineOptions 
     try:
         path = assemble()
     except (AssemblyError, MissingDecoder) as error:
-        console.print(str(error), soft_wrap=True, markup=False)
-        return None
+        raise CommandError(str(error)) from error
     return EngineOptions(
         model=str(path),
         dtype=args.dtype or "float32",
@@ -154,12 +159,16 @@ def timed_batch(questions: list[Question]) -> list[Question]:
 
 def write_all(results: Results, out: Path) -> list[Path]:
     """Write every result file; return their paths, the page first."""
-    out.mkdir(parents=True, exist_ok=True)
     png, svg = results_figure.draw(results, out)
     results_page.write_page(results, svg, out / "index.html")
+    return [out / "index.html", png, svg, *write_numbers(results, out)]
+
+
+def write_numbers(results: Results, out: Path) -> list[Path]:
+    """Write what is known so far as JSON and CSV; return their paths."""
     results_table.write_json(results, out / "results.json")
     results_table.write_csv(results, out / "results.csv")
-    return [out / "index.html", png, svg, out / "results.csv", out / "results.json"]
+    return [out / "results.csv", out / "results.json"]
 
 
 def show(console: Console, results: Results, written: list[Path], seconds: float) -> None:

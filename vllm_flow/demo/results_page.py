@@ -17,6 +17,7 @@ from vllm_flow.demo.kinds import HEADLINE, Kind
 from vllm_flow.demo.measurements import Answer, Question, Results, Row
 from vllm_flow.demo.results_table import cells, headings, notes, percent
 from vllm_flow.demo.rows import enough, equal_from
+from vllm_flow.outputs import write_text
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -195,4 +196,4 @@ def write_page(results: Results, figure: Path, path: Path) -> None:
         headline=HEADLINE,
         layers=results.engine.num_layers,
     )
-    path.write_text(text)
+    write_text(path, text)

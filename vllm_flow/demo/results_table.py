@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vllm_flow.demo.kinds import HEADLINE, Kind
 from vllm_flow.demo.measurements import AGREEMENT, Results, Row, Score, Spread
 from vllm_flow.demo.rows import equal_from, level_text
 from vllm_flow.eval.statistics.intervals import Interval
+from vllm_flow.outputs import write_text, write_whole
 
 CSV_FIELDS = (
     "cliff",
@@ -211,12 +213,16 @@ def as_json(results: Results) -> dict[str, Any]:
 
 def write_json(results: Results, path: Path) -> None:
     """`results.json`: every question, answer and row."""
-    path.write_text(json.dumps(as_json(results), indent=1, default=str) + "\n")
+    write_text(path, json.dumps(as_json(results), indent=1, default=str) + "\n")
 
 
 def write_csv(results: Results, path: Path) -> None:
     """`results.csv`: one line per cliff, kind and measure, for spreadsheets."""
-    with path.open("w", newline="") as handle:
+    write_whole(path, partial(_write_lines, results))
+
+
+def _write_lines(results: Results, path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow(CSV_FIELDS)
         for row in results.rows:

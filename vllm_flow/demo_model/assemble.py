@@ -16,10 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.exits import reason
+from vllm_flow.outputs import OutputError, check_folder
+
 WEIGHTS = Path(__file__).parent / "weights"
 CACHE_VARIABLE = "VLLM_FLOW_CACHE"
 LAYOUT = 1
 """Raise when the files written by ``checkpoint`` change: old cached checkpoints are then left alone."""
+
+
+SPARE = 8 << 20
+"""Bytes that a checkpoint's other files take at most."""
 
 
 class AssemblyError(RuntimeError):
@@ -68,7 +75,7 @@ def _assembled(kind: str, cache_dir: Path | None, write: Callable[[Path], None])
     target = root / f"{kind}-{key}"
     if _complete(target, record):
         return target
-    root.mkdir(parents=True, exist_ok=True)
+    _check_room(root, record["bytes"])
     partial = Path(tempfile.mkdtemp(prefix=f"{kind}-partial-", dir=root))
     try:
         for name in record["from"]:
@@ -90,6 +97,24 @@ def _assembled(kind: str, cache_dir: Path | None, write: Callable[[Path], None])
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def _check_room(root: Path, size: int) -> None:
+    """Make the cache's folder; AssemblyError where it cannot take `size` bytes and a little more."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        check_folder(root, "it")
+        free = shutil.disk_usage(root).free
+    except (OSError, OutputError) as error:
+        why = reason(error) if isinstance(error, OSError) else error
+        raise AssemblyError(
+            f"The demo model cannot be kept in {root} ({why}); name another folder in {CACHE_VARIABLE}."
+        ) from None
+    if free < size + SPARE:
+        raise AssemblyError(
+            f"The demo model takes {(size + SPARE) >> 20} MB in {root}, where {free >> 20} MB are free; "
+            f"name another folder in {CACHE_VARIABLE}."
+        )
 
 
 def _complete(folder: Path, record: dict[str, Any]) -> bool:

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from vllm_flow.exits import Refused
+from vllm_flow.outputs import check_folder
 from vllm_flow.profile.shape import PREFIX
 
 PARTS = ("prefill", "load", "capacity", "decode", "peers")
@@ -228,6 +231,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Profile; print the tables and write JSON and figures."""
+    check_folder(args.out)
     if args.preset:
         return _preset(args)
     from vllm_flow.profile import guard, session
@@ -236,8 +240,7 @@ def run(args: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory(prefix="vllm-flow-shape-") as scratch:
             results = session.profile(args, Path(scratch))
     except ValueError as error:
-        print(f"vllm-flow profile: {error}", file=sys.stderr)
-        return 2
+        raise Refused(str(error)) from error
     found = guard.regressions(results) if args.guard else []
     for sentence in found:
         print(f"regression: {sentence}", file=sys.stderr)
@@ -249,7 +252,20 @@ def _preset(args: argparse.Namespace) -> int:
     for name, line in PRESETS[args.preset]:
         own = [*shlex.split(line), "--out", str(args.out / name)]
         print(f"\n$ vllm-flow profile {shlex.join(own)}\n", flush=True)
-        status = subprocess.run([sys.executable, "-m", "vllm_flow.cli", "profile", *own]).returncode
+        child = subprocess.Popen([sys.executable, "-m", "vllm_flow.cli", "profile", *own])
+        try:
+            status = child.wait()
+        except KeyboardInterrupt:
+            status = ended(child)
         if status:
             return status
     return 0
+
+
+def ended(child: subprocess.Popen[bytes], patience: float = 10) -> int:
+    """The exit status of a run that Ctrl-C reached as well, and that says what it kept."""
+    try:
+        return child.wait(patience)
+    except subprocess.TimeoutExpired:  # a signal for this process alone
+        child.send_signal(signal.SIGINT)
+        return child.wait()

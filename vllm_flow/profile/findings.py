@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.outputs import write_text
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -133,7 +135,5 @@ class Results:
 
     def write(self, directory: Path) -> Path:
         """Write ``profile.json``; return its path."""
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "profile.json"
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        return path
+        text = json.dumps(asdict(self), indent=2) + "\n"
+        return write_text(directory / "profile.json", text)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.exits import keeping
 from vllm_flow.profile.findings import Results
 from vllm_flow.profile.ideal import ModelShape
 from vllm_flow.profile.shape import PREFIX, LlavaShape
@@ -47,12 +48,14 @@ def profile(args: argparse.Namespace, scratch: Path) -> Results:
     limits = Limits(args.ttft_ms, args.tpot_ms)
     bench = rounds.Bench(stock, flow, setup.systems, setup.shape, work, limits)
     results = _empty(args, setup, bench)
+    written: list[Path] = []
     # Each part is shown and kept as soon as it is there: a run may be cut short.
-    for part, measured in _measurements(args, setup, bench):
-        results = replace(results, **{part: measured})
-        for made in speed_tables.tables(results, part):
-            console.print(made)
-        results.write(args.out)
+    with keeping(lambda: f"what was measured is in {written[-1]}" if written else None):
+        for part, measured in _measurements(args, setup, bench):
+            results = replace(results, **{part: measured})
+            for made in speed_tables.tables(results, part):
+                console.print(made)
+            written.append(results.write(args.out))
     for note in results.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     paths = [results.write(args.out), *speed_figure.draw(results, args.out)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.outputs import OutputError
 from vllm_flow.profile.ideal import ModelShape, TowerShape
 
 if TYPE_CHECKING:
@@ -230,6 +231,7 @@ _GAINS = {"q_proj": 1.5, "k_proj": 1.5, "lm_head": 4.0}
 def write_weights(shape: LlavaShape, where: Path, dtype: str, seed: int = 0) -> Path:
     """Write the folder with random weights, so that two libraries can be asked the same question."""
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     from transformers import LlavaForConditionalGeneration
 
@@ -251,5 +253,8 @@ def write_weights(shape: LlavaShape, where: Path, dtype: str, seed: int = 0) -> 
             noise *= _GAINS.get(key, 1.0) / noise[0].numel() ** 0.5
         now, hub = next(pair for pair in _HUB_NAMES if name.startswith(pair[0]))
         weights[hub + name.removeprefix(now)] = noise.to(target).contiguous()
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OutputError(f"the checkpoint in {where}", str(error)) from error
     return where

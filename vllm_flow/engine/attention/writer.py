@@ -12,7 +12,6 @@ import atexit
 import contextlib
 import importlib.util
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from vllm.logger import init_logger
 
 from vllm_flow.attention import TokenAttention
+from vllm_flow.outputs import OutputError, check_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,14 +66,10 @@ def check_log(config: Any, settings: FlowSettings) -> None:
             "pip install 'vllm-flow[log]', or leave out attention_log."
         )
     try:
-        os.makedirs(settings.attention_log, exist_ok=True)
-        with tempfile.TemporaryFile(dir=settings.attention_log):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"attention_log={settings.attention_log!r} cannot be written to ({error.strerror}); "
-            "name a directory that can, or leave it out."
-        ) from None
+        check_folder(Path(settings.attention_log), f"attention_log={settings.attention_log!r}")
+    except OutputError as error:
+        raise ValueError(f"{error}, or leave it out.") from None
+    os.makedirs(settings.attention_log, exist_ok=True)
 
 
 class AttentionLogWriter:

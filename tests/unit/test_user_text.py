@@ -1,0 +1,75 @@
+"""What a user may write as a number or as JSON, and that everything else has a sentence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_flow.user_text import LONGEST, NotJSON, parse_json, whole_number
+
+
+@given(st.integers(0, 10**LONGEST - 1))
+def test_whole_numbers(number: int) -> None:
+    assert whole_number(str(number)) == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "-1", "+1", "1_6", " 16", "16 ", "42²", "²", "４２", "٤٢", "1.0", "0x1", "9" * 5000],
+)
+def test_no_whole_numbers(text: str) -> None:
+    assert whole_number(text) is None
+
+
+@given(st.text(max_size=8))
+def test_a_number_or_none(text: str) -> None:
+    assert whole_number(text) in (None, *([int(text)] if text.isdecimal() else []))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(VALUES, st.booleans())
+def test_json(value: object, ascii_only: bool) -> None:
+    assert parse_json(json.dumps(value, ensure_ascii=ascii_only)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "line"),
+    [
+        ('{"a": 1', "delimiter at column 8", 1),
+        ('{"a":\n 1,}', "at column", 2),
+        ("", "Expecting value at column 1", 1),
+        ("[" * 100_000, "nested too deeply", None),
+        ('{"a":' * 100_000, "nested too deeply", None),
+        ("9" * 5000, "more than 4300 digits", None),
+        ('{"a": "\\ud800"}', "half of a surrogate pair", None),
+        ('{"\\uDFFF": 1}', "half of a surrogate pair", None),
+    ],
+)
+def test_no_json(text: str, says: str, line: int | None) -> None:
+    with pytest.raises(NotJSON, match=says) as refused:
+        parse_json(text)
+    assert refused.value.line == line
+
+
+def test_pairs_of_surrogates_are_text() -> None:
+    assert parse_json('"\\ud83d\\ude00 \\u00e9"') == "😀 é"
+    assert parse_json('"\\\\ud800"') == "\\ud800"
+
+
+@given(st.text(alphabet='{}[]",:\\u0d8 1e-', max_size=40) | st.text(max_size=20))
+def test_any_text(text: str) -> None:
+    try:
+        parse_json(text)
+    except NotJSON as error:
+        assert str(error) and "\n" not in str(error)

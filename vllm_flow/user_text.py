@@ -1,0 +1,52 @@
+"""Numbers and JSON that a user wrote, read so that nothing in them ends in a traceback. (pure)
+
+Python's own readers leave gaps: `str.isdigit` is true of "²", which `int` refuses; `int` takes "1_6", other
+alphabets' digits, and no number of more than 4300 digits; `json.loads` raises other errors than its own for
+deep nesting and long numbers, and lets half of a surrogate pair through, which no file and no terminal takes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+LONGEST = 18
+"""Digits of a whole number that a user may write: each fits into 64 bits."""
+
+
+class NotJSON(ValueError):
+    """A text is no JSON that can be used; the message says why, in a few words, without the text."""
+
+    def __init__(self, reason: str, line: int | None = None, column: int | None = None) -> None:
+        super().__init__(reason if column is None else f"{reason} at column {column}")
+        self.line = line
+        """The line it is wrong in, counted from 1; None where no one line is to blame."""
+
+
+def whole_number(text: str) -> int | None:
+    """A whole number >= 0 in plain digits; None for anything else."""
+    if text.isascii() and text.isdigit() and len(text) <= LONGEST:
+        return int(text)
+    return None
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        NotJSON: it is no JSON, or none that can be used: nested too deeply, a number too long, text that
+            cannot be written down.
+    """
+    try:
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as error:
+        raise NotJSON(error.msg, error.lineno, error.colno) from None
+    except RecursionError:
+        raise NotJSON("nested too deeply") from None
+    except UnicodeEncodeError:
+        raise NotJSON("half of a surrogate pair (\\ud800 to \\udfff), which is no text") from None
+    except ValueError:  # what int() raises beyond 4300 digits
+        raise NotJSON("a number of more than 4300 digits") from None
+    return value
