@@ -19,7 +19,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_flow.attention import TokenAttention
-from vllm_flow.engine import metrics
+from vllm_flow.engine import encoder_cache, metrics
 from vllm_flow.engine.attention_log import AttentionLogWriter
 from vllm_flow.engine.attention_tap import OUTPUT_FIELD
 from vllm_flow.engine.inspect import Footprint
@@ -50,6 +50,8 @@ class _FlowScheduling:
         self.kv_cache_manager.flow_layouts = self.flow_requests.layouts
         self.kv_cache_manager.flow_managers = self.flow_managers
         self.kv_cache_manager.flow_in_flight = self.flow_in_flight
+        # Of the step being scheduled: encoder outputs, by the picture's hash.
+        self.flow_booked: dict[str, encoder_cache.Booking] = {}
         # A block is spread over the workers of a tensor-parallel group, each with its heads.
         self.flow_block_bytes = (
             self.flow_managers[0].spec.page_size_bytes
@@ -73,7 +75,25 @@ class _FlowScheduling:
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         self.flow_in_flight.clear()
-        return super().schedule(*args, **kwargs)
+        self.flow_booked.clear()
+        output = super().schedule(*args, **kwargs)
+        encoder_cache.settle(
+            output,
+            self.flow_booked,
+            self.encoder_cache_manager,
+            self.requests,
+            with_pictures=not self.use_v2_model_runner,
+        )
+        return output
+
+    def _allocate_encoder_inputs(
+        self, request: Request, input_ids: list[int], *args: Any, **kwargs: Any
+    ) -> None:
+        super()._allocate_encoder_inputs(request, input_ids, *args, **kwargs)
+        for index in input_ids:
+            self.flow_booked[request.mm_features[index].identifier] = encoder_cache.Booking(
+                request.request_id, index
+            )
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Whether a waiting request may be scheduled in this step.
