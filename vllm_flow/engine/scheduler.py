@@ -162,14 +162,18 @@ class _FlowScheduling:
 
     def _free_blocks(self, request: Request) -> None:
         self._remember(request)
+        super()._free_blocks(request)
+        self.flow_requests.remove(request.request_id)
+
+    def _free_request_blocks(self, request: Request) -> None:
+        """Called when a request ends, and when it is preempted."""
         if request.request_id in self.flow_requests.layouts:
             # Blocks of a layout are cached one step late; the last step's are cached here.
             # Tokens in flight have no hash yet.
             self.kv_cache_manager.cache_blocks(
                 request, min(request.num_computed_tokens, request.num_tokens)
             )
-        super()._free_blocks(request)
-        self.flow_requests.remove(request.request_id)
+        super()._free_request_blocks(request)
 
     def _remember(self, request: Request) -> None:
         layout = self.flow_requests.layouts.get(request.request_id)

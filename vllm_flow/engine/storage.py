@@ -148,13 +148,14 @@ class FlowAttentionManager(FullAttentionManager):
         layout = self._layouts.get(request_id)
         if layout is None:
             return
-        if self._is_packed(layout):
-            # Counts whole blocks of tokens here, see cache_blocks.
-            self.num_cached_block[request_id] = num_local_computed_tokens // self.block_size
-        elif self._is_mixed(layout) and new_computed_blocks:
-            shared = self._shared_blocks(layout, num_local_computed_tokens)
+        if not layout.evicts_at(self.spec.last_layer):
+            return
+        # What is copied is cached again, since the hit's own block may be evicted long before it.
+        # Of a packed group, this counts whole blocks of tokens, see cache_blocks.
+        shared = self._shared_blocks(layout, num_local_computed_tokens)
+        self.num_cached_block[request_id] = shared
+        if self._is_mixed(layout) and new_computed_blocks:
             self._copies[request_id] = shared
-            self.num_cached_block[request_id] = shared
 
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
