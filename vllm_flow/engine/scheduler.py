@@ -19,7 +19,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_flow.attention import TokenAttention
-from vllm_flow.engine import encoder_cache, metrics
+from vllm_flow.engine import encoder_cache, events, metrics
 from vllm_flow.engine.attention_log import AttentionLogWriter
 from vllm_flow.engine.attention_tap import OUTPUT_FIELD
 from vllm_flow.engine.inspect import Footprint
@@ -46,6 +46,7 @@ class _FlowScheduling:
         self.flow_in_flight: set[BlockHash] = set()
         for manager in self.flow_managers:
             manager.use_layouts(self.flow_requests.layouts, self.flow_in_flight)
+        events.adopt(self.kv_cache_manager.block_pool)
         self.kv_cache_manager.__class__ = FlowKVCacheManager
         self.kv_cache_manager.flow_layouts = self.flow_requests.layouts
         self.kv_cache_manager.flow_managers = self.flow_managers
