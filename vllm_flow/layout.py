@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans, IntArray
 
@@ -50,6 +52,18 @@ class TokenLayout:
         if not self.evicts_at(layer):
             return positions
         return positions - self.spans.counts_before(positions)
+
+    def block_positions(self, num_blocks: int, first_layer: int, block_size: int) -> IntArray:
+        """Position of the first token that each of a request's first blocks serves, ascending.
+
+        A prefix needs exactly the blocks whose position lies in it. A group with the cliff inside
+        stores tokens by position for its layers before the cliff, which need a block the earlier.
+
+        Args:
+            first_layer: shallowest layer of the storage group.
+        """
+        slots = np.arange(num_blocks, dtype=np.int64) * block_size
+        return self.spans.kept_positions(slots) if self.evicts_at(first_layer) else slots
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,14 @@ class ImageSpans:
         counts: IntArray = np.where(index > 0, self._before[last] + inside, 0)
         return counts
 
+    def kept_positions(self, ranks: ArrayLike) -> IntArray:
+        """Position of the token with each rank among those that are no image, same shape."""
+        rank = np.asarray(ranks, dtype=np.int64)
+        # A span lies before a kept token if as many kept tokens as precede the span do.
+        passed = np.searchsorted(self._starts - self._before[:-1], rank, side="right")
+        positions: IntArray = rank + self._before[passed]
+        return positions
+
     def is_image(self, positions: ArrayLike) -> NDArray[np.bool_]:
         """Whether each position holds an image token, same shape as ``positions``."""
         position = np.asarray(positions, dtype=np.int64)

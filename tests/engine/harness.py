@@ -108,9 +108,15 @@ class Engine:
             [self.prompt(ask) for ask in asks], [params_of(ask) for ask in asks], use_tqdm=False
         )
 
-    def add(self, request_id: str, ask: Ask) -> None:
+    def add(self, request_id: str, ask: Ask, priority: int = 0) -> None:
         """Hand one request to the engine without stepping it."""
-        self.llm.llm_engine.add_request(request_id, self.prompt(ask), params_of(ask))
+        self.llm.llm_engine.add_request(
+            request_id, self.prompt(ask), params_of(ask), priority=priority
+        )
+
+    def reset_prefix_cache(self) -> bool:
+        """Empty the prefix cache, whatever runs; what runs starts anew."""
+        return self.llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
 
     def step(self) -> dict[str, RequestOutput]:
         """One step; what it returned, by request id."""

@@ -21,8 +21,9 @@ from vllm.v1.attention.backends.flash_attn import (
 )
 from vllm.v1.attention.backends.triton_attn import TritonAttentionMetadataBuilder
 from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 from vllm.v1.core.kv_cache_manager import KVCacheManager
-from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.engine import EngineCoreOutput
@@ -93,6 +94,14 @@ from vllm_flow.patches import endpoint_plugins, input_processor, output_processo
         (RequestState.make_request_output, ["finish_reason", "kv_transfer_params"]),
         (Scheduler._free_request, ["request", "delay_free_blocks"]),
         (KVCacheManager.get_computed_blocks, ["request"]),
+        (KVCacheManager.free, ["request"]),
+        (KVCacheManager.pop_blocks_for_free, ["request"]),
+        (Scheduler._free_request_blocks, ["request"]),
+        (Scheduler._allocate_encoder_inputs, ["request", "input_ids"]),
+        (BlockPool.cache_full_blocks, ["num_cached_blocks", "num_full_blocks", "block_size"]),
+        (BlockPool.emit_cached_block_events, ["request", "num_cached_blocks"]),
+        (BlockPool._emit_block_removed_events, ["block_hashes"]),
+        (BlockPool._build_block_stored_event, ["block_hashes", "extra_keys_list"]),
         (BlockPool._insert_block_hash, ["block_hash_with_group_id", "block", "num_tokens"]),
         (BaseMultiModalProcessorCache.invalidate, ["mm_hash"]),
         (LruKeyReplicatedReceiverCache.get_and_update_item, ["mm_item", "mm_hash"]),
@@ -128,6 +137,18 @@ def test_an_output_takes_a_field_of_ours_to_the_scheduler() -> None:
     output = ModelRunnerOutput(req_ids=["a"], req_id_to_index={"a": 0})
     output.flow_attention = {"a": 1}
     assert pickle.loads(pickle.dumps(output)).flow_attention == {"a": 1}
+
+
+def test_a_step_takes_a_field_of_ours_to_the_worker() -> None:
+    step = SchedulerOutput.make_empty()
+    step.flow_pictures = {"a": {0: "picture"}}
+    assert pickle.loads(pickle.dumps(step)).flow_pictures == {"a": {0: "picture"}}
+
+
+def test_the_encoder_cache_keeps_the_books_that_we_correct() -> None:
+    books = vars(EncoderCacheManager(cache_size=7))
+    assert {"cached", "freeable", "freed", "num_embeds_by_hash"} <= books.keys()
+    assert books["num_free_slots"] == books["num_freeable_slots"] == 7
 
 
 def test_internal_ids_are_the_clients_and_nine_characters() -> None:

@@ -1,4 +1,4 @@
-"""Random traffic on a pool that is too small: arrivals, aborts, shared prefixes, every cliff, several samples.
+"""Random traffic on a pool that is too small: arrivals, aborts, resets, shared prefixes, every cliff, several samples.
 
 Everything follows from the seed. Knows nothing of pytest; used by the stress test and by the fuzz.
 """
@@ -27,6 +27,7 @@ class Traffic:
     finished: int
     aborted: int
     preempted: int
+    resets: int
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(*map(sum, zip(astuple(self), astuple(other), strict=True)))
@@ -34,7 +35,7 @@ class Traffic:
     def __str__(self) -> str:
         return (
             f"{self.steps} steps, {self.finished} requests equal to the oracle's, "
-            f"{self.aborted} aborted, {self.preempted} preemptions"
+            f"{self.aborted} aborted, {self.preempted} preemptions, {self.resets} resets"
         )
 
 
@@ -58,10 +59,13 @@ def random_ask(rng: np.random.Generator) -> Ask:
     return Ask(prompt, (picture,), cliff, tokens, samples=samples)
 
 
-def run(engine: Engine, seed: int, requests: int) -> Traffic:
+def run(engine: Engine, seed: int, requests: int, resets: float = 0) -> Traffic:
     """Send `requests` random requests, abort some, and compare every finished answer with the oracle.
 
-    The block pool is checked after every step.
+    The block pool is checked after every step. Priorities are random, for engines that heed them.
+
+    Args:
+        resets: how probable it is, before each step, that the prefix cache is reset under what runs.
 
     Raises:
         AssertionError: an answer differs, a block is lost, or the traffic does not end.
@@ -71,17 +75,22 @@ def run(engine: Engine, seed: int, requests: int) -> Traffic:
     waiting, live = list(asks), set[str]()
     outputs: dict[str, Any] = {}
     aborted = set[str]()
-    steps = 0
+    steps = emptied = 0
+    prioritised = engine.scheduler.policy.name == "PRIORITY"
     with engine.count_preemptions() as preempted:
         while waiting or live:
             for _ in range(min(len(waiting), int(rng.integers(3)))):
                 live.add(waiting[0])
-                engine.add(waiting[0], asks[waiting.pop(0)])
+                priority = int(rng.integers(3)) if prioritised else 0
+                engine.add(waiting[0], asks[waiting.pop(0)], priority)
             if live and rng.random() < 0.04:
                 victim = sorted(live)[rng.integers(len(live))]
                 engine.abort(victim)
                 live.discard(victim)
                 aborted.add(victim)
+            if resets and rng.random() < resets:
+                assert engine.reset_prefix_cache()
+                emptied += 1
             for request_id, output in engine.step().items():
                 outputs[request_id] = output
                 if output.finished:
@@ -92,4 +101,4 @@ def run(engine: Engine, seed: int, requests: int) -> Traffic:
     names = [name for name in asks if name not in aborted]
     assert_exact(engine, [asks[name] for name in names], [outputs[n] for n in names], ties=True)
     engine.check_idle()
-    return Traffic(steps, len(names), len(aborted), len(preempted))
+    return Traffic(steps, len(names), len(aborted), len(preempted), emptied)

@@ -9,6 +9,10 @@ from tests.engine.test_attention_log import (
     test_the_log_is_the_oracles_attention,
 )
 from tests.engine.test_bad_requests import test_bad_value_is_refused
+from tests.engine.test_encoder_cache import (
+    test_a_prefix_that_covered_the_picture_is_lost,
+    test_a_request_preempted_in_the_step_that_encodes_its_picture,
+)
 from tests.engine.test_exactness import (
     test_alone_is_exact,
     test_batch_is_exact,
@@ -29,7 +33,9 @@ from tests.engine.test_stress import test_random_traffic_is_exact
 __all__ = [
     "open_logging",
     "test_a_cached_prefix_is_read_like_any_other",
+    "test_a_prefix_that_covered_the_picture_is_lost",
     "test_a_preempted_request_logs_each_token_once",
+    "test_a_request_preempted_in_the_step_that_encodes_its_picture",
     "test_the_log_is_the_oracles_attention",
     "test_abort_during_decode",
     "test_abort_during_prefill",

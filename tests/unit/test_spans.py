@@ -27,6 +27,8 @@ def test_counts_match_a_naive_model(ranges: list[tuple[int, int]]) -> None:
     assert [spans.count_before(int(p)) for p in everywhere] == naive
     assert spans.counts_before(everywhere).tolist() == naive
     assert spans.is_image(everywhere).tolist() == [p in image for p in everywhere]
+    kept = [int(p) for p in everywhere if p not in image]
+    assert spans.kept_positions(np.arange(len(kept))).tolist() == kept
 
 
 @given(RANGES)

@@ -1,6 +1,7 @@
 """Prefix caching for requests that evict: found by the same policy, never by another.
 
-Seams: ``KVCacheManager.get_computed_blocks`` for the look-up, ``cache_salt`` for the separation.
+Seams: ``KVCacheManager.get_computed_blocks`` for the look-up, ``free`` and ``pop_blocks_for_free`` for
+the order of eviction, ``cache_salt`` for the separation.
 vLLM puts the salt into a request's first block hash, and every later hash builds on it, so a salt
 per policy gives each policy a hash chain of its own.
 """
@@ -13,6 +14,7 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
 from vllm.v1.request import Request
 
+from vllm_flow.engine.freeing import by_position
 from vllm_flow.engine.storage import COMPLETED, POSITION, TAIL, FlowAttentionManager
 from vllm_flow.layout import PackedBoundary, TokenLayout, packed_boundary
 
@@ -61,6 +63,20 @@ class FlowKVCacheManager(KVCacheManager):
         return coming > 0 and (
             coming * self.flow_managers[0].block_size > self._longest_hit(request, layout)[1]
         )
+
+    def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:
+        """The request's blocks in the order in which a prefix needs them, through all groups."""
+        request_id = request.request_id
+        return by_position(
+            [manager.pop_blocks_for_free(request_id) for manager in self.flow_managers],
+            self.flow_layouts.get(request_id),
+            [manager.spec.first_layer for manager in self.flow_managers],
+            self.flow_managers[0].block_size,
+        )
+
+    def free(self, request: Request) -> None:
+        """Give the request's blocks back, those of its last tokens to be evicted first."""
+        self.block_pool.free_blocks(reversed(self.pop_blocks_for_free(request)))
 
     def _searchable_layout(self, request: Request) -> TokenLayout | None:
         if not self.prefix_cache_lookup_enabled(request):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.engine import adoption
+from vllm_flow.engine import adoption, encoder_cache
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.families import decoder_of
@@ -63,6 +63,7 @@ class FlowRunnerV1:
             if self.flow_tap is not None:
                 logged = logged_request(request, self.flow_settings.num_layers, layout)
                 self.flow_tap.add(request.req_id, logged)
+        encoder_cache.restore(self.requests, scheduler_output)
         return super()._update_states(scheduler_output)
 
     def _build_attention_metadata(

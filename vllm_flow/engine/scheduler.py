@@ -21,7 +21,7 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_flow.attention import TokenAttention
-from vllm_flow.engine import metrics
+from vllm_flow.engine import adoption, encoder_cache, events, metrics
 from vllm_flow.engine.attention.tap import OUTPUT_FIELD
 from vllm_flow.engine.attention.writer import AttentionLogWriter
 from vllm_flow.engine.inspect import Footprint
@@ -48,10 +48,13 @@ class _FlowScheduling:
         self.flow_in_flight: set[BlockHash] = set()
         for manager in self.flow_managers:
             manager.use_layouts(self.flow_requests.layouts, self.flow_in_flight)
-        self.kv_cache_manager.__class__ = FlowKVCacheManager
+        events.tell(self.kv_cache_manager.block_pool)
+        adoption.adopt(self.kv_cache_manager, FlowKVCacheManager)
         self.kv_cache_manager.flow_layouts = self.flow_requests.layouts
         self.kv_cache_manager.flow_managers = self.flow_managers
         self.kv_cache_manager.flow_in_flight = self.flow_in_flight
+        # Of the step being scheduled: encoder outputs, by the picture's hash.
+        self.flow_booked: dict[str, encoder_cache.Booking] = {}
         # A block is spread over the workers of a tensor-parallel group, each with its heads.
         self.flow_geometry = metrics.Geometry(
             settings.num_layers,
@@ -78,7 +81,25 @@ class _FlowScheduling:
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         self.flow_in_flight.clear()
-        return super().schedule(*args, **kwargs)
+        self.flow_booked.clear()
+        output = super().schedule(*args, **kwargs)
+        encoder_cache.settle(
+            output,
+            self.flow_booked,
+            self.encoder_cache_manager,
+            self.requests,
+            with_pictures=not self.use_v2_model_runner,
+        )
+        return output
+
+    def _allocate_encoder_inputs(
+        self, request: Request, input_ids: list[int], *args: Any, **kwargs: Any
+    ) -> None:
+        super()._allocate_encoder_inputs(request, input_ids, *args, **kwargs)
+        for index in input_ids:
+            self.flow_booked[request.mm_features[index].identifier] = encoder_cache.Booking(
+                request.request_id, index
+            )
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Whether a waiting request may be scheduled in this step.
@@ -165,14 +186,18 @@ class _FlowScheduling:
 
     def _free_blocks(self, request: Request) -> None:
         self._remember(request)
+        super()._free_blocks(request)
+        self.flow_requests.remove(request.request_id)
+
+    def _free_request_blocks(self, request: Request) -> None:
+        """Called when a request ends, and when it is preempted."""
         if request.request_id in self.flow_requests.layouts:
             # Blocks of a layout are cached one step late; the last step's are cached here.
             # Tokens in flight have no hash yet.
             self.kv_cache_manager.cache_blocks(
                 request, min(request.num_computed_tokens, request.num_tokens)
             )
-        super()._free_blocks(request)
-        self.flow_requests.remove(request.request_id)
+        super()._free_request_blocks(request)
 
     def _remember(self, request: Request) -> None:
         layout = self.flow_requests.layouts.get(request.request_id)

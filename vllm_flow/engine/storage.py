@@ -26,10 +26,11 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, replace_a
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.request import Request
 
+from vllm_flow.engine.events import KINDS_APART, announce
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.layout import TokenLayout, packed_boundary
 
-POSITION, COMPLETED, TAIL = 0, 1 << 16, 2 << 16
+POSITION, COMPLETED, TAIL = 0, KINDS_APART, 2 * KINDS_APART
 """Kinds of keys in the prefix cache, as offsets to the group id that vLLM appends to a hash.
 
 A prefix names by position the block of its last tokens (as in stock vLLM), as COMPLETED the packed
@@ -148,13 +149,14 @@ class FlowAttentionManager(FullAttentionManager):
         layout = self._layouts.get(request_id)
         if layout is None:
             return
-        if self._is_packed(layout):
-            # Counts whole blocks of tokens here, see cache_blocks.
-            self.num_cached_block[request_id] = num_local_computed_tokens // self.block_size
-        elif self._is_mixed(layout) and new_computed_blocks:
-            shared = self._shared_blocks(layout, num_local_computed_tokens)
+        if not layout.evicts_at(self.spec.last_layer):
+            return
+        # What is copied is cached again, since the hit's own block may be evicted long before it.
+        # Of a packed group, this counts whole blocks of tokens, see cache_blocks.
+        shared = self._shared_blocks(layout, num_local_computed_tokens)
+        self.num_cached_block[request_id] = shared
+        if self._is_mixed(layout) and new_computed_blocks:
             self._copies[request_id] = shared
-            self.num_cached_block[request_id] = shared
 
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
@@ -210,12 +212,26 @@ class FlowAttentionManager(FullAttentionManager):
                 self._cache_boundary(request, layout, num_blocks)
                 # Of a packed group: whole blocks of *tokens* that can be found.
                 self.num_cached_block[request.request_id] = num_blocks
+        if self._is_packed(layout):  # vLLM knows of the others
+            self._announce(request, layout, known, num_tokens // self.block_size)
+
+    def _announce(self, request: Request, layout: TokenLayout, first: int, last: int) -> None:
+        """Tell of a packed group's blocks of tokens, but not of a picture before all kept tokens."""
+        first_layer = self.spec.first_layer
+        while first < last and not layout.stored_tokens((first + 1) * self.block_size, first_layer):
+            first += 1
+        announce(self.block_pool, request, first, last, self.kv_cache_group_id)
 
     def _cache_boundary(self, request: Request, layout: TokenLayout, num_blocks: int) -> None:
         """Make packed blocks findable from a prefix of ``num_blocks`` whole blocks of tokens."""
         boundary = packed_boundary(layout, num_blocks, self.block_size)
         held = self.req_to_blocks[request.request_id]
-        for index, kind in ((boundary.completed, COMPLETED), (boundary.tail, TAIL)):
+        completed = boundary.completed
+        if completed is None and boundary.tail is None and boundary.full_blocks:
+            # The prefix ends in the picture, right after a full block. Nobody looks for it, but what
+            # was told of it (see events) ends with that block.
+            completed = boundary.full_blocks - 1
+        for index, kind in ((completed, COMPLETED), (boundary.tail, TAIL)):
             if index is not None:
                 # The pool keeps any number of keys per block and drops them with the block.
                 self.block_pool._insert_block_hash(

@@ -2,7 +2,8 @@
 
 ``python -m vllm_flow.profile.prefix_trace`` replays conversations about pictures, turn by turn, once
 with the extension off and then with each policy, and prints the prompt tokens that were found in
-the cache. Everything but the answers of the trace is fixed, so the figures are the same in every run.
+the cache. With ``--pools 24 32 48`` it does so on pools of that many blocks of tokens, which evict.
+Everything but the answers of the trace is fixed, so the figures are the same in every run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ CONVERSATIONS = 12
 PICTURES = 4
 """Fewer than conversations, so that pictures are asked about again."""
 BLOCK_SIZE = 32
+AT_ONCE = 3
+"""Requests at a time on a pool that evicts, so that they fit and nothing is preempted."""
+GROUP_LAYERS = 2
 REPLIES = ("Yes", "No", "I see it near the middle of the picture.", "There is none.")
 """What the model is taken to have said: replayed, so that every run's prompts are the same."""
 
@@ -43,6 +47,8 @@ class Row:
     least: int
     """The smallest difference to stock's hit of the same request, in tokens."""
     most: int
+    pool: int | None = None
+    """Blocks of tokens that the pool holds for every layer; None where nothing is evicted."""
 
 
 def trace(turns: int) -> list[Turn]:
@@ -104,7 +110,9 @@ def replay(llm: Any, requests: Iterable[Turn], cliff_of: Callable[[Turn], int | 
     return outputs
 
 
-def compare(policy: str, found: Sequence[Any], stock: Sequence[Any]) -> Row:
+def compare(
+    policy: str, found: Sequence[Any], stock: Sequence[Any], pool: int | None = None
+) -> Row:
     """The hits of one run beside stock's of the same requests."""
     differences = [
         output.num_cached_tokens - other.num_cached_tokens
@@ -119,28 +127,73 @@ def compare(policy: str, found: Sequence[Any], stock: Sequence[Any]) -> Row:
         of_stock,
         min(differences),
         max(differences),
+        pool,
     )
+
+
+def open_engine(model: Path, group_layers: int | None, pool: int | None = None) -> Any:
+    """An engine on the small demo model.
+
+    Args:
+        group_layers: None is stock vLLM.
+        pool: blocks of tokens that the pool holds for every layer, plenty if None.
+    """
+    import vllm
+
+    options: dict[str, Any] = {}
+    groups = 1
+    if group_layers is not None:
+        options["additional_config"] = {"vllm_flow": {"group_layers": group_layers}}
+        groups = num_layers(model) // group_layers
+    if pool is not None:
+        # vLLM keeps one block to itself.
+        options |= {"num_gpu_blocks_override": groups * pool + 1, "max_num_seqs": AT_ONCE}
+    return vllm.LLM(
+        str(model),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=1024 if pool is None else min(1024, pool * BLOCK_SIZE),
+        block_size=BLOCK_SIZE,
+        kv_cache_memory_bytes=256 << 20,
+        enable_prefix_caching=True,
+        **options,
+    )
+
+
+def num_layers(model: Path) -> int:
+    """Decoder layers of a checkpoint."""
+    config = json.loads((model / "config.json").read_text())
+    return int(config["text_config"]["num_hidden_layers"])
+
+
+def measure_evicting(
+    model: Path, turns: int, pool: int, cliffs: Sequence[int], engines: list[Any]
+) -> Iterable[Row]:
+    """The same on a pool that evicts: without a policy for every number of storage groups.
+
+    Args:
+        engines: takes what is opened. Closing one would take the process groups of all.
+    """
+    requests = trace(turns)
+    engines.append(open_engine(model, None, pool))
+    stock = replay(engines[-1], requests, lambda turn: None)
+    yield compare("stock vLLM", stock, stock, pool)
+    layers = num_layers(model)
+    for size in (size for size in range(layers, 0, -1) if layers % size == 0):
+        flow = open_engine(model, size, pool)
+        engines.append(flow)
+        name = f"no policy, {layers // size} storage group{'s' * (size < layers)}"
+        yield compare(name, replay(flow, requests, lambda turn: None), stock, pool)
+        for cliff in cliffs if size == GROUP_LAYERS else ():
+            found = replay(flow, requests, lambda turn, cliff=cliff: cliff)  # type: ignore[misc]
+            yield compare(f"cliff {cliff}, {layers // size} storage groups", found, stock, pool)
 
 
 def measure(model: Path, turns: int, group_layers: int, cliffs: Sequence[int]) -> list[Row]:
     """Replay the trace on stock vLLM, on the extension without a policy, with each cliff, and mixed."""
-    import vllm
-
-    def engine(**more: Any) -> Any:
-        return vllm.LLM(
-            str(model),
-            dtype="float32",
-            enforce_eager=True,
-            max_model_len=1024,
-            block_size=BLOCK_SIZE,
-            kv_cache_memory_bytes=256 << 20,
-            enable_prefix_caching=True,
-            **more,
-        )
-
     requests = trace(turns)
-    stock = replay(engine(), requests, lambda turn: None)
-    flow = engine(additional_config={"vllm_flow": {"group_layers": group_layers}})
+    stock = replay(open_engine(model, None), requests, lambda turn: None)
+    flow = open_engine(model, group_layers)
     rows = [
         compare("stock vLLM", stock, stock),
         compare("no policy", replay(flow, requests, lambda turn: None), stock),
@@ -157,6 +210,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=4, help="questions per conversation")
     parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument(
+        "--pools",
+        type=int,
+        nargs="+",
+        metavar="BLOCKS",
+        help="pools that evict, in blocks of tokens that they hold for every layer",
+    )
     args = parser.parse_args()
 
     from vllm_flow.engine.process import quieten
@@ -164,17 +224,28 @@ def main() -> None:
     quieten(offline=True)
     from vllm_flow.demo_model.assemble import assemble_small
 
-    rows = measure(assemble_small(), args.turns, 2, (0, 1, 2, 3, 4, 5))
+    model, cliffs = assemble_small(), (0, 1, 2, 3, 4, 5)
+    if args.pools:
+        engines: list[Any] = []
+        rows = [
+            row
+            for pool in args.pools
+            for row in measure_evicting(model, args.turns, pool, cliffs, engines)
+        ]
+    else:
+        rows = measure(model, args.turns, GROUP_LAYERS, cliffs)
     print(
         f"{CONVERSATIONS} conversations of {args.turns} turns about {PICTURES} pictures, "
         f"{BLOCK_SIZE}-token blocks\n"
     )
-    print("| policy | prompt tokens | cached | of stock's | per request, against stock's |")
-    print("|---|---|---|---|---|")
+    pool = "| blocks in the pool " if args.pools else ""
+    print(f"{pool}| policy | prompt tokens | cached | of stock's | per request, against stock's |")
+    print("|---|---|---|---|---|" + "---|" * bool(pool))
     for row in rows:
+        pool = f"| {row.pool} " if args.pools else ""
         print(
-            f"| {row.policy} | {row.prompt_tokens} | {row.cached_tokens} | {row.of_stock:.3f} "
-            f"| {row.least:+d} ... {row.most:+d} |"
+            f"{pool}| {row.policy} | {row.prompt_tokens} | {row.cached_tokens} "
+            f"| {row.of_stock:.3f} | {row.least:+d} ... {row.most:+d} |"
         )
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")

@@ -1,0 +1,49 @@
+"""The order in which a request's blocks go back: all storage groups lose the same tail first.
+
+vLLM's pool evicts what was freed first, and frees group by group, tail first in each. The first
+group's whole chain would then be evicted before the second group loses a block, and a prefix is only
+found as far as every group still has it. Knows block positions, not pools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from operator import itemgetter
+from typing import TypeVar
+
+from vllm_flow.layout import TokenLayout
+
+T = TypeVar("T")
+
+
+def by_position(
+    groups: Sequence[Sequence[T]],
+    layout: TokenLayout | None,
+    group_starts: Sequence[int],
+    block_size: int,
+) -> list[T]:
+    """A request's blocks by the first token that each serves, those of one token by group.
+
+    Args:
+        groups: blocks per storage group, in the order of its block table.
+        layout: where the request's tokens are stored, None where it evicts nothing.
+        group_starts: shallowest layer of each group.
+    """
+    if len(groups) == 1:
+        return list(groups[0])
+    keyed = (
+        zip(_positions(len(blocks), layout, start, block_size), blocks, strict=True)
+        for blocks, start in zip(groups, group_starts, strict=True)
+    )
+    # Stable, and so by group among equals; a block cannot be compared.
+    return [block for _, block in sorted(chain.from_iterable(keyed), key=itemgetter(0))]
+
+
+def _positions(
+    num_blocks: int, layout: TokenLayout | None, first_layer: int, block_size: int
+) -> Sequence[int]:
+    if layout is None:
+        return range(0, num_blocks * block_size, block_size)
+    positions: list[int] = layout.block_positions(num_blocks, first_layer, block_size).tolist()
+    return positions
