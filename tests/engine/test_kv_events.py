@@ -101,7 +101,7 @@ class Consumer:
 def servable(manager: Any, layout: Any, block: Any, num_blocks: int) -> bool:
     """Whether a group has all that a prefix needs for its last block of tokens."""
     from vllm_flow.engine.storage import COMPLETED, POSITION, TAIL
-    from vllm_flow.plan import packed_boundary
+    from vllm_flow.layout import packed_boundary
 
     kinds = []
     if layout is None or not layout.evicts_at(manager.spec.first_layer):
