@@ -88,6 +88,23 @@ def packed_boundary(layout: TokenLayout, num_blocks: int, block_size: int) -> Pa
     )
 
 
+def blocks_taken(required: int, idle: Sequence[bool], shared: int, *, take_over: bool) -> int:
+    """Free blocks that a request admitted on a prefix hit takes from the pool in one group.
+
+    A block of the hit that nobody holds counts as free, so a hit never takes more than no hit
+    would, unless blocks that the request will write are copied: then the copy comes on top.
+
+    Args:
+        required: blocks the request holds in the end; as many as the hit has, or more.
+        idle: per block of the hit, whether nobody holds it.
+        shared: blocks of the hit, from its start, that are never written again.
+        take_over: write idle blocks in their place instead of in a copy.
+    """
+    written = list(idle[shared:])
+    copies = written.count(False) if take_over else len(written)
+    return max(required - len(idle), 0) + sum(idle) + copies
+
+
 def storage_groups(num_layers: int, group_layers: int) -> tuple[int, ...]:
     """First layer of each storage group of ``group_layers`` consecutive layers.
 

@@ -21,6 +21,7 @@ from vllm.v1.attention.backends.flash_attn import (
 )
 from vllm.v1.attention.backends.triton_attn import TritonAttentionMetadataBuilder
 from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -89,6 +90,12 @@ from vllm_flow.patches import endpoint_plugins, input_processor, output_processo
         (OutputProcessor.process_outputs, ["engine_core_outputs"]),
         (Scheduler._free_request, ["request", "delay_free_blocks"]),
         (KVCacheManager.get_computed_blocks, ["request"]),
+        (KVCacheManager.estimate_cached_tokens, ["request"]),
+        (
+            KVCacheCoordinator.get_num_blocks_to_allocate,
+            ["request_id", "num_tokens", "new_computed_blocks", "num_encoder_tokens"],
+        ),
+        (BlockPool.evict_blocks, ["block_ids"]),
         (BlockPool._insert_block_hash, ["block_hash_with_group_id", "block", "num_tokens"]),
         (BaseMultiModalProcessorCache.invalidate, ["mm_hash"]),
         (vllm.plugins.load_endpoint_plugins, ["supported_tasks"]),

@@ -13,6 +13,7 @@ from vllm_flow.plan import (
     ScheduledRequest,
     StepPlan,
     TokenLayout,
+    blocks_taken,
     default_group_layers,
     packed_boundary,
     plan_step,
@@ -204,3 +205,22 @@ def test_row_count_ideal_of_the_prototype() -> None:
         for c in (2, 4, 6, 16)
     ]
     assert [round(x, 2) for x in ideal] == [6.93, 3.75, 2.57, 1.0]
+
+
+@given(st.lists(st.booleans(), max_size=12), st.integers(0, 12), st.integers(0, 12))
+def test_a_hit_that_takes_over_needs_no_more_than_no_hit(
+    idle: list[bool], shared: int, more: int
+) -> None:
+    """One block at a time: what the request holds in the end, and what of it was free before."""
+    required, shared = len(idle) + more, min(shared, len(idle))
+    taken = {True: 0, False: 0}
+    for take_over in taken:
+        for index in range(required):
+            hit, free = index < len(idle), index >= len(idle) or idle[index]
+            written = hit and index >= shared
+            taken[take_over] += free
+            if written and not (take_over and free):
+                taken[take_over] += 1  # its copy
+        assert blocks_taken(required, idle, shared, take_over=take_over) == taken[take_over]
+    assert taken[True] <= required
+    assert taken[True] <= taken[False]

@@ -38,7 +38,42 @@ class FlowKVCacheManager(KVCacheManager):
         if layout is None:
             return super().get_computed_blocks(request)
         blocks, num_tokens = self._longest_hit(request, layout)
+        self._take_over(request, False)
+        if num_tokens and not self._fits(request, blocks, num_tokens):
+            # Waiting might not help: with nobody else running, copies would be all that keeps the
+            # request from a pool that has room for it.
+            self._take_over(request, True)
         return self.create_kv_cache_blocks(blocks), num_tokens, 0
+
+    def _take_over(self, request: Request, wanted: bool) -> None:
+        for manager in self.flow_managers:
+            manager.take_over(request.request_id, wanted)
+
+    def _fits(self, request: Request, hit: tuple[list[KVCacheBlock], ...], num_tokens: int) -> bool:
+        """Whether the pool has room for all of a request that is admitted on a hit.
+
+        Asks as :meth:`allocate_slots` will; a request of which only a chunk must fit is asked too
+        much, and takes blocks over that it could have copied.
+        """
+        needed = self.coordinator.get_num_blocks_to_allocate(
+            request.request_id,
+            num_tokens=min(request.num_tokens, self.max_model_len),
+            new_computed_blocks=hit,
+            num_encoder_tokens=0,
+            total_computed_tokens=num_tokens,
+            num_local_computed_tokens=num_tokens,
+            num_tokens_main_model=request.num_tokens,
+        )
+        return needed + self.watermark_blocks <= self.block_pool.get_num_free_blocks()
+
+    def estimate_cached_tokens(self, request: Request) -> int:
+        """Prompt tokens of the request that another could find; asked with its first token."""
+        if request.request_id not in self.flow_layouts:
+            return super().estimate_cached_tokens(request)
+        # Blocks of a layout are made findable a step late; those of the step that gave the token are
+        # made so here. A later step is in flight where scheduling is asynchronous.
+        self.cache_blocks(request, min(request.num_computed_tokens, request.num_prompt_tokens))
+        return min(manager.findable_tokens(request.request_id) for manager in self.flow_managers)
 
     def has_prefix_in_flight(self, request: Request) -> bool:
         """Whether the next step would find a longer prefix of a new request than this one does.
@@ -99,7 +134,8 @@ def longest_hit(
         if not all(group.extend(prefix, boundary) for group in groups):
             break  # what is missing is part of every longer prefix too
         held = [group.blocks() for group in groups]
-        if all(blocks is not None for blocks in held):
+        # A prefix of nothing but evicted tokens has no block: it would be "found" in a cold cache.
+        if all(blocks is not None for blocks in held) and any(held):
             best, best_tokens = tuple(held), num_blocks * block_size
     return best, best_tokens
 

@@ -27,7 +27,7 @@ from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.request import Request
 
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.plan import TokenLayout, packed_boundary
+from vllm_flow.plan import TokenLayout, blocks_taken, packed_boundary
 
 POSITION, COMPLETED, TAIL = 0, 1 << 16, 2 << 16
 """Kinds of keys in the prefix cache, as offsets to the group id that vLLM appends to a hash.
@@ -74,7 +74,8 @@ class FlowAttentionManager(FullAttentionManager):
       the others, so tokens generated later are written into early blocks.
 
     A prefix hit shares a block only if nobody writes it any more. Packed blocks that the prefix
-    fills in part, and mixed ones from the first that is not packed full, are copied on write.
+    fills in part, and mixed ones from the first that is not packed full, are copied on write; where
+    the pool has no room for copies, those that nobody holds are taken over instead.
     """
 
     _layouts: Mapping[str, TokenLayout] = {}
@@ -87,7 +88,8 @@ class FlowAttentionManager(FullAttentionManager):
         """
         self._layouts = layouts
         self._in_flight = in_flight
-        self._copies: dict[str, int] = {}
+        self._copies: dict[str, list[int]] = {}
+        self._takes_over: set[str] = set()
         self._room: dict[str, int] = {}
 
     @property
@@ -105,6 +107,16 @@ class FlowAttentionManager(FullAttentionManager):
         """Blocks of a hit of ``num_tokens`` that are never written again, and so can be shared."""
         return layout.stored_tokens(num_tokens, self.spec.last_layer) // self.block_size
 
+    def take_over(self, request_id: str, wanted: bool) -> None:
+        """Whether the hit just found for a request takes over the blocks it will write.
+
+        The prefix cache forgets them until the request, one step later, has them found again.
+        """
+        if wanted:
+            self._takes_over.add(request_id)
+        else:
+            self._takes_over.discard(request_id)
+
     def get_num_blocks_to_allocate(
         self,
         request_id: str,
@@ -117,20 +129,24 @@ class FlowAttentionManager(FullAttentionManager):
     ) -> int:
         if num_tokens <= self._room.get(request_id, 0):
             return 0
-        needed = super().get_num_blocks_to_allocate(
+        stored = self.stored_tokens(request_id, num_tokens)
+        layout = self._layouts.get(request_id)
+        if layout is not None and new_computed_blocks:
+            return blocks_taken(
+                -(-stored // self.block_size),
+                [block.ref_cnt == 0 for block in new_computed_blocks],
+                self._shared_blocks(layout, num_local_computed_tokens),
+                take_over=request_id in self._takes_over,
+            )
+        return super().get_num_blocks_to_allocate(
             request_id,
-            self.stored_tokens(request_id, num_tokens),
+            stored,
             new_computed_blocks,
             total_computed_tokens,
-            self.stored_tokens(request_id, num_local_computed_tokens),
+            num_local_computed_tokens,
             *args,
             **kwargs,
         )
-        layout = self._layouts.get(request_id)
-        if layout is not None and self._is_mixed(layout) and new_computed_blocks:
-            shared = self._shared_blocks(layout, num_local_computed_tokens)
-            needed += len(new_computed_blocks) - shared
-        return needed
 
     def add_local_computed_blocks(
         self,
@@ -139,35 +155,52 @@ class FlowAttentionManager(FullAttentionManager):
         num_local_computed_tokens: int,
         num_external_computed_tokens: int,
     ) -> None:
-        super().add_local_computed_blocks(
-            request_id,
-            new_computed_blocks,
-            self.stored_tokens(request_id, num_local_computed_tokens),
-            num_external_computed_tokens,
-        )
         layout = self._layouts.get(request_id)
         if layout is None:
+            super().add_local_computed_blocks(
+                request_id,
+                new_computed_blocks,
+                num_local_computed_tokens,
+                num_external_computed_tokens,
+            )
             return
-        if self._is_packed(layout):
-            # Counts whole blocks of tokens here, see cache_blocks.
-            self.num_cached_block[request_id] = num_local_computed_tokens // self.block_size
-        elif self._is_mixed(layout) and new_computed_blocks:
-            shared = self._shared_blocks(layout, num_local_computed_tokens)
-            self._copies[request_id] = shared
-            self.num_cached_block[request_id] = shared
+        shared = self._shared_blocks(layout, num_local_computed_tokens)
+        # Whole blocks, or vLLM would arrange for a copy of its own.
+        super().add_local_computed_blocks(
+            request_id, new_computed_blocks, shared * self.block_size, num_external_computed_tokens
+        )
+        if layout.evicts_at(self.spec.last_layer):
+            # Of a packed group: whole blocks of tokens, see cache_blocks.
+            self.num_cached_block[request_id] = (
+                num_local_computed_tokens // self.block_size if self._is_packed(layout) else shared
+            )
+            self._arrange_writing(request_id, new_computed_blocks, shared)
+
+    def _arrange_writing(
+        self, request_id: str, hit: Sequence[KVCacheBlock], first_written: int
+    ) -> None:
+        """Take a hit's blocks that will be written over, or note that they are to be copied."""
+        taken = set[int]()
+        if request_id in self._takes_over:
+            # A use count of 1 is ours: nobody else holds the block.
+            taken = {block.block_id for block in hit[first_written:] if block.ref_cnt == 1}
+            self.block_pool.evict_blocks(taken)
+        self._copies[request_id] = [
+            index
+            for index, block in enumerate(hit)
+            if index >= first_written and block.block_id not in taken
+        ]
 
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
         if num_tokens <= self._room.get(request_id, 0):
             return []
-        copies = []
-        first = self._copies.pop(request_id, None)
-        if first is not None:
-            held = self.req_to_blocks[request_id]
-            copies = self.block_pool.get_new_blocks(len(held) - first)
-            for index, block in enumerate(copies, start=first):
-                self._apply_cow(request_id, index, held[index], block)
+        to_copy = self._copies.pop(request_id, [])
+        copies = self.block_pool.get_new_blocks(len(to_copy)) if to_copy else []
+        held = self.req_to_blocks[request_id]
+        for index, block in zip(to_copy, copies, strict=True):
+            self._apply_cow(request_id, index, held[index], block)
         blocks = super().allocate_new_blocks(
             request_id, self.stored_tokens(request_id, num_tokens), num_tokens_main_model
         )
@@ -226,6 +259,10 @@ class FlowAttentionManager(FullAttentionManager):
                     num_tokens=num_blocks * self.block_size,
                 )
 
+    def findable_tokens(self, request_id: str) -> int:
+        """Tokens of the request, from its start, that this group's blocks can be found for."""
+        return self.num_cached_block.get(request_id, 0) * self.block_size
+
     def find_cached(self, prefix: BlockHash, kind: int) -> KVCacheBlock | None:
         """The block that a prefix's hash names, by position or as :data:`COMPLETED` or `TAIL`."""
         found = self.block_pool.get_cached_block(prefix, [kind + self.kv_cache_group_id])
@@ -233,16 +270,13 @@ class FlowAttentionManager(FullAttentionManager):
 
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         self._copies.pop(request_id, None)
+        self._takes_over.discard(request_id)
         self._room.pop(request_id, None)
         return super().pop_blocks_for_free(request_id)
 
     def _is_packed(self, layout: TokenLayout) -> bool:
         """Whether no layer of this group sees the image."""
         return layout.evicts_at(self.spec.first_layer)
-
-    def _is_mixed(self, layout: TokenLayout) -> bool:
-        """Whether the cliff lies inside this group."""
-        return not self._is_packed(layout) and layout.evicts_at(self.spec.last_layer)
 
 
 def group_specs(

@@ -1,0 +1,111 @@
+"""Every accepted request finishes, however small the pool, and reads what it must.
+
+Without a model, but for the last test.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tests.engine.bare_scheduler import LAYERS, LENGTH, BareScheduler, OpenBare, prompt
+from tests.engine.cases import LONG, one_image
+from tests.engine.fixtures import OpenEngine
+from tests.engine.harness import BLOCK_SIZE, assert_exact
+
+GROUPS = (1, 2, 3, 6)
+CLIFFS = range(LAYERS + 1)
+
+
+@pytest.mark.parametrize("group_layers", GROUPS)
+def test_the_same_prompt_again_in_every_small_pool(bare: OpenBare, group_layers: int) -> None:
+    """All cliffs, images and pools: the hit's copies never keep the second request out."""
+    tokens = [prompt(40, 144, 286), prompt(0, 200, 290), prompt(70, 144, 97), prompt(33, 330, 110)]
+    for cliff, spare in itertools.product(CLIFFS, (0, 1, 2, 5, 9)):
+        engine = bare(group_layers, spare)
+        for index, one in enumerate(tokens):
+            for turn in range(2):
+                engine.add(f"{index}-{turn}", one, cliff)
+                engine.drain()
+            reused = engine.stats[f"{index}-1"].num_cached_tokens
+            # As much as in a pool with room: every whole block before the last token.
+            assert reused == (len(one) - 1) // BLOCK_SIZE * BLOCK_SIZE, (cliff, spare, index)
+
+
+def random_traffic(engine: BareScheduler, rng: np.random.Generator, requests: int) -> int:
+    """Requests that share beginnings, arrive together, are aborted, and answer at length."""
+    live: list[str] = []
+    sent = preempted = 0
+    for _ in range(3000):
+        while sent < requests and rng.random() < 0.4:
+            name = str(sent)
+            image = int(rng.choice([0, 60, 144, 200]))
+            shared = prompt(int(rng.choice([0, 20, 45])), image, int(rng.integers(1, 60)))
+            own = [9 + int(rng.integers(2))] * int(rng.integers(1, 120))
+            cliff = None if rng.random() < 0.2 else int(rng.integers(LAYERS + 1))
+            count = int(rng.integers(1, 100))
+            answer = [int(token) for token in rng.integers(20, 22, size=count)]
+            tokens = shared + own
+            engine.add(name, tokens, cliff, answer[: LENGTH - len(tokens)])
+            live.append(name)
+            sent += 1
+        engine.step()
+        live = [name for name in live if name in engine.scheduler.requests]
+        if live and rng.random() < 0.02:
+            victim = live.pop(int(rng.integers(len(live))))
+            engine.abort(victim)
+        if sent == requests and not engine.scheduler.requests:
+            break
+    preempted = sum(one.request.num_preemptions for one in engine.sent.values())
+    engine.drain()
+    return preempted
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("group_layers", GROUPS)
+def test_random_traffic_finishes(bare: OpenBare, group_layers: int, asynchronous: bool) -> None:
+    """In pools of all sizes, whole prompts and chunks; a slot that is read wrongly fails the step."""
+    preempted = 0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        options = {"asynchronous": asynchronous}
+        if seed % 2:
+            options["long_prefill_token_threshold"] = 70
+        engine = bare(group_layers, int(rng.integers(12)), **options)
+        preempted += random_traffic(engine, rng, 25)
+        for name, one in engine.sent.items():
+            if name not in engine.aborted:
+                assert engine.answers[name] == list(one.answer)
+    assert preempted, "no pool was small enough"
+
+
+@pytest.mark.parametrize("reserve", [True, False])
+def test_a_running_request_keeps_its_blocks(bare: OpenBare, reserve: bool) -> None:
+    """Blocks of a hit that somebody still reads are copied, never taken over."""
+    for cliff, spare in itertools.product(CLIFFS, range(12)):
+        engine = bare(6, spare, scheduler_reserve_full_isl=reserve)
+        first = prompt(40, 144, 60)
+        engine.add("first", first, cliff, answer=[7] * 60)
+        for _ in range(3):
+            engine.step()
+        for index in range(3):
+            engine.add(f"follower-{index}", [*first, 30 + index], cliff, answer=[8] * 40)
+        engine.drain()
+        assert all(len(answer) in (40, 60) for answer in engine.answers.values())
+
+
+def test_a_real_engine_with_a_pool_of_one_request(open_engine: OpenEngine) -> None:
+    """What the model reads from blocks that were taken over."""
+    page = 2 * 2 * 32 * 4 * BLOCK_SIZE  # keys and values, heads, width, bytes
+    blocks = LENGTH // BLOCK_SIZE + 1
+    engine = open_engine(
+        LONG, 6, kv_cache_memory_bytes=blocks * 6 * page, enable_prefix_caching=True
+    )
+    for cliff in (3, 1, 5, 0):
+        ask = one_image(620 + cliff, cliff, before=40, after=284)
+        for turn in range(2):
+            (output,) = engine.run([ask])
+            assert_exact(engine, [ask], [output])
+            assert bool(output.num_cached_tokens) == bool(turn)

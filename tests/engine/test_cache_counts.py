@@ -1,0 +1,70 @@
+"""What a request with a policy reports of the prefix cache, beside stock vLLM's figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.engine.bare_scheduler import LAYERS, BareScheduler, OpenBare, prompt
+from tests.engine.harness import BLOCK_SIZE, STOCK
+
+ROOM = 200
+"""Blocks: nothing is evicted from the cache."""
+TRAFFIC = (
+    ("cold", prompt(40, 144, 60)),
+    ("again", prompt(40, 144, 60)),
+    ("longer", prompt(40, 144, 60) + [9] * 75),
+    ("image first", prompt(0, 144, 79)),
+    ("image first, longer", prompt(0, 144, 79) + [9] * 33),
+    ("whole blocks", prompt(16, 144, 32)),
+    ("short", prompt(3, 20, 5)),
+)
+
+
+def counts(engine: BareScheduler, cliff: int | None) -> dict[str, tuple[int, int]]:
+    """Tokens found in the cache, and tokens added to it, per request; one after the other."""
+    for name, tokens in TRAFFIC:
+        engine.add(name, tokens, cliff)
+        engine.drain()
+    return {
+        name: (stats.num_cached_tokens, stats.num_cache_creation_tokens)
+        for name, stats in engine.stats.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"long_prefill_token_threshold": 50}, {"asynchronous": True}]
+)
+@pytest.mark.parametrize("group_layers", [1, 2, 3, 6])
+def test_requests_report_what_stock_vllm_reports(
+    bare: OpenBare, group_layers: int, options: dict[str, Any]
+) -> None:
+    stock = bare(STOCK, ROOM, **options)
+    expected = counts(stock, None)
+    assert expected["again"][0] and expected["cold"][1], "the traffic shows nothing"
+    for cliff in (None, *range(LAYERS + 1)):
+        engine = bare(group_layers, ROOM, **options)
+        assert counts(engine, cliff) == expected, cliff
+        for figure in ("requests", "queries", "hits"):
+            ours, theirs = (
+                getattr(one.scheduler.kv_cache_manager.prefix_cache_stats, figure)
+                for one in (engine, stock)
+            )
+            assert ours == theirs, (cliff, figure)
+
+
+@pytest.mark.parametrize("cliff", range(LAYERS + 1))
+def test_a_cold_cache_reports_no_hit(bare: OpenBare, cliff: int) -> None:
+    """An image of whole blocks at the start leaves no block at cliff 0: that is not a find."""
+    for image in (BLOCK_SIZE, 4 * BLOCK_SIZE, 144):
+        engine = bare(2, ROOM)
+        engine.add("cold", prompt(0, image, 20), cliff)
+        engine.drain()
+        assert engine.stats["cold"].num_cached_tokens == 0
+        assert engine.scheduler.kv_cache_manager.prefix_cache_stats.hits == 0
+
+
+def test_without_a_cache_nothing_is_reported(bare: OpenBare) -> None:
+    engine = bare(2, ROOM, enable_prefix_caching=False)
+    assert set(counts(engine, 3).values()) == {(0, 0)}
