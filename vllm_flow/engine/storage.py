@@ -88,6 +88,11 @@ class FlowAttentionManager(FullAttentionManager):
         """
         self._layouts = layouts
         self._in_flight = in_flight
+        self._findable: dict[str, int] = {}
+        """Of requests with a layout: whole blocks of *tokens* whose prefixes can be found here.
+
+        vLLM's ``num_cached_block`` counts blocks, which are blocks of tokens in a whole group only.
+        """
         self._copies: dict[str, list[int]] = {}
         self._takes_over: set[str] = set()
         self._room: dict[str, int] = {}
@@ -169,12 +174,9 @@ class FlowAttentionManager(FullAttentionManager):
         super().add_local_computed_blocks(
             request_id, new_computed_blocks, shared * self.block_size, num_external_computed_tokens
         )
-        if layout.evicts_at(self.spec.last_layer):
-            # Of a packed group: whole blocks of tokens, see cache_blocks.
-            self.num_cached_block[request_id] = (
-                num_local_computed_tokens // self.block_size if self._is_packed(layout) else shared
-            )
-            self._arrange_writing(request_id, new_computed_blocks, shared)
+        # What is written from here on is a copy, or taken over: to be found by keys of its own.
+        self.num_cached_block[request_id] = self._findable[request_id] = shared
+        self._arrange_writing(request_id, new_computed_blocks, shared)
 
     def _arrange_writing(
         self, request_id: str, hit: Sequence[KVCacheBlock], first_written: int
@@ -222,10 +224,12 @@ class FlowAttentionManager(FullAttentionManager):
         return slots + layout.spans.total if num_tokens >= layout.spans.end else num_tokens
 
     def cache_blocks(self, request: Request, num_tokens: int, *args: Any, **kwargs: Any) -> None:
-        known = self.num_cached_block.get(request.request_id, 0)
+        request_id = request.request_id
+        layout = self._layouts.get(request_id)
+        done = self.num_cached_block if layout is None else self._findable
+        known = done.get(request_id, 0)
         if num_tokens // self.block_size <= known:
             return  # most steps complete no block
-        layout = self._layouts.get(request.request_id)
         if layout is None:
             super().cache_blocks(request, num_tokens, *args, **kwargs)
             return
@@ -235,14 +239,13 @@ class FlowAttentionManager(FullAttentionManager):
         self._in_flight.update(
             request.block_hashes[computed // self.block_size : num_tokens // self.block_size]
         )
-        num_tokens = computed
         if not self._is_packed(layout):
-            super().cache_blocks(request, num_tokens, *args, **kwargs)
+            super().cache_blocks(request, computed, *args, **kwargs)
+        last = max(known, computed // self.block_size)
         if layout.evicts_at(self.spec.last_layer):
-            for num_blocks in range(known + 1, num_tokens // self.block_size + 1):
+            for num_blocks in range(known + 1, last + 1):
                 self._cache_boundary(request, layout, num_blocks)
-                # Of a packed group: whole blocks of *tokens* that can be found.
-                self.num_cached_block[request.request_id] = num_blocks
+        self._findable[request_id] = last
 
     def _cache_boundary(self, request: Request, layout: TokenLayout, num_blocks: int) -> None:
         """Make packed blocks findable from a prefix of ``num_blocks`` whole blocks of tokens."""
@@ -260,8 +263,8 @@ class FlowAttentionManager(FullAttentionManager):
                 )
 
     def findable_tokens(self, request_id: str) -> int:
-        """Tokens of the request, from its start, that this group's blocks can be found for."""
-        return self.num_cached_block.get(request_id, 0) * self.block_size
+        """Tokens, from the start of a request with a layout, whose blocks can be found."""
+        return self._findable.get(request_id, 0) * self.block_size
 
     def find_cached(self, prefix: BlockHash, kind: int) -> KVCacheBlock | None:
         """The block that a prefix's hash names, by position or as :data:`COMPLETED` or `TAIL`."""
@@ -269,6 +272,7 @@ class FlowAttentionManager(FullAttentionManager):
         return found[0] if found else None
 
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
+        self._findable.pop(request_id, None)
         self._copies.pop(request_id, None)
         self._takes_over.discard(request_id)
         self._room.pop(request_id, None)
