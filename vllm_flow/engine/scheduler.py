@@ -19,14 +19,13 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_flow.attention import TokenAttention
-from vllm_flow.engine import metrics
+from vllm_flow.engine import metrics, storage
 from vllm_flow.engine.attention_log import AttentionLogWriter
 from vllm_flow.engine.attention_tap import OUTPUT_FIELD
 from vllm_flow.engine.inspect import Footprint
 from vllm_flow.engine.prefix import FlowKVCacheManager
 from vllm_flow.engine.requests import LayoutBook, image_spans, requested_log
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.engine.storage import managers_of
 from vllm_flow.engine.support import check_hash_unit
 
 FOOTPRINTS_KEPT = 4096
@@ -37,13 +36,16 @@ class _FlowScheduling:
     """What both schedulers add to vLLM's."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        storage.register()
         super().__init__(*args, **kwargs)
         settings = FlowSettings.of(self.vllm_config)
         assert settings is not None, "this scheduler class is set by vLLM-Flow's configuration"
         self.flow_settings = settings
         self.flow_requests = LayoutBook(settings.num_layers)
         self.flow_footprints: OrderedDict[str, Footprint] = OrderedDict()
-        self.flow_managers = managers_of(self.kv_cache_manager.coordinator.single_type_managers)
+        self.flow_managers = storage.managers_of(
+            self.kv_cache_manager.coordinator.single_type_managers
+        )
         check_hash_unit(self.hash_block_size, [m.block_size for m in self.flow_managers])
         self.flow_in_flight: set[BlockHash] = set()
         for manager in self.flow_managers:

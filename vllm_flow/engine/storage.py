@@ -38,6 +38,21 @@ promises what the block holds for whoever has the prefix, whichever request wrot
 """
 
 
+def register() -> None:
+    """Tell vLLM in this process which manager a storage group has; may be called more than once.
+
+    Called wherever vLLM is about to group layers or to build managers: by :func:`group_specs` in a
+    worker, by the scheduler, and by the specs themselves on arrival in an engine core whose workers
+    are other processes.
+    """
+    # The registry fills itself with vLLM's own specs only while it is empty; this call makes it do
+    # so before ours goes in.
+    KVCacheSpecRegistry.check_kv_cache_spec_registry({})
+    KVCacheSpecRegistry.register(
+        FlowAttentionSpec, FlowAttentionManager, uniform_type_base_spec=FlowAttentionSpec
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class FlowAttentionSpec(FullAttentionSpec):
     """Full attention whose layers are stored per group of consecutive layers."""
@@ -57,6 +72,11 @@ class FlowAttentionSpec(FullAttentionSpec):
         if any(spec != specs[0] for spec in specs[1:]):
             raise AssertionError("layers of different storage groups do not share a block table")
         return specs[0]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickled by an engine core, which groups the specs of its workers before all else."""
+        register()
+        self.__dict__.update(state)
 
     def is_uniform_with_collection(self, kv_cache_specs: dict[str, KVCacheSpec]) -> bool:
         """Whether all layers are of this storage group, else vLLM would fold them into one."""
@@ -294,6 +314,7 @@ def group_specs(
     Raises:
         ValueError: a layer does not use plain full attention.
     """
+    register()
     grouped = {}
     for name, spec in specs.items():
         if type(spec) is not FullAttentionSpec or spec.sliding_window is not None:
@@ -320,11 +341,3 @@ def managers_of(managers: Collection[Any]) -> list[FlowAttentionManager]:
             "please report this with your vLLM version."
         )
     return list(managers)
-
-
-# The registry fills itself with vLLM's own specs only while it is empty; this call makes it do so
-# before ours goes in.
-KVCacheSpecRegistry.check_kv_cache_spec_registry({})
-KVCacheSpecRegistry.register(
-    FlowAttentionSpec, FlowAttentionManager, uniform_type_base_spec=FlowAttentionSpec
-)
