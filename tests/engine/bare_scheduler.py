@@ -8,7 +8,7 @@ Shapes: G layers of a storage group, B blocks, S slots of a block, T tokens.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from vllm.v1.core.kv_cache_utils import (
     init_none_hash,
     resolve_kv_cache_block_sizes,
 )
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
@@ -90,20 +91,22 @@ class BareScheduler:
         names = {f"model.layers.{layer}.attn": plain for layer in range(layers)}
         if self.settings is None:
             groups = [KVCacheGroupSpec(list(names), plain)]
-            kind: type[Scheduler] = Scheduler
+            kinds: tuple[type[Scheduler], type[Scheduler]] = (Scheduler, AsyncScheduler)
         else:
             specs = group_specs(names, self.settings)
             by_spec: dict[Any, list[str]] = {}
             for name, spec in specs.items():
                 by_spec.setdefault(spec, []).append(name)
             groups = [KVCacheGroupSpec(held, spec) for spec, held in by_spec.items()]
-            asynchronous = config.scheduler_config.async_scheduling
-            kind = FlowAsyncScheduler if asynchronous else FlowScheduler
+            kinds = (FlowScheduler, FlowAsyncScheduler)
         config.cache_config.num_gpu_blocks = num_blocks + 1
-        cache = KVCacheConfig(num_blocks + 1, [], groups)
+        cache = KVCacheConfig(
+            num_blocks + 1, [], groups, config.cache_config.prefix_cache_retention_interval
+        )
         # As the engine core does it, so that what vLLM refuses there is refused here.
         block_size, hash_block_size = resolve_kv_cache_block_sizes(cache, config)
-        self.scheduler: Any = kind(
+        self._late = int(config.scheduler_config.async_scheduling)
+        self.scheduler: Any = kinds[self._late](
             vllm_config=config,
             kv_cache_config=cache,
             structured_output_manager=StructuredOutputManager(config),
@@ -118,13 +121,14 @@ class BareScheduler:
         self.memory_GBS = np.zeros(
             (self.group_layers, num_blocks + 1, self.block_size), dtype=np.int64
         )
-        self._late = int(config.scheduler_config.async_scheduling)
         self._outputs: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
         self.sent: dict[str, Sent] = {}
         self.answers: dict[str, list[int]] = {}
         self.aborted: set[str] = set()
         self.stats: dict[str, Any] = {}
         """Per request: what vLLM reports with its first token."""
+        self.looked_up: Counter[str] = Counter()
+        """What vLLM counts of the prefix cache: requests, queries, hits."""
 
     @property
     def managers(self) -> Any:
@@ -182,6 +186,10 @@ class BareScheduler:
 
     def _update(self, output: SchedulerOutput, result: ModelRunnerOutput) -> None:
         for outputs in self.scheduler.update_from_output(output, result).values():
+            if outputs.scheduler_stats is not None:
+                counted = outputs.scheduler_stats.prefix_cache_stats
+                for figure in ("requests", "queries", "hits"):
+                    self.looked_up[figure] += getattr(counted, figure)
             for out in outputs.outputs:
                 self.answers.setdefault(out.request_id, []).extend(out.new_token_ids)
                 if out.prefill_stats is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
+from vllm.config import KVEventsConfig
+from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 
 from tests.engine.bare_scheduler import LAYERS, BareScheduler, OpenBare, prompt
 from tests.engine.harness import BLOCK_SIZE, STOCK
@@ -42,16 +45,11 @@ def test_requests_report_what_stock_vllm_reports(
 ) -> None:
     stock = bare(STOCK, ROOM, **options)
     expected = counts(stock, None)
-    assert expected["again"][0] and expected["cold"][1], "the traffic shows nothing"
+    assert expected["again"][0] and expected["cold"][1] and stock.looked_up["hits"]
     for cliff in (None, *range(LAYERS + 1)):
         engine = bare(group_layers, ROOM, **options)
         assert counts(engine, cliff) == expected, cliff
-        for figure in ("requests", "queries", "hits"):
-            ours, theirs = (
-                getattr(one.scheduler.kv_cache_manager.prefix_cache_stats, figure)
-                for one in (engine, stock)
-            )
-            assert ours == theirs, (cliff, figure)
+        assert engine.looked_up == stock.looked_up, cliff
 
 
 @pytest.mark.parametrize("cliff", range(LAYERS + 1))
@@ -62,9 +60,34 @@ def test_a_cold_cache_reports_no_hit(bare: OpenBare, cliff: int) -> None:
         engine.add("cold", prompt(0, image, 20), cliff)
         engine.drain()
         assert engine.stats["cold"].num_cached_tokens == 0
-        assert engine.scheduler.kv_cache_manager.prefix_cache_stats.hits == 0
+        assert engine.looked_up["queries"] == image + 20
+        assert engine.looked_up["hits"] == 0
 
 
 def test_without_a_cache_nothing_is_reported(bare: OpenBare) -> None:
     engine = bare(2, ROOM, enable_prefix_caching=False)
     assert set(counts(engine, 3).values()) == {(0, 0)}
+
+
+@pytest.mark.parametrize("mode", ["full", "incremental"])
+def test_a_hit_is_told_of_where_the_request_asks_for_it(bare: OpenBare, mode: str) -> None:
+    """``kv_cache_report_mode`` as stock vLLM heeds it, for each storage group."""
+    events = KVEventsConfig(enable_kv_cache_events=True, publisher="null")
+    first = prompt(40, 144, 60)
+    for group_layers, cliff in [(STOCK, None), *itertools.product((1, 2, 6), range(LAYERS + 1))]:
+        engine = bare(group_layers, ROOM, kv_events_config=events)
+        manager = engine.scheduler.kv_cache_manager
+        engine.add("first", first, cliff)
+        engine.drain()
+        manager.take_events()
+        request = engine.add("again", first, cliff, kv_cache_report_mode=mode)
+        hit = manager.get_computed_blocks(request)[1]
+        told = {event.group_idx: event.block_hashes for event in manager.take_events()}
+        expected = [maybe_convert_block_hash(key) for key in request.block_hashes]
+        assert hit == 224
+        if mode == "full":
+            groups = range(len(engine.managers))
+            assert told == {group: expected[: hit // BLOCK_SIZE] for group in groups}, cliff
+        else:
+            assert not told
+        engine.drain()

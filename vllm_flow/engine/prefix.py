@@ -43,7 +43,20 @@ class FlowKVCacheManager(KVCacheManager):
             # Waiting might not help: with nobody else running, copies would be all that keeps the
             # request from a pool that has room for it.
             self._take_over(request, True)
+        if getattr(request, "kv_cache_report_mode", None) == "full":
+            self._report_hit(request, num_tokens)
         return self.create_kv_cache_blocks(blocks), num_tokens, 0
+
+    def _report_hit(self, request: Request, num_tokens: int) -> None:
+        """Tell whoever listens to KV events of a hit's blocks of tokens, in every group."""
+        for manager in self.flow_managers:
+            # Does nothing where events are off, or for no tokens.
+            self.block_pool.emit_cached_block_events(
+                request,
+                num_tokens // manager.block_size,
+                manager.block_size,
+                manager.kv_cache_group_id,
+            )
 
     def _take_over(self, request: Request, wanted: bool) -> None:
         for manager in self.flow_managers:
