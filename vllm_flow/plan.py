@@ -67,7 +67,8 @@ class PackedBoundary:
     full_blocks: int
     """Packed blocks that hold kept tokens of the prefix only, and all they can."""
     completed: int | None
-    """The packed block that became full since the prefix one block shorter."""
+    """The packed block that became full since the prefix one block shorter, or, if the prefix ends in
+    an image, the full one that it ends behind."""
     tail: int | None
     """The packed block that the prefix fills in part; its later slots are anybody's."""
 
@@ -81,10 +82,12 @@ def packed_boundary(layout: TokenLayout, num_blocks: int, block_size: int) -> Pa
 
     before, now = kept(num_blocks - 1), kept(num_blocks)
     full = now // block_size
+    tail = full if now % block_size else None
+    became_full = full > before // block_size
     return PackedBoundary(
         full_blocks=full,
-        completed=full - 1 if full > before // block_size else None,
-        tail=full if now % block_size else None,
+        completed=full - 1 if became_full or (full and tail is None) else None,
+        tail=tail,
     )
 
 

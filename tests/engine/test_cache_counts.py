@@ -52,16 +52,25 @@ def test_requests_report_what_stock_vllm_reports(
         assert engine.looked_up == stock.looked_up, cliff
 
 
+@pytest.mark.parametrize("before", [0, BLOCK_SIZE, BLOCK_SIZE + 5])
 @pytest.mark.parametrize("cliff", range(LAYERS + 1))
-def test_a_cold_cache_reports_no_hit(bare: OpenBare, cliff: int) -> None:
-    """An image of whole blocks at the start leaves no block at cliff 0: that is not a find."""
+def test_what_needs_no_slot_is_no_find(bare: OpenBare, cliff: int, before: int) -> None:
+    """Whole blocks of an image need none at cliff 0; they are found only if somebody had them."""
+    shared = before // BLOCK_SIZE * BLOCK_SIZE
     for image in (BLOCK_SIZE, 4 * BLOCK_SIZE, 144):
         engine = bare(2, ROOM)
-        engine.add("cold", prompt(0, image, 20), cliff)
+        engine.add("other picture", prompt(before, 200, 20), cliff)
         engine.drain()
-        assert engine.stats["cold"].num_cached_tokens == 0
-        assert engine.looked_up["queries"] == image + 20
-        assert engine.looked_up["hits"] == 0
+        engine.add("cold", prompt(before, image, 20), cliff)
+        engine.drain()
+        assert engine.stats["cold"].num_cached_tokens == engine.looked_up["hits"] == shared
+        assert engine.looked_up["queries"] == 2 * (before + 20) + 200 + image
+        engine.add("other question", prompt(before, image, 20, word=8), cliff)
+        engine.drain()
+        found = engine.stats["other question"].num_cached_tokens
+        # An image that comes first leaves nothing to know it by.
+        expected = 0 if cliff == before == 0 else (before + image) // BLOCK_SIZE * BLOCK_SIZE
+        assert found == expected, image
 
 
 def test_without_a_cache_nothing_is_reported(bare: OpenBare) -> None:

@@ -167,7 +167,9 @@ def test_boundaries_name_every_packed_block_once(case: Case, block_size: int) ->
         boundary = packed_boundary(layout, num_blocks, block_size)
         kept = sum(p not in case.image for p in range(num_blocks * block_size))
         if boundary.completed is not None:
-            completed.append(boundary.completed)
+            completed = [*completed[: boundary.completed], boundary.completed]
+        # Every prefix with kept tokens ends in a block of its own name.
+        assert (boundary.completed, boundary.tail) != (None, None) or not kept
         # All full blocks were named, in order, and the tail is the block behind them.
         assert completed == list(range(boundary.full_blocks)) == list(range(kept // block_size))
         assert boundary.tail == (kept // block_size if kept % block_size else None)

@@ -147,7 +147,7 @@ def longest_hit(
         if not all(group.extend(prefix, boundary) for group in groups):
             break  # what is missing is part of every longer prefix too
         held = [group.blocks() for group in groups]
-        # A prefix of nothing but evicted tokens has no block: it would be "found" in a cold cache.
+        # A prefix of evicted tokens alone has no block: it would be "found" in a cold cache.
         if all(blocks is not None for blocks in held) and any(held):
             best, best_tokens = tuple(held), num_blocks * block_size
     return best, best_tokens
@@ -173,19 +173,24 @@ class _GroupHit:
                 return False
             self._positions.append(block)
         if self._by_rank:
+            ended = True
             if boundary.completed is not None:
                 block = find(prefix, COMPLETED)
-                if block is None:
+                if boundary.full_blocks == len(self._ranks):
+                    # Evicted tokens alone were added: known only if somebody had just these.
+                    ended = block is not None
+                elif block is None:
                     return False
-                self._ranks.append(block)
-            self._tail = []
+                else:
+                    self._ranks.append(block)
+            self._tail = [] if ended else None
             if boundary.tail is not None:
                 block = find(prefix, TAIL)
                 self._tail = None if block is None else [block]
         return True
 
     def blocks(self) -> list[KVCacheBlock] | None:
-        """The blocks of the prefix so far, None if it ends in a packed block that is gone."""
+        """The blocks of the prefix so far, None if nothing here is known to end it."""
         if self._tail is None:
             return None
         ranks = self._ranks + self._tail
