@@ -6,6 +6,7 @@ Without a model, but for the last test.
 from __future__ import annotations
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, assert_exact
 
 GROUPS = (1, 2, 3, 6)
+SEEDS = int(os.environ.get("VLLM_FLOW_ADMISSION_SEEDS", "2"))
+"""Runs of random traffic per engine; some seconds each."""
 CLIFFS = range(LAYERS + 1)
 
 
@@ -23,7 +26,7 @@ CLIFFS = range(LAYERS + 1)
 def test_the_same_prompt_again_in_every_small_pool(bare: OpenBare, group_layers: int) -> None:
     """All cliffs, images and pools: the hit's copies never keep the second request out."""
     tokens = [prompt(40, 144, 286), prompt(0, 200, 290), prompt(70, 144, 97), prompt(33, 330, 110)]
-    for cliff, spare in itertools.product(CLIFFS, (0, 1, 2, 5, 9)):
+    for cliff, spare in itertools.product(CLIFFS, (0, 2, 7)):
         engine = bare(group_layers, spare)
         for index, one in enumerate(tokens):
             for turn in range(3):
@@ -68,7 +71,7 @@ def random_traffic(engine: BareScheduler, rng: np.random.Generator, requests: in
 def test_random_traffic_finishes(bare: OpenBare, group_layers: int, asynchronous: bool) -> None:
     """In pools of all sizes, whole prompts and chunks; a slot that is read wrongly fails the step."""
     preempted = 0
-    for seed in range(6):
+    for seed in range(SEEDS):
         rng = np.random.default_rng(seed)
         options = {"asynchronous": asynchronous}
         if seed % 2:
@@ -84,16 +87,16 @@ def test_random_traffic_finishes(bare: OpenBare, group_layers: int, asynchronous
 @pytest.mark.parametrize("reserve", [True, False])
 def test_a_running_request_keeps_its_blocks(bare: OpenBare, reserve: bool) -> None:
     """Blocks of a hit that somebody still reads are copied, never taken over."""
-    for cliff, spare in itertools.product(CLIFFS, range(12)):
+    for cliff, spare in itertools.product((0, 3, 5, 6), (0, 2, 5, 9)):
         engine = bare(6, spare, scheduler_reserve_full_isl=reserve)
         first = prompt(40, 144, 60)
-        engine.add("first", first, cliff, answer=[7] * 60)
+        engine.add("first", first, cliff, answer=[7] * 20)
         for _ in range(3):
             engine.step()
         for index in range(3):
-            engine.add(f"follower-{index}", [*first, 30 + index], cliff, answer=[8] * 40)
+            engine.add(f"follower-{index}", [*first, 30 + index], cliff, answer=[8] * 9)
         engine.drain()
-        assert all(len(answer) in (40, 60) for answer in engine.answers.values())
+        assert sorted(map(len, engine.answers.values())) == [9, 9, 9, 20]
 
 
 def test_a_real_engine_with_a_pool_of_one_request(open_engine: OpenEngine) -> None:
