@@ -85,18 +85,29 @@ def test_random_traffic_finishes(bare: OpenBare, group_layers: int, asynchronous
 
 
 @pytest.mark.parametrize("reserve", [True, False])
-def test_a_running_request_keeps_its_blocks(bare: OpenBare, reserve: bool) -> None:
-    """Blocks of a hit that somebody still reads are copied, never taken over."""
-    for cliff, spare in itertools.product((0, 3, 5, 6), (0, 2, 5, 9)):
+def test_blocks_that_somebody_reads_are_copied(bare: OpenBare, reserve: bool) -> None:
+    """A hit partly on a running request's blocks, partly on idle ones; the pool has room for few."""
+    first = prompt(40, 144, 60)
+    longer = [*first, *[9] * 60]
+    taken = 0
+    for cliff, spare in itertools.product((0, 1, 3, 5), range(6)):
         engine = bare(6, spare, scheduler_reserve_full_isl=reserve)
-        first = prompt(40, 144, 60)
-        engine.add("first", first, cliff, answer=[7] * 20)
-        for _ in range(3):
+        engine.add("runs", first, cliff, answer=[7] * 40)
+        engine.step()
+        engine.add("ended", longer, cliff, answer=[7, 7])
+        while "ended" in engine.scheduler.requests:
             engine.step()
-        for index in range(3):
-            engine.add(f"follower-{index}", [*first, 30 + index], cliff, answer=[8] * 9)
+        assert "runs" in engine.scheduler.requests
+        engine.add("last", [*longer, 11], cliff, answer=[8] * 3)
+        engine.step()
+        taken += any("last" in manager._takes_over for manager in engine.managers)
         engine.drain()
-        assert sorted(map(len, engine.answers.values())) == [9, 9, 9, 20]
+        assert {name: len(answer) for name, answer in engine.answers.items()} == {
+            "runs": 40,
+            "ended": 2,
+            "last": 3,
+        }
+    assert taken, "every pool had room"
 
 
 def test_a_real_engine_with_a_pool_of_one_request(open_engine: OpenEngine) -> None:
