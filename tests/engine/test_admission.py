@@ -15,6 +15,7 @@ from tests.engine.bare_scheduler import LAYERS, LENGTH, BareScheduler, OpenBare,
 from tests.engine.cases import LONG, one_image
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, assert_exact
+from vllm_flow.plan import TokenLayout
 
 GROUPS = (1, 2, 3, 6)
 SEEDS = int(os.environ.get("VLLM_FLOW_ADMISSION_SEEDS", "2"))
@@ -85,12 +86,12 @@ def test_random_traffic_finishes(bare: OpenBare, group_layers: int, asynchronous
 
 
 @pytest.mark.parametrize("reserve", [True, False])
-def test_blocks_that_somebody_reads_are_copied(bare: OpenBare, reserve: bool) -> None:
-    """A hit partly on a running request's blocks, partly on idle ones; the pool has room for few."""
+def test_a_hit_on_running_and_ended_requests(bare: OpenBare, reserve: bool) -> None:
+    """Partly on blocks that are held, partly on idle ones; the pool has room for few."""
     first = prompt(40, 144, 60)
     longer = [*first, *[9] * 60]
     taken = 0
-    for cliff, spare in itertools.product((0, 1, 3, 5), range(6)):
+    for cliff, spare in itertools.product((0, 1, 3, 5), (0, 1, 3)):
         engine = bare(6, spare, scheduler_reserve_full_isl=reserve)
         engine.add("runs", first, cliff, answer=[7] * 40)
         engine.step()
@@ -108,6 +109,41 @@ def test_blocks_that_somebody_reads_are_copied(bare: OpenBare, reserve: bool) ->
             "last": 3,
         }
     assert taken, "every pool had room"
+
+
+@pytest.mark.parametrize("cliff", [0, 1, 3, 5])
+def test_only_idle_blocks_are_taken_over(bare: OpenBare, cliff: int) -> None:
+    """The others are copied, and the count of blocks to come is right to the block."""
+    for held_by_others in range(8):
+        engine = bare(6, 20)
+        tokens = prompt(37, 144, 60)
+        engine.add("first", tokens, cliff)
+        engine.drain()
+        request = engine.add("second", tokens, cliff)
+        cache, (manager,) = engine.scheduler.kv_cache_manager, engine.managers
+        hit, num_tokens, _ = cache.get_computed_blocks(request)
+        (blocks,) = hit.blocks
+        others = [*blocks[held_by_others::2]]
+        cache.block_pool.touch(others)
+        manager.take_over("second", True)
+        new = len(tokens) - num_tokens
+        needed = cache.coordinator.get_num_blocks_to_allocate(
+            "second", len(tokens), hit.blocks, 0, num_tokens, num_tokens, len(tokens)
+        )
+        free = cache.block_pool.get_num_free_blocks()
+        assert cache.allocate_slots(request, new, num_tokens, hit) is not None
+        assert free - cache.block_pool.get_num_free_blocks() == needed
+        first_written = request_layout(engine, "second").stored_tokens(num_tokens, 5) // BLOCK_SIZE
+        copied = [block for block in blocks[first_written:] if block in others]
+        assert [source for source, _ in manager._pending_cow_copies] == copied
+        kept = manager.req_to_blocks["second"][: len(blocks)]
+        assert [block for block in blocks if block not in kept] == copied
+
+
+def request_layout(engine: BareScheduler, request_id: str) -> TokenLayout:
+    layout = engine.sent[request_id].layout
+    assert layout is not None
+    return layout
 
 
 def test_a_real_engine_with_a_pool_of_one_request(open_engine: OpenEngine) -> None:
