@@ -57,7 +57,7 @@ LIMIT  ?= 40
 CLIFFS ?= 2:28:2
 
 eval-demo: setup
-	@$(BIN)/python -m vllm_flow.demo.datasets --out out/eval/data
+	@$(BIN)/python -m vllm_flow.demo_model.datasets --out out/eval/data
 	@$(BIN)/vllm-flow eval --model demo --data out/eval/data --tasks pope,scienceqa,textvqa,chair \
 	    --policies baseline,text-only,cliff=$(CLIFFS),downsample=8:24:8 --engines 2 --batch 8 --limit $(LIMIT) \
 	    --out out/eval/run $(ARGS)
@@ -66,7 +66,7 @@ eval-demo: setup
 # Attention and CAMs; then a small evaluation, whose scores at each cliff are the last figure.
 analysis-demo: setup
 	@$(BIN)/python -m vllm_flow.analysis.demo --out out/analysis $(ARGS)
-	@$(BIN)/python -m vllm_flow.demo.datasets --out out/analysis/data --tasks pope chair
+	@$(BIN)/python -m vllm_flow.demo_model.datasets --out out/analysis/data --tasks pope chair
 	@$(BIN)/vllm-flow eval --model demo --data out/analysis/data --tasks pope,chair \
 	    --policies baseline,cliff=2:12:2,cliff=16:28:4 --engines 2 --batch 8 --limit 24 --out out/analysis/run
 	@$(BIN)/vllm-flow report out/analysis/run
@@ -88,7 +88,7 @@ test: setup
 
 test-unit: setup
 	@echo "tests: pure modules, statistics, set-up, demo model"
-	@$(PYTEST) tests/unit tests/demo
+	@$(PYTEST) tests/unit tests/demo_model
 
 test-eval: setup
 	@echo "tests: evaluation"
@@ -128,16 +128,11 @@ fuzz: setup
 	@VLLM_FLOW_FUZZ_SECONDS=$(SECONDS) VLLM_FLOW_FUZZ_SEED=$$(date +%s) \
 	    $(BIN)/python -m pytest tests/engine/test_stress.py -k fuzz -s
 
-# For tools that look for modules on disk: the package as it is installed, made of links.
-LINKS := build/links
-
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@rm -rf $(LINKS) && mkdir -p $(LINKS)/vllm_flow
-	@ln -s $(CURDIR)/vllm_flow/* $(CURDIR)/eval $(CURDIR)/patches $(LINKS)/vllm_flow/
-	@cd $(LINKS) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
-	@cd $(LINKS) && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-logo --config $(CURDIR)/pyproject.toml
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 
 clean:
 	@rm -rf out .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache build *.egg-info

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_flow.plan import TokenLayout
+from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import AttentionLog
 from vllm_flow.spans import IntArray
 

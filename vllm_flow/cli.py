@@ -39,23 +39,23 @@ class Entry:
 
 COMMANDS = {
     "demo": Entry(
-        "vllm_flow.showcase.command",
+        "vllm_flow.demo.command",
         "ask held-out questions at a range of cliffs; table, figure and page in out/demo/",
     ),
     "eval": Entry(
-        "vllm_flow.eval.eval_command",
+        "vllm_flow.eval.sweep.command",
         "ask benchmark questions under several policies, on all GPUs; keeps every answer",
     ),
     "cliff": Entry(
-        "vllm_flow.eval.cliff_command",
+        "vllm_flow.eval.cliff.command",
         "find how many layers must see the image so that a task loses no more than tolerated",
     ),
     "report": Entry(
-        "vllm_flow.eval.report_command",
+        "vllm_flow.eval.report.command",
         "score a run of eval: page, figures and tables in RUN/report/",
     ),
     "score": Entry(
-        "vllm_flow.eval.score_command",
+        "vllm_flow.eval.scoring.command",
         "score answer files of POPE, ScienceQA, TextVQA or CHAIR by the official rules",
     ),
     "doctor": Entry(
@@ -71,7 +71,7 @@ COMMANDS = {
         "LLaVA-CAM: which patches of a picture raise an answer's logits, by layer",
     ),
     "figures": Entry(
-        "vllm_flow.analysis.figures",
+        "vllm_flow.analysis.figures_command",
         "draw a run's figures: attention by layer, information flow, CAMs, scores",
     ),
 }

@@ -25,7 +25,8 @@ __all__ = [
     "task_names",
 ]
 
-NOT_TASKS = {"base"}
+NOT_TASKS = {"base", "coco", "language", "reading"}
+"""What the tasks share lives in their room too."""
 
 
 @lru_cache(maxsize=1)

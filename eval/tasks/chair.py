@@ -27,17 +27,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vllm_flow.eval import coco
-from vllm_flow.eval.language import singulars, tokenise, wordnet_lemmas
-from vllm_flow.eval.reading import (
-    DataError,
-    directory,
-    few,
-    first_directory_with,
-    parquet_files,
-    parquet_rows,
-    read_text,
-)
+from vllm_flow.eval.tasks import coco
 from vllm_flow.eval.tasks.base import (
     Item,
     Metrics,
@@ -47,6 +37,16 @@ from vllm_flow.eval.tasks.base import (
     counts_of,
     parquet_image,
     ratio,
+)
+from vllm_flow.eval.tasks.language import singulars, tokenise, wordnet_lemmas
+from vllm_flow.eval.tasks.reading import (
+    DataError,
+    directory,
+    few,
+    first_directory_with,
+    parquet_files,
+    parquet_rows,
+    read_text,
 )
 
 Rule = Literal["official", "opera"]

@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_flow.eval.reading import DataError, directory, parquet_files, parquet_rows
 from vllm_flow.eval.tasks.base import (
     Item,
     Metrics,
@@ -24,6 +23,7 @@ from vllm_flow.eval.tasks.base import (
     parquet_image,
     ratio,
 )
+from vllm_flow.eval.tasks.reading import DataError, directory, parquet_files, parquet_rows
 
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 CATEGORIES = (

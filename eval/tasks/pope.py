@@ -20,16 +20,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_flow.eval.reading import (
-    DataError,
-    Row,
-    by_unique,
-    directory,
-    first_directory_with,
-    parquet_files,
-    parquet_rows,
-    read_json_lines,
-)
 from vllm_flow.eval.tasks.base import (
     Item,
     Metrics,
@@ -39,6 +29,16 @@ from vllm_flow.eval.tasks.base import (
     counts_of,
     parquet_image,
     ratio,
+)
+from vllm_flow.eval.tasks.reading import (
+    DataError,
+    Row,
+    by_unique,
+    directory,
+    first_directory_with,
+    parquet_files,
+    parquet_rows,
+    read_json_lines,
 )
 
 CATEGORIES = ("random", "popular", "adversarial")

@@ -20,16 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.eval.reading import (
-    DataError,
-    Row,
-    directory,
-    first_file,
-    parquet_files,
-    parquet_present,
-    parquet_rows,
-    read_json,
-)
 from vllm_flow.eval.tasks.base import (
     Item,
     Metrics,
@@ -39,6 +29,16 @@ from vllm_flow.eval.tasks.base import (
     counts_of,
     parquet_image,
     ratio,
+)
+from vllm_flow.eval.tasks.reading import (
+    DataError,
+    Row,
+    directory,
+    first_file,
+    parquet_files,
+    parquet_present,
+    parquet_rows,
+    read_json,
 )
 
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."

@@ -20,17 +20,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_flow.eval.reading import (
-    DataError,
-    Row,
-    by_unique,
-    directory,
-    first_directory_with,
-    json_rows,
-    parquet_files,
-    parquet_rows,
-    read_json,
-)
 from vllm_flow.eval.tasks.base import (
     Item,
     Metrics,
@@ -40,6 +29,17 @@ from vllm_flow.eval.tasks.base import (
     counts_of,
     parquet_image,
     ratio,
+)
+from vllm_flow.eval.tasks.reading import (
+    DataError,
+    Row,
+    by_unique,
+    directory,
+    first_directory_with,
+    json_rows,
+    parquet_files,
+    parquet_rows,
+    read_json,
 )
 
 ANNOTATIONS = "TextVQA_0.5.1_val.json"

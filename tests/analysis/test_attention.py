@@ -27,7 +27,7 @@ from vllm_flow.analysis.attention_reference import (
 from vllm_flow.analysis.figure_attention import by_layer, read_masses
 from vllm_flow.analysis.figure_flow import read_flow
 from vllm_flow.analysis.llava import Encoded, Llava
-from vllm_flow.analysis.style import SPANS
+from vllm_flow.style import SPANS
 
 ANSWER = [20, 33, 47]
 

@@ -16,11 +16,11 @@ from tests.engine import tiny_llava
 from vllm_flow import cli
 from vllm_flow.analysis.attention_reference import attention_masses, write_tables
 from vllm_flow.analysis.cam_command import box_corners, layer_numbers
+from vllm_flow.analysis.cam_file import CamRecord
 from vllm_flow.analysis.figure_cam import blend
 from vllm_flow.analysis.llava import Encoded, Llava
-from vllm_flow.analysis.records import CamRecord
 from vllm_flow.attention import TokenAttention
-from vllm_flow.engine.attention_log import mass_table, write_table
+from vllm_flow.engine.attention.writer import mass_table, write_table
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from vllm_flow.analysis import demo, pointing, pointing_hooks
 from vllm_flow.analysis.cam import Settings
 from vllm_flow.analysis.llava import Llava, tokens_of
 from vllm_flow.analysis.pointing import MEAN, Outcome
-from vllm_flow.demo.assemble import assemble
-from vllm_flow.demo.heldout import load_scenes
-from vllm_flow.demo.questions import listing
+from vllm_flow.demo_model.assemble import assemble
+from vllm_flow.demo_model.heldout import load_scenes
+from vllm_flow.demo_model.questions import listing
 
 LAYERS = (16, 17)
 

@@ -38,7 +38,7 @@ from vllm_flow.engine.requests import token_layout
 from vllm_flow.engine.scheduler import FlowAsyncScheduler, FlowScheduler
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage import group_specs
-from vllm_flow.plan import TokenLayout
+from vllm_flow.layout import TokenLayout
 
 LAYERS = 6
 LENGTH = 512

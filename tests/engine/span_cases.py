@@ -14,8 +14,8 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from tests.engine.test_keys import strided
 from vllm_flow.attention import KeySpans, LoggedRequest
-from vllm_flow.engine.keys import STRIDED, KeyReader, column_major, token_major
-from vllm_flow.plan import TokenLayout
+from vllm_flow.engine.attention.keys import STRIDED, KeyReader, column_major, token_major
+from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import AttentionLog, FlowPolicy
 from vllm_flow.spans import ImageSpans
 

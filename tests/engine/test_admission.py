@@ -15,7 +15,7 @@ from tests.engine.bare_scheduler import LAYERS, LENGTH, BareScheduler, OpenBare,
 from tests.engine.cases import LONG, one_image
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, assert_exact
-from vllm_flow.plan import TokenLayout
+from vllm_flow.layout import TokenLayout
 
 GROUPS = (1, 2, 3, 6)
 SEEDS = int(os.environ.get("VLLM_FLOW_ADMISSION_SEEDS", "2"))

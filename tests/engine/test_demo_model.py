@@ -13,8 +13,8 @@ from PIL import Image
 from vllm import LLM, SamplingParams
 
 from tests.engine import oracle
-from vllm_flow.demo.assemble import assemble
-from vllm_flow.demo.heldout import HeldoutScene, Question, load_questions, load_scenes
+from vllm_flow.demo_model.assemble import assemble
+from vllm_flow.demo_model.heldout import HeldoutScene, Question, load_questions, load_scenes
 from vllm_flow.engine.inspect import check_integrity
 
 CLIFFS = (None, 0, 1, 7, 14, 15, 23, 29, 30)

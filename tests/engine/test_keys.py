@@ -13,7 +13,7 @@ from vllm import _custom_ops as ops
 from vllm.platforms import current_platform
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
-from vllm_flow.engine.keys import (
+from vllm_flow.engine.attention.keys import (
     column_major,
     key_reader,
     span_lse,

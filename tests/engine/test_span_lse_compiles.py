@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vllm_flow.engine import span_lse_triton
-from vllm_flow.engine.keys import READERS, span_lse
-from vllm_flow.engine.span_lse_triton import lse_function
+from vllm_flow.engine.attention import span_lse_triton
+from vllm_flow.engine.attention.keys import READERS, span_lse
+from vllm_flow.engine.attention.span_lse_triton import lse_function
 
 triton = pytest.importorskip("triton")
 

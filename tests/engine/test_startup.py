@@ -16,7 +16,7 @@ from vllm.engine.arg_utils import EngineArgs
 from tests.engine.harness import asynchronous_on_cpu
 from tests.engine.tiny_llava import Shape, build
 from vllm_flow.engine import plugin
-from vllm_flow.engine.attention_log import check_log
+from vllm_flow.engine.attention.writer import check_log
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.support import check_supported, check_version
 

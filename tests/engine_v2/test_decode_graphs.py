@@ -15,7 +15,8 @@ from tests.engine.harness import assert_exact
 from tests.engine_v2.recorded_graphs import recorded_graphs
 from vllm_flow.decode_plan import decode_facts
 from vllm_flow.engine.decode_graphs import DecodeBuffers
-from vllm_flow.plan import ScheduledRequest, TokenLayout, plan_step
+from vllm_flow.layout import TokenLayout
+from vllm_flow.plan import ScheduledRequest, plan_step
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans
 

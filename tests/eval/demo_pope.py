@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.demo.heldout import load_questions
-from vllm_flow.eval.engine_actor import EngineOptions
-from vllm_flow.eval.policies import parse_policies
+from vllm_flow.demo_model.heldout import load_questions
+from vllm_flow.eval.sweep.engine_actor import EngineOptions
+from vllm_flow.eval.sweep.policies import parse_policies
 
 LAYERS = 6
 GRID = 8

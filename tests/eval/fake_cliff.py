@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 
 from vllm_flow import cli
-from vllm_flow.eval import cliff_figure, cliff_find
-from vllm_flow.eval.cliff_engine import CliffEngine
-from vllm_flow.eval.records import answers_table
+from vllm_flow.eval.cliff import figure, find
+from vllm_flow.eval.cliff.engine import CliffEngine
+from vllm_flow.eval.sweep.records import answers_table
 
 VOCABULARY = 7
 GOOD_FROM = 3
@@ -82,19 +82,19 @@ def draw(*names: str) -> int:
 
 def run(asked: Path, killed_at: int, arguments: Sequence[str]) -> int:
     """The command's exit status."""
-    before = cliff_find.started, cliff_figure.draw
+    before = find.started, figure.draw
 
     @contextmanager
     def started(args: Any, facts: Any, work: Any) -> Iterator[Any]:
-        policies = cliff_find.layer_policies(facts.num_layers)
+        policies = find.layer_policies(facts.num_layers)
         yield FakeEngine(work, policies, asked, killed_at), Path("unused")
 
-    cliff_find.started = started
-    cliff_figure.draw = lambda *args: []  # seconds each
+    find.started = started
+    figure.draw = lambda *args: []  # seconds each
     try:
         return cli.main(["cliff", *arguments])
     finally:
-        cliff_find.started, cliff_figure.draw = before
+        find.started, figure.draw = before
 
 
 if __name__ == "__main__":

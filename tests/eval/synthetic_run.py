@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.demo.coco import category
-from vllm_flow.demo.datasets import write_datasets
-from vllm_flow.demo.datasets.readme import COCO
-from vllm_flow.demo.questions import listing
-from vllm_flow.eval.policies import parse_policies
-from vllm_flow.eval.records import Run
+from vllm_flow.demo_model.coco_ids import category
+from vllm_flow.demo_model.datasets import write_datasets
+from vllm_flow.demo_model.datasets.readme import COCO
+from vllm_flow.demo_model.questions import listing
+from vllm_flow.eval.sweep.policies import parse_policies
+from vllm_flow.eval.sweep.records import Run
 from vllm_flow.eval.tasks import get_task
 from vllm_flow.eval.tasks.base import Item
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from vllm_flow.eval.bootstrap import Comparison, compare
-from vllm_flow.eval.stats import holm, mcnemar_p, minimum_detectable, unseen_share
+from vllm_flow.eval.statistics.bootstrap import Comparison, compare
+from vllm_flow.eval.statistics.intervals import holm, mcnemar_p, minimum_detectable, unseen_share
 
 Array = NDArray[Any]
 
@@ -121,7 +121,7 @@ def test_large_samples_are_resampled_in_chunks(monkeypatch: pytest.MonkeyPatch) 
     rng = np.random.default_rng(3)
     base, treat = rng.integers(0, 2, 50), rng.integers(0, 2, 50)
     whole = one(base, treat, resamples=400, swaps=400)
-    monkeypatch.setattr("vllm_flow.eval.bootstrap.CHUNK", 130)
+    monkeypatch.setattr("vllm_flow.eval.statistics.bootstrap.CHUNK", 130)
     assert one(base, treat, resamples=400, swaps=400).difference.low == pytest.approx(
         whole.difference.low, abs=0.05
     )

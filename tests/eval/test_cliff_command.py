@@ -18,12 +18,12 @@ prepare_process()
 from tests.eval.demo_pope import LAYERS, write_pope  # noqa: E402
 from vllm_flow import cli  # noqa: E402
 from vllm_flow.cliff_file import FORMAT, read_profile, write_profile  # noqa: E402
-from vllm_flow.eval import cliff_find  # noqa: E402
-from vllm_flow.eval.cliff_engine import CliffEngine  # noqa: E402
-from vllm_flow.eval.cliff_find import started  # noqa: E402
-from vllm_flow.eval.cliff_questions import make_plan, read_questions  # noqa: E402
-from vllm_flow.eval.engine_actor import EngineActor  # noqa: E402
-from vllm_flow.eval.model_facts import read_facts  # noqa: E402
+from vllm_flow.eval.cliff import find  # noqa: E402
+from vllm_flow.eval.cliff.engine import CliffEngine  # noqa: E402
+from vllm_flow.eval.cliff.find import started  # noqa: E402
+from vllm_flow.eval.cliff.questions import make_plan, read_questions  # noqa: E402
+from vllm_flow.eval.sweep.engine_actor import EngineActor  # noqa: E402
+from vllm_flow.eval.sweep.model_facts import read_facts  # noqa: E402
 from vllm_flow.policy import parse_policy  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -63,7 +63,7 @@ def command(engine: tuple[CliffEngine, Path], data: Path, monkeypatch: pytest.Mo
     def shared(args: Any, facts: Any, work: Any) -> Iterator[Any]:
         yield CliffEngine(engine[0].actor, work, engine[0].policies), engine[1]
 
-    monkeypatch.setattr(cliff_find, "started", shared)
+    monkeypatch.setattr(find, "started", shared)
 
     def run(*more: str, data: Path = data) -> int:
         return cli.main(arguments(data, *more))
@@ -165,7 +165,7 @@ def test_what_cannot_begin_is_refused_before_an_engine_starts(
     data: Path, more: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str],
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(cliff_find, "started", None)
+    monkeypatch.setattr(find, "started", None)
     assert cli.main(arguments(data, "--out", str(tmp_path / "c.json"), *more)) == 2
     assert says in capsys.readouterr().err
 

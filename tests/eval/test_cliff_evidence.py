@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_flow.analysis.cliff_bounds import loss_limits
-from vllm_flow.eval.cliff_evidence import CliffError, Evidence, in_random_order, split_at
+from vllm_flow.eval.cliff.bounds import loss_limits
+from vllm_flow.eval.cliff.evidence import CliffError, Evidence, in_random_order, split_at
 from vllm_flow.eval.tasks import Item, Task, get_task
 from vllm_flow.eval.tasks.base import Metrics, Scored, Totals
 

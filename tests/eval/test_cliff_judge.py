@@ -15,7 +15,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import binom
 
-from vllm_flow.eval.cliff_evidence import Evidence
+from vllm_flow.eval.cliff.evidence import Evidence
 from vllm_flow.eval.tasks import Item, get_task
 from vllm_flow.eval.tasks.pope import CATEGORIES
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.eval import fake_cliff
 from tests.eval.demo_pope import write_pope
-from vllm_flow.eval.records import Run
+from vllm_flow.eval.sweep.records import Run
 
 NEVER = 10**9
 QUESTIONS = 120

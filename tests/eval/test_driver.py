@@ -22,10 +22,10 @@ ray = pytest.importorskip("ray")
 
 from tests.eval.demo_pope import small_options, write_pope  # noqa: E402
 from vllm_flow import cli  # noqa: E402
-from vllm_flow.eval import driver  # noqa: E402
-from vllm_flow.eval.driver import Pool, SweepError, collect, pool_of  # noqa: E402
-from vllm_flow.eval.engine_actor import EngineOptions  # noqa: E402
-from vllm_flow.eval.records import Run, answers_table  # noqa: E402
+from vllm_flow.eval.sweep import driver  # noqa: E402
+from vllm_flow.eval.sweep.driver import Pool, SweepError, collect, pool_of  # noqa: E402
+from vllm_flow.eval.sweep.engine_actor import EngineOptions  # noqa: E402
+from vllm_flow.eval.sweep.records import Run, answers_table  # noqa: E402
 from vllm_flow.eval.tasks import get_task  # noqa: E402
 
 QUESTIONS = 40
@@ -247,7 +247,7 @@ class Dies(Echo):
 
 
 def works(count: int, size: int) -> list[pa.Table]:
-    from vllm_flow.eval.requests import TaskWork, batches_of, plan_work
+    from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
     from vllm_flow.eval.tasks.base import Item
 
     items = [Item(str(n), f"text {n}", None, {}) for n in range(count)]

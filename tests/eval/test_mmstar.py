@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.eval import files
-from vllm_flow.eval.reading import DataError
 from vllm_flow.eval.tasks import get_task
 from vllm_flow.eval.tasks.base import Item, load_image, sum_counts
 from vllm_flow.eval.tasks.mmstar import CATEGORIES, parse_choice
+from vllm_flow.eval.tasks.reading import DataError
 
 TASK = get_task("mmstar")
 

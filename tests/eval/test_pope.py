@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.eval import files
-from vllm_flow.eval.reading import DataError
 from vllm_flow.eval.tasks.base import load_image, sum_counts
 from vllm_flow.eval.tasks.pope import CATEGORIES, SUFFIX, TASK, parse_yes_no
+from vllm_flow.eval.tasks.reading import DataError
 
 NO = [
     "No", "no", "not", "No.", "no.", "not.", "No, there is no sink.", "No,", ",No", "N,o", "n,o,t", "no,",

@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vllm_flow.demo.heldout import build_prompt
-from vllm_flow.eval.conversation import ConversationError, choose
-from vllm_flow.eval.model_facts import (
+from vllm_flow.demo_model.heldout import build_prompt
+from vllm_flow.eval.sweep.conversation import ConversationError, choose
+from vllm_flow.eval.sweep.model_facts import (
     ModelError,
     downsampling_obstacle,
     full_grid,
     read_facts,
 )
-from vllm_flow.eval.pictures import pad_to_square, prepare
+from vllm_flow.eval.sweep.pictures import pad_to_square, prepare
 
 
 class Templated:

@@ -6,7 +6,6 @@ import csv
 import html
 import re
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -14,15 +13,10 @@ from PIL import Image
 
 from tests.eval.synthetic_run import make_run
 from vllm_flow.cli import main
-from vllm_flow.eval import report_text as text
-from vllm_flow.eval.bootstrap import Comparison
-from vllm_flow.eval.records import Run
-from vllm_flow.eval.report_command import write_report
-from vllm_flow.eval.report_examples import truth_lines
-from vllm_flow.eval.report_page import settings
-from vllm_flow.eval.results import Compared, Options, Policy, Summary
-from vllm_flow.eval.stats import Interval
-from vllm_flow.eval.verdicts import FoundCliff, Verdict
+from vllm_flow.eval.report import text
+from vllm_flow.eval.report.command import write_report
+from vllm_flow.eval.report.results import Options, Summary
+from vllm_flow.eval.sweep.records import Run
 
 FAST = Options(resamples=100, swaps=199)
 
@@ -41,7 +35,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of a report's time; tests of something else do without."""
-    monkeypatch.setattr("vllm_flow.eval.report_figures.draw_all", lambda *_: {})
+    monkeypatch.setattr("vllm_flow.eval.report.figures.draw_all", lambda *_: {})
 
 
 @pytest.fixture(scope="module")
@@ -252,81 +246,3 @@ def test_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["report", str(tmp_path / "empty")]) == 2
     assert "nothing to report" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "empty"), "--tolerance", "-1"]) == 2
-
-
-@pytest.mark.parametrize(
-    "value, share, expected",
-    [(0.0321, True, "+3.2"), (-0.5, True, "−50.0"), (0.0001, True, "0.0"), (-0.0001, True, "0.0"),
-     (1.25, False, "+1.25")],
-)  # fmt: skip
-def test_signed(value: float, share: bool, expected: str) -> None:
-    assert text.signed(value, share) == expected
-
-
-@pytest.mark.parametrize(
-    "name, title",
-    [("pope", "POPE"), ("textvqa-no-ocr", "TextVQA (no ocr)"), ("my-task", "my-task")],
-)
-def test_task_titles(name: str, title: str) -> None:
-    assert text.task_title(name) == title
-
-
-def test_metric_titles() -> None:
-    named = [text.metric_title(m) for m in ("f1", "f1_random", "yes_ratio", "chair_i")]
-    assert named == ["F1", "F1 random", "yes ratio", "CHAIR_i"]
-    assert text.policy_title(Policy("text-only", "text-only", 0)) == "text only"
-
-
-def compared(value: float, half: float, p: float, corrected: float, **verdict: Any) -> Compared:
-    difference = Interval(value, value - half, value + half)
-    comparison = Comparison(difference, difference, difference, p, half / 2, False)
-    return Compared(comparison, corrected, 0.03, Verdict(**verdict))
-
-
-@pytest.mark.parametrize(
-    "given, expected",
-    [
-        (compared(-0.05, 0.01, 0, 0.001, finding="worse", within_tolerance=False), "worse by 5.0"),
-        (compared(0.0, 0.005, 1, 1, finding="none", within_tolerance=True),
-         "no difference found; within ±1 points"),
-        (compared(0.0, 0.02, 1, 1, finding="none", within_tolerance=False),
-         "no difference found; ±3.0 or more would likely show"),
-        (compared(-0.04, 0.02, 0.01, 0.2, finding="none", within_tolerance=False),
-         "worse by 4.0, but not beyond chance after correction"),
-        (compared(0.0, 0.02, 1, 1, finding="identical", within_tolerance=False),
-         "every answer scored the same; ±3.0 or more would likely show"),
-    ],
-)  # fmt: skip
-def test_verdicts_in_words(given: Compared, expected: str) -> None:
-    assert text.verdict_text(given, 0.01) == expected
-
-
-def test_cliffs_in_words() -> None:
-    def said(found: int | None, shown: int | None) -> str:
-        return text.cliff_text(FoundCliff(found, shown, 0.01, (4, 8, 12)), 0.01)
-
-    assert "From cliff 8 on, no loss beyond 1 point was found." in said(8, 12)
-    assert "shown from cliff 12 on" in said(8, 12)
-    assert "even at the deepest cliff asked, 12" in said(None, None)
-    assert "At no cliff do these items suffice" in said(8, None)
-    assert "no cliff to compare" in text.cliff_text(None, 0.01)
-
-
-def test_settings_are_readable() -> None:
-    session = {"started": "today", "command": ["vllm-flow", "eval"], "engines": 2}
-    meta = {
-        "command": ["vllm-flow", "eval"],
-        "num_layers": 30,
-        "versions": {},
-        "sessions": [session],
-    }
-    assert settings(meta) == [("command", "vllm-flow eval"), ("num layers", "30"), ("policies", "")]
-    assert settings(meta | {"sessions": [session] * 2})[-1] == (
-        "session 2",
-        "today; vllm-flow eval; 2",
-    )
-
-
-def test_truths_are_short() -> None:
-    lines = truth_lines({"answers": ["a"] * 9 + ["b"], "question_id": 3, "label": "yes"})
-    assert lines == [("answers", "a ×9, b"), ("label", "yes")]

@@ -7,10 +7,10 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_flow.eval.policies import parse_policies
-from vllm_flow.eval.requests import Geometry, TaskWork, batches_of, plan_work, waves
+from vllm_flow.eval.sweep.policies import parse_policies
+from vllm_flow.eval.sweep.work import Geometry, TaskWork, batches_of, plan_work, waves
 from vllm_flow.eval.tasks.base import Item
-from vllm_flow.plan import TokenLayout, predict_blocks
+from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans
 

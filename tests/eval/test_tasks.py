@@ -13,9 +13,9 @@ from PIL import UnidentifiedImageError
 
 from tests.eval import files
 from vllm_flow.eval import tasks
-from vllm_flow.eval.reading import DataError, parquet_rows, read_json, read_json_lines
 from vllm_flow.eval.tasks import Item, get_task, load_image, task_names
 from vllm_flow.eval.tasks.base import parquet_image, ratio, sum_counts
+from vllm_flow.eval.tasks.reading import DataError, parquet_rows, read_json, read_json_lines
 
 EXAMPLES = {
     "pope": Item("random/1", "Q", None, {"label": "no"}, "random"),
@@ -190,7 +190,8 @@ def test_a_missing_or_strange_value_is_named(tmp_path: Path) -> None:
 
 def test_tasks_need_neither_engine_nor_cluster() -> None:
     code = (
-        "import sys; from vllm_flow.eval import tasks, score_command, answer_files, pope_answers; "
+        "import sys; from vllm_flow.eval import tasks; "
+        "from vllm_flow.eval.scoring import command, answer_files, pope_answers; "
         "tasks.task_names(); print(sorted({'torch', 'vllm', 'ray', 'nltk', 'pyarrow'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

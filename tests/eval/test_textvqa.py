@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.eval import files
-from vllm_flow.eval.reading import DataError
 from vllm_flow.eval.tasks import get_task
 from vllm_flow.eval.tasks.base import load_image, sum_counts
+from vllm_flow.eval.tasks.reading import DataError
 from vllm_flow.eval.tasks.textvqa import (
     ARTICLES,
     CONTRACTIONS,

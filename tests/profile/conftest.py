@@ -19,7 +19,7 @@ SHAPE = "layers=4,hidden=128,heads=4,kv_heads=2,mlp=256,image_tokens=64,vocab=50
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """A stock engine and one with the extension on dummy weights, in one process."""
-    from vllm_flow.profile import engines, measure
+    from vllm_flow.profile import engines, rounds
     from vllm_flow.profile.load import Limits
     from vllm_flow.profile.shape import LlavaShape, shape_of, write_folder
 
@@ -32,6 +32,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     )  # fmt: skip
     stock, flow = (engines.open_engine(options, extension=on, num_layers=4) for on in (False, True))
     systems = engines.parse_systems("baseline,cliff=2,cliff=L/4", 4)
-    work = measure.workload_of(stock, 20, 6, 1)
+    work = rounds.workload_of(stock, 20, 6, 1)
     shape = shape_of(stock.model_config.hf_config, "float32")
-    yield measure.Bench(stock, flow, systems, shape, work, Limits(60_000, 60_000))
+    yield rounds.Bench(stock, flow, systems, shape, work, Limits(60_000, 60_000))

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from vllm_flow.profile.findings import Capacity, Decode, Load, Prefill, Results, Spread
 from vllm_flow.profile.guard import regressions
-from vllm_flow.profile.records import Capacity, Decode, Load, Prefill, Results, Spread
 
 
 def spread(value: float) -> Spread:

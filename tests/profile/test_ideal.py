@@ -9,9 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from vllm_flow.plan import row_count_ideal, storage_groups
+from vllm_flow.layout import storage_groups
 from vllm_flow.profile import ideal
-from vllm_flow.profile.ideal import ModelShape, TowerShape, Workload
+from vllm_flow.profile.ideal import ModelShape, TowerShape, Workload, row_count_ideal
 
 small = st.integers(1, 12)
 

@@ -11,10 +11,11 @@ from dataclasses import replace
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vllm_flow.profile import engines, figure, ideal, load, measure, table, under_load, watching
+from vllm_flow.profile import engines, ideal, load, speed_figure, speed_tables, under_load, watching
+from vllm_flow.profile import rounds as measure
 from vllm_flow.profile.engines import System
-from vllm_flow.profile.measure import Bench
-from vllm_flow.profile.records import Results, Spread
+from vllm_flow.profile.findings import Results, Spread
+from vllm_flow.profile.rounds import Bench
 
 CLIFF = System("cliff=2", extension=True, cliff=2)
 
@@ -149,10 +150,10 @@ def test_a_report_is_drawn_and_written(bench: Bench, tmp_path) -> None:  # type:
         prefill=measure.prefill(bench, 1, 1),
         load=under_load.under_load(bench, 2, 2, 1),
     )  # fmt: skip
-    assert [len(t.rows) for t in table.tables(results, "prefill")] == [4]
-    assert [len(t.rows) for t in table.tables(results, "load")] == [4, 4]
+    assert [len(t.rows) for t in speed_tables.tables(results, "prefill")] == [4]
+    assert [len(t.rows) for t in speed_tables.tables(results, "load")] == [4, 4]
     assert results.write(tmp_path).exists()
-    assert all(path.stat().st_size > 1000 for path in figure.draw(results, tmp_path))
+    assert all(path.stat().st_size > 1000 for path in speed_figure.draw(results, tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.server.serving import Server, serve
-from vllm_flow.demo.assemble import assemble_small
+from vllm_flow.demo_model.assemble import assemble_small
 
 LAYERS = 6
 IMAGE_TOKENS = 64

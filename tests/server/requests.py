@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from tests.server.serving import NAME
-from vllm_flow.demo.heldout import Question, load_questions
+from vllm_flow.demo_model.heldout import Question, load_questions
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

@@ -26,7 +26,7 @@ from tests.server.requests import (
     question,
 )
 from tests.server.serving import NAME, Server
-from vllm_flow.demo.prompt import IMAGE_TOKEN, prompt_head, prompt_tail
+from vllm_flow.demo_model.prompt import IMAGE_TOKEN, prompt_head, prompt_tail
 
 TOLERANCE = 1e-4
 CLIFFS = (None, *range(1, LAYERS + 1))

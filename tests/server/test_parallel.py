@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.server.conftest import GROUP_LAYERS, KV_BYTES, LAYERS
 from tests.server.requests import CHAT, chat_body
 from tests.server.serving import Server, serve
-from vllm_flow.demo.assemble import assemble_small
+from vllm_flow.demo_model.assemble import assemble_small
 
 
 @pytest.mark.slow

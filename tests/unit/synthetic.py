@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from vllm_flow.demo.facts import Facts, Sign, Thing
-from vllm_flow.demo.questions import caption
+from vllm_flow.demo import material
+from vllm_flow.demo.kinds import BY_KEY, KINDS, how_many
+from vllm_flow.demo.measurements import Answer, Engine, Question, Results
+from vllm_flow.demo.rows import ideal_speedup, summarise
+from vllm_flow.demo_model.facts import Facts, Sign, Thing
+from vllm_flow.demo_model.questions import caption
 from vllm_flow.eval.tasks import Item
-from vllm_flow.plan import TokenLayout, predict_blocks, storage_groups
+from vllm_flow.layout import TokenLayout, predict_blocks, storage_groups
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.showcase import material
-from vllm_flow.showcase.kinds import BY_KEY, KINDS, how_many
-from vllm_flow.showcase.records import Answer, Engine, Question, Results
-from vllm_flow.showcase.summary import ideal_speedup, summarise
 from vllm_flow.spans import ImageSpans
 
 ENGINE = Engine(
@@ -28,7 +28,7 @@ ENGINE = Engine(
 )
 IMAGE_TOKENS = 144
 CLIFFS = (*range(0, 30, 2), 30)
-CAPTION_CLIFFS = (0, 10, 20, 30)
+FEW_CLIFFS = (0, 10, 20, 30)
 LEVEL = {"yes_no": 0.97, "choice": 0.9, "words": 0.85, "captions": 0.9, "unseen_style": 0.75}
 """Share of right answers from `SEEN_FROM` on."""
 SEEN_FROM = {"yes_no": 12, "choice": 14, "words": 20, "captions": 16, "unseen_style": 12}
@@ -95,7 +95,7 @@ def synthetic_results(
     for question in questions:
         luck = rng.random()
         prompt = IMAGE_TOKENS + rng.randrange(28, 36)
-        for cliff in CAPTION_CLIFFS if question.kind == "captions" else cliffs:
+        for cliff in cliffs if BY_KEY[question.kind].every_cliff else FEW_CLIFFS:
             share = min(max((cliff - 2) / (SEEN_FROM[question.kind] - 2), 0), 1)
             right = luck < question.chance + share * (LEVEL[question.kind] - question.chance)
             answers.append(synthetic_answer(question, cliff, prompt, said(question, right)))
@@ -124,3 +124,8 @@ def synthetic_answer(question: Question, cliff: int, prompt: int, text: str) -> 
         computed_tokens=computed,
         blocks=predict_blocks(computed, layout, ENGINE.group_starts, ENGINE.block_size),
     )
+
+
+def answers_of(results: Results, kind: str, cliff: int) -> list[Answer]:
+    ids = {question.id for question in results.of_kind(kind)}
+    return [a for a in results.answers if a.cliff == cliff and a.question_id in ids]

@@ -17,7 +17,7 @@ from vllm_flow.attention import (
     TokenAttention,
     answer_rows,
 )
-from vllm_flow.plan import TokenLayout
+from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import AttentionLog, FlowPolicy
 from vllm_flow.spans import ImageSpans
 

@@ -8,7 +8,7 @@ import pytest
 
 from vllm_flow import __version__
 from vllm_flow.cli import COMMANDS, build_parser, main
-from vllm_flow.showcase.command import whole_numbers
+from vllm_flow.demo.command import whole_numbers
 
 
 def test_whole_numbers() -> None:

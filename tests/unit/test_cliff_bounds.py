@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from vllm_flow.analysis.cliff_bounds import (
+from vllm_flow.eval.cliff.bounds import (
     items_for,
     loss_limits,
     smallest_tolerance,

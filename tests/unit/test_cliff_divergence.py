@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, rel_entr
 
-from vllm_flow.analysis.cliff_divergence import (
+from vllm_flow.eval.cliff.divergence import (
     Mean,
     bootstrap_means,
     divergence,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_flow.analysis.cliff_bounds import Loss, loss_limits
-from vllm_flow.analysis.cliff_search import (
+from vllm_flow.eval.cliff.bounds import Loss, loss_limits
+from vllm_flow.eval.cliff.search import (
     Ask,
     Finding,
     Plan,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tarfile
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("module", ["vllm_flow", "vllm_flow.cli", "vllm_flow.showcase"])
+@pytest.mark.parametrize("module", ["vllm_flow", "vllm_flow.cli", "vllm_flow.demo"])
 def test_import_is_light(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'vllm') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
@@ -46,3 +49,55 @@ def test_entry_points() -> None:
     points = {p.group: p.value for p in metadata.distribution("vllm-flow").entry_points}
     assert points["console_scripts"] == "vllm_flow.cli:main"
     assert points["vllm.general_plugins"] == "vllm_flow.engine.plugin:register"
+
+
+@pytest.mark.slow
+def test_wheels_are_the_same_from_tree_sdist_and_zip(tmp_path: Path) -> None:
+    """All files, and eval and patches once, where they are imported from."""
+    pytest.importorskip("setuptools", minversion="77")
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    tracked = [
+        name for name in listing.stdout.split("\0") if name and not name.startswith("tests/")
+    ]
+
+    tree = tmp_path / "tree"
+    with tarfile.open(tmp_path / "tree.tar", "w") as tar:
+        for name in tracked:
+            tar.add(ROOT / name, name)
+    with tarfile.open(tmp_path / "tree.tar") as tar:
+        tar.extractall(tree, filter="tar")
+    assert (tree / "vllm_flow/eval").is_symlink()
+    with zipfile.ZipFile(tmp_path / "repository.zip", "w") as archive:
+        for name in tracked:
+            if (ROOT / name).is_symlink():  # as pip unpacks one: a file that holds the target
+                archive.writestr(f"main/{name}", os.readlink(ROOT / name))
+            else:
+                archive.write(ROOT / name, f"main/{name}")
+    build = "from setuptools import build_meta; build_meta.build_sdist(r'{}')"
+    subprocess.run(
+        [sys.executable, "-c", build.format(tmp_path)], cwd=tree, check=True, capture_output=True
+    )
+    (sdist,) = tmp_path.glob("*.tar.gz")
+
+    contents = {}
+    for source in (tree, sdist, tmp_path / "repository.zip"):
+        out = tmp_path / f"wheel-{source.name}"
+        command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+        subprocess.run([*command, "-w", str(out), str(source)], check=True, capture_output=True)
+        (wheel,) = out.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            contents[source.name] = {n for n in archive.namelist() if ".dist-info/" not in n}
+    expected = {
+        name if name.startswith("vllm_flow/") else f"vllm_flow/{name}"
+        for name in tracked
+        if name.startswith(("vllm_flow/", "eval/", "patches/")) and not (ROOT / name).is_symlink()
+    }
+    left_out = {"vllm_flow/demo_model/MODEL_CARD.md", "vllm_flow/demo_model/README.md"}
+    training_log = {n for n in expected if n.startswith("vllm_flow/demo_model/training/log")}
+    for found in contents.values():
+        assert expected - left_out - training_log == found

@@ -9,19 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_flow.plan import (
-    ScheduledRequest,
-    StepPlan,
+from vllm_flow.layout import (
     TokenLayout,
     blocks_taken,
     default_group_layers,
     packed_boundary,
-    plan_step,
     predict_blocks,
-    row_count_ideal,
     storage_groups,
 )
+from vllm_flow.plan import ScheduledRequest, StepPlan, plan_step
 from vllm_flow.policy import FlowPolicy
+from vllm_flow.profile.ideal import row_count_ideal
 from vllm_flow.spans import ImageSpans
 
 LAYERS = 6

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from vllm_flow.eval.stats import accuracy, mcnemar_p, newcombe_interval, paired_difference
+from vllm_flow.eval.statistics.intervals import (
+    accuracy,
+    mcnemar_p,
+    newcombe_interval,
+    paired_difference,
+)
 
 answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200)
 counts = st.integers(0, 150)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from vllm_flow.analysis.style import SPANS
+from vllm_flow.style import SPANS
 
 if TYPE_CHECKING:
     from vllm_flow.analysis.llava import Encoded, Llava

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from vllm_flow.analysis.cam_names import DEFAULT_HOOK, DTYPES, HOOKS
 
 if TYPE_CHECKING:
+    from vllm_flow.analysis.cam_file import CamRecord
     from vllm_flow.analysis.llava import Llava
-    from vllm_flow.analysis.records import CamRecord
 
 
 def layer_numbers(text: str) -> tuple[int, ...] | None:
@@ -102,8 +102,8 @@ def explain(llava: Llava, args: argparse.Namespace) -> CamRecord:
     import numpy as np
 
     from vllm_flow.analysis.cam import Settings, heat_maps
+    from vllm_flow.analysis.cam_file import CamRecord
     from vllm_flow.analysis.llava import open_image, tokens_of
-    from vllm_flow.analysis.records import CamRecord
 
     settings = Settings(
         layers=args.layers or tuple(range(len(llava.layers))),
@@ -152,8 +152,8 @@ def explain(llava: Llava, args: argparse.Namespace) -> CamRecord:
 
 def write(record: CamRecord, out: Path) -> list[Path]:
     """Write every result; return the paths."""
+    from vllm_flow.analysis.cam_file import write_rows
     from vllm_flow.analysis.figure_cam import draw_convergence, draw_overlays
-    from vllm_flow.analysis.records import write_rows
 
     out.mkdir(parents=True, exist_ok=True)
     paths = [record.save(out / "cam.npz"), write_rows(record.rows(), out / "cam.csv")]

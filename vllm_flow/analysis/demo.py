@@ -13,14 +13,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vllm_flow.demo.heldout import HeldoutScene, load_questions, load_scenes
+from vllm_flow.demo_model.heldout import HeldoutScene, load_questions, load_scenes
 
 if TYPE_CHECKING:
     from vllm_flow.analysis.attention_reference import Masses
+    from vllm_flow.analysis.cam_file import CamRecord
     from vllm_flow.analysis.llava import Llava
-    from vllm_flow.analysis.records import CamRecord
 
 SHOWN_SCENES = 2
 SHOWN_LAYERS = (0, 4, 6, 8, 12, 16, 20, 24, 28)
@@ -95,9 +95,9 @@ def measure_attention(llava: Llava, out: Path) -> None:
     import pyarrow.parquet as pq
 
     from vllm_flow.analysis.attention_reference import mass_table, write_tables
+    from vllm_flow.analysis.cam_file import write_rows
     from vllm_flow.analysis.figure_attention import by_layer, mass_rows, read_masses
-    from vllm_flow.analysis.figures import WORDS
-    from vllm_flow.analysis.records import write_rows
+    from vllm_flow.analysis.figures_command import WORDS
 
     captions = {
         f"{scene.split}/{scene.image_path.stem}": (scene.image_path, scene.prompt)
@@ -133,6 +133,43 @@ def shrink(pictures: Sequence[Path], folder: Path) -> list[Path]:
     return written
 
 
+def draw_cams(llava: Llava, scenes: Sequence[HeldoutScene], samples: int, out: Path) -> list[Path]:
+    """A CAM of every word of some captions, as NPZ files and as one grid; returns the grid's paths."""
+    from vllm_flow.analysis.figure_cam import draw_overlays
+
+    print(f"CAM: the words of {SHOWN_SCENES} captions")
+    found = listed_exactly(llava, scenes)
+    records = []
+    for _, scene in zip(range(SHOWN_SCENES), found, strict=False):
+        for word in scene.objects:
+            record = cam_of(llava, scene, word, samples)
+            record.save(out / f"cam_{scene.image_path.stem}_{word.replace(' ', '_')}.npz")
+            records.append(record)
+    shown = [only(record, SHOWN_LAYERS) for record in records]
+    return draw_overlays(
+        shown, out / "figures" / "cam_grid", "LLaVA-CAM of each object’s word in the caption"
+    )
+
+
+def play_pointing(llava: Llava, count: int, out: Path) -> dict[str, Any]:
+    """The pointing game's summary by kind of question; reports and numbers are written."""
+    from vllm_flow.analysis import pointing
+    from vllm_flow.analysis.cam import Settings
+
+    print(f"pointing game: {count} scenes, two kinds of questions")
+    settings = Settings(tuple(range(len(llava.layers))), samples=0)
+    rounds = pointing.draw_rounds(count, "seen")
+    by_task = {}
+    for task in pointing.TASKS:
+        outcomes = list(pointing.play(llava, rounds, task, settings))
+        by_task[task] = pointing.summarise(outcomes, settings.layers)
+        report = pointing.report(by_task[task], pointing.judge(outcomes, settings.layers))
+        (out / f"pointing_{task}.txt").write_text(report + "\n", encoding="utf-8")
+        pointing.write_csv(by_task[task], out / f"pointing_{task}.csv")
+        print(f"  {task}: {report.splitlines()[-1]}")
+    return by_task
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, draw, say where; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m vllm_flow.analysis.demo", description=__doc__)
@@ -142,9 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", type=Path, help="folder for small copies, as in docs/pictures")
     args = parser.parse_args(argv)
 
-    from vllm_flow.analysis import figures, pointing
-    from vllm_flow.analysis.cam import Settings
-    from vllm_flow.analysis.figure_cam import draw_overlays
+    from vllm_flow.analysis import figures_command
     from vllm_flow.analysis.figure_pointing import draw_pointing
     from vllm_flow.analysis.loading import load_or_explain
 
@@ -159,32 +194,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"attention: where {CAPTIONS} captions and {QUESTIONS} answers look")
     measure_attention(llava, out)
 
-    print(f"CAM: the words of {SHOWN_SCENES} captions")
-    found = listed_exactly(llava, scenes)
-    records = []
-    for _, scene in zip(range(SHOWN_SCENES), found, strict=False):
-        for word in scene.objects:
-            record = cam_of(llava, scene, word, args.samples)
-            record.save(out / f"cam_{scene.image_path.stem}_{word.replace(' ', '_')}.npz")
-            records.append(record)
-    shown = [only(record, SHOWN_LAYERS) for record in records]
-    grid = draw_overlays(
-        shown, out / "figures" / "cam_grid", "LLaVA-CAM of each object’s word in the caption"
-    )
-
-    print(f"pointing game: {args.rounds} scenes, two kinds of questions")
-    settings = Settings(tuple(range(len(llava.layers))), samples=0)
-    rounds = pointing.draw_rounds(args.rounds, "seen")
-    by_task = {}
-    for task in pointing.TASKS:
-        outcomes = list(pointing.play(llava, rounds, task, settings))
-        by_task[task] = pointing.summarise(outcomes, settings.layers)
-        report = pointing.report(by_task[task], pointing.judge(outcomes, settings.layers))
-        (out / f"pointing_{task}.txt").write_text(report + "\n", encoding="utf-8")
-        pointing.write_csv(by_task[task], out / f"pointing_{task}.csv")
-        print(f"  {task}: {report.splitlines()[-1]}")
+    grid = draw_cams(llava, scenes, args.samples, out)
+    by_task = play_pointing(llava, args.rounds, out)
     written = [
-        *figures.draw_all(out, out / "figures"),
+        *figures_command.draw_all(out, out / "figures"),
         *grid,
         *draw_pointing(by_task, out / "figures" / "pointing"),
     ]

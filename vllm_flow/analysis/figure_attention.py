@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_flow.analysis.style import MASS_MAP, SPAN_COLOURS, SPAN_MARKERS, SPANS, house, save
+from vllm_flow.style import MASS_MAP, SPAN_COLOURS, SPAN_MARKERS, SPANS, house, save
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vllm_flow.analysis.cam_file import CamRecord
 from vllm_flow.analysis.maps import normalised
-from vllm_flow.analysis.records import CamRecord
-from vllm_flow.analysis.style import COLOURS, QUIET, house, save
+from vllm_flow.style import COLOURS, QUIET, house, save
 
 WRAP = 8
 """Panels in a row where one CAM fills the figure."""

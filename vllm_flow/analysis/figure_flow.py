@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_flow.analysis.style import QUIET, SPAN_COLOURS, SPANS, house, save
+from vllm_flow.style import QUIET, SPAN_COLOURS, SPANS, house, save
 
 Flow = dict[tuple[int, str, str], float]
 """(layer, reading span, span read) -> mean mass."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.analysis.style import COLOURS, QUIET, house, save
+from vllm_flow.style import COLOURS, QUIET, house, save
 
 if TYPE_CHECKING:
     from vllm_flow.analysis.pointing import Row

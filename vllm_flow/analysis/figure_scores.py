@@ -6,7 +6,7 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
-from vllm_flow.analysis.style import COLOURS, MARKERS, house, save
+from vllm_flow.style import COLOURS, MARKERS, house, save
 
 Points = list[tuple[int, float, float, float]]
 """(cliff, score, low, high), by cliff."""

@@ -89,7 +89,7 @@ class Llava:
 
         path = name
         if name == DEMO:
-            from vllm_flow.demo.assemble import assemble
+            from vllm_flow.demo_model.assemble import assemble
 
             path = str(assemble())
         check_config(AutoConfig.from_pretrained(path))

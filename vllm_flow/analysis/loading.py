@@ -21,8 +21,8 @@ def load_or_explain(
     from transformers.utils import logging
 
     from vllm_flow.analysis.llava import Llava
-    from vllm_flow.demo.assemble import AssemblyError
-    from vllm_flow.demo.smollm2 import MissingDecoder
+    from vllm_flow.demo_model.assemble import AssemblyError
+    from vllm_flow.demo_model.smollm2 import MissingDecoder
 
     logging.disable_progress_bar()
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")

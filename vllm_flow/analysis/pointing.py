@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from vllm_flow.analysis.exact import mcnemar_greater
 from vllm_flow.analysis.maps import Hits, count_hits, normalised, pointing_chance, points_inside
-from vllm_flow.demo.heldout import HeldoutScene, build_prompt, load_scenes
-from vllm_flow.demo.questions import ANSWER_SUFFIX, presence
+from vllm_flow.demo_model.heldout import HeldoutScene, build_prompt, load_scenes
+from vllm_flow.demo_model.questions import ANSWER_SUFFIX, presence
 
 if TYPE_CHECKING:
     from vllm_flow.analysis.cam import Settings

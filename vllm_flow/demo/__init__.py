@@ -1,1 +1,1 @@
-"""The embedded demo model: a small LLaVA that anybody can assemble offline, with held-out material."""
+"""`vllm-flow demo`: held-out questions at a range of cliffs in one engine, and what came of it."""

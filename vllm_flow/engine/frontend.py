@@ -15,7 +15,7 @@ from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm_flow.engine.prefix import SALT_MARK, policy_salt
 from vllm_flow.engine.requests import token_layout
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.plan import TokenLayout
+from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import CLIFF_KEY, LOG_KEY, TASK_KEY, PolicyError, admit, parse_log, parse_task
 
 if TYPE_CHECKING:

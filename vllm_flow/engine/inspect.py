@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.plan import TokenLayout
+from vllm_flow.layout import TokenLayout
 
 if TYPE_CHECKING:
     from vllm import LLM

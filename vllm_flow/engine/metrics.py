@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 from prometheus_client import Counter
 
 from vllm_flow.engine.inspect import Footprint
-from vllm_flow.plan import predict_blocks
+from vllm_flow.layout import predict_blocks
 
 REPORT_KEY = "vllm_flow"
 

@@ -32,7 +32,7 @@ def configure(config: Any) -> None:
     from vllm import __version__
 
     from vllm_flow.engine import metrics
-    from vllm_flow.engine.attention_log import check_log
+    from vllm_flow.engine.attention.writer import check_log
     from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings, with_profile_read
     from vllm_flow.engine.support import check_supported
     from vllm_flow.patches import endpoint_plugins

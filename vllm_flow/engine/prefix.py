@@ -14,7 +14,7 @@ from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
 from vllm.v1.request import Request
 
 from vllm_flow.engine.storage import COMPLETED, POSITION, TAIL, FlowAttentionManager
-from vllm_flow.plan import PackedBoundary, TokenLayout, packed_boundary
+from vllm_flow.layout import PackedBoundary, TokenLayout, packed_boundary
 
 SALT_MARK = "\x00vllm-flow"
 """Begins every policy's salt. Clients may not send it, or they could read a policy's blocks."""

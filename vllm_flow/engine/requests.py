@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from vllm_flow.attention import KeySpans, LoggedRequest
 from vllm_flow.decode_plan import decode_facts
-from vllm_flow.plan import ScheduledRequest, StepPlan, TokenLayout, plan_step
+from vllm_flow.layout import TokenLayout
+from vllm_flow.plan import ScheduledRequest, StepPlan, plan_step
 from vllm_flow.policy import AttentionLog, parse_log, parse_policy
 from vllm_flow.spans import ImageSpans
 

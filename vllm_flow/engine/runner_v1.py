@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.engine.attention_tap import AttentionTap
+from vllm_flow.engine import adoption
+from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.families import decoder_of
 from vllm_flow.engine.metadata import StepBuilder
@@ -107,8 +108,7 @@ class FlowRunnerV1:
 
 def adopt(runner: Any, settings: FlowSettings) -> None:
     """Turn a freshly built V1 runner, of whatever platform, into one that evicts."""
-    kind = type(runner)
-    runner.__class__ = type(f"Flow{kind.__name__}", (FlowRunnerV1, kind), {})
+    adoption.adopt(runner, FlowRunnerV1)
     runner.flow_settings = settings
     runner.flow_requests = LayoutBook(settings.num_layers)
     runner.flow_step = None

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.config.compilation import CUDAGraphMode
+from vllm.v1.worker.gpu.model_states.interface import ModelState
 
-from vllm_flow.engine.attention_tap import AttentionTap
+from vllm_flow.engine import adoption
+from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decode_graphs import DecodeBuffers
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.families import decoder_of
@@ -28,122 +30,115 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import NewRequestData
 
 
-def evicting(kind: type[Any]) -> type[Any]:
-    """A model state class that evicts, derived from the model's own.
+class FlowModelState(ModelState):
+    """What evicting adds to a model's own state; see :func:`vllm_flow.engine.adoption.adopt`."""
 
-    Derived rather than mixed in: an instance only takes a new class of the same object layout,
-    and ``ModelState`` is an abstract base class.
-    """
+    flow_requests: LayoutBook
+    flow_hook: DecoderHook
+    flow_steps: StepBuilder
+    flow_tap: AttentionTap | None
+    """Only where the operator configured an attention log."""
+    flow_buffers: DecodeBuffers | None
+    """Only where decode steps are captured in CUDA graphs."""
 
-    class FlowModelState(kind):  # type: ignore[valid-type, misc]
-        flow_requests: LayoutBook
-        flow_hook: DecoderHook
-        flow_steps: StepBuilder
-        flow_tap: AttentionTap | None
-        """Only where the operator configured an attention log."""
-        flow_buffers: DecodeBuffers | None
-        """Only where decode steps are captured in CUDA graphs."""
+    def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
+        layout = self.flow_requests.add(
+            new_req_data.req_id, new_req_data.sampling_params, new_req_data.mm_features
+        )
+        if self.flow_tap is not None:
+            logged = logged_request(new_req_data, self.flow_requests.num_layers, layout)
+            self.flow_tap.add(new_req_data.req_id, logged)
+        super().add_request(req_index, new_req_data)
 
-        def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
-            layout = self.flow_requests.add(
-                new_req_data.req_id, new_req_data.sampling_params, new_req_data.mm_features
-            )
-            if self.flow_tap is not None:
-                logged = logged_request(new_req_data, self.flow_requests.num_layers, layout)
-                self.flow_tap.add(new_req_data.req_id, logged)
-            super().add_request(req_index, new_req_data)
+    def remove_request(self, req_id: str) -> None:
+        self.flow_requests.remove(req_id)
+        if self.flow_tap is not None:
+            self.flow_tap.remove(req_id)
+        super().remove_request(req_id)
 
-        def remove_request(self, req_id: str) -> None:
-            self.flow_requests.remove(req_id)
-            if self.flow_tap is not None:
-                self.flow_tap.remove(req_id)
-            super().remove_request(req_id)
-
-        def prepare_attn(
-            self,
-            input_batch: Any,
-            cudagraph_mode: Any,
-            block_tables: Sequence[torch.Tensor],
-            slot_mappings: torch.Tensor,
-            attn_groups: Sequence[Sequence[Any]],
-            kv_cache_config: Any,
-            for_capture: bool = False,
-            **kwargs: Any,
-        ) -> dict[str, Any]:
-            if for_capture or cudagraph_mode == CUDAGraphMode.FULL:
-                return self._prepare_graph(
-                    input_batch,
-                    cudagraph_mode,
-                    block_tables,
-                    attn_groups,
-                    kv_cache_config,
-                    for_capture,
-                )
-            # Dummy batches carry ids that no request has, so they get a stock pass.
-            shares = (
-                input_batch.req_ids,
-                input_batch.num_computed_tokens_np[: input_batch.num_reqs],
-                input_batch.num_scheduled_tokens[: input_batch.num_reqs],
-            )
-            self.flow_hook.arm(self._plan_flow_step(shares, block_tables))
-            return super().prepare_attn(
+    def prepare_attn(
+        self,
+        input_batch: Any,
+        cudagraph_mode: Any,
+        block_tables: Sequence[torch.Tensor],
+        slot_mappings: torch.Tensor,
+        attn_groups: Sequence[Sequence[Any]],
+        kv_cache_config: Any,
+        for_capture: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        if for_capture or cudagraph_mode == CUDAGraphMode.FULL:
+            return self._prepare_graph(
                 input_batch,
                 cudagraph_mode,
                 block_tables,
-                slot_mappings,
                 attn_groups,
                 kv_cache_config,
-                **kwargs,
+                for_capture,
             )
+        # Dummy batches carry ids that no request has, so they get a stock pass.
+        shares = (
+            input_batch.req_ids,
+            input_batch.num_computed_tokens_np[: input_batch.num_reqs],
+            input_batch.num_scheduled_tokens[: input_batch.num_reqs],
+        )
+        self.flow_hook.arm(self._plan_flow_step(shares, block_tables))
+        return super().prepare_attn(
+            input_batch,
+            cudagraph_mode,
+            block_tables,
+            slot_mappings,
+            attn_groups,
+            kv_cache_config,
+            **kwargs,
+        )
 
-        def _plan_flow_step(
-            self,
-            shares: tuple[Sequence[str], Sequence[int], Sequence[int]],
-            block_tables: Sequence[torch.Tensor],
-        ) -> FlowStep | None:
-            plan = self.flow_requests.plan(*shares)
-            if self.flow_tap is not None and self.flow_tap.requests:
-                self.flow_tap.arm(plan, *shares, block_tables)
-            return None if plan is None else self.flow_steps.build(plan, block_tables)
+    def _plan_flow_step(
+        self,
+        shares: tuple[Sequence[str], Sequence[int], Sequence[int]],
+        block_tables: Sequence[torch.Tensor],
+    ) -> FlowStep | None:
+        plan = self.flow_requests.plan(*shares)
+        if self.flow_tap is not None and self.flow_tap.requests:
+            self.flow_tap.arm(plan, *shares, block_tables)
+        return None if plan is None else self.flow_steps.build(plan, block_tables)
 
-        def _prepare_graph(
-            self,
-            input_batch: Any,
-            cudagraph_mode: Any,
-            block_tables: Sequence[torch.Tensor],
-            attn_groups: Sequence[Sequence[Any]],
-            kv_cache_config: Any,
-            for_capture: bool,
-        ) -> dict[str, Any]:
-            """Of a captured step: capture it, replay it, or replay it with nobody's requests.
+    def _prepare_graph(
+        self,
+        input_batch: Any,
+        cudagraph_mode: Any,
+        block_tables: Sequence[torch.Tensor],
+        attn_groups: Sequence[Sequence[Any]],
+        kv_cache_config: Any,
+        for_capture: bool,
+    ) -> dict[str, Any]:
+        """Of a captured step: capture it, replay it, or replay it with nobody's requests.
 
-            Returns:
-                Metadata by layer for a capture; a replay runs no Python that would ask for it.
-            """
-            buffers = self.flow_buffers
-            if cudagraph_mode != CUDAGraphMode.FULL:
-                if buffers is None or not buffers.stand_on(block_tables):
-                    buffers = self.flow_buffers = DecodeBuffers(
-                        block_tables,
-                        kv_cache_config,
-                        self.flow_requests.num_layers,
-                        self.max_num_reqs,
-                    )
-                step = buffers.capture(input_batch, block_tables, attn_groups, self.max_model_len)
-                self.flow_hook.arm(step)
-                return step.attn_metadata
-            assert buffers is not None, "a graph is captured before it is replayed"
-            seq_lens = input_batch.seq_lens[: input_batch.num_reqs_after_padding]
-            if for_capture:
-                buffers.blank(seq_lens)
-            else:
-                facts = self.flow_requests.decode_facts(
-                    input_batch.req_ids, input_batch.num_computed_tokens_np[: input_batch.num_reqs]
+        Returns:
+            Metadata by layer for a capture; a replay runs no Python that would ask for it.
+        """
+        buffers = self.flow_buffers
+        if cudagraph_mode != CUDAGraphMode.FULL:
+            if buffers is None or not buffers.stand_on(block_tables):
+                buffers = self.flow_buffers = DecodeBuffers(
+                    block_tables,
+                    kv_cache_config,
+                    self.flow_requests.num_layers,
+                    self.max_num_reqs,
                 )
-                buffers.refresh(seq_lens, facts, input_batch.num_reqs)
-            return {}
-
-    return FlowModelState
+            step = buffers.capture(input_batch, block_tables, attn_groups, self.max_model_len)
+            self.flow_hook.arm(step)
+            return step.attn_metadata
+        assert buffers is not None, "a graph is captured before it is replayed"
+        seq_lens = input_batch.seq_lens[: input_batch.num_reqs_after_padding]
+        if for_capture:
+            buffers.blank(seq_lens)
+        else:
+            facts = self.flow_requests.decode_facts(
+                input_batch.req_ids, input_batch.num_computed_tokens_np[: input_batch.num_reqs]
+            )
+            buffers.refresh(seq_lens, facts, input_batch.num_reqs)
+        return {}
 
 
 class FlowRunnerV2:
@@ -154,7 +149,7 @@ class FlowRunnerV2:
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
         state = self.model_state
-        state.__class__ = evicting(type(state))
+        adoption.adopt(state, FlowModelState)
         state.flow_requests = LayoutBook(self.flow_settings.num_layers)
         state.flow_hook = DecoderHook(decoder_of(self.model, self.model_config.architectures))
         state.flow_tap = None
@@ -181,6 +176,5 @@ class FlowRunnerV2:
 
 def adopt(runner: Any, settings: FlowSettings) -> None:
     """Turn a freshly built V2 runner, of whatever platform, into one that evicts."""
-    kind = type(runner)
-    runner.__class__ = type(f"Flow{kind.__name__}", (FlowRunnerV2, kind), {})
+    adoption.adopt(runner, FlowRunnerV2)
     runner.flow_settings = settings

@@ -20,8 +20,8 @@ from vllm.v1.request import Request, RequestStatus
 
 from vllm_flow.attention import TokenAttention
 from vllm_flow.engine import metrics, storage
-from vllm_flow.engine.attention_log import AttentionLogWriter
-from vllm_flow.engine.attention_tap import OUTPUT_FIELD
+from vllm_flow.engine.attention.tap import OUTPUT_FIELD
+from vllm_flow.engine.attention.writer import AttentionLogWriter
 from vllm_flow.engine.inspect import Footprint
 from vllm_flow.engine.prefix import FlowKVCacheManager
 from vllm_flow.engine.requests import LayoutBook, image_spans, requested_log

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.cliff_file import Profile, ProfileError, essential, read_profile
-from vllm_flow.plan import default_group_layers, storage_groups
+from vllm_flow.layout import default_group_layers, storage_groups
 from vllm_flow.policy import POLICY_KEYS, FlowPolicy, PolicyError, parse_policy
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.request import Request
 
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.plan import TokenLayout, blocks_taken, packed_boundary
+from vllm_flow.layout import TokenLayout, blocks_taken, packed_boundary
 
 POSITION, COMPLETED, TAIL = 0, 1 << 16, 2 << 16
 """Kinds of keys in the prefix cache, as offsets to the group id that vLLM appends to a hash.

@@ -144,6 +144,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="requests per load, one number per concurrency; default: twice the concurrency, at least 4",
     )
+    _add_work(parser)
+    add(
+        "--rounds", type=_number, default=3, help="counted rounds, after one to warm up; default: 3"
+    )
+    _add_engine(parser)
+    add("--ttft-ms", type=float, default=None, help="goodput: a request's TTFT must be within")
+    add("--tpot-ms", type=float, default=None, help="goodput: and its TPOT within")
+    add(
+        "--guard",
+        action="store_true",
+        help="exit with 1 where a figure is below half its ideal, or a count is not as predicted",
+    )
+    add("--out", type=Path, default=Path("out/profile"), help="default: %(default)s")
+
+
+def _add_work(parser: argparse.ArgumentParser) -> None:
+    """What each request is, and how many run at once."""
+    add = parser.add_argument
     add("--text-tokens", type=_number, default=32, metavar="N", help="default: %(default)s")
     add(
         "--image-tokens",
@@ -174,9 +192,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CLIFF",
         help="the cliff of mask, VTW and ours among the peers; default: %(default)s",
     )
-    add(
-        "--rounds", type=_number, default=3, help="counted rounds, after one to warm up; default: 3"
-    )
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    """How both engines are started."""
+    add = parser.add_argument
     add(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
@@ -204,14 +224,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stock vLLM's: the same, or what it does without any flag; default: %(default)s",
     )
     add("--max-num-batched-tokens", type=_number, default=8192, metavar="N", help="default: 8192")
-    add("--ttft-ms", type=float, default=None, help="goodput: a request's TTFT must be within")
-    add("--tpot-ms", type=float, default=None, help="goodput: and its TPOT within")
-    add(
-        "--guard",
-        action="store_true",
-        help="exit with 1 where a figure is below half its ideal, or a count is not as predicted",
-    )
-    add("--out", type=Path, default=Path("out/profile"), help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:

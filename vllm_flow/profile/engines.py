@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.plan import default_group_layers
+from vllm_flow.layout import default_group_layers
 
 if TYPE_CHECKING:
     from vllm import LLM

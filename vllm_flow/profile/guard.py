@@ -6,7 +6,7 @@ rows that are computed after all, or a copy per layer.
 
 from __future__ import annotations
 
-from vllm_flow.profile.records import Results
+from vllm_flow.profile.findings import Results
 
 MARGIN = 0.5
 """Least share of the ideal ratio that a median may reach."""

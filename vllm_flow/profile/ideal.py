@@ -14,8 +14,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from vllm_flow.plan import TokenLayout, predict_blocks
+from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.spans import ImageSpans
+
+
+def row_count_ideal(*, num_layers: int, cliff: int, prompt_tokens: int, image_tokens: int) -> float:
+    """Prefill speed-up if time were proportional to rows x layers.
+
+    Rows of all layers without eviction over rows of all layers with it; the vision tower, the
+    output head and the quadratic part of attention are not counted.
+    """
+    full = num_layers * prompt_tokens
+    return full / (full - (num_layers - cliff) * image_tokens)
 
 
 @dataclass(frozen=True, slots=True)

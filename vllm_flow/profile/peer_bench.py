@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from vllm_flow.profile import engines, load, peers, watching
 from vllm_flow.profile.engines import System
-from vllm_flow.profile.measure import MIB, Bench
+from vllm_flow.profile.findings import Spread, ratios
 from vllm_flow.profile.peers import Batch, Pruning
-from vllm_flow.profile.records import Spread, ratios
+from vllm_flow.profile.rounds import MIB, Bench
 
 HF = "transformers, "
 OURS = "vLLM-Flow, "
@@ -112,6 +112,20 @@ def _at_batch(
                 if number:
                     seconds[name].append(spent)
                 bar.update()
+    return _records(bench, batch, cliff, seconds, tokens, memory)
+
+
+def _records(
+    bench: Bench,
+    batch: int,
+    cliff: int,
+    seconds: Mapping[str, Sequence[tuple[float, float]]],
+    tokens: Mapping[str, tuple[tuple[int, ...], ...]],
+    memory: Mapping[str, float],
+) -> list[Peer]:
+    """What was timed, said and stored, by name, as a record for each."""
+    prunings, systems = peer_systems(bench.shape.layers, cliff)
+    out = bench.work.output_tokens
     base = [prefill for prefill, _ in seconds[HF + "none"]]
     records = []
     for entry in (*prunings, *systems):

@@ -142,13 +142,37 @@ def generate(model: Any, batch: Batch, pruning: Pruning, max_tokens: int) -> Pee
     decoder, head = model.model.language_model, model.lm_head
     if decoder.config._attn_implementation != "sdpa":
         raise ValueError('load the model with attn_implementation="sdpa".')
+    cache = DynamicCache()
+    start = time.perf_counter()
+    token_B = head(decoder.norm(_prefill(decoder, batch, pruning, cache))).argmax(-1)
+    prefilled = time.perf_counter()
+    tokens = [token_B]
+    for step in range(1, max_tokens):
+        hidden_BD = _decode(
+            decoder, model.get_input_embeddings()(token_B), step, batch, pruning, cache
+        )
+        token_B = head(decoder.norm(hidden_BD)).argmax(-1)
+        tokens.append(token_B)
+    ended = time.perf_counter()
+    return PeerRun(
+        tokens=tuple(tuple(row) for row in torch.stack(tokens, 1).tolist()),
+        prefill_seconds=prefilled - start,
+        decode_seconds=ended - prefilled,
+        kv_bytes=sum(
+            tensor.numel() * tensor.element_size()
+            for layer in cache.layers
+            for tensor in (layer.keys, layer.values)
+        ),
+    )
+
+
+def _prefill(decoder: Any, batch: Batch, pruning: Pruning, cache: Any) -> torch.Tensor:
+    """[B, D], the last row's hidden state after all layers; the cache is filled on the way."""
     hidden_BRD = batch.hidden_BTD
     size, length, _ = hidden_BRD.shape
     stages = dict(pruning.stages)
     positions_BR = torch.arange(length).expand(size, length)
     is_image_BR = batch.is_image_T.expand(size, length)
-    cache = DynamicCache()
-    start = time.perf_counter()
     previous_BD: torch.Tensor | None = None
     past_mask = _past_mask(batch.is_image_T) if pruning.mask else None
     for index, layer in enumerate(decoder.layers):
@@ -174,39 +198,29 @@ def generate(model: Any, batch: Batch, pruning: Pruning, max_tokens: int) -> Pee
             past_key_values=cache,
             position_embeddings=decoder.rotary_emb(hidden_BRD, positions_BR),
         )
-    token_B = head(decoder.norm(hidden_BRD[:, -1])).argmax(-1)
-    prefilled = time.perf_counter()
-    tokens = [token_B]
-    for step in range(1, max_tokens):
-        hidden_B1D = model.get_input_embeddings()(token_B)[:, None]
-        position_B1 = torch.full((size, 1), length + step - 1)
-        rotary = decoder.rotary_emb(hidden_B1D, position_B1)
-        seen = None
-        if pruning.mask:
-            seen = torch.cat([~batch.is_image_T, torch.ones(step, dtype=torch.bool)])[
-                None, None, None
-            ]
-        for index, layer in enumerate(decoder.layers):
-            hidden_B1D = layer(
-                hidden_B1D,
-                attention_mask=seen if pruning.mask and index >= pruning.stages[0][0] else None,
-                position_ids=position_B1,
-                past_key_values=cache,
-                position_embeddings=rotary,
-            )
-        token_B = head(decoder.norm(hidden_B1D[:, -1])).argmax(-1)
-        tokens.append(token_B)
-    ended = time.perf_counter()
-    return PeerRun(
-        tokens=tuple(tuple(row) for row in torch.stack(tokens, 1).tolist()),
-        prefill_seconds=prefilled - start,
-        decode_seconds=ended - prefilled,
-        kv_bytes=sum(
-            tensor.numel() * tensor.element_size()
-            for layer in cache.layers
-            for tensor in (layer.keys, layer.values)
-        ),
-    )
+    return hidden_BRD[:, -1]
+
+
+def _decode(
+    decoder: Any, hidden_BD: torch.Tensor, step: int, batch: Batch, pruning: Pruning, cache: Any
+) -> torch.Tensor:
+    """[B, D] after all layers, from the embeddings [B, D] of the step-th token of the answers."""
+    size, length, _ = batch.hidden_BTD.shape
+    hidden_B1D = hidden_BD[:, None]
+    position_B1 = torch.full((size, 1), length + step - 1)
+    rotary = decoder.rotary_emb(hidden_B1D, position_B1)
+    seen = None
+    if pruning.mask:
+        seen = torch.cat([~batch.is_image_T, torch.ones(step, dtype=torch.bool)])[None, None, None]
+    for index, layer in enumerate(decoder.layers):
+        hidden_B1D = layer(
+            hidden_B1D,
+            attention_mask=seen if pruning.mask and index >= pruning.stages[0][0] else None,
+            position_ids=position_B1,
+            past_key_values=cache,
+            position_embeddings=rotary,
+        )
+    return hidden_B1D[:, -1]
 
 
 def _past_mask(is_image_T: torch.Tensor) -> torch.Tensor:

@@ -51,9 +51,9 @@ def trace(turns: int) -> list[Turn]:
     A later turn's prompt is the whole conversation so far. Two thirds of the conversations open
     with the same question.
     """
-    from vllm_flow.demo.prompt import ANSWER_END, build_prompt
-    from vllm_flow.demo.questions import presence
-    from vllm_flow.demo.vocabulary import CLASSES
+    from vllm_flow.demo_model.prompt import ANSWER_END, build_prompt
+    from vllm_flow.demo_model.questions import presence
+    from vllm_flow.demo_model.vocabulary import CLASSES
 
     def question(conversation: int, turn: int) -> str:
         opening = turn == 0 and conversation % 3
@@ -77,7 +77,7 @@ def replay(llm: Any, requests: Iterable[Turn], cliff_of: Callable[[Turn], int | 
     from PIL import Image
     from vllm import SamplingParams
 
-    from vllm_flow.demo.heldout import load_scenes
+    from vllm_flow.demo_model.heldout import load_scenes
 
     scenes = load_scenes("seen")[:PICTURES]
     pictures = [Image.open(scene.image_path).convert("RGB") for scene in scenes]
@@ -162,7 +162,7 @@ def main() -> None:
     from vllm_flow.engine.process import quieten
 
     quieten(offline=True)
-    from vllm_flow.demo.assemble import assemble_small
+    from vllm_flow.demo_model.assemble import assemble_small
 
     rows = measure(assemble_small(), args.turns, 2, (0, 1, 2, 3, 4, 5))
     print(

@@ -6,13 +6,17 @@ import argparse
 import datetime
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vllm_flow.profile.records import Results
+from vllm_flow.profile.findings import Results
+from vllm_flow.profile.ideal import ModelShape
 from vllm_flow.profile.shape import PREFIX, LlavaShape
+
+if TYPE_CHECKING:
+    from vllm_flow.profile.engines import EngineOptions, System
 
 
 def profile(args: argparse.Namespace, scratch: Path) -> Results:
@@ -27,14 +31,82 @@ def profile(args: argparse.Namespace, scratch: Path) -> Results:
     from vllm_flow.profile import engines
 
     engines.prepare_process()
-    import torch
     from rich.console import Console
-    from transformers import AutoConfig
 
-    from vllm_flow.plan import default_group_layers, storage_groups
-    from vllm_flow.profile import figure, measure, table
+    from vllm_flow.profile import rounds, speed_figure, speed_tables
     from vllm_flow.profile.load import Limits
-    from vllm_flow.profile.shape import shape_of, write_folder, write_weights
+
+    setup = settle(args, scratch)
+    console = Console(width=200 if not sys.stdout.isatty() else None)
+    stock, flow = (
+        engines.open_engine(setup.options, extension=on, num_layers=setup.shape.layers)
+        for on in (False, True)
+    )
+    images = setup.images_of(setup.image_tokens)
+    work = rounds.workload_of(stock, args.text_tokens, args.output_tokens, images)
+    limits = Limits(args.ttft_ms, args.tpot_ms)
+    bench = rounds.Bench(stock, flow, setup.systems, setup.shape, work, limits)
+    results = _empty(args, setup, bench)
+    # Each part is shown and kept as soon as it is there: a run may be cut short.
+    for part, measured in _measurements(args, setup, bench):
+        results = replace(results, **{part: measured})
+        for made in speed_tables.tables(results, part):
+            console.print(made)
+        results.write(args.out)
+    for note in results.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    paths = [results.write(args.out), *speed_figure.draw(results, args.out)]
+    console.print(
+        "Wrote " + ", ".join(str(path) for path in paths), highlight=False, soft_wrap=True
+    )
+    return results
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run's arguments mean for its model, settled before an engine starts."""
+
+    spelled: str | None
+    """The shape as the user wrote it, None for a checkpoint."""
+    shape: ModelShape
+    options: EngineOptions
+    systems: tuple[System, ...]
+    peer_cliff: int
+    image_tokens: int
+    contexts: tuple[int, ...]
+    """Image tokens of the decode steps."""
+    loads: tuple[tuple[int, int], ...]
+    """(requests at once, requests) of each load."""
+
+    def images_of(self, tokens: int) -> int:
+        """How many images have so many tokens; ValueError where no number has."""
+        return images_of(self.shape, tokens)
+
+
+def images_of(shape: ModelShape, tokens: int) -> int:
+    """How many images have so many tokens.
+
+    Raises:
+        ValueError: no whole number of images has.
+    """
+    assert shape.tower is not None
+    if tokens % shape.tower.patches:
+        raise ValueError(
+            f"{tokens} image tokens: one image has {shape.tower.patches}; use a multiple."
+        )
+    return tokens // shape.tower.patches
+
+
+def settle(args: argparse.Namespace, scratch: Path) -> Setup:
+    """Read the arguments beside the model they name; writes the checkpoint of a shape.
+
+    Raises:
+        ValueError: see :func:`profile`.
+    """
+    import torch
+
+    from vllm_flow.layout import default_group_layers, storage_groups
+    from vllm_flow.profile import engines
 
     if args.execution == "graphs" and not torch.cuda.is_available():
         raise ValueError("--execution graphs: CUDA graphs need a CUDA device; leave it out.")
@@ -44,37 +116,12 @@ def profile(args: argparse.Namespace, scratch: Path) -> Results:
             f"--requests names {len(requests)} loads, --concurrency {len(args.concurrency)}."
         )
     spelled = args.shape or (args.model if args.model.startswith(PREFIX) else None)
-    model, load_format = args.model, "auto"
-    if spelled is not None:
-        llava = LlavaShape.parse(spelled)
-        if "peers" in args.parts:
-            model = str(write_weights(llava, scratch, args.dtype))
-        else:
-            model, load_format = str(write_folder(llava, scratch, args.dtype)), "dummy"
-    try:
-        config = AutoConfig.from_pretrained(model)
-    except OSError as error:
-        raise ValueError(f"no model at {model!r}: {str(error).splitlines()[0]}") from None
-    if "peers" in args.parts and config.model_type != "llava":
-        raise ValueError(
-            f"the peers are written for LLaVA; leave out peers for {config.model_type}."
-        )
-    shape = shape_of(config, args.dtype)
-    if shape.tower is None:
-        raise ValueError(f"{model} has no vision tower; profile a vision-language model.")
+    model, load_format = _checkpoint(args, spelled, scratch)
+    shape = _shape(args, model)
     systems = engines.parse_systems(args.policies, shape.layers)
     (peer,) = engines.parse_systems(args.peer_cliff, shape.layers)[1:]
-    cliff = peer.layers_seen(shape.layers)
     groups = args.group_layers or default_group_layers(shape.layers)
     storage_groups(shape.layers, groups)  # refuses a size that does not divide
-
-    def images_of(tokens: int) -> int:
-        if tokens % shape.tower.patches:
-            raise ValueError(
-                f"{tokens} image tokens: one image has {shape.tower.patches}; use a multiple."
-            )
-        return tokens // shape.tower.patches
-
     image_tokens = args.image_tokens or shape.tower.patches
     contexts = args.decode_image_tokens or (image_tokens,)
     longest = max(image_tokens, *(contexts if "decode" in args.parts else ()), 0)
@@ -87,67 +134,81 @@ def profile(args: argparse.Namespace, scratch: Path) -> Results:
         block_size=args.block_size,
         kv_cache_bytes=int(args.kv_cache_gib * 2**30),
         group_layers=groups,
-        images=images_of(longest),
+        images=images_of(shape, longest),
         execution=args.execution,
         stock_execution=args.stock_execution,
     )
-    console = Console(width=200 if not sys.stdout.isatty() else None)
-    stock, flow = (
-        engines.open_engine(options, extension=on, num_layers=shape.layers) for on in (False, True)
+    return Setup(
+        spelled=spelled,
+        shape=shape,
+        options=options,
+        systems=tuple(systems),
+        peer_cliff=peer.layers_seen(shape.layers),
+        image_tokens=image_tokens,
+        contexts=tuple(contexts),
+        loads=tuple(zip(args.concurrency, requests, strict=True)),
     )
-    work = measure.workload_of(stock, args.text_tokens, args.output_tokens, images_of(image_tokens))
-    limits = Limits(args.ttft_ms, args.tpot_ms)
-    bench = measure.Bench(stock, flow, systems, shape, work, limits)
-    results = _empty(args, spelled, bench, options, groups)
-    # Each part is shown and kept as soon as it is there: a run may be cut short.
-    for part, measured in _measurements(args, bench, requests, contexts, images_of, model, cliff):
-        results = replace(results, **{part: measured})
-        for made in table.tables(results, part):
-            console.print(made)
-        results.write(args.out)
-    for note in results.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
-    paths = [results.write(args.out), *figure.draw(results, args.out)]
-    console.print(
-        "Wrote " + ", ".join(str(path) for path in paths), highlight=False, soft_wrap=True
-    )
-    return results
+
+
+def _checkpoint(args: argparse.Namespace, spelled: str | None, scratch: Path) -> tuple[str, str]:
+    """(model, load format); peers need weights in files, vLLM can make its own up."""
+    if spelled is None:
+        return args.model, "auto"
+    from vllm_flow.profile.shape import write_folder, write_weights
+
+    llava = LlavaShape.parse(spelled)
+    if "peers" in args.parts:
+        return str(write_weights(llava, scratch, args.dtype)), "auto"
+    return str(write_folder(llava, scratch, args.dtype)), "dummy"
+
+
+def _shape(args: argparse.Namespace, model: str) -> ModelShape:
+    from transformers import AutoConfig
+
+    from vllm_flow.profile.shape import shape_of
+
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except OSError as error:
+        raise ValueError(f"no model at {model!r}: {str(error).splitlines()[0]}") from None
+    if "peers" in args.parts and config.model_type != "llava":
+        raise ValueError(
+            f"the peers are written for LLaVA; leave out peers for {config.model_type}."
+        )
+    shape = shape_of(config, args.dtype)
+    if shape.tower is None:
+        raise ValueError(f"{model} has no vision tower; profile a vision-language model.")
+    return shape
 
 
 def _measurements(
-    args: argparse.Namespace,
-    bench: Any,
-    requests: Sequence[int],
-    contexts: Sequence[int],
-    images_of: Callable[[int], int],
-    model: str,
-    cliff: int,
+    args: argparse.Namespace, setup: Setup, bench: Any
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """(part, what was found), one after the other."""
-    from vllm_flow.profile import measure, under_load
+    from vllm_flow.profile import rounds, under_load
 
     if "prefill" in args.parts:
-        yield "prefill", measure.prefill(bench, args.batch, args.rounds)
+        yield "prefill", rounds.prefill(bench, args.batch, args.rounds)
     if "load" in args.parts:
         yield (
             "load",
             tuple(
                 row
-                for level, count in zip(args.concurrency, requests, strict=True)
+                for level, count in setup.loads
                 for row in under_load.under_load(bench, level, count, args.rounds)
             ),
         )
     if "capacity" in args.parts:
-        yield "capacity", measure.capacity(bench)
+        yield "capacity", rounds.capacity(bench)
     if "decode" in args.parts:
         yield (
             "decode",
             tuple(
                 row
-                for tokens in contexts
-                for row in measure.decode(
+                for tokens in setup.contexts
+                for row in rounds.decode(
                     bench.with_work(
-                        replace(bench.work, image_tokens=tokens, images=images_of(tokens))
+                        replace(bench.work, image_tokens=tokens, images=setup.images_of(tokens))
                     ),
                     args.decode_batch,
                     args.rounds,
@@ -155,18 +216,16 @@ def _measurements(
             ),
         )
     if "peers" in args.parts:
-        yield "peers", _peers(bench, model, args, cliff)
+        yield "peers", _peers(args, setup, bench)
 
 
-def _empty(
-    args: argparse.Namespace, spelled: str | None, bench: Any, options: Any, groups: int
-) -> Results:
+def _empty(args: argparse.Namespace, setup: Setup, bench: Any) -> Results:
     """What is known of a run before anything is measured."""
     from vllm_flow.profile import ideal
 
     work, flops = bench.work, ideal.prefill_flops(bench.shape, bench.work, bench.shape.layers)
-    engine = _engine_facts(bench.stock, options, groups)
-    model = f"{PREFIX}{LlavaShape.parse(spelled)}" if spelled is not None else args.model
+    engine = _engine_facts(bench.stock, setup.options)
+    model = args.model if setup.spelled is None else f"{PREFIX}{LlavaShape.parse(setup.spelled)}"
     return Results(
         command=f"vllm-flow {shlex.join(sys.argv[1:])}",
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -180,14 +239,14 @@ def _empty(
             f"{work.output_tokens} out; {flops.total / 1e9:.0f} GFLOP of prefill without a policy, "
             f"{flops.tower / 1e9:.1f} of them the vision tower.",
             f"{model}; {engine['dtype']}; vLLM {engine['vllm']}, torch {engine['torch']}, "
-            f"{engine['device']}, threads: {engine['threads']}; storage groups of {groups} layers, "
+            f"{engine['device']}, threads: {engine['threads']}; storage groups of {setup.options.group_layers} layers, "
             f"blocks of {engine['block_size']} tokens; stock and extension are two engines of one "
             "process, rounds alternate; medians [lowest, highest].",
         ),
     )
 
 
-def _peers(bench: Any, model: str, args: argparse.Namespace, cliff: int) -> Any:
+def _peers(args: argparse.Namespace, setup: Setup, bench: Any) -> Any:
     import torch
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
     from transformers.utils.logging import disable_progress_bar
@@ -196,6 +255,7 @@ def _peers(bench: Any, model: str, args: argparse.Namespace, cliff: int) -> Any:
 
     disable_progress_bar()
 
+    model = setup.options.model
     theirs = LlavaForConditionalGeneration.from_pretrained(
         model, dtype=getattr(torch, args.dtype), attn_implementation="sdpa"
     ).eval()
@@ -204,12 +264,12 @@ def _peers(bench: Any, model: str, args: argparse.Namespace, cliff: int) -> Any:
         theirs,
         LlavaProcessor.from_pretrained(model),
         batches=(1, args.batch),
-        cliff=cliff,
+        cliff=setup.peer_cliff,
         rounds=args.rounds,
     )
 
 
-def _engine_facts(llm: Any, options: Any, groups: int) -> dict[str, Any]:
+def _engine_facts(llm: Any, options: EngineOptions) -> dict[str, Any]:
     import platform
 
     import torch
@@ -218,7 +278,6 @@ def _engine_facts(llm: Any, options: Any, groups: int) -> dict[str, Any]:
     return {
         **asdict(options),
         "model": None,  # a folder of this machine says nothing elsewhere
-        "group_layers": groups,
         "block_size": llm.llm_engine.vllm_config.cache_config.block_size,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor(),

@@ -1,7 +1,7 @@
 """One of the measurements: every system under a closed load, its blocks and its host time counted.
 
 Beside throughput and latencies stands what the shapes allow; how rounds alternate is
-:mod:`vllm_flow.profile.measure`'s.
+:mod:`vllm_flow.profile.rounds`'s.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from vllm_flow.profile import engines, ideal, load, watching
 from vllm_flow.profile.engines import System
-from vllm_flow.profile.measure import MIB, Bench
-from vllm_flow.profile.records import Load, Spread, ratios
+from vllm_flow.profile.findings import Load, Spread, ratios
+from vllm_flow.profile.rounds import MIB, Bench
 
 
 def under_load(bench: Bench, concurrency: int, count: int, rounds: int) -> tuple[Load, ...]:

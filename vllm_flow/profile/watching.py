@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.plan import storage_groups
+from vllm_flow.layout import storage_groups
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -103,19 +103,49 @@ def watch(llm: LLM) -> Iterator[Watch]:
     """Record the engine's steps until the block ends."""
     core = core_of(llm)
     scheduler, runner = core.scheduler, runner_of(llm)
-    managers = scheduler.kv_cache_manager.coordinator.single_type_managers
-    pool, seen = pool_of(llm), Watch()
-    spent = {"schedule": 0.0, "metadata": 0.0, "plan": 0.0}
-    last: dict[str, Any] = {}
+    recorder = _Recorder(llm)
+    state = getattr(runner, "model_state", None)  # model runner V2
+    wrappers: Sequence[tuple[Any, str, Callable[..., Any]]] = (
+        (core, "step_fn", recorder.step),
+        (scheduler, "schedule", recorder.timed("schedule", recorder.scheduled)),
+        (scheduler, "update_from_output", recorder.timed("schedule")),
+        (scheduler, "_free_blocks", recorder.freed),
+        (state, "prepare_attn", recorder.timed("metadata")),
+        (runner, "_build_attention_metadata", recorder.timed("metadata")),
+        (runner, "_plan_flow_step", recorder.timed("plan")),
+        (state, "_plan_flow_step", recorder.timed("plan")),
+        (state, "_prepare_graph", recorder.timed("plan")),
+    )
+    with contextlib.ExitStack() as stack:
+        for owner, name, wrapper in wrappers:
+            if owner is not None and hasattr(owner, name):
+                stack.enter_context(_wrapped(owner, name, wrapper))
+        yield recorder.seen
 
-    def timed(name: str, after: Callable[[Any], None] | None = None) -> Callable[..., Any]:
+
+class _Recorder:
+    """Wraps the methods of one engine so that what happens in a step adds up in a `Watch`."""
+
+    def __init__(self, llm: LLM) -> None:
+        self.seen = Watch()
+        self._pool = pool_of(llm)
+        self._scheduler = core_of(llm).scheduler
+        self._managers = self._scheduler.kv_cache_manager.coordinator.single_type_managers
+        self._spent = {"schedule": 0.0, "metadata": 0.0, "plan": 0.0}
+        self._scheduled: dict[str, int] | None = None
+
+    def timed(
+        self, name: str, after: Callable[[Any], None] | None = None
+    ) -> Callable[..., Callable[..., Any]]:
+        """A wrapper that adds its method's time to a part of the step."""
+
         def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
                 start = time.perf_counter()
                 try:
                     result = original(*args, **kwargs)
                 finally:
-                    spent[name] += time.perf_counter() - start
+                    self._spent[name] += time.perf_counter() - start
                 if after is not None:
                     after(result)
                 return result
@@ -124,54 +154,39 @@ def watch(llm: LLM) -> Iterator[Watch]:
 
         return wrap
 
-    def scheduled(output: Any) -> None:
-        last["scheduled"] = output.num_scheduled_tokens
-        free = pool.get_num_free_blocks()
-        seen.peak_blocks = max(seen.peak_blocks, len(pool.blocks) - POOL_SLACK - free)
-        seen.peak_running = max(seen.peak_running, len(scheduler.running))
+    def scheduled(self, output: Any) -> None:
+        """Take down what the scheduler decided, and how full pool and batch are."""
+        self._scheduled = output.num_scheduled_tokens
+        used = len(self._pool.blocks) - POOL_SLACK - self._pool.get_num_free_blocks()
+        self.seen.peak_blocks = max(self.seen.peak_blocks, used)
+        self.seen.peak_running = max(self.seen.peak_running, len(self._scheduler.running))
 
-    def step(original: Callable[..., Any]) -> Callable[..., Any]:
+    def step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps the engine's step: a record for each that scheduled anything."""
+
         def call() -> Any:
-            spent.update(dict.fromkeys(spent, 0.0))
-            last.clear()
+            self._spent.update(dict.fromkeys(self._spent, 0.0))
+            self._scheduled = None
             start = time.perf_counter()
             result = original()
             seconds = time.perf_counter() - start
-            tokens = last.get("scheduled")
-            if tokens:
-                seen.steps.append(Step(len(tokens), sum(tokens.values()), seconds, **spent))
+            if tokens := self._scheduled:
+                self.seen.steps.append(
+                    Step(len(tokens), sum(tokens.values()), seconds, **self._spent)
+                )
             return result
 
         return call
 
-    def freed(original: Callable[..., Any]) -> Callable[..., Any]:
+    def freed(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps the release of a request's blocks: how many it held in each group."""
+
         def call(request: Any, *args: Any, **kwargs: Any) -> Any:
-            seen.blocks.append(
-                tuple(
-                    len(manager.req_to_blocks.get(request.request_id, ())) for manager in managers
-                )
-            )
+            held = (m.req_to_blocks.get(request.request_id, ()) for m in self._managers)
+            self.seen.blocks.append(tuple(len(blocks) for blocks in held))
             return original(request, *args, **kwargs)
 
         return call
-
-    state = getattr(runner, "model_state", None)  # model runner V2
-    wrappers: Sequence[tuple[Any, str, Callable[..., Any]]] = (
-        (core, "step_fn", step),
-        (scheduler, "schedule", timed("schedule", scheduled)),
-        (scheduler, "update_from_output", timed("schedule")),
-        (scheduler, "_free_blocks", freed),
-        (state, "prepare_attn", timed("metadata")),
-        (runner, "_build_attention_metadata", timed("metadata")),
-        (runner, "_plan_flow_step", timed("plan")),
-        (state, "_plan_flow_step", timed("plan")),
-        (state, "_prepare_graph", timed("plan")),
-    )
-    with contextlib.ExitStack() as stack:
-        for owner, name, wrapper in wrappers:
-            if owner is not None and hasattr(owner, name):
-                stack.enter_context(_wrapped(owner, name, wrapper))
-        yield seen
 
 
 @contextlib.contextmanager

@@ -1,0 +1,175 @@
+"""Finds how many layers must see the image so that a task loses no more than you tolerate.
+
+    vllm-flow cliff --model llava-hf/llava-1.5-7b-hf --data DATA --task pope \\
+        --tolerance 1% --confidence 95% --out cliff.json
+
+DATA has a folder per task (DATA/pope), as for `vllm-flow eval`. The answer is the smallest layer found
+whose loss of the task's headline score against the baseline is shown to be within the tolerance:
+the upper limit of the paired loss is at most the tolerance, at the given confidence.
+
+A quarter of the questions, by picture, explores: bisection over the layers, with small batches first.
+The rest confirms: from a few layers deeper than the proposed one down, one test each on all of them, at
+the full confidence, until one fails; the last that passed is the answer. So the answer loses more than
+the tolerance with a probability of at most 1 - confidence, whatever the curve looks like; that it is the
+smallest such layer is likely, not guaranteed. It costs a fraction of asking everything at every layer.
+
+--unlabelled needs no labels: on a few dozen questions, the divergence KL(baseline || cliff) of the first
+answer token's distribution over the whole vocabulary, layer by layer; the answer is the smallest layer
+from which on it stays at or below --kl-threshold. DATA may then be a file of JSON lines with "text" and
+"image". It says how far answers move, not whether they become worse.
+
+Answers are kept as they come (--answers): killed, the same command goes on from them, and another --tolerance
+reads them too.
+
+The file takes one task after the other. A server reads it:
+
+    vllm serve ... --additional-config '{"vllm_flow": {"default_policy": {"profile": "cliff.json"}}}'
+
+and gives a request the cliff of the task it names, "vllm_xargs": {"flow_task": "pope"}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vllm-flow cliff`."""
+    from vllm_flow.eval.sweep.command import json_object, positive
+    from vllm_flow.eval.sweep.conversation import NAMES
+    from vllm_flow.eval.tasks import task_names
+
+    what = parser.add_argument_group("what is asked")
+    what.add_argument("--model", required=True, help="directory, hub name, or `demo`")
+    what.add_argument("--data", required=True, type=Path, help="folder with one folder per task")
+    what.add_argument(
+        "--task", default="pope", help=f"{', '.join(task_names())} (default: pope); the file's tag"
+    )
+    what.add_argument(
+        "--items", type=positive, help="at most so many questions, spread over the pictures"
+    )
+    what.add_argument("--seed", type=int, default=0, help="decides the order of the questions")
+    what.add_argument("--conversation", choices=NAMES, default="auto")
+    what.add_argument("--image-preparation", choices=("task", "pad", "plain"), default="task")
+
+    rule = parser.add_argument_group("the rule")
+    rule.add_argument(
+        "--tolerance", type=_share, default=0.005, help="of the headline score (default: 0.5%%)"
+    )
+    rule.add_argument("--confidence", type=_confidence, default=0.95, help="default: 95%%")
+    rule.add_argument("--unlabelled", action="store_true", help="by divergence, without labels")
+    rule.add_argument(
+        "--kl-threshold",
+        type=_positive_number,
+        default=0.003,
+        help="in nats (default: 0.003, VTW's for LLaVA-1.5-7B)",
+    )
+    rule.add_argument(
+        "--kl-rule",
+        choices=("mean", "upper"),
+        default="upper",
+        help="what must stay below it: the mean, as in VTW, or its upper limit (default)",
+    )
+    rule.add_argument(
+        "--mass-share",
+        type=_share,
+        default=0.1,
+        help="share of attention on the image for the comparison with attention alone (default: 10%%)",
+    )
+
+    engine = parser.add_argument_group("the engine")
+    engine.add_argument("--dtype", help="default: the checkpoint's; float32 for the demo model")
+    engine.add_argument("--group-layers", type=positive, help="layers per storage group")
+    engine.add_argument("--block-size", type=positive, help="tokens per KV block")
+    engine.add_argument("--max-model-len", type=positive)
+    engine.add_argument("--kv-cache-gib", type=float, help="KV-cache pool of the engine")
+    engine.add_argument(
+        "--engine-args", type=json_object, default={}, metavar="JSON",
+        help="further arguments of vllm.LLM",
+    )  # fmt: skip
+
+    out = parser.add_argument_group("what comes out")
+    out.add_argument(
+        "--out", type=Path, default=Path("cliff.json"), help="the profile (default: cliff.json)"
+    )
+    out.add_argument(
+        "--answers",
+        type=Path,
+        metavar="DIR",
+        help="where answers are kept, from which the same command goes on after a stop (default: beside --out)",
+    )
+    out.add_argument(
+        "--exhaustive",
+        action="store_true",
+        help="afterwards ask everything at every layer, and say what that sweep finds",
+    )
+    out.add_argument(
+        "--no-attention",
+        action="store_true",
+        help="leave out what attention alone would say (left out under tensor parallelism)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Find the cliff: 0 when the profile is written, 1 when stopped, 2 when refused."""
+    from vllm_flow.cliff_file import ProfileError, load_profile, merged, write_profile
+    from vllm_flow.eval.cliff import figure, table
+    from vllm_flow.eval.cliff.evidence import CliffError
+    from vllm_flow.eval.cliff.record import folder_of
+
+    try:
+        before = load_profile(args.out)[1] if args.out.exists() else None
+        from vllm_flow.eval.cliff.find import find
+
+        found = find(args)
+        content = merged(before, found)
+    except ProfileError as error:
+        print(f"vllm-flow cliff: {args.out}: {error}", file=sys.stderr)
+        return 2
+    except (CliffError, ValueError) as error:  # of data, tasks and models
+        print(f"vllm-flow cliff: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            f"\nvllm-flow cliff: interrupted; the same command goes on from what is in {folder_of(args)}.",
+            file=sys.stderr,
+        )
+        return 1
+    write_profile(args.out, content)
+    entry, num_layers = found["tasks"][args.task], found["num_layers"]
+    table.show(args.task, entry, num_layers)
+    figures = figure.draw(args.task, entry, num_layers, args.out)
+    print(f"Written: {args.out}, {', '.join(str(path) for path in figures)}")
+    return 0
+
+
+def _share(text: str) -> float:
+    """`0.5%` or `0.005`."""
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no share between 0 and 1; write 0.5% or 0.005"
+        )
+    return value
+
+
+def _confidence(text: str) -> float:
+    value = _share(text)
+    if not 0.5 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: it must lie between 50% and 100%")
+    return value
+
+
+def _positive_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value

@@ -1,0 +1,119 @@
+"""What the cliff finder has asked so far, on disk: the same command goes on where an earlier one was killed.
+
+A run directory (`records.py`) for the answers, and beside them `measured.jsonl`: what was measured of the first
+answer token, a question per line. A search asks what its plan and the answers so far make it ask, so answers
+that are read instead of asked lead it the same way. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from vllm_flow.eval.cliff.evidence import CliffError
+from vllm_flow.eval.sweep.model_facts import ModelFacts
+from vllm_flow.eval.sweep.records import Run, RunError
+from vllm_flow.eval.sweep.run import engine_settings, open_run, versions
+from vllm_flow.eval.sweep.work import TaskWork
+
+MEASURED = "measured.jsonl"
+
+
+class Record:
+    """The answers and measurements of one task's questions; open for one writer."""
+
+    def __init__(self, run: Run, task: str) -> None:
+        self.run, self.task = run, task
+        rows = run.answers().select(["task", "item_id", "policy", "answer"]).to_pylist()
+        # Failed requests are asked again: what failed may have been the engine's fault.
+        self._answers = {
+            (row["item_id"], row["policy"]): row["answer"]
+            for row in rows
+            if row["task"] == task and row["answer"] is not None
+        }
+        self._path = run.path / MEASURED
+        self._measured = {(row["what"], row["item_id"]): row["values"] for row in self._read()}
+
+    def __len__(self) -> int:
+        """Answers and measurements in it."""
+        return len(self._answers) + len(self._measured)
+
+    def answer(self, item_id: str, policy: str) -> str | None:
+        """An earlier answer."""
+        return self._answers.get((item_id, policy))
+
+    def add(self, table: pa.Table) -> None:
+        """Keep a batch's answers, all of them or after a crash none."""
+        self.run.append(table)
+
+    def measured(self, what: str, item_id: str) -> Any:
+        """An earlier measurement; None if there is none."""
+        return self._measured.get((what, item_id))
+
+    def measure(self, what: str, item_id: str, values: Any) -> None:
+        """Keep a measurement."""
+        self._measured[what, item_id] = values
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"what": what, "item_id": item_id, "values": values}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        whole, newline, torn = self._path.read_bytes().rpartition(b"\n")
+        if torn:  # by a crash: what comes next begins a line
+            self._path.write_bytes(whole + newline)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+def folder_of(args: Namespace) -> Path:
+    """Where a command keeps its answers: beside the profile, unless told."""
+    if args.answers is not None:
+        return args.answers
+    kind = "-unlabelled" if args.unlabelled else ""
+    return args.out.with_name(f"{args.out.stem}-{args.task}{kind}-run")
+
+
+@contextmanager
+def recording(
+    args: Namespace, facts: ModelFacts, work: TaskWork, policies: Sequence[Any], on_gpu: bool
+) -> Iterator[Record]:
+    """The record that a command's arguments name, begun or continued.
+
+    Raises:
+        CliffError: what is there was asked otherwise, or is being written; says what differs.
+    """
+    folder = folder_of(args)
+    meta = {
+        "command": ["vllm-flow", *sys.argv[1:]],
+        **engine_settings(args, facts, on_gpu),
+        "prompt": facts.conversation.prompt("{text}", True),
+        "image_preparation": args.image_preparation,
+        "data": str(args.data.resolve()),
+        "limit": args.items,
+        "engines": 1,
+        "versions": versions(),
+        "tasks": [],
+        "policies": [],
+    }
+    try:
+        run = open_run(folder, meta)
+        with run.writing():
+            run.write_items(work.task, work.items)
+            run.extend([work.task], [policy.as_json() for policy in policies])
+            yield Record(run, work.task)
+            run.compact()
+    except RunError as error:
+        raise CliffError(
+            f"the answers of an earlier run cannot be gone on from: {error} Delete {folder}, or name "
+            "another folder with --answers."
+        ) from None

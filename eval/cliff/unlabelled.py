@@ -1,0 +1,140 @@
+"""What the cliff finder measures without labels: divergence, agreement, and what attention alone would say.
+
+Asks the engine, or its record; the rule is `vllm_flow.eval.cliff.divergence`'s.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vllm_flow.eval.cliff import divergence
+from vllm_flow.eval.cliff.engine import CliffEngine
+from vllm_flow.eval.cliff.evidence import CliffError
+from vllm_flow.eval.statistics import intervals
+
+ATTENTION_ITEMS = 32
+"""Questions whose attention is logged."""
+
+NOT_CAUSAL = (
+    "Attention is what a layer reads, not what the answer needs: a layer may read the image without "
+    "effect, or pass on what earlier layers moved into the text. Shown for comparison; it decides nothing."
+)
+
+FIRST_TOKEN, ATTENTION = "first token", "attention"
+"""What the record calls the measurements."""
+
+
+def unlabelled(engine: CliffEngine, args: Namespace) -> dict[str, Any]:
+    """Divergence of the first answer token's distribution and agreement of the answers, layer by layer."""
+    count, layers = len(engine.work.items), len(engine.policies) - 1
+    divergences = np.empty((layers, count))
+    same_token = np.empty((layers, count))
+    with tqdm(total=count, unit="question", desc="distributions", dynamic_ncols=True) as bar:
+        for at in range(count):
+            divergences[:, at], same_token[:, at] = first_token(engine, at)
+            bar.update()
+    same_answer = agreement(engine)
+    means = divergence.bootstrap_means(divergences, args.confidence)
+    # Wilson's interval for shares: a bootstrap of answers that all agree knows no width.
+    agreed = [intervals.accuracy(int(row.sum()), count, args.confidence) for row in same_answer]
+    token = [intervals.accuracy(int(row.sum()), count, args.confidence) for row in same_token]
+    rule = {
+        reading: divergence.divergence_cliff(means, args.kl_threshold, reading)
+        for reading in ("mean", "upper")
+    }
+    return {
+        "flow_cliff": rule[args.kl_rule],
+        "evidence": {
+            "method": "unlabelled",
+            "metric": "KL(baseline || cliff) of the first answer token, nats, whole vocabulary",
+            "items": count,
+            "confidence": args.confidence,
+            "threshold": args.kl_threshold,
+            "rule": args.kl_rule,
+            "by_rule": rule,
+            "curve": [
+                {
+                    "layer": layer,
+                    "items": count,
+                    "kl": asdict(means[layer]),
+                    "same_answer": asdict(agreed[layer]),
+                    "same_first_token": asdict(token[layer]),
+                }
+                for layer in range(layers)
+            ],
+            "requests": engine.requests,
+        },
+    }
+
+
+def first_token(engine: CliffEngine, at: int) -> tuple[list[float], list[float]]:
+    """Per layer, how far a question's first answer token moves from the baseline's, and whether it is the same."""
+    item = engine.work.items[at]
+    known = None if engine.record is None else engine.record.measured(FIRST_TOKEN, item.id)
+    if known is not None:
+        engine.requests += len(engine.policies)
+        return known["kl"], known["same"]
+    *layers, full = engine.distributions(at)
+    kl = [divergence.divergence(full, one) for one in layers]
+    same = [float(one.argmax() == full.argmax()) for one in layers]
+    if engine.record is not None:
+        engine.record.measure(FIRST_TOKEN, item.id, {"kl": kl, "same": same})
+    return kl, same
+
+
+def agreement(engine: CliffEngine) -> Any:
+    """[layers, questions] whether the greedy answer is the baseline's."""
+    items, layers = engine.work.items, len(engine.policies) - 1
+    texts: dict[tuple[str, int], str] = {}
+    wanted = [(at, range(layers + 1)) for at in range(len(items))]
+    total = len(items) * (layers + 1)
+    with tqdm(total=total, unit="answer", desc="answers", dynamic_ncols=True) as bar:
+        for item_id, layer, text, error in engine.answers(wanted, bar.update):
+            if text is None:
+                raise CliffError(f"question {item_id} at layer {layer}: {error}")
+            texts[item_id, layer] = text
+    return np.array(
+        [
+            [float(texts[item.id, layer] == texts[item.id, layers]) for item in items]
+            for layer in range(layers)
+        ]
+    )
+
+
+def attention(engine: CliffEngine, folder: Path, share: float) -> dict[str, Any]:
+    """What the attention on the image alone would have said."""
+    indices = [
+        at for at, item in enumerate(engine.work.items[:ATTENTION_ITEMS]) if item.image is not None
+    ]
+    masses = image_masses(engine, indices, folder)
+    means = divergence.bootstrap_means(masses.T)
+    return {
+        "flow_cliff": divergence.stays_below([m.value for m in means], share, len(means)),
+        "share": share,
+        "items": len(indices),
+        "image_mass": [asdict(mean) for mean in means],
+        "remark": NOT_CAUSAL,
+    }
+
+
+def image_masses(engine: CliffEngine, indices: list[int], folder: Path) -> Any:
+    """[questions, layers] share of the baseline's attention on the image, asked where it is not known."""
+    items, record = engine.work.items, engine.record
+    known = (
+        {at: record.measured(ATTENTION, items[at].id) for at in indices}
+        if record is not None
+        else {}
+    )
+    left = [at for at in indices if known.get(at) is None]
+    engine.requests += len(indices) - len(left)
+    for at, masses in zip(left, engine.image_masses(left, folder) if left else (), strict=True):
+        known[at] = masses.tolist()
+        if record is not None:
+            record.measure(ATTENTION, items[at].id, known[at])
+    return np.array([known[at] for at in indices])

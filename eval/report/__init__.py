@@ -1,0 +1,1 @@
+"""`vllm-flow report`: from a run's answers to scores, figures and one page."""

@@ -1,0 +1,155 @@
+"""Reads a run directory and says what each policy did to the scores: page, figures, tables.
+
+Writes into RUN/report/: report.html (one file, nothing from outside), the figures as PNG and SVG, and
+CSV files with every number behind them. Answers are scored anew, so the report follows the tasks'
+present rules. A run that is still going, or was stopped, is reported as far as it got.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_flow.eval.report.results import Options, Summary
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vllm-flow report`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="what `vllm-flow eval --out` wrote")
+    parser.add_argument("--out", type=Path, help="where to write (default: RUN/report)")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1.0,
+        metavar="POINTS",
+        help="loss that counts as none, in percentage points of the headline metric (default: 1)",
+    )
+    parser.add_argument(
+        "--resamples", type=int, default=2000, help="of the bootstrap (default: 2000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of resampling and of the examples")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report and print its core."""
+    from vllm_flow.eval.report.results import Options
+    from vllm_flow.eval.sweep.records import RunError
+
+    if args.tolerance < 0 or args.resamples < 100:
+        print("vllm-flow report: --tolerance must be >= 0 and --resamples >= 100", file=sys.stderr)
+        return 2
+    options = Options(tolerance=args.tolerance / 100, resamples=args.resamples, seed=args.seed)
+    try:
+        summary, page = write_report(args.run, args.out or args.run / "report", options)
+    except RunError as error:
+        print(f"vllm-flow report: {error}", file=sys.stderr)
+        return 2
+    show(summary, options)
+    print(f"\n{page}")
+    return 0
+
+
+def write_report(path: Path, out: Path, options: Options | None = None) -> tuple[Summary, Path]:
+    """Write the report of the run at `path` into the directory `out`; the summary and the page.
+
+    Raises:
+        RunError: there is no run, or it is damaged, or it has no items yet.
+    """
+    from vllm_flow.eval.report.figures import draw_all
+    from vllm_flow.eval.report.page import write_page
+    from vllm_flow.eval.report.results import Options
+    from vllm_flow.eval.report.summary import summarise
+    from vllm_flow.eval.report.tables import write_tables
+    from vllm_flow.eval.sweep.records import Run, RunError
+
+    options = options or Options()
+    opened = Run.open(path)
+    items, tasks, unread = read_tasks(opened)
+    if not items:
+        reasons = "; ".join(unread.values()) or "it has no items yet"
+        raise RunError(f"{path}: nothing to report: {reasons}")
+    answers = opened.answers().to_pylist()
+    summary = summarise(opened.meta, items, answers, tasks, options, unread)
+    out.mkdir(parents=True, exist_ok=True)
+    write_tables(summary, answers, out)
+    figures = draw_all(summary, out, options)
+    said = {
+        (row["task"], row["policy"], row["item_id"]): row["answer"]
+        for row in answers
+        if row["answer"] is not None
+    }
+    page = out / "report.html"
+    write_page(page, summary, opened.meta, items, said, figures, options, data_note(opened.meta))
+    return summary, page
+
+
+def read_tasks(opened: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """Items and tasks by name, and why the others cannot be had.
+
+    A task is tried on an empty answer, so that missing language data is told before the work.
+    """
+    from vllm_flow.eval.sweep.records import RunError
+    from vllm_flow.eval.tasks import get_task
+
+    items: dict[str, Any] = {}
+    tasks: dict[str, Any] = {}
+    unread: dict[str, str] = {}
+    for name in opened.meta.get("tasks", []):
+        try:
+            found, task = opened.items(name), get_task(name)
+            if found:
+                task.score(found[0], "a dog.")
+        except (RunError, ValueError, KeyError, LookupError, RuntimeError) as error:
+            unread[name] = str(error)
+        else:
+            items[name], tasks[name] = found, task
+    return items, tasks, unread
+
+
+def data_note(meta: Mapping[str, Any]) -> str | None:
+    """What the data directory says of itself (`about.json`, "note"), if it is still there."""
+    try:
+        about = json.loads((Path(str(meta["data"])) / "about.json").read_text(encoding="utf-8"))
+        return str(about["note"])
+    except (KeyError, TypeError, OSError, json.JSONDecodeError):
+        return None
+
+
+def show(summary: Summary, options: Options) -> None:
+    """Print the core of the report: a line per task, the cliffs, what is missing."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from vllm_flow.eval.report.page import gaps, task_view
+
+    console = Console(highlight=False)
+    views = [
+        task_view(task, summary.num_layers, options)
+        for task in summary.tasks
+        if any(result.answered for result in task.policies)
+    ]
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("task", "metric", "baseline", "cliff", "there", "difference"):
+        table.add_column(heading, justify="left" if heading in ("task", "metric") else "right")
+    for view in views:
+        base, found = view["baseline"], view["found"]
+        table.add_row(
+            view["title"],
+            view["metric"] + (", %" if view["percent"] else ""),
+            base["value"] if base else "-",
+            f"{view['found_layer']}/{summary.num_layers}" if found else "-",
+            found["value"] if found else "-",
+            f"{found['difference']} {found['difference_limits']}" if found else "-",
+        )
+    console.print(table)
+    for view in views:
+        if view["swept"]:
+            console.print(f"{view['title']}: {view['cliff']}")
+    for gap in gaps(summary, {}):
+        console.print(gap)

@@ -1,0 +1,117 @@
+"""Numbers and names as the report writes them: percent, points, p values, verdicts, metric names. (pure)"""
+
+from __future__ import annotations
+
+from vllm_flow.eval.report.results import Compared, Policy, TaskResult
+from vllm_flow.eval.statistics.intervals import Interval
+from vllm_flow.eval.statistics.verdicts import FoundCliff
+
+TASKS = {
+    "pope": "POPE",
+    "scienceqa": "ScienceQA",
+    "textvqa": "TextVQA",
+    "chair": "CHAIR",
+    "mmstar": "MMStar",
+}
+METRICS = {"f1": "F1", "chair_i": "CHAIR_i", "chair_s": "CHAIR_s", "img_accuracy": "accuracy (IMG)"}
+
+
+def task_title(name: str) -> str:
+    """`textvqa-no-ocr` -> `TextVQA (no ocr)`; names that are not known stay as they are."""
+    stem, _, variant = name.partition("-")
+    if stem not in TASKS:
+        return name
+    return f"{TASKS[stem]} ({variant.replace('-', ' ')})" if variant else TASKS[stem]
+
+
+def metric_title(name: str) -> str:
+    """`f1_random` -> `F1 random`."""
+    for known in sorted(METRICS, key=len, reverse=True):
+        if name == known or name.startswith(known + "_"):
+            return (METRICS[known] + " " + name[len(known) + 1 :].replace("_", " ")).strip()
+    return name.replace("_", " ")
+
+
+def policy_title(policy: Policy) -> str:
+    """`cliff=12` -> `cliff 12`; kinds that are not known keep their names."""
+    if policy.kind == "text-only":
+        return "text only"
+    if policy.kind in ("cliff", "downsample"):
+        return policy.name.replace("=", " ")
+    return policy.name
+
+
+def is_share(result: TaskResult, metric: str) -> bool:
+    """Whether a metric is shown in percent: it is nowhere outside [0, 1]."""
+    values = [r.values[metric].value for r in result.policies if metric in r.values]
+    return all(0 <= value <= 1 for value in values)
+
+
+def number(value: float, share: bool = True) -> str:
+    """A share in percent with one decimal, or a number with two."""
+    return f"{100 * value:.1f}" if share else f"{value:.2f}"
+
+
+def signed(value: float, share: bool = True) -> str:
+    """A difference with its sign; zero has none."""
+    text = f"{100 * value:+.1f}" if share else f"{value:+.2f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def limits(interval: Interval, share: bool = True, sign: bool = False) -> str:
+    """An interval in brackets."""
+    form = signed if sign else number
+    return f"[{form(interval.low, share)}, {form(interval.high, share)}]"
+
+
+def p_text(p: float) -> str:
+    """A p value with as many digits as it deserves."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{min(p, 1):.2f}"
+
+
+def unit(share: bool) -> str:
+    """What a difference is counted in."""
+    return "points" if share else "units"
+
+
+def verdict_text(
+    compared: Compared,
+    tolerance: float,
+    share: bool = True,
+    higher_is_better: bool = True,
+    level: float = 0.05,
+) -> str:
+    """The verdict on a difference, in words that say no more than was found."""
+    verdict = compared.verdict
+    size = number(abs(compared.comparison.difference.value), share)
+    within = f"within ±{number(tolerance, share).removesuffix('.0')} {unit(share)}"
+    if verdict.finding == "identical":
+        text = "every answer scored the same"
+    elif verdict.finding in ("worse", "better"):
+        return f"{verdict.finding} by {size}" + (f", {within}" if verdict.within_tolerance else "")
+    elif compared.comparison.p_value < level:
+        worse = (compared.comparison.difference.value < 0) == higher_is_better
+        return f"{'worse' if worse else 'better'} by {size}, but not beyond chance after correction"
+    else:
+        text = "no difference found"
+    if verdict.within_tolerance:
+        return f"{text}; {within}"
+    return f"{text}; ±{number(compared.detectable, share)} or more would likely show"
+
+
+def cliff_text(cliff: FoundCliff | None, tolerance: float, share: bool = True) -> str:
+    """The two readings of a sweep, in a sentence or two."""
+    if cliff is None:
+        return "There is no cliff to compare with the baseline."
+    size = f"{number(tolerance, share).removesuffix('.0')} {'point' if share and tolerance == 0.01 else unit(share)}"
+    if cliff.found is None:
+        first = (
+            f"A loss beyond {size} was found even at the deepest cliff asked, {cliff.asked[-1]}."
+        )
+    else:
+        first = f"From cliff {cliff.found} on, no loss beyond {size} was found."
+    if cliff.shown is None:
+        return first + " At no cliff do these items suffice to show that the loss is no larger."
+    if cliff.shown == cliff.found:
+        return first + " The intervals show as well that it is no larger."
+    return first + f" That it is no larger is shown from cliff {cliff.shown} on."

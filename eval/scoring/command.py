@@ -1,0 +1,273 @@
+"""Scores answer files by the benchmarks' official rules: POPE, ScienceQA, TextVQA, CHAIR.
+
+Answers are in LLaVA's format, one JSON object per line with question_id, prompt and text; captions are
+objects with image_id and caption. Answers that do not fit the questions are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_flow.eval.tasks.base import Scored, Task
+
+
+@dataclass
+class Result:
+    """Scored answers and what a reader must know of them."""
+
+    task: Task
+    scored: list[Scored]
+    notes: list[str] = field(default_factory=list)
+    """What is out of the ordinary, for standard error."""
+    skip: tuple[str, ...] = ()
+    """Metrics without any item behind them."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``vllm-flow score``."""
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
+    pope = tasks.add_parser("pope", help="yes/no questions about objects: F1 per category and mean")
+    pope.add_argument(
+        "--labels", type=Path, required=True, metavar="DIR", help="has coco_pope_*.json"
+    )
+    pope.add_argument(
+        "--answers",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="one file for all categories, or CATEGORY=FILE for each",
+    )
+    pope.add_argument(
+        "--questions",
+        type=Path,
+        metavar="FILE",
+        help="question file with question_id, image, text, category (llava_pope_test.jsonl)",
+    )
+    scienceqa = tasks.add_parser("scienceqa", help="multiple choice: accuracy and IMG accuracy")
+    scienceqa.add_argument("--problems", type=Path, required=True, metavar="FILE")
+    scienceqa.add_argument("--splits", type=Path, required=True, metavar="FILE")
+    scienceqa.add_argument("--split", default="test", help="default: test")
+    scienceqa.add_argument("--answers", type=Path, required=True, metavar="FILE")
+    textvqa = tasks.add_parser(
+        "textvqa", help="reading in images: soft accuracy over ten annotators"
+    )
+    textvqa.add_argument("--annotations", type=Path, required=True, metavar="FILE")
+    textvqa.add_argument("--answers", type=Path, required=True, metavar="FILE")
+    chair = tasks.add_parser("chair", help="objects a caption invents: CHAIR_s, CHAIR_i, recall")
+    chair.add_argument(
+        "--annotations",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="has COCO's {instances,captions}_{train,val}2014.json",
+    )
+    chair.add_argument("--captions", type=Path, required=True, metavar="FILE")
+    chair.add_argument(
+        "--rule",
+        choices=["official", "opera"],
+        default="official",
+        help="base forms: every token made singular (official, the default), or WordNet lemmas by part "
+        "of speech (opera)",
+    )
+    for task in (pope, scienceqa, textvqa, chair):
+        task.add_argument("--json", type=Path, metavar="OUT", help="write metrics and items there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score, write, show; 2 where the files are not as they must be."""
+    from vllm_flow.eval.tasks.base import sum_counts
+    from vllm_flow.eval.tasks.reading import DataError
+
+    try:
+        result = SCORERS[args.task](args)
+        totals = sum_counts(result.scored)
+        metrics = {
+            name: float(value)
+            for name, value in result.task.metrics(totals).items()
+            if name not in result.skip
+        }
+        if args.json is not None:
+            write_json(args.json, args.task, metrics, result.scored)
+    except DataError as error:
+        print(f"vllm-flow score: {error}", file=sys.stderr)
+        return 2
+    for note in result.notes:
+        print(f"vllm-flow score: note: {note}", file=sys.stderr)
+    show(args.task, metrics, result.scored)
+    if args.json is not None:
+        print(f"metrics and {len(result.scored)} items: {args.json}")
+    return 0
+
+
+def score_pope(args: argparse.Namespace) -> Result:
+    from vllm_flow.eval.scoring.answer_files import read_records
+    from vllm_flow.eval.scoring.pope_answers import pope_answers
+    from vllm_flow.eval.tasks.pope import CATEGORIES, TASK
+    from vllm_flow.eval.tasks.reading import DataError
+
+    items = TASK.read(args.labels)
+    answers = {}
+    for category, path in (answer_file(text, CATEGORIES) for text in args.answers):
+        if category in answers:
+            raise DataError(
+                f"--answers: two files for {category or 'all categories'}; "
+                "give one file, or CATEGORY=FILE for each category"
+            )
+        answers[category] = read_records(path)
+    questions = read_records(args.questions) if args.questions else None
+    pairs = pope_answers(items, answers, questions)
+    scored = [TASK.score(item, text) for item, text in pairs if text is not None]
+    absent = [c for c in CATEGORIES if not any(item.group == c for item in items)]
+    notes = []
+    if absent:
+        notes.append(
+            f"no label file for {', '.join(absent)}: the means are over the other categories"
+        )
+    skip = tuple(name for name in TASK.metrics({}) if name.endswith(tuple(f"_{c}" for c in absent)))
+    return Result(TASK, scored, notes, skip if absent else ())
+
+
+def score_scienceqa(args: argparse.Namespace) -> Result:
+    from vllm_flow.eval.scoring.answer_files import read_records, scienceqa_answers
+    from vllm_flow.eval.tasks.reading import few
+    from vllm_flow.eval.tasks.scienceqa import ScienceQA, official_items, unanswered
+
+    task = ScienceQA(images_only=False)
+    items = official_items(args.problems, args.splits, args.split, None)
+    pairs = scienceqa_answers(items, read_records(args.answers))
+    scored = [unanswered(i) if text is None else task.score(i, text) for i, text in pairs]
+    missing = [item.id for item, text in pairs if text is None]
+    note = (
+        f"{len(missing)} of {len(items)} questions have no answer and count as wrong, outside of the "
+        f"IMG accuracy: {few(missing)}"
+    )
+    return Result(task, scored, [note] if missing else [])
+
+
+def score_textvqa(args: argparse.Namespace) -> Result:
+    from vllm_flow.eval.scoring.answer_files import read_records, textvqa_answers
+    from vllm_flow.eval.tasks.textvqa import TASK, annotation_rows, item
+
+    items = [item(row, None, None) for row in annotation_rows(args.annotations)]
+    pairs = textvqa_answers(items, read_records(args.answers))
+    scored = [TASK.score(question, text) for question, text in pairs if text is not None]
+    note = (
+        f"{len(items) - len(scored)} of {len(items)} questions have no answer; the accuracy is over the "
+        "answered ones, as in the official evaluation"
+    )
+    return Result(TASK, scored, [note] if len(scored) < len(items) else [])
+
+
+def score_chair(args: argparse.Namespace) -> Result:
+    from vllm_flow.eval.scoring.answer_files import captions_by_image, read_records
+    from vllm_flow.eval.tasks.chair import Chair, coco_truth
+    from vllm_flow.eval.tasks.reading import DataError, directory, few
+
+    task = Chair(rule=args.rule)
+    captions = captions_by_image(read_records(args.captions))
+    truth = coco_truth(directory(args.annotations), args.rule, captions.keys())
+    unknown = [image for image in captions if image not in truth.objects]
+    if unknown:
+        raise DataError(
+            f"{args.captions}: {len(unknown)} of {len(captions)} images are not in the annotations "
+            f"(images of train2014 need train's two files too): {few(unknown)}"
+        )
+    scored = [
+        task.score(task.item(image, truth.objects[image], None), caption)
+        for image, caption in captions.items()
+    ]
+    return Result(task, scored)
+
+
+SCORERS: dict[str, Callable[[argparse.Namespace], Result]] = {
+    "pope": score_pope,
+    "scienceqa": score_scienceqa,
+    "textvqa": score_textvqa,
+    "chair": score_chair,
+}
+
+
+def answer_file(text: str, categories: Sequence[str]) -> tuple[str | None, Path]:
+    """`random=FILE` as a category and a path; anything else as a path for all categories."""
+    category, equals, path = text.partition("=")
+    return (category, Path(path)) if equals and category in categories else (None, Path(text))
+
+
+def write_json(path: Path, task: str, metrics: dict[str, float], scored: Sequence[Scored]) -> None:
+    """Write metrics and items; DataError where that fails."""
+    from vllm_flow.eval.tasks.reading import DataError
+
+    items: list[dict[str, Any]] = []
+    for one in scored:
+        item = {"id": one.id, "parsed": one.parsed, "score": one.score}
+        items.append(item | ({"group": one.group} if one.group else {}))
+    text = json.dumps({"task": task, "metrics": metrics, "items": items}, indent=1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"--json {path}: cannot be written ({error.strerror})") from None
+
+
+LABELS = {
+    "f1": "F1", "accuracy": "accuracy", "precision": "precision", "recall": "recall",
+    "yes_ratio": "said yes", "img_accuracy": "accuracy with image", "chair_s": "CHAIR_s",
+    "chair_i": "CHAIR_i", "len": "tokens per caption",
+}  # fmt: skip
+
+
+def show(task: str, metrics: dict[str, float], scored: Sequence[Scored]) -> None:
+    """Print the metrics as a table: shares in per cent."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(
+        pope_table(metrics, scored) if task == "pope" else plain_table(task, metrics, scored)
+    )
+
+
+def pope_table(metrics: dict[str, float], scored: Sequence[Scored]) -> Any:
+    from rich.table import Table
+
+    from vllm_flow.eval.tasks.pope import CATEGORIES
+
+    columns = ("f1", "accuracy", "precision", "recall", "yes_ratio")
+    table = Table(title="POPE, in %", title_justify="left")
+    table.add_column("category")
+    table.add_column("answers", justify="right")
+    for name in columns:
+        table.add_column(LABELS[name], justify="right")
+    present = [category for category in CATEGORIES if f"f1_{category}" in metrics]
+    for category in present:
+        count = sum(one.group == category for one in scored)
+        values = (f"{100 * metrics[f'{name}_{category}']:.2f}" for name in columns)
+        table.add_row(category, str(count), *values, end_section=category == present[-1])
+    means = (f"{100 * metrics[name]:.2f}" for name in columns)
+    table.add_row("mean", str(len(scored)), *means, style="bold")
+    return table
+
+
+def plain_table(task: str, metrics: dict[str, float], scored: Sequence[Scored]) -> Any:
+    from rich.table import Table
+
+    titles = {"scienceqa": "ScienceQA", "textvqa": "TextVQA", "chair": "CHAIR"}
+    table = Table(title=titles[task], title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    for name, value in metrics.items():
+        shown = f"{value:.1f}" if name == "len" else f"{100 * value:.2f} %"
+        table.add_row(LABELS[name], shown)
+    if task == "scienceqa":
+        with_image = sum(one.counts.get("img_answered", 0.0) for one in scored)
+        table.add_row("questions", str(len(scored)))
+        table.add_row("answered, with image", f"{with_image:.0f}")
+    else:
+        table.add_row("captions" if task == "chair" else "answers", str(len(scored)))
+    return table

@@ -1,0 +1,150 @@
+"""Asks benchmark questions under several policies, in the same engines, and keeps every answer.
+
+    vllm-flow eval --model llava-hf/llava-1.5-7b-hf --data DATA --tasks pope,textvqa \\
+        --policies baseline,cliff=8:24:4,text-only,downsample=16 --out runs/llava
+
+DATA has a folder per task (DATA/pope, DATA/textvqa). Each policy answers every question; an item's
+policies run side by side, so that its picture is encoded once.
+
+Nothing is lost: answers are written batch by batch. The same command again goes on where a run
+was stopped or killed and asks nothing twice; with more policies or tasks it extends the run. A run
+made with other settings is refused. What cannot be answered (a missing picture, a prompt that is
+too long) becomes an error row with the reason.
+
+On several GPUs of one machine, one engine runs on each. On a Ray cluster:
+
+    ray job submit --address http://HEAD:8265 -- \\
+        vllm-flow eval --model ... --data /shared/data --out /shared/runs/llava
+
+or --ray-address from a machine of the cluster. Every machine needs this package, and the data and
+the model under the same paths; only the driver's machine needs the run directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+BATCH_ITEMS = 32
+"""Items in a batch by default."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vllm-flow eval`."""
+    from vllm_flow.eval.sweep.conversation import NAMES
+    from vllm_flow.eval.sweep.policies import SYNTAX
+    from vllm_flow.eval.tasks import task_names
+
+    what = parser.add_argument_group("what is asked")
+    what.add_argument(
+        "--model", required=True, help="directory, hub name, or `demo` for the demo model"
+    )
+    what.add_argument(
+        "--tasks", required=True, type=_names, help=f"comma-separated: {', '.join(task_names())}"
+    )
+    what.add_argument("--data", required=True, type=Path, help="folder with one folder per task")
+    what.add_argument("--policies", required=True, help=SYNTAX.replace("%", "%%"))
+    what.add_argument("--out", required=True, type=Path, help="the run directory")
+    what.add_argument(
+        "--limit", type=positive, help="at most so many items per task, drawn with --seed"
+    )
+    what.add_argument("--seed", type=int, default=0)
+    what.add_argument(
+        "--conversation",
+        choices=NAMES,
+        default="auto",
+        help="prompt format (default: LLaVA-1.5's for LLaVA-1.5, else the model's chat template)",
+    )
+    what.add_argument(
+        "--image-preparation",
+        choices=("task", "pad", "plain"),
+        default="task",
+        help="pad to a square as LLaVA-1.5 does, leave alone, or as each task says (default)",
+    )
+
+    engine = parser.add_argument_group("the engines")
+    engine.add_argument("--engines", type=positive, help="default: one per GPU, else one")
+    engine.add_argument(
+        "--ray-address", help="a Ray cluster (default: RAY_ADDRESS, else this machine)"
+    )
+    engine.add_argument("--dtype", help="default: the checkpoint's; float32 for the demo model")
+    engine.add_argument("--group-layers", type=positive, help="layers per storage group")
+    engine.add_argument(
+        "--block-size", type=positive, help="tokens per KV block (default: 16, on CPU 32)"
+    )
+    engine.add_argument("--max-model-len", type=positive)
+    engine.add_argument("--kv-cache-gib", type=float, help="KV-cache pool of each engine")
+    engine.add_argument(
+        "--engine-args",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="further arguments of vllm.LLM, e.g. '{\"gpu_memory_utilization\": 0.8}'",
+    )
+
+    running = parser.add_argument_group("running")
+    running.add_argument(
+        "--batch", type=positive, default=BATCH_ITEMS, help="items given to an engine at once"
+    )
+    running.add_argument(
+        "--max-errors",
+        type=int,
+        default=100,
+        help="stop after so many failed requests, -1 for never (default: 100)",
+    )
+    running.add_argument(
+        "--retry-errors", action="store_true", help="ask again what failed in this run before"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the evaluation: 0 when every request has its row, 1 when stopped, 2 when refused."""
+    from vllm_flow.eval.sweep.driver import SweepError
+    from vllm_flow.eval.sweep.records import RunError
+    from vllm_flow.eval.sweep.run import evaluate
+
+    try:
+        evaluate(args)
+        return 0
+    except (RunError, ValueError) as error:  # of data, tasks, policies and models
+        print(f"vllm-flow eval: {error}", file=sys.stderr)
+        return 2
+    except SweepError as error:
+        print(f"\nvllm-flow eval: stopped: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nvllm-flow eval: interrupted.", file=sys.stderr)
+    if (args.out / "run.json").exists():
+        print(f"The answers so far are in {args.out}; the same command goes on.", file=sys.stderr)
+    return 1
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is no comma-separated list")
+    return list(dict.fromkeys(names))
+
+
+def positive(text: str) -> int:
+    """An option's whole number above 0."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """An option's arguments of `vllm.LLM`, without those that have options of their own."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON ({error})") from None
+    taken = {"model", "additional_config", "seed", "dtype", "block_size"}
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError('it must be a JSON object, like {"max_num_seqs": 64}')
+    if taken & value.keys():
+        name = min(taken & value.keys())
+        raise argparse.ArgumentTypeError(f"{name!r} has an option of its own, or is fixed")
+    return value

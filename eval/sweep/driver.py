@@ -1,0 +1,237 @@
+"""Runs a sweep: batches of work stream through engines on Ray Data, answers stream into the run.
+
+Placement, backpressure and retries are Ray's: engines are the stateful actors of one `map_batches`.
+A batch is one block, so that it is given out, retried and handed back by itself. Only this process
+writes: what a killed driver loses is what the engines have not handed back, at most
+`IN_FLIGHT` batches per engine. Knows nothing of models, prompts or scoring.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from vllm_flow.eval.sweep.engine_actor import EngineActor, EngineOptions
+from vllm_flow.eval.sweep.records import Run
+
+IN_FLIGHT = 2
+"""Batches at an engine, one of them being answered: the next is there when it is done."""
+
+RETRIES = 3
+"""How often a batch is given out again after its engine or machine died. A batch that kills every
+engine it meets then ends the run instead of going round for ever."""
+
+DEATHS = ("ActorDiedError", "ActorUnavailableError", "RayActorError", "NodeDiedError")
+
+
+class SweepError(RuntimeError):
+    """The sweep cannot go on; what was answered is kept. The message is for the user."""
+
+
+@dataclass
+class Progress:
+    """What a sweep has done so far."""
+
+    answered: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    """How often each reason came, the error rows of this sweep."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """The whole first text of each reason."""
+
+    @property
+    def errors(self) -> int:
+        return sum(self.reasons.values())
+
+    def count(self, answers: pa.Table) -> None:
+        """Add a batch."""
+        self.answered += answers.num_rows
+        for error in answers["error"].to_pylist():
+            if error is not None:
+                # What comes before the colon is common to such errors, what follows is the item's.
+                reason = error.partition(":")[0]
+                self.reasons[reason] += 1
+                self.examples.setdefault(reason, error)
+
+
+def collect(
+    run: Run,
+    batches: Iterable[pa.Table],
+    max_errors: int | None,
+    tell: Callable[[Progress, pa.Table], None] = lambda progress, batch: None,
+) -> Progress:
+    """Write every batch of answers as it comes.
+
+    Raises:
+        SweepError: more than `max_errors` rows are errors; they are written all the same.
+    """
+    progress = Progress()
+    for batch in batches:
+        run.append(batch)
+        progress.count(batch)
+        tell(progress, batch)
+        if max_errors is not None and progress.errors > max_errors:
+            raise SweepError(
+                f"{progress.errors} requests failed, more than --max-errors {max_errors}. "
+                f"{most_frequent(progress)}"
+            )
+    return progress
+
+
+def most_frequent(progress: Progress, count: int = 3) -> str:
+    """The reasons that came most often, as a sentence."""
+    told = [
+        f"{number} x {_short(reason)}" for reason, number in progress.reasons.most_common(count)
+    ]
+    return "Most frequent: " + "; ".join(told) + "." if told else ""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The engines of a sweep and what each of them takes of the cluster."""
+
+    engines: int
+    num_gpus: float
+    num_cpus: float | None
+    """None where a GPU places the engine."""
+
+
+def connect(address: str | None, engines: int | None) -> Pool:
+    """Join the cluster at `address`, or start Ray on this machine; one engine per GPU, else one.
+
+    Raises:
+        SweepError: there is no cluster, or it has no room for the engines.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # Leave CUDA_VISIBLE_DEVICES alone for actors without a GPU (Ray's coming default).
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized():
+        pass
+    elif address:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+        except (ConnectionError, ValueError) as error:
+            raise SweepError(f"no Ray cluster at {address}: {error}") from None
+    else:
+        # Ray's own processes on this machine would print beside the progress bar; their files have it.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray.init(
+            num_cpus=max(os.cpu_count() or 1, engines or 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    return pool_of(ray.cluster_resources(), engines)
+
+
+def pool_of(resources: dict[str, float], engines: int | None) -> Pool:
+    """How many engines of which size a cluster takes.
+
+    Raises:
+        SweepError: fewer than `engines` fit.
+    """
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    count = engines if engines is not None else max(gpus, 1)
+    if gpus:
+        if count > gpus:
+            raise SweepError(f"--engines {count}: the cluster has {gpus} GPUs, one per engine.")
+        return Pool(count, num_gpus=1, num_cpus=None)
+    if count > cpus:
+        raise SweepError(
+            f"--engines {count}: the cluster has {cpus} CPUs, at least one per engine."
+        )
+    return Pool(count, num_gpus=0, num_cpus=cpus // count)
+
+
+def answers(
+    batches: Sequence[pa.Table],
+    options: EngineOptions,
+    pool: Pool,
+    actor: type[EngineActor] = EngineActor,
+) -> Iterator[pa.Table]:
+    """Answers of every batch, in the order in which they are done.
+
+    Raises:
+        SweepError: an engine cannot start, failed, or died more often than `RETRIES`.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # the command's own bar counts answers
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True
+    placement: dict[str, Any] = {"num_gpus": pool.num_gpus} if pool.num_gpus else {}
+    if pool.num_cpus is not None:
+        placement["num_cpus"] = pool.num_cpus
+    with warnings.catch_warnings():
+        # Up to Ray 2.63 nothing else says how often a task is retried; pyproject.toml has the bound.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        dataset = ray.data.from_arrow(list(batches)).map_batches(
+            actor,
+            fn_constructor_args=[options],
+            batch_size=None,  # a block is a batch
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=pool.engines, max_tasks_in_flight_per_actor=IN_FLIGHT),
+            # Dead actors are started again without end, Ray Data's default; batches are not.
+            max_task_retries=RETRIES,
+            **placement,
+        )
+    hush()
+    try:
+        # No prefetching: a batch that is done is written at once.
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    except ray.exceptions.RayError as error:
+        raise SweepError(explain(error)) from error
+
+
+def explain(error: BaseException) -> str:
+    """What went wrong, in the engine's own words; Ray's frames around them help nobody."""
+    text = "\n".join(line for line in str(error).splitlines() if line.strip())
+    if type(error).__name__ in DEATHS:
+        if "creation task" in text:
+            return f"an engine could not start: {_short(text.splitlines()[-1].strip(), 600)}"
+        return (
+            f"an engine died, and so did those that were given its batch after it, {RETRIES} "
+            f"times: {_short(text.splitlines()[0], 600)}"
+        )
+    cause = getattr(error, "cause", None) or error
+    said = str(cause).partition("\nFailed to apply UDF")[0]  # what Ray Data adds to the message
+    return f"an engine failed: {type(cause).__name__}: {_short(said, 600)}"
+
+
+def hush() -> None:
+    """Keep Ray Data's tracebacks to its log file: what they say is in the SweepError."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
+
+
+def hardware(pool: Pool) -> str:
+    """What computes, for the record: the cluster's accelerators, or this machine's processor."""
+    import ray
+
+    if pool.num_gpus:
+        kinds = sorted(
+            name.partition(":")[2]
+            for name in ray.cluster_resources()
+            if name.startswith("accelerator_type:")
+        )
+        return f"{pool.engines} x {' or '.join(kinds) or 'GPU'}"
+    from vllm_flow.engine.process import device_name
+
+    return device_name()
+
+
+def _short(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

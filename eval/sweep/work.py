@@ -1,0 +1,125 @@
+"""What the driver hands to an engine, and what an engine hands back, as rows. (pure)
+
+Knows the records' schema and policies; nothing of Ray, vLLM or scoring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from vllm_flow.eval.sweep.policies import Policy
+from vllm_flow.eval.sweep.records import Key
+from vllm_flow.eval.tasks.base import Item
+from vllm_flow.layout import predict_blocks
+
+WORK = pa.schema(
+    [
+        pa.field("task", pa.string()),
+        pa.field("item_id", pa.string()),
+        pa.field("text", pa.string()),
+        pa.field("image", pa.string()),
+        pa.field("preparation", pa.string()),
+        pa.field("max_tokens", pa.int32()),
+        pa.field("policies", pa.list_(pa.string())),  # names; those that have no answer yet
+    ]
+)
+"""One row is one item with everything still to be asked about it."""
+
+
+@dataclass(frozen=True)
+class TaskWork:
+    """A task's items and how they are asked."""
+
+    task: str
+    items: Sequence[Item]
+    max_tokens: int
+    preparation: str
+
+
+def plan_work(
+    tasks: Iterable[TaskWork], policies: Sequence[Policy], done: set[Key]
+) -> list[dict[str, Any]]:
+    """The rows of `WORK` that are left, in the order of tasks and items; nothing that is done."""
+    rows = []
+    for work in tasks:
+        for item in work.items:
+            left = [p.name for p in policies if (work.task, item.id, p.name) not in done]
+            if left:
+                rows.append(
+                    {
+                        "task": work.task,
+                        "item_id": item.id,
+                        "text": item.text,
+                        "image": item.image,
+                        "preparation": work.preparation,
+                        "max_tokens": work.max_tokens,
+                        "policies": left,
+                    }
+                )
+    return rows
+
+
+def batches_of(rows: Sequence[Mapping[str, Any]], size: int) -> list[pa.Table]:
+    """The rows in tables of `size`, the unit that is given to an engine, retried and written."""
+    return [
+        pa.Table.from_pylist(list(rows[first : first + size]), schema=WORK)
+        for first in range(0, len(rows), size)
+    ]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What of an engine decides how much memory and work a request takes."""
+
+    num_layers: int
+    group_starts: tuple[int, ...]
+    """First layer of each storage group."""
+    block_size: int
+    """Tokens per KV block."""
+    block_bytes: int
+    """Bytes per KV block, all layers of its storage group together."""
+
+    def savings(
+        self,
+        *,
+        cliff: int,
+        image_tokens: int,
+        full_image_tokens: int,
+        computed_tokens: int,
+        blocks: Sequence[int],
+    ) -> dict[str, int]:
+        """The columns of a row that say what a policy saved.
+
+        Args:
+            cliff: layers that saw the image tokens; the number of layers for all.
+            image_tokens: as prefilled.
+            full_image_tokens: of the same prompt without a policy.
+            computed_tokens: with keys and values at the end, as prefilled.
+            blocks: held at the end, per storage group.
+        """
+        whole = computed_tokens - image_tokens + full_image_tokens
+        baseline = sum(predict_blocks(whole, None, self.group_starts, self.block_size))
+        held = sum(blocks)
+        return {
+            "kv_blocks": held,
+            "kv_blocks_baseline": baseline,
+            "kv_bytes_saved": (baseline - held) * self.block_bytes,
+            "prefill_rows_saved": full_image_tokens * self.num_layers - image_tokens * cliff,
+        }
+
+
+def waves(grids: Sequence[int | None]) -> list[list[int]]:
+    """Which requests, by index, may be in the engine together.
+
+    vLLM's LLaVA stacks the embeddings that it is given in one step and so takes those of one size
+    only. Requests without embeddings (None) go first, with those of one grid.
+    """
+    sizes = sorted({grid for grid in grids if grid is not None})
+    if not sizes:
+        return [list(range(len(grids)))] if grids else []
+    first = [i for i, grid in enumerate(grids) if grid is None or grid == sizes[0]]
+    return [first] + [[i for i, grid in enumerate(grids) if grid == size] for size in sizes[1:]]

@@ -1,0 +1,90 @@
+"""Tokens and lemmas of English sentences, as the CHAIR rules need them. Knows nothing of objects.
+
+Two of the three resources are data that nltk does not carry; where one is missing, a
+`MissingLanguageData` says how to get it. Nothing is ever replaced by another splitter, tagger or
+lemmatiser: the scores would silently be others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from vllm_flow.eval.tasks.reading import DataError
+
+if TYPE_CHECKING:
+    from nltk.stem import WordNetLemmatizer
+
+
+class MissingLanguageData(DataError):
+    """Data that nltk needs is not on this machine; the message says how to get it."""
+
+
+def _missing(what: str, package: str, by_setup: bool = False) -> MissingLanguageData:
+    setup = "run `python -m vllm_flow.setup_env`, or " if by_setup else ""
+    return MissingLanguageData(
+        f"{what} is not installed: {setup}with a network connection "
+        f"`python -m nltk.downloader {package}`, or unpack nltk's data package {package!r} into a "
+        "directory that NLTK_DATA names"
+    )
+
+
+def tokenise(text: str) -> list[str]:
+    """nltk's word_tokenize: sentences first (Punkt, English), then Penn Treebank tokens."""
+    import nltk
+
+    try:
+        return list(nltk.word_tokenize(text))
+    except LookupError:
+        raise _missing("nltk's sentence splitter", "punkt_tab", by_setup=True) from None
+
+
+def singulars(tokens: Sequence[str]) -> list[str]:
+    """Every token made singular, whatever its part of speech, as pattern 3.6 does it.
+
+    `bus` becomes `bu` and `glass` becomes `glas`: that is the published rule.
+    """
+    return [_singular(token) for token in tokens]
+
+
+@lru_cache(maxsize=65536)
+def _singular(token: str) -> str:
+    from textblob.en.inflect import singularize
+
+    # textblob has pattern's rules. Of half a million word forms these are all that the two bring to
+    # different words of which one counts for CHAIR.
+    if token in ("collies", "doggies"):
+        return token
+    if token.endswith("buses") and token != "buses":
+        return token[:-2]
+    return str(singularize(token))
+
+
+def wordnet_lemmas(tokens: Sequence[str]) -> list[str]:
+    """Every token's WordNet lemma for the part of speech nltk's tagger gives it, noun by default.
+
+    The tokens are tagged in one sequence, so a token's lemma depends on its neighbours.
+    """
+    import nltk
+
+    try:
+        tagged = nltk.pos_tag(list(tokens))
+    except LookupError:
+        raise _missing("nltk's tagger", "averaged_perceptron_tagger_eng") from None
+    lemmatiser = _lemmatiser()
+    try:
+        return [lemmatiser.lemmatize(word, PARTS.get(tag[:1], "n")) for word, tag in tagged]
+    except LookupError:
+        raise _missing("WordNet", "wordnet") from None
+
+
+PARTS = {"J": "a", "V": "v", "N": "n", "R": "r"}
+"""First letter of a Penn Treebank tag -> WordNet's part of speech."""
+
+
+@lru_cache(maxsize=1)
+def _lemmatiser() -> WordNetLemmatizer:
+    from nltk.stem import WordNetLemmatizer
+
+    return WordNetLemmatizer()

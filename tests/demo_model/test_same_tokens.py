@@ -1,0 +1,88 @@
+"""transformers and vLLM load the very same folder and give the same greedy tokens in float32."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.demo_model.test_assemble import needs_decoder
+
+pytest.importorskip("transformers")
+pytest.importorskip("vllm")
+
+QUESTIONS, TOKENS = 6, 6
+
+WITH_TRANSFORMERS = """
+import json, sys, torch
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+from vllm_flow.demo_model.heldout import load_questions
+
+folder, count, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+processor = AutoProcessor.from_pretrained(folder)
+model, info = LlavaForConditionalGeneration.from_pretrained(
+    folder, dtype=torch.float32, output_loading_info=True
+)
+assert not info["missing_keys"] and not info["unexpected_keys"], info
+rows = []
+for question in load_questions("seen")[:count]:
+    inputs = processor(
+        images=Image.open(question.image_path), text=question.prompt, return_tensors="pt"
+    )
+    out = model.generate(**inputs, max_new_tokens=length, do_sample=False)
+    rows.append(out[0, inputs["input_ids"].shape[1]:].tolist())
+print("TOKENS", json.dumps(rows))
+"""
+
+WITH_VLLM = """
+import json, sys
+from PIL import Image
+from vllm import LLM, SamplingParams
+from vllm_flow.demo_model.heldout import load_questions
+
+folder, count, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+llm = LLM(folder, dtype="float32", enforce_eager=True, max_model_len=512, block_size=32,
+          kv_cache_memory_bytes=2**28, limit_mm_per_prompt={"image": 1})
+prompts = [
+    {"prompt": q.prompt, "multi_modal_data": {"image": Image.open(q.image_path)}}
+    for q in load_questions("seen")[:count]
+]
+outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=length))
+print("TOKENS", json.dumps([list(o.outputs[0].token_ids) for o in outputs]))
+"""
+
+
+def tokens_of(script: str, folder: Path) -> list[list[int]]:
+    """Run a script in an interpreter of its own: both libraries keep global state."""
+    quiet = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # Stock vLLM: what the checkpoint gives must not depend on this package's plugin.
+        "VLLM_PLUGINS": "",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder), str(QUESTIONS), str(TOKENS)],
+        env={**os.environ, **quiet},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("TOKENS "))
+    return json.loads(line.removeprefix("TOKENS "))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["assemble_small", "assemble"])
+def test_same_greedy_tokens(kind: str, tmp_path: Path) -> None:
+    from vllm_flow.demo_model import assemble
+
+    if kind == "assemble":
+        needs_decoder()
+    folder = getattr(assemble, kind)(tmp_path)
+    assert tokens_of(WITH_TRANSFORMERS, folder) == tokens_of(WITH_VLLM, folder)

@@ -1,0 +1,109 @@
+"""An adopted object keeps its state, runs our methods first, and is adopted once."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+
+import pytest
+
+from vllm_flow.engine.adoption import adopt
+
+
+class Plain:
+    def __init__(self) -> None:
+        self.calls = ["built"]
+
+    def work(self) -> list[str]:
+        self.calls.append("theirs")
+        return self.inner()
+
+    def inner(self) -> list[str]:
+        return self.calls
+
+
+class Mixin:
+    calls: list[str]
+
+    def inner(self) -> list[str]:
+        self.calls.append("ours")
+        return super().inner()
+
+
+class Interface(ABC):
+    @abstractmethod
+    def work(self) -> str: ...
+
+
+class Implementation(Interface):
+    def work(self) -> str:
+        return "theirs"
+
+
+class OfInterface(Interface):
+    def work(self) -> str:
+        return "ours, then " + super().work()
+
+
+class NotOfInterface:
+    def work(self) -> str:
+        return "ours, then " + super().work()
+
+
+class Derived(Plain):
+    def inner(self) -> list[str]:
+        return [*super().inner(), "derived"]
+
+
+def test_calls_that_an_object_makes_on_itself_meet_our_methods() -> None:
+    instance = Plain()
+    adopt(instance, Mixin)
+    assert instance.work() == ["built", "theirs", "ours"]
+    assert type(instance).__name__ == "FlowPlain"
+    assert isinstance(instance, Plain)
+    assert Plain().work() == ["built", "theirs"], "its class is untouched"
+
+
+def test_a_subclass_of_its_own_class() -> None:
+    instance = Plain()
+    adopt(instance, Derived)
+    assert instance.work() == ["built", "theirs", "derived"]
+
+
+def test_beside_an_abstract_base() -> None:
+    instance = Implementation()
+    adopt(instance, OfInterface)
+    assert instance.work() == "ours, then theirs"
+
+
+def test_another_layout_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="Implementation of this vLLM cannot take .*NotOfInterface"):
+        adopt(Implementation(), NotOfInterface)
+
+
+def test_never_twice() -> None:
+    instance = Plain()
+    adopt(instance, Mixin)
+    with pytest.raises(TypeError, match="has the methods of Mixin already"):
+        adopt(instance, Mixin)
+
+
+def test_what_vllm_builds_can_be_adopted() -> None:
+    """vLLM's classes keep the layout that adoption needs: no slots, and one abstract base at most."""
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    from vllm_flow.engine.prefix import FlowKVCacheManager
+    from vllm_flow.engine.runner_v1 import FlowRunnerV1
+    from vllm_flow.engine.runner_v2 import FlowModelState
+
+    for kind, ours in (
+        (KVCacheManager, FlowKVCacheManager),
+        (GPUModelRunner, FlowRunnerV1),
+        (DefaultModelState, FlowModelState),
+    ):
+        assert not inspect.isabstract(kind)
+        instance = object.__new__(kind)
+        adopt(instance, ours)
+        assert isinstance(instance, ours) and isinstance(instance, kind)

@@ -1,0 +1,137 @@
+"""Draws the figures of a run from what its folder holds, and writes the numbers beside them.
+
+  attention*.parquet       attention mass by span (Figure 2): request_id, layer, token, system, image, user, output
+  mass/*.parquet           the same, as an engine's attention log has it
+  attention_flow.parquet   attention between spans (after Figure 1): request_id, layer, source, target, mass
+  cam*.npz                 LLaVA-CAMs of `vllm-flow cam` (Figures 3 and 4)
+  report/scores.csv        scores of an evaluation, as `vllm-flow report` writes them (Figure 5); also scores.csv
+
+A file that is not there is passed over. Figures are PNG and SVG, numbers CSV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+FLOW = "attention_flow.parquet"
+WORDS = "attention_words.json"
+"""Optional: request_id -> the answer's tokens as text, to label rows."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``vllm-flow figures``."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder with the files named above")
+    parser.add_argument("--out", type=Path, help="where figures go (default: RUN/figures)")
+    parser.add_argument("--request", help="whose answer panel B of Figure 2 shows (its request_id)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw what can be drawn; 1 where there is nothing, 2 where a file is not what it should be."""
+    if not args.run.is_dir():
+        print(f"vllm-flow figures: {args.run} is no folder", file=sys.stderr)
+        return 1
+    try:
+        written = draw_all(args.run, args.out or args.run / "figures", args.request)
+    except ValueError as error:
+        print(f"vllm-flow figures: {error}", file=sys.stderr)
+        return 2
+    if not written:
+        evaluated = (args.run / "answers").is_dir()
+        hint = f"; for an evaluation run `vllm-flow report {args.run}` first" if evaluated else ""
+        print(
+            f"vllm-flow figures: nothing to draw in {args.run}; it looks for attention*.parquet, "
+            f"mass/*.parquet, cam*.npz and report/scores.csv there{hint}",
+            file=sys.stderr,
+        )
+        return 1
+    for path in written:
+        print(f"  {path}")
+    return 0
+
+
+def draw_all(run: Path, out: Path, request: str | None = None) -> list[Path]:
+    """Every figure there is material for; the paths written."""
+    out.mkdir(parents=True, exist_ok=True)
+    return [
+        *draw_masses(run, out, request),
+        *draw_flows(run, out),
+        *draw_cams(run, out),
+        *draw_score_curves(run, out),
+    ]
+
+
+def draw_masses(run: Path, out: Path, request: str | None = None) -> list[Path]:
+    """Figure 2."""
+    from vllm_flow.analysis.cam_file import write_rows
+    from vllm_flow.analysis.figure_attention import (
+        by_layer,
+        draw_attention,
+        longest,
+        mass_rows,
+        read_masses,
+    )
+
+    written = [*sorted(run.glob("attention*.parquet")), *sorted(run.glob("mass/*.parquet"))]
+    paths = [path for path in written if is_mass_file(path)]
+    if not paths:
+        return []
+    masses = read_masses(paths)
+    if request is not None and request not in set(masses["request_id"]):
+        raise ValueError(f"--request {request}: no such request_id in {paths[0].name}")
+    request = request or longest(masses)
+    words = None
+    if (run / WORDS).exists():
+        words = json.loads((run / WORDS).read_text(encoding="utf-8")).get(request)
+    return [
+        *draw_attention(masses, out / "attention", request, words),
+        write_rows(mass_rows(by_layer(masses)), out / "attention.csv"),
+    ]
+
+
+def is_mass_file(path: Path) -> bool:
+    """Whether a Parquet file has a column of image masses, and so is neither flow nor heat."""
+    import pyarrow.parquet as pq
+
+    return "image" in pq.read_schema(path).names
+
+
+def draw_flows(run: Path, out: Path) -> list[Path]:
+    """The diagram after Figure 1."""
+    from vllm_flow.analysis.cam_file import write_rows
+    from vllm_flow.analysis.figure_flow import draw_flow, flow_rows, read_flow
+
+    if not (run / FLOW).exists():
+        return []
+    flow = read_flow(run / FLOW)
+    return [*draw_flow(flow, out / "flow"), write_rows(flow_rows(flow), out / "flow.csv")]
+
+
+def draw_cams(run: Path, out: Path) -> list[Path]:
+    """Figures 3 and 4, one per CAM."""
+    from vllm_flow.analysis.cam_file import CamRecord, write_rows
+    from vllm_flow.analysis.figure_cam import draw_convergence, draw_overlays
+
+    written = []
+    records = [(path.stem, CamRecord.load(path)) for path in sorted(run.glob("cam*.npz"))]
+    for name, record in records:
+        written += draw_overlays([record], out / f"{name}_overlays")
+        written.append(write_rows(record.rows(), out / f"{name}.csv"))
+        if record.coverage is not None:
+            written += draw_convergence(record, out / f"{name}_convergence")
+    return written
+
+
+def draw_score_curves(run: Path, out: Path) -> list[Path]:
+    """Figure 5."""
+    from vllm_flow.analysis.cam_file import write_rows
+    from vllm_flow.analysis.figure_scores import draw_scores, read_scores, score_rows
+
+    for path in (run / "report" / "scores.csv", run / "scores.csv"):
+        if path.exists():
+            scores = read_scores(path)
+            rows = write_rows(score_rows(scores), out / "scores.csv")
+            return [*draw_scores(scores, out / "scores"), rows]
+    return []

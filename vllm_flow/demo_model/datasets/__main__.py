@@ -1,0 +1,57 @@
+"""Write held-out scenes in the file formats of POPE, ScienceQA, TextVQA and COCO (CHAIR)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vllm_flow.demo_model.datasets import BENCHMARKS, TASKS, write_datasets
+from vllm_flow.demo_model.heldout import DATA, SPLITS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m vllm_flow.demo_model.datasets", description=__doc__
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument(
+        "--items",
+        type=int,
+        help="at most so many items per task (POPE: per label file; default: all there are)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides what is drawn (default: 0)")
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        default="seen",
+        help="drawings the demo model was trained on (default), or a split that it was not trained on",
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=list(TASKS),
+        default=list(BENCHMARKS),
+        help="default: all four",
+    )
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        default=DATA,
+        help="folder of scenes that demo.training.heldout_data wrote (default: those shipped)",
+    )
+    args = parser.parse_args(argv)
+    try:
+        counts = write_datasets(
+            args.out, args.items, args.seed, args.split, args.tasks, args.pictures
+        )
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    for name, count in counts.items():
+        print(f"{args.out / name}: {count} items")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

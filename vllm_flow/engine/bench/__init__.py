@@ -1,1 +1,0 @@
-"""Benchmarks of the engine's parts, each a module to run."""

@@ -1,0 +1,224 @@
+"""The measurements: in every round each system does the same work, in an order that changes.
+
+Rounds alternate between the systems, so that a slow moment of the machine hits all alike, and
+ratios are taken within a round. One round before them warms up and is not counted.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from vllm_flow.profile import engines, ideal, load, watching
+from vllm_flow.profile.engines import System
+from vllm_flow.profile.findings import Capacity, Decode, Prefill, Spread, ratios
+from vllm_flow.profile.ideal import ModelShape, Workload, row_count_ideal
+
+if TYPE_CHECKING:
+    from vllm import LLM
+    from vllm.benchmarks.datasets import SampleRequest
+
+MIB = 1 << 20
+
+
+@dataclass
+class Bench:
+    """Two engines, the systems they serve, and the work."""
+
+    stock: LLM
+    flow: LLM
+    systems: Sequence[System]
+    shape: ModelShape
+    work: Workload
+    limits: load.Limits
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._requests: list[SampleRequest] = []
+        self._prompts: list[dict[str, Any]] = []
+
+    def engine(self, system: System) -> LLM:
+        return self.flow if system.extension else self.stock
+
+    def layers_seen(self, system: System) -> int:
+        return system.layers_seen(self.shape.layers)
+
+    def requests(self, count: int) -> tuple[list[SampleRequest], list[dict[str, Any]]]:
+        """The first ``count`` requests and prompts: the same for every system and round."""
+        missing = count - len(self._requests)
+        if missing > 0:
+            made = load.sample(
+                self.stock,
+                missing,
+                text_tokens=self.work.text_tokens,
+                output_tokens=self.work.output_tokens,
+                images=self.work.images,
+                seed=self.seed + len(self._requests),
+            )
+            self._requests += made
+            self._prompts += [load.prompt_of(self.stock, request) for request in made]
+        return self._requests[:count], self._prompts[:count]
+
+    def with_work(self, work: Workload) -> Bench:
+        """The same engines with other requests."""
+        return replace(self, work=work, seed=self.seed + 1_000_000)
+
+    def rounds(self, count: int, what: str) -> Iterator[tuple[int, System]]:
+        """(round, system), shuffled within each round; round 0 warms up."""
+        shuffler, order = random.Random(self.seed), list(self.systems)
+        with tqdm(
+            total=(count + 1) * len(order),
+            desc=what,
+            unit="run",
+            dynamic_ncols=True,
+            leave=False,
+            disable=None,
+        ) as bar:
+            for number in range(count + 1):
+                shuffler.shuffle(order)
+                for system in order:
+                    yield number, system
+                    bar.update()
+
+
+def workload_of(bench_llm: LLM, text_tokens: int, output_tokens: int, images: int) -> Workload:
+    """The work as the engine will see it: image tokens counted from one processed request."""
+    request = load.sample(
+        bench_llm, 1, text_tokens=text_tokens, output_tokens=1, images=images, seed=1
+    )[0]
+    prompt = load.prompt_of(bench_llm, request)
+    params = load.params_of(System("count", False), 1)
+    output = bench_llm.generate(prompt, params, use_tqdm=False)[0]
+    total = len(output.prompt_token_ids)
+    image_id = bench_llm.model_config.hf_config.image_token_index
+    image_tokens = sum(token == image_id for token in output.prompt_token_ids)
+    return Workload(total - image_tokens, image_tokens, output_tokens, images)
+
+
+def engine_seconds(outputs: Sequence[Any]) -> float:
+    """From the first request scheduled to the last first token, by the engine's own clock."""
+    metrics = [output.metrics for output in outputs]
+    return max(m.first_token_ts for m in metrics) - min(m.scheduled_ts for m in metrics)
+
+
+def prefill(bench: Bench, batch: int, rounds: int) -> tuple[Prefill, ...]:
+    """The same batch's prefill by every system; vision features stay cached after the warm-up."""
+    _, prompts = bench.requests(batch)
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for number, system in bench.rounds(rounds, f"prefill, batch {batch}"):
+        outputs = bench.engine(system).generate(prompts, load.params_of(system, 1), use_tqdm=False)
+        if number:
+            seconds[system.name].append(engine_seconds(outputs))
+    return tuple(
+        Prefill(
+            system=system.name,
+            batch=batch,
+            seconds=Spread.of(seconds[system.name]),
+            speedup=ratios(seconds[engines.STOCK], seconds[system.name]),
+            ideal_rows=row_count_ideal(
+                num_layers=bench.shape.layers,
+                cliff=bench.layers_seen(system),
+                prompt_tokens=bench.work.prompt_tokens,
+                image_tokens=bench.work.image_tokens,
+            ),
+            ideal_flops=ideal.prefill_ratio(
+                bench.shape, bench.work, bench.layers_seen(system), with_tower=False
+            ),
+        )
+        for system in bench.systems
+    )
+
+
+def capacity(bench: Bench) -> tuple[Capacity, ...]:
+    """How many requests run at once in the pool when more than fit are waiting.
+
+    Deterministic, so it runs once: more requests than fit are sent; when the first one ends, those
+    that run beside it are counted, and the rest is taken back.
+    """
+    records: list[Capacity] = []
+    first: Capacity | None = None
+    for system in tqdm(bench.systems, desc="capacity", unit="run", leave=False, disable=None):
+        llm, cliff = bench.engine(system), bench.layers_seen(system)
+        starts = watching.group_starts(llm, bench.shape.layers)
+        block_size = llm.llm_engine.vllm_config.cache_config.block_size
+        blocks = watching.pool_blocks(llm)
+        each = sum(ideal.kv_blocks(bench.work, cliff, starts, block_size))
+        fits = ideal.concurrent_requests(blocks, each)
+        wanted = fits + max(8, fits // 8)
+        limit = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        if wanted > limit:
+            raise ValueError(
+                f"{fits} requests fit into the pool, more than max_num_seqs={limit} lets run; "
+                "use a smaller --kv-cache-gib."
+            )
+        record = Capacity(
+            system=system.name,
+            pool_mib=blocks * block_size * bench.shape.token_bytes * bench.shape.layers
+            / len(starts) / MIB,
+            running=_running_at_once(bench, llm, system, wanted),
+            ideal=fits,
+            ratio=1.0,
+            ideal_ratio=1.0,
+        )  # fmt: skip
+        first = first or record
+        records.append(
+            replace(
+                record,
+                ratio=record.running / first.running,
+                # Of the bytes, so that stock's rounding does not flatter.
+                ideal_ratio=ideal.kv_bytes(bench.shape, bench.work, bench.shape.layers)
+                / ideal.kv_bytes(bench.shape, bench.work, cliff),
+            )
+        )
+    return tuple(records)
+
+
+def _running_at_once(bench: Bench, llm: LLM, system: System, wanted: int) -> int:
+    """Requests that still run, or ended, when the first of them ends: those preempted are not."""
+    _, prompts = bench.requests(min(wanted, 8))  # few pictures, prepared once
+    for index in range(wanted):
+        llm.llm_engine.add_request(
+            f"fill-{index}",
+            prompts[index % len(prompts)],
+            load.params_of(system, bench.work.output_tokens),
+        )
+    ended = 0
+    while not ended:
+        ended = sum(output.finished for output in llm.llm_engine.step())
+    running = ended + len(watching.core_of(llm).scheduler.running)
+    llm.llm_engine.abort_request([f"fill-{index}" for index in range(wanted)])
+    while llm.llm_engine.has_unfinished_requests():
+        llm.llm_engine.step()
+    return running
+
+
+def decode(bench: Bench, batch: int, rounds: int) -> tuple[Decode, ...]:
+    """Pure decode steps of one batch: mean step time per run."""
+    _, prompts = bench.requests(batch)
+    step_ms: dict[str, list[float]] = defaultdict(list)
+    for number, system in bench.rounds(rounds, f"decode, {bench.work.image_tokens} image tokens"):
+        llm = bench.engine(system)
+        with watching.watch(llm) as seen:
+            tokens = bench.work.output_tokens if number else 2
+            llm.generate(prompts, load.params_of(system, tokens), use_tqdm=False)
+        if number:
+            steps = [step.seconds for step in seen.steps if not step.holds_prompt]
+            step_ms[system.name].append(1e3 * Spread.of(steps).median)
+    return tuple(
+        Decode(
+            system=system.name,
+            image_tokens=bench.work.image_tokens,
+            batch=batch,
+            step_ms=Spread.of(step_ms[system.name]),
+            speedup=ratios(step_ms[engines.STOCK], step_ms[system.name]),
+            ideal_bytes=ideal.decode_ratio(
+                bench.shape, bench.work, bench.layers_seen(system), batch
+            ),
+        )
+        for system in bench.systems
+    )

@@ -1,1 +1,0 @@
-"""`vllm-flow demo`: held-out questions at a range of cliffs in one engine, and what came of it."""
