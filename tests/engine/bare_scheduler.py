@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from vllm.engine.arg_utils import EngineArgs
-from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import (
@@ -32,6 +31,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
+from tests.engine.bare_prompts import pictures
 from tests.engine.harness import BLOCK_SIZE, STOCK, asynchronous_on_cpu
 from vllm_flow.engine.prefix import policy_salt
 from vllm_flow.engine.requests import token_layout
@@ -43,8 +43,6 @@ from vllm_flow.layout import TokenLayout
 LAYERS = 6
 LENGTH = 512
 """Tokens of the greatest request; the smallest pool that vLLM accepts holds just one such."""
-IMAGE = 0
-"""The token in an image's positions; words are 1 and up."""
 
 
 @dataclass
@@ -142,7 +140,7 @@ class BareScheduler:
         answer: Sequence[int] = (7, 8, 9, 10),
         **extra_args: Any,
     ) -> Request:
-        """Hand one request over; runs of :data:`IMAGE` are its pictures, the same for every request."""
+        """Hand one request over; its pictures follow from its tokens."""
         if cliff is not None:
             extra_args["flow_cliff"] = cliff
         params = SamplingParams(
@@ -309,26 +307,3 @@ def opener(model: Path) -> OpenBare:
         return BareScheduler(config, LENGTH // BLOCK_SIZE * groups + spare)
 
     return bare
-
-
-def prompt(before: int, image: int, after: int, word: int = 6) -> list[int]:
-    """Text, a picture, text."""
-    return [5] * before + [IMAGE] * image + [word] * after
-
-
-def pictures(tokens: list[int]) -> list[MultiModalFeatureSpec]:
-    """A picture per run of :data:`IMAGE`, named by its place among them and its size."""
-    found: list[MultiModalFeatureSpec] = []
-    start = None
-    for index, token in enumerate([*tokens, -1]):
-        if token == IMAGE and start is None:
-            start = index
-        elif token != IMAGE and start is not None:
-            name = f"picture-{len(found)}-{index - start}"
-            found.append(
-                MultiModalFeatureSpec(
-                    None, "image", name, PlaceholderRange(start, index - start), name
-                )
-            )
-            start = None
-    return found

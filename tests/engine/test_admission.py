@@ -11,7 +11,8 @@ import os
 import numpy as np
 import pytest
 
-from tests.engine.bare_scheduler import LAYERS, LENGTH, BareScheduler, OpenBare, prompt
+from tests.engine.bare_prompts import prompt
+from tests.engine.bare_scheduler import LAYERS, LENGTH, BareScheduler, OpenBare
 from tests.engine.cases import LONG, one_image
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, assert_exact

@@ -9,7 +9,8 @@ import pytest
 from vllm.config import KVEventsConfig
 from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 
-from tests.engine.bare_scheduler import LAYERS, BareScheduler, OpenBare, prompt
+from tests.engine.bare_prompts import prompt
+from tests.engine.bare_scheduler import LAYERS, BareScheduler, OpenBare
 from tests.engine.harness import BLOCK_SIZE, STOCK
 
 ROOM = 200
