@@ -112,6 +112,20 @@ def test_a_hit_on_running_and_ended_requests(bare: OpenBare, reserve: bool) -> N
     assert taken, "every pool had room"
 
 
+@pytest.mark.parametrize("cliff", range(LAYERS))
+def test_a_follower_waits_only_while_somebody_computes(bare: OpenBare, cliff: int) -> None:
+    """Not for a prefix that was given up, and not for one that the pool has no room to find."""
+    engine = bare(2, 0, long_prefill_token_threshold=70)
+    tokens = prompt(40, 144, 200)
+    engine.add("leader", tokens, cliff)
+    assert engine.step() == ["leader"]
+    engine.add("follower", tokens, cliff)
+    assert engine.step() == ["leader"]
+    engine.abort("leader")
+    assert engine.step() == ["follower"]
+    engine.drain()
+
+
 @pytest.mark.parametrize("cliff", [0, 1, 3, 5])
 def test_only_idle_blocks_are_taken_over(bare: OpenBare, cliff: int) -> None:
     """The others are copied, and the count of blocks to come is right to the block."""
