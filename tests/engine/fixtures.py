@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 
 if TYPE_CHECKING:
+    from tests.engine.bare_scheduler import OpenBare
     from tests.engine.harness import Engine, Engines
     from tests.engine.tiny_llava import Shape
 
@@ -65,3 +66,12 @@ def open_engine(engine_store: Engines) -> Iterator[OpenEngine]:
     yield get
     for engine in used:
         engine.check_idle()
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> OpenBare:
+    """``bare(group_layers, spare, **arguments)``: a scheduler without a model."""
+    from tests.engine.bare_scheduler import LAYERS, opener
+    from tests.engine.tiny_llava import Shape, build
+
+    return opener(build(Shape(layers=LAYERS), tmp_path_factory.mktemp("bare")))

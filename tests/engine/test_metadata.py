@@ -8,8 +8,8 @@ import pytest
 import torch
 from vllm.config.compilation import CUDAGraphMode
 
+from vllm_flow.engine.groups import FlowAttentionSpec
 from vllm_flow.engine.metadata import _build
-from vllm_flow.engine.storage import FlowAttentionSpec
 
 
 class Builder:

@@ -22,6 +22,7 @@ from vllm.v1.attention.backends.flash_attn import (
 from vllm.v1.attention.backends.triton_attn import TritonAttentionMetadataBuilder
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
+from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -102,6 +103,12 @@ from vllm_flow.patches import endpoint_plugins, input_processor, output_processo
         (BlockPool.emit_cached_block_events, ["request", "num_cached_blocks"]),
         (BlockPool._emit_block_removed_events, ["block_hashes"]),
         (BlockPool._build_block_stored_event, ["block_hashes", "extra_keys_list"]),
+        (KVCacheManager.estimate_cached_tokens, ["request"]),
+        (
+            KVCacheCoordinator.get_num_blocks_to_allocate,
+            ["request_id", "num_tokens", "new_computed_blocks", "num_encoder_tokens"],
+        ),
+        (BlockPool.evict_blocks, ["block_ids"]),
         (BlockPool._insert_block_hash, ["block_hash_with_group_id", "block", "num_tokens"]),
         (BaseMultiModalProcessorCache.invalidate, ["mm_hash"]),
         (LruKeyReplicatedReceiverCache.get_and_update_item, ["mm_item", "mm_hash"]),

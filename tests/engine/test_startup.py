@@ -98,6 +98,10 @@ def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message
         ({"enable_lora": True}, "LoRA"),
         ({"kv_cache_dtype": "fp8"}, "quantised KV cache"),
         ({"disable_hybrid_kv_cache_manager": True}, "hybrid KV-cache manager"),
+        (
+            {"enable_prefix_caching": True, "block_size": 32, "prefix_match_unit": 16},
+            "found by whole blocks: leave it out",
+        ),
         ({"runner": "pooling"}, "pooling models"),
         (
             {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import pytest
+import torch
+from vllm.v1 import kv_cache_spec_registry as registry
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from tests.engine import v2_cpu
 from tests.engine.cases import LONG, Ask, one_image, text_only, two_images
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE
+from vllm_flow.engine import groups, storage
+from vllm_flow.engine.settings import FlowSettings
 
 
 def blocks_expected(ask: Ask, prompt_tokens: int, group_layers: int) -> tuple[int, ...]:
@@ -55,3 +63,25 @@ def test_blocks_that_are_not_allocated_serve_others(open_engine: OpenEngine) -> 
     with engine.count_preemptions() as preempted:
         engine.run([replace(ask, cliff=0) for ask in asks])
     assert not preempted
+
+
+def test_a_spec_is_registered_where_it_is_made_and_where_it_arrives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not by an import: a worker makes the specs, an engine core in another process groups them."""
+    plain = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=8, dtype=torch.float32)
+    settings = FlowSettings.read({"group_layers": 1}, 2)
+    names = {f"model.layers.{layer}.attn": plain for layer in range(2)}
+    monkeypatch.setattr(registry, "_REGISTRY_KVCACHESPEC_LIST", {})
+    specs = groups.group_specs(names, settings)
+    assert managers(specs) == {storage.FlowAttentionManager}
+    monkeypatch.setattr(registry, "_REGISTRY_KVCACHESPEC_LIST", {})
+    assert managers(specs) == {FullAttentionManager}, "an empty registry knows vLLM's own only"
+    monkeypatch.setattr(registry, "_REGISTRY_KVCACHESPEC_LIST", {})
+    arrived = pickle.loads(pickle.dumps(specs))
+    assert arrived == specs
+    assert managers(arrived) == {storage.FlowAttentionManager}
+
+
+def managers(specs: dict[str, groups.FlowAttentionSpec]) -> set[type]:
+    return {KVCacheSpecRegistry.get_manager_class(spec) for spec in specs.values()}

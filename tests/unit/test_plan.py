@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vllm_flow.layout import (
     TokenLayout,
+    blocks_taken,
     default_group_layers,
     packed_boundary,
     predict_blocks,
@@ -164,7 +165,9 @@ def test_boundaries_name_every_packed_block_once(case: Case, block_size: int) ->
         boundary = packed_boundary(layout, num_blocks, block_size)
         kept = sum(p not in case.image for p in range(num_blocks * block_size))
         if boundary.completed is not None:
-            completed.append(boundary.completed)
+            completed = [*completed[: boundary.completed], boundary.completed]
+        # Every prefix with kept tokens ends in a block of its own name.
+        assert (boundary.completed, boundary.tail) != (None, None) or not kept
         # All full blocks were named, in order, and the tail is the block behind them.
         assert completed == list(range(boundary.full_blocks)) == list(range(kept // block_size))
         assert boundary.tail == (kept // block_size if kept % block_size else None)
@@ -202,3 +205,22 @@ def test_row_count_ideal_of_the_prototype() -> None:
         for c in (2, 4, 6, 16)
     ]
     assert [round(x, 2) for x in ideal] == [6.93, 3.75, 2.57, 1.0]
+
+
+@given(st.lists(st.booleans(), max_size=12), st.integers(0, 12), st.integers(0, 12))
+def test_a_hit_that_takes_over_needs_no_more_than_no_hit(
+    idle: list[bool], shared: int, more: int
+) -> None:
+    """One block at a time: what the request holds in the end, and what of it was free before."""
+    required, shared = len(idle) + more, min(shared, len(idle))
+    taken = {True: 0, False: 0}
+    for take_over in taken:
+        for index in range(required):
+            hit, free = index < len(idle), index >= len(idle) or idle[index]
+            written = hit and index >= shared
+            taken[take_over] += free
+            if written and not (take_over and free):
+                taken[take_over] += 1  # its copy
+        assert blocks_taken(required, idle, shared, take_over=take_over) == taken[take_over]
+    assert taken[True] <= required
+    assert taken[True] <= taken[False]

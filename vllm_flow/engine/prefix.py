@@ -40,7 +40,55 @@ class FlowKVCacheManager(KVCacheManager):
         if layout is None:
             return super().get_computed_blocks(request)
         blocks, num_tokens = self._longest_hit(request, layout)
+        self._take_over(request, False)
+        if num_tokens and not self._fits(request, blocks, num_tokens):
+            # Waiting might not help: with nobody else running, copies would be all that keeps the
+            # request from a pool that has room for it.
+            self._take_over(request, True)
+        if getattr(request, "kv_cache_report_mode", None) == "full":
+            self._report_hit(request, num_tokens)
         return self.create_kv_cache_blocks(blocks), num_tokens, 0
+
+    def _report_hit(self, request: Request, num_tokens: int) -> None:
+        """Tell whoever listens to KV events of a hit's blocks of tokens, in every group."""
+        for manager in self.flow_managers:
+            # Does nothing where events are off, or for no tokens.
+            self.block_pool.emit_cached_block_events(
+                request,
+                num_tokens // manager.block_size,
+                manager.block_size,
+                manager.kv_cache_group_id,
+            )
+
+    def _take_over(self, request: Request, wanted: bool) -> None:
+        for manager in self.flow_managers:
+            manager.take_over(request.request_id, wanted)
+
+    def _fits(self, request: Request, hit: tuple[list[KVCacheBlock], ...], num_tokens: int) -> bool:
+        """Whether the pool has room for all of a request that is admitted on a hit.
+
+        Asks as :meth:`allocate_slots` will; a request of which only a chunk must fit is asked too
+        much, and takes blocks over that it could have copied.
+        """
+        needed = self.coordinator.get_num_blocks_to_allocate(
+            request.request_id,
+            num_tokens=min(request.num_tokens, self.max_model_len),
+            new_computed_blocks=hit,
+            num_encoder_tokens=0,
+            total_computed_tokens=num_tokens,
+            num_local_computed_tokens=num_tokens,
+            num_tokens_main_model=request.num_tokens,
+        )
+        return needed + self.watermark_blocks <= self.block_pool.get_num_free_blocks()
+
+    def estimate_cached_tokens(self, request: Request) -> int:
+        """Prompt tokens of the request that another could find; asked with its first token."""
+        if request.request_id not in self.flow_layouts:
+            return super().estimate_cached_tokens(request)
+        # Blocks of a layout are made findable a step late; those of the step that gave the token are
+        # made so here. A later step is in flight where scheduling is asynchronous.
+        self.cache_blocks(request, min(request.num_computed_tokens, request.num_prompt_tokens))
+        return min(manager.findable_tokens(request.request_id) for manager in self.flow_managers)
 
     def has_prefix_in_flight(self, request: Request) -> bool:
         """Whether the next step would find a longer prefix of a new request than this one does.
@@ -115,7 +163,8 @@ def longest_hit(
         if not all(group.extend(prefix, boundary) for group in groups):
             break  # what is missing is part of every longer prefix too
         held = [group.blocks() for group in groups]
-        if all(blocks is not None for blocks in held):
+        # A prefix of evicted tokens alone has no block: it would be "found" in a cold cache.
+        if all(blocks is not None for blocks in held) and any(held):
             best, best_tokens = tuple(held), num_blocks * block_size
     return best, best_tokens
 
@@ -140,19 +189,24 @@ class _GroupHit:
                 return False
             self._positions.append(block)
         if self._by_rank:
+            ended = True
             if boundary.completed is not None:
                 block = find(prefix, COMPLETED)
-                if block is None:
+                if boundary.full_blocks == len(self._ranks):
+                    # Evicted tokens alone were added: known only if somebody had just these.
+                    ended = block is not None
+                elif block is None:
                     return False
-                self._ranks.append(block)
-            self._tail = []
+                else:
+                    self._ranks.append(block)
+            self._tail = [] if ended else None
             if boundary.tail is not None:
                 block = find(prefix, TAIL)
                 self._tail = None if block is None else [block]
         return True
 
     def blocks(self) -> list[KVCacheBlock] | None:
-        """The blocks of the prefix so far, None if it ends in a packed block that is gone."""
+        """The blocks of the prefix so far, None if nothing here is known to end it."""
         if self._tail is None:
             return None
         ranks = self._ranks + self._tail

@@ -21,10 +21,10 @@ from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decode_graphs import DecodeBuffers
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.families import decoder_of
+from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.engine.storage import group_specs
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import NewRequestData

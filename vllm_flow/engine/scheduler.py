@@ -21,7 +21,7 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_flow.attention import TokenAttention
-from vllm_flow.engine import adoption, encoder_cache, events, metrics
+from vllm_flow.engine import adoption, encoder_cache, events, groups, metrics
 from vllm_flow.engine.attention.tap import OUTPUT_FIELD
 from vllm_flow.engine.attention.writer import AttentionLogWriter
 from vllm_flow.engine.inspect import Footprint
@@ -29,6 +29,7 @@ from vllm_flow.engine.prefix import FlowKVCacheManager
 from vllm_flow.engine.requests import LayoutBook, image_spans, requested_log
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage import managers_of
+from vllm_flow.engine.support import check_hash_unit
 
 FOOTPRINTS_KEPT = 4096
 """Finished requests whose footprint is remembered for :func:`vllm_flow.engine.inspect.footprints`."""
@@ -38,6 +39,7 @@ class _FlowScheduling:
     """What both schedulers add to vLLM's."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        groups.register()
         super().__init__(*args, **kwargs)
         settings = FlowSettings.of(self.vllm_config)
         assert settings is not None, "this scheduler class is set by vLLM-Flow's configuration"
@@ -45,6 +47,7 @@ class _FlowScheduling:
         self.flow_requests = LayoutBook(settings.num_layers)
         self.flow_footprints: OrderedDict[str, Footprint] = OrderedDict()
         self.flow_managers = managers_of(self.kv_cache_manager.coordinator.single_type_managers)
+        check_hash_unit(self.hash_block_size, [m.block_size for m in self.flow_managers])
         self.flow_in_flight: set[BlockHash] = set()
         for manager in self.flow_managers:
             manager.use_layouts(self.flow_requests.layouts, self.flow_in_flight)

@@ -1,8 +1,6 @@
-"""Storage groups: consecutive layers with a block table of their own, packed past the cliff.
+"""What a storage group stores: all tokens before the cliff, the kept ones packed past it.
 
-Seam: ``KVCacheSpecRegistry.register(spec, manager, uniform_type_base_spec)``. vLLM's hybrid KV-cache
-manager does the rest: all groups draw on one block pool, so a block that is never allocated here
-is a block another request gets.
+Seam: vLLM's ``FullAttentionManager``, one per KV-cache group; `groups` says which layers form one.
 
 Knows layouts, not runners. The scheduler hands every manager its book of layouts
 (:meth:`FlowAttentionManager.use_layouts`), since vLLM tells a manager only a request's id.
@@ -11,24 +9,19 @@ Knows layouts, not runners. The scheduler hands every manager its book of layout
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from typing_extensions import Self
-from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.core.kv_cache_utils import (
     BlockHash,
     KVCacheBlock,
     make_block_hash_with_group_id,
 )
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, replace_as
-from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.request import Request
 
 from vllm_flow.engine.events import KINDS_APART, announce
-from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.layout import TokenLayout, packed_boundary
+from vllm_flow.engine.groups import FlowAttentionSpec
+from vllm_flow.layout import TokenLayout, blocks_taken, packed_boundary
 
 POSITION, COMPLETED, TAIL = 0, KINDS_APART, 2 * KINDS_APART
 """Kinds of keys in the prefix cache, as offsets to the group id that vLLM appends to a hash.
@@ -37,31 +30,6 @@ A prefix names by position the block of its last tokens (as in stock vLLM), as C
 block it made full, as TAIL the packed block it fills in part: three blocks, three keys. A key
 promises what the block holds for whoever has the prefix, whichever request wrote it.
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowAttentionSpec(FullAttentionSpec):
-    """Full attention whose layers are stored per group of consecutive layers."""
-
-    first_layer: int
-    """Shallowest decoder layer of the storage group."""
-    last_layer: int
-    """Deepest decoder layer of the storage group."""
-
-    @classmethod
-    def merge(cls, specs: list[Self]) -> Self:
-        """One spec for a KV-cache group; refuses layers of different storage groups.
-
-        vLLM takes a refusal (AssertionError) to mean "not one group". Every layer carries this
-        class, the first group's too: a plain ``FullAttentionSpec`` would merge with it.
-        """
-        if any(spec != specs[0] for spec in specs[1:]):
-            raise AssertionError("layers of different storage groups do not share a block table")
-        return specs[0]
-
-    def is_uniform_with_collection(self, kv_cache_specs: dict[str, KVCacheSpec]) -> bool:
-        """Whether all layers are of this storage group, else vLLM would fold them into one."""
-        return all(spec == self for spec in kv_cache_specs.values())
 
 
 class FlowAttentionManager(FullAttentionManager):
@@ -75,7 +43,8 @@ class FlowAttentionManager(FullAttentionManager):
       the others, so tokens generated later are written into early blocks.
 
     A prefix hit shares a block only if nobody writes it any more. Packed blocks that the prefix
-    fills in part, and mixed ones from the first that is not packed full, are copied on write.
+    fills in part, and mixed ones from the first that is not packed full, are copied on write; where
+    the pool has no room for copies, those that nobody holds are taken over instead.
     """
 
     _layouts: Mapping[str, TokenLayout] = {}
@@ -88,7 +57,13 @@ class FlowAttentionManager(FullAttentionManager):
         """
         self._layouts = layouts
         self._in_flight = in_flight
-        self._copies: dict[str, int] = {}
+        self._findable: dict[str, int] = {}
+        """Of requests with a layout: whole blocks of *tokens* whose prefixes can be found here.
+
+        vLLM's ``num_cached_block`` counts blocks, which are blocks of tokens in a whole group only.
+        """
+        self._copies: dict[str, list[int]] = {}
+        self._takes_over: set[str] = set()
         self._room: dict[str, int] = {}
 
     @property
@@ -106,6 +81,16 @@ class FlowAttentionManager(FullAttentionManager):
         """Blocks of a hit of ``num_tokens`` that are never written again, and so can be shared."""
         return layout.stored_tokens(num_tokens, self.spec.last_layer) // self.block_size
 
+    def take_over(self, request_id: str, wanted: bool) -> None:
+        """Whether the hit just found for a request takes over the blocks it will write.
+
+        The prefix cache forgets them until the request, one step later, has them found again.
+        """
+        if wanted:
+            self._takes_over.add(request_id)
+        else:
+            self._takes_over.discard(request_id)
+
     def get_num_blocks_to_allocate(
         self,
         request_id: str,
@@ -118,20 +103,24 @@ class FlowAttentionManager(FullAttentionManager):
     ) -> int:
         if num_tokens <= self._room.get(request_id, 0):
             return 0
-        needed = super().get_num_blocks_to_allocate(
+        stored = self.stored_tokens(request_id, num_tokens)
+        layout = self._layouts.get(request_id)
+        if layout is not None and new_computed_blocks:
+            return blocks_taken(
+                -(-stored // self.block_size),
+                [block.ref_cnt == 0 for block in new_computed_blocks],
+                self._shared_blocks(layout, num_local_computed_tokens),
+                take_over=request_id in self._takes_over,
+            )
+        return super().get_num_blocks_to_allocate(
             request_id,
-            self.stored_tokens(request_id, num_tokens),
+            stored,
             new_computed_blocks,
             total_computed_tokens,
-            self.stored_tokens(request_id, num_local_computed_tokens),
+            num_local_computed_tokens,
             *args,
             **kwargs,
         )
-        layout = self._layouts.get(request_id)
-        if layout is not None and self._is_mixed(layout) and new_computed_blocks:
-            shared = self._shared_blocks(layout, num_local_computed_tokens)
-            needed += len(new_computed_blocks) - shared
-        return needed
 
     def add_local_computed_blocks(
         self,
@@ -140,36 +129,49 @@ class FlowAttentionManager(FullAttentionManager):
         num_local_computed_tokens: int,
         num_external_computed_tokens: int,
     ) -> None:
-        super().add_local_computed_blocks(
-            request_id,
-            new_computed_blocks,
-            self.stored_tokens(request_id, num_local_computed_tokens),
-            num_external_computed_tokens,
-        )
         layout = self._layouts.get(request_id)
         if layout is None:
+            super().add_local_computed_blocks(
+                request_id,
+                new_computed_blocks,
+                num_local_computed_tokens,
+                num_external_computed_tokens,
+            )
             return
-        if not layout.evicts_at(self.spec.last_layer):
-            return
-        # What is copied is cached again, since the hit's own block may be evicted long before it.
-        # Of a packed group, this counts whole blocks of tokens, see cache_blocks.
         shared = self._shared_blocks(layout, num_local_computed_tokens)
-        self.num_cached_block[request_id] = shared
-        if self._is_mixed(layout) and new_computed_blocks:
-            self._copies[request_id] = shared
+        # Whole blocks, or vLLM would arrange for a copy of its own.
+        super().add_local_computed_blocks(
+            request_id, new_computed_blocks, shared * self.block_size, num_external_computed_tokens
+        )
+        # What is written from here on is a copy, or taken over: to be found by keys of its own.
+        self.num_cached_block[request_id] = self._findable[request_id] = shared
+        self._arrange_writing(request_id, new_computed_blocks, shared)
+
+    def _arrange_writing(
+        self, request_id: str, hit: Sequence[KVCacheBlock], first_written: int
+    ) -> None:
+        """Take a hit's blocks that will be written over, or note that they are to be copied."""
+        taken = set[int]()
+        if request_id in self._takes_over:
+            # A use count of 1 is ours: nobody else holds the block.
+            taken = {block.block_id for block in hit[first_written:] if block.ref_cnt == 1}
+            self.block_pool.evict_blocks(taken)
+        self._copies[request_id] = [
+            index
+            for index, block in enumerate(hit)
+            if index >= first_written and block.block_id not in taken
+        ]
 
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
         if num_tokens <= self._room.get(request_id, 0):
             return []
-        copies = []
-        first = self._copies.pop(request_id, None)
-        if first is not None:
-            held = self.req_to_blocks[request_id]
-            copies = self.block_pool.get_new_blocks(len(held) - first)
-            for index, block in enumerate(copies, start=first):
-                self._apply_cow(request_id, index, held[index], block)
+        to_copy = self._copies.pop(request_id, [])
+        copies = self.block_pool.get_new_blocks(len(to_copy)) if to_copy else []
+        held = self.req_to_blocks[request_id]
+        for index, block in zip(to_copy, copies, strict=True):
+            self._apply_cow(request_id, index, held[index], block)
         blocks = super().allocate_new_blocks(
             request_id, self.stored_tokens(request_id, num_tokens), num_tokens_main_model
         )
@@ -191,10 +193,12 @@ class FlowAttentionManager(FullAttentionManager):
         return slots + layout.spans.total if num_tokens >= layout.spans.end else num_tokens
 
     def cache_blocks(self, request: Request, num_tokens: int, *args: Any, **kwargs: Any) -> None:
-        known = self.num_cached_block.get(request.request_id, 0)
+        request_id = request.request_id
+        layout = self._layouts.get(request_id)
+        done = self.num_cached_block if layout is None else self._findable
+        known = done.get(request_id, 0)
         if num_tokens // self.block_size <= known:
             return  # most steps complete no block
-        layout = self._layouts.get(request.request_id)
         if layout is None:
             super().cache_blocks(request, num_tokens, *args, **kwargs)
             return
@@ -204,16 +208,15 @@ class FlowAttentionManager(FullAttentionManager):
         self._in_flight.update(
             request.block_hashes[computed // self.block_size : num_tokens // self.block_size]
         )
-        num_tokens = computed
         if not self._is_packed(layout):
-            super().cache_blocks(request, num_tokens, *args, **kwargs)
+            super().cache_blocks(request, computed, *args, **kwargs)
+        last = max(known, computed // self.block_size)
         if layout.evicts_at(self.spec.last_layer):
-            for num_blocks in range(known + 1, num_tokens // self.block_size + 1):
+            for num_blocks in range(known + 1, last + 1):
                 self._cache_boundary(request, layout, num_blocks)
-                # Of a packed group: whole blocks of *tokens* that can be found.
-                self.num_cached_block[request.request_id] = num_blocks
+        self._findable[request_id] = last
         if self._is_packed(layout):  # vLLM knows of the others
-            self._announce(request, layout, known, num_tokens // self.block_size)
+            self._announce(request, layout, known, last)
 
     def _announce(self, request: Request, layout: TokenLayout, first: int, last: int) -> None:
         """Tell of a packed group's blocks of tokens, but not of a picture before all kept tokens."""
@@ -226,12 +229,7 @@ class FlowAttentionManager(FullAttentionManager):
         """Make packed blocks findable from a prefix of ``num_blocks`` whole blocks of tokens."""
         boundary = packed_boundary(layout, num_blocks, self.block_size)
         held = self.req_to_blocks[request.request_id]
-        completed = boundary.completed
-        if completed is None and boundary.tail is None and boundary.full_blocks:
-            # The prefix ends in the picture, right after a full block. Nobody looks for it, but what
-            # was told of it (see events) ends with that block.
-            completed = boundary.full_blocks - 1
-        for index, kind in ((completed, COMPLETED), (boundary.tail, TAIL)):
+        for index, kind in ((boundary.completed, COMPLETED), (boundary.tail, TAIL)):
             if index is not None:
                 # The pool keeps any number of keys per block and drops them with the block.
                 self.block_pool._insert_block_hash(
@@ -242,51 +240,25 @@ class FlowAttentionManager(FullAttentionManager):
                     num_tokens=num_blocks * self.block_size,
                 )
 
+    def findable_tokens(self, request_id: str) -> int:
+        """Tokens, from the start of a request with a layout, whose blocks can be found."""
+        return self._findable.get(request_id, 0) * self.block_size
+
     def find_cached(self, prefix: BlockHash, kind: int) -> KVCacheBlock | None:
         """The block that a prefix's hash names, by position or as :data:`COMPLETED` or `TAIL`."""
         found = self.block_pool.get_cached_block(prefix, [kind + self.kv_cache_group_id])
         return found[0] if found else None
 
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
+        self._findable.pop(request_id, None)
         self._copies.pop(request_id, None)
+        self._takes_over.discard(request_id)
         self._room.pop(request_id, None)
         return super().pop_blocks_for_free(request_id)
 
     def _is_packed(self, layout: TokenLayout) -> bool:
         """Whether no layer of this group sees the image."""
         return layout.evicts_at(self.spec.first_layer)
-
-    def _is_mixed(self, layout: TokenLayout) -> bool:
-        """Whether the cliff lies inside this group."""
-        return not self._is_packed(layout) and layout.evicts_at(self.spec.last_layer)
-
-
-def group_specs(
-    specs: Mapping[str, KVCacheSpec], settings: FlowSettings
-) -> dict[str, FlowAttentionSpec]:
-    """Give each attention layer the spec of its storage group.
-
-    Args:
-        specs: layer name -> spec, as the model runner collected them.
-
-    Raises:
-        ValueError: a layer does not use plain full attention.
-    """
-    grouped = {}
-    for name, spec in specs.items():
-        if type(spec) is not FullAttentionSpec or spec.sliding_window is not None:
-            raise ValueError(
-                f"vLLM-Flow evicts from full attention only, but layer {name!r} stores "
-                f"{type(spec).__name__}; serve this model without additional_config['vllm_flow']."
-            )
-        first = settings.group_start(extract_layer_index(name))
-        grouped[name] = replace_as(
-            spec,
-            FlowAttentionSpec,
-            first_layer=first,
-            last_layer=first + settings.group_layers - 1,
-        )
-    return grouped
 
 
 def managers_of(managers: Collection[Any]) -> list[FlowAttentionManager]:
@@ -298,11 +270,3 @@ def managers_of(managers: Collection[Any]) -> list[FlowAttentionManager]:
             "please report this with your vLLM version."
         )
     return list(managers)
-
-
-# The registry fills itself with vLLM's own specs only while it is empty; this call makes it do so
-# before ours goes in.
-KVCacheSpecRegistry.check_kv_cache_spec_registry({})
-KVCacheSpecRegistry.register(
-    FlowAttentionSpec, FlowAttentionManager, uniform_type_base_spec=FlowAttentionSpec
-)

@@ -5,7 +5,7 @@ Reads a finished ``VllmConfig``; changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 TESTED_VLLM = ("0.32.0", "0.33.0")
@@ -39,6 +39,22 @@ def check_version(version: str) -> None:
         )
 
 
+def check_hash_unit(hash_block_size: int, block_sizes: Sequence[int]) -> None:
+    """Refuse hashes that are not one per block, which is how prefixes are found.
+
+    The scheduler asks, since an attention backend may change the block size after start-up.
+
+    Raises:
+        ValueError: names both sizes and the setting.
+    """
+    if any(block_size != hash_block_size for block_size in block_sizes):
+        raise ValueError(
+            f"vLLM-Flow finds prefixes by whole blocks of {block_sizes[0]} tokens, but vLLM hashes "
+            f"{hash_block_size} at a time; leave out prefix_match_unit, or set it to "
+            f"{block_sizes[0]}."
+        )
+
+
 def _graphs(config: Any) -> str:
     return str(config.compilation_config.cudagraph_mode.name)
 
@@ -49,6 +65,14 @@ def _compiled(config: Any) -> bool:
 
 def _more_than_one(name: str) -> Callable[[Any], bool]:
     return lambda config: getattr(config.parallel_config, name, 1) > 1
+
+
+def _finer_hashes(cache: Any) -> bool:
+    """Whether tokens are hashed in other units than blocks; hashed they are for prefix caching alone."""
+    return bool(cache.enable_prefix_caching) and cache.prefix_match_unit not in (
+        None,
+        cache.block_size,
+    )
 
 
 _REMEDY = (
@@ -92,6 +116,10 @@ _REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ),
     ("LoRA adapters: leave out enable_lora.", lambda config: config.lora_config is not None),
     (
+        "offloading of the KV cache: leave out kv_offloading_size.",
+        lambda config: config.cache_config.kv_offloading_size is not None,
+    ),
+    (
         "KV connectors: leave out kv_transfer_config.",
         lambda config: config.kv_transfer_config is not None,
     ),
@@ -122,6 +150,16 @@ _REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     (
         "a disabled hybrid KV-cache manager: leave out disable_hybrid_kv_cache_manager.",
         lambda config: bool(config.scheduler_config.disable_hybrid_kv_cache_manager),
+    ),
+    (
+        "prefix_match_unit, since a prefix is found by whole blocks: leave it out, or set it to the "
+        "block size.",
+        lambda config: _finer_hashes(config.cache_config),
+    ),
+    (
+        "instances that run the vision tower alone, in which there is nothing to evict: leave out "
+        "mm_encoder_only.",
+        lambda config: config.is_mm_encoder_only,
     ),
     (
         "prompt embeddings: leave out enable_prompt_embeds.",
