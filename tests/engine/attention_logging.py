@@ -47,7 +47,7 @@ class LoggingEngine:
 
     def rows(self, kind: str, request_ids: Sequence[str]) -> list[dict[str, Any]]:
         """Rows of some requests, from disk."""
-        assert self.engine.scheduler.flow_log.flush()
+        assert self.engine.scheduler.flow_logged.log.flush()
         folder = self.directory / kind
         rows = pq.read_table(folder).to_pylist() if folder.exists() else []
         return [row for row in rows if row["request_id"] in request_ids]

@@ -31,7 +31,8 @@ from tests.engine.harness import STOCK, Engine, assert_exact, assert_same, param
 from tests.engine.test_lifecycle import TINY_POOL
 from tests.engine.tiny_llava import Shape
 from vllm_flow.engine.attention import writer
-from vllm_flow.engine.scheduler import _FlowScheduling
+from vllm_flow.engine.attention.answers import LoggedAnswers
+from vllm_flow.engine.attention.tap import OUTPUT_FIELD
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def attention_layers(engine: Engine) -> list[Any]:
 def test_without_a_directory_nothing_is_touched(open_engine: OpenEngine, open_logging: Any) -> None:
     engine = open_engine(LONG, 2)
     assert all("forward" not in vars(layer) for layer in attention_layers(engine))
-    assert engine.scheduler.flow_log is None
+    assert engine.scheduler.flow_logged is None
     ask = replace(one_image(505), log=True)
     with pytest.raises(ValueError, match='flow_log_attention=True: .*"attention_log": "DIRECTORY"'):
         engine.run([ask])
@@ -197,14 +198,16 @@ def test_a_failing_disk_costs_rows_and_no_answer(
     def broken(table: Any, path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    assert logging.engine.scheduler.flow_log.flush()  # of what earlier tests left in the queue
+    assert (
+        logging.engine.scheduler.flow_logged.log.flush()
+    )  # of what earlier tests left in the queue
     before = dropped()
     ask = replace(one_image(507, 2), log=True, max_tokens=4)
     with monkeypatch.context() as patch:
         patch.setattr(writer, "write_table", broken)
         [out] = logging.engine.run([ask])
         assert_exact(logging.engine, [ask], [out])
-        assert logging.engine.scheduler.flow_log.flush()
+        assert logging.engine.scheduler.flow_logged.log.flush()
     assert logging.rows("mass", [out.request_id]) == []
     # What was lost after the answer was out is told with the next one.
     again = logging.engine.run([ask])
@@ -236,43 +239,38 @@ def test_requests_join_and_leave_a_running_batch(open_logging: Any) -> None:
     # Nothing of them stays behind; a worker hears of ended requests with the next step.
     engine.run([text_only(516)])
     [runner] = engine.llm.llm_engine.collective_rpc(lambda worker: worker.model_runner)
-    assert not runner.flow_tap.requests and not engine.scheduler.flow_logged
+    assert not runner.flow_tap.requests and not engine.scheduler.flow_logged.rows
 
 
-class Upstream:
-    """Of vLLM's scheduler: a step's output adds a token to the answers it is not too late for."""
-
-    def update_from_output(self, scheduler_output: set[str], model_runner_output: Any) -> None:
-        for request_id, request in list(self.requests.items()):
-            request.num_output_tokens += request_id in scheduler_output
-
-
-class OnlyLogging(_FlowScheduling, Upstream):
-    """What both our schedulers do with a step's output, without an engine."""
+class Steps:
+    """Steps of an engine whose scheduler has one observer; who is not too late gets a token."""
 
     def __init__(self, **num_output_tokens: int) -> None:
-        self.requests = {
+        self.requests: dict[str, Any] = {
             name: SimpleNamespace(request_id=name, num_output_tokens=count)
             for name, count in num_output_tokens.items()
         }
-        self.flow_logged = dict.fromkeys(self.requests, 0)
         self.logged: list[tuple[str, int]] = []
-        self.flow_log = SimpleNamespace(
+        log: Any = SimpleNamespace(
             add=lambda request_id, found: self.logged.append((request_id, found.token)) or True
         )
+        self.observer = LoggedAnswers(log, self.requests, num_layers=2)
+        self.observer.rows = dict.fromkeys(self.requests, 0)
 
     def step(self, taken: set[str], **rows: int) -> list[tuple[str, int]]:
         """What is logged of a step that has these rows and adds a token to these answers."""
         found = {name: SimpleNamespace(token=token, num_rows=6) for name, token in rows.items()}
         self.logged.clear()
-        self.update_from_output(taken, SimpleNamespace(flow_attention=found))
-        assert not self.flow_attention
+        self.observer.step_ended(SimpleNamespace(**{OUTPUT_FIELD: found}))
+        for request_id, request in self.requests.items():
+            request.num_output_tokens += request_id in taken
+        self.observer.step_told([])
         return list(self.logged)
 
 
 def test_a_token_is_logged_when_it_becomes_part_of_the_answer() -> None:
     a, b = "a-12345678", "b-12345678"
-    scheduler = OnlyLogging(**{a: 3, b: 0})
+    scheduler = Steps(**{a: 3, b: 0})
     assert scheduler.step({a, b}, **{a: 3, b: 0}) == [("a", 3), ("b", 0)]
     # Thrown away, as after a preemption: computed again later, and logged then.
     assert scheduler.step({b}, **{a: 4, b: 1}) == [("b", 1)]
@@ -280,4 +278,4 @@ def test_a_token_is_logged_when_it_becomes_part_of_the_answer() -> None:
     # A recomputed chunk that ends in a row whose token has long been there.
     assert scheduler.step({b}, **{a: 2, b: 2}) == [("b", 2)]
     assert scheduler.step({a}, **{a: 5, "gone-12345678": 7}) == [("a", 5)]
-    assert scheduler.flow_logged == {a: 18, b: 18}
+    assert scheduler.observer.rows == {a: 18, b: 18}

@@ -69,7 +69,7 @@ def test_the_front_ends_numbers_are_the_engines(open_engine: OpenEngine) -> None
             out = answer(engine, ask, max_tokens=length)
             footprint = list(footprints(engine.llm).values())[-1]
             outline = metrics.Outline(
-                geometry=list(vars(scheduler.flow_geometry).values()),
+                geometry=list(vars(scheduler.flow_reports.geometry).values()),
                 cliff=cliff,
                 image_tokens=footprint.image_tokens,
                 logged_layers=0,

@@ -21,7 +21,7 @@ from vllm_flow.engine.process import device_name
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
 
-    from vllm_flow.engine.inspect import Footprint
+    from vllm_flow.engine.footprints import Footprint
 
 CHUNK = 64
 """Requests handed to the engine at once: enough to mix cliffs, few enough for a live bar."""

@@ -7,27 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.engine.footprints import Footprint
 from vllm_flow.layout import TokenLayout
 
 if TYPE_CHECKING:
     from vllm import LLM
-
-
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """What one finished request took of the engine."""
-
-    cliff: int
-    """Layers that saw the image; the number of layers for a request that evicted nothing."""
-    prompt_tokens: int
-    image_tokens: int
-    computed_tokens: int
-    """Tokens with keys and values when the request ended: prompt and all outputs but the last."""
-    blocks: tuple[int, ...]
-    """KV blocks held at the end, per storage group, shallowest first."""
 
 
 def scheduler_of(llm: LLM | Any) -> Any:
@@ -54,7 +40,7 @@ def footprints(llm: LLM | Any) -> dict[str, Footprint]:
 
     The internal id is the caller's id, a dash and eight random characters.
     """
-    return dict(scheduler_of(llm).flow_footprints)
+    return dict(scheduler_of(llm).flow_footprints.latest)
 
 
 def check_integrity(llm: LLM | Any) -> None:

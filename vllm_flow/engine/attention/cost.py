@@ -111,7 +111,7 @@ def measure(arguments: argparse.Namespace, directory: str) -> None:
 def _log_of(llm: LLM) -> Any:
     from vllm_flow.engine.inspect import scheduler_of
 
-    return scheduler_of(llm).flow_log
+    return scheduler_of(llm).flow_logged.log
 
 
 def _flush(llm: LLM, arguments: argparse.Namespace) -> float:

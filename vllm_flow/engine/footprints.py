@@ -1,0 +1,61 @@
+"""What the latest finished requests took of the engine, for whoever looks into it afterwards."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vllm.v1.request import Request
+
+from vllm_flow.engine.observers import Observer
+from vllm_flow.engine.requests import image_spans
+from vllm_flow.engine.storage import FlowAttentionManager
+from vllm_flow.layout import TokenLayout
+
+KEPT = 4096
+"""Finished requests that are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What one finished request took of the engine."""
+
+    cliff: int
+    """Layers that saw the image; the number of layers for a request that evicted nothing."""
+    prompt_tokens: int
+    image_tokens: int
+    computed_tokens: int
+    """Tokens with keys and values when the request ended: prompt and all outputs but the last."""
+    blocks: tuple[int, ...]
+    """KV blocks held at the end, per storage group, shallowest first."""
+
+
+class FootprintBook(Observer):
+    """Takes a request's footprint while its blocks are still there."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        layouts: Mapping[str, TokenLayout],
+        managers: Sequence[FlowAttentionManager],
+    ) -> None:
+        self.latest: OrderedDict[str, Footprint] = OrderedDict()
+        """By the engine's request id, oldest first."""
+        self._num_layers = num_layers
+        self._layouts = layouts
+        self._managers = managers
+
+    def freeing(self, request: Request) -> None:
+        layout = self._layouts.get(request.request_id)
+        self.latest[request.request_id] = Footprint(
+            cliff=self._num_layers if layout is None else layout.cliff,
+            prompt_tokens=request.num_prompt_tokens,
+            image_tokens=image_spans(request.mm_features).total,
+            computed_tokens=request.num_computed_tokens,
+            blocks=tuple(
+                len(manager.req_to_blocks.get(request.request_id, ())) for manager in self._managers
+            ),
+        )
+        if len(self.latest) > KEPT:
+            self.latest.popitem(last=False)
