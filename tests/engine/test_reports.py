@@ -13,16 +13,32 @@ from vllm.sampling_params import BeamSearchParams
 from tests.engine.cases import GQA, Ask, one_image, text_only, two_images
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import Engine
+from tests.engine.tiny_llava import SPECIALS, WORDS
 from vllm_flow.engine import metrics
 from vllm_flow.engine.inspect import footprints
 
+WORD_IDS = list(range(len(SPECIALS), len(SPECIALS) + len(WORDS)))
+"""Whose text is not skipped."""
 SAVED = ("image_tokens_evicted", "prefill_rows_saved", "kv_blocks_saved", "kv_bytes_saved")
 
 
 def answer(engine: Engine, ask: Ask, **params: Any) -> Any:
-    settings = SamplingParams(temperature=0, ignore_eos=True, extra_args=ask.extra_args, **params)
+    settings = SamplingParams(
+        temperature=0,
+        ignore_eos=True,
+        allowed_token_ids=WORD_IDS,
+        extra_args=ask.extra_args,
+        **params,
+    )
     [out] = engine.llm.generate(engine.prompt(ask), settings, use_tqdm=False)
     return out
+
+
+def piece(engine: Engine, ask: Ask, share: float) -> str:
+    """Two letters of the answer of 40 tokens, after that share of it: a stop string that is met."""
+    text = answer(engine, ask, max_tokens=40).outputs[0].text
+    assert len(text) > 40
+    return text[int(share * len(text)) :][:2]
 
 
 def report(out: Any) -> dict[str, Any] | None:
@@ -47,10 +63,9 @@ def test_a_stop_string_ends_a_request_as_its_length_would(
     open_engine: OpenEngine, ask: Ask
 ) -> None:
     engine = open_engine(GQA, 2)
-    whole = answer(engine, ask, max_tokens=40)
-    words = whole.outputs[0].text.split()
     lengths = set()
-    for word in (words[0], words[3], words[-1]):
+    for share in (0, 0.3, 0.6, 0.9):
+        word = piece(engine, ask, share)
         stopped = answer(engine, ask, max_tokens=40, stop=[word])
         length = len(stopped.outputs[0].token_ids)
         assert stopped.outputs[0].stop_reason == word
@@ -81,9 +96,9 @@ def test_the_front_ends_numbers_are_the_engines(open_engine: OpenEngine) -> None
 def test_every_end_is_counted_once(open_engine: OpenEngine) -> None:
     engine = open_engine(GQA, 2)
     ask = one_image(54, 1)
-    word = answer(engine, ask, max_tokens=20).outputs[0].text.split()[2]
+    word = piece(engine, ask, 0.2)
     before = counted("cliff=1")
-    ends = ({"max_tokens": 5}, {"max_tokens": 20, "stop": [word]}, {"max_tokens": 1})
+    ends = ({"max_tokens": 5}, {"max_tokens": 40, "stop": [word]}, {"max_tokens": 1})
     reports = [report(answer(engine, ask, **end)) for end in ends]
     grown = {name: value - before[name] for name, value in counted("cliff=1").items()}
     assert grown.pop("vllm_flow:requests_total") == len(ends)
@@ -94,9 +109,9 @@ def test_every_end_is_counted_once(open_engine: OpenEngine) -> None:
 @pytest.mark.parametrize("ask", [one_image(55), one_image(55, GQA.layers), text_only(56, 1)])
 def test_what_evicts_nothing_is_the_baseline(open_engine: OpenEngine, ask: Ask) -> None:
     engine = open_engine(GQA, 2)
-    word = answer(engine, ask, max_tokens=10).outputs[0].text.split()[1]
+    word = piece(engine, ask, 0.2)
     before = counted("baseline")
-    stopped = answer(engine, ask, max_tokens=10, stop=[word])
+    stopped = answer(engine, ask, max_tokens=40, stop=[word])
     assert stopped.outputs[0].stop_reason == word and stopped.kv_transfer_params is None
     grown = {name: value - before[name] for name, value in counted("baseline").items()}
     assert {name: value for name, value in grown.items() if value} == {
@@ -107,10 +122,17 @@ def test_what_evicts_nothing_is_the_baseline(open_engine: OpenEngine, ask: Ask) 
 def test_several_answers_that_stop(open_engine: OpenEngine) -> None:
     engine = open_engine(GQA, 2)
     ask = one_image(57, 2)
-    word = answer(engine, ask, max_tokens=20).outputs[0].text.split()[4]
+    word = piece(engine, ask, 0.2)
     before = counted("cliff=2")
     settings = SamplingParams(
-        temperature=1, top_k=1, n=3, stop=[word], max_tokens=20, extra_args=ask.extra_args
+        temperature=1,
+        top_k=1,
+        n=3,
+        stop=[word],
+        max_tokens=40,
+        ignore_eos=True,
+        allowed_token_ids=WORD_IDS,
+        extra_args=ask.extra_args,
     )
     [out] = engine.llm.generate(engine.prompt(ask), settings, use_tqdm=False)
     assert [one.stop_reason for one in out.outputs] == [word] * 3
@@ -127,8 +149,8 @@ def test_the_log_of_a_request_that_stops(
     flow = {"group_layers": 2, "attention_log": str(tmp_path)}
     engine = open_engine(GQA, 2, additional_config={"vllm_flow": flow})
     ask = Ask(one_image(58).prompt, (58,), cliff, log=(1, 3))
-    word = answer(engine, ask, max_tokens=20).outputs[0].text.split()[5]
-    stopped = answer(engine, ask, max_tokens=20, stop=[word])
+    word = piece(engine, ask, 0.2)
+    stopped = answer(engine, ask, max_tokens=40, stop=[word])
     ended = answer(engine, ask, max_tokens=len(stopped.outputs[0].token_ids))
     assert report(stopped) == report(ended)
     assert report(stopped)["attention_rows"] == 2 * len(stopped.outputs[0].token_ids)
@@ -136,7 +158,9 @@ def test_the_log_of_a_request_that_stops(
 
 def test_no_outline_reaches_a_client(open_engine: OpenEngine) -> None:
     engine = open_engine(GQA, 2)
-    settings = SamplingParams(temperature=0, max_tokens=4, extra_args={"flow_cliff": 2})
+    settings = SamplingParams(
+        temperature=0, max_tokens=4, ignore_eos=True, extra_args={"flow_cliff": 2}
+    )
     engine.llm.llm_engine.add_request("seen", engine.prompt(one_image(59)), settings)
     carried = []
     while engine.llm.llm_engine.has_unfinished_requests():

@@ -152,6 +152,35 @@ def test_the_responses_endpoint_reports_streamed_or_not(
     assert report(answer)["cliff"] == 2
 
 
+def test_an_answer_that_a_stop_string_ends_is_reported(client: openai.OpenAI) -> None:
+    """vLLM's front end ends it, and never hears the engine's report."""
+    body = chat_body(20, 2, max_tokens=12, ignore_eos=True, return_token_ids=True)
+    stop = chat(client, body).choices[0].message.content[2:4]
+    stopped = chat(client, {**body, "stop": [stop]})
+    assert stopped.choices[0].model_extra["stop_reason"] == stop
+    length = len(stopped.choices[0].model_extra["token_ids"])
+    ended = chat(client, {**body, "max_tokens": length})
+    assert report(stopped) == report(ended) and report(stopped)["cliff"] == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_that_a_stop_string_ends_is_reported(
+    client: openai.OpenAI, stream: bool
+) -> None:
+    content = [
+        {"type": "input_image", "image_url": data_url(picture_of(question(20))), "detail": "auto"},
+        {"type": "input_text", "text": question(20).text},
+    ]
+    ask = {"model": NAME, "input": [{"role": "user", "content": content}], "temperature": 0}
+    keys = {"vllm_xargs": {"flow_cliff": 2}}
+    said = client.responses.create(**ask, extra_body=keys).output_text
+    answer = client.responses.create(**ask, stream=stream, extra_body={**keys, "stop": [said[1:3]]})
+    if stream:
+        answer = list(answer)[-1].response
+    assert said.startswith(answer.output_text) and answer.output_text != said
+    assert report(answer)["cliff"] == 2
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_text_alone_is_answered_as_without_a_policy(
     small: Server, client: openai.OpenAI, stream: bool
