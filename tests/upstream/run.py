@@ -5,25 +5,65 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.upstream import fetch
 from tests.upstream.standins import write_hub
 
 HERE = Path(__file__).resolve().parent
 
-CORE = (
-    "tests/v1/core/test_scheduler.py",
-    "tests/v1/core/test_async_scheduler.py",
-    "tests/v1/core/test_prefix_caching.py",
+FILES = ("tests/v1/core", "tests/v1/test_kv_cache_spec_registry.py")
+"""What a run covers: all that is fetched."""
+
+LEFT_OUT = {
+    "tests/v1/core/prefix_cache/test_hybrid_prefix_cache_hit_rate.py": "a model with its weights",
+    "tests/v1/core/test_reset_prefix_cache_e2e.py": "a model with its weights",
+    "tests/v1/core/test_scheduler_e2e.py": "a model with its weights",
+}
+"""Files that are not run, and what they need."""
+
+LONG = (
+    "tests/v1/core/test_priority_scheduler_random.py",
+    "tests/v1/core/test_kv_cache_utils.py::test_is_kv_cache_spec_uniform",
 )
-RUNS = ("1", "2")
+"""Minutes each; in the long run only."""
 
 
-def command(run: str, folder: Path, files: Sequence[str], *options: str) -> list[str]:
-    """The pytest command of a run over ``files``, relative to ``folder`` (where it is to be run)."""
-    return [
-        *(sys.executable, "-m", "pytest", "-c", os.devnull, f"--rootdir={folder}"),
-        *("-p", "flow_upstream.plugin", "-p", "no:cacheprovider", "-q", "--tb=short"),
-        *("--timeout=300", *options, *files),
-    ]
+@dataclass(frozen=True)
+class Run:
+    """One way to run vLLM's tests."""
+
+    name: str
+    """``stock``, or the number of storage groups that every cache is put in."""
+    folder: Path
+    """Holds vLLM's ``tests``."""
+    scratch: Path
+    """Where the stand-ins for hub models go."""
+    long: bool = False
+    """Whether :data:`LONG` are run, too."""
+
+    def command(self, *options: str, files: Sequence[str] = FILES) -> list[str]:
+        """The pytest command, for :attr:`folder`."""
+        return [
+            *(sys.executable, "-m", "pytest", "-c", os.devnull, f"--rootdir={self.folder}"),
+            *("-p", "flow_upstream.plugin", "-p", "no:cacheprovider", "-q", "--tb=short"),
+            *(f"--ignore={file}" for file in LEFT_OUT),
+            *(() if self.long else (f"--deselect={test}" for test in LONG)),
+            *("--timeout=300", "-W", "ignore::DeprecationWarning", *options, *files),
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """Writes the stand-ins, and returns the environment that finds them."""
+        if not (self.scratch / "hub").exists():
+            write_hub(self.scratch)
+        path = [str(HERE), os.environ.get("PYTHONPATH", "")]
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+            "HF_HOME": str(self.scratch),
+            "HF_HUB_OFFLINE": "1",
+            # What vLLM finds out about model classes in a process of its own, kept between runs.
+            "VLLM_CACHE_ROOT": str(self.folder.with_name(f"{self.folder.name}-cache")),
+            "VLLM_FLOW_UPSTREAM": self.name,
+            "VLLM_NO_USAGE_STATS": "1",
+        }
