@@ -18,7 +18,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo eval-demo analysis-demo bench test test-unit test-eval test-rest test-engine \
-        test-engine-v2 test-server test-speed test-gpu fuzz lint clean
+        test-engine-v2 test-server test-upstream test-upstream-long test-speed test-gpu fuzz lint clean
 
 help:
 	@echo "make setup          environment in $(VENV) (VARIANT=cuda for a CUDA machine)"
@@ -78,7 +78,7 @@ bench: setup
 # Suites run side by side, each in a process of its own (vLLM chooses its model runner once per
 # process), and print when they are done. One after the other: make test JOBS=1.
 JOBS   ?= 2
-SUITES := test-engine test-unit test-server test-eval test-engine-v2 test-rest test-speed
+SUITES := test-engine test-unit test-server test-eval test-engine-v2 test-rest test-upstream test-speed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
 
 test: setup
@@ -114,6 +114,14 @@ test-engine-v2: setup
 test-server: setup
 	@echo "tests: OpenAI-compatible server"
 	@$(PYTEST) tests/server
+
+# Skipped where pip finds no source distribution of the installed vLLM.
+test-upstream: setup
+	@echo "tests: vLLM's own of its scheduler and KV cache, with the extension's classes"
+	@$(PYTEST) tests/upstream
+
+test-upstream-long: setup
+	@VLLM_FLOW_UPSTREAM_LONG=1 $(PYTEST) tests/upstream
 
 # On a CUDA device: make test-gpu VARIANT=cuda
 test-gpu: setup

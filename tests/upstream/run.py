@@ -49,7 +49,7 @@ class Run:
             *("-p", "flow_upstream.plugin", "-p", "no:cacheprovider", "-q", "--tb=short"),
             *(f"--ignore={file}" for file in LEFT_OUT),
             *(() if self.long else (f"--deselect={test}" for test in LONG)),
-            *("--timeout=300", "-W", "ignore::DeprecationWarning", *options, *files),
+            *("-p", "pytest_timeout", "--timeout=300", "-W", "ignore::DeprecationWarning", *options, *files),
         ]
 
     def environment(self) -> dict[str, str]:
@@ -65,5 +65,7 @@ class Run:
             # What vLLM finds out about model classes in a process of its own, kept between runs.
             "VLLM_CACHE_ROOT": str(self.folder.with_name(f"{self.folder.name}-cache")),
             "VLLM_FLOW_UPSTREAM": self.name,
+            # Its own plugins and no others: vLLM's tests are not written for those of this house.
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "VLLM_NO_USAGE_STATS": "1",
         }

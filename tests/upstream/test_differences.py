@@ -49,9 +49,6 @@ def test_the_list_has_reasons_and_names_nothing_twice_in_a_run() -> None:
 
 
 FAKE = """
-import pytest
-from flow_upstream import expected, plugin
-
 def test_passes():
     pass
 
@@ -85,7 +82,12 @@ def test_a_run_fails_where_the_list_is_not_true(
         [sys.executable, "-m", "pytest", "-c", os.devnull, f"--rootdir={tmp_path}", "-q"]
         + ["-p", "list_for_test", "-p", "flow_upstream.plugin", "-p", "no:cacheprovider", "."],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(HERE), "VLLM_FLOW_UPSTREAM": "stock"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(HERE),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "VLLM_FLOW_UPSTREAM": "stock",
+        },
         capture_output=True,
         text=True,
     )

@@ -47,4 +47,27 @@ def unmatched(differences: Iterable[Difference], node_ids: Sequence[str]) -> lis
     ]
 
 
-EXPECTED: tuple[Difference, ...] = ()
+BY_HAND = "puts the scheduler together by hand"
+
+EXPECTED: tuple[Difference, ...] = (
+    Difference(
+        BY_HAND,
+        "makes a scheduler without its constructor, so that it has nothing of ours.",
+        (
+            "test_scheduler.py::test_abort_request_when_structured_output_fsm_cannot_advance",
+            "test_async_scheduler.py::test_abort_request_when_structured_output_fsm_cannot_advance",
+        ),
+        ("1", "2"),
+        AttributeError,
+    ),
+    Difference(
+        BY_HAND,
+        "gives a scheduler another KV-cache manager, with HiSparse groups that ours refuses.",
+        (
+            "test_prefix_caching.py::test_hisparse_async_admission_requires_full_prompt_host_pages",
+            "test_prefix_caching.py::test_hisparse_admitted_async_loads_can_finish_with_nothing_running",
+        ),
+        ("1", "2"),
+        AttributeError,
+    ),
+)

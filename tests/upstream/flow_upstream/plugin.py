@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -58,7 +59,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    terminalreporter.write_line(f"{len(_with_extension)} tests built the extension's classes")
+    files = Counter(node_id.partition("::")[0].rpartition("/")[2] for node_id in _with_extension)
+    counts = ", ".join(f"{file} {count}" for file, count in files.most_common())
+    terminalreporter.write_line(f"tests that built the extension's classes: {counts or 'none'}")
 
 
 @pytest.fixture

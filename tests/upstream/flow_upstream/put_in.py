@@ -68,16 +68,17 @@ def install(num_groups: int, used: Callable[[], None]) -> None:
 
 def _scheduler(stock: type, flow: type, num_groups: int, used: Callable[[], None]) -> type:
     class Upstream(flow):  # type: ignore[misc, valid-type]
+        def __new__(cls, vllm_config: Any, kv_cache_config: Any, *args: Any, **kwargs: Any) -> Any:
+            num_layers = vllm_config.model_config.get_total_num_hidden_layers()
+            if grouped(kv_cache_config, num_layers, num_groups) is None:
+                return stock(vllm_config, kv_cache_config, *args, **kwargs)
+            return super().__new__(cls)
+
         def __init__(self, vllm_config: Any, kv_cache_config: Any, *args: Any, **kw: Any) -> None:
             num_layers = vllm_config.model_config.get_total_num_hidden_layers()
             config = grouped(kv_cache_config, num_layers, num_groups)
-            if config is None:
-                self.__class__ = stock
-                stock.__init__(self, vllm_config, kv_cache_config, *args, **kw)
-                return
             vllm_config.additional_config = _options(num_layers, num_groups)
-            if vllm_config.cache_config.num_gpu_blocks is not None:
-                vllm_config.cache_config.num_gpu_blocks = config.num_blocks
+            vllm_config.cache_config.num_gpu_blocks = config.num_blocks
             super().__init__(vllm_config, config, *args, **kw)
             used()
 
