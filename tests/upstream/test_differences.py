@@ -34,7 +34,16 @@ def listed(*tests: str) -> Difference:
 )
 def test_patterns(pattern: str, node_id: str, names: bool) -> None:
     assert listed(pattern).matches(node_id) is names
-    assert unmatched([listed(pattern)], [node_id]) == ([] if names else [pattern])
+
+
+def test_patterns_that_name_nothing() -> None:
+    entries = [
+        listed("test_a.py::test_x"),
+        listed("test_a.py::test_gone"),
+        listed("test_b.py::test_x"),
+    ]
+    # Nothing of test_b.py was collected: another run's.
+    assert unmatched(entries, ["tests/v1/core/test_a.py::test_x[1]"]) == ["test_a.py::test_gone"]
 
 
 def test_the_list_has_reasons_and_names_nothing_twice_in_a_run() -> None:
@@ -63,7 +72,8 @@ def test_dies():
 @pytest.mark.parametrize(
     ("tests", "status", "words"),
     [
-        (["test_asserts"], 1, "1 failed, 1 passed, 1 xfailed"),  # the TypeError is no such difference
+        (["test_asserts"], 1, "1 failed, 1 passed, 1 xfailed"),  # one is not listed
+        # A TypeError is another failure than what is listed.
         (["test_asserts", "test_dies"], 1, "1 failed, 1 passed, 1 xfailed"),
         (["test_passes", "test_asserts"], 1, "2 failed, 1 xfailed"),  # no longer different
         (["test_asserts", "test_gone"], 4, "match no test any more: test_fake.py::test_gone"),

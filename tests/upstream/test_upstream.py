@@ -6,7 +6,6 @@ own; its results are one test here.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -16,7 +15,6 @@ import pytest
 from tests.upstream import fetch
 from tests.upstream.run import Run
 
-LONG_RUN = "VLLM_FLOW_UPSTREAM_LONG"
 SUMMARY = re.compile(r"\d+ (passed|failed|error).* in [\d.]+s")
 
 
@@ -36,7 +34,7 @@ def test_vllms_own_tests(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = Run(groups, folder, tmp_path, long=os.environ.get(LONG_RUN) == "1")
+    run = Run(groups, folder, tmp_path)
     done = subprocess.run(
         run.command(), cwd=folder, env=run.environment(), capture_output=True, text=True
     )

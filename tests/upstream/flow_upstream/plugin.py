@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-
 from flow_upstream.expected import EXPECTED, Difference, unmatched
 
 RUN = os.environ["VLLM_FLOW_UPSTREAM"]
