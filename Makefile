@@ -18,7 +18,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo eval-demo analysis-demo bench test test-unit test-eval test-rest test-engine \
-        test-engine-v2 test-server test-speed test-gpu fuzz lint clean
+        test-engine-v2 test-server test-upstream test-upstream-long test-speed test-gpu fuzz lint clean
 
 help:
 	@echo "make setup          environment in $(VENV) (VARIANT=cuda for a CUDA machine)"
@@ -114,6 +114,14 @@ test-engine-v2: setup
 test-server: setup
 	@echo "tests: OpenAI-compatible server"
 	@$(PYTEST) tests/server
+
+# Skipped where pip finds no source distribution of the installed vLLM.
+test-upstream: setup
+	@echo "tests: vLLM's own of its scheduler and KV cache, with the extension's classes"
+	@$(PYTEST) tests/upstream
+
+test-upstream-long: setup
+	@VLLM_FLOW_UPSTREAM_LONG=1 $(PYTEST) tests/upstream
 
 # On a CUDA device: make test-gpu VARIANT=cuda
 test-gpu: setup
