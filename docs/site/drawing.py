@@ -25,13 +25,13 @@ PREFIX = 5
 
 TEXT, IMAGE, FRAME, CLIFF = "#0072b2", "#e69f00", "#56b4e9", "#d55e00"
 INK, SOFT, LINE, EMPTY = "#1d2127", "#5d6673", "#9aa2ad", "#f1f2f4"
-WIDTH, HEIGHT, LEFT, NOTES = 1180, 868, 128, 880
+WIDTH, HEIGHT, LEFT, NOTES = 1200, 868, 132, 884
 COLUMNS = {"A": LEFT, "B": LEFT + 380}
 CELL = 16
 """Width of a token in the lower panels: 21 of them are as wide as six blocks of 56."""
 SLOT, BLOCK_WIDTH = 13, 56
 
-LAYOUTS = {name: TokenLayout(SPANS, cliff) for name, cliff in CLIFFS.items()}
+LAYOUTS = {name: TokenLayout.of(FlowPolicy(cliff), SPANS) for name, cliff in CLIFFS.items()}
 STARTS = storage_groups(LAYERS, GROUP)
 POSITIONS = np.arange(TOKENS)
 IS_IMAGE = SPANS.is_image(POSITIONS)
@@ -86,9 +86,10 @@ class Sheet:
         self.line([(left, y + depth), (left, y), (right, y), (right, y + depth)])
 
     def notes(self, y: float, *lines: str) -> None:
-        """Lines beside a panel."""
+        """Lines beside a panel; one that begins with a term begins a paragraph."""
         for index, said in enumerate(lines):
-            self.text(NOTES, y + 17 * index, said)
+            y += 5 if index and said.startswith("*") else 0
+            self.text(NOTES, y + 16 * index, said)
 
     def svg(self) -> str:
         label = "A prompt, two cliffs, three storage groups and their blocks, with the terms of the code"
@@ -126,7 +127,7 @@ def draw_prompt(sheet: Sheet, top: float) -> None:
     sheet.text(LEFT - 12, top + 53, "*position*", anchor="end")
     sheet.text(LEFT - 12, top + 78, "*packed position*", anchor="end")
     sheet.notes(
-        top + 23,
+        top + 14,
         "*cliff*: layers with index >= cliff see no",
         "image token",
         "*layout*: spans and cliff, so what a",
@@ -143,7 +144,9 @@ def draw_rows(sheet: Sheet, top: float) -> None:
                bold=True)  # fmt: skip
     first = top + 44
     for index, (name, x) in enumerate(COLUMNS.items()):
-        sheet.text(x, top + 24, f"Request {name}, flow_cliff = {CLIFFS[name]}", color=INK, bold=True)
+        sheet.text(
+            x, top + 24, f"Request {name}, flow_cliff = {CLIFFS[name]}", color=INK, bold=True
+        )
         for layer in range(LAYERS):
             variant = plan.variant_at(layer)
             rows = range(plan.num_rows) if variant is None or variant.rows is None else variant.rows
@@ -233,17 +236,18 @@ def draw_blocks(sheet: Sheet, top: float) -> None:
         sheet.text(LEFT - 12, y + 12, "*storage group*", anchor="end")
         sheet.text(LEFT - 12, y + 27, f"layers {start}, {start + GROUP - 1}", anchor="end")
     sheet.notes(
-        top + 35,
+        top + 30,
         "*block*: 4 *slots*, one *page* per layer of its",
         "group; a group has a *block table* per request",
         "*whole*: every layer is before the cliff;",
         "token at slot = position",
         "*mixed*: the cliff is inside; positions in the",
-        "layers before it, packed positions in the others,",
-        "in the first blocks of the same table",
+        "layers before it, packed positions in the",
+        "others, in the first blocks of the same table",
         "*packed*: every layer is past the cliff;",
-        "token at slot = packed position",
-        "dashed: never allocated, free for others",
+        "token at slot = packed position; dashed:",
+        "never allocated, free for others",
+        "*footprint*: the blocks that a request held",
     )
 
 
@@ -253,7 +257,9 @@ def draw_prefix(sheet: Sheet, top: float) -> None:
     boundary = packed_boundary(layout, PREFIX, BLOCK)
     assert boundary.completed is not None and boundary.tail is not None
     prefix = PREFIX * BLOCK
-    title = f"A prefix for the cache: {PREFIX} whole blocks of tokens, {prefix} tokens, of request A"
+    title = (
+        f"A prefix for the cache: {PREFIX} whole blocks of tokens, {prefix} tokens, of request A"
+    )
     sheet.text(LEFT, top, title, size=15, color=INK, bold=True)
     by_position = {token: token for token in range(prefix)}
     by_rank = {slot: token for slot, token in stored("A", LAYERS - 1).items() if token < prefix}
@@ -279,15 +285,16 @@ def draw_prefix(sheet: Sheet, top: float) -> None:
     sheet.bracket(cut, left + BLOCK_WIDTH * PREFIX - 3, y + 40, -5)
     sheet.text(cut + 6, y + 55, "*copied*: later tokens are written here")
     sheet.notes(
-        top + 28,
-        "*completed*: the packed block that became full",
-        "since the prefix one block shorter",
+        top + 22,
+        "*completed*: the packed block that became",
+        "full since the prefix one block shorter",
         "*tail*: the packed block that the prefix fills in",
         "part; its last slot is anybody's, so a hit",
         "copies it",
-        "Three keys in the cache: by position,",
-        "COMPLETED and TAIL, each from the hash of",
-        "the prefix, which a *salt* per cliff begins",
+        "*shared*: written by nobody any more",
+        "*salt*: begins the hash of a prefix, one per",
+        "cliff; three keys per hash: by position,",
+        "COMPLETED and TAIL",
     )
 
 

@@ -37,7 +37,9 @@ PAGES = {
 SOURCES = "source"
 """Folder of the pages that show a source file's text."""
 
-LINK = re.compile(r"(?P<open>!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()(?P<target>[^)#\s]+)(?P<rest>#[^)\s]*)?\)")
+LINK = re.compile(
+    r"(?P<open>!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()(?P<target>[^)#\s]+)(?P<rest>#[^)\s]*)?\)"
+)
 OUTSIDE = re.compile(r"^(?:[a-z]+:|//|#)")
 CODE = re.compile(r"(^```.*?^```|^~~~.*?^~~~|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 ROLE = re.compile(r":(?:func|class|meth|data|mod|attr):(<code>)~?(?:[\w.]+\.)?(\w+)(</code>)")

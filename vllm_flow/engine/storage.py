@@ -2,7 +2,7 @@
 
 Seam: ``KVCacheSpecRegistry.register(spec, manager, uniform_type_base_spec)``. vLLM's hybrid KV-cache
 manager does the rest: all groups draw on one block pool, so a block that is never allocated here
-is a block another request gets.
+is a block another request gets. Terms, with a drawing: docs/glossary.md.
 
 Knows layouts, not runners. The scheduler hands every manager its book of layouts
 (:meth:`FlowAttentionManager.use_layouts`), since vLLM tells a manager only a request's id.
