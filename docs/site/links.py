@@ -123,7 +123,7 @@ def page_of(path: str) -> str | None:
 
 def is_source(path: str) -> bool:
     """Whether a file of the repository is shown as text on a page of its own."""
-    inside = path.startswith("docs/") and not path.endswith((".py", ".json"))
+    inside = path.startswith("docs/") and not path.endswith(".py")
     return path not in PAGES and not inside and (ROOT / path).is_file()
 
 
