@@ -138,7 +138,7 @@ lint: setup
 
 # A broken link, or a page that the navigation lacks, fails.
 docs: setup
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "docs: out/site/index.html"
 
 # The notebook runs from top to bottom; what it printed stays in out/, the committed one is left alone.

@@ -37,11 +37,14 @@ PAGES = {
 SOURCES = "source"
 """Folder of the pages that show a source file's text."""
 
-LINK = re.compile(
-    r"(?P<open>!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()(?P<target>[^)#\s]+)(?P<rest>#[^)\s]*)?\)"
-)
 OUTSIDE = re.compile(r"^(?:[a-z]+:|//|#)")
-CODE = re.compile(r"(^```.*?^```|^~~~.*?^~~~|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
+CODE = r"^```.*?^```|^~~~.*?^~~~|(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)"
+TEXT = r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]"
+LINK = re.compile(
+    rf"{CODE}|(?P<open>{TEXT}\()(?P<target>[^)#\s]+)(?P<rest>#[^)\s]*)?\)",
+    re.DOTALL | re.MULTILINE,
+)
+"""A link, whose text may hold code; or code, which may hold what looks like a link (no `target` then)."""
 ROLE = re.compile(r":(?:func|class|meth|data|mod|attr):(<code>)~?(?:[\w.]+\.)?(\w+)(</code>)")
 LANGUAGES = {
     ".py": "python",
@@ -64,7 +67,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         else:
             text = (ROOT / path).read_text(encoding="utf-8")
         texts[path] = text
-        files.append(File.generated(config, page, content=on_site(text, path)))
+        files.append(File.generated(config, page, content=for_site(text, path)))
     for file in files.documentation_pages():
         if file.abs_src_path is not None:
             path = Path(file.abs_src_path).resolve().relative_to(ROOT).as_posix()
@@ -87,7 +90,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if page.file.abs_src_path is None:
         return markdown
     path = Path(page.file.abs_src_path).resolve().relative_to(ROOT).as_posix()
-    return on_site(markdown, path)
+    return for_site(markdown, path)
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -141,18 +144,17 @@ def source(path: str) -> str:
 
 def targets(text: str, path: str) -> set[str]:
     """Files of the repository that a page links to."""
-    prose = "".join(CODE.split(text)[::2])
-    found = (match["target"] for match in LINK.finditer(prose))
-    return {place(target, path) for target in found if not OUTSIDE.match(target)}
+    found = (match["target"] for match in LINK.finditer(text))
+    return {place(target, path) for target in found if target and not OUTSIDE.match(target)}
 
 
-def on_site(text: str, path: str) -> str:
+def for_site(text: str, path: str) -> str:
     """The text of the file `path` with its links as the site has them."""
     here = posixpath.dirname(page_of(path) or "")
 
     def rewritten(match: re.Match[str]) -> str:
         target = match["target"]
-        if OUTSIDE.match(target):
+        if target is None or OUTSIDE.match(target):
             return match[0]
         page = page_of(place(target, path))
         if page is None or not (ROOT / place(target, path)).exists():
@@ -160,6 +162,4 @@ def on_site(text: str, path: str) -> str:
             return match[0]
         return f"{match['open']}{posixpath.relpath(page, here or '.')}{match['rest'] or ''})"
 
-    parts = CODE.split(text)
-    parts[::2] = [LINK.sub(rewritten, part) for part in parts[::2]]
-    return "".join(parts)
+    return LINK.sub(rewritten, text)
