@@ -141,11 +141,10 @@ docs: setup
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "docs: out/site/index.html"
 
-# The notebook runs from top to bottom; what it printed stays in out/, the committed one is left alone.
-# To commit new outputs: make docs-check, then copy out/first_steps.ipynb over docs/first_steps.ipynb.
+# The notebook runs from top to bottom. To commit new outputs: copy out/first_steps.ipynb into docs/.
 docs-check: docs
 	@echo "docs: executing docs/first_steps.ipynb, a few minutes"
-	@$(BIN)/jupyter execute docs/first_steps.ipynb --output $(CURDIR)/out/first_steps.ipynb
+	@$(BIN)/python docs/site/notebook.py out/first_steps.ipynb
 
 clean:
 	@rm -rf out .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache build *.egg-info
