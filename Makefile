@@ -18,7 +18,8 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo eval-demo analysis-demo bench test test-unit test-eval test-rest test-engine \
-        test-engine-v2 test-server test-upstream test-upstream-long test-speed test-gpu fuzz lint clean
+        test-engine-v2 test-server test-upstream test-upstream-long test-speed test-gpu fuzz lint docs \
+        docs-check clean
 
 help:
 	@echo "make setup          environment in $(VENV) (VARIANT=cuda for a CUDA machine)"
@@ -30,6 +31,8 @@ help:
 	@echo "make test-gpu       the tests that need a CUDA device (VARIANT=cuda)"
 	@echo "make fuzz           random traffic against the oracle for an hour (SECONDS=3600)"
 	@echo "make lint           ruff, mypy, import-linter"
+	@echo "make docs           the documentation as a site, strictly; writes out/site/"
+	@echo "make docs-check     the same, and the notebook executed anew"
 	@echo "make clean          caches and results; the environment stays (rm -r $(VENV) removes it)"
 
 setup: $(STAMP)
@@ -143,6 +146,16 @@ lint: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+# A broken link, or a page that the navigation lacks, fails.
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "docs: out/site/index.html"
+
+# The notebook runs from top to bottom. To commit new outputs: copy out/first_steps.ipynb into docs/.
+docs-check: docs
+	@echo "docs: executing docs/first_steps.ipynb, a few minutes"
+	@$(BIN)/python docs/site/notebook.py out/first_steps.ipynb
 
 clean:
 	@rm -rf out .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache build *.egg-info

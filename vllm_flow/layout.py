@@ -3,7 +3,7 @@
 Knows layers, tokens and blocks; nothing of batches (that is `plan`), and neither torch nor vLLM.
 
 A request's *packed position* of a kept token is its rank among the request's kept tokens: where its
-key and value live in the block table once the image is gone.
+key and value live in the block table once the image is gone. Terms, with a drawing: docs/glossary.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The one place that decides what eviction means for a batch; imports neither torch nor vLLM.
 
 Terms. A *row* is one token of the step's flattened batch. A *variant* is a range of layers in which
-the same rows are alive. Packed positions: see `layout`.
+the same rows are alive. Packed positions: see `layout`. With a drawing: docs/glossary.md.
 """
 
 from __future__ import annotations

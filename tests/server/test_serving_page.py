@@ -1,4 +1,4 @@
-"""docs/serving.md: what it tells people to paste into a shell works."""
+"""README.md and docs/serving.md: what they tell people to paste into a shell works."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from tests.server.serving import NAME, Server
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def block(holds: str) -> str:
+PAGES = pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
+
+
+def block(page: str, holds: str) -> str:
     """The one shell block of the page that holds these words."""
-    page = (ROOT / "docs" / "serving.md").read_text()
-    (found,) = [text for text in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if holds in text]
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    (found,) = [text for text in blocks if holds in text]
     return found
 
 
+@PAGES
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_request_works_as_pasted(small: Server) -> None:
+def test_the_request_works_as_pasted(small: Server, page: str) -> None:
     """With another server's address, name and number of layers; the text is otherwise the page's."""
-    script = block("curl -s localhost")
+    script = block(page, "curl -s localhost")
     for written, here in (
         ("localhost:8000", small.url.removeprefix("http://")),
         ('"model": "demo"', f'"model": "{NAME}"'),
@@ -40,12 +44,13 @@ def test_the_request_works_as_pasted(small: Server) -> None:
     assert answer["kv_transfer_params"]["vllm_flow"]["image_tokens_evicted"] == 64
 
 
-def test_the_server_is_started_with_arguments_it_has() -> None:
+@PAGES
+def test_the_server_is_started_with_arguments_it_has(page: str) -> None:
     """Starting the demo model takes longer than a test should; its arguments are vLLM's parser's to judge."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    script = block("api_server")
+    script = block(page, "api_server")
     command = re.search(r"api_server (.*?) > server.log", script, re.DOTALL).group(1)
     words = subprocess.run(
         ["bash", "-c", f"MODEL=somewhere; printf '%s\\n' {command}"], capture_output=True, text=True

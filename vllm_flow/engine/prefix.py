@@ -3,7 +3,7 @@
 Seams: ``KVCacheManager.get_computed_blocks`` for the look-up, ``free`` and ``pop_blocks_for_free`` for
 the order of eviction, ``cache_salt`` for the separation.
 vLLM puts the salt into a request's first block hash, and every later hash builds on it, so a salt
-per policy gives each policy a hash chain of its own.
+per policy gives each policy a hash chain of its own. Terms, with a drawing: docs/glossary.md.
 """
 
 from __future__ import annotations

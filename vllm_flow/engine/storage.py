@@ -1,6 +1,7 @@
 """What a storage group stores: all tokens before the cliff, the kept ones packed past it.
 
 Seam: vLLM's ``FullAttentionManager``, one per KV-cache group; `groups` says which layers form one.
+Terms, with a drawing: docs/glossary.md.
 
 Knows layouts, not runners. The scheduler hands every manager its book of layouts
 (:meth:`FlowAttentionManager.use_layouts`), since vLLM tells a manager only a request's id.
