@@ -178,7 +178,7 @@ class Chair(Task):
         items = []
         for path in files:
             for number, row in enumerate(parquet_rows(path, ("question_id", "gt_object"))):
-                names = row.get("gt_object", list)
+                names = row.texts("gt_object")
                 strange = [name for name in names if table.get(name) != name]
                 if strange:
                     raise DataError(f"{row.place}: {few(strange)}: no COCO object")

@@ -159,7 +159,7 @@ class Pope(Task):
             for number, row in enumerate(parquet_rows(path, columns, ("image_source",))):
                 category = row.get("category", str).lower()
                 if category not in CATEGORIES:
-                    raise DataError(f"{row.place}: unknown category {category!r}")
+                    raise DataError(f"{row.place}: unknown category {brief(category)}")
                 name = str(row.values.get("image_source") or "")
                 if name and not name.endswith(".jpg"):
                     name += ".jpg"

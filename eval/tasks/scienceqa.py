@@ -34,6 +34,7 @@ from vllm_flow.eval.tasks.reading import (
     DataError,
     Row,
     directory,
+    few,
     first_file,
     parquet_files,
     parquet_present,
@@ -74,7 +75,7 @@ def official_items(problems: Path, splits: Path, split: str, images: Path | None
     known = read_json(problems, dict)
     chosen = read_json(splits, dict)
     if split not in chosen:
-        raise DataError(f"{splits}: no split {split!r}; there are {', '.join(sorted(chosen))}")
+        raise DataError(f"{splits}: no split {split!r}; there are {few(sorted(chosen))}")
     items = []
     seen = set()
     for number in map(str, Row(str(splits), chosen).get(split, list)):
