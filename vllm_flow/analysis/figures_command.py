@@ -12,8 +12,9 @@ A file that is not there is passed over. Figures are PNG and SVG, numbers CSV.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
+
+from vllm_flow.user_text import NotJSON, parse_json
 
 FLOW = "attention_flow.parquet"
 WORDS = "attention_words.json"
@@ -84,11 +85,27 @@ def draw_masses(run: Path, out: Path, request: str | None = None) -> list[Path]:
     request = request or longest(masses)
     words = None
     if (run / WORDS).exists():
-        words = json.loads((run / WORDS).read_text(encoding="utf-8")).get(request)
+        words = read_words(run / WORDS).get(request)
     return [
         *draw_attention(masses, out / "attention", request, words),
         write_rows(mass_rows(by_layer(masses)), out / "attention.csv"),
     ]
+
+
+def read_words(path: Path) -> dict[str, list[str]]:
+    """The tokens of answers by request; ValueError where the file is something else."""
+    try:
+        found = parse_json(path.read_text(encoding="utf-8"))
+    except (NotJSON, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON ({error}); delete it to draw without words") from None
+    if not isinstance(found, dict) or not all(
+        isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
+        for tokens in found.values()
+    ):
+        raise ValueError(
+            f"{path} is no object of lists of texts by request; delete it to draw without words"
+        )
+    return found
 
 
 def is_mass_file(path: Path) -> bool:

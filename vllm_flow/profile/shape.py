@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_flow.outputs import OutputError
 from vllm_flow.profile.ideal import ModelShape, TowerShape
+from vllm_flow.user_text import whole_number
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig
@@ -73,11 +74,12 @@ class LlavaShape:
         values = {}
         for pair in filter(None, text.removeprefix(PREFIX).split(",")):
             name, _, number = pair.partition("=")
-            if name.strip() not in known or not number.strip().isdigit():
+            value = whole_number(number.strip())
+            if name.strip() not in known or value is None:
                 raise ValueError(
                     f"{pair!r} in the shape: write NAME=NUMBER with {', '.join(known)}."
                 )
-            values[name.strip()] = int(number)
+            values[name.strip()] = value
         return cls(**values)
 
     def __str__(self) -> str:
