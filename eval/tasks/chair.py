@@ -7,6 +7,7 @@ Rules, which differ in how words are brought to their base form:
 - `opera` (OPERA, chair.py, which later papers use): part-of-speech tags, then WordNet lemmas.
 
 Protocol after OPERA: a detailed description of 500 random images of COCO val2014, which are not padded.
+OPERA reads pictures as stored, not as a server does (`Task`).
 
 Layouts read:
 
