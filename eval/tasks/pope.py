@@ -5,8 +5,7 @@ Three categories of questions, which differ in how the absent objects were chose
 sources: COCO val2014, whose annotations name the objects, and A-OKVQA (COCO val2014's pictures too) and GQA,
 whose objects a segmentation (SEEM) found. `pope` reads the source whose files are there; `pope-coco`,
 `pope-aokvqa` and `pope-gqa` read that one of several. Rule: RUCAIBox/POPE and LLaVA's
-llava/eval/eval_pope.py, which agree. LLaVA reads pictures as stored, not as
-a server does (`Task`).
+llava/eval/eval_pope.py, which agree. LLaVA reads pictures as stored, not as a server does (`Task`).
 
 Layouts read:
 

@@ -1,8 +1,9 @@
 """ScienceQA: multiple-choice science questions, about half with an image. (Lu et al., "Learn to
 Explain", NeurIPS 2022)
 
-Rule: LLaVA's llava/eval/eval_science_qa.py; it reads pictures as stored, not as a server does (`Task`). `scienceqa` asks the questions that have an image (2017 of
-the 4241 of the test split), `scienceqa-full` all of them.
+Rule: LLaVA's llava/eval/eval_science_qa.py. `scienceqa` asks the questions that have an image (2017 of
+the 4241 of the test split), `scienceqa-full` all of them. LLaVA reads pictures as stored, not as a server does
+(`Task`).
 
 Layouts read:
 

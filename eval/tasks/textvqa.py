@@ -1,8 +1,8 @@
 """TextVQA: questions that need the text in the image to be read. (Singh et al., CVPR 2019)
 
 Rule: LLaVA's llava/eval/eval_textvqa.py and m4c_evaluator.py (from MMF), that is the VQA evaluation with
-leave-one-out soft accuracy. LLaVA reads pictures as stored, not as a server does (`Task`). `textvqa` gives the model OCR tokens, as LLaVA does; `textvqa-no-ocr` does
-not.
+leave-one-out soft accuracy. `textvqa` gives the model OCR tokens, as LLaVA does; `textvqa-no-ocr` does
+not. LLaVA reads pictures as stored, not as a server does (`Task`).
 
 Layouts read:
 
