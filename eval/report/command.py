@@ -3,6 +3,11 @@
 Writes into RUN/report/: report.html (one file, nothing from outside), the figures as PNG and SVG, and
 CSV files with every number behind them. Answers are scored anew, so the report follows the tasks'
 present rules. A run that is still going, or was stopped, is reported as far as it got.
+
+    python -m vllm_flow.demo_model.datasets --out data
+    vllm-flow eval --model demo --data data --tasks pope --policies baseline,cliff=4,cliff=16 --limit 20 \\
+        --out runs/demo
+    vllm-flow report runs/demo
 """
 
 from __future__ import annotations

@@ -7,6 +7,11 @@
   report/scores.csv        scores of an evaluation, as `vllm-flow report` writes them (Figure 5); also scores.csv
 
 A file that is not there is passed over. Figures are PNG and SVG, numbers CSV.
+
+    python -m vllm_flow.demo_model.datasets --out data --tasks pope
+    vllm-flow cam --image $(ls data/pope/val2014/*.jpg | head -1) --prompt "What is in this picture?" \\
+        --layers 0:28:4 --out runs/cam
+    vllm-flow figures runs/cam
 """
 
 from __future__ import annotations
