@@ -51,7 +51,7 @@ def inserted(data: bytes, rng: random.Random) -> bytes:
 
 def recoded(data: bytes, rng: random.Random) -> bytes:
     text = data.decode("latin-1") + rng.choice(("", "é", "\u2028"))
-    return text.encode(rng.choice(("utf-16", "utf-32", "utf-8-sig", "cp037", "utf-7")))
+    return text.encode(rng.choice(("utf-16", "utf-32", "utf-8-sig", "cp037", "utf-7")), "replace")
 
 
 def numbers(data: bytes, rng: random.Random) -> bytes:

@@ -37,6 +37,8 @@ class Subject:
 def score_pope(folder: Path) -> None:
     labels = files.pope_labels(folder / "labels")
     rows = []
+    for name in ("popular", "adversarial"):
+        (labels / f"coco_pope_{name}.json").unlink()
     for line in (labels / "coco_pope_random.json").read_text().splitlines():
         row = json.loads(line)
         rows.append({"question_id": row["question_id"], "prompt": row["text"], "text": "Yes"})

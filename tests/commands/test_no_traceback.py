@@ -54,7 +54,7 @@ def ending(argv: list[str]) -> tuple[Any, str, str]:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        return "traceback", "".join(traceback.format_exception(error)), place_of(error)
+        return "traceback", "".join(traceback.format_exception(error)[-2:]), place_of(error)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -108,7 +108,7 @@ def trial(subject: Subject, pristine: Path, spoilt: Path, seed: int) -> tuple[st
     found = fault(subject.argv(spoilt))
     if found is None:
         return None
-    return found[0], f"seed {seed}, {path.relative_to(spoilt)} {done}: {found[1]}"
+    return found[0], f"seed {seed}, {path.relative_to(spoilt)} {done}: {found[1][:1500]}"
 
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
