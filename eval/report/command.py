@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from vllm_flow.eval.report.results import Options, Summary
 
 
+MOST_RESAMPLES = 1_000_000
+"""The tables of more would fill the memory."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vllm-flow report`."""
     parser.add_argument("run", type=Path, metavar="RUN", help="what `vllm-flow eval --out` wrote")
@@ -44,8 +48,10 @@ def run(args: argparse.Namespace) -> int:
     from vllm_flow.eval.report.results import Options
     from vllm_flow.exits import Refused
 
-    if not 0 <= args.tolerance < float("inf") or args.resamples < 100 or args.seed < 0:
-        raise Refused("--tolerance and --seed must be >= 0 and --resamples >= 100")
+    if not 0 <= args.tolerance < float("inf"):
+        raise Refused("--tolerance must be >= 0")
+    if not 100 <= args.resamples <= MOST_RESAMPLES or args.seed < 0:
+        raise Refused(f"--resamples must be >= 100 and <= {MOST_RESAMPLES}, --seed >= 0")
     options = Options(tolerance=args.tolerance / 100, resamples=args.resamples, seed=args.seed)
     summary, page = write_report(args.run, args.out or args.run / "report", options)
     show(summary, options)

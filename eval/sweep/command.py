@@ -135,7 +135,7 @@ def json_object(text: str) -> dict[str, Any]:
     """An option's arguments of `vllm.LLM`, without those that have options of their own."""
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"not JSON ({error})") from None
     taken = {"model", "additional_config", "seed", "dtype", "block_size"}
     if not isinstance(value, dict):

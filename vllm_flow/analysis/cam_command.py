@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from vllm_flow.analysis.cam_file import CamRecord
     from vllm_flow.analysis.llava import Llava
 
+MOST_LAYERS = 10_000
+"""More than any model has: a longer range is a slip, and would fill the memory."""
+
 
 def layer_numbers(text: str) -> tuple[int, ...] | None:
     """`all` (None), `0,4,8`, or `0:30:2` with the last layer included, in order, each once."""
@@ -30,10 +33,11 @@ def layer_numbers(text: str) -> tuple[int, ...] | None:
     try:
         if ":" in text:
             first, last, *step = (int(part) for part in text.split(":"))
-            found = tuple(range(first, last + 1, *step))
+            numbers = range(first, last + 1, *step)
+            found = tuple(numbers) if len(numbers) <= MOST_LAYERS else ()
         else:
             found = tuple(sorted({int(part) for part in text.split(",")}))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         found = ()
     if not found:
         raise argparse.ArgumentTypeError(

@@ -89,18 +89,32 @@ def draw_masses(run: Path, out: Path, request: str | None = None) -> list[Path]:
     request = request or longest(masses)
     words = None
     if (run / WORDS).exists():
-        words = json.loads((run / WORDS).read_text(encoding="utf-8")).get(request)
+        words = read_words(run / WORDS, request)
     return [
         *draw_attention(masses, out / "attention", request, words),
         write_rows(mass_rows(by_layer(masses)), out / "attention.csv"),
     ]
 
 
+def read_words(path: Path, request: str) -> list[str] | None:
+    """The words of a request's answer; None where the file has none. ValueError where it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error})") from None
+    words = found.get(request) if isinstance(found, dict) else found
+    if words is not None and not (
+        isinstance(words, list) and all(isinstance(word, str) for word in words)
+    ):
+        raise ValueError(f"{path} is no object of lists of words")
+    return words
+
+
 def is_mass_file(path: Path) -> bool:
     """Whether a Parquet file has a column of image masses, and so is neither flow nor heat."""
-    import pyarrow.parquet as pq
+    from vllm_flow.analysis.columns import column_names
 
-    return "image" in pq.read_schema(path).names
+    return "image" in column_names(path)
 
 
 def draw_flows(run: Path, out: Path) -> list[Path]:

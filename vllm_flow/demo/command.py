@@ -32,6 +32,8 @@ CAPTION_CLIFFS = 8
 """Cliffs at which captions are asked for, spread over the range: they take many steps."""
 TIMED_BATCH = 4
 """Yes/no questions in a batch whose prefill is timed."""
+MOST_LAYERS = 10_000
+"""More than any model has: a longer range is a slip, and would fill the memory."""
 WIDTH = 144
 """Least width of the output, so that a row of the table stays one line when it is piped."""
 
@@ -47,9 +49,12 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     try:
         if ":" in text:
             first, last, *step = (int(part) for part in text.split(":"))
-            return tuple(range(first, last + 1, *step))
+            numbers = range(first, last + 1, *step)
+            if len(numbers) > MOST_LAYERS:
+                raise ValueError
+            return tuple(numbers)
         return tuple(int(part) for part in text.split(","))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a list like 0,4,30 nor a range like 0:30:2"
         ) from None
