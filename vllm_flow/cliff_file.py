@@ -84,7 +84,7 @@ def load_profile(source: Any) -> tuple[str, Mapping[str, Any]]:
             content = json.loads(Path(source).read_text(encoding="utf-8"))
         except OSError as error:
             raise ProfileError(f"profile {name!r} cannot be read ({error.strerror}).") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProfileError(f"profile {name!r} is no JSON ({error}).") from None
     else:
         raise ProfileError(f"profile={_brief(source)}: it must name a file of `vllm-flow cliff`.")

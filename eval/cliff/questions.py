@@ -50,13 +50,19 @@ def read_questions(args: Namespace) -> tuple[TaskWork, Task | None]:
 def read_json_lines(path: Path) -> list[Item]:
     """Questions without labels: one JSON object a line, with "text", "image" (a path) and perhaps "id"."""
     items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise CliffError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start})."
+        ) from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             text, image = row["text"], row["image"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise CliffError(
                 f'{path}:{number}: each line must be an object with "text" and "image" ({error!r}).'
             ) from None

@@ -23,7 +23,7 @@ from vllm_flow.eval.sweep.model_facts import ModelFacts
 from vllm_flow.eval.sweep.records import Run, RunError
 from vllm_flow.eval.sweep.run import engine_settings, open_run, versions
 from vllm_flow.eval.sweep.work import TaskWork
-from vllm_flow.outputs import OutputError
+from vllm_flow.outputs import OutputError, real
 
 MEASURED = "measured.jsonl"
 
@@ -76,7 +76,15 @@ class Record:
         whole, newline, torn = self._path.read_bytes().rpartition(b"\n")
         if torn:  # by a crash: what comes next begins a line
             self._path.write_bytes(whole + newline)
-        return [json.loads(line) for line in whole.splitlines()]
+        rows = []
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                row = json.loads(line)
+                row["what"], row["item_id"], row["values"]
+            except (ValueError, RecursionError, TypeError, KeyError) as error:
+                raise RunError(f"{self._path}, line {number}, is damaged ({error!r}).") from None
+            rows.append(row)
+        return rows
 
 
 def folder_of(args: Namespace) -> Path:
@@ -102,7 +110,7 @@ def recording(
         **engine_settings(args, facts, on_gpu),
         "prompt": facts.conversation.prompt("{text}", True),
         "image_preparation": args.image_preparation,
-        "data": str(args.data.resolve()),
+        "data": str(real(args.data)),
         "limit": args.items,
         "engines": 1,
         "versions": versions(),

@@ -113,7 +113,7 @@ def pope_data(folder: Path) -> None:
     from tests.eval.demo_pope import write_pope
 
     write_pope(folder / "data" / "pope", 6)
-    names = sorted(p.name for p in (folder / "data" / "pope").glob("*.jpg"))[:2]
+    names = sorted(p.name for p in (folder / "data" / "pope").glob("*.webp"))[:2]
     files.json_lines(
         folder / "data" / "pope" / "questions.jsonl",
         [{"text": "What is this?", "image": name} for name in names],
@@ -225,7 +225,7 @@ def no_profile(patch: pytest.MonkeyPatch) -> None:
 
 
 CONFIGS = ("model/*.json",)
-LABELS = ("data/pope/*.json*", "data/pope/*0*.jpg")
+LABELS = ("data/pope/*.json*", "data/pope/*0*.webp")
 
 SUBJECTS = (
     Subject("score pope", score_pope, lambda f: ["score", "pope", "--labels", str(f / "labels"), "--answers",
@@ -237,8 +237,8 @@ SUBJECTS = (
             "--captions", str(f / "captions.jsonl")], weight=10),
     Subject("report", run_folder, lambda f: ["report", str(f / "run"), "--resamples", "100"],
             no_figures, ("run/**/*",), 8),
-    Subject("figures attention", only("attention"), lambda f: ["figures", str(f)], weight=2),
-    Subject("figures cam", only("cam"), lambda f: ["figures", str(f)], weight=2),
+    Subject("figures attention", only("attention"), lambda f: ["figures", str(f)], weight=1),
+    Subject("figures cam", only("cam"), lambda f: ["figures", str(f)], weight=1),
     Subject("figures scores", only("scores"), lambda f: ["figures", str(f)], weight=2),
     Subject("eval data", pope_data, eval_argv, no_engines, LABELS, 8),
     Subject("eval run", begun, eval_argv, no_engines, ("run/**/*",), 8),

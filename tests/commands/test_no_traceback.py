@@ -11,6 +11,7 @@ import io
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -90,12 +91,14 @@ def ours(name: str, line: str) -> bool:
 @contextlib.contextmanager
 def prepared(subject: Subject, folder: Path) -> Iterator[tuple[Path, Path]]:
     """The subject's files, and the place of their copies."""
-    pristine = folder / "pristine"
-    pristine.mkdir()
-    subject.make(pristine)
+    # Made where the copies will lie: some files say where others are.
+    pristine, spoilt = folder / "pristine", folder / "spoilt"
+    spoilt.mkdir()
+    subject.make(spoilt)
+    shutil.copytree(spoilt, pristine)
     with pytest.MonkeyPatch.context() as patch:
         subject.prepare(patch)
-        yield pristine, folder / "spoilt"
+        yield pristine, spoilt
 
 
 def trial(subject: Subject, pristine: Path, spoilt: Path, seed: int) -> tuple[str, str] | None:
