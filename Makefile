@@ -28,7 +28,7 @@ help:
 	@echo "make bench          time and memory beside stock vLLM and the ideal; writes out/profile/"
 	@echo "make test           every test, two suites at a time (JOBS=1: one)"
 	@echo "make test-gpu       the tests that need a CUDA device (VARIANT=cuda)"
-	@echo "make fuzz           random traffic against the oracle for an hour (SECONDS=3600)"
+	@echo "make fuzz           random traffic against the oracle for an hour (SECONDS=3600), then spoilt files"
 	@echo "make lint           ruff, mypy, import-linter"
 	@echo "make clean          caches and results; the environment stays (rm -r $(VENV) removes it)"
 
@@ -95,7 +95,8 @@ test-eval: setup
 	@$(PYTEST) tests/eval
 
 test-rest: setup
-	@echo "tests: analysis, profile"
+	@echo "tests: commands, analysis, profile"
+	@$(PYTEST) tests/commands
 	@$(PYTEST) tests/analysis
 	@$(PYTEST) tests/profile
 
@@ -127,6 +128,8 @@ SECONDS ?= 3600
 fuzz: setup
 	@VLLM_FLOW_FUZZ_SECONDS=$(SECONDS) VLLM_FLOW_FUZZ_SEED=$$(date +%s) \
 	    $(BIN)/python -m pytest tests/engine/test_stress.py -k fuzz -s
+	@VLLM_FLOW_FUZZ_SECONDS=$$(( $(SECONDS) / 4 )) VLLM_FLOW_FUZZ_SEED=$$(date +%s) \
+	    $(BIN)/python -m pytest tests/commands/test_no_traceback.py
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -247,5 +247,7 @@ def test_an_overlay_is_grey_where_cold_and_coloured_where_hot() -> None:
 
 def test_a_file_that_is_no_cam(tmp_path: Path) -> None:
     np.savez(tmp_path / "cam.npz", heat=np.zeros(3))
-    with pytest.raises(ValueError, match="is no CAM: it lacks answer_tokens, layers, view"):
+    with pytest.raises(
+        ValueError, match="is no CAM: it lacks answer_ids, answer_tokens, explained"
+    ):
         CamRecord.load(tmp_path / "cam.npz")

@@ -8,6 +8,9 @@ The picture is read as vLLM's server reads it: turned as its EXIF data says, wha
 
 A gradient-weighted view: it says what would raise the logit, not what the model needs. To see what
 it needs, take the image away from a layer on (`vllm-flow demo`).
+
+    python -m vllm_flow.demo_model.datasets --out data --tasks pope
+    vllm-flow cam --image $(ls data/pope/val2014/*.jpg | head -1) --prompt "What is in this picture?" --layers 0:28:4
 """
 
 from __future__ import annotations

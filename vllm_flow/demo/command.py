@@ -2,6 +2,8 @@
 
 Model, engine, questions, times, results, in this order: a range of cliffs, per request, in one
 engine; table, figure and page in the folder of results.
+
+    vllm-flow demo --quick
 """
 
 from __future__ import annotations

@@ -24,6 +24,10 @@ PREFIX = "shape:"
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
+MOST = 10**6
+"""Of any of a shape's numbers: beyond it, a slip would fill the memory."""
+
+
 @dataclass(frozen=True)
 class LlavaShape:
     """A LLaVA of any size, as ``layers=16,hidden=1024,...`` writes it.
@@ -50,6 +54,8 @@ class LlavaShape:
         for name, value in vars(self).items():
             if value < 1:
                 raise ValueError(f"{name}={value}: it must be at least 1.")
+            if value > MOST:
+                raise ValueError(f"{name}={value}: it must be at most {MOST}.")
         if math.isqrt(self.image_tokens) ** 2 != self.image_tokens:
             raise ValueError(
                 f"image_tokens={self.image_tokens}: one image is a square grid; use 576 (24 x 24) "
