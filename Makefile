@@ -29,7 +29,7 @@ help:
 	@echo "make bench          time and memory beside stock vLLM and the ideal; writes out/profile/"
 	@echo "make test           every test, two suites at a time (JOBS=1: one)"
 	@echo "make test-gpu       the tests that need a CUDA device (VARIANT=cuda)"
-	@echo "make fuzz           random traffic against the oracle for an hour (SECONDS=3600)"
+	@echo "make fuzz           random traffic against the oracle for an hour (SECONDS=3600), then spoilt files"
 	@echo "make lint           ruff, mypy, import-linter"
 	@echo "make docs           the documentation as a site, strictly; writes out/site/"
 	@echo "make docs-check     the same, and the notebook executed anew"
@@ -98,7 +98,8 @@ test-eval: setup
 	@$(PYTEST) tests/eval
 
 test-rest: setup
-	@echo "tests: analysis, profile"
+	@echo "tests: commands, analysis, profile"
+	@$(PYTEST) tests/commands
 	@$(PYTEST) tests/analysis
 	@$(PYTEST) tests/profile
 
@@ -140,6 +141,8 @@ fuzz: setup
 	    $(BIN)/python -m pytest tests/engine/test_stress.py -k fuzz -s
 	@VLLM_FLOW_FUZZ_SECONDS=$$(($(SECONDS) / 4)) VLLM_FLOW_FUZZ_SEED=$$(date +%s) \
 	    $(BIN)/python -m pytest tests/server/test_clients.py -k fuzz -s
+	@VLLM_FLOW_FUZZ_SECONDS=$$(( $(SECONDS) / 4 )) VLLM_FLOW_FUZZ_SEED=$$(date +%s) \
+	    $(BIN)/python -m pytest tests/commands/test_no_traceback.py
 
 lint: setup
 	@$(BIN)/ruff check .

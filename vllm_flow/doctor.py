@@ -1,6 +1,9 @@
 """Says what is installed and whether vLLM would serve with the extension; with a model, whether that one.
 
 Starts no engine and loads no weights. Exit status 1 where serving would not work, with the reason.
+
+    vllm-flow doctor
+    vllm-flow doctor --model llava-hf/llava-1.5-7b-hf --json
 """
 
 from __future__ import annotations

@@ -23,6 +23,10 @@ INTERRUPTED = 128 + signal.SIGINT
 UNREAD = 128 + signal.SIGPIPE
 
 
+LONGEST = 1200
+"""Characters of a sentence."""
+
+
 class CommandError(Exception):
     """What ends a command and can be mended by its user; the message is the sentence."""
 
@@ -96,6 +100,8 @@ def say(name: str, sentence: str, error: BaseException) -> None:
     """Print the sentence, and what is kept, as one line."""
     kept = getattr(error, "_vllm_flow_kept", None)
     line = " ".join(sentence.split())
+    if len(line) > LONGEST:  # some quote what stands in a file
+        line = f"{line[:LONGEST]}..."
     if kept:
         line = f"{line.rstrip('.')}; {kept}"
     with contextlib.suppress(OSError):

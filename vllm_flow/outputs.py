@@ -71,7 +71,7 @@ def check_file(path: Path, option: str = "--out") -> None:
         if not os.access(path, os.W_OK):
             raise OutputError(f"{option} {path}", "Permission denied")
         return
-    check_folder(path.resolve().parent, f"{option} {path}")
+    check_folder(real(path).parent, f"{option} {path}")
 
 
 def write_whole(path: Path, write: Callable[[Path], object], durable: bool = False) -> Path:
@@ -92,7 +92,7 @@ def write_whole(path: Path, write: Callable[[Path], object], durable: bool = Fal
         except OSError as error:
             raise OutputError(str(path), error) from None
         return path
-    final = path.resolve()
+    final = real(path)
     draft = final.with_name(f".tmp-{uuid.uuid4().hex[:12]}-{final.name}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +112,11 @@ def write_whole(path: Path, write: Callable[[Path], object], durable: bool = Fal
 def write_text(path: Path, text: str) -> Path:
     """`write_whole` for UTF-8 text."""
     return write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def real(path: Path) -> Path:
+    """The absolute path without links; unlike `Path.resolve`, one for a loop of links as well."""
+    return Path(os.path.realpath(path))
 
 
 def special(path: Path) -> bool:

@@ -30,6 +30,23 @@ def whole_number(text: str) -> int | None:
     return None
 
 
+def whole_numbers(text: str) -> tuple[int, ...] | None:
+    """`0,4,8`, or `0:30:2` with both ends included, as sorted numbers, each once; None for anything else.
+
+    Numbers of a million and above are slips of the finger, and a range up to them fills the memory.
+    """
+    ranged = ":" in text
+    found = [whole_number(part) for part in text.split(":" if ranged else ",")]
+    numbers = [number for number in found if number is not None and number < 1_000_000]
+    if len(numbers) < len(found):
+        return None
+    if not ranged:
+        return tuple(sorted(set(numbers)))
+    if len(numbers) > 3 or numbers[2:] == [0]:
+        return None
+    return tuple(range(numbers[0], numbers[1] + 1, *numbers[2:])) or None
+
+
 def parse_json(text: str) -> Any:
     """The value of a JSON text.
 

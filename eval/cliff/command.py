@@ -3,6 +3,11 @@
     vllm-flow cliff --model llava-hf/llava-1.5-7b-hf --data DATA --task pope \\
         --tolerance 1% --confidence 95% --out cliff.json
 
+Small, on the demo model and its own questions:
+
+    python -m vllm_flow.demo_model.datasets --out data
+    vllm-flow cliff --model demo --data data --task pope --unlabelled --items 8 --out cliff.json
+
 DATA has a folder per task (DATA/pope), as for `vllm-flow eval`. The answer is the smallest layer found
 whose loss of the task's headline score against the baseline is shown to be within the tolerance:
 the upper limit of the paired loss is at most the tolerance, at the given confidence.

@@ -23,8 +23,8 @@ from vllm_flow.eval.sweep.model_facts import ModelFacts
 from vllm_flow.eval.sweep.records import Run, RunError
 from vllm_flow.eval.sweep.run import engine_settings, open_run, versions
 from vllm_flow.eval.sweep.work import TaskWork
-from vllm_flow.outputs import OutputError
-from vllm_flow.user_text import NotJSON, parse_json
+from vllm_flow.outputs import OutputError, real
+from vllm_flow.user_text import parse_json
 
 MEASURED = "measured.jsonl"
 
@@ -77,14 +77,15 @@ class Record:
         whole, newline, torn = self._path.read_bytes().rpartition(b"\n")
         if torn:  # by a crash: what comes next begins a line
             self._path.write_bytes(whole + newline)
-        try:
-            rows = [parse_json(line.decode("utf-8")) for line in whole.splitlines()]
-            return [{key: row[key] for key in ("what", "item_id", "values")} for row in rows]
-        except (NotJSON, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise CliffError(
-                f"{self._path} is damaged ({type(error).__name__}: {error}); delete it, and the same command "
-                "measures again."
-            ) from None
+        rows = []
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                row = parse_json(line.decode())
+                row["what"], row["item_id"], row["values"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise RunError(f"{self._path}, line {number}, is damaged ({error!r}).") from None
+            rows.append(row)
+        return rows
 
 
 def folder_of(args: Namespace) -> Path:
@@ -111,7 +112,7 @@ def recording(
         "prompt": facts.conversation.prompt("{text}", True),
         "image_preparation": args.image_preparation,
         "image_reading": args.image_reading,
-        "data": str(args.data.resolve()),
+        "data": str(real(args.data)),
         "limit": args.items,
         "engines": 1,
         "versions": versions(),

@@ -3,6 +3,11 @@
 Writes into RUN/report/: report.html (one file, nothing from outside), the figures as PNG and SVG, and
 CSV files with every number behind them. Answers are scored anew, so the report follows the tasks'
 present rules. A run that is still going, or was stopped, is reported as far as it got.
+
+    python -m vllm_flow.demo_model.datasets --out data
+    vllm-flow eval --model demo --data data --tasks pope --policies baseline,cliff=4,cliff=16 --limit 20 \\
+        --out runs/demo
+    vllm-flow report runs/demo
 """
 
 from __future__ import annotations
@@ -16,6 +21,10 @@ from vllm_flow.user_text import parse_json
 
 if TYPE_CHECKING:
     from vllm_flow.eval.report.results import Options, Summary
+
+
+MOST_RESAMPLES = 1_000_000
+"""The tables of more would fill the memory."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +49,10 @@ def run(args: argparse.Namespace) -> int:
     from vllm_flow.eval.report.results import Options
     from vllm_flow.exits import Refused
 
-    if not 0 <= args.tolerance < float("inf") or args.resamples < 100 or args.seed < 0:
-        raise Refused("--tolerance and --seed must be >= 0 and --resamples >= 100")
+    if not 0 <= args.tolerance < float("inf"):
+        raise Refused("--tolerance must be >= 0")
+    if not 100 <= args.resamples <= MOST_RESAMPLES or args.seed < 0:
+        raise Refused(f"--resamples must be >= 100 and <= {MOST_RESAMPLES}, --seed >= 0")
     options = Options(tolerance=args.tolerance / 100, resamples=args.resamples, seed=args.seed)
     summary, page = write_report(args.run, args.out or args.run / "report", options)
     show(summary, options)

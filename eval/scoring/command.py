@@ -2,6 +2,10 @@
 
 Answers are in LLaVA's format, one JSON object per line with question_id, prompt and text; captions are
 objects with image_id and caption. Answers that do not fit the questions are refused.
+
+    python -m vllm_flow.demo_model.datasets --out data --tasks chair
+    echo '{"image_id": 528, "caption": "A dog on a chair."}' > captions.jsonl
+    vllm-flow score chair --annotations data/chair --captions captions.jsonl --json out/chair.json
 """
 
 from __future__ import annotations

@@ -3,6 +3,12 @@
     vllm-flow eval --model llava-hf/llava-1.5-7b-hf --data DATA --tasks pope,textvqa \\
         --policies baseline,cliff=8:24:4,text-only,downsample=16 --out runs/llava
 
+Small, on the demo model and its own questions:
+
+    python -m vllm_flow.demo_model.datasets --out data
+    vllm-flow eval --model demo --data data --tasks pope --policies baseline,cliff=4,cliff=16 --limit 20 \\
+        --out runs/demo
+
 DATA has a folder per task (DATA/pope, DATA/textvqa). Each policy answers every question; an item's
 policies run side by side, so that its picture is encoded once.
 

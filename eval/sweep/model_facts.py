@@ -13,6 +13,8 @@ from vllm_flow.eval.sweep.conversation import Conversation, choose
 
 DEMO_MODELS = ("demo", "demo-small")
 """Names that stand for the models of `vllm_flow.demo_model`; each machine assembles its own copy."""
+MOST_LAYERS = 10_000
+"""More than any model has."""
 
 
 class ModelError(ValueError):
@@ -66,15 +68,21 @@ def read_facts(model: str, conversation: str = "auto") -> ModelFacts:
     try:
         config = AutoConfig.from_pretrained(path)
         processor = AutoProcessor.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    # Transformers reads foreign files and raises what it likes for damaged ones (KeyError, TypeError, ...).
+    except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(
             f"model {model!r} cannot be read: {first} (a directory, a hub name, or `demo`; "
             "HF_HUB_OFFLINE=1 keeps to what is in the hub's cache)"
         ) from None
     text = config.get_text_config()
+    num_layers = getattr(text, "num_hidden_layers", None)
+    if not isinstance(num_layers, int) or not 0 < num_layers < MOST_LAYERS:
+        raise ModelError(
+            f"model {model!r}: num_hidden_layers is {num_layers!r} in its configuration"
+        )
     return ModelFacts(
-        num_layers=text.num_hidden_layers,
+        num_layers=num_layers,
         dtype=str(config.dtype or text.dtype or "float32").removeprefix("torch."),
         full_grid=full_grid(config),
         no_downsampling=downsampling_obstacle(config),

@@ -26,10 +26,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vllm_flow.eval.sweep.checked import RunError, read_meta, read_table
 from vllm_flow.eval.tasks.base import Item
-from vllm_flow.exits import Refused
 from vllm_flow.outputs import OutputError, write_whole
-from vllm_flow.user_text import NotJSON, parse_json
+from vllm_flow.user_text import parse_json
 
 VERSION = 1
 """Raise when a reader of the last version would misread what is written."""
@@ -80,10 +80,6 @@ VERSIONS = ("vllm_flow", "vllm", "transformers", "torch")
 """Entries of `run.json`'s "versions" that it must share as well."""
 
 
-class RunError(Refused):
-    """A run directory cannot be used as asked; the message is for the user."""
-
-
 class Run:
     """One run directory, open for reading; :meth:`writing` guards the writers."""
 
@@ -120,22 +116,7 @@ class Run:
     def open(cls, path: Path | str) -> Run:
         """An existing run; RunError where there is none, or one of a later version."""
         path = Path(path)
-        try:
-            meta = parse_json((path / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise RunError(
-                f"{path} holds no run (no run.json); `vllm-flow eval` makes one."
-            ) from None
-        except (NotJSON, UnicodeDecodeError) as error:
-            raise RunError(f"{path / 'run.json'} is damaged ({error}).") from None
-        except OSError as error:
-            raise RunError(f"{path / 'run.json'} cannot be read ({error.strerror}).") from None
-        if not isinstance(meta, dict) or meta.get("version") != VERSION:
-            found = meta.get("version") if isinstance(meta, dict) else None
-            raise RunError(
-                f"{path} was written by another version of the format ({found}); this one reads "
-                f"{VERSION}."
-            )
+        meta = read_meta(path / "run.json", VERSION)
         return cls(path, meta)
 
     @contextmanager
@@ -195,7 +176,7 @@ class Run:
             raise RunError(f"task {task}: item ids are not unique.")
         path = self._items_path(task)
         if path.exists():
-            before, after = pq.read_table(path).to_pylist(), table.to_pylist()
+            before, after = read_table(path, ITEMS).to_pylist(), table.to_pylist()
             if before != after:
                 raise RunError(f"{self.path}: task {task}: {_first_difference(before, after)}")
             return
@@ -207,10 +188,14 @@ class Run:
         if not path.exists():
             have = ", ".join(sorted(p.stem for p in path.parent.glob("*.parquet"))) or "none"
             raise RunError(f"{self.path} has no items of the task {task!r} (it has: {have}).")
-        return [
-            Item(row["item_id"], row["text"], row["image"], json.loads(row["truth"]), row["group"])
-            for row in pq.read_table(path).to_pylist()
-        ]
+        items = []
+        for row in read_table(path, ITEMS).to_pylist():
+            try:
+                truth = parse_json(row["truth"])
+            except ValueError as error:
+                raise RunError(f"{path} is damaged (item {row['item_id']}: {error}).") from None
+            items.append(Item(row["item_id"], row["text"], row["image"], truth, row["group"]))
+        return items
 
     def _items_path(self, task: str) -> Path:
         if not task or "/" in task or task.startswith("."):
@@ -260,14 +245,9 @@ class Run:
         return self.path / "answers" / f"part-{stamp}-{uuid.uuid4().hex[:8]}.parquet"
 
     def _all_answers(self, columns: list[str] | None = None) -> pa.Table:
-        tables = []
-        for part in self._parts():
-            try:
-                tables.append(pq.read_table(part, columns=columns))
-            except (pa.ArrowInvalid, OSError) as error:
-                raise RunError(f"{part} is damaged ({error}); delete it and resume.") from None
+        tables = [read_table(part, ANSWERS, columns) for part in self._parts()]
         schema = ANSWERS if columns is None else pa.schema([ANSWERS.field(c) for c in columns])
-        return pa.concat_tables(tables).cast(schema) if tables else schema.empty_table()
+        return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
 from vllm_flow.eval.tasks import Item, get_task
 from vllm_flow.exits import keeping
 from vllm_flow.layout import default_group_layers
-from vllm_flow.outputs import check_folder
+from vllm_flow.outputs import check_folder, real
 
 BATCH_REQUESTS = 2048
 """Most requests in a batch: half of the finished requests whose footprint an engine remembers."""
@@ -76,7 +76,7 @@ def meta_of(args: Namespace, facts: ModelFacts, pool: driver.Pool) -> dict[str, 
         "prompt": facts.conversation.prompt("{text}", True),
         "image_preparation": args.image_preparation,
         "image_reading": args.image_reading,
-        "data": str(args.data.resolve()),
+        "data": str(real(args.data)),
         "limit": args.limit,
         "engines": pool.engines,
         "hardware": driver.hardware(pool),
@@ -152,7 +152,7 @@ def read_task(
 ) -> TaskWork:
     """A task's items under ``data/<task>``; a variant (`textvqa-no-ocr`) shares its task's folder."""
     task = get_task(name)
-    own = data.resolve() / name
+    own = real(data) / name
     folder = own if os.path.exists(own) else own.with_name(name.partition("-")[0])
     items = sample(task.read(folder), limit, seed)
     return TaskWork(name, items, task.max_tokens, preparation or task.image_preparation, reading)

@@ -7,6 +7,7 @@ Rules, which differ in how words are brought to their base form:
 - `opera` (OPERA, chair.py, which later papers use): part-of-speech tags, then WordNet lemmas.
 
 Protocol after OPERA: a detailed description of 500 random images of COCO val2014, which are not padded.
+OPERA reads pictures as stored, not as a server does (`Task`).
 
 Layouts read:
 
@@ -178,7 +179,7 @@ class Chair(Task):
         items = []
         for path in files:
             for number, row in enumerate(parquet_rows(path, ("question_id", "gt_object"))):
-                names = row.get("gt_object", list)
+                names = row.texts("gt_object")
                 strange = [name for name in names if table.get(name) != name]
                 if strange:
                     raise DataError(f"{row.place}: {few(strange)}: no COCO object")

@@ -23,7 +23,7 @@ from vllm_flow.eval.tasks.base import (
     parquet_image,
     ratio,
 )
-from vllm_flow.eval.tasks.reading import DataError, directory, parquet_files, parquet_rows
+from vllm_flow.eval.tasks.reading import DataError, brief, directory, parquet_files, parquet_rows
 
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 CATEGORIES = (
@@ -74,7 +74,7 @@ class MMStar(Task):
             for number, row in enumerate(parquet_rows(path, columns)):
                 category = row.get("category", str)
                 if category not in CATEGORIES:
-                    raise DataError(f"{row.place}: unknown category {category!r}")
+                    raise DataError(f"{row.place}: unknown category {brief(category)}")
                 truth = {"answer": row.get("answer", str)}
                 image = parquet_image(path, number)
                 text = row.get("question", str).strip() + SUFFIX

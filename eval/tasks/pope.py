@@ -5,7 +5,7 @@ Three categories of questions, which differ in how the absent objects were chose
 sources: COCO val2014, whose annotations name the objects, and A-OKVQA (COCO val2014's pictures too) and GQA,
 whose objects a segmentation (SEEM) found. `pope` reads the source whose files are there; `pope-coco`,
 `pope-aokvqa` and `pope-gqa` read that one of several. Rule: RUCAIBox/POPE and LLaVA's
-llava/eval/eval_pope.py, which agree. LLaVA reads pictures as stored (`Task`); COCO's and GQA's are JPEGs.
+llava/eval/eval_pope.py, which agree. LLaVA reads pictures as stored, not as a server does (`Task`).
 
 Layouts read:
 
@@ -83,7 +83,7 @@ def label_files(data: Path, source: str) -> dict[str, Path]:
             paths = [folder / name for name in names if (folder / name).is_file()]
             if len(paths) > 1:
                 raise DataError(
-                    f"{folder}: both {names[0]} and {names[1]}, which ask different questions; keep one"
+                    f"{folder}: both {names[0]} and {names[1]}; keep the one whose questions were asked"
                 )
             if paths:
                 found[category] = paths[0]
@@ -159,7 +159,7 @@ class Pope(Task):
             for number, row in enumerate(parquet_rows(path, columns, ("image_source",))):
                 category = row.get("category", str).lower()
                 if category not in CATEGORIES:
-                    raise DataError(f"{row.place}: unknown category {category!r}")
+                    raise DataError(f"{row.place}: unknown category {brief(category)}")
                 name = str(row.values.get("image_source") or "")
                 if name and not name.endswith(".jpg"):
                     name += ".jpg"

@@ -6,7 +6,8 @@ Knows nothing of tasks: a `DataError` says which file, which line or row, and wh
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ class Row(NamedTuple):
     def get(self, key: str, kind: type | tuple[type, ...] = object) -> Any:
         """The value under `key`; DataError where it is missing or not of `kind`."""
         if key not in self.values:
-            has = ", ".join(sorted(self.values)) or "nothing"
+            has = few(sorted(self.values), 12) or "nothing"
             raise DataError(f"{self.place}: no {key!r} (the record has {has})")
         value = self.values[key]
         # JSON's true and false are ints to isinstance.
@@ -38,6 +39,13 @@ class Row(NamedTuple):
     def identifier(self, key: str) -> str:
         """An id under `key`, written as a number or as a string; as a string."""
         return str(self.get(key, (int, str)))
+
+    def texts(self, key: str, optional: bool = False) -> list[str]:
+        """A list of texts under `key`; where it is optional, empty where there is null instead."""
+        found = self.get(key, (list, type(None)) if optional else list) or []
+        if not all(isinstance(one, str) for one in found):
+            raise DataError(f"{self.place}: {key!r} is {brief(found)}, not a list of texts")
+        return list(found)
 
     def number(self, key: str, what: str) -> int:
         """A whole number >= 0 under `key`, written as a number or as a string; `what` says of what."""
@@ -54,7 +62,13 @@ def brief(value: Any) -> str:
 
 
 def _kinds(kind: type | tuple[type, ...]) -> str:
-    names = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
+    names = {
+        str: "text",
+        int: "a whole number",
+        list: "a list",
+        dict: "an object",
+        type(None): "null",
+    }
     kinds = kind if isinstance(kind, tuple) else (kind,)
     return " or ".join(names.get(one, one.__name__) for one in kinds)
 
@@ -141,25 +155,36 @@ def json_rows(path: Path, records: Iterable[Any], where: str = "record") -> list
 
 def parquet_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
     """The named columns of a parquet file, row by row; `optional` ones only where the file has them."""
+    with _parquet(path, columns) as file:
+        present = file.schema_arrow.names
+        wanted = [*columns, *(name for name in optional if name in present)]
+        records = file.read(columns=wanted).to_pylist()
+    return [Row(f"{path}, row {number}", values) for number, values in enumerate(records)]
+
+
+@contextmanager
+def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    """The open file, which has the columns; DataError where it cannot be read, also later on."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        with pq.ParquetFile(path) as file:
+            present = file.schema_arrow.names
+            missing = [name for name in columns if name not in present]
+            if missing:
+                raise DataError(
+                    f"{path}: no column {few(missing)} (the file has {few(present, 12)})"
+                )
+            yield file
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a parquet file ({error})") from None
-    with file:
-        present = file.schema_arrow.names
-        missing = [name for name in columns if name not in present]
-        if missing:
-            raise DataError(
-                f"{path}: no column {', '.join(missing)} (the file has {', '.join(present)})"
-            )
-        wanted = [*columns, *(name for name in optional if name in present)]
-        records = file.read(columns=wanted).to_pylist()
-    return [Row(f"{path}, row {number}", values) for number, values in enumerate(records)]
+    except DataError:
+        raise
+    # pyarrow raises UnicodeDecodeError, a ValueError, for text that is none.
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise DataError(f"{path}: not a parquet file, or damaged ({reason[:200]})") from None
 
 
 def parquet_files(data: Path, *patterns: str) -> list[Path]:
@@ -218,10 +243,9 @@ def parquet_present(path: Path, column: str) -> list[bool]:
     """For each row of a parquet file whether `column` holds something; a hub's image, a struct of
     bytes and path, does if either is there. Reads batch by batch: images are large."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     present: list[bool] = []
-    with pq.ParquetFile(path) as file:
+    with _parquet(path, [column]) as file:
         for batch in file.iter_batches(batch_size=256, columns=[column]):
             values = batch.column(0)
             valid = pc.is_valid(values)

@@ -2,7 +2,8 @@
 Explain", NeurIPS 2022)
 
 Rule: LLaVA's llava/eval/eval_science_qa.py. `scienceqa` asks the questions that have an image (2017 of
-the 4241 of the test split), `scienceqa-full` all of them.
+the 4241 of the test split), `scienceqa-full` all of them. LLaVA reads pictures as stored, not as a server does
+(`Task`).
 
 Layouts read:
 
@@ -34,6 +35,7 @@ from vllm_flow.eval.tasks.reading import (
     DataError,
     Row,
     directory,
+    few,
     first_file,
     parquet_files,
     parquet_present,
@@ -74,7 +76,7 @@ def official_items(problems: Path, splits: Path, split: str, images: Path | None
     known = read_json(problems, dict)
     chosen = read_json(splits, dict)
     if split not in chosen:
-        raise DataError(f"{splits}: no split {split!r}; there are {', '.join(sorted(chosen))}")
+        raise DataError(f"{splits}: no split {split!r}; there are {few(sorted(chosen))}")
     items = []
     seen = set()
     for number in map(str, Row(str(splits), chosen).get(split, list)):

@@ -2,7 +2,7 @@
 
 Rule: LLaVA's llava/eval/eval_textvqa.py and m4c_evaluator.py (from MMF), that is the VQA evaluation with
 leave-one-out soft accuracy. `textvqa` gives the model OCR tokens, as LLaVA does; `textvqa-no-ocr` does
-not.
+not. LLaVA reads pictures as stored, not as a server does (`Task`).
 
 Layouts read:
 
@@ -138,7 +138,7 @@ class TextVQA(Task):
         for path in files:
             rows = parquet_rows(path, (*columns, "ocr_tokens") if self.ocr else columns)
             for number, row in enumerate(rows):
-                tokens = row.values["ocr_tokens"] or [] if self.ocr else None
+                tokens = row.texts("ocr_tokens", optional=True) if self.ocr else None
                 items.append(item(row, parquet_image(path, number), tokens))
         return items
 
@@ -155,14 +155,16 @@ class TextVQA(Task):
     def _tokens(self, data: Path, rows: list[Row]) -> dict[str, list[str]]:
         """OCR tokens by image id; an image that is not listed has none."""
         if all("ocr_tokens" in row.values for row in rows):
-            return {row.identifier("image_id"): row.get("ocr_tokens", list) for row in rows}
+            return {
+                row.identifier("image_id"): row.texts("ocr_tokens", optional=True) for row in rows
+            }
         if not (data / OCR).is_file():
             raise DataError(
                 f"{data / OCR}: no such file, and {ANNOTATIONS} has no ocr_tokens: "
                 "get it from textvqa.org, or use textvqa-no-ocr"
             )
         tokens = {
-            row.identifier("image_id"): row.get("ocr_tokens", list)
+            row.identifier("image_id"): row.texts("ocr_tokens", optional=True)
             for row in json_rows(data / OCR, _records(data / OCR))
         }
         if not any(row.identifier("image_id") in tokens for row in rows):

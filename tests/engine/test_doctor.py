@@ -154,14 +154,43 @@ def test_torchvision(
     problem: bool,
     said: str,
 ) -> None:
+    """Asked of this process: what imports, and whether the shim in it had to act."""
+
+    def torchvision(name: str) -> None:
+        assert name == "torchvision"
+        if not (alone or with_shim):
+            raise RuntimeError("operator torchvision::nms does not exist")
+
+    def probed(*_: Any, **__: Any) -> bool:
+        raise AssertionError("no fresh interpreter is needed")
+
+    monkeypatch.setattr(setup_env, "site_packages", lambda: tmp_path)
+    monkeypatch.setattr(setup_env, "imports", probed)
+    monkeypatch.setattr(diagnosis.importlib, "import_module", torchvision)
+    monkeypatch.delitem(sys.modules, setup_env.SHIM_MODULE, raising=False)
+    if installed:
+        setup_env.install_shim(tmp_path)
+        acted = SimpleNamespace(_libraries=[] if alone else ["a library"])
+        monkeypatch.setitem(sys.modules, setup_env.SHIM_MODULE, acted)
+    (finding,) = diagnosis.check_torchvision()
+    assert finding.problem == problem and said in finding.text
+
+
+@pytest.mark.parametrize(
+    ("alone", "with_shim", "said"),
+    [(True, True, "does nothing"), (False, True, "helps"), (False, False, "does not import")],
+)
+def test_a_shim_that_is_not_at_work_here_is_tried_in_fresh_interpreters(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, alone: bool, with_shim: bool, said: str
+) -> None:
     monkeypatch.setattr(setup_env, "site_packages", lambda: tmp_path)
     monkeypatch.setattr(
         setup_env, "imports", lambda name, without_shim=False: alone if without_shim else with_shim
     )
-    if installed:
-        setup_env.install_shim(tmp_path)
+    monkeypatch.delitem(sys.modules, setup_env.SHIM_MODULE, raising=False)
+    setup_env.install_shim(tmp_path)
     (finding,) = diagnosis.check_torchvision()
-    assert finding.problem == problem and said in finding.text
+    assert said in finding.text
 
 
 def test_no_device(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -217,34 +217,46 @@ def test_output_that_cannot_be_written(command: Command) -> None:
     )
 
 
-def piped(path: Path, content: str) -> Path:
-    """A pipe that gives `content` once, as `<(cat FILE)` and `/dev/stdin` do."""
-    path.unlink(missing_ok=True)
-    os.mkfifo(path)
-    threading.Thread(target=path.write_text, args=(content,), daemon=True).start()
-    return path
+@pytest.fixture
+def piped() -> Iterator[Callable[[str], Path]]:
+    """Makes pipes that give a text once and then nothing, as `<(cat FILE)` and `/dev/stdin` do."""
+    ends = []
+
+    def pipe(content: str) -> Path:
+        end, start = os.pipe()
+        ends.append(end)
+        os.write(start, content.encode())
+        os.close(start)
+        return Path(f"/dev/fd/{end}")
+
+    yield pipe
+    for end in ends:
+        os.close(end)
+
+
+Piped = Callable[[str], Path]
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_a_pipe_is_read_once(command: Command, coco: Path, listed: bool) -> None:
+def test_a_pipe_is_read_once(command: Command, coco: Path, piped: Piped, listed: bool) -> None:
     text = json.dumps(CAPTIONS) if listed else "\n".join(map(json.dumps, CAPTIONS))
-    pipe = piped(command.folder / "pipe", text)
+    pipe = piped(text)
     check_chair(command.scores("chair", "--annotations", coco.parent, "--captions", pipe))
-    empty = piped(command.folder / "empty", "")
+    empty = piped("")
     message = command.refuses("chair", "--annotations", coco.parent, "--captions", empty)
     assert "no answers in it (a pipe can be read only once)" in message
 
 
-def test_every_file_may_be_a_pipe(command: Command, labels: Path) -> None:
+def test_every_file_may_be_a_pipe(command: Command, labels: Path, piped: Piped) -> None:
     """Each option that names a file, given as a pipe, scores as the file does."""
     call = [str(part) for part in scienceqa(command, [{"question_id": "4", "text": "A. b"}])]
     whole = command.scores(*call)
     for n, part in enumerate(call):
         if Path(part).is_file():
-            pipe = piped(command.folder / "pipe", Path(part).read_text())
+            pipe = piped(Path(part).read_text())
             assert command.scores(*call[:n], str(pipe), *call[n + 1 :]) == whole
     rows = [r | {"category": c} for c in CATEGORIES for r in pope_answers(labels, c)]
-    pipe = piped(command.folder / "pipe", "\n".join(map(json.dumps, rows)))
+    pipe = piped("\n".join(map(json.dumps, rows)))
     assert command.scores("pope", "--labels", labels, "--answers", pipe)["metrics"]["f1"] > 0.5
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_flow.user_text import LONGEST, NotJSON, parse_json, whole_number
+from vllm_flow.user_text import LONGEST, NotJSON, parse_json, whole_number, whole_numbers
 
 
 @given(st.integers(0, 10**LONGEST - 1))
@@ -27,6 +27,26 @@ def test_no_whole_numbers(text: str) -> None:
 @given(st.text(max_size=8))
 def test_a_number_or_none(text: str) -> None:
     assert whole_number(text) in (None, *([int(text)] if text.isdecimal() else []))
+
+
+def test_lists_and_ranges() -> None:
+    assert whole_numbers("8,0,4,4") == (0, 4, 8)
+    assert whole_numbers("0:30:10") == (0, 10, 20, 30) and whole_numbers("2:4") == (2, 3, 4)
+    for bad in (
+        "",
+        ",",
+        "a",
+        "1,",
+        "4:2",
+        "0:9:0",
+        "1:2:3:4",
+        "1_6",
+        "2²",
+        "-1",
+        "0:99999999",
+        "9" * 5000,
+    ):
+        assert whole_numbers(bad) is None, bad
 
 
 VALUES = st.recursive(

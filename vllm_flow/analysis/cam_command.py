@@ -8,6 +8,9 @@ The picture is read as vLLM's server reads it: turned as its EXIF data says, wha
 
 A gradient-weighted view: it says what would raise the logit, not what the model needs. To see what
 it needs, take the image away from a layer on (`vllm-flow demo`).
+
+    python -m vllm_flow.demo_model.datasets --out data --tasks pope
+    vllm-flow cam --image $(ls data/pope/val2014/*.jpg | head -1) --prompt "What is in this picture?" --layers 0:28:4
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from vllm_flow.analysis.cam_names import DEFAULT_HOOK, DTYPES, HOOKS
 from vllm_flow.pictures import WHITE, Colour, checked_background, read_picture
-from vllm_flow.user_text import whole_number
+from vllm_flow.user_text import whole_number, whole_numbers
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,22 +31,11 @@ if TYPE_CHECKING:
     from vllm_flow.analysis.llava import Llava
 
 
-MOST_LAYERS = 10_000
-"""More than any model has: a longer range is a slip of the finger."""
-
-
 def layer_numbers(text: str) -> tuple[int, ...] | None:
     """`all` (None), `0,4,8`, or `0:30:2` with the last layer included, in order, each once."""
     if text == "all":
         return None
-    ranged = ":" in text
-    numbers = [whole_number(part) for part in text.split(":" if ranged else ",")]
-    known = [number for number in numbers if number is not None and number < MOST_LAYERS]
-    found: tuple[int, ...] = ()
-    if len(known) == len(numbers) and not ranged:
-        found = tuple(sorted(set(known)))
-    elif len(known) == len(numbers) in (2, 3) and known[2:] != [0]:
-        found = tuple(range(known[0], known[1] + 1, *known[2:]))
+    found = whole_numbers(text)
     if not found:
         raise argparse.ArgumentTypeError(
             f"{text!r} is none of: all, a list like 0,4,8, a range like 0:30:2"

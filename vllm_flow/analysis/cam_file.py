@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -56,27 +56,56 @@ class CamRecord:
 
     @classmethod
     def load(cls, path: Path) -> CamRecord:
-        """Read it again; ValueError where the file is something else."""
-        with np.load(path, allow_pickle=False) as file:
-            data = dict(file)
-        if missing := {"heat", "layers", "view", "answer_tokens"} - set(data):
+        """Read it again; ValueError that names the file where it is something else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                data = dict(file)
+        # What NumPy, zipfile and zlib raise for damaged files has no common name.
+        except Exception as error:
+            raise ValueError(f"{path} is no CAM ({error})") from None
+        if missing := {field.name for field in fields(cls) if field.default is MISSING} - set(data):
             raise ValueError(f"{path} is no CAM: it lacks {', '.join(sorted(missing))}")
-        return cls(
-            model=str(data["model"]),
-            prompt=str(data["prompt"]),
-            answer_tokens=tuple(data["answer_tokens"].tolist()),
-            answer_ids=tuple(data["answer_ids"].tolist()),
-            explained=tuple(data["explained"].tolist()),
-            layers=tuple(data["layers"].tolist()),
-            heat=data["heat"],
-            view=data["view"],
-            hook=str(data["hook"]),
-            samples=int(data["samples"]),
-            sigma=float(data["sigma"]),
-            seed=int(data["seed"]),
-            coverage=data.get("coverage"),
-            box=tuple(data["box"].tolist()) if "box" in data else None,
-        )
+        try:
+            record = cls(
+                model=str(data["model"]),
+                prompt=str(data["prompt"]),
+                answer_tokens=tuple(str(token) for token in data["answer_tokens"].tolist()),
+                answer_ids=tuple(int(token) for token in data["answer_ids"].tolist()),
+                explained=tuple(int(token) for token in data["explained"].tolist()),
+                layers=tuple(int(layer) for layer in data["layers"].tolist()),
+                heat=data["heat"].astype(np.float32),
+                view=data["view"].astype(np.uint8),
+                hook=str(data["hook"]),
+                samples=int(data["samples"]),
+                sigma=float(data["sigma"]),
+                seed=int(data["seed"]),
+                coverage=data["coverage"].astype(float) if "coverage" in data else None,
+                box=tuple(int(edge) for edge in data["box"].tolist()) if "box" in data else None,  # type: ignore[arg-type]
+            )
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{path} is no CAM ({error})") from None
+        if wrong := record.wrong():
+            raise ValueError(f"{path} is no CAM: {wrong}")
+        return record
+
+    def wrong(self) -> str | None:
+        """What does not fit together; None if all does."""
+        shapes = self.heat.ndim == 3 and len(self.heat) == len(self.layers) > 0 and self.heat.size
+        if not shapes or self.heat.shape[1] != self.heat.shape[2]:
+            return f"its heat has the shape {self.heat.shape} for {len(self.layers)} layers"
+        if self.view.ndim != 3 or self.view.shape[2] != 3 or not self.view.size:
+            return f"its picture has the shape {self.view.shape}"
+        if not np.isfinite(self.heat).all():
+            return "its heat is not finite"
+        if any(not 0 <= token < len(self.answer_tokens) for token in self.explained):
+            return "it explains tokens that the answer has not"
+        if self.coverage is not None and self.coverage.shape != self.heat.shape[1:]:
+            return "its box's share is of another grid"
+        if self.coverage is not None and not np.isfinite(self.coverage).all():
+            return "its box's share is not finite"
+        if self.box is not None and len(self.box) != 4:
+            return "its box has not four edges"
+        return None
 
     def rows(self) -> list[dict[str, float | int]]:
         """One row of numbers per layer; NaN where a layer has no heat."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_flow.analysis.columns import read_columns
 from vllm_flow.style import MASS_MAP, SPAN_COLOURS, SPAN_MARKERS, SPANS, house, save
 
 
@@ -33,16 +34,10 @@ def read_masses(paths: Sequence[Path]) -> Any:
     ValueError that names the file where a column is missing or the masses do not sum to 1.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    tables = []
-    wanted = ["request_id", "layer", "token", *SPANS]
-    for path in paths:
-        table = pq.read_table(path)
-        if missing := [name for name in wanted if name not in table.column_names]:
-            raise ValueError(f"{path} is no attention-mass file: it lacks {', '.join(missing)}")
-        tables.append(table.select(wanted))
-    table = pa.concat_tables(tables)
+    wanted = {"request_id": "string", "layer": "int64", "token": "int64"}
+    wanted |= {name: "float64" for name in SPANS}
+    table = pa.concat_tables([read_columns(path, wanted, "attention-mass") for path in paths])
     if not table.num_rows:
         raise ValueError(f"{paths[0]} holds no attention masses")
     found = {name: table[name].to_numpy(zero_copy_only=False) for name in wanted}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_flow.analysis.columns import read_columns
 from vllm_flow.style import QUIET, SPAN_COLOURS, SPANS, house, save
 
 Flow = dict[tuple[int, str, str], float]
@@ -25,12 +26,10 @@ FULL = 0.62
 
 def read_flow(path: Path) -> Flow:
     """The mean over requests of a flow file; ValueError that names it where a column is missing."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
-    wanted = ("layer", "source", "target", "mass")
-    if missing := [name for name in wanted if name not in table.column_names]:
-        raise ValueError(f"{path} is no attention-flow file: it lacks {', '.join(missing)}")
+    wanted = {"layer": "int64", "source": "string", "target": "string", "mass": "float64"}
+    table = read_columns(path, wanted, "attention-flow")
+    if not table.num_rows:
+        raise ValueError(f"{path} holds no attention flow")
     grouped = table.group_by(["layer", "source", "target"]).aggregate([("mass", "mean")])
     return {
         (row["layer"], row["source"], row["target"]): row["mass_mean"]

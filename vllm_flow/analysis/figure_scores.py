@@ -23,19 +23,30 @@ def read_scores(path: Path) -> dict[str, Points]:
     Raises:
         ValueError: a column is missing, or there is no such policy; names it.
     """
+    found: dict[str, Points] = defaultdict(list)
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-            raise ValueError(f"{path} is no table of scores: it lacks {', '.join(missing)}")
-        found: dict[str, Points] = defaultdict(list)
-        for row in reader:
-            if row["kind"] in KINDS and row["headline"] == "True":
-                score, low, high = (float(row[name]) for name in ("value", "low", "high"))
-                label = f"{row['task']}, {row['metric']}"
-                found[label].append((int(row["layer"]), score, low, high))
+        try:
+            if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+                raise ValueError(f"it lacks {', '.join(missing)}")
+            for row in reader:
+                if row["kind"] in KINDS and row["headline"] == "True":
+                    found[f"{row['task']}, {row['metric']}"].append(read_point(row))
+        except (csv.Error, ValueError) as error:
+            where = f"{path}, line {reader.line_num}"
+            raise ValueError(f"{where}, is no table of scores: {error}") from None
     if not found:
         raise ValueError(f"{path} has no score of a cliff")
     return {label: sorted(points) for label, points in found.items()}
+
+
+def read_point(row: dict[str, str | None]) -> tuple[int, float, float, float]:
+    """(cliff, score, low, high) of a row; ValueError where they are none."""
+    cells = [row[name] or "" for name in ("layer", "value", "low", "high")]
+    layer, numbers = int(cells[0]), [float(cell) for cell in cells[1:]]
+    if not 0 <= layer < 10**6 or not all(abs(number) < 1e6 for number in numbers):
+        raise ValueError(f"{', '.join(cells)[:80]} is no score of a layer")
+    return layer, numbers[0], numbers[1], numbers[2]
 
 
 def score_rows(scores: dict[str, Points]) -> list[dict[str, str | float]]:

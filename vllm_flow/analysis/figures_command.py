@@ -7,13 +7,19 @@
   report/scores.csv        scores of an evaluation, as `vllm-flow report` writes them (Figure 5); also scores.csv
 
 A file that is not there is passed over. Figures are PNG and SVG, numbers CSV.
+
+    python -m vllm_flow.demo_model.datasets --out data --tasks pope
+    vllm-flow cam --image $(ls data/pope/val2014/*.jpg | head -1) --prompt "What is in this picture?" \\
+        --layers 0:28:4 --out runs/cam
+    vllm-flow figures runs/cam
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
+
+from vllm_flow.user_text import parse_json
 
 FLOW = "attention_flow.parquet"
 WORDS = "attention_words.json"
@@ -84,18 +90,32 @@ def draw_masses(run: Path, out: Path, request: str | None = None) -> list[Path]:
     request = request or longest(masses)
     words = None
     if (run / WORDS).exists():
-        words = json.loads((run / WORDS).read_text(encoding="utf-8")).get(request)
+        words = read_words(run / WORDS, request)
     return [
         *draw_attention(masses, out / "attention", request, words),
         write_rows(mass_rows(by_layer(masses)), out / "attention.csv"),
     ]
 
 
+def read_words(path: Path, request: str) -> list[str] | None:
+    """The words of a request's answer; None where the file has none. ValueError where it is damaged."""
+    try:
+        found = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error})") from None
+    words = found.get(request) if isinstance(found, dict) else found
+    if words is not None and not (
+        isinstance(words, list) and all(isinstance(word, str) for word in words)
+    ):
+        raise ValueError(f"{path} is no object of lists of words")
+    return words
+
+
 def is_mass_file(path: Path) -> bool:
     """Whether a Parquet file has a column of image masses, and so is neither flow nor heat."""
-    import pyarrow.parquet as pq
+    from vllm_flow.analysis.columns import column_names
 
-    return "image" in pq.read_schema(path).names
+    return "image" in column_names(path)
 
 
 def draw_flows(run: Path, out: Path) -> list[Path]:

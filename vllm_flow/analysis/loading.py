@@ -27,12 +27,9 @@ def load(
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return Llava.load(model, dtype, chosen, attention)
-    except (
-        ValueError,
-        OSError,
-        RuntimeError,
-    ) as error:  # of files, devices and the demo model's parts
-        raise CommandError(f"{model} cannot be loaded: {error}") from error
+    # Transformers reads foreign files and raises what it likes for damaged ones (KeyError, TypeError, ...).
+    except Exception as error:
+        raise CommandError(f"{model} cannot be loaded: {error or repr(error)}") from error
 
 
 def load_or_explain(model: str, attention: str | None = None) -> Llava | None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from vllm_flow.analysis import pointing
 from vllm_flow.analysis.cam_names import HOOKS
 from vllm_flow.analysis.pointing import Outcome, Row, percent
+from vllm_flow.user_text import whole_numbers
 
 Table = Mapping[tuple[int, str], Sequence[Row]]
 """(noisy copies, hook point) -> a row per layer."""
@@ -51,6 +52,16 @@ def markdown(table: Table) -> str:
     return "\n".join(lines)
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """`0,6` or `0:30:2`, for argparse."""
+    found = whole_numbers(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a list like 0,6 nor a range like 0:30:2"
+        )
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Play and print; the exit status."""
     from rich.progress import track
@@ -65,12 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--task", choices=pointing.TASKS, default="naming")
     parser.add_argument("--split", choices=("seen", "unseen_style"), default="seen")
-    parser.add_argument("--layers", default="0,6", help="decoder layers (default: 0,6)")
+    parser.add_argument(
+        "--layers", type=numbers, default=(0, 6), help="decoder layers (default: 0,6)"
+    )
     parser.add_argument(
         "--rounds", type=int, help="scenes (default: all with two objects that come once)"
     )
     parser.add_argument(
-        "--samples", default="0,8", help="noisy copies; 0: the picture itself (default: 0,8)"
+        "--samples",
+        type=numbers,
+        default=(0, 8),
+        help="noisy copies; 0: the picture itself (default: 0,8)",
     )
     parser.add_argument("--sigma", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
@@ -79,10 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if llava is None:
         return 1
     started = time.monotonic()
-    layers = tuple(int(layer) for layer in args.layers.split(","))
+    layers = args.layers
     rounds = pointing.draw_rounds(args.rounds, args.split, args.seed)
     table: dict[tuple[int, str], Sequence[Row]] = {}
-    for samples in (int(count) for count in args.samples.split(",")):
+    for samples in args.samples:
         settings = Settings(layers, samples, args.sigma, args.seed)
         playing = pointing.play_hooks(llava, rounds, args.task, settings, tuple(HOOKS))
         shown = track(

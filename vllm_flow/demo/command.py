@@ -2,6 +2,8 @@
 
 Model, engine, questions, times, results, in this order: a range of cliffs, per request, in one
 engine; table, figure and page in the folder of results.
+
+    vllm-flow demo --quick
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from vllm_flow import user_text
 from vllm_flow.demo import material, results_figure, results_page, results_table
 from vllm_flow.demo.kinds import HEADLINE
 from vllm_flow.demo.measurements import Answer, Question, Results
@@ -44,15 +47,12 @@ def default_cliffs(num_layers: int, quick: bool) -> list[int]:
 
 def whole_numbers(text: str) -> tuple[int, ...]:
     """`0,4,30` or `0:30:2` (both ends included) as a tuple, for --cliffs."""
-    try:
-        if ":" in text:
-            first, last, *step = (int(part) for part in text.split(":"))
-            return tuple(range(first, last + 1, *step))
-        return tuple(int(part) for part in text.split(","))
-    except (ValueError, TypeError):
+    found = user_text.whole_numbers(text)
+    if found is None:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a list like 0,4,30 nor a range like 0:30:2"
-        ) from None
+        )
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

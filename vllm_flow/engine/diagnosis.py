@@ -6,8 +6,10 @@ engine; with a model, it builds the engine's configuration, which loads no weigh
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
@@ -137,10 +139,11 @@ def check_torchvision() -> Iterable[Finding]:
         yield Finding("torchvision", "it is not installed; processors that need it will say so.")
         return
     installed = (setup_env.site_packages() / setup_env.SHIM_PTH).exists()
-    if setup_env.imports("torchvision", without_shim=True):
+    alone, loads = torchvision_loads(installed)
+    if alone:
         rest = "; the shim is there and does nothing." if installed else "; no shim is needed."
         yield Finding("torchvision", f"it loads by itself{rest}")
-    elif installed and setup_env.imports("torchvision"):
+    elif installed and loads:
         yield Finding(
             "torchvision", "its compiled part does not load beside this torch; the shim helps."
         )
@@ -151,6 +154,24 @@ def check_torchvision() -> Iterable[Finding]:
             else "run python -m vllm_flow.setup_env, which installs a shim"
         )
         yield Finding("torchvision", f"it does not import, nor will vLLM; {remedy}.", problem=True)
+
+
+def torchvision_loads(installed: bool) -> tuple[bool, bool]:
+    """Whether torchvision imports by itself, and whether it does as things are, perhaps with the shim.
+
+    This process tells, as vLLM imports it anyway. Fresh interpreters, of which each imports torch again,
+    are asked only where the shim that is installed is not at work here.
+    """
+    shim = sys.modules.get(setup_env.SHIM_MODULE)
+    if installed and shim is None:
+        alone = setup_env.imports("torchvision", without_shim=True)
+        return alone, alone or setup_env.imports("torchvision")
+    try:
+        importlib.import_module("torchvision")
+    except Exception:  # it fails as its versions please: RuntimeError, ImportError, OSError
+        return False, False
+    # The shim keeps what it had to define.
+    return not getattr(shim, "_libraries", ()), True
 
 
 def check_patches() -> Iterable[Finding]:

@@ -3,9 +3,13 @@
 Opens a stock engine and one with the extension in this process, gives both the same work in
 alternating rounds, and prints what was reached beside what the shapes allow.
 
-  vllm-flow profile --model llava-hf/llava-1.5-7b-hf --concurrency 1,8,32
-  vllm-flow profile --shape layers=32,hidden=4096,heads=32,kv_heads=32,mlp=11008   (random weights)
-  vllm-flow profile --preset cpu                                                  (what `make bench` runs)
+    vllm-flow profile --model llava-hf/llava-1.5-7b-hf --concurrency 1,8,32
+
+Of a shape, with random weights; what `make bench` runs; and a few seconds' worth of all parts:
+
+    vllm-flow profile --shape layers=32,hidden=4096,heads=32,kv_heads=32,mlp=11008
+    vllm-flow profile --preset cpu
+    vllm-flow profile --preset quick
 """
 
 from __future__ import annotations

@@ -172,13 +172,15 @@ def _shape(args: argparse.Namespace, model: str) -> ModelShape:
 
     try:
         config = AutoConfig.from_pretrained(model)
-    except OSError as error:
-        raise ValueError(f"no model at {model!r}: {str(error).splitlines()[0]}") from None
+        shape = shape_of(config, args.dtype)
+    # Of foreign files, which may lack anything or hold it in any type.
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), repr(error))
+        raise ValueError(f"no model at {model!r}: {first}") from error
     if "peers" in args.parts and config.model_type != "llava":
         raise ValueError(
             f"the peers are written for LLaVA; leave out peers for {config.model_type}."
         )
-    shape = shape_of(config, args.dtype)
     if shape.tower is None:
         raise ValueError(f"{model} has no vision tower; profile a vision-language model.")
     return shape

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_flow.outputs import OutputError
 from vllm_flow.profile.ideal import ModelShape, TowerShape
+from vllm_flow.user_text import whole_number
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 PREFIX = "shape:"
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+MOST = 10**6
+"""Of any of a shape's numbers: beyond it, a slip would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class LlavaShape:
         for name, value in vars(self).items():
             if value < 1:
                 raise ValueError(f"{name}={value}: it must be at least 1.")
+            if value > MOST:
+                raise ValueError(f"{name}={value}: it must be at most {MOST}.")
         if math.isqrt(self.image_tokens) ** 2 != self.image_tokens:
             raise ValueError(
                 f"image_tokens={self.image_tokens}: one image is a square grid; use 576 (24 x 24) "
@@ -73,11 +80,12 @@ class LlavaShape:
         values = {}
         for pair in filter(None, text.removeprefix(PREFIX).split(",")):
             name, _, number = pair.partition("=")
-            if name.strip() not in known or not number.strip().isdigit():
+            value = whole_number(number.strip())
+            if name.strip() not in known or value is None:
                 raise ValueError(
                     f"{pair!r} in the shape: write NAME=NUMBER with {', '.join(known)}."
                 )
-            values[name.strip()] = int(number)
+            values[name.strip()] = value
         return cls(**values)
 
     def __str__(self) -> str:

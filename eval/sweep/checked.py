@@ -1,0 +1,103 @@
+"""Reads a run's files and refuses what is damaged, so that nobody after this meets it.
+
+Knows the kinds of what stands in them, not what they are for; see records.py for that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vllm_flow.exits import Refused
+from vllm_flow.user_text import parse_json
+
+LAST = 253402300800_000000
+"""Microseconds to the year 10000, which Python's datetime does not know."""
+
+
+class RunError(Refused):
+    """A run directory cannot be used as asked; the message is for the user."""
+
+
+def read_meta(path: Path, version: int) -> dict[str, Any]:
+    """The object in `run.json`.
+
+    Raises:
+        RunError: it is not there, of another version of the format, or damaged.
+    """
+    try:
+        meta = parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(
+            f"{path.parent} holds no run (no run.json); `vllm-flow eval` makes one."
+        ) from None
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}).") from None
+    if not isinstance(meta, dict) or meta.get("version") != version:
+        found = meta.get("version") if isinstance(meta, dict) else None
+        raise RunError(
+            f"{path.parent} was written by another version of the format ({str(found)[:40]}); this one "
+            f"reads {version}."
+        )
+    wrong = [name for name, fits in FITS.items() if name in meta and not fits(meta[name])]
+    if wrong:
+        raise RunError(f"{path} is damaged ({wrong[0]} is {json.dumps(meta[wrong[0]])[:80]}).")
+    return meta
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _policies(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, dict)
+        and isinstance(one.get("name"), str)
+        and isinstance(one.get("kind"), str)
+        and (one.get("cliff") is None or _whole(one["cliff"]))
+        for one in value
+    )
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**6
+
+
+def _sessions(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
+
+
+FITS = {
+    "tasks": _names,
+    "policies": _policies,
+    "sessions": _sessions,
+    "num_layers": _whole,
+    "versions": lambda value: isinstance(value, Mapping),
+}
+"""Entries that are looked into, and what they must be."""
+
+
+def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file as a table of a schema, or of some of its columns.
+
+    Raises:
+        RunError: it is damaged, or no such table; says what to do.
+    """
+    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    try:
+        table = pq.read_table(path, columns=wanted.names).select(wanted.names).cast(wanted)
+        table.validate(full=True)
+        for field in wanted:
+            if pa.types.is_timestamp(field.type):
+                bounds = pc.min_max(table[field.name].cast(pa.int64()))
+                if not 0 <= (bounds["min"].as_py() or 0) <= (bounds["max"].as_py() or 0) < LAST:
+                    raise ValueError(f"{field.name} is no date")
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path} is damaged ({error}); delete it and resume.") from None
+    return table

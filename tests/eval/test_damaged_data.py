@@ -1,0 +1,142 @@
+"""Damaged benchmark files, as `vllm-flow eval` reads them: items that can be kept, or one DataError."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.eval import files
+from tests.eval.test_pope_sources import label_files
+from tests.eval.test_scienceqa import official as scienceqa_files
+from tests.eval.test_score_command import damaged
+from tests.eval.test_textvqa import official as textvqa_files
+from vllm_flow.eval.sweep.records import items_table
+from vllm_flow.eval.tasks import get_task
+from vllm_flow.eval.tasks.reading import DataError
+
+
+def textvqa(folder: Path) -> None:
+    textvqa_files(folder)
+    files.json_file(
+        folder / "TextVQA_Rosetta_OCR_v0.2_val.json",
+        {"data": [{"image_id": "ff", "ocr_tokens": ["a", "b"]}]},
+    )
+
+
+def chair(folder: Path) -> None:
+    files.coco(folder, {"val": {7: (["dog"], ["A man."]), 8: (["cat"], [])}})
+    (folder / "chair_images.txt").write_text("7\n8\n")
+
+
+OFFICIAL: dict[str, Callable[[Path], Any]] = {
+    "pope": files.pope_labels,
+    "pope-gqa": lambda folder: label_files(folder, "gqa"),
+    "scienceqa": scienceqa_files,
+    "textvqa": textvqa,
+    "chair": chair,
+}
+HUB: dict[str, tuple[str, dict[str, Any]]] = {
+    "pope": (
+        "test-0.parquet",
+        {
+            "question_id": "1",
+            "question": "Q",
+            "answer": "no",
+            "image_source": "x",
+            "category": "random",
+        },
+    ),
+    "scienceqa": (
+        "test-0.parquet",
+        {"question": "Q", "choices": ["a", "b"], "answer": 1, "hint": "h"},
+    ),
+    "textvqa": (
+        "validation-0.parquet",
+        {
+            "image_id": "i",
+            "question_id": 3,
+            "question": "Q",
+            "answers": ["a"] * 10,
+            "ocr_tokens": ["t"],
+        },
+    ),
+    "chair": ("test-0.parquet", {"question_id": 7, "gt_object": ["dog"]}),
+    "mmstar": ("mmstar.parquet", {"index": 1, "question": "Q", "answer": "A", "category": "math"}),
+}
+
+ODD = st.sampled_from(
+    [None, True, -1, 10**18, 10**30, 1.5, float("nan"), "", "42²", "9" * 5000, "\0", "a/../\0b", "x" * 300,
+     [], ["a", None], [[1]], {}, {"a": 1}]
+)  # fmt: skip
+
+
+def readable(task: str, folder: Path) -> None:
+    """The items can be read and kept in a run, or a DataError says why not, shortly."""
+    try:
+        items = get_task(task).read(folder)
+        items_table(task, items)
+    except DataError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
+)
+@given(st.sampled_from(sorted(OFFICIAL)), st.integers(0, 9), st.data())
+def test_official_files(tmp_path: Path, task: str, which: int, data: st.DataObject) -> None:
+    folder = tmp_path / task
+    OFFICIAL[task](folder)
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    path = paths[which % len(paths)]
+    raw = path.read_bytes()
+    if data.draw(st.booleans()) or path.suffix == ".txt":
+        start = data.draw(st.integers(0, len(raw)))
+        new = data.draw(
+            st.sampled_from([b"", b"\xff", b"[" * 2000, b"9" * 5000, b'"\\ud800"', b"\0"])
+        )
+        path.write_bytes(raw[:start] + new + raw[start + data.draw(st.integers(0, 3)) :])
+    else:
+        text = raw.decode()
+        lines = text.splitlines() if text.startswith('{"question_id"') else [text]
+        values = [json.loads(line) for line in lines]
+        keys = sorted({key for one in values for key in keys_of(one)})
+        key, new = data.draw(st.sampled_from(keys)), data.draw(ODD)
+        changed = damaged(values, key, new, [data.draw(st.integers(0, 2))])
+        path.write_text("\n".join(json.dumps(one) for one in changed))
+    readable(task, folder)
+
+
+def keys_of(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return set(value) | {key for one in value.values() for key in keys_of(one)}
+    return {key for one in value for key in keys_of(one)} if isinstance(value, list) else set()
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
+)
+@given(st.sampled_from(sorted(HUB)), st.data())
+def test_hub_files(tmp_path: Path, task: str, data: st.DataObject) -> None:
+    folder = tmp_path / task
+    folder.mkdir(exist_ok=True)
+    name, row = HUB[task]
+    row = row | {"image": files.hub_image((1, 2, 3))}
+    key = data.draw(st.sampled_from(sorted(row)))
+    new = data.draw(ODD)
+    changed = {k: v for k, v in (row | {key: new}).items() if new is not None or k != key}
+    try:
+        pq.write_table(pa.Table.from_pylist([changed]), folder / name)
+    except (pa.ArrowException, OverflowError, TypeError):
+        return  # nothing that a parquet file can hold
+    if data.draw(st.booleans()):
+        whole = (folder / name).read_bytes()
+        at = data.draw(st.integers(0, len(whole) - 1))
+        (folder / name).write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+    readable(task, folder)
