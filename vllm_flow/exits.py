@@ -85,8 +85,8 @@ def guarded(name: str, call: Callable[[], int]) -> int:
 def leave(status: int) -> NoReturn:
     """End the process with `status`."""
     if status == INTERRUPTED:
-        # Python ends a process by SIGINT itself once a KeyboardInterrupt has gone through an `exec`,
-        # which imports are full of; and nothing should wait for threads that were interrupted.
+        # CPython ends `python -m` by SIGINT once a KeyboardInterrupt has gone through an `exec` of text,
+        # and libraries are full of it; and nothing should wait for threads that were interrupted.
         atexit._run_exitfuncs()
         with contextlib.suppress(OSError):
             sys.stdout.flush()

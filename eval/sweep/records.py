@@ -126,7 +126,8 @@ class Run:
         Raises:
             RunError: another process is writing.
         """
-        with (self.path / ".lock").open("w") as lock:
+        # For reading, too: a pipe in its place would wait for somebody to read it.
+        with (self.path / ".lock").open("ab+", buffering=0) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

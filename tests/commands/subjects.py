@@ -245,7 +245,7 @@ SUBJECTS = (
     Subject("cliff data", pope_data, cliff_argv, no_engines, LABELS, 6),
     Subject("cliff run", found, cliff_argv, no_engines, ("cliff.json", "cliff-*/**/*"), 8),
     Subject("eval model", model_and_data, lambda f: [*eval_argv(f), "--model",
-            str(f / "model")], no_cluster, CONFIGS, 4),
+            str(f / "model"), "--conversation", "llava-1.5"], no_cluster, CONFIGS, 4),
     Subject("cam", model_folder, lambda f: ["cam", "--model", str(f / "model"), "--image", str(f / "picture.png"),
             "--prompt", "<image> w1", "--answer", " w7", "--samples", "0", "--device", "cpu", "--out",
             str(f / "cam")], lambda patch: patch.setattr("vllm_flow.analysis.cam_command.write", lambda *_: []),

@@ -136,8 +136,8 @@ leave(guarded("x", call))
     assert child.returncode == INTERRUPTED
 
 
-def test_the_status_is_ours_where_python_would_end_by_the_signal() -> None:
-    """An interrupt that goes through `exec` marks the process, which CPython then kills at its end."""
+def test_the_status_is_ours_where_python_would_end_by_the_signal(tmp_path: Path) -> None:
+    """An interrupt that goes through `exec` marks a `python -m`, which CPython then kills at its end."""
     code = """
 from vllm_flow.exits import guarded, leave
 def call():
@@ -145,9 +145,13 @@ def call():
     return 0
 leave(guarded("x", call))
 """
-    child = run_python(code)
-    assert child.communicate(timeout=20)[1] == "vllm-flow x: interrupted.\n"
-    assert child.returncode == INTERRUPTED
+    (tmp_path / "marked.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "marked"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stderr == "vllm-flow x: interrupted.\n"
+    assert done.returncode == INTERRUPTED
 
 
 def test_a_second_interrupt_ends_what_the_first_left_to_tidy_up() -> None:

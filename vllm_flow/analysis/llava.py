@@ -148,7 +148,13 @@ class Llava:
                 f"the prompt names {token} {prompt.count(token)} times: name it exactly once, where "
                 "the picture goes"
             )
-        batch = self.processor(text=prompt, images=as_rgb(image), return_tensors="pt")
+        try:
+            batch = self.processor(text=prompt, images=as_rgb(image), return_tensors="pt")
+        # Foreign code, set up by foreign files: a missing patch size is a TypeError to it.
+        except Exception as error:
+            raise Unsupported(
+                f"the processor of {self.name or 'this model'} cannot take this ({error!r})"
+            ) from error
         ids_T = batch["input_ids"][0]
         encoded = Encoded(
             ids_T,
