@@ -41,7 +41,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vllm-flow cliff`."""
-    from vllm_flow.eval.sweep.command import json_object, positive
+    from vllm_flow.eval.sweep.command import add_engine, positive
     from vllm_flow.eval.sweep.conversation import NAMES
     from vllm_flow.eval.tasks import task_names
     from vllm_flow.pictures import READINGS
@@ -86,15 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     engine = parser.add_argument_group("the engine")
-    engine.add_argument("--dtype", help="default: the checkpoint's; float32 for the demo model")
-    engine.add_argument("--group-layers", type=positive, help="layers per storage group")
-    engine.add_argument("--block-size", type=positive, help="tokens per KV block")
-    engine.add_argument("--max-model-len", type=positive)
-    engine.add_argument("--kv-cache-gib", type=float, help="KV-cache pool of the engine")
-    engine.add_argument(
-        "--engine-args", type=json_object, default={}, metavar="JSON",
-        help="further arguments of vllm.LLM",
-    )  # fmt: skip
+    add_engine(engine)
 
     out = parser.add_argument_group("what comes out")
     out.add_argument(

@@ -35,7 +35,7 @@ from vllm_flow.eval.statistics.verdicts import CliffEvidence, FoundCliff, find_c
 from vllm_flow.eval.tasks.base import Item, Scored, Task
 
 AnswerRow = Mapping[str, Any]
-"""A row of `vllm_flow.eval.sweep.records.ANSWERS`."""
+"""A row of `vllm_flow.eval.sweep.schema.ANSWERS`."""
 
 SAME = 1e-9
 """A metric that equals the mean score up to this, under every policy, is the mean score."""

@@ -88,20 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--ray-address", help="a Ray cluster (default: RAY_ADDRESS, else this machine)"
     )
-    engine.add_argument("--dtype", help="default: the checkpoint's; float32 for the demo model")
-    engine.add_argument("--group-layers", type=positive, help="layers per storage group")
-    engine.add_argument(
-        "--block-size", type=positive, help="tokens per KV block (default: 16, on CPU 32)"
-    )
-    engine.add_argument("--max-model-len", type=positive)
-    engine.add_argument("--kv-cache-gib", type=float, help="KV-cache pool of each engine")
-    engine.add_argument(
-        "--engine-args",
-        type=json_object,
-        default={},
-        metavar="JSON",
-        help="further arguments of vllm.LLM, e.g. '{\"gpu_memory_utilization\": 0.8}'",
-    )
+    add_engine(engine)
 
     running = parser.add_argument_group("running")
     running.add_argument(
@@ -118,6 +105,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     running.add_argument(
         "--errors-ok", action="store_true", help="exit with 0, not 3, when some rows are errors"
+    )
+
+
+def add_engine(group: Any) -> None:
+    """How an engine is started; the same for every command that asks one.
+
+    Args:
+        group: a parser, or a group of one.
+    """
+    add = group.add_argument
+    add("--dtype", help="default: the checkpoint's; float32 for the demo model")
+    add("--group-layers", type=positive, help="layers per storage group")
+    add("--block-size", type=positive, help="tokens per KV block (default: 16, on CPU 32)")
+    add("--max-model-len", type=positive)
+    add("--kv-cache-gib", type=float, help="KV-cache pool of an engine")
+    add(
+        "--engine-args",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="further arguments of vllm.LLM, e.g. '{\"gpu_memory_utilization\": 0.8}'",
     )
 
 

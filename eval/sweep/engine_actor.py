@@ -11,26 +11,21 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from vllm_flow.eval.sweep.pictures import prepare
+from vllm_flow.eval.sweep.pictures import background_of, picture_key, read_pictures, unreadable
 from vllm_flow.eval.sweep.policies import BASELINE, Policy
-from vllm_flow.eval.sweep.records import answers_table
+from vllm_flow.eval.sweep.schema import answers_table
 from vllm_flow.eval.sweep.work import Geometry, waves
-from vllm_flow.eval.tasks.base import load_image
-from vllm_flow.pictures import WHITE, Colour, PictureError, checked_background
+from vllm_flow.pictures import Colour
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from vllm import RequestOutput
-
-READERS = 4
-"""Threads that read and decode a batch's pictures."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +136,7 @@ class EngineActor:
         pictures = read_pictures(items, self.options.background)
         asks = []
         for item in items:
-            picture = pictures.get(_picture_key(item))
+            picture = pictures.get(picture_key(item))
             for name in item["policies"]:
                 policy = self.policies.get(name, BASELINE)
                 if isinstance(picture, Exception):
@@ -296,43 +291,3 @@ def refusals() -> tuple[type[Exception], ...]:
     from vllm.exceptions import VLLMClientError
 
     return (ValueError, VLLMClientError)
-
-
-def background_of(engine_args: Mapping[str, Any]) -> Colour:
-    """The colour behind transparent pixels, where a server's flags have it; ValueError where it is none."""
-    found: Any = engine_args
-    for name in ("media_io_kwargs", "image", "rgba_background_color"):
-        found = found.get(name) if isinstance(found, Mapping) else None
-        if found is None:
-            return WHITE
-    return checked_background(found)
-
-
-def read_pictures(
-    items: Sequence[Mapping[str, Any]], background: Colour = WHITE
-) -> dict[Any, Image | Exception]:
-    """Each distinct picture of a batch, prepared, or why it cannot be read; by `_picture_key`."""
-    wanted = {_picture_key(item): item for item in items if item["image"] is not None}
-
-    def read(item: Mapping[str, Any]) -> Image | Exception:
-        try:
-            picture = load_image(item["image"], item["reading"], background)
-            return prepare(picture, item["preparation"])
-        # Whatever it is (no memory for the padded square, ...), it concerns this picture only.
-        except Exception as error:
-            return error
-
-    with ThreadPoolExecutor(READERS) as readers:
-        return dict(zip(wanted, readers.map(read, wanted.values()), strict=True))
-
-
-def unreadable(item: Mapping[str, Any], error: Exception) -> str:
-    """The reason recorded for an item whose picture cannot be read."""
-    if isinstance(error, PictureError):
-        return f"image unreadable: {error}"
-    return f"image unreadable: {item['image']}: {type(error).__name__}: {error}"
-
-
-def _picture_key(item: Mapping[str, Any]) -> Any:
-    keys = ("image", "preparation", "reading")
-    return tuple(item[key] for key in keys) if item["image"] is not None else None

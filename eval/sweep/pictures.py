@@ -1,17 +1,24 @@
-"""What is done to an item's picture before the model's own processor sees it.
+"""Reads the pictures of a batch, and what is done to one before the model's own processor sees it.
 
-Knows PIL; nothing of tasks, policies or engines.
+Knows PIL and how items name their pictures; nothing of policies or engines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from vllm_flow.eval.tasks.base import load_image
+from vllm_flow.pictures import WHITE, Colour, PictureError, checked_background
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 PREPARATIONS = ("pad", "plain")
+
+READERS = 4
+"""Threads that read and decode a batch's pictures."""
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """CLIP's channel means, for values in [0, 1]."""
@@ -41,3 +48,43 @@ def prepare(image: Image, preparation: str) -> Image:
     if preparation == "plain":
         return image
     raise ValueError(f"image preparation {preparation!r}: it must be one of {PREPARATIONS}")
+
+
+def background_of(engine_args: Mapping[str, Any]) -> Colour:
+    """The colour behind transparent pixels, where a server's flags have it; ValueError where it is none."""
+    found: Any = engine_args
+    for name in ("media_io_kwargs", "image", "rgba_background_color"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+        if found is None:
+            return WHITE
+    return checked_background(found)
+
+
+def read_pictures(
+    items: Sequence[Mapping[str, Any]], background: Colour = WHITE
+) -> dict[Any, Image | Exception]:
+    """Each distinct picture of a batch, prepared, or why it cannot be read; by `picture_key`."""
+    wanted = {picture_key(item): item for item in items if item["image"] is not None}
+
+    def read(item: Mapping[str, Any]) -> Image | Exception:
+        try:
+            picture = load_image(item["image"], item["reading"], background)
+            return prepare(picture, item["preparation"])
+        # Whatever it is (no memory for the padded square, ...), it concerns this picture only.
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as readers:
+        return dict(zip(wanted, readers.map(read, wanted.values()), strict=True))
+
+
+def unreadable(item: Mapping[str, Any], error: Exception) -> str:
+    """The reason recorded for an item whose picture cannot be read."""
+    if isinstance(error, PictureError):
+        return f"image unreadable: {error}"
+    return f"image unreadable: {item['image']}: {type(error).__name__}: {error}"
+
+
+def picture_key(item: Mapping[str, Any]) -> Any:
+    keys = ("image", "preparation", "reading")
+    return tuple(item[key] for key in keys) if item["image"] is not None else None

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from vllm_flow.eval.sweep.policies import Policy
-from vllm_flow.eval.sweep.records import Key
+from vllm_flow.eval.sweep.schema import Key
 from vllm_flow.eval.tasks.base import Item
 from vllm_flow.layout import predict_blocks
 

@@ -42,3 +42,9 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
 def labels(tmp_path: Path) -> Path:
     """A directory with POPE's three label files."""
     return files.pope_labels(tmp_path / "labels")
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    splits = {"val": {7: (["dog"], ["A man and a dog."]), 8: (["cat"], [])}}
+    return files.coco(tmp_path / "annotations", splits)

@@ -24,7 +24,7 @@ import pyarrow as pa
 from vllm_flow import cli
 from vllm_flow.eval.cliff import figure, find
 from vllm_flow.eval.cliff.engine import CliffEngine
-from vllm_flow.eval.sweep.records import answers_table
+from vllm_flow.eval.sweep.schema import answers_table
 
 VOCABULARY = 7
 GOOD_FROM = 3

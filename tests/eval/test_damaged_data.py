@@ -17,7 +17,7 @@ from tests.eval.test_pope_sources import label_files
 from tests.eval.test_scienceqa import official as scienceqa_files
 from tests.eval.test_score_command import damaged
 from tests.eval.test_textvqa import official as textvqa_files
-from vllm_flow.eval.sweep.records import items_table
+from vllm_flow.eval.sweep.schema import items_table
 from vllm_flow.eval.tasks import get_task
 from vllm_flow.eval.tasks.reading import DataError
 

@@ -25,7 +25,8 @@ from vllm_flow import cli  # noqa: E402
 from vllm_flow.eval.sweep import driver  # noqa: E402
 from vllm_flow.eval.sweep.driver import Pool, SweepError, collect, pool_of  # noqa: E402
 from vllm_flow.eval.sweep.engine_actor import EngineOptions  # noqa: E402
-from vllm_flow.eval.sweep.records import Run, answers_table  # noqa: E402
+from vllm_flow.eval.sweep.records import Run  # noqa: E402
+from vllm_flow.eval.sweep.schema import answers_table  # noqa: E402
 from vllm_flow.eval.tasks import get_task  # noqa: E402
 
 QUESTIONS = 40

@@ -23,7 +23,7 @@ from vllm_flow.eval.sweep.downsample import encode, interpolate, reduced  # noqa
 from vllm_flow.eval.sweep.engine_actor import EngineActor  # noqa: E402
 from vllm_flow.eval.sweep.model_facts import resolve_model  # noqa: E402
 from vllm_flow.eval.sweep.policies import parse_policies  # noqa: E402
-from vllm_flow.eval.sweep.records import ANSWERS  # noqa: E402
+from vllm_flow.eval.sweep.schema import ANSWERS  # noqa: E402
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work  # noqa: E402
 from vllm_flow.eval.tasks.base import Item, parquet_image  # noqa: E402
 

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_flow.eval.sweep import records
-from vllm_flow.eval.sweep.records import ANSWERS, KEY, Run, RunError, difference, one_row_per_key
+from vllm_flow.eval.sweep.records import Run, RunError, difference
+from vllm_flow.eval.sweep.schema import ANSWERS, KEY, one_row_per_key
 from vllm_flow.eval.tasks.base import Item
 
 META = {"model": "m", "num_layers": 6, "versions": {"vllm": "0.32.0"}, "tasks": [], "policies": []}
