@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +70,7 @@ def test_the_key_selects_our_classes(model_dir: Path, asynchronous: bool) -> Non
         ({"default_policy": {"flow_cliff": 7}}, r"\['default_policy'\]: flow_cliff=7"),
         ({"max_policy": {"cliff": 2}}, "'cliff' is no request key"),
         ({"allow_request_policy": 0}, "must be true or false"),
+        ({"untested_models": 1}, r"\['untested_models'\]=1: it must be true or false"),
         ({"default_policy": {"flow_log_attention": True}}, "is no request key of a policy"),
         ({"attention_log": True}, r"\['attention_log'\]=True: it must name a directory"),
         ({"attention_log": " "}, "it must name a directory"),
@@ -176,10 +178,35 @@ def test_an_attention_log_has_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         check_log(config, settings)
 
 
-def test_a_model_without_an_adapter_is_refused(model_dir: Path) -> None:
-    overrides = {"architectures": ["LlavaOnevisionForConditionalGeneration"]}
-    with pytest.raises(ValueError, match="supports LlavaForConditionalGeneration"):
+def test_a_model_that_nobody_tested_is_refused_unless_allowed(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = {"architectures": ["BeeForConditionalGeneration"]}
+    with pytest.raises(ValueError, match=r"not tested with BeeFor.*'untested_models'\] to true"):
         config_of(model_dir, {}, hf_overrides=overrides)
+    said: list[str] = []
+    logger = logging.getLogger("vllm.vllm_flow.families")
+    monkeypatch.setattr(
+        logger, "warning_once", lambda text, *args: said.append(text % args), raising=False
+    )
+    config_of(model_dir, {"untested_models": True}, hf_overrides=overrides)
+    assert said and "was not tested with BeeForConditionalGeneration" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ("Gemma3nForConditionalGeneration", "embeddings of their own"),
+        ("KimiK25ForConditionalGeneration", "'vision_chunk'"),
+        ("Lfm2VlForConditionalGeneration", "convolutions"),
+    ],
+)
+def test_a_model_that_cannot_evict_is_refused_even_if_allowed(
+    model_dir: Path, architecture: str, reason: str
+) -> None:
+    overrides = {"architectures": [architecture]}
+    with pytest.raises(ValueError, match=f"cannot evict from {architecture}: .*{reason}"):
+        config_of(model_dir, {"untested_models": True}, hf_overrides=overrides)
 
 
 @pytest.mark.parametrize(

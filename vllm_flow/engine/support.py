@@ -19,9 +19,12 @@ def check_supported(vllm_config: Any, vllm_version: str) -> None:
         ValueError: a sentence that names the feature and what to do instead.
     """
     from vllm_flow.engine import families
+    from vllm_flow.engine.settings import CONFIG_KEY
 
     check_version(vllm_version)
-    families.check_supported(vllm_config.model_config.architectures)
+    options = vllm_config.additional_config.get(CONFIG_KEY)
+    untested = isinstance(options, dict) and options.get(families.UNTESTED) is True
+    families.check_supported(vllm_config.model_config, untested)
     for sentence, applies in _REFUSALS:
         if applies(vllm_config):
             raise ValueError(f"vLLM-Flow does not support {sentence}")

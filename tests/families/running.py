@@ -1,0 +1,175 @@
+"""Asks an engine everything about a tiny checkpoint, and compares the answers with the oracle's.
+
+The only file of this folder that calls vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from vllm import LLM, RequestOutput, SamplingParams
+
+from tests.families import oracle
+from tests.families.making import Checkpoint, picture, words
+
+TOLERANCE = 2e-4
+"""Of a logprob, in float32; errors of a forward pass are some 1e-5."""
+TIE = 5 * TOLERANCE
+MOVED = 1e-2
+"""What hiding the image must at least change in some logprob, or a test shows nothing."""
+TOP = 20
+STOCK = None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request; ``cliff`` None is the baseline."""
+
+    text: str
+    pictures: tuple[Image.Image, ...]
+    cliff: int | None = None
+
+
+def prompts_of(checkpoint: Checkpoint) -> tuple[Ask, Ask]:
+    """Text around one picture; around two of different sizes."""
+    first, second = checkpoint.sizes
+    mark = checkpoint.image
+    return (
+        Ask(f"{words(5, 1)} {mark} {words(7, 501)}", (picture(1, first),)),
+        Ask(
+            f"{words(3, 2)} {mark} {words(6, 502)} {mark} {words(4, 503)}",
+            (picture(2, first), picture(3, second)),
+        ),
+    )
+
+
+def every_cliff(checkpoint: Checkpoint, cliffs: Sequence[int | None]) -> list[Ask]:
+    """Both prompts at each cliff, one batch."""
+    return [Ask(ask.text, ask.pictures, c) for ask in prompts_of(checkpoint) for c in cliffs]
+
+
+class Engine:
+    """An engine in this process."""
+
+    def __init__(self, checkpoint: Checkpoint, group_layers: int | None, **options: Any) -> None:
+        self.checkpoint = checkpoint
+        settings: dict[str, Any] = dict(
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=512,
+            max_num_batched_tokens=2048,
+            max_num_seqs=24,
+            block_size=32,
+            kv_cache_memory_bytes=24 << 20,
+            enable_prefix_caching=False,
+            limit_mm_per_prompt={"image": 2},
+            skip_mm_profiling=True,
+        )
+        if group_layers is not STOCK:
+            settings["additional_config"] = {"vllm_flow": {"group_layers": group_layers}}
+        self.llm = LLM(model=str(checkpoint.where), **(settings | checkpoint.options | options))
+
+    def run(self, asks: Sequence[Ask], max_tokens: int) -> list[RequestOutput]:
+        """All requests in one call: greedy, words only, the best logprobs with each token."""
+        params = [
+            SamplingParams(
+                temperature=0,
+                max_tokens=max_tokens,
+                logprobs=TOP,
+                ignore_eos=True,
+                allowed_token_ids=self.checkpoint.word_ids,
+                extra_args=None if ask.cliff is None else {"flow_cliff": ask.cliff},
+            )
+            for ask in asks
+        ]
+        prompts: list[Any] = [
+            {"prompt": ask.text, "multi_modal_data": {"image": list(ask.pictures)}} for ask in asks
+        ]
+        return self.llm.generate(prompts, params, use_tqdm=False)
+
+    def check_idle(self) -> None:
+        """Nothing is left, and every block is back."""
+        scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
+        pool = scheduler.kv_cache_manager.block_pool
+        assert not scheduler.requests
+        assert pool.get_num_free_blocks() == len(pool.blocks) - 1, "KV blocks leaked"
+
+
+class Judge:
+    """Compares answers with the oracle's; encodes each prompt once."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._prompts: dict[str, oracle.Prompt] = {}
+
+    @cached_property
+    def word_ids(self) -> torch.Tensor:
+        return torch.tensor(self.checkpoint.word_ids)
+
+    def prompt(self, ask: Ask) -> oracle.Prompt:
+        if ask.text not in self._prompts:
+            self._prompts[ask.text] = oracle.encode(self.checkpoint, ask.text, ask.pictures)
+        return self._prompts[ask.text]
+
+    def error(self, ask: Ask, output: RequestOutput) -> float:
+        """The largest difference of a logprob among the best ones of any token.
+
+        Raises:
+            AssertionError: a token differs, or the comparison would show nothing.
+        """
+        prompt, answer = self.prompt(ask), output.outputs[0]
+        assert list(output.prompt_token_ids) == prompt.ids
+        assert prompt.is_image_T.any()
+        tokens = list(answer.token_ids)
+        layers = self.checkpoint.num_layers
+        cliff = layers if ask.cliff is None else ask.cliff
+        expected = oracle.logprobs(self.checkpoint, prompt, tokens[:-1], cliff)
+        if cliff < layers:
+            full = oracle.logprobs(self.checkpoint, prompt, tokens[:-1], layers)
+            moved = float((full - expected).abs().max())
+            assert moved > MOVED, f"cliff {cliff}: the picture hardly matters ({moved:.1e})"
+        best = expected[:, self.word_ids].topk(2)
+        gap = best.values[:, 0] - best.values[:, 1]
+        found = self.word_ids[best.indices[:, 0]].tolist()
+        # Past a tie the answers are two different texts, so the comparison ends there.
+        tied = (gap <= TIE).nonzero()[:, 0].tolist()
+        count = tied[0] if tied else len(tokens)
+        assert count >= len(tokens) // 2, (
+            f"cliff {cliff}: tied at token {count}, choose other seeds"
+        )
+        assert tokens[:count] == found[:count], f"cliff {cliff}: {tokens} instead of {found}"
+        assert answer.logprobs is not None
+        return max(
+            abs(entry.logprob - float(expected[row, token]))
+            for row, entries in enumerate(answer.logprobs[: count + 1][: len(tokens)])
+            for token, entry in entries.items()
+        )
+
+    def assert_exact(self, asks: Sequence[Ask], outputs: Sequence[RequestOutput]) -> float:
+        """Every answer is the oracle's; the largest error of a logprob."""
+        errors = [self.error(ask, output) for ask, output in zip(asks, outputs, strict=True)]
+        wrong = [
+            f"cliff {ask.cliff}, {len(ask.pictures)} pictures: {error:.1e}"
+            for ask, error in zip(asks, errors, strict=True)
+            if not error <= TOLERANCE
+        ]
+        assert not wrong, "logprobs differ from the oracle's: " + "; ".join(wrong)
+        return max(errors)
+
+
+def largest_difference(outputs: Sequence[RequestOutput], others: Sequence[RequestOutput]) -> float:
+    """Between two engines' answers, which must have equal tokens."""
+    largest = 0.0
+    for output, other in zip(outputs, others, strict=True):
+        one, two = output.outputs[0], other.outputs[0]
+        assert list(one.token_ids) == list(two.token_ids)
+        for row, second in zip(one.logprobs or (), two.logprobs or (), strict=True):
+            largest = max(
+                largest, *(abs(row[t].logprob - second[t].logprob) for t in row.keys() & second)
+            )
+    return largest
