@@ -18,7 +18,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo eval-demo analysis-demo bench test test-unit test-eval test-rest test-engine \
-        test-engine-v2 test-server test-speed test-gpu fuzz lint clean
+        test-engine-v2 test-server test-speed test-families test-gpu fuzz lint clean
 
 help:
 	@echo "make setup          environment in $(VENV) (VARIANT=cuda for a CUDA machine)"
@@ -27,6 +27,7 @@ help:
 	@echo "make analysis-demo  where attention goes, LLaVA-CAM: every figure; writes out/analysis/"
 	@echo "make bench          time and memory beside stock vLLM and the ideal; writes out/profile/"
 	@echo "make test           every test, two suites at a time (JOBS=1: one)"
+	@echo "make test-families  every model family at every cliff, both model runners (FAMILIES=a,b: those)"
 	@echo "make test-gpu       the tests that need a CUDA device (VARIANT=cuda)"
 	@echo "make fuzz           random traffic against the oracle for an hour (SECONDS=3600)"
 	@echo "make lint           ruff, mypy, import-linter"
@@ -106,6 +107,8 @@ test-speed: setup
 test-engine: setup
 	@echo "tests: engine, model runner V1"
 	@$(PYTEST) tests/engine
+	@echo "tests: model families, some of them"
+	@$(PYTEST) tests/families
 
 test-engine-v2: setup
 	@echo "tests: engine, model runner V2"
@@ -114,6 +117,17 @@ test-engine-v2: setup
 test-server: setup
 	@echo "tests: OpenAI-compatible server"
 	@$(PYTEST) tests/server
+
+# A process per family, so that none sees what another one left behind; tables in out/families/.
+FAMILIES ?= $(shell $(BIN)/python -m tests.families)
+
+test-families: setup
+	@rm -rf out/families
+	@for family in $$(echo $(FAMILIES) | tr ',' ' '); do for v2 in 0 1; do \
+	    VLLM_USE_V2_MODEL_RUNNER=$$v2 VLLM_FLOW_FAMILIES=$$family \
+	    VLLM_FLOW_FAMILIES_TABLE=out/families/$$family-v$$((v2 + 1)).json \
+	    $(PYTEST) tests/families/test_exact.py || failed=1; \
+	done; done; $(BIN)/python -m tests.families out/families; exit $${failed:-0}
 
 # On a CUDA device: make test-gpu VARIANT=cuda
 test-gpu: setup

@@ -5,23 +5,46 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from tests.families import glm, idefics, internvl, llava, qwen
+from tests.families import glm, idefics, internvl, internvl_chat, llava, paper, qwen
 from tests.families.making import Checkpoint, save
 
+
+def _backend(builder: Callable[[], Checkpoint]) -> Callable[[], Checkpoint]:
+    """The same checkpoint in vLLM's Transformers modelling backend."""
+
+    def build_for_backend() -> Checkpoint:
+        made = builder()
+        return replace(made, options={**made.options, "model_impl": "transformers"})
+
+    return build_for_backend
+
+
 BUILDERS: dict[str, Callable[[], Checkpoint]] = {
+    "llava": llava.llava,
+    "llava_next": llava.llava_next,
     "qwen2_vl": qwen.qwen2_vl,
     "qwen2_5_vl": qwen.qwen2_5_vl,
     "qwen3_vl": qwen.qwen3_vl,
     "qwen3_vl_moe": qwen.qwen3_vl_moe,
     "internvl": internvl.internvl,
+    "internvl_chat_qwen2": internvl_chat.internvl_chat_qwen2,
+    "internvl_chat_qwen3": internvl_chat.internvl_chat_qwen3,
+    "internvl_chat_llama": internvl_chat.internvl_chat_llama,
     "llava_onevision": llava.llava_onevision,
     "mistral3": llava.mistral3,
     "pixtral": llava.pixtral,
     "idefics3": idefics.idefics3,
     "smolvlm": idefics.smolvlm,
     "glm4_1v": glm.glm4_1v,
+    "instructblip": paper.instructblip,
+    "shikra": paper.shikra,
+    # Last: the backend decorates transformers' classes for the rest of the process.
+    "internvl_backend": _backend(internvl.internvl),
+    "idefics3_backend": _backend(idefics.idefics3),
+    "qwen2_vl_backend": _backend(qwen.qwen2_vl),
 }
 
 

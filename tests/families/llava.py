@@ -1,4 +1,7 @@
-"""LLaVA-OneVision, and Mistral's vision models: Mistral 3, and Pixtral in transformers' layout."""
+"""LLaVA's line, and Mistral's vision models: Mistral 3, and Pixtral in transformers' layout.
+
+What LLaVA-1.5 and -NeXT do in every other respect is asked of ``tests/engine/tiny_llava.py``.
+"""
 
 from __future__ import annotations
 
@@ -101,3 +104,51 @@ def pixtral() -> Checkpoint:
     """The layout of mistral-community/pixtral-12b: LLaVA's classes with Pixtral's tower."""
     settings = dict(vision_feature_select_strategy="full", image_seq_length=1)
     return _mistral("Llava", settings, {})
+
+
+def _clip(kind: str, text: str, config: dict[str, Any], image: dict[str, Any]) -> Checkpoint:
+    """LLaVA-1.5 and -NeXT: a CLIP tower, its second-last layer, without the class token."""
+    made, vocab = tokenizer(("<image>",), dict(image_token="<image>"))
+    settings = getattr(hf, f"{kind}Config")(
+        vision_config=hf.CLIPVisionConfig(
+            **tower_settings(num_hidden_layers=3, projection_dim=64, image_size=56, patch_size=8)
+        ),
+        text_config=getattr(hf, f"{text}Config")(
+            architectures=[f"{text}ForCausalLM"],
+            **text_settings(vocab, **({"sliding_window": None} if text == "Mistral" else {})),
+        ),
+        image_token_index=vocab["<image>"],
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_seq_length=49,
+        tie_word_embeddings=False,
+        **config,
+    )
+    made_image = getattr(hf, "LlavaNextImageProcessor" if config else "CLIPImageProcessor")(
+        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, **image
+    )
+    return Checkpoint(
+        model=getattr(hf, f"{kind}ForConditionalGeneration")(settings),
+        processor=getattr(hf, f"{kind}Processor")(
+            image_processor=made_image,
+            tokenizer=made,
+            patch_size=8,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+        ),
+        vocab=vocab,
+        image="<image>",
+        image_ids=(vocab["<image>"],),
+        sizes=((56, 104), (112, 56)) if config else ((56, 56), (56, 56)),
+        decoder=_inner,
+        rename=_siglip_name,
+    )
+
+
+def llava() -> Checkpoint:
+    return _clip("Llava", "Llama", {}, {})
+
+
+def llava_next() -> Checkpoint:
+    pinpoints = {"image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]]}
+    return _clip("LlavaNext", "Mistral", pinpoints, pinpoints)

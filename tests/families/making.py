@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Checkpoint:
     model: nn.Module
     """Float32, eager attention, with the weights that are on disk."""
     processor: Any
+    """Transformers' processor; None where it has no tower for the family, so that ``model`` is the
+    language model alone and is asked from the embeddings that vLLM made."""
     vocab: Mapping[str, int]
     image: str
     """What stands for a picture in a prompt."""
@@ -48,10 +50,14 @@ class Checkpoint:
     """Arguments of ``LLM`` that the family needs."""
     unused: Sequence[str] = ()
     """Outputs of the processor that are not for the model."""
+    single: bool = False
+    """Whether a prompt holds one picture only."""
     nested: bool = False
     """Whether the processor takes a list of pictures per prompt."""
     rename: Callable[[str], str] | None = None
     """Name of a weight as saved by transformers 5 -> as the hub and vLLM have it."""
+    write: Callable[[Any, Path], None] | None = None
+    """Writes the whole checkpoint around the filled model, where transformers does not know the layout."""
     unit_offset: bool = False
     """Whether the decoder's norms add one to their weights (Gemma)."""
 
@@ -132,7 +138,15 @@ def fill(model: nn.Module, seed: int, unit_offset: bool = False) -> None:
 def save(checkpoint: Checkpoint, where: Path) -> Checkpoint:
     """Draw the weights and write the checkpoint to ``where``."""
     model = checkpoint.model.to(torch.float32)
+    for module in model.modules():
+        # vLLM's Transformers backend decorates their classes, also those of this model, for torch.compile.
+        module.do_not_compile = True
     fill(model, 1, checkpoint.unit_offset)
+    if checkpoint.write is not None:
+        where.mkdir(parents=True, exist_ok=True)
+        checkpoint.write(model, where)
+        model.set_attn_implementation("eager")
+        return replace(checkpoint, model=model.eval(), where=where)
     model.config.architectures = model.config.architectures or [type(model).__name__]
     model.config.dtype = torch.float32
     model.save_pretrained(where)
@@ -144,11 +158,7 @@ def save(checkpoint: Checkpoint, where: Path) -> Checkpoint:
     written = json.loads((where / "config.json").read_text())
     assert written["architectures"], "vLLM goes by this"
     model.set_attn_implementation("eager")
-    return _replace(checkpoint, model=model.eval(), where=where)
-
-
-def _replace(checkpoint: Checkpoint, **changes: Any) -> Checkpoint:
-    return Checkpoint(**{**checkpoint.__dict__, **changes})
+    return replace(checkpoint, model=model.eval(), where=where)
 
 
 def picture(seed: int, size: tuple[int, int]) -> Image.Image:

@@ -27,14 +27,14 @@ TYPES = ("mm_token_type_ids", "token_type_ids")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as transformers' processor makes it."""
+    """A prompt as the model takes it: ids and pictures, or embeddings [T, H]."""
 
-    inputs: dict[str, Any]
+    ids: list[int]
     is_image_T: torch.Tensor
-
-    @property
-    def ids(self) -> list[int]:
-        return self.inputs["input_ids"][0].tolist()
+    inputs: dict[str, Any] | None = None
+    """What transformers' processor makes."""
+    embeddings_TH: torch.Tensor | None = None
+    """What vLLM's tower and merge made, where transformers has no tower."""
 
 
 def encode(checkpoint: Checkpoint, text: str, pictures: Sequence[Image.Image]) -> Prompt:
@@ -45,8 +45,13 @@ def encode(checkpoint: Checkpoint, text: str, pictures: Sequence[Image.Image]) -
         return_tensors="pt",
     )
     inputs = {name: value for name, value in found.items() if name not in checkpoint.unused}
-    ids_T = inputs["input_ids"][0]
-    return Prompt(inputs, torch.isin(ids_T, torch.tensor(checkpoint.image_ids)))
+    ids = inputs["input_ids"][0].tolist()
+    return Prompt(ids, is_image(checkpoint, ids), inputs=inputs)
+
+
+def is_image(checkpoint: Checkpoint, ids: Sequence[int]) -> torch.Tensor:
+    """Which tokens of a prompt are a picture's, by id: a prompt is text of our own."""
+    return torch.isin(torch.tensor(ids), torch.tensor(checkpoint.image_ids))
 
 
 @torch.inference_mode()
@@ -54,14 +59,17 @@ def logprobs(
     checkpoint: Checkpoint, prompt: Prompt, answer: Sequence[int], cliff: int
 ) -> torch.Tensor:
     """Logprobs (len(answer) + 1) x V: row t is the distribution of answer token t."""
-    inputs = _longer(prompt.inputs, answer)
-    hide_T = torch.zeros(inputs["input_ids"].shape[1], dtype=torch.bool)
-    hide_T[: len(prompt.is_image_T)] = prompt.is_image_T
+    model = checkpoint.model
+    hide_T = torch.cat([prompt.is_image_T, torch.zeros(len(answer), dtype=torch.bool)])
+    if prompt.embeddings_TH is None:
+        inputs = _longer(prompt.inputs, answer)
+    else:
+        words = model.get_input_embeddings()(torch.tensor(answer, dtype=torch.long))
+        inputs = {"inputs_embeds": torch.cat([prompt.embeddings_TH, words])[None]}
     past = hide_T & ~torch.eye(len(hide_T), dtype=torch.bool)
-    layers = checkpoint.decoder(checkpoint.model).layers
-    with _masked(layers[cliff:], past):
-        logits = checkpoint.model(**inputs, use_cache=False).logits[0]
-    return logits[len(prompt.is_image_T) - 1 :].log_softmax(-1)
+    with _masked(checkpoint.decoder(model).layers[cliff:], past):
+        logits = model(**inputs, use_cache=False).logits[0]
+    return logits[len(prompt.ids) - 1 :].log_softmax(-1)
 
 
 def _longer(inputs: dict[str, Any], answer: Sequence[int]) -> dict[str, Any]:

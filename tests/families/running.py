@@ -16,6 +16,7 @@ from vllm import LLM, RequestOutput, SamplingParams
 
 from tests.families import oracle
 from tests.families.making import Checkpoint, picture, words
+from vllm_flow.engine.families.finding import inner_model
 
 TOLERANCE = 2e-4
 """Of a logprob, in float32; errors of a forward pass are some 1e-5."""
@@ -36,9 +37,12 @@ class Ask:
 
 
 def prompts_of(checkpoint: Checkpoint) -> tuple[Ask, Ask]:
-    """Text around one picture; around two of different sizes."""
+    """Text around one picture; around two of different sizes, or the same one under other words."""
     first, second = checkpoint.sizes
     mark = checkpoint.image
+    if checkpoint.single:
+        one, two = (f"{words(5, seed)} {mark} {words(7, 500 + seed)}".strip() for seed in (1, 2))
+        return Ask(one, (picture(1, first),)), Ask(two, (picture(1, first),))
     return (
         Ask(f"{words(5, 1)} {mark} {words(7, 501)}", (picture(1, first),)),
         Ask(
@@ -74,6 +78,32 @@ class Engine:
             settings["additional_config"] = {"vllm_flow": {"group_layers": group_layers}}
         self.llm = LLM(model=str(checkpoint.where), **(settings | checkpoint.options | options))
 
+    @property
+    def model(self) -> Any:
+        """vLLM's model."""
+        core = self.llm.llm_engine.engine_core.engine_core
+        return core.model_executor.driver_worker.worker.model_runner.model
+
+    def embed(self, ask: Ask) -> oracle.Prompt:
+        """Prompt and embeddings as they reach the first decoder layer, in however many chunks."""
+        seen: list[torch.Tensor] = []
+        first = inner_model(self.model).layers[0]
+        hook = first.register_forward_pre_hook(lambda _layer, args: seen.append(args[1].clone()))
+        params = SamplingParams(temperature=0, max_tokens=1)
+        try:
+            # A salt of its own: what is cached now would be found by the requests to be compared.
+            prompt = {**self.prompt(ask), "cache_salt": "embed"}
+            ids = list(self.llm.generate(prompt, params, use_tqdm=False)[0].prompt_token_ids)
+        finally:
+            hook.remove()
+        return oracle.Prompt(
+            ids, oracle.is_image(self.checkpoint, ids), embeddings_TH=torch.cat(seen)[: len(ids)]
+        )
+
+    def prompt(self, ask: Ask) -> dict[str, Any]:
+        """What ``LLM.generate`` takes."""
+        return {"prompt": ask.text, "multi_modal_data": {"image": list(ask.pictures)}}
+
     def run(self, asks: Sequence[Ask], max_tokens: int) -> list[RequestOutput]:
         """All requests in one call: greedy, words only, the best logprobs with each token."""
         params = [
@@ -87,10 +117,7 @@ class Engine:
             )
             for ask in asks
         ]
-        prompts: list[Any] = [
-            {"prompt": ask.text, "multi_modal_data": {"image": list(ask.pictures)}} for ask in asks
-        ]
-        return self.llm.generate(prompts, params, use_tqdm=False)
+        return self.llm.generate([self.prompt(ask) for ask in asks], params, use_tqdm=False)
 
     def check_idle(self) -> None:
         """Nothing is left, and every block is back."""
@@ -101,10 +128,11 @@ class Engine:
 
 
 class Judge:
-    """Compares answers with the oracle's; encodes each prompt once."""
+    """Compares an engine's answers with the oracle's; encodes each prompt once."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.checkpoint = engine.checkpoint
         self._prompts: dict[str, oracle.Prompt] = {}
 
     @cached_property
@@ -113,7 +141,11 @@ class Judge:
 
     def prompt(self, ask: Ask) -> oracle.Prompt:
         if ask.text not in self._prompts:
-            self._prompts[ask.text] = oracle.encode(self.checkpoint, ask.text, ask.pictures)
+            self._prompts[ask.text] = (
+                self.engine.embed(ask)
+                if self.checkpoint.processor is None
+                else oracle.encode(self.checkpoint, ask.text, ask.pictures)
+            )
         return self._prompts[ask.text]
 
     def error(self, ask: Ask, output: RequestOutput) -> float:

@@ -40,10 +40,10 @@ def test_chunks_and_cached_prefixes_are_exact(
 ) -> None:
     """All cliffs and the baseline in one batch, prefill in chunks of 32, then again from the cache."""
     checkpoint = checkpoint_of(name)
-    judge, asks = Judge(checkpoint), every_cliff(checkpoint, _cliffs(checkpoint))
     engine = Engine(
         checkpoint, group_layers=2, max_num_batched_tokens=32, enable_prefix_caching=True
     )
+    judge, asks = Judge(engine), every_cliff(checkpoint, _cliffs(checkpoint))
     outputs = engine.run(asks, TOKENS)
     _record(table, name, "chunks of 32", asks, judge.assert_exact(asks, outputs))
     again = engine.run(asks, TOKENS)
@@ -61,8 +61,8 @@ def test_whole_prompts_are_exact_and_the_baseline_is_stock(
 ) -> None:
     """A storage group per layer, no chunks; and without a policy the answers are stock vLLM's."""
     checkpoint = checkpoint_of(name)
-    judge, asks = Judge(checkpoint), every_cliff(checkpoint, _cliffs(checkpoint))
     engine = Engine(checkpoint, group_layers=1)
+    judge, asks = Judge(engine), every_cliff(checkpoint, _cliffs(checkpoint))
     outputs = engine.run(asks, TOKENS)
     _record(table, name, "whole prompts", asks, judge.assert_exact(asks, outputs))
     plain = every_cliff(checkpoint, [None])

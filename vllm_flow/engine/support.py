@@ -119,8 +119,15 @@ _REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
         lambda config: config.model_config.is_encoder_decoder,
     ),
     (
-        "models with bidirectional attention over the image.",
+        "bidirectional attention over the image (Gemma 3, PaliGemma and others), whose ranges go by "
+        "position in the prompt: leave out additional_config['vllm_flow'].",
         lambda config: config.model_config.is_mm_prefix_lm,
+    ),
+    (
+        "video pruning, which renumbers the tokens it leaves: leave out video_pruning_rate.",
+        lambda config: bool(
+            getattr(config.model_config.multimodal_config, "video_pruning_rate", None)
+        ),
     ),
     (
         "a disabled hybrid KV-cache manager: leave out disable_hybrid_kv_cache_manager.",

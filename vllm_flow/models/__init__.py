@@ -1,0 +1,25 @@
+"""Model classes that vLLM lacks, registered with its model registry by the plugin.
+
+Seam: ``ModelRegistry.register_model`` with a name, so that a class is imported only where its model is
+served. They serve without eviction too.
+"""
+
+from __future__ import annotations
+
+MODELS = {
+    "InstructBlipForConditionalGeneration": (
+        "vllm_flow.models.instructblip:InstructBlipForConditionalGeneration"
+    ),
+    "ShikraForConditionalGeneration": "vllm_flow.models.shikra:ShikraForConditionalGeneration",
+}
+"""Architecture -> where its class is."""
+
+
+def register() -> None:
+    """Make vLLM know them. May run more than once; a class of vLLM's own is left in its place."""
+    from vllm import ModelRegistry
+
+    known = set(ModelRegistry.get_supported_archs())
+    for architecture, where in MODELS.items():
+        if architecture not in known:
+            ModelRegistry.register_model(architecture, where)
