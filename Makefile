@@ -127,7 +127,8 @@ test-families: setup
 	    VLLM_USE_V2_MODEL_RUNNER=$$v2 VLLM_FLOW_FAMILIES=$$family \
 	    VLLM_FLOW_FAMILIES_TABLE=out/families/$$family-v$$((v2 + 1)).json \
 	    $(PYTEST) tests/families/test_exact.py || failed=1; \
-	done; done; $(BIN)/python -m tests.families out/families; exit $${failed:-0}
+	done; done; VLLM_FLOW_FAMILIES=all $(PYTEST) tests/families/test_served.py || failed=1; \
+	$(BIN)/python -m tests.families out/families; exit $${failed:-0}
 
 # On a CUDA device: make test-gpu VARIANT=cuda
 test-gpu: setup

@@ -20,7 +20,8 @@ from vllm_flow.engine.families.finding import inner_model
 
 TOLERANCE = 2e-4
 """Of a logprob, in float32; errors of a forward pass are some 1e-5."""
-TIE = 5 * TOLERANCE
+TIE = 2 * TOLERANCE
+"""How far a greedy token may be behind the oracle's best: both may be off by the tolerance."""
 MOVED = 1e-2
 """What hiding the image must at least change in some logprob, or a test shows nothing."""
 TOP = 20
@@ -165,20 +166,14 @@ class Judge:
             full = oracle.logprobs(self.checkpoint, prompt, tokens[:-1], layers)
             moved = float((full - expected).abs().max())
             assert moved > MOVED, f"cliff {cliff}: the picture hardly matters ({moved:.1e})"
-        best = expected[:, self.word_ids].topk(2)
-        gap = best.values[:, 0] - best.values[:, 1]
-        found = self.word_ids[best.indices[:, 0]].tolist()
-        # Past a tie the answers are two different texts, so the comparison ends there.
-        tied = (gap <= TIE).nonzero()[:, 0].tolist()
-        count = tied[0] if tied else len(tokens)
-        assert count >= len(tokens) // 2, (
-            f"cliff {cliff}: tied at token {count}, choose other seeds"
-        )
-        assert tokens[:count] == found[:count], f"cliff {cliff}: {tokens} instead of {found}"
-        assert answer.logprobs is not None
+        # The oracle reads the engine's own tokens, so a tie that fell the other way ends nothing.
+        chosen = expected[range(len(tokens)), tokens]
+        behind = expected[:, self.word_ids].max(1).values - chosen
+        assert float(behind.max()) <= TIE, f"cliff {cliff}: {tokens} are not the greedy tokens"
+        assert answer.logprobs is not None and len(answer.logprobs) == len(tokens)
         return max(
             abs(entry.logprob - float(expected[row, token]))
-            for row, entries in enumerate(answer.logprobs[: count + 1][: len(tokens)])
+            for row, entries in enumerate(answer.logprobs)
             for token, entry in entries.items()
         )
 

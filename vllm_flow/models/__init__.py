@@ -6,6 +6,12 @@ served. They serve without eviction too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
 MODELS = {
     "InstructBlipForConditionalGeneration": (
         "vllm_flow.models.instructblip:InstructBlipForConditionalGeneration"
@@ -23,3 +29,14 @@ def register() -> None:
     for architecture, where in MODELS.items():
         if architecture not in known:
             ModelRegistry.register_model(architecture, where)
+
+
+def replace_tower_part(model: nn.Module, name: str, make: Callable[[], nn.Module]) -> None:
+    """Put another module in the place of a tower's, which stays marked as one.
+
+    Where vLLM left the tower out, since no pictures are to come, there is nothing to replace.
+    """
+    from vllm.model_executor.models.utils import StageMissingLayer
+
+    if not isinstance(getattr(model, name), StageMissingLayer):
+        setattr(model, name, make())

@@ -26,6 +26,8 @@ from vllm.model_executor.models.blip2 import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
 
+from vllm_flow.models import replace_tower_part
+
 INSTRUCTION = "instruction"
 """The processor's option that carries the prompt's text."""
 
@@ -83,9 +85,10 @@ class InstructBlipForConditionalGeneration(Blip2ForConditionalGeneration):
                 "Salesforce/instructblip-vicuna-7b."
             )
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        with self._mark_tower_model(vllm_config, "image"):
-            # A few small layers, run once per picture: transformers' own, named as those on disk.
-            self.qformer = InstructBlipQFormerModel(config.qformer_config).eval()
+        # A few small layers, run once per picture: transformers' own, named as those on disk.
+        replace_tower_part(
+            self, "qformer", lambda: InstructBlipQFormerModel(config.qformer_config).eval()
+        )
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Embeddings of the pictures, ``num_query_tokens`` x H each."""

@@ -20,6 +20,8 @@ from vllm.model_executor.models.llava import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from vllm_flow.models import replace_tower_part
+
 
 class LinearProjector(nn.Module):
     """Patch features [P, W] -> embeddings [P, H]."""
@@ -38,10 +40,14 @@ class LinearProjector(nn.Module):
 class ShikraForConditionalGeneration(LlavaForConditionalGeneration):
     """LLaVA with the one linear layer in the place of its two."""
 
+    @classmethod
+    def get_placeholder_str(cls, modality: str, i: int) -> str | None:
+        if modality.startswith("image"):
+            return "<im_start><im_patch><im_end>"
+        raise ValueError("Shikra takes pictures only")
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         config: Any = vllm_config.model_config.hf_config
-        with self._mark_tower_model(vllm_config, "image"):
-            self.multi_modal_projector = LinearProjector(
-                config.vision_config.hidden_size, config.text_config.hidden_size
-            )
+        width, hidden = config.vision_config.hidden_size, config.text_config.hidden_size
+        replace_tower_part(self, "multi_modal_projector", lambda: LinearProjector(width, hidden))
