@@ -196,22 +196,6 @@ def test_a_model_that_nobody_tested_is_refused_unless_allowed(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "reason"),
-    [
-        ("Gemma3nForConditionalGeneration", "embeddings of their own"),
-        ("KimiK25ForConditionalGeneration", "'vision_chunk'"),
-        ("Lfm2VlForConditionalGeneration", "convolutions"),
-    ],
-)
-def test_a_model_that_cannot_evict_is_refused_even_if_allowed(
-    model_dir: Path, architecture: str, reason: str
-) -> None:
-    overrides = {"architectures": [architecture]}
-    with pytest.raises(ValueError, match=f"cannot evict from {architecture}: .*{reason}"):
-        config_of(model_dir, {"untested_models": True}, hf_overrides=overrides)
-
-
-@pytest.mark.parametrize(
     "arguments",
     [
         {"tensor_parallel_size": 2},

@@ -11,7 +11,14 @@ from torch import nn
 
 from tests.families.checkpoints import BUILDERS
 from vllm_flow.engine.decoder import DecoderHook
-from vllm_flow.engine.families import FAMILIES, check_supported, decoder_of, family_of, known
+from vllm_flow.engine.families import (
+    FAMILIES,
+    check_supported,
+    decoder_of,
+    family_of,
+    known,
+    refused,
+)
 from vllm_flow.engine.families.decoder_parts import Decoder
 from vllm_flow.engine.families.finding import check_call, residual_decoder
 
@@ -56,6 +63,23 @@ def test_what_cannot_evict_is_refused_whatever_the_name(fact: str) -> None:
         check_supported(config("SomeModel", **{fact: True}), untested=True)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ("Gemma3nForConditionalGeneration", "embeddings of their own"),
+        ("KimiK25ForConditionalGeneration", "'vision_chunk'"),
+    ],
+)
+def test_what_cannot_evict_is_refused_by_name(architecture: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot evict from {architecture}: .*{reason}"):
+        check_supported(config(architecture), untested=True)
+
+
+@pytest.mark.parametrize("name", sorted(refused.BY_NAME))
+def test_what_is_refused_by_name_has_no_row(name: str) -> None:
+    assert family_of(name) is None
+
+
 class Layer(nn.Module):
     def forward(self, positions: Any, hidden_states: Any, residual: Any, extra: Any = None) -> Any:
         return hidden_states, residual
@@ -68,8 +92,23 @@ class SwappedLayer(nn.Module):
         return hidden_states, residual
 
 
-def model_with(layer: nn.Module, path: str) -> Any:
-    inner: Any = SimpleNamespace(layers=[layer], norm=nn.Identity())
+class Inner:
+    """As much as is read of a module that runs layers."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layers, self.norm = [layer], nn.Identity()
+
+    def forward(self, input_ids: Any, positions: Any, inputs_embeds: Any, **others: Any) -> None:
+        pass
+
+
+class AddingInner(Inner):
+    def forward(self, input_ids: Any, positions: Any, deepstack_embeds: Any = None) -> None:  # type: ignore[override]
+        pass
+
+
+def model_with(layer: nn.Module, path: str, kind: type[Inner] = Inner) -> Any:
+    inner: Any = kind(layer)
     for name in reversed(path.split(".")):
         inner = SimpleNamespace(**{name: inner})
     return inner
@@ -88,6 +127,12 @@ def test_layers_called_differently_are_refused_even_if_allowed() -> None:
         decoder_of(model, config("SomeModel"), untested=True)
 
 
+def test_what_is_added_between_layers_of_an_untested_model_is_refused() -> None:
+    model = model_with(Layer(), "model", AddingInner)
+    with pytest.raises(ValueError, match="which rows deepstack_embeds of AddingInner"):
+        decoder_of(model, config("SomeModel"), untested=True)
+
+
 def test_a_model_without_layers_is_refused() -> None:
     with pytest.raises(ValueError, match="finds no decoder layers in SimpleNamespace"):
         residual_decoder(SimpleNamespace())
@@ -96,7 +141,7 @@ def test_a_model_without_layers_is_refused() -> None:
 def test_a_tested_family_with_another_decoder_is_refused_when_loaded() -> None:
     name = "LlavaForConditionalGeneration"
     model = model_with(Layer(), "language_model.model")
-    with pytest.raises(ValueError, match="on LlamaModel, .* has a SimpleNamespace"):
+    with pytest.raises(ValueError, match="on LlamaModel, .* has a Inner"):
         decoder_of(model, config(name))
     assert decoder_of(model, config(name), untested=True).layers
 

@@ -11,7 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_flow.engine.families.decoder_parts import Decoder
-from vllm_flow.engine.families.finding import check_call, residual_decoder
+from vllm_flow.engine.families.finding import (
+    check_call,
+    check_nothing_between,
+    residual_decoder,
+)
 from vllm_flow.engine.families.known import FAMILIES, TEXT_TYPES, Family, family_of
 from vllm_flow.engine.families.refused import reason_against
 
@@ -78,6 +82,8 @@ def decoder_of(model: Any, model_config: Any, untested: bool = False) -> Decoder
             f"has a {kind}; {_INSTEAD}, or set {UNTESTED!r} to true to try it."
         )
     check_call(decoder)
+    if family is None:
+        check_nothing_between(decoder)
     return decoder
 
 

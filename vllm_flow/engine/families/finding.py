@@ -17,6 +17,11 @@ PATHS = ("language_model.model", "llm.model", "model.text_model", "model.languag
 RESIDUAL = ("positions", "hidden_states", "residual")
 """Parameters of a layer's ``forward`` that the call ``residual`` needs, in this order."""
 
+USUAL = ("input_ids", "positions", "intermediate_tensors", "inputs_embeds")
+"""Parameters of the module that runs the layers, where it adds nothing between them."""
+
+_INSTEAD = "serve this model without additional_config['vllm_flow']"
+
 
 def inner_model(model: Any, paths: Sequence[str] = PATHS) -> Any:
     """The module with ``layers`` and ``norm``.
@@ -55,6 +60,28 @@ def check_call(decoder: Decoder) -> None:
         if found[:3] != RESIDUAL:
             raise ValueError(
                 f"vLLM-Flow calls decoder layers with ({', '.join(RESIDUAL)}), but {kind.__name__} "
-                f"takes ({', '.join(found)}); serve this model without "
-                "additional_config['vllm_flow']."
+                f"takes ({', '.join(found)}); {_INSTEAD}."
             )
+
+
+def check_nothing_between(decoder: Decoder) -> None:
+    """Refuse a model that nobody has tested if it may add something between its layers.
+
+    What it adds has the rows of the whole step. Where a single one is left past the cliff, an
+    addition would broadcast and nobody would notice.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    kind = type(decoder.model)
+    known = (*USUAL, decoder.injected)
+    strange = [
+        name
+        for name, parameter in list(inspect.signature(kind.forward).parameters.items())[1:]
+        if name not in known and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    if strange:
+        raise ValueError(
+            f"vLLM-Flow does not know which rows {', '.join(strange)} of {kind.__name__} are about; "
+            f"{_INSTEAD}."
+        )
