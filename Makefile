@@ -113,6 +113,8 @@ test-engine: setup
 test-engine-v2: setup
 	@echo "tests: engine, model runner V2"
 	@VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST) tests/engine_v2
+	@echo "tests: a model family with features injected between layers, model runner V2"
+	@VLLM_USE_V2_MODEL_RUNNER=1 VLLM_FLOW_FAMILIES=qwen3_vl $(PYTEST) tests/families/test_exact.py -k chunks
 
 test-server: setup
 	@echo "tests: OpenAI-compatible server"

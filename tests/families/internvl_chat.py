@@ -24,6 +24,10 @@ CONFIGURATION = '''
 from transformers import AutoConfig, PretrainedConfig
 
 
+class InternLM2Config(PretrainedConfig):
+    model_type = "internlm2"
+
+
 class InternVLChatConfig(PretrainedConfig):
     """The fields that vLLM reads of the layout's own configuration class."""
 
@@ -34,7 +38,11 @@ class InternVLChatConfig(PretrainedConfig):
         super().__init__(**others)
         self.vision_config = PretrainedConfig(**(vision_config or {}))
         text = dict(llm_config or {"model_type": "qwen2"})
-        self.llm_config = AutoConfig.for_model(text.pop("model_type"), **text)
+        kind = text.pop("model_type")
+        if kind == "internlm2":
+            self.llm_config = InternLM2Config(**text)
+        else:
+            self.llm_config = AutoConfig.for_model(kind, **text)
 '''
 """Such a checkpoint brings its configuration class; this one is ours."""
 
@@ -121,17 +129,56 @@ def config_of(text: Any) -> dict[str, Any]:
     )
 
 
-def _write(made: Any, model: Any, where: Path) -> None:
-    weights = tower_weights()
+INTERNLM2 = {
+    "lm_head": "output",
+    "embed_tokens": "tok_embeddings",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def as_internlm2(model: Any) -> dict[str, torch.Tensor]:
+    """Llama's weights in InternLM2's layout: the same computation, other names, one matrix per head group."""
+    heads, dim = model.config.num_key_value_heads, model.config.head_dim
+    found: dict[str, torch.Tensor] = {}
     for name, value in model.state_dict().items():
+        if ".self_attn.q_proj." in name:
+            parts = [
+                model.state_dict()[name.replace("q_proj", f"{part}_proj")].view(heads, -1, dim, 128)
+                for part in "qkv"
+            ]
+            key = name.replace("self_attn.q_proj", "attention.wqkv")
+            found[key] = torch.cat(parts, 1).reshape(-1, 128)
+        elif ".self_attn.k_proj." not in name and ".self_attn.v_proj." not in name:
+            for theirs, ours in INTERNLM2.items():
+                name = name.replace(theirs, ours)
+            found[name] = value
+    return found
+
+
+def _write(made: Any, internlm2: bool, model: Any, where: Path) -> None:
+    weights = tower_weights()
+    text = as_internlm2(model) if internlm2 else model.state_dict()
+    for name, value in text.items():
         weights[f"language_model.{name}"] = value.contiguous().clone()
     save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
-    (where / "config.json").write_text(json.dumps(config_of(model.config), indent=1))
+    config = config_of(model.config)
+    if internlm2:
+        config["llm_config"] |= {
+            "model_type": "internlm2",
+            "architectures": ["InternLM2ForCausalLM"],
+            "bias": False,
+        }
+    (where / "config.json").write_text(json.dumps(config, indent=1))
     (where / "configuration_internvl_chat.py").write_text(CONFIGURATION)
     made.save_pretrained(where)
 
 
-def _chat(kind: str, **text: Any) -> Checkpoint:
+def _chat(kind: str, internlm2: bool = False, **text: Any) -> Checkpoint:
     made, vocab = tokenizer(MARKS)
     config = getattr(hf, f"{kind}Config")(
         architectures=[f"{kind}ForCausalLM"], **text_settings(vocab, **text)
@@ -145,7 +192,7 @@ def _chat(kind: str, **text: Any) -> Checkpoint:
         sizes=((SIDE, 2 * SIDE), (SIDE, SIDE)),
         decoder=lambda model: model.model,
         options={"trust_remote_code": True},
-        write=partial(_write, made),
+        write=partial(_write, made, internlm2),
     )
 
 
@@ -159,3 +206,8 @@ def internvl_chat_qwen3() -> Checkpoint:
 
 def internvl_chat_llama() -> Checkpoint:
     return _chat("Llama")
+
+
+def internvl_chat_internlm2() -> Checkpoint:
+    """Most checkpoints of InternVL 2 and 2.5."""
+    return _chat("Llama", internlm2=True)

@@ -24,6 +24,7 @@ TEXT_TYPES = {
     "qwen3_vl_text": "Qwen3LLMModel",
     "qwen3_vl_moe_text": "Qwen3MoeLLMModel",
     "glm4v_text": "Glm4Model",
+    "glm4v_moe_text": "Glm4MoeModel",
     "internlm2": "InternLM2Model",
 }
 """``model_type`` of a language model's configuration -> the class of vLLM that runs its layers."""
@@ -113,10 +114,15 @@ FAMILIES = (
     Family(
         "InternVL, OpenGVLab's layout",
         ("InternVLChatModel",),
-        ("Qwen2Model", "Qwen3Model", "LlamaModel"),
+        ("Qwen2Model", "Qwen3Model", "LlamaModel", "InternLM2Model"),
         "tiles of 448 x 448 pixels and a thumbnail, 256 tokens each",
         "<img>, </img>",
-        ("internvl_chat_qwen2", "internvl_chat_qwen3", "internvl_chat_llama"),
+        (
+            "internvl_chat_qwen2",
+            "internvl_chat_qwen3",
+            "internvl_chat_llama",
+            "internvl_chat_internlm2",
+        ),
         compared="transformers' language model, from vLLM's embeddings",
     ),
     Family(
@@ -136,12 +142,12 @@ FAMILIES = (
         ("mistral3",),
     ),
     Family(
-        "GLM-4.1V",
-        ("Glm4vForConditionalGeneration",),
-        ("Glm4Model",),
+        "GLM-4.1V, GLM-4.5V",
+        ("Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration"),
+        ("Glm4Model", "Glm4MoeModel"),
         "one token per 28 x 28 pixels, M-RoPE",
         "<|begin_of_image|>, <|end_of_image|>",
-        ("glm4_1v",),
+        ("glm4_1v", "glm4_5v"),
     ),
     Family(
         "InstructBLIP (a model class of vLLM-Flow)",
