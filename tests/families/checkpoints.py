@@ -22,6 +22,22 @@ def _backend(builder: Callable[[], Checkpoint]) -> Callable[[], Checkpoint]:
     return build_for_backend
 
 
+def _film(builder: Callable[[], Checkpoint], mark: str, token: str) -> Callable[[], Checkpoint]:
+    """The same checkpoint asked about videos, from vLLM's embeddings on.
+
+    transformers' processor normalises a video's pixels, vLLM's does so in the tower, and the two
+    towers are not compared here.
+    """
+
+    def build_for_film() -> Checkpoint:
+        made = builder()
+        saved = made.processor
+        ids = (*made.image_ids, made.vocab[token])
+        return replace(made, processor=None, saved=saved, video=mark, image_ids=ids)
+
+    return build_for_film
+
+
 BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "llava": llava.llava,
     "llava_next": llava.llava_next,
@@ -43,6 +59,9 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "glm4_5v": glm.glm4_5v,
     "instructblip": paper.instructblip,
     "shikra": paper.shikra,
+    "qwen2_vl_video": _film(qwen.qwen2_vl, qwen.VIDEO, "<|video_pad|>"),
+    "qwen2_5_vl_video": _film(qwen.qwen2_5_vl, qwen.VIDEO, "<|video_pad|>"),
+    "qwen3_vl_video": _film(qwen.qwen3_vl, qwen.VIDEO, "<|video_pad|>"),
     # Last: the backend decorates transformers' classes for the rest of the process.
     "internvl_backend": _backend(internvl.internvl),
     "idefics3_backend": _backend(idefics.idefics3),

@@ -34,8 +34,9 @@ class Checkpoint:
     model: nn.Module
     """Float32, eager attention, with the weights that are on disk."""
     processor: Any
-    """Transformers' processor; None where it has no tower for the family, so that ``model`` is the
-    language model alone and is asked from the embeddings that vLLM made."""
+    """Transformers' processor; None where it has no tower for the family (``model`` is the language
+    model alone then) or prepares its input otherwise: the reference begins at the embeddings that
+    vLLM made."""
     vocab: Mapping[str, int]
     image: str
     """What stands for a picture in a prompt."""
@@ -50,6 +51,10 @@ class Checkpoint:
     """Arguments of ``LLM`` that the family needs."""
     unused: Sequence[str] = ()
     """Outputs of the processor that are not for the model."""
+    saved: Any = None
+    """The processor to save where it is not the reference's."""
+    video: str = ""
+    """What stands for a video in a prompt, where videos are asked about."""
     single: bool = False
     """Whether a prompt holds one picture only."""
     nested: bool = False
@@ -150,7 +155,7 @@ def save(checkpoint: Checkpoint, where: Path) -> Checkpoint:
     model.config.architectures = model.config.architectures or [type(model).__name__]
     model.config.dtype = torch.float32
     model.save_pretrained(where)
-    checkpoint.processor.save_pretrained(where)
+    (checkpoint.processor or checkpoint.saved).save_pretrained(where)
     if checkpoint.rename is not None:
         file = where / "model.safetensors"
         weights = {checkpoint.rename(name): value for name, value in load_file(file).items()}
@@ -165,6 +170,20 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     """A random RGB image, height x width."""
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def film(seed: int, size: tuple[int, int], frames: int = 4) -> tuple[np.ndarray, dict[str, Any]]:
+    """A random video, frames x height x width x 3, at two frames a second, with its metadata."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (frames, *size, 3), dtype=np.uint8)
+    metadata = dict(
+        total_num_frames=frames,
+        fps=2.0,
+        duration=frames / 2,
+        video_backend="opencv",
+        frames_indices=list(range(frames)),
+        do_sample_frames=False,
+    )
+    return pixels, metadata
 
 
 def words(count: int, seed: int) -> str:

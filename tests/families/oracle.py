@@ -34,7 +34,11 @@ class Prompt:
     inputs: dict[str, Any] | None = None
     """What transformers' processor makes."""
     embeddings_TH: torch.Tensor | None = None
-    """What vLLM's tower and merge made, where transformers has no tower."""
+    """What vLLM's tower and merge made; positions and injections below are vLLM's too then."""
+    positions: torch.Tensor | None = None
+    """[T], M-RoPE [3, T]."""
+    injected: tuple[torch.Tensor, ...] = ()
+    """[T, H] each, added after the first layers."""
 
 
 def encode(checkpoint: Checkpoint, text: str, pictures: Sequence[Image.Image]) -> Prompt:
@@ -59,17 +63,37 @@ def logprobs(
     checkpoint: Checkpoint, prompt: Prompt, answer: Sequence[int], cliff: int
 ) -> torch.Tensor:
     """Logprobs (len(answer) + 1) x V: row t is the distribution of answer token t."""
-    model = checkpoint.model
+    model, decoder = checkpoint.model, checkpoint.decoder(checkpoint.model)
     hide_T = torch.cat([prompt.is_image_T, torch.zeros(len(answer), dtype=torch.bool)])
-    if prompt.embeddings_TH is None:
-        inputs = _longer(prompt.inputs, answer)
-    else:
-        words = model.get_input_embeddings()(torch.tensor(answer, dtype=torch.long))
-        inputs = {"inputs_embeds": torch.cat([prompt.embeddings_TH, words])[None]}
     past = hide_T & ~torch.eye(len(hide_T), dtype=torch.bool)
-    with _masked(checkpoint.decoder(model).layers[cliff:], past):
-        logits = model(**inputs, use_cache=False).logits[0]
+    with _masked(decoder.layers[cliff:], past):
+        if prompt.embeddings_TH is None:
+            assert prompt.inputs is not None
+            logits = model(**_longer(prompt.inputs, answer), use_cache=False).logits[0]
+        else:
+            hidden = decoder(**_from_embeddings(model, prompt, answer), use_cache=False)
+            logits = model.get_output_embeddings()(hidden.last_hidden_state[0])
     return logits[len(prompt.ids) - 1 :].log_softmax(-1)
+
+
+def _from_embeddings(model: Any, prompt: Prompt, answer: Sequence[int]) -> dict[str, Any]:
+    """Inputs of a decoder of transformers from what vLLM handed to its own."""
+    assert prompt.embeddings_TH is not None and prompt.positions is not None
+    words = model.get_input_embeddings()(torch.tensor(answer, dtype=torch.long))
+    following = prompt.positions.max() + 1 + torch.arange(len(answer))
+    positions = torch.cat(
+        [prompt.positions, following.expand(*prompt.positions.shape[:-1], len(answer))], -1
+    )
+    inputs = {
+        "inputs_embeds": torch.cat([prompt.embeddings_TH, words])[None],
+        "position_ids": positions[None] if positions.dim() == 1 else positions[:, None],
+        "attention_mask": torch.ones(1, positions.shape[-1], dtype=torch.long),
+    }
+    if prompt.injected:
+        text = torch.zeros(len(answer), dtype=torch.bool)
+        inputs["visual_pos_masks"] = torch.cat([prompt.is_image_T, text])[None]
+        inputs["deepstack_visual_embeds"] = [part[prompt.is_image_T] for part in prompt.injected]
+    return inputs
 
 
 def _longer(inputs: dict[str, Any], answer: Sequence[int]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import transformers as hf
 from tests.families.making import Checkpoint, text_settings, tokenizer
 
 SPECIALS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 ROPE = dict(rope_type="default", rope_theta=10000.0)
 
 

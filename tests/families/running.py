@@ -6,7 +6,7 @@ The only file of this folder that calls vLLM.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import Image
 from vllm import LLM, RequestOutput, SamplingParams
 
 from tests.families import oracle
-from tests.families.making import Checkpoint, picture, words
+from tests.families.making import Checkpoint, film, picture, words
 from vllm_flow.engine.families.finding import inner_model
 
 TOLERANCE = 2e-4
@@ -35,12 +35,19 @@ class Ask:
     text: str
     pictures: tuple[Image.Image, ...]
     cliff: int | None = None
+    films: tuple[Any, ...] = ()
 
 
 def prompts_of(checkpoint: Checkpoint) -> tuple[Ask, Ask]:
     """Text around one picture; around two of different sizes, or the same one under other words."""
     first, second = checkpoint.sizes
     mark = checkpoint.image
+    if checkpoint.video:
+        film_of_two, mixed = film(4, first), f"{words(3, 2)} {checkpoint.video} {words(6, 502)}"
+        return (
+            Ask(f"{words(5, 1)} {checkpoint.video} {words(7, 501)}", (), films=(film(3, first),)),
+            Ask(f"{mixed} {mark} {words(4, 503)}", (picture(3, second),), films=(film_of_two,)),
+        )
     if checkpoint.single:
         one, two = (f"{words(5, seed)} {mark} {words(7, 500 + seed)}".strip() for seed in (1, 2))
         return Ask(one, (picture(1, first),)), Ask(two, (picture(1, first),))
@@ -55,7 +62,7 @@ def prompts_of(checkpoint: Checkpoint) -> tuple[Ask, Ask]:
 
 def every_cliff(checkpoint: Checkpoint, cliffs: Sequence[int | None]) -> list[Ask]:
     """Both prompts at each cliff, one batch."""
-    return [Ask(ask.text, ask.pictures, c) for ask in prompts_of(checkpoint) for c in cliffs]
+    return [replace(ask, cliff=cliff) for ask in prompts_of(checkpoint) for cliff in cliffs]
 
 
 class Engine:
@@ -72,7 +79,7 @@ class Engine:
             block_size=32,
             kv_cache_memory_bytes=24 << 20,
             enable_prefix_caching=False,
-            limit_mm_per_prompt={"image": 2},
+            limit_mm_per_prompt={"image": 2} | ({"video": 1} if checkpoint.video else {}),
             skip_mm_profiling=True,
         )
         if group_layers is not STOCK:
@@ -86,10 +93,24 @@ class Engine:
         return core.model_executor.driver_worker.worker.model_runner.model
 
     def embed(self, ask: Ask) -> oracle.Prompt:
-        """Prompt and embeddings as they reach the first decoder layer, in however many chunks."""
-        seen: list[torch.Tensor] = []
-        first = inner_model(self.model).layers[0]
-        hook = first.register_forward_pre_hook(lambda _layer, args: seen.append(args[1].clone()))
+        """What reaches the decoder for a prompt, in however many chunks."""
+        inner = inner_model(self.model)
+        seen: list[tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]] = []
+        injected: tuple[torch.Tensor, ...] = ()
+        stock = inner.forward
+
+        def note(*args: Any, **kwargs: Any) -> Any:
+            nonlocal injected
+            found = kwargs.get("deepstack_input_embeds")
+            injected = () if found is None else tuple(found[name].clone() for name in found)
+            return stock(*args, **kwargs)
+
+        def see(_layer: Any, args: Any) -> None:
+            seen.append((args[0].clone(), args[1].clone(), injected))
+
+        own = "forward" in vars(inner)
+        inner.forward = note
+        hook = inner.layers[0].register_forward_pre_hook(see)
         params = SamplingParams(temperature=0, max_tokens=1)
         try:
             # A salt of its own: what is cached now would be found by the requests to be compared.
@@ -97,13 +118,27 @@ class Engine:
             ids = list(self.llm.generate(prompt, params, use_tqdm=False)[0].prompt_token_ids)
         finally:
             hook.remove()
+            if own:
+                inner.forward = stock
+            else:
+                del inner.forward
+        positions, embeddings, injections = zip(*seen, strict=True)
         return oracle.Prompt(
-            ids, oracle.is_image(self.checkpoint, ids), embeddings_TH=torch.cat(seen)[: len(ids)]
+            ids,
+            oracle.is_image(self.checkpoint, ids),
+            embeddings_TH=torch.cat(embeddings)[: len(ids)],
+            positions=torch.cat(positions, -1)[..., : len(ids)],
+            injected=tuple(torch.cat(parts)[: len(ids)] for parts in zip(*injections, strict=True)),
         )
 
     def prompt(self, ask: Ask) -> dict[str, Any]:
         """What ``LLM.generate`` takes."""
-        return {"prompt": ask.text, "multi_modal_data": {"image": list(ask.pictures)}}
+        data: dict[str, Any] = {}
+        if ask.pictures:
+            data["image"] = list(ask.pictures)
+        if ask.films:
+            data["video"] = list(ask.films)
+        return {"prompt": ask.text, "multi_modal_data": data}
 
     def run(self, asks: Sequence[Ask], max_tokens: int) -> list[RequestOutput]:
         """All requests in one call: greedy, words only, the best logprobs with each token."""

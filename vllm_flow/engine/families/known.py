@@ -84,7 +84,8 @@ FAMILIES = (
         ("Qwen2Model",),
         "one token per 28 x 28 pixels, M-RoPE",
         "<|vision_start|>, <|vision_end|>",
-        ("qwen2_vl",),
+        ("qwen2_vl", "qwen2_vl_video"),
+        beyond="videos, from vLLM's embeddings on",
     ),
     Family(
         "Qwen2.5-VL",
@@ -92,7 +93,8 @@ FAMILIES = (
         ("Qwen2Model",),
         "one token per 28 x 28 pixels, M-RoPE",
         "<|vision_start|>, <|vision_end|>",
-        ("qwen2_5_vl",),
+        ("qwen2_5_vl", "qwen2_5_vl_video"),
+        beyond="videos, from vLLM's embeddings on",
     ),
     Family(
         "Qwen3-VL",
@@ -100,7 +102,8 @@ FAMILIES = (
         ("Qwen3LLMModel", "Qwen3MoeLLMModel"),
         "one token per 32 x 32 pixels, M-RoPE; deeper features are added between layers up to the cliff",
         "<|vision_start|>, <|vision_end|>, a video's timestamps",
-        ("qwen3_vl", "qwen3_vl_moe"),
+        ("qwen3_vl", "qwen3_vl_moe", "qwen3_vl_video"),
+        beyond="videos, from vLLM's embeddings on",
         adapter=deepstack_decoder,
     ),
     Family(
