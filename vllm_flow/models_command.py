@@ -46,7 +46,7 @@ def table() -> Iterator[str]:
                 f"{family.name} (`{'`, `'.join(family.architectures)}`)",
                 ", ".join(family.decoders) or "any",
                 family.layout,
-                family.stays.replace("<", "\\<"),
+                family.stays.replace("<", "\\<").replace("|", "\\|"),
                 verified(family),
             )
         )

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+from unittest import mock
 
 import torch
 from PIL import Image
 from vllm import LLM, RequestOutput, SamplingParams
+from vllm.model_executor.models import registry
 
 from tests.families import oracle
 from tests.families.making import Checkpoint, film, picture, words
@@ -84,7 +86,10 @@ class Engine:
         )
         if group_layers is not STOCK:
             settings["additional_config"] = {"vllm_flow": {"group_layers": group_layers}}
-        self.llm = LLM(model=str(checkpoint.where), **(settings | checkpoint.options | options))
+        # vLLM looks at a model class in a process of its own, to keep CUDA out of this one: seconds per
+        # architecture, and here is no CUDA.
+        with mock.patch.object(registry, "_run_in_subprocess", lambda look: look()):
+            self.llm = LLM(model=str(checkpoint.where), **(settings | checkpoint.options | options))
 
     @property
     def model(self) -> Any:
