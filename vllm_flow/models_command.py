@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 from vllm_flow.engine.families.known import FAMILIES, Family
 
@@ -19,21 +20,39 @@ COLUMNS = ("Family", "Language model in vLLM", "A picture becomes", "Stays as te
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("model", nargs="?", help="look at this model: a folder, or a hub name")
+    parser.add_argument(
+        "--picture",
+        type=size,
+        metavar="WIDTHxHEIGHT",
+        help="with a model: its tokens for a picture of this size, and what each cliff saves",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table, or what is true of one model; 1 where it would be refused."""
+    if args.model is None and args.picture is not None:
+        print("--picture needs a model: its processor decides how many tokens a picture becomes.")
+        return 2
     if args.model is None:
         print("\n".join(table()))
         return 0
     # vLLM logs how it comes to its choices, which would drown what is said here.
     logging.getLogger("vllm").setLevel(logging.ERROR)
     try:
-        print("\n".join(about(args.model)))
+        for line in about(args.model, args.picture):
+            print(line)
     except (ValueError, OSError) as error:
         print(f"{args.model}: {error}")
         return 1
     return 0
+
+
+def size(text: str) -> tuple[int, int]:
+    """``640x480``: width and height in pixels."""
+    width, cross, height = text.partition("x")
+    if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 640x480")
+    return int(width), int(height)
 
 
 def table() -> Iterator[str]:
@@ -60,8 +79,8 @@ def verified(family: Family) -> str:
     return f"{text}; {family.beyond}" if family.beyond else text
 
 
-def about(model: str) -> Iterator[str]:
-    """Lines about one model.
+def about(model: str, picture: tuple[int, int] | None = None) -> Iterator[str]:
+    """Lines about one model, and about a picture of a width and height.
 
     Raises:
         ValueError: it would be refused; names the reason and the remedy.
@@ -91,6 +110,27 @@ def about(model: str) -> Iterator[str]:
     yield f"  a picture        {family.layout}"
     yield f"  stays as text    {family.stays}"
     yield f"  verified         {verified(family)}"
+    if picture is not None:
+        yield from _about_picture(config, picture)
+
+
+def _about_picture(model_config: Any, picture: tuple[int, int]) -> Iterator[str]:
+    from vllm_flow.picture_cost import TEXT_TOKENS, decoder_shape, picture_tokens, savings
+
+    tokens = picture_tokens(model_config, *picture)
+    yield ""
+    yield (
+        f"A picture of {picture[0]} x {picture[1]} pixels: {tokens.evicted} tokens leave at the "
+        f"cliff, {tokens.kept} around them stay."
+    )
+    shape = decoder_shape(model_config)
+    if shape is None:
+        yield "What a cliff saves is not counted for mixtures of experts."
+        return
+    yield f"Saved of a prefill with {TEXT_TOKENS} tokens of text (language model only):"
+    yield "  flow_cliff    FLOPs   KV bytes"
+    for cliff, flops, stored in savings(shape, tokens.evicted):
+        yield f"  {cliff:10}   {flops:6.1%}     {stored:6.1%}"
 
 
 def _row(cells: list[str] | tuple[str, ...]) -> str:
