@@ -46,6 +46,7 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "qwen3_vl": qwen.qwen3_vl,
     "qwen3_vl_moe": qwen.qwen3_vl_moe,
     "internvl": internvl.internvl,
+    "internvl_qwen3": internvl.internvl_qwen3,
     "internvl_chat_qwen2": internvl_chat.internvl_chat_qwen2,
     "internvl_chat_qwen3": internvl_chat.internvl_chat_qwen3,
     "internvl_chat_llama": internvl_chat.internvl_chat_llama,

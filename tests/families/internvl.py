@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import transformers as hf
 
 from tests.families.making import Checkpoint, text_settings, tokenizer, tower_settings
 
 
-def internvl() -> Checkpoint:
+def _internvl(kind: str, **text: Any) -> Checkpoint:
     named = dict(
         start_image_token="<img>",
         end_image_token="</img>",
@@ -24,7 +26,9 @@ def internvl() -> Checkpoint:
             layer_scale_init_value=1.0,
             **tower_settings(),
         ),
-        text_config=hf.Qwen2Config(architectures=["Qwen2ForCausalLM"], **text_settings(vocab)),
+        text_config=getattr(hf, f"{kind}Config")(
+            architectures=[f"{kind}ForCausalLM"], **text_settings(vocab, **text)
+        ),
         image_token_id=vocab["<IMG_CONTEXT>"],
         image_seq_length=16,
         downsample_ratio=0.5,
@@ -47,3 +51,13 @@ def internvl() -> Checkpoint:
         sizes=((64, 128), (64, 64)),
         decoder=lambda model: model.model.language_model,
     )
+
+
+def internvl() -> Checkpoint:
+    """InternVL 3."""
+    return _internvl("Qwen2")
+
+
+def internvl_qwen3() -> Checkpoint:
+    """InternVL 3.5."""
+    return _internvl("Qwen3", head_dim=32)

@@ -109,10 +109,10 @@ FAMILIES = (
     Family(
         "InternVL",
         ("InternVLForConditionalGeneration", "InternS1ForConditionalGeneration"),
-        ("Qwen2Model",),
+        ("Qwen2Model", "Qwen3Model"),
         "tiles of 448 x 448 pixels and a thumbnail, 256 tokens each",
         "<img>, </img>",
-        ("internvl",),
+        ("internvl", "internvl_qwen3"),
     ),
     Family(
         "InternVL, OpenGVLab's layout",
