@@ -99,5 +99,6 @@ def qwen3_vl_moe() -> Checkpoint:
         num_experts=4,
         num_experts_per_tok=2,
         decoder_sparse_step=1,
+        norm_topk_prob=True,  # transformers does so whatever is said, vLLM asks
     )
     return _qwen("Qwen3VLMoe", text, DEEPSTACK_TOWER, patch=16)

@@ -28,6 +28,8 @@ MOVED = 1e-2
 """What hiding the image must at least change in some logprob, or a test shows nothing."""
 TOP = 20
 STOCK = None
+_OPEN: list[Any] = []
+"""Every engine of the process: one that is freed destroys the process groups that all of them share."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Engine:
         # vLLM looks at a model class in a process of its own, to keep CUDA out of this one: seconds per
         # architecture, and here is no CUDA.
         with mock.patch.object(registry, "_run_in_subprocess", lambda look: look()):
+            _OPEN.append(self)
             self.llm = LLM(model=str(checkpoint.where), **(settings | checkpoint.options | options))
 
     @property
@@ -107,7 +110,8 @@ class Engine:
         def note(*args: Any, **kwargs: Any) -> Any:
             nonlocal injected
             found = kwargs.get("deepstack_input_embeds")
-            injected = () if found is None else tuple(found[name].clone() for name in found)
+            parts = () if found is None else found.tensors.values()
+            injected = tuple(part.clone() for part in parts)
             return stock(*args, **kwargs)
 
         def see(_layer: Any, args: Any) -> None:
