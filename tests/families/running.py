@@ -137,7 +137,15 @@ class Engine:
             oracle.is_image(self.checkpoint, ids),
             embeddings_TH=torch.cat(embeddings)[: len(ids)],
             positions=torch.cat(positions, -1)[..., : len(ids)],
-            injected=tuple(torch.cat(parts)[: len(ids)] for parts in zip(*injections, strict=True)),
+            injected=tuple(
+                torch.cat(
+                    [
+                        parts[level] if parts else torch.zeros_like(chunk)
+                        for parts, chunk in zip(injections, embeddings, strict=True)
+                    ]
+                )[: len(ids)]
+                for level in range(max(map(len, injections)))
+            ),
         )
 
     def prompt(self, ask: Ask) -> dict[str, Any]:
