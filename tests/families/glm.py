@@ -75,6 +75,7 @@ def glm4_5v() -> Checkpoint:
         n_group=1,
         topk_group=1,
         first_k_dense_replace=1,
+        use_qk_norm=False,  # vLLM asks, transformers has none
         norm_topk_prob=True,
         routed_scaling_factor=1.0,
     )
