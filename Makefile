@@ -18,8 +18,8 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo eval-demo analysis-demo bench test test-unit test-eval test-rest test-engine \
-        test-engine-v2 test-server test-upstream test-upstream-long test-speed test-gpu fuzz lint docs \
-        docs-check clean
+        test-engine-v2 test-server test-upstream test-upstream-long test-speed test-families test-gpu \
+        fuzz lint docs docs-check clean
 
 help:
 	@echo "make setup          environment in $(VENV) (VARIANT=cuda for a CUDA machine)"
@@ -28,6 +28,7 @@ help:
 	@echo "make analysis-demo  where attention goes, LLaVA-CAM: every figure; writes out/analysis/"
 	@echo "make bench          time and memory beside stock vLLM and the ideal; writes out/profile/"
 	@echo "make test           every test, two suites at a time (JOBS=1: one)"
+	@echo "make test-families  every model family at every cliff, both model runners (FAMILIES=a,b: those)"
 	@echo "make test-gpu       the tests that need a CUDA device (VARIANT=cuda)"
 	@echo "make fuzz           random traffic against the oracle for an hour (SECONDS=3600), then spoilt files"
 	@echo "make lint           ruff, mypy, import-linter"
@@ -110,10 +111,14 @@ test-speed: setup
 test-engine: setup
 	@echo "tests: engine, model runner V1"
 	@$(PYTEST) tests/engine
+	@echo "tests: model families, some of them"
+	@$(PYTEST) tests/families
 
 test-engine-v2: setup
 	@echo "tests: engine, model runner V2"
 	@VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST) tests/engine_v2
+	@echo "tests: a model family with features injected between layers, model runner V2"
+	@VLLM_USE_V2_MODEL_RUNNER=1 VLLM_FLOW_FAMILIES=qwen3_vl $(PYTEST) tests/families/test_exact.py -k chunks
 
 test-server: setup
 	@echo "tests: OpenAI-compatible server"
@@ -126,6 +131,18 @@ test-upstream: setup
 
 test-upstream-long: setup
 	@VLLM_FLOW_UPSTREAM_LONG=1 $(PYTEST) tests/upstream
+
+# A process per family, so that none sees what another one left behind; tables in out/families/.
+FAMILIES ?= $(shell $(BIN)/python -m tests.families)
+
+test-families: setup
+	@rm -rf out/families
+	@for family in $$(echo $(FAMILIES) | tr ',' ' '); do for v2 in 0 1; do \
+	    VLLM_USE_V2_MODEL_RUNNER=$$v2 VLLM_FLOW_FAMILIES=$$family \
+	    VLLM_FLOW_FAMILIES_TABLE=out/families/$$family-v$$((v2 + 1)).json \
+	    $(PYTEST) tests/families/test_exact.py || failed=1; \
+	done; done; VLLM_FLOW_FAMILIES=all $(PYTEST) tests/families/test_served.py || failed=1; \
+	$(BIN)/python -m tests.families out/families; exit $${failed:-0}
 
 # On a CUDA device: make test-gpu VARIANT=cuda
 test-gpu: setup

@@ -63,6 +63,10 @@ COMMANDS = {
         "vllm_flow.doctor",
         "what is installed, and whether vLLM would serve with the extension (or a model)",
     ),
+    "models": Entry(
+        "vllm_flow.models_command",
+        "which model families can evict, and what of a picture stays; or whether a model can",
+    ),
     "profile": Entry(
         "vllm_flow.profile.command",
         "time, throughput and memory beside stock vLLM's, each with its ideal; out/profile/",

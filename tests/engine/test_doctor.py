@@ -209,23 +209,21 @@ def test_a_model_that_is_not_supported(
     model = build(Shape(), tmp_path)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(
-        json.dumps({**config, "architectures": ["LlavaOnevisionForConditionalGeneration"]})
+        json.dumps({**config, "architectures": ["BeeForConditionalGeneration"]})
     )
     _, problems, _ = doctor_says(capsys, "--model", str(model))
-    assert "supports LlavaForConditionalGeneration" in problems["model"]
+    assert "was not tested with BeeForConditionalGeneration; it supports" in problems["model"]
 
 
 def test_a_decoder_that_is_not_supported(
-    quick: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+    quick: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from vllm_flow.engine import families
-
-    monkeypatch.setattr(families, "DECODERS", ("Qwen2Model",))
-    _, problems, _ = doctor_says(capsys, "--model", str(build(Shape(), tmp_path)))
-    assert "its decoder is of the type 'llama'" in problems["model"]
+    model = build(Shape(), tmp_path)
+    config = json.loads((model / "config.json").read_text())
+    config["text_config"] |= {"model_type": "gemma", "architectures": ["GemmaForCausalLM"]}
+    (model / "config.json").write_text(json.dumps(config))
+    _, problems, _ = doctor_says(capsys, "--model", str(model))
+    assert "the language model of this one is of the type 'gemma'" in problems["model"]
 
 
 def test_a_model_that_is_not_there(quick: None, capsys: pytest.CaptureFixture[str]) -> None:

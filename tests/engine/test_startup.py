@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from vllm import __version__ as version
@@ -69,6 +70,7 @@ def test_the_key_selects_our_classes(model_dir: Path, asynchronous: bool) -> Non
         ({"default_policy": {"flow_cliff": 7}}, r"\['default_policy'\]: flow_cliff=7"),
         ({"max_policy": {"cliff": 2}}, "'cliff' is no request key"),
         ({"allow_request_policy": 0}, "must be true or false"),
+        ({"untested_models": 1}, r"\['untested_models'\]=1: it must be true or false"),
         ({"default_policy": {"flow_log_attention": True}}, "is no request key of a policy"),
         ({"attention_log": True}, r"\['attention_log'\]=True: it must name a directory"),
         ({"attention_log": " "}, "it must name a directory"),
@@ -130,6 +132,8 @@ def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message
         ),
         ({"enable_prompt_embeds": True}, "prompt embeddings"),
         ({"hf_overrides": {"is_encoder_decoder": True}}, "encoder-decoder models"),
+        ({"hf_overrides": {"is_mm_prefix_lm": True}}, "bidirectional attention over the image"),
+        ({"video_pruning_rate": 0.5}, "video pruning"),
         ({"scheduler_cls": "somebody.Else"}, "cannot be combined with scheduler_cls"),
         ({"worker_cls": "somebody.Else"}, "cannot be combined with worker_cls"),
     ],
@@ -183,10 +187,18 @@ def test_an_attention_log_has_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         check_log(config, settings)
 
 
-def test_a_model_without_an_adapter_is_refused(model_dir: Path) -> None:
-    overrides = {"architectures": ["LlavaOnevisionForConditionalGeneration"]}
-    with pytest.raises(ValueError, match="supports LlavaForConditionalGeneration"):
+def test_a_model_that_nobody_tested_is_refused_unless_allowed(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = {"architectures": ["BeeForConditionalGeneration"]}
+    with pytest.raises(ValueError, match=r"not tested with BeeFor.*'untested_models'\] to true"):
         config_of(model_dir, {}, hf_overrides=overrides)
+    logger = mock.MagicMock()
+    monkeypatch.setattr("vllm.logger.init_logger", lambda name: logger)
+    config_of(model_dir, {"untested_models": True}, hf_overrides=overrides)
+    text, *arguments = logger.warning_once.call_args.args
+    said = text % tuple(arguments)
+    assert "was not tested with BeeForConditionalGeneration" in said
 
 
 @pytest.mark.parametrize(

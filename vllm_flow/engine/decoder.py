@@ -7,7 +7,7 @@ attribute look-up per layer and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from vllm.forward_context import get_forward_context
 
+from vllm_flow.engine.calls import FORMS
 from vllm_flow.engine.families import Decoder
 
 
@@ -52,15 +53,26 @@ class DecoderHook:
         self._step: FlowStep | None = None
         self._num_rows = 0
         self._variant: DeviceVariant | None = None
-        self._positions: torch.Tensor | None = None
+        self._positions: Any = None
         self._wrapped: list[nn.Module] = []
+        form = FORMS[decoder.call]
+        self._select = form.select
         for index, layer in enumerate(decoder.layers):
-            self._wrap(layer, partial(self._layer, index))
-        self._wrap(decoder.norm, self._norm)
+            self._wrap(layer, partial(form.layer, partial(self._layer, index)))
+        self._wrap(decoder.norm, partial(form.norm, self._norm))
+        if decoder.injected is not None:
+            self._wrap(decoder.model, partial(self._model, decoder.injected))
 
     def arm(self, step: FlowStep | None) -> None:
         """Set what the next forward pass does; None for a stock pass. Forgotten after the pass."""
         self._step, self._variant, self._positions = step, None, None
+
+    def alive(self, tensor_TH: torch.Tensor) -> torch.Tensor:
+        """The rows of a step's tensor that are alive in the layer that runs or ran last, [R, H]."""
+        variant = self._variant
+        if variant is None or variant.rows is None:
+            return tensor_TH
+        return tensor_TH.index_select(0, variant.rows)
 
     def remove(self) -> None:
         """Give every module its own ``forward`` back."""
@@ -69,22 +81,34 @@ class DecoderHook:
         self._wrapped.clear()
 
     def _wrap(self, module: nn.Module, replacement: Callable[..., Any]) -> None:
+        stock = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self._step is None:
+                return stock(*args, **kwargs)
+            return replacement(stock, *args, **kwargs)
+
         # An instance attribute hides the class's forward and leaves other instances alone.
-        module.forward = partial(replacement, module.forward)  # type: ignore[method-assign]
+        module.forward = forward  # type: ignore[method-assign]
         self._wrapped.append(module)
+
+    def _model(self, injected: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # The model adds these after a layer, when the hidden states have lost rows.
+        if kwargs.get(injected) is not None:
+            kwargs[injected] = _Alive(kwargs[injected], self.alive)
+        return forward(*args, **kwargs)
 
     def _layer(
         self,
         index: int,
         forward: Callable[..., Any],
-        positions: torch.Tensor,
+        positions: Any,
         hidden_TH: torch.Tensor,
         residual_TH: torch.Tensor | None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         step = self._step
-        if step is None:
-            return forward(positions, hidden_TH, residual_TH, **kwargs)
+        assert step is not None, "a layer is only taken over while a step is armed"
         if index == 0:
             self._begin(step, hidden_TH.shape[0])
         hidden_RH, residual_RH = hidden_TH, residual_TH
@@ -96,7 +120,7 @@ class DecoderHook:
                 if residual_RH is not None:
                     residual_RH = residual_RH.index_select(0, variant.gather)
                 # The model passes every layer the whole step's positions: [T], M-RoPE [3, T].
-                self._positions = positions.index_select(-1, variant.rows)
+                self._positions = self._select(positions, variant.rows)
         if self._variant is not None and self._variant.num_rows == 0:
             # A step of image tokens only: nothing is alive, and kernels dislike empty launches.
             return hidden_RH, hidden_RH if residual_RH is None else residual_RH
@@ -112,12 +136,13 @@ class DecoderHook:
     ) -> Any:
         variant, num_rows = self._variant, self._num_rows
         self.arm(None)
+        inputs = (hidden_RH,) if residual_RH is None else (hidden_RH, residual_RH)
         if variant is None or variant.rows is None:
-            return forward(hidden_RH, residual_RH)
+            return forward(*inputs)
         # The sampler indexes the step's rows; those of evicted tokens are never sampled.
         hidden_TH = hidden_RH.new_zeros(num_rows, hidden_RH.shape[-1])
         if variant.num_rows:
-            normed = forward(hidden_RH, residual_RH)
+            normed = forward(*inputs)
             hidden_RH = normed[0] if isinstance(normed, tuple) else normed
             hidden_TH[variant.rows] = hidden_RH
         return hidden_TH if residual_RH is None else (hidden_TH, residual_RH)
@@ -127,3 +152,22 @@ class DecoderHook:
         context = get_forward_context()
         context.attn_metadata.update(step.attn_metadata)
         context.slot_mapping.update(step.slot_mapping)
+
+
+class _Alive(Mapping[str, torch.Tensor]):
+    """Stands in for a mapping of a step's tensors [T, H]: a look-up gives the rows alive by then.
+
+    A proxy, since the tensors are views of a buffer that vLLM keeps from step to step.
+    """
+
+    def __init__(self, tensors: Any, alive: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._tensors, self._alive = tensors, alive
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._alive(self._tensors[name])
+
+    def __iter__(self) -> Any:
+        return iter(self._tensors.tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)

@@ -205,7 +205,7 @@ def check_model(model: str) -> Iterable[Finding]:
     """Would this model be served? Builds the configuration as the server does."""
     from vllm.engine.arg_utils import EngineArgs
 
-    from vllm_flow.engine import families, plugin
+    from vllm_flow.engine import plugin
     from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
 
     plugin.register()
@@ -213,18 +213,10 @@ def check_model(model: str) -> Iterable[Finding]:
     config = arguments.create_engine_config()
     settings = FlowSettings.of(config)
     text = config.model_config.hf_text_config.model_type
-    if not any(name.lower() == f"{text}model" for name in families.DECODERS):
-        yield Finding(
-            "model",
-            f"its decoder is of the type {text!r}; vLLM-Flow evicts from "
-            f"{', '.join(families.DECODERS)}. Serve it without additional_config['vllm_flow'].",
-            problem=True,
-        )
-        return
     groups = len(settings.group_starts)
     yield Finding(
         "model",
-        f"{', '.join(config.model_config.architectures)} is supported: {settings.num_layers} decoder "
+        f"{config.model_config.architecture} is supported: {settings.num_layers} decoder "
         f"layers ({text}), so flow_cliff may be 0 to {settings.num_layers}; {groups} storage groups "
         f"of {settings.group_layers}.",
     )

@@ -14,10 +14,19 @@ from typing import TYPE_CHECKING, Any
 from vllm.exceptions import VLLMValidationError
 
 from vllm_flow.engine.prefix import SALT_MARK, policy_salt
-from vllm_flow.engine.requests import token_layout
+from vllm_flow.engine.requests import token_layout, unreached_modality
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.layout import TokenLayout
-from vllm_flow.policy import CLIFF_KEY, LOG_KEY, TASK_KEY, PolicyError, admit, parse_log, parse_task
+from vllm_flow.policy import (
+    CLIFF_KEY,
+    LOG_KEY,
+    TASK_KEY,
+    PolicyError,
+    admit,
+    parse_log,
+    parse_policy,
+    parse_task,
+)
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -103,19 +112,25 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
     if default is not None:
         params.extra_args = {**own_keys, **default.request_keys()}
     layout = token_layout(params, request.mm_features or (), settings.num_layers)
-    obstacle = None if layout is None else _obstacle(request, layout)
-    if layout is None or (obstacle is not None and default is not None):
+    policy = parse_policy(params.extra_args, settings.num_layers)
+    obstacle = None if policy is None else _obstacle(request, layout)
+    if obstacle is not None and default is None:
+        raise PolicyError(CLIFF_KEY, policy.cliff, obstacle)
+    if layout is None or obstacle is not None:
         # Nothing behind the front end is told of a policy that evicts nothing.
         own_keys.pop(CLIFF_KEY, None)
         params.extra_args = own_keys or None
-    elif obstacle is not None:
-        raise PolicyError(CLIFF_KEY, layout.cliff, obstacle)
     else:
         request.cache_salt = policy_salt(salt, layout)
 
 
-def _obstacle(request: EngineCoreRequest, layout: TokenLayout) -> str | None:
-    """Why this request cannot evict, with the remedy; None if it can."""
+def _obstacle(request: EngineCoreRequest, layout: TokenLayout | None) -> str | None:
+    """Why this request cannot evict, with the remedy; None if it can, or has nothing to evict."""
+    strange = unreached_modality(request.mm_features or ())
+    if strange is not None:
+        return f"no policy reaches inputs of the modality {strange!r}; leave out the policy."
+    if layout is None:
+        return None
     if request.prompt_token_ids is None:
         return "prompts given as embeddings have no placeholders to evict."
     if layout.spans.end >= len(request.prompt_token_ids):

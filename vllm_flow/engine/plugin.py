@@ -15,9 +15,11 @@ ASYNC_SCHEDULER_CLS = "vllm_flow.engine.scheduler.FlowAsyncScheduler"
 
 def register() -> None:
     """Entry point: make vLLM read ``additional_config["vllm_flow"]``. May run more than once."""
+    from vllm_flow import models
     from vllm_flow.engine import metrics
     from vllm_flow.patches import input_processor, output_processor, vllm_config
 
+    models.register()
     vllm_config.apply(configure)
     input_processor.apply()
     output_processor.apply(metrics)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 EVICTABLE_MODALITIES = ("image", "video")
+KEPT_MODALITIES = ("audio",)
+"""Stay whatever the policy, like text."""
 
 
 def image_spans(features: Iterable[MultiModalFeatureSpec]) -> ImageSpans:
@@ -44,6 +46,12 @@ def image_ranges(features: Iterable[MultiModalFeatureSpec]) -> list[list[tuple[i
         for feature in sorted(features, key=lambda feature: feature.mm_position.offset)
         if feature.modality in EVICTABLE_MODALITIES
     ]
+
+
+def unreached_modality(features: Iterable[MultiModalFeatureSpec]) -> str | None:
+    """A modality of which nobody decided whether it is evicted or kept, None if there is none."""
+    known = (*EVICTABLE_MODALITIES, *KEPT_MODALITIES)
+    return next((found.modality for found in features if found.modality not in known), None)
 
 
 def token_layout(

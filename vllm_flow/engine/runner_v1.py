@@ -36,7 +36,9 @@ class FlowRunnerV1:
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
-        self.flow_hook = DecoderHook(decoder_of(self.model, self.model_config.architectures))
+        self.flow_hook = DecoderHook(
+            decoder_of(self.model, self.model_config, self.flow_settings.untested_models)
+        )
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
         return group_specs(super().get_kv_cache_spec(), self.flow_settings)

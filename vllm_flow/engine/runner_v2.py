@@ -151,7 +151,9 @@ class FlowRunnerV2:
         state = self.model_state
         adoption.adopt(state, FlowModelState)
         state.flow_requests = LayoutBook(self.flow_settings.num_layers)
-        state.flow_hook = DecoderHook(decoder_of(self.model, self.model_config.architectures))
+        state.flow_hook = DecoderHook(
+            decoder_of(self.model, self.model_config, self.flow_settings.untested_models)
+        )
         state.flow_tap = None
         state.flow_buffers = None
 

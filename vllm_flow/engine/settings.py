@@ -67,6 +67,10 @@ class FlowSettings:
     or "torch", its reference, which gathers them. "auto" takes the kernel on CUDA wherever it can run;
     "triton" refuses to start where it cannot."""
 
+    untested_models: bool = False
+    """True tries models that nobody has tested, and says so in the log; else they are refused. Those
+    known not to work are refused either way."""
+
     @property
     def group_starts(self) -> tuple[int, ...]:
         """First layer of each storage group."""
@@ -103,11 +107,9 @@ class FlowSettings:
                 f"the model's {num_layers} decoder layers."
             )
         storage_groups(num_layers, group_layers)
-        allow = options.get("allow_request_policy", True)
-        if not isinstance(allow, bool):
-            raise ValueError(
-                f"{_named('allow_request_policy')}={allow!r}: it must be true or false."
-            )
+        for name in ("allow_request_policy", "untested_models"):
+            if not isinstance(options.get(name, False), bool):
+                raise ValueError(f"{_named(name)}={options[name]!r}: it must be true or false.")
         log = options.get("attention_log")
         if log is not None and (not isinstance(log, str) or not log.strip()):
             raise ValueError(f"{_named('attention_log')}={log!r}: it must name a directory.")
@@ -132,10 +134,11 @@ class FlowSettings:
             else profile.default,
             profile=profile,
             max_policy=_policy(options, "max_policy", num_layers),
-            allow_request_policy=allow,
+            allow_request_policy=options.get("allow_request_policy", True),
             attention_log=log,
             attention_log_max_bytes=log_bytes,
             attention_log_kernel=kernel,
+            untested_models=options.get("untested_models", False),
         )
 
     @classmethod

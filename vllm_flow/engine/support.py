@@ -19,9 +19,12 @@ def check_supported(vllm_config: Any, vllm_version: str) -> None:
         ValueError: a sentence that names the feature and what to do instead.
     """
     from vllm_flow.engine import families
+    from vllm_flow.engine.settings import CONFIG_KEY
 
     check_version(vllm_version)
-    families.check_supported(vllm_config.model_config.architectures)
+    options = vllm_config.additional_config.get(CONFIG_KEY)
+    untested = isinstance(options, dict) and options.get(families.UNTESTED) is True
+    families.check_supported(vllm_config.model_config, untested)
     for sentence, applies in _REFUSALS:
         if applies(vllm_config):
             raise ValueError(f"vLLM-Flow does not support {sentence}")
@@ -144,8 +147,15 @@ _REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
         lambda config: config.model_config.is_encoder_decoder,
     ),
     (
-        "models with bidirectional attention over the image.",
+        "bidirectional attention over the image (Gemma 3, PaliGemma and others), whose ranges go by "
+        "position in the prompt: leave out additional_config['vllm_flow'].",
         lambda config: config.model_config.is_mm_prefix_lm,
+    ),
+    (
+        "video pruning, which renumbers the tokens it leaves: leave out video_pruning_rate.",
+        lambda config: bool(
+            getattr(config.model_config.multimodal_config, "video_pruning_rate", None)
+        ),
     ),
     (
         "a disabled hybrid KV-cache manager: leave out disable_hybrid_kv_cache_manager.",

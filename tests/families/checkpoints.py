@@ -1,0 +1,86 @@
+"""Every tiny checkpoint by name; ``vllm_flow/engine/families/known.py`` names them in its rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from tests.families import glm, idefics, internvl, internvl_chat, llava, paper, qwen
+from tests.families.making import Checkpoint, save
+
+
+def _backend(builder: Callable[[], Checkpoint]) -> Callable[[], Checkpoint]:
+    """The same checkpoint in vLLM's Transformers modelling backend."""
+
+    def build_for_backend() -> Checkpoint:
+        made = builder()
+        return replace(made, options={**made.options, "model_impl": "transformers"})
+
+    return build_for_backend
+
+
+def _film(builder: Callable[[], Checkpoint], mark: str, token: str) -> Callable[[], Checkpoint]:
+    """The same checkpoint asked about videos, from vLLM's embeddings on.
+
+    transformers' processor normalises a video's pixels, vLLM's does so in the tower, and the two
+    towers are not compared here.
+    """
+
+    def build_for_film() -> Checkpoint:
+        made = builder()
+        saved = made.processor
+        ids = (*made.image_ids, made.vocab[token])
+        return replace(made, processor=None, saved=saved, video=mark, image_ids=ids)
+
+    return build_for_film
+
+
+BUILDERS: dict[str, Callable[[], Checkpoint]] = {
+    "llava": llava.llava,
+    "llava_next": llava.llava_next,
+    "qwen2_vl": qwen.qwen2_vl,
+    "qwen2_5_vl": qwen.qwen2_5_vl,
+    "qwen3_vl": qwen.qwen3_vl,
+    "qwen3_vl_moe": qwen.qwen3_vl_moe,
+    "internvl": internvl.internvl,
+    "internvl_qwen3": internvl.internvl_qwen3,
+    "internvl_chat_qwen2": internvl_chat.internvl_chat_qwen2,
+    "internvl_chat_qwen3": internvl_chat.internvl_chat_qwen3,
+    "internvl_chat_llama": internvl_chat.internvl_chat_llama,
+    "internvl_chat_internlm2": internvl_chat.internvl_chat_internlm2,
+    "llava_onevision": llava.llava_onevision,
+    "mistral3": llava.mistral3,
+    "pixtral": llava.pixtral,
+    "idefics3": idefics.idefics3,
+    "smolvlm": idefics.smolvlm,
+    "glm4_1v": glm.glm4_1v,
+    "glm4_5v": glm.glm4_5v,
+    "instructblip": paper.instructblip,
+    "shikra": paper.shikra,
+    "qwen2_vl_video": _film(qwen.qwen2_vl, qwen.VIDEO, "<|video_pad|>"),
+    "qwen2_5_vl_video": _film(qwen.qwen2_5_vl, qwen.VIDEO, "<|video_pad|>"),
+    "qwen3_vl_video": _film(qwen.qwen3_vl, qwen.VIDEO, "<|video_pad|>"),
+    # Last: the backend decorates transformers' classes for the rest of the process.
+    "internvl_backend": _backend(internvl.internvl),
+    "idefics3_backend": _backend(idefics.idefics3),
+    "qwen2_vl_backend": _backend(qwen.qwen2_vl),
+}
+
+
+def build(name: str, root: Path) -> Checkpoint:
+    """Build a checkpoint under ``root``; equal names have equal weights."""
+    with _quiet():
+        return save(BUILDERS[name](), root / name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers draws progress bars for weights of a few hundred kilobytes."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    os.environ["TQDM_DISABLE"] = "1"
+    yield

@@ -1,0 +1,191 @@
+"""What the tiny checkpoints of all families share: vocabulary, random weights, pictures, saving.
+
+Each is built offline from its family's real configuration, model and processor classes. Weights are
+drawn at a gain relative to their fan-in, not at transformers' 0.02, where attention is uniform and an
+image hardly matters.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+BASE = ("<unk>", "<s>", "</s>", "<pad>")
+WORDS = tuple(f"w{i}" for i in range(120))
+MAX_POSITIONS = 2048
+GAINS = {"q_proj": 1.5, "k_proj": 1.5, "lm_head": 4.0, "embed_tokens": 1.0}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A tiny model on disk, and Hugging Face's own in memory."""
+
+    model: nn.Module
+    """Float32, eager attention, with the weights that are on disk."""
+    processor: Any
+    """Transformers' processor; None where it has no tower for the family (``model`` is the language
+    model alone then) or prepares its input otherwise: the reference begins at the embeddings that
+    vLLM made."""
+    vocab: Mapping[str, int]
+    image: str
+    """What stands for a picture in a prompt."""
+    image_ids: tuple[int, ...]
+    """Token ids that are a picture's, as the processor writes them."""
+    sizes: tuple[tuple[int, int], tuple[int, int]]
+    """Heights and widths of the pictures asked about: the second prompt's second one differs."""
+    decoder: Callable[[Any], nn.Module]
+    """Where transformers keeps the module with ``layers``."""
+    where: Path = Path()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of ``LLM`` that the family needs."""
+    unused: Sequence[str] = ()
+    """Outputs of the processor that are not for the model."""
+    saved: Any = None
+    """The processor to save where it is not the reference's."""
+    video: str = ""
+    """What stands for a video in a prompt, where videos are asked about."""
+    single: bool = False
+    """Whether a prompt holds one picture only."""
+    nested: bool = False
+    """Whether the processor takes a list of pictures per prompt."""
+    rename: Callable[[str], str] | None = None
+    """Name of a weight as saved by transformers 5 -> as the hub and vLLM have it."""
+    write: Callable[[Any, Path], None] | None = None
+    """Writes the whole checkpoint around the filled model, where transformers does not know the layout."""
+    unit_offset: bool = False
+    """Whether the decoder's norms add one to their weights (Gemma)."""
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.decoder(self.model).layers)
+
+    @property
+    def word_ids(self) -> list[int]:
+        """Ids an answer may consist of: no special token, above all no image token."""
+        return [self.vocab[word] for word in WORDS]
+
+
+def tokenizer(
+    specials: Sequence[str], named: Mapping[str, str] | None = None
+) -> tuple[PreTrainedTokenizerFast, dict[str, int]]:
+    """One token per word and per special; ``named`` are attributes that processors ask for."""
+    vocab = {word: index for index, word in enumerate((*BASE, *specials, *WORDS))}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens([AddedToken(word, normalized=False) for word in (*BASE, *specials)])
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        extra_special_tokens=dict(named or {}),
+        model_max_length=MAX_POSITIONS,
+    )
+    return made, vocab
+
+
+def text_settings(vocab: Mapping[str, int], **changes: Any) -> dict[str, Any]:
+    """Arguments of a language model's configuration: 4 layers, 128 wide, grouped queries."""
+    return dict(
+        vocab_size=len(vocab),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+    ) | dict(changes)
+
+
+def tower_settings(**changes: Any) -> dict[str, Any]:
+    """Arguments of a vision tower's configuration: 2 layers, 64 wide."""
+    return dict(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2
+    ) | dict(changes)
+
+
+def fill(model: nn.Module, seed: int, unit_offset: bool = False) -> None:
+    """Draw every parameter anew, in the order of sorted names."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in sorted(model.named_parameters()):
+        noise = torch.randn(weight.shape, generator=generator)
+        key = name.split(".")[-2] if "." in name else name
+        if weight.dim() == 1 and name.endswith("weight"):
+            noise = noise * 0.1 + (0.0 if unit_offset and "vision" not in name else 1.0)
+        elif weight.dim() == 1:
+            noise = noise * 0.3
+        elif key == "embed_tokens":
+            noise = noise * (0.3 if unit_offset else GAINS[key])
+        elif weight.dim() == 3 and "experts" in name:  # one matrix per expert
+            noise = noise / weight.shape[-1] ** 0.5
+        else:
+            noise = noise * GAINS.get(key, 1.0) / weight[0].numel() ** 0.5
+        weight.data.copy_(noise)
+
+
+def save(checkpoint: Checkpoint, where: Path) -> Checkpoint:
+    """Draw the weights and write the checkpoint to ``where``."""
+    model = checkpoint.model.to(torch.float32)
+    for module in model.modules():
+        # vLLM's Transformers backend decorates their classes, also those of this model, for torch.compile.
+        module.do_not_compile = True
+    fill(model, 1, checkpoint.unit_offset)
+    if checkpoint.write is not None:
+        where.mkdir(parents=True, exist_ok=True)
+        checkpoint.write(model, where)
+        model.set_attn_implementation("eager")
+        return replace(checkpoint, model=model.eval(), where=where)
+    model.config.architectures = model.config.architectures or [type(model).__name__]
+    model.config.dtype = torch.float32
+    model.save_pretrained(where)
+    (checkpoint.processor or checkpoint.saved).save_pretrained(where)
+    if checkpoint.rename is not None:
+        file = where / "model.safetensors"
+        weights = {checkpoint.rename(name): value for name, value in load_file(file).items()}
+        save_file(weights, file, metadata={"format": "pt"})
+    written = json.loads((where / "config.json").read_text())
+    assert written["architectures"], "vLLM goes by this"
+    model.set_attn_implementation("eager")
+    return replace(checkpoint, model=model.eval(), where=where)
+
+
+def picture(seed: int, size: tuple[int, int]) -> Image.Image:
+    """A random RGB image, height x width."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def film(seed: int, size: tuple[int, int], frames: int = 4) -> tuple[np.ndarray, dict[str, Any]]:
+    """A random video, frames x height x width x 3, at two frames a second, with its metadata."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (frames, *size, 3), dtype=np.uint8)
+    metadata = dict(
+        total_num_frames=frames,
+        fps=2.0,
+        duration=frames / 2,
+        video_backend="opencv",
+        frames_indices=list(range(frames)),
+        do_sample_frames=False,
+    )
+    return pixels, metadata
+
+
+def words(count: int, seed: int) -> str:
+    """``count`` random words, one token each."""
+    return " ".join(np.random.default_rng(seed).choice(WORDS, count))

@@ -1,0 +1,121 @@
+"""What an answer must be: Hugging Face's own forward with image keys hidden from layer ``cliff`` on.
+
+Pre-hooks on its decoder layers change nothing but the attention mask, so position tables, injected
+features and windows are transformers' own. An image row keeps seeing itself: nobody reads it, but a
+row without any key would turn into NaN.
+
+Shapes: T tokens (prompt, then answer), V vocabulary. Knows nothing of vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from tests.families.making import Checkpoint
+
+HIDDEN = torch.finfo(torch.float32).min
+TYPES = ("mm_token_type_ids", "token_type_ids")
+"""Inputs with a value per prompt token, 0 for text."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the model takes it: ids and pictures, or embeddings [T, H]."""
+
+    ids: list[int]
+    is_image_T: torch.Tensor
+    inputs: dict[str, Any] | None = None
+    """What transformers' processor makes."""
+    embeddings_TH: torch.Tensor | None = None
+    """What vLLM's tower and merge made; positions and injections below are vLLM's too then."""
+    positions: torch.Tensor | None = None
+    """[T], M-RoPE [3, T]."""
+    injected: tuple[torch.Tensor, ...] = ()
+    """[T, H] each, added after the first layers."""
+
+
+def encode(checkpoint: Checkpoint, text: str, pictures: Sequence[Image.Image]) -> Prompt:
+    """Tokenise, expand what stands for pictures, and preprocess them."""
+    found = checkpoint.processor(
+        text=[text],
+        images=[list(pictures)] if checkpoint.nested else list(pictures),
+        return_tensors="pt",
+    )
+    inputs = {name: value for name, value in found.items() if name not in checkpoint.unused}
+    ids = inputs["input_ids"][0].tolist()
+    return Prompt(ids, is_image(checkpoint, ids), inputs=inputs)
+
+
+def is_image(checkpoint: Checkpoint, ids: Sequence[int]) -> torch.Tensor:
+    """Which tokens of a prompt are a picture's, by id: a prompt is text of our own."""
+    return torch.isin(torch.tensor(ids), torch.tensor(checkpoint.image_ids))
+
+
+@torch.inference_mode()
+def logprobs(
+    checkpoint: Checkpoint, prompt: Prompt, answer: Sequence[int], cliff: int
+) -> torch.Tensor:
+    """Logprobs (len(answer) + 1) x V: row t is the distribution of answer token t."""
+    model, decoder = checkpoint.model, checkpoint.decoder(checkpoint.model)
+    hide_T = torch.cat([prompt.is_image_T, torch.zeros(len(answer), dtype=torch.bool)])
+    past = hide_T & ~torch.eye(len(hide_T), dtype=torch.bool)
+    with _masked(decoder.layers[cliff:], past):
+        if prompt.embeddings_TH is None:
+            assert prompt.inputs is not None
+            logits = model(**_longer(prompt.inputs, answer), use_cache=False).logits[0]
+        else:
+            hidden = decoder(**_from_embeddings(model, prompt, answer), use_cache=False)
+            logits = model.get_output_embeddings()(hidden.last_hidden_state[0])
+    return logits[len(prompt.ids) - 1 :].log_softmax(-1)
+
+
+def _from_embeddings(model: Any, prompt: Prompt, answer: Sequence[int]) -> dict[str, Any]:
+    """Inputs of a decoder of transformers from what vLLM handed to its own."""
+    assert prompt.embeddings_TH is not None and prompt.positions is not None
+    words = model.get_input_embeddings()(torch.tensor(answer, dtype=torch.long))
+    following = prompt.positions.max() + 1 + torch.arange(len(answer))
+    positions = torch.cat(
+        [prompt.positions, following.expand(*prompt.positions.shape[:-1], len(answer))], -1
+    )
+    inputs = {
+        "inputs_embeds": torch.cat([prompt.embeddings_TH, words])[None],
+        "position_ids": positions[None] if positions.dim() == 1 else positions[:, None],
+        "attention_mask": torch.ones(1, positions.shape[-1], dtype=torch.long),
+    }
+    if prompt.injected:
+        text = torch.zeros(len(answer), dtype=torch.bool)
+        inputs["visual_pos_masks"] = torch.cat([prompt.is_image_T, text])[None]
+        inputs["deepstack_visual_embeds"] = [part[prompt.is_image_T] for part in prompt.injected]
+    return inputs
+
+
+def _longer(inputs: dict[str, Any], answer: Sequence[int]) -> dict[str, Any]:
+    ids = torch.cat([inputs["input_ids"], torch.tensor([answer], dtype=torch.long)], 1)
+    longer = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    for name in TYPES:
+        if name in inputs:
+            text = torch.zeros(1, len(answer), dtype=inputs[name].dtype)
+            longer[name] = torch.cat([inputs[name], text], 1)
+    return longer
+
+
+@contextmanager
+def _masked(layers: Sequence[nn.Module], past_TT: torch.Tensor) -> Iterator[None]:
+    def hide(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        mask = kwargs["attention_mask"]
+        assert mask.dtype == torch.float32 and mask.dim() == 4, "attention must be eager"
+        return args, {**kwargs, "attention_mask": mask.masked_fill(past_TT, HIDDEN)}
+
+    hooks = [layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,43 @@
+"""`vllm-flow models MODEL`: supported or not, and what a picture becomes; no engine starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.families import oracle
+from tests.families.making import Checkpoint, picture
+from vllm_flow.cli import main
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "idefics3"])
+def test_a_picture_becomes_as_many_tokens_as_the_processor_makes(
+    name: str, checkpoint_of: Callable[[str], Checkpoint], capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = checkpoint_of(name)
+    height, width = checkpoint.sizes[0]
+    assert main(["models", str(checkpoint.where), "--picture", f"{width}x{height}"]) == 0
+    shown = capsys.readouterr().out
+    prompt = oracle.encode(checkpoint, checkpoint.image, (picture(1, checkpoint.sizes[0]),))
+    leave = int(prompt.is_image_T.sum())
+    assert f"{leave} tokens leave" in shown
+    assert f"4 layers: flow_cliff 0 to {checkpoint.num_layers}" in shown
+    share = leave / (leave + 64)
+    assert f"{share:6.1%}" in shown.splitlines()[-4], "cliff 0 saves the picture's KV bytes"
+
+
+def test_what_is_refused_says_why(
+    checkpoint_of: Callable[[str], Checkpoint], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = checkpoint_of("idefics3")
+    for file in checkpoint.where.iterdir():
+        if file.suffix == ".json":
+            (tmp_path / file.name).write_text(file.read_text())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"] |= {"model_type": "gemma", "architectures": ["GemmaForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["models", str(tmp_path)]) == 1
+    assert "is of the type 'gemma'" in capsys.readouterr().out

@@ -1,0 +1,74 @@
+"""Every family is exact at every cliff: greedy tokens and the best logprobs are Hugging Face's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from tests.engine import v2_cpu
+from tests.families.checkpoints import BUILDERS
+from tests.families.conftest import Rows
+from tests.families.making import Checkpoint
+from tests.families.running import STOCK, Ask, Engine, Judge, every_cliff, largest_difference
+
+QUICK = ("qwen2_5_vl", "qwen3_vl", "idefics3")
+"""M-RoPE; features injected between layers; a decoder in another place, markers within a picture."""
+
+CHOICE = os.environ.get("VLLM_FLOW_FAMILIES", "")
+NAMES = tuple(BUILDERS) if CHOICE == "all" else tuple(filter(None, CHOICE.split(","))) or QUICK
+RUNNER = "V2" if v2_cpu.wanted() else "V1"
+TOKENS = 6 if v2_cpu.wanted() else 16
+"""Per answer; V2's kernels go through an interpreter on CPU."""
+
+
+def _cliffs(checkpoint: Checkpoint) -> list[int | None]:
+    return [None, *range(checkpoint.num_layers + 1)]
+
+
+def _record(table: Rows, name: str, what: str, asks: list[Ask], error: float) -> None:
+    cliffs = sorted({ask.cliff for ask in asks if ask.cliff is not None})
+    table.append(
+        dict(family=name, runner=RUNNER, what=what, cliffs=cliffs, answers=len(asks), error=error)
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_chunks_and_cached_prefixes_are_exact(
+    name: str, checkpoint_of: Callable[[str], Checkpoint], table: Rows
+) -> None:
+    """All cliffs and the baseline in one batch, prefill in chunks of 32, then again from the cache."""
+    checkpoint = checkpoint_of(name)
+    engine = Engine(
+        checkpoint, group_layers=2, max_num_batched_tokens=32, enable_prefix_caching=True
+    )
+    judge, asks = Judge(engine), every_cliff(checkpoint, _cliffs(checkpoint))
+    outputs = engine.run(asks, TOKENS)
+    _record(table, name, "chunks of 32", asks, judge.assert_exact(asks, outputs))
+    again = engine.run(asks, TOKENS)
+    hits = [output.num_cached_tokens for output in again]
+    assert all(hit or len(out.prompt_token_ids) <= 32 for hit, out in zip(hits, again, strict=True))
+    assert sum(map(bool, hits)) >= len(asks) // 2, hits
+    _record(table, name, "cached prefixes", asks, judge.assert_exact(asks, again))
+    engine.check_idle()
+
+
+@pytest.mark.skipif(not CHOICE, reason="make test-families")
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_prompts_are_exact_and_the_baseline_is_stock(
+    name: str, checkpoint_of: Callable[[str], Checkpoint], table: Rows
+) -> None:
+    """A storage group per layer, no chunks; and without a policy the answers are stock vLLM's."""
+    checkpoint = checkpoint_of(name)
+    engine = Engine(checkpoint, group_layers=1)
+    judge, asks = Judge(engine), every_cliff(checkpoint, _cliffs(checkpoint))
+    outputs = engine.run(asks, TOKENS)
+    _record(table, name, "whole prompts", asks, judge.assert_exact(asks, outputs))
+    plain = every_cliff(checkpoint, [None])
+    stock = Engine(checkpoint, STOCK).run(plain, TOKENS)
+    _record(table, name, "stock vLLM", plain, judge.assert_exact(plain, stock))
+    error = largest_difference(engine.run(plain, TOKENS), stock)
+    assert error <= 1e-6
+    _record(table, name, "without a policy, beside stock", plain, error)
+    engine.check_idle()

@@ -1,0 +1,179 @@
+"""The registry: a row is only there with a checkpoint that tests it, and every checkpoint has a row."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.families.checkpoints import BUILDERS
+from vllm_flow.engine.decoder import DecoderHook
+from vllm_flow.engine.families import (
+    FAMILIES,
+    check_supported,
+    decoder_of,
+    family_of,
+    known,
+    refused,
+)
+from vllm_flow.engine.families.decoder_parts import Decoder
+from vllm_flow.engine.families.finding import check_call, residual_decoder
+
+
+def test_no_row_without_a_checkpoint_and_no_checkpoint_without_a_row() -> None:
+    named = [name for family in FAMILIES for name in family.checkpoints]
+    assert all(family.checkpoints for family in FAMILIES)
+    assert sorted(set(named)) == sorted(BUILDERS)
+
+
+def test_an_architecture_has_one_row() -> None:
+    names = [name for family in FAMILIES for name in family.architectures]
+    assert len(set(names)) == len(names)
+    for family in FAMILIES:
+        assert all(family_of(name) is family for name in family.architectures)
+        assert set(family.decoders) <= set(known.TEXT_TYPES.values()), family.name
+
+
+def test_architectures_are_vllms() -> None:
+    """A renamed class upstream must not leave a row that nothing reaches."""
+    from vllm import ModelRegistry
+
+    from vllm_flow import models
+
+    models.register()
+    known_to_vllm = set(ModelRegistry.get_supported_archs())
+    missing = {name for family in FAMILIES for name in family.architectures} - known_to_vllm
+    assert not missing
+
+
+def config(architecture: str, text_type: str = "llama", **facts: bool) -> Any:
+    """As much of a ModelConfig as the checks read."""
+    facts = {"is_hybrid": False, "is_attention_free": False, "use_mla": False} | facts
+    return SimpleNamespace(
+        architecture=architecture, hf_text_config=SimpleNamespace(model_type=text_type), **facts
+    )
+
+
+@pytest.mark.parametrize("fact", ["is_hybrid", "is_attention_free", "use_mla"])
+def test_what_cannot_evict_is_refused_whatever_the_name(fact: str) -> None:
+    with pytest.raises(ValueError, match="cannot evict from SomeModel"):
+        check_supported(config("SomeModel", **{fact: True}), untested=True)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ("Gemma3nForConditionalGeneration", "embeddings of their own"),
+        ("KimiK25ForConditionalGeneration", "'vision_chunk'"),
+    ],
+)
+def test_what_cannot_evict_is_refused_by_name(architecture: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot evict from {architecture}: .*{reason}"):
+        check_supported(config(architecture), untested=True)
+
+
+@pytest.mark.parametrize("name", sorted(refused.BY_NAME))
+def test_what_is_refused_by_name_has_no_row(name: str) -> None:
+    assert family_of(name) is None
+
+
+class Layer(nn.Module):
+    def forward(self, positions: Any, hidden_states: Any, residual: Any, extra: Any = None) -> Any:
+        return hidden_states, residual
+
+
+class SwappedLayer(nn.Module):
+    """GPT-OSS calls its layers so: read by position, hidden states would be taken for positions."""
+
+    def forward(self, hidden_states: Any, positions: Any, residual: Any) -> Any:
+        return hidden_states, residual
+
+
+class Inner:
+    """As much as is read of a module that runs layers."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layers, self.norm = [layer], nn.Identity()
+
+    def forward(self, input_ids: Any, positions: Any, inputs_embeds: Any, **others: Any) -> None:
+        pass
+
+
+class AddingInner(Inner):
+    def forward(self, input_ids: Any, positions: Any, deepstack_embeds: Any = None) -> None:  # type: ignore[override]
+        pass
+
+
+def model_with(layer: nn.Module, path: str, kind: type[Inner] = Inner) -> Any:
+    inner: Any = kind(layer)
+    for name in reversed(path.split(".")):
+        inner = SimpleNamespace(**{name: inner})
+    return inner
+
+
+@pytest.mark.parametrize("path", ["language_model.model", "llm.model", "model.text_model", "model"])
+def test_the_usual_places_are_found(path: str) -> None:
+    layer = Layer()
+    decoder = decoder_of(model_with(layer, path), config("SomeModel"), untested=True)
+    assert list(decoder.layers) == [layer]
+
+
+def test_layers_called_differently_are_refused_even_if_allowed() -> None:
+    model = model_with(SwappedLayer(), "model")
+    with pytest.raises(ValueError, match=r"SwappedLayer takes \(hidden_states, positions"):
+        decoder_of(model, config("SomeModel"), untested=True)
+
+
+def test_what_is_added_between_layers_of_an_untested_model_is_refused() -> None:
+    model = model_with(Layer(), "model", AddingInner)
+    with pytest.raises(ValueError, match="which rows deepstack_embeds of AddingInner"):
+        decoder_of(model, config("SomeModel"), untested=True)
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="finds no decoder layers in SimpleNamespace"):
+        residual_decoder(SimpleNamespace())
+
+
+def test_a_tested_family_with_another_decoder_is_refused_when_loaded() -> None:
+    name = "LlavaForConditionalGeneration"
+    model = model_with(Layer(), "language_model.model")
+    with pytest.raises(ValueError, match="on LlamaModel, .* has a Inner"):
+        decoder_of(model, config(name))
+    assert decoder_of(model, config(name), untested=True).layers
+
+
+class TensorLayer(nn.Module):
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        return hidden_states + position_ids[:, None]
+
+
+class BatchedLayer(nn.Module):
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        cos, sin = kwargs["position_embeddings"]
+        assert kwargs["position_ids"].shape[-1] == hidden_states.shape[1] == cos.shape[-2]
+        return hidden_states + cos + sin
+
+
+def test_every_form_of_call_passes_check_call() -> None:
+    for form in ("tensor", "batched"):
+        check_call(Decoder(nn.Identity(), [TensorLayer()], nn.Identity(), call=form))  # type: ignore[arg-type]
+
+
+def test_a_tensor_of_unknown_rows_is_refused() -> None:
+    from vllm_flow.engine.decoder import FlowStep
+
+    layer = BatchedLayer()
+    hook = DecoderHook(Decoder(nn.Identity(), [layer], nn.Identity(), call="batched"))
+    hook.arm(FlowStep(variants={}))
+    tables = (torch.zeros(1, 3, 8), torch.zeros(1, 3, 8))
+    with pytest.raises(RuntimeError, match="which rows attention_mask"):
+        layer(
+            torch.zeros(1, 3, 8),
+            position_ids=torch.zeros(1, 3),
+            position_embeddings=tables,
+            attention_mask=torch.zeros(3, 3),
+        )

@@ -1,0 +1,52 @@
+"""`vllm-flow models`: its table is the README's."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+import pytest
+
+from vllm_flow.cli import main
+from vllm_flow.engine.families.known import FAMILIES
+from vllm_flow.models_command import size, table
+from vllm_flow.picture_cost import TEXT_TOKENS, savings
+from vllm_flow.profile.ideal import ModelShape
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_readme_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out.strip()
+    shown = README.read_text(encoding="utf-8")
+    between = shown.split("<!-- vllm-flow models -->")[1].split("<!-- /vllm-flow models -->")[0]
+    assert between.strip() == printed
+
+
+def test_a_size_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert size("640x480") == (640, 480)
+    for text in ("640", "640x", "x480", "0x4", "-1x4", "a x b"):
+        with pytest.raises(ArgumentTypeError, match="not a size such as 640x480"):
+            size(text)
+    assert main(["models", "--picture", "640x480"]) == 2
+    assert "needs a model" in capsys.readouterr().out
+
+
+def test_what_a_cliff_saves() -> None:
+    """At cliff 0 the picture's share of the KV cache, and more than that of the rows' FLOPs: attention is quadratic."""
+    shape = ModelShape(layers=32, hidden=64, heads=4, kv_heads=2, head_dim=16, mlp=128, vocab=100)
+    rows = list(savings(shape, 3 * TEXT_TOKENS))
+    assert [cliff for cliff, _, _ in rows] == [0, 4, 8, 12, 16, 20, 24, 28]
+    assert rows[0][2] == pytest.approx(0.75) and rows[0][1] > 0.7
+    assert rows[4][2] == pytest.approx(0.375)
+    assert [row[1] for row in rows] == sorted((row[1] for row in rows), reverse=True)
+
+
+def test_every_family_has_its_row_and_every_row_its_cells() -> None:
+    head, _, *rows = table()
+    assert len(rows) == len(FAMILIES)
+    assert {row.count(" | ") for row in rows} == {head.count(" | ")}
+    for family, row in zip(FAMILIES, rows, strict=True):
+        assert all(f"`{name}`" in row for name in family.architectures)
+        assert all(decoder in row for decoder in family.decoders)

@@ -1,0 +1,94 @@
+"""The ways in which models call their layers and final norm, brought to one form and back.
+
+The hook thinks in ``layer(positions, hidden [T, H], residual) -> (hidden, residual)`` and
+``norm(hidden, residual)``, T rows of a step, R of them alive, H wide. Knows neither steps nor families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+Forward: TypeAlias = "Callable[..., Any]"
+
+
+def select_positions(positions: Any, rows: torch.Tensor) -> Any:
+    """Positions [T], M-RoPE [3, T], or a tuple of such: those of some rows. None stays None."""
+    if positions is None:
+        return None
+    return positions.index_select(-1, rows)
+
+
+def _residual_layer(hook: Forward, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+    return hook(forward, *args, **kwargs)
+
+
+def _residual_norm(hook: Forward, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+    return hook(forward, *args, **kwargs)
+
+
+def _tensor_layer(
+    hook: Forward, forward: Forward, hidden_states: torch.Tensor, position_ids: torch.Tensor
+) -> torch.Tensor:
+    def plain(positions: torch.Tensor, hidden_RH: torch.Tensor, _: None) -> Any:
+        return forward(hidden_states=hidden_RH, position_ids=positions), None
+
+    return hook(plain, position_ids, hidden_states, None)[0]
+
+
+def _tensor_norm(hook: Forward, forward: Forward, hidden_RH: torch.Tensor) -> torch.Tensor:
+    return hook(forward, hidden_RH)
+
+
+def _batched_layer(
+    hook: Forward, forward: Forward, hidden_1TH: torch.Tensor, **kwargs: Any
+) -> torch.Tensor:
+    """A layer of transformers; its rotary tables [..., T, D] are per row as well."""
+    positions = kwargs.pop("position_ids", None), *kwargs.pop("position_embeddings")
+    strange = [name for name, value in kwargs.items() if isinstance(value, torch.Tensor)]
+    if strange:
+        raise RuntimeError(
+            f"vLLM-Flow does not know which rows {', '.join(strange)} of this model's layers are "
+            "about; serve it without additional_config['vllm_flow']."
+        )
+
+    def plain(positions: Any, hidden_RH: torch.Tensor, _: None) -> Any:
+        ids, *tables = positions
+        result = forward(
+            hidden_RH[None], position_ids=ids, position_embeddings=tuple(tables), **kwargs
+        )
+        return (result[0] if isinstance(result, tuple) else result)[0], None
+
+    return hook(plain, positions, hidden_1TH[0], None)[0][None]
+
+
+def _batched_norm(hook: Forward, forward: Forward, hidden_1RH: torch.Tensor) -> torch.Tensor:
+    return hook(lambda hidden_RH: forward(hidden_RH[None])[0], hidden_1RH[0])[None]
+
+
+def _select_batched(positions: Any, rows: torch.Tensor) -> Any:
+    ids, *tables = positions
+    return select_positions(ids, rows), *(table.index_select(-2, rows) for table in tables)
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How one kind of layer is wrapped; see :data:`vllm_flow.engine.families.decoder_parts.Call`."""
+
+    layer: Forward
+    """``layer(hook, forward, *args, **kwargs)``: calls ``hook(plain forward, positions, hidden,
+    residual)``, and returns what the model expects."""
+    norm: Forward
+    """``norm(hook, forward, *args, **kwargs)``, likewise with ``hook(plain forward, hidden, ...)``."""
+    select: Callable[[Any, torch.Tensor], Any] = select_positions
+    """The positions of some rows."""
+
+
+FORMS = {
+    "residual": CallForm(_residual_layer, _residual_norm),
+    "tensor": CallForm(_tensor_layer, _tensor_norm),
+    "batched": CallForm(_batched_layer, _batched_norm, _select_batched),
+}

@@ -1,0 +1,35 @@
+"""What the decoder hook needs to know of a loaded model, whatever its family.
+
+Data only; knows no family and imports neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Call: TypeAlias = Literal["residual", "tensor", "batched"]
+"""How a model calls its layers and its final norm (T rows of a step, H wide):
+
+- ``residual``: ``layer(positions, hidden [T, H], residual) -> (hidden, residual)``, ``norm(hidden, residual)``
+- ``tensor``: ``layer(hidden_states=[T, H], position_ids=[T]) -> hidden``, ``norm(hidden)``
+- ``batched``: ``layer(hidden [1, T, H], position_ids=, position_embeddings=) -> hidden``, ``norm(hidden)``,
+  the layers of transformers
+"""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The parts of a language model that the hook wraps, shallowest layer first."""
+
+    model: nn.Module
+    """The module that runs the layers."""
+    layers: Sequence[nn.Module]
+    norm: nn.Module
+    call: Call = "residual"
+    injected: str | None = None
+    """Keyword argument of ``model`` that maps names to tensors [T, H], which it adds between layers."""

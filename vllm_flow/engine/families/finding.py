@@ -1,0 +1,87 @@
+"""Finding the decoder in a loaded vLLM model, and checking that its layers are called as tested.
+
+Seam: vLLM's habit of keeping layers and final norm side by side in one module. Knows no family.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from vllm_flow.engine.families.decoder_parts import Decoder
+
+PATHS = ("language_model.model", "llm.model", "model.text_model", "model.language_model", "model")
+"""Where the decoder may be, from the outermost module; the first that holds layers is taken."""
+
+RESIDUAL = ("positions", "hidden_states", "residual")
+"""Parameters of a layer's ``forward`` that the call ``residual`` needs, in this order."""
+
+USUAL = ("input_ids", "positions", "intermediate_tensors", "inputs_embeds")
+"""Parameters of the module that runs the layers, where it adds nothing between them."""
+
+_INSTEAD = "serve this model without additional_config['vllm_flow']"
+
+
+def inner_model(model: Any, paths: Sequence[str] = PATHS) -> Any:
+    """The module with ``layers`` and ``norm``.
+
+    Raises:
+        ValueError: there is none under these paths.
+    """
+    for path in paths:
+        found = model
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if len(getattr(found, "layers", ())) and hasattr(found, "norm"):
+            return found
+    raise ValueError(
+        f"vLLM-Flow finds no decoder layers in {type(model).__name__} (looked at "
+        f"{', '.join(paths)}); serve it without additional_config['vllm_flow']."
+    )
+
+
+def residual_decoder(model: Any) -> Decoder:
+    """The usual family: a language model of vLLM behind a tower, nothing between its layers."""
+    inner = inner_model(model)
+    return Decoder(inner, list(inner.layers), inner.norm)
+
+
+def check_call(decoder: Decoder) -> None:
+    """Refuse layers whose ``forward`` is not called as the hook calls it.
+
+    Raises:
+        ValueError: names the layer and its parameters.
+    """
+    if decoder.call != "residual":
+        return
+    for kind in {type(layer) for layer in decoder.layers}:
+        found = tuple(inspect.signature(kind.forward).parameters)[1:]
+        if found[:3] != RESIDUAL:
+            raise ValueError(
+                f"vLLM-Flow calls decoder layers with ({', '.join(RESIDUAL)}), but {kind.__name__} "
+                f"takes ({', '.join(found)}); {_INSTEAD}."
+            )
+
+
+def check_nothing_between(decoder: Decoder) -> None:
+    """Refuse a model that nobody has tested if it may add something between its layers.
+
+    What it adds has the rows of the whole step. Where a single one is left past the cliff, an
+    addition would broadcast and nobody would notice.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    kind = type(decoder.model)
+    known = (*USUAL, decoder.injected)
+    strange = [
+        name
+        for name, parameter in list(inspect.signature(kind.forward).parameters.items())[1:]
+        if name not in known and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    if strange:
+        raise ValueError(
+            f"vLLM-Flow does not know which rows {', '.join(strange)} of {kind.__name__} are about; "
+            f"{_INSTEAD}."
+        )

@@ -1,0 +1,137 @@
+"""Which model families can evict, and what leaves and what stays; with a model, whether that one can.
+
+Without a model a Markdown table, the one of the README. With one (a folder, or a name of the hub) its
+configuration is built as the server builds it; no weights are loaded. Exit status 1 where the model
+would be refused, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from vllm_flow.engine.families.known import FAMILIES, Family
+
+COLUMNS = ("Family", "Language model in vLLM", "A picture becomes", "Stays as text", "Verified")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("model", nargs="?", help="look at this model: a folder, or a hub name")
+    parser.add_argument(
+        "--picture",
+        type=size,
+        metavar="WIDTHxHEIGHT",
+        help="with a model: its tokens for a picture of this size, and what each cliff saves",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table, or what is true of one model; 1 where it would be refused."""
+    if args.model is None and args.picture is not None:
+        print("--picture needs a model: its processor decides how many tokens a picture becomes.")
+        return 2
+    if args.model is None:
+        print("\n".join(table()))
+        return 0
+    # vLLM logs how it comes to its choices, which would drown what is said here.
+    logging.getLogger("vllm").setLevel(logging.ERROR)
+    try:
+        for line in about(args.model, args.picture):
+            print(line)
+    except (ValueError, OSError) as error:
+        print(f"{args.model}: {error}")
+        return 1
+    return 0
+
+
+def size(text: str) -> tuple[int, int]:
+    """``640x480``: width and height in pixels."""
+    width, cross, height = text.partition("x")
+    if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 640x480")
+    return int(width), int(height)
+
+
+def table() -> Iterator[str]:
+    """The registry as a Markdown table, a row per family."""
+    yield _row(COLUMNS)
+    yield _row(["---"] * len(COLUMNS))
+    for family in FAMILIES:
+        yield _row(
+            (
+                f"{family.name} (`{'`, `'.join(family.architectures)}`)",
+                ", ".join(family.decoders) or "any",
+                family.layout,
+                family.stays.replace("<", "\\<").replace("|", "\\|"),
+                verified(family),
+            )
+        )
+
+
+def verified(family: Family) -> str:
+    """How a family was verified: what ran, and what its answers were compared with."""
+    kinds = len(family.checkpoints)
+    made = "a tiny random checkpoint" if kinds == 1 else f"{kinds} tiny random checkpoints"
+    text = f"{made}, every cliff, against {family.compared}"
+    return f"{text}; {family.beyond}" if family.beyond else text
+
+
+def about(model: str, picture: tuple[int, int] | None = None) -> Iterator[str]:
+    """Lines about one model, and about a picture of a width and height.
+
+    Raises:
+        ValueError: it would be refused; names the reason and the remedy.
+        OSError: there is no such model.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    from vllm_flow.engine import families, plugin
+    from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
+
+    plugin.register()
+    arguments = EngineArgs(
+        model=model, enforce_eager=True, additional_config={CONFIG_KEY: {families.UNTESTED: True}}
+    )
+    config = arguments.create_engine_config().model_config
+    families.check_supported(config)
+    family = families.family_of(config.architecture)
+    assert family is not None, "check_supported refuses what has no row"
+    layers = config.get_total_num_hidden_layers()
+    settings = FlowSettings.read({}, layers)
+    yield f"{config.architecture} is supported: {family.name}"
+    yield f"  language model   {config.hf_text_config.model_type}, {layers} layers: flow_cliff 0 to {layers}"
+    yield (
+        f"  storage          {len(settings.group_starts)} groups of {settings.group_layers} layers, "
+        "if group_layers is left out"
+    )
+    yield f"  a picture        {family.layout}"
+    yield f"  stays as text    {family.stays}"
+    yield f"  verified         {verified(family)}"
+    if picture is not None:
+        yield from _about_picture(config, picture)
+
+
+def _about_picture(model_config: Any, picture: tuple[int, int]) -> Iterator[str]:
+    from vllm_flow.picture_cost import TEXT_TOKENS, decoder_shape, picture_tokens, savings
+
+    tokens = picture_tokens(model_config, *picture)
+    yield ""
+    yield (
+        f"A picture of {picture[0]} x {picture[1]} pixels: {tokens.evicted} tokens leave at the "
+        f"cliff, {tokens.kept} around them stay."
+    )
+    shape = decoder_shape(model_config)
+    if shape is None:
+        yield "What a cliff saves is not counted for mixtures of experts."
+        return
+    yield f"Saved of a prefill with {TEXT_TOKENS} tokens of text (language model only):"
+    yield "  flow_cliff    FLOPs   KV bytes"
+    for cliff, flops, stored in savings(shape, tokens.evicted):
+        yield f"  {cliff:10}   {flops:6.1%}     {stored:6.1%}"
+
+
+def _row(cells: list[str] | tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"

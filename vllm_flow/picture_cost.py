@@ -1,0 +1,75 @@
+"""What a picture of some size becomes for one model, and what each cliff would save of it.
+
+Tokens come from vLLM's processor of the model, on a black picture; costs from shapes alone
+(``vllm_flow/profile/ideal.py``). Loads no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_flow.profile.ideal import ModelShape, Workload, kv_bytes, prefill_flops
+
+TEXT_TOKENS = 64
+"""Text beside the picture, where costs are compared."""
+
+
+@dataclass(frozen=True)
+class PictureTokens:
+    """A picture in the prompt."""
+
+    evicted: int
+    """Embeddings of the picture, which leave at the cliff."""
+    kept: int
+    """Markers within its placeholder, which are text."""
+
+
+def picture_tokens(model_config: Any, width: int, height: int) -> PictureTokens:
+    """Tokens of one picture, by the processor that a request would go through.
+
+    Args:
+        model_config: vLLM's finished ``ModelConfig``.
+    """
+    from PIL import Image
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    processor = MULTIMODAL_REGISTRY.create_processor(model_config)
+    items = processor.info.parse_mm_data({"image": [Image.new("RGB", (width, height))]})
+    found = processor(processor.dummy_inputs.get_dummy_text({"image": 1}), items)
+    places = found["mm_placeholders"]["image"]
+    evicted = sum(
+        end + 1 - start for place in places for start, end in place.extract_embeds_range()
+    )
+    return PictureTokens(evicted, sum(place.length for place in places) - evicted)
+
+
+def decoder_shape(model_config: Any) -> ModelShape | None:
+    """The language model's shape; None for a mixture of experts, whose FLOPs are not counted here."""
+    text = model_config.hf_text_config
+    if model_config.is_moe or not isinstance(getattr(text, "intermediate_size", None), int):
+        return None
+    return ModelShape(
+        layers=model_config.get_total_num_hidden_layers(),
+        hidden=model_config.get_hidden_size(),
+        heads=text.num_attention_heads,
+        kv_heads=model_config.get_total_num_kv_heads(),
+        head_dim=model_config.get_head_size(),
+        mlp=text.intermediate_size,
+        vocab=model_config.get_vocab_size(),
+        value_bytes=model_config.dtype.itemsize,
+    )
+
+
+def savings(shape: ModelShape, image_tokens: int) -> Iterator[tuple[int, float, float]]:
+    """Per cliff, at every eighth of the layers: it, and the shares of FLOPs and KV bytes saved."""
+    work = Workload(text_tokens=TEXT_TOKENS, image_tokens=image_tokens, output_tokens=1)
+    flops = prefill_flops(shape, work, shape.layers).total
+    stored = kv_bytes(shape, work, shape.layers)
+    for cliff in sorted({shape.layers * eighth // 8 for eighth in range(8)}):
+        yield (
+            cliff,
+            1 - prefill_flops(shape, work, cliff).total / flops,
+            1 - kv_bytes(shape, work, cliff) / stored,
+        )
