@@ -6,6 +6,7 @@ stream, and with one form of each picture. A cell that fails ends it with the ce
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from nbclient.exceptions import CellExecutionError
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "first_steps.ipynb"
 CELL_SECONDS = 600
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -26,6 +28,8 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             if output.output_type == "stream":
                 if output.name == "stderr":
                     continue
+                lines = COLOURS.sub("", output.text).splitlines(keepends=True)
+                output.text = "".join(line.rstrip() + "\n" for line in lines if line.strip())
                 if kept and kept[-1].output_type == "stream":
                     kept[-1].text += output.text
                     continue
