@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from vllm.v1.request import Request
+from typing import TYPE_CHECKING
 
 from vllm_flow.engine.observers import Observer
 from vllm_flow.engine.requests import image_spans
-from vllm_flow.engine.storage import FlowAttentionManager
 from vllm_flow.layout import TokenLayout
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
+
+    from vllm_flow.engine.storage import FlowAttentionManager
 
 KEPT = 4096
 """Finished requests that are remembered."""

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 from prometheus_client import Counter
 
+from vllm_flow.engine.footprints import Footprint
 from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.policy import CLIFF_KEY
 from vllm_flow.spans import ImageSpans
-
-if TYPE_CHECKING:
-    from vllm_flow.engine.footprints import Footprint
 
 REPORT_KEY = "vllm_flow"
 OUTLINE_KEY = "outline"

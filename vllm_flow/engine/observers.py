@@ -7,10 +7,11 @@ a response reports. One concern per file: `footprints`, `reports`, `attention/an
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vllm.v1.engine import EngineCoreOutput
-from vllm.v1.request import Request
+if TYPE_CHECKING:
+    from vllm.v1.engine import EngineCoreOutput
+    from vllm.v1.request import Request
 
 
 class Observer:
