@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -47,6 +48,8 @@ def checkpoint_of(
         return built[name]
 
     yield get
+    if "tests.families.running" in sys.modules:  # else nobody opened an engine
+        sys.modules["tests.families.running"].close_all()
 
 
 @pytest.fixture(scope="session")

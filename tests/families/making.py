@@ -61,6 +61,8 @@ class Checkpoint:
     """Whether the processor takes a list of pictures per prompt."""
     rename: Callable[[str], str] | None = None
     """Name of a weight as saved by transformers 5 -> as the hub and vLLM have it."""
+    experts_transposed: bool = False
+    """Whether the hub has the experts' matrices the other way round than transformers 5 keeps them."""
     write: Callable[[Any, Path], None] | None = None
     """Writes the whole checkpoint around the filled model, where transformers does not know the layout."""
     unit_offset: bool = False
@@ -156,9 +158,13 @@ def save(checkpoint: Checkpoint, where: Path) -> Checkpoint:
     model.config.dtype = torch.float32
     model.save_pretrained(where)
     (checkpoint.processor or checkpoint.saved).save_pretrained(where)
-    if checkpoint.rename is not None:
+    if checkpoint.rename is not None or checkpoint.experts_transposed:
         file = where / "model.safetensors"
-        weights = {checkpoint.rename(name): value for name, value in load_file(file).items()}
+        rename = checkpoint.rename or (lambda name: name)
+        weights = {rename(name): value for name, value in load_file(file).items()}
+        if checkpoint.experts_transposed:
+            for name in [name for name in weights if ".experts." in name]:
+                weights[name] = weights[name].transpose(1, 2).contiguous()
         save_file(weights, file, metadata={"format": "pt"})
     written = json.loads((where / "config.json").read_text())
     assert written["architectures"], "vLLM goes by this"

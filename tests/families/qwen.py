@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import transformers as hf
@@ -101,4 +102,5 @@ def qwen3_vl_moe() -> Checkpoint:
         decoder_sparse_step=1,
         norm_topk_prob=True,  # transformers does so whatever is said, vLLM asks
     )
-    return _qwen("Qwen3VLMoe", text, DEEPSTACK_TOWER, patch=16)
+    made = _qwen("Qwen3VLMoe", text, DEEPSTACK_TOWER, patch=16)
+    return replace(made, experts_transposed=True)
