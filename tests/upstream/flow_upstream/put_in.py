@@ -18,9 +18,9 @@ from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched import async_scheduler, diffusion_scheduler, scheduler
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
+from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.scheduler import FlowAsyncScheduler, FlowScheduler
 from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
-from vllm_flow.engine.storage import group_specs
 
 # Imported above so that its classes derive from vLLM's own schedulers, not from ours.
 assert issubclass(diffusion_scheduler.DiffusionScheduler, scheduler.Scheduler)
