@@ -82,7 +82,7 @@ bench: setup
 # Suites run side by side, each in a process of its own (vLLM chooses its model runner once per
 # process), and print when they are done. One after the other: make test JOBS=1.
 JOBS   ?= 2
-SUITES := test-engine test-unit test-server test-eval test-engine-v2 test-rest test-speed
+SUITES := test-engine test-unit test-server test-eval test-engine-v2 test-rest test-upstream test-speed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
 
 test: setup

@@ -42,10 +42,11 @@ def lines(found: Diagnosis) -> Iterator[str]:
     yield ", ".join(f"{name} {version}" for name, version in found.versions.items())
     yield ""
     for finding in found.findings:
-        yield f"{'PROBLEM' if finding.problem else 'ok':9}{finding.topic:{WIDTH}}{finding.text}"
+        text = " ".join(finding.text.split())  # of foreign errors, which may have many lines
+        yield f"{'PROBLEM' if finding.problem else 'ok':9}{finding.topic:{WIDTH}}{text}"
     yield ""
     if found.problems:
         first = found.problems[0]
-        yield f"Serving would not work: {first.topic}: {first.text}"
+        yield f"Serving would not work: {first.topic}: {' '.join(first.text.split())}"
     else:
         yield "Serving with vLLM-Flow works here, as far as can be seen without starting it."

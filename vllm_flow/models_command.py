@@ -3,6 +3,9 @@
 Without a model a Markdown table, the one of the README. With one (a folder, or a name of the hub) its
 configuration is built as the server builds it; no weights are loaded. Exit status 1 where the model
 would be refused, with the reason.
+
+    vllm-flow models
+    vllm-flow models Qwen/Qwen2.5-VL-7B-Instruct --picture 1024x768
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vllm_flow.engine.families.known import FAMILIES, Family
+from vllm_flow.exits import CommandError, Refused
 
 COLUMNS = ("Family", "Language model in vLLM", "A picture becomes", "Stays as text", "Verified")
 
@@ -31,8 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table, or what is true of one model; 1 where it would be refused."""
     if args.model is None and args.picture is not None:
-        print("--picture needs a model: its processor decides how many tokens a picture becomes.")
-        return 2
+        raise Refused(
+            "--picture needs a model: its processor decides how many tokens a picture becomes"
+        )
     if args.model is None:
         print("\n".join(table()))
         return 0
@@ -42,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
         for line in about(args.model, args.picture):
             print(line)
     except (ValueError, OSError) as error:
-        print(f"{args.model}: {error}")
-        return 1
+        raise CommandError(f"{args.model}: {error}") from error
     return 0
 
 

@@ -33,13 +33,6 @@ PATIENCE = 60
 STATUSES = {0, 1, 2}
 
 
-TODO = ("eval/tasks/", "eval/scoring/", "vllm_flow/eval/tasks/", "vllm_flow/eval/scoring/")
-"""Rooms whose faults are mended beside this test; once they are, this goes.
-
-Known: reading.py, read_json and read_json_lines: numbers of more than 4300 digits, deep nesting.
-"""
-
-
 class Hangs(BaseException):
     """Raised where a command takes too long; nothing catches it."""
 
@@ -66,7 +59,8 @@ def ending(argv: list[str]) -> tuple[Any, str, str]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    lines = err.getvalue().strip().splitlines()
+    # What doctor finds is its result, and not an error of its own.
+    lines = (out if argv[0] == "doctor" else err).getvalue().strip().splitlines()
     return status, lines[-1] if lines else "", ""
 
 
@@ -92,7 +86,8 @@ def fault(argv: list[str]) -> tuple[str, str] | None:
 
 
 def ours(name: str, line: str) -> bool:
-    return bool(re.match(rf"vllm-flow {name}( \w+)?: ", line)) and len(line) < 3000
+    begins = "Serving would not work: " if name == "doctor" else rf"vllm-flow {name}( \w+)?: "
+    return bool(re.match(begins, line)) and len(line) < 3000
 
 
 @contextlib.contextmanager
@@ -137,11 +132,6 @@ def test_spoilt_files(subject: Subject, tmp_path: Path) -> None:
             if fault_found is not None:
                 found.setdefault(*fault_found)
             seed += 1
-    todo = [place for place in found if place.startswith(TODO)]
-    for place in todo:
-        print(f"to do: {place}\n{found.pop(place)}")
-    if todo and not found:
-        pytest.xfail(f"mended elsewhere: {'; '.join(todo)}")
     if found:
         told = "\n\n".join(f"{place}\n{text}" for place, text in found.items())
         pytest.fail(f"{len(found)} ends that are not ours:\n\n{told}", pytrace=False)

@@ -40,4 +40,4 @@ def test_what_is_refused_says_why(
     config["text_config"] |= {"model_type": "gemma", "architectures": ["GemmaForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert main(["models", str(tmp_path)]) == 1
-    assert "is of the type 'gemma'" in capsys.readouterr().out
+    assert "is of the type 'gemma'" in capsys.readouterr().err

@@ -30,7 +30,7 @@ def test_a_size_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(ArgumentTypeError, match="not a size such as 640x480"):
             size(text)
     assert main(["models", "--picture", "640x480"]) == 2
-    assert "needs a model" in capsys.readouterr().out
+    assert "needs a model" in capsys.readouterr().err
 
 
 def test_what_a_cliff_saves() -> None:

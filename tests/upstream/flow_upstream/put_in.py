@@ -103,6 +103,7 @@ class _BareScheduler:
 
     def __init__(self, manager: KVCacheManager, num_groups: int) -> None:
         self.kv_cache_manager = manager
+        self.hash_block_size = manager.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         self.vllm_config = SimpleNamespace(
             additional_config=_options(LAYERS, num_groups),
             model_config=SimpleNamespace(get_total_num_hidden_layers=lambda: LAYERS),
