@@ -54,6 +54,9 @@ def _file(node_id: str) -> str:
 
 BY_HAND = "puts the scheduler together by hand"
 
+COUNTS = "counts the blocks of one group"
+CONNECTOR = "uses a KV connector, which the extension refuses"
+
 EXPECTED: tuple[Difference, ...] = (
     Difference(
         BY_HAND,
@@ -74,5 +77,71 @@ EXPECTED: tuple[Difference, ...] = (
         ),
         ("1", "2"),
         AttributeError,
+    ),
+    Difference(
+        COUNTS,
+        "compares a request's block ids, or the pool's free blocks, with those of a single group.",
+        (
+            "test_prefix_caching.py::test_prefill",
+            "test_prefix_caching.py::test_prefill_plp",
+            "test_prefix_caching.py::test_decode",
+            "test_prefix_caching.py::test_evict",
+            "test_prefix_caching.py::test_computed_blocks_not_evicted",
+            "test_prefix_caching.py::test_mm_prefix_caching",
+            "test_prefix_caching.py::test_cache_key_salting",
+            "test_prefix_caching.py::test_prefill_not_enough_free_blocks_with_computed_blocks",
+            "test_prefix_caching.py::test_reset_prefix_cache",
+            "test_prefix_caching.py::test_session_id_does_not_affect_prefix_cache_identity",
+            "test_prefix_caching.py::test_eagle_enabled_removes_last_block",
+        ),
+        ("2",),
+    ),
+    Difference(
+        COUNTS,
+        "expects the events of one group: two announce every block of tokens, each with its group.",
+        (
+            "test_prefix_caching.py::test_kv_cache_events",
+            "test_prefix_caching.py::test_block_stored_event_session_id",
+            "test_prefix_caching.py::test_block_stored_event_group_idx_out_of_bounds",
+        ),
+        ("2",),
+    ),
+    Difference(
+        COUNTS,
+        "leaves so many free blocks by hand that a request of one group just fits, or just does not.",
+        (
+            "test_prefix_caching.py::test_full_sequence_admission_reserves_device_blocks_for_immediate_chunk[10-False]",
+            "test_deferred_block_free.py::test_cow_retentions_deferred_until_copy_step_processed",
+        ),
+        ("2",),
+    ),
+    Difference(
+        COUNTS,
+        "expects the pool to be as large as one group makes it.",
+        (
+            "test_scheduler.py::test_kv_connector_basic",
+            "test_scheduler.py::test_ec_connector_with_partial_cache_hit_multi_round[True]",
+            "test_scheduler.py::test_ec_connector_unable_to_allocate[False]",
+        ),
+        ("2",),
+    ),
+    Difference(
+        CONNECTOR,
+        "asks a connector without support for several groups, which vLLM asserts never happens.",
+        (
+            "test_scheduler.py::test_pause_new_drains_async_kv_loads[load-in-flight]",
+            "test_scheduler.py::test_pause_new_drains_async_kv_loads[load-done]",
+            "test_scheduler.py::test_external_prefix_cache_metrics[True-*]",
+            "test_scheduler.py::test_kv_connector_unable_to_allocate",
+            "test_scheduler.py::test_kv_connector_handles_preemption",
+            "test_scheduler.py::test_priority_scheduling_preemption_and_resumption_when_out_of_kv",
+            "test_scheduler.py::test_ec_connector_unable_to_allocate[True]",
+            "test_scheduler.py::test_priority_scheduling_ec_connector_preemption_and_resumption[True-*]",
+            "test_scheduler.py::test_ec_connector_allocate_encoder_tokens_with_external_load[True]",
+            "test_scheduler.py::test_abort_request_waiting_for_remote_kvs",
+            "test_scheduler.py::test_abort_request_finished_recving",
+            "test_async_scheduler.py::test_kv_pressure_preempt_mid_handoff[kv_consumer-*]",
+        ),
+        ("2",),
     ),
 )
