@@ -99,7 +99,13 @@ def about(model: str, picture: tuple[int, int] | None = None) -> Iterator[str]:
     arguments = EngineArgs(
         model=model, enforce_eager=True, additional_config={CONFIG_KEY: {families.UNTESTED: True}}
     )
-    config = arguments.create_engine_config().model_config
+    try:
+        config = arguments.create_engine_config().model_config
+    except (ValueError, OSError):
+        raise
+    # Of foreign files, which may lack anything or hold it in any type.
+    except Exception as error:
+        raise ValueError(f"its configuration cannot be read ({error!r})") from error
     families.check_supported(config)
     family = families.family_of(config.architecture)
     assert family is not None, "check_supported refuses what has no row"

@@ -255,4 +255,6 @@ SUBJECTS = (
     Subject("doctor", model_folder, lambda f: ["doctor", "--model", str(f / "model")],
             lambda patch: patch.setattr("vllm_flow.engine.diagnosis.check_torchvision", tuple), ("model/config.json",),
             1),
+    Subject("models", model_folder, lambda f: ["models", str(f / "model"), "--picture", "64x48"],
+            lambda patch: None, CONFIGS, 1),
 )  # fmt: skip
