@@ -84,7 +84,12 @@ def test_the_reader_finds_what_the_backend_wrote(write: Any, cache: Any, expecte
     if current_platform.is_cpu():
         current_platform.import_kernels()
     cache = cache.clone(memory_format=torch.preserve_format)
-    read = key_reader(layer_writing(write, cache))
+    try:
+        read = key_reader(layer_writing(write, cache))
+    except RuntimeError as error:
+        if "Unsupported CPU attention configuration" not in str(error):
+            raise
+        pytest.skip(f"vLLM has no such kernel for this processor: {error}")
     assert read is expected
     assert not cache.any(), "the block that was tried must be as it was"
     keys = torch.randn(BLOCKS * SLOTS, HEADS, SIZE).to(cache.dtype)

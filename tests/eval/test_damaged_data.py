@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.eval import files
 from tests.eval.test_pope_sources import label_files
 from tests.eval.test_scienceqa import official as scienceqa_files
-from tests.eval.test_score_command import damaged
+from tests.eval.test_score_input import damaged
 from tests.eval.test_textvqa import official as textvqa_files
 from vllm_flow.eval.sweep.schema import items_table
 from vllm_flow.eval.tasks import get_task
