@@ -107,11 +107,11 @@ class CliffEngine:
 
         Of the baseline, from the attention log that the engine writes into `folder`.
         """
-        from vllm_flow.engine.inspect import scheduler_of
+        from vllm_flow.engine.inspect import attention_log
 
         asks = [self._ask(index, self.policies[-1]) for index in indices]
         outputs = self._run([(ask, {LOG_KEY: True}) for ask in asks], max_tokens=1)
-        if not scheduler_of(self.actor.llm).flow_log.flush():
+        if not attention_log(self.actor.llm).flush():
             raise CliffError(f"the attention log in {folder} was not written in time.")
         rows = pq.read_table(folder / "mass", columns=["request_id", "layer", "token", "image"])
         shares = {

@@ -43,6 +43,12 @@ def footprints(llm: LLM | Any) -> dict[str, Footprint]:
     return dict(scheduler_of(llm).flow_footprints.latest)
 
 
+def attention_log(llm: LLM | Any) -> Any:
+    """The :class:`~vllm_flow.engine.attention.writer.AttentionLogWriter`, None where none is configured."""
+    logged = scheduler_of(llm).flow_logged
+    return None if logged is None else logged.log
+
+
 def check_integrity(llm: LLM | Any) -> None:
     """Check that no KV block is leaked, lost or shared wrongly; may run between any two steps.
 

@@ -109,9 +109,9 @@ def measure(arguments: argparse.Namespace, directory: str) -> None:
 
 
 def _log_of(llm: LLM) -> Any:
-    from vllm_flow.engine.inspect import scheduler_of
+    from vllm_flow.engine.inspect import attention_log
 
-    return scheduler_of(llm).flow_logged.log
+    return attention_log(llm)
 
 
 def _flush(llm: LLM, arguments: argparse.Namespace) -> float:
