@@ -82,6 +82,8 @@ bench: setup
 # Suites run side by side, each in a process of its own (vLLM chooses its model runner once per
 # process), and print when they are done. One after the other: make test JOBS=1.
 JOBS   ?= 2
+# Two of Ray's clusters at a time are more than two cores bear: these run one after the other.
+STARTS_RAY := tests/commands/test_cluster.py tests/commands/test_interrupt.py
 SUITES := test-engine test-unit test-server test-eval test-engine-v2 test-rest test-upstream test-speed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
 
@@ -95,12 +97,12 @@ test-unit: setup
 	@$(PYTEST) tests/unit tests/demo_model
 
 test-eval: setup
-	@echo "tests: evaluation"
-	@$(PYTEST) tests/eval
+	@echo "tests: evaluation, and what else starts Ray"
+	@$(PYTEST) tests/eval $(STARTS_RAY)
 
 test-rest: setup
 	@echo "tests: commands, analysis, profile"
-	@$(PYTEST) tests/commands
+	@$(PYTEST) tests/commands $(STARTS_RAY:%=--ignore=%)
 	@$(PYTEST) tests/analysis
 	@$(PYTEST) tests/profile
 

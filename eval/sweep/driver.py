@@ -137,7 +137,8 @@ def connect(address: str | None, engines: int | None) -> Pool:
                 log_to_driver=False,
                 logging_level="ERROR",
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        # Of Ray's own processes that did not come up, Ray says so with a bare Exception.
+        except Exception as error:
             raise SweepError(f"Ray cannot start here: {_short(str(error), 600)}") from error
     return pool_of(ray.cluster_resources(), engines)
 
