@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_flow.layout import TokenLayout
-from vllm_flow.policy import AttentionLog
+from vllm_flow.log_keys import AttentionLog
 from vllm_flow.spans import IntArray
 
 SYSTEM, USER, OUTPUT = -3, -2, -1

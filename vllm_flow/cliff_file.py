@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from vllm_flow.outputs import write_text
-from vllm_flow.policy import CLIFF_KEY, FlowPolicy, PolicyError, parse_policy
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy_keys import CLIFF_KEY, parse_policy
+from vllm_flow.policy_values import PolicyError
 from vllm_flow.user_text import parse_json
 
 FORMAT = "vllm-flow-cliff/1"

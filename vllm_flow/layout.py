@@ -29,7 +29,7 @@ class TokenLayout:
         """The layout, or None where nothing is ever evicted (no policy, or no image)."""
         if policy is None or spans.total == 0:
             return None
-        return cls(spans, policy.cliff)
+        return cls(spans, policy.images[0][0].layer)
 
     def evicts_at(self, layer: int) -> bool:
         """Whether decoder layer ``layer`` (0-based) sees no image token."""

@@ -31,7 +31,9 @@ CELL = 16
 """Width of a token in the lower panels: 21 of them are as wide as six blocks of 56."""
 SLOT, BLOCK_WIDTH = 13, 56
 
-LAYOUTS = {name: TokenLayout.of(FlowPolicy(cliff), SPANS) for name, cliff in CLIFFS.items()}
+LAYOUTS = {
+    name: TokenLayout.of(FlowPolicy.withdrawal(cliff), SPANS) for name, cliff in CLIFFS.items()
+}
 STARTS = storage_groups(LAYERS, GROUP)
 POSITIONS = np.arange(TOKENS)
 IS_IMAGE = SPANS.is_image(POSITIONS)

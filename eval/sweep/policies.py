@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_flow.policy import CLIFF_KEY
+from vllm_flow.policy_keys import CLIFF_KEY
 from vllm_flow.user_text import whole_number
 
 KINDS = ("baseline", "cliff", "text-only", "downsample")

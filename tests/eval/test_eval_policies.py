@@ -14,7 +14,8 @@ from vllm_flow.eval.sweep.policies import (
     grid_of_budget,
     parse_policies,
 )
-from vllm_flow.policy import parse_policy
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy_keys import parse_policy
 
 layer_counts = st.integers(1, 80)
 
@@ -71,7 +72,7 @@ def test_the_engine_reads_the_keys_as_meant(case: tuple[int, int]) -> None:
     num_layers, cliff = case
     (policy,) = parse_policies(f"cliff={cliff}", num_layers)
     read = parse_policy(policy.request_keys(), num_layers)
-    assert (num_layers if read is None else read.cliff) == cliff
+    assert read == (None if cliff == num_layers else FlowPolicy.withdrawal(cliff))
 
 
 @given(st.integers(1, 40), layer_counts.flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))

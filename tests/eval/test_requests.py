@@ -54,7 +54,7 @@ def test_waves_hold_embeddings_of_one_size(grids: list[int | None]) -> None:
 @given(st.integers(0, 8), st.integers(0, 40), st.integers(1, 60))
 def test_what_a_cliff_saves(cliff: int, image: int, text: int) -> None:
     geometry = Geometry(8, (0, 2, 4, 6), 4, 100)
-    layout = TokenLayout.of(FlowPolicy(cliff), ImageSpans.from_ranges([(0, image)]))
+    layout = TokenLayout.of(FlowPolicy.withdrawal(cliff), ImageSpans.from_ranges([(0, image)]))
     if cliff == 8:
         layout = None
     blocks = predict_blocks(image + text, layout, (0, 2, 4, 6), 4)

@@ -35,7 +35,7 @@ class Case:
 
     @property
     def layout(self) -> TokenLayout | None:
-        policy = None if self.cliff is None else FlowPolicy(self.cliff)
+        policy = None if self.cliff is None else FlowPolicy.withdrawal(self.cliff)
         return TokenLayout.of(policy, ImageSpans.from_ranges((p, p + 1) for p in self.image))
 
     def alive(self, position: int, layer: int) -> bool:
@@ -183,7 +183,7 @@ def test_a_step_of_image_tokens_only_leaves_no_row() -> None:
 
 
 def test_a_policy_on_a_prompt_without_image_plans_nothing() -> None:
-    assert TokenLayout.of(FlowPolicy(0), ImageSpans()) is None
+    assert TokenLayout.of(FlowPolicy.withdrawal(0), ImageSpans()) is None
     assert plan_of([(Case(5, frozenset(), 2), 0, 5)]) is None
 
 

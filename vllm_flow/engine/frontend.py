@@ -17,16 +17,9 @@ from vllm_flow.engine.prefix import SALT_MARK, policy_salt
 from vllm_flow.engine.requests import token_layout, unreached_modality
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.layout import TokenLayout
-from vllm_flow.policy import (
-    CLIFF_KEY,
-    LOG_KEY,
-    TASK_KEY,
-    PolicyError,
-    admit,
-    parse_log,
-    parse_policy,
-    parse_task,
-)
+from vllm_flow.log_keys import LOG_KEY, parse_log
+from vllm_flow.policy_keys import CLIFF_KEY, TASK_KEY, admit, parse_policy, parse_task, request_keys
+from vllm_flow.policy_values import PolicyError
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -110,7 +103,7 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
         default = settings.profile.of_task(task)
     params.extra_args = own_keys or None
     if default is not None:
-        params.extra_args = {**own_keys, **default.request_keys()}
+        params.extra_args = {**own_keys, **request_keys(default)}
     layout = token_layout(params, request.mm_features or (), settings.num_layers)
     policy = parse_policy(params.extra_args, settings.num_layers)
     obstacle = None if policy is None else _obstacle(request, layout)

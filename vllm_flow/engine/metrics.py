@@ -18,7 +18,7 @@ from prometheus_client import Counter
 
 from vllm_flow.engine.footprints import Footprint
 from vllm_flow.layout import TokenLayout, predict_blocks
-from vllm_flow.policy import CLIFF_KEY
+from vllm_flow.policy_keys import CLIFF_KEY
 from vllm_flow.spans import ImageSpans
 
 REPORT_KEY = "vllm_flow"

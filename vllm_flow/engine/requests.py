@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from vllm_flow.attention import KeySpans, LoggedRequest
 from vllm_flow.decode_plan import decode_facts
 from vllm_flow.layout import TokenLayout
+from vllm_flow.log_keys import AttentionLog, parse_log
 from vllm_flow.plan import ScheduledRequest, StepPlan, plan_step
-from vllm_flow.policy import AttentionLog, parse_log, parse_policy
+from vllm_flow.policy_keys import parse_policy
 from vllm_flow.spans import ImageSpans
 
 if TYPE_CHECKING:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_flow.cliff_file import Profile, ProfileError, essential, read_profile
 from vllm_flow.layout import default_group_layers, storage_groups
-from vllm_flow.policy import POLICY_KEYS, FlowPolicy, PolicyError, parse_policy
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy_keys import POLICY_KEYS, parse_policy
+from vllm_flow.policy_values import PolicyError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
