@@ -60,7 +60,10 @@ class FlowRunnerV1:
                 self.flow_tap.remove(request_id)
         for request in scheduler_output.scheduled_new_reqs:
             layout = self.flow_requests.add(
-                request.req_id, request.sampling_params, request.mm_features
+                request.req_id,
+                request.sampling_params,
+                request.mm_features,
+                len(request.prompt_token_ids or ()),
             )
             if self.flow_tap is not None:
                 logged = logged_request(request, self.flow_settings.num_layers, layout)

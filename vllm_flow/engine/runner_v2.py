@@ -43,7 +43,10 @@ class FlowModelState(ModelState):
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         layout = self.flow_requests.add(
-            new_req_data.req_id, new_req_data.sampling_params, new_req_data.mm_features
+            new_req_data.req_id,
+            new_req_data.sampling_params,
+            new_req_data.mm_features,
+            len(new_req_data.prompt_token_ids or ()),
         )
         if self.flow_tap is not None:
             logged = logged_request(new_req_data, self.flow_requests.num_layers, layout)
