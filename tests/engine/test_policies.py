@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.engine import v2_cpu
-from tests.engine.cases import LONG
+from tests.engine.cases import LONG, one_image
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, assert_exact
 from tests.engine.policy_cases import place_mixed
+from tests.engine.tiny_llava import words
 
 CHUNKS: dict[str, tuple[int, dict[str, Any]]] = {
     "groups-of-2": (2, {}),
