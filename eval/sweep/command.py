@@ -44,12 +44,22 @@ BATCH_ITEMS = 32
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vllm-flow eval`."""
+    _add_questions(parser.add_argument_group("what is asked"))
+    engine = parser.add_argument_group("the engines")
+    engine.add_argument("--engines", type=positive, help="default: one per GPU, else one")
+    engine.add_argument(
+        "--ray-address", help="a Ray cluster (default: RAY_ADDRESS, else this machine)"
+    )
+    add_engine(engine)
+    _add_running(parser.add_argument_group("running"))
+
+
+def _add_questions(what: Any) -> None:
     from vllm_flow.eval.sweep.conversation import NAMES
     from vllm_flow.eval.sweep.policies import SYNTAX
     from vllm_flow.eval.tasks import task_names
     from vllm_flow.pictures import READINGS
 
-    what = parser.add_argument_group("what is asked")
     what.add_argument(
         "--model", required=True, help="directory, hub name, or `demo` for the demo model"
     )
@@ -83,14 +93,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "stored, as LLaVA's and OPERA's scripts do",
     )
 
-    engine = parser.add_argument_group("the engines")
-    engine.add_argument("--engines", type=positive, help="default: one per GPU, else one")
-    engine.add_argument(
-        "--ray-address", help="a Ray cluster (default: RAY_ADDRESS, else this machine)"
-    )
-    add_engine(engine)
 
-    running = parser.add_argument_group("running")
+def _add_running(running: Any) -> None:
     running.add_argument(
         "--batch", type=positive, default=BATCH_ITEMS, help="items given to an engine at once"
     )
