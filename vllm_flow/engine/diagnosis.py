@@ -209,7 +209,7 @@ def check_model(model: str) -> Iterable[Finding]:
     from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
 
     plugin.register()
-    arguments = EngineArgs(model=model, enforce_eager=True, additional_config={CONFIG_KEY: {}})
+    arguments = EngineArgs(model=model, additional_config={CONFIG_KEY: {}})
     config = arguments.create_engine_config()
     settings = FlowSettings.of(config)
     text = config.model_config.hf_text_config.model_type
