@@ -62,9 +62,11 @@ def apply(metrics: Any) -> None:
         return make_request_output
 
     def around_finished(original: Callable[..., Any]) -> Callable[..., Any]:
-        def _update_stats_from_finished(self: Any, req_state: Any, *args: Any) -> Any:
+        def _update_stats_from_finished(
+            self: Any, req_state: Any, *args: Any, **kwargs: Any
+        ) -> Any:
             metrics.count(req_state)
-            return original(self, req_state, *args)
+            return original(self, req_state, *args, **kwargs)
 
         return _update_stats_from_finished
 

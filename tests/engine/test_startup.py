@@ -262,7 +262,7 @@ def test_what_is_supported_is_accepted(model_dir: Path, arguments: dict[str, Any
     assert config.parallel_config.worker_cls == plugin.WORKER_CLS
 
 
-@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "1.0"])
+@pytest.mark.parametrize("version", ["0.31.9", "0.34.0", "1.0"])
 def test_an_untested_vllm_is_refused(version: str) -> None:
-    with pytest.raises(ValueError, match="tested with vLLM >= 0.32.0, < 0.33.0"):
+    with pytest.raises(ValueError, match="tested with vLLM >= 0.32.0, < 0.34.0"):
         check_version(version)

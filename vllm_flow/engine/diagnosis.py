@@ -100,7 +100,7 @@ def check_vllm() -> Iterable[Finding]:
             problem=True,
         )
         return
-    from vllm_flow.engine.support import TESTED_VLLM, check_version
+    from vllm_flow.engine.support import TESTED_VLLM, check_version, how_tested
 
     low, high = TESTED_VLLM
     try:
@@ -108,7 +108,11 @@ def check_vllm() -> Iterable[Finding]:
     except ValueError as error:
         yield Finding("vLLM", str(error), problem=True)
     else:
-        yield Finding("vLLM", f"{found[0]} {found[1]}, in the tested range (>= {low}, < {high}).")
+        yield Finding(
+            "vLLM",
+            f"{found[0]} {found[1]}, in the tested range (>= {low}, < {high}); with it ran "
+            f"{how_tested(found[1])}.",
+        )
 
 
 def check_plugin() -> Iterable[Finding]:

@@ -43,9 +43,9 @@ class FlowRunnerV1(model_call.EagerProfile):
         return group_specs(super().get_kv_cache_spec(), self.flow_settings)
 
     def initialize_kv_cache(
-        self, kv_cache_config: Any, is_profiling: bool = False, **kwargs: Any
+        self, kv_cache_config: Any, is_profiling: bool = False, *args: Any, **kwargs: Any
     ) -> None:
-        super().initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)
+        super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
         self.flow_steps = StepBuilder(self.attn_groups, kv_cache_config, self.device)
         if self.flow_settings.attention_log is not None and not is_profiling:
             layers = self.compilation_config.static_forward_context

@@ -74,6 +74,7 @@ class FlowModelState(ModelState):
         attn_groups: Sequence[Sequence[Any]],
         kv_cache_config: Any,
         for_capture: bool = False,
+        *args: Any,
         **kwargs: Any,
     ) -> dict[str, Any]:
         if for_capture or cudagraph_mode == CUDAGraphMode.FULL:
@@ -100,6 +101,8 @@ class FlowModelState(ModelState):
             slot_mappings,
             attn_groups,
             kv_cache_config,
+            for_capture,
+            *args,
             **kwargs,
         )
 
@@ -171,9 +174,9 @@ class FlowRunnerV2(model_call.EagerProfile):
         return group_specs(super().get_kv_cache_spec(), self.flow_settings)
 
     def initialize_kv_cache(
-        self, kv_cache_config: Any, is_profiling: bool = False, **kwargs: Any
+        self, kv_cache_config: Any, is_profiling: bool = False, *args: Any, **kwargs: Any
     ) -> None:
-        super().initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)
+        super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
         self.model_state.flow_steps = StepBuilder(self.attn_groups, kv_cache_config, self.device)
         if self.flow_settings.attention_log is not None and not is_profiling:
             layers = self.vllm_config.compilation_config.static_forward_context

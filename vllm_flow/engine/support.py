@@ -8,8 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-TESTED_VLLM = ("0.32.0", "0.33.0")
+TESTED_VLLM = ("0.32.0", "0.34.0")
 """Tested range of vLLM: from the first, up to but without the second."""
+
+NEXT_VLLM = "0.33.0"
+"""The version that has no CPU build yet; see ``make test-next-vllm``."""
+
+HOW_TESTED = {
+    "0.32": "the whole test suite, on its CPU build",
+    "0.33": "seams, exactness, prefix caching and request lifecycles, its Python over 0.32's CPU "
+    "binaries; it has no CPU build yet",
+}
+"""Minor version -> what ran with it. None of them ran on a GPU yet."""
 
 
 def check_supported(vllm_config: Any, vllm_version: str) -> None:
@@ -40,6 +50,13 @@ def check_version(version: str) -> None:
             f"vLLM-Flow was tested with vLLM >= {low}, < {high} and does not support "
             f"{version}; install a tested version, or leave out additional_config['vllm_flow']."
         )
+
+
+def how_tested(version: str) -> str:
+    """What was run with a version in the tested range."""
+    from packaging.version import Version
+
+    return HOW_TESTED[".".join(map(str, Version(version).release[:2]))]
 
 
 def check_hash_unit(hash_block_size: int, block_sizes: Sequence[int]) -> None:
