@@ -81,8 +81,8 @@ def _around_output(metrics: Any, original: Callable[..., Any]) -> Callable[..., 
 
 
 def _around_finished(metrics: Any, original: Callable[..., Any]) -> Callable[..., Any]:
-    def _update_stats_from_finished(self: Any, req_state: Any, *args: Any) -> Any:
+    def _update_stats_from_finished(self: Any, req_state: Any, *args: Any, **kwargs: Any) -> Any:
         metrics.count(req_state)
-        return original(self, req_state, *args)
+        return original(self, req_state, *args, **kwargs)
 
     return _update_stats_from_finished

@@ -110,6 +110,7 @@ class EngineActor:
             "kv_cache_memory_bytes": options.kv_cache_bytes,
             "block_size": options.block_size,
             "limit_mm_per_prompt": {"image": 1},
+            # So that all policies' answers come from the same kernels.
             "enforce_eager": True,
             # Off, so that what a request takes does not depend on what was asked before it.
             "enable_prefix_caching": False,

@@ -184,7 +184,7 @@ def show(console: Console, results: Results, written: list[Path], seconds: float
 
 def serve_flags(options: EngineOptions) -> str:
     """The engine's options as flags of `vllm serve`, the extension's own left out."""
-    flags = f"--enforce-eager --dtype {options.dtype} --max-model-len {options.max_model_len}"
+    flags = f"--dtype {options.dtype} --max-model-len {options.max_model_len}"
     if options.block_size is not None:
         flags += f" --block-size {options.block_size}"
     if options.kv_cache_bytes is not None:

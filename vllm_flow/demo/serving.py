@@ -65,7 +65,7 @@ def start_engine(options: EngineOptions) -> tuple[LLM, Engine]:
         kv_cache_memory_bytes=options.kv_cache_bytes,
         block_size=options.block_size,
         limit_mm_per_prompt={"image": 1},
-        enforce_eager=True,
+        enforce_eager=True,  # compiling would take longer than the demo
         enable_prefix_caching=False,
         use_tqdm_on_load=False,
         disable_log_stats=False,  # per-request time stamps
