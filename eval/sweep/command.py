@@ -58,6 +58,7 @@ def _add_questions(what: Any) -> None:
     from vllm_flow.eval.sweep.conversation import NAMES
     from vllm_flow.eval.sweep.policies import SYNTAX
     from vllm_flow.eval.tasks import task_names
+    from vllm_flow.eval.tasks.prompts import STYLES
     from vllm_flow.pictures import READINGS
 
     what.add_argument(
@@ -78,6 +79,13 @@ def _add_questions(what: Any) -> None:
         choices=NAMES,
         default="auto",
         help="prompt format (default: LLaVA-1.5's for LLaVA-1.5, else the model's chat template)",
+    )
+    what.add_argument(
+        "--prompts",
+        choices=STYLES,
+        default="llava",
+        help="wording of the questions: LLaVA-1.5's (default), or what the family's authors published, where the "
+        "task has it",
     )
     what.add_argument(
         "--image-preparation",

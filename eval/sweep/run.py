@@ -27,7 +27,7 @@ from vllm_flow.eval.sweep.model_facts import DEMO_MODELS, ModelError, ModelFacts
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run, RunError, difference
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
-from vllm_flow.eval.tasks import Item, get_task
+from vllm_flow.eval.tasks import Item, Task, get_task
 from vllm_flow.exits import keeping
 from vllm_flow.layout import default_group_layers
 from vllm_flow.outputs import check_folder, real
@@ -55,7 +55,9 @@ def evaluate(args: Namespace) -> int:
     preparation = None if args.image_preparation == "task" else args.image_preparation
     background_of(args.engine_args)  # refused here, not in every engine
     tasks = [
-        read_task(name, args.data, args.limit, args.seed, preparation, args.image_reading)
+        read_task(
+            name, args.data, args.limit, args.seed, preparation, args.image_reading, args.prompts
+        )
         for name in args.tasks
     ]
     with driver.connected(args.ray_address, args.engines) as pool:
@@ -80,6 +82,7 @@ def run_settings(
         "command": ["vllm-flow", *sys.argv[1:]],
         **engine_settings(args, facts, on_gpu),
         "prompt": facts.conversation.prompt("{text}", True),
+        "prompts": args.prompts,
         "image_preparation": args.image_preparation,
         "image_reading": args.image_reading,
         "data": str(real(args.data)),
@@ -142,21 +145,32 @@ def read_task(
     seed: int,
     preparation: str | None,
     reading: str = "server",
+    prompts: str = "llava",
 ) -> TaskWork:
     """A task's items under ``data/<task>``; a variant (`textvqa-no-ocr`) shares its task's folder."""
-    task = get_task(name)
+    task = get_task(name).asked_as(prompts)
     own = real(data) / name
     folder = own if os.path.exists(own) else own.with_name(name.partition("-")[0])
-    items = sample(task.read(folder), limit, seed)
+    items = sample(task.read(folder), limit, seed, task)
     return TaskWork(name, items, task.max_tokens, preparation or task.image_preparation, reading)
 
 
-def sample(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
-    """At most `limit` items, drawn with `seed` and left in their order."""
+def sample(
+    items: Sequence[Item], limit: int | None, seed: int, task: Task | None = None
+) -> list[Item]:
+    """At most `limit` items, drawn with `seed` and left in their order; what `task` scores together is
+    drawn together."""
     if limit is None or limit >= len(items):
         return list(items)
-    kept = sorted(random.Random(seed).sample(range(len(items)), limit))
-    return [items[index] for index in kept]
+    bundles: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        bundles.setdefault(task.bundle(item)[0] if task else item.id, []).append(index)
+    drawn = list(bundles.values())
+    kept: list[int] = []
+    for choice in random.Random(seed).sample(range(len(drawn)), min(limit, len(drawn))):
+        if len(kept) + len(drawn[choice]) <= limit:
+            kept += drawn[choice]
+    return [items[index] for index in sorted(kept)]
 
 
 def wanted(tasks: Sequence[TaskWork], policies: Sequence[Policy]) -> int:
