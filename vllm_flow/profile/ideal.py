@@ -3,8 +3,9 @@
 Every measured figure of the profile stands beside one of these. Knows no engine and no clock.
 
 Conventions. A multiply-add counts as two FLOPs. A prompt has ``text_tokens`` + ``image_tokens``
-rows; decoder layers with index < cliff run all of them, the others the text rows only; cliff =
-number of layers is the baseline. Sums over causal attention count the pairs that exist, i.e.
+rows, the latter in ``images`` images of equal size. What a layer sees of them is a *depth*: a cliff (decoder
+layers with index < cliff run all rows, the others the text rows only; the number of layers is the
+baseline), or a policy, which may keep some. Sums over causal attention count the pairs that exist, i.e.
 R (R + 1) / 2 for R rows, wherever in the prompt the image stands. Norms, rotary embeddings and
 softmax are left out: they are linear in the rows, below one per cent of the rest.
 """
@@ -13,20 +14,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.spans import ImageSpans
+
+Depth: TypeAlias = "int | FlowPolicy"
 
 
-def row_count_ideal(*, num_layers: int, cliff: int, prompt_tokens: int, image_tokens: int) -> float:
+def evicted_per_layer(
+    depth: Depth, num_layers: int, image_tokens: int, images: int = 1
+) -> tuple[int, ...]:
+    """Image tokens that are gone, layer by layer."""
+    if isinstance(depth, int):
+        return tuple(image_tokens if layer >= depth else 0 for layer in range(num_layers))
+    each = [image_tokens // images + (n < image_tokens % images) for n in range(images)]
+    return tuple(
+        sum(total - depth.kept(layer, image, total) for image, total in enumerate(each))
+        for layer in range(num_layers)
+    )
+
+
+def row_count_ideal(
+    *, num_layers: int, cliff: Depth, prompt_tokens: int, image_tokens: int, images: int = 1
+) -> float:
     """Prefill speed-up if time were proportional to rows x layers.
 
     Rows of all layers without eviction over rows of all layers with it; the vision tower, the
     output head and the quadratic part of attention are not counted.
     """
     full = num_layers * prompt_tokens
-    return full / (full - (num_layers - cliff) * image_tokens)
+    return full / (full - sum(evicted_per_layer(cliff, num_layers, image_tokens, images)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +110,10 @@ class Workload:
         """Tokens with keys and values at the end: all but the last output token."""
         return self.prompt_tokens + self.output_tokens - 1
 
+    def evicted(self, depth: Depth, num_layers: int) -> tuple[int, ...]:
+        """Image tokens that are gone, layer by layer."""
+        return evicted_per_layer(depth, num_layers, self.image_tokens, self.images)
+
     def context(self, tokens_out: int) -> int:
         """Tokens that the step computing output token ``tokens_out`` (0-based, >= 1) reads."""
         return self.prompt_tokens + tokens_out
@@ -113,17 +134,15 @@ class Flops:
         return self.linear + self.attention + self.head + self.tower
 
 
-def layer_rows(shape: ModelShape, work: Workload, cliff: int) -> tuple[int, ...]:
+def layer_rows(shape: ModelShape, work: Workload, cliff: Depth) -> tuple[int, ...]:
     """Prompt rows that run through each decoder layer.
 
     Raises:
-        ValueError: ``cliff`` is not in [0, layers].
+        ValueError: a cliff that is not in [0, layers].
     """
-    if not 0 <= cliff <= shape.layers:
+    if isinstance(cliff, int) and not 0 <= cliff <= shape.layers:
         raise ValueError(f"cliff={cliff}: it must be in 0 ... {shape.layers}.")
-    return tuple(
-        work.prompt_tokens if layer < cliff else work.text_tokens for layer in range(shape.layers)
-    )
+    return tuple(work.prompt_tokens - gone for gone in work.evicted(cliff, shape.layers))
 
 
 def tower_flops(tower: TowerShape | None, images: int, hidden: int) -> int:
@@ -139,7 +158,7 @@ def tower_flops(tower: TowerShape | None, images: int, hidden: int) -> int:
 
 
 def prefill_flops(
-    shape: ModelShape, work: Workload, cliff: int, *, with_tower: bool = True
+    shape: ModelShape, work: Workload, cliff: Depth, *, with_tower: bool = True
 ) -> Flops:
     """FLOPs of one request's prefill up to its first token.
 
@@ -157,20 +176,19 @@ def prefill_flops(
 
 
 def prefill_ratio(
-    shape: ModelShape, work: Workload, cliff: int, *, with_tower: bool = True
+    shape: ModelShape, work: Workload, cliff: Depth, *, with_tower: bool = True
 ) -> float:
     """The baseline's prefill FLOPs over the cliff's: the speed-up of a FLOP-bound prefill."""
     full = prefill_flops(shape, work, shape.layers, with_tower=with_tower)
     return full.total / prefill_flops(shape, work, cliff, with_tower=with_tower).total
 
 
-def stored_tokens(shape: ModelShape, work: Workload, cliff: int, context: int) -> int:
+def stored_tokens(shape: ModelShape, work: Workload, cliff: Depth, context: int) -> int:
     """Keys that one decoded row reads in all layers together, at ``context`` tokens so far."""
-    past = shape.layers - min(cliff, shape.layers)
-    return shape.layers * context - past * work.image_tokens
+    return shape.layers * context - sum(work.evicted(cliff, shape.layers))
 
 
-def decode_flops(shape: ModelShape, work: Workload, cliff: int) -> Flops:
+def decode_flops(shape: ModelShape, work: Workload, cliff: Depth) -> Flops:
     """FLOPs of one request's decode: every output token but the first."""
     steps = work.output_tokens - 1
     reads = sum(
@@ -183,41 +201,31 @@ def decode_flops(shape: ModelShape, work: Workload, cliff: int) -> Flops:
     )
 
 
-def decode_step_bytes(shape: ModelShape, work: Workload, cliff: int, batch: float) -> float:
+def decode_step_bytes(shape: ModelShape, work: Workload, cliff: Depth, batch: float) -> float:
     """Bytes a decode step reads, averaged over a request: weights once, each request's keys and values."""
     weights = (shape.layers * shape.layer_parameters + shape.head_parameters) * shape.value_bytes
     context = work.prompt_tokens + work.output_tokens / 2
-    past = shape.layers - min(cliff, shape.layers)
-    tokens = shape.layers * context - past * work.image_tokens
+    tokens = shape.layers * context - sum(work.evicted(cliff, shape.layers))
     return weights + batch * tokens * shape.token_bytes
 
 
-def decode_ratio(shape: ModelShape, work: Workload, cliff: int, batch: float) -> float:
+def decode_ratio(shape: ModelShape, work: Workload, cliff: Depth, batch: float) -> float:
     """The baseline's bytes per decode step over the cliff's: the speed-up of a memory-bound decode."""
     full = decode_step_bytes(shape, work, shape.layers, batch)
     return full / decode_step_bytes(shape, work, cliff, batch)
 
 
-def kv_bytes(shape: ModelShape, work: Workload, cliff: int) -> int:
+def kv_bytes(shape: ModelShape, work: Workload, cliff: Depth) -> int:
     """Bytes of one request's keys and values at its end, without the rounding to blocks."""
     return stored_tokens(shape, work, cliff, work.computed_tokens) * shape.token_bytes
 
 
-def layout(work: Workload, cliff: int) -> TokenLayout:
-    """A layout with this many image tokens; where they stand does not matter once all are computed."""
-    found = TokenLayout.of(
-        FlowPolicy.withdrawal(cliff), ImageSpans.from_ranges([(0, work.image_tokens)])
-    )
-    assert found is not None, "there is an image"
-    return found
-
-
 def kv_blocks(
-    work: Workload, cliff: int, group_starts: Sequence[int], block_size: int
+    work: Workload, cliff: Depth, group_starts: Sequence[int], block_size: int
 ) -> tuple[int, ...]:
     """KV blocks one request holds at its end, per storage group."""
-    plan = layout(work, cliff) if work.image_tokens else None
-    return predict_blocks(work.computed_tokens, plan, group_starts, block_size)
+    gone = work.evicted(cliff, max(group_starts) + 1)
+    return tuple(-(-(work.computed_tokens - gone[start]) // block_size) for start in group_starts)
 
 
 def concurrent_requests(pool_blocks: int, blocks_each: int) -> int:
