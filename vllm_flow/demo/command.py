@@ -27,7 +27,7 @@ from vllm_flow.engine.process import quieten
 from vllm_flow.exits import CommandError, Refused, keeping
 from vllm_flow.outputs import check_folder
 
-QUESTIONS = 32
+QUESTIONS = 24
 """Yes/no questions by default; the other kinds have their share of it."""
 FEW_CLIFFS = 6
 """Cliffs, spread over the range, at which kinds are asked that are not asked at all of them."""
