@@ -2,8 +2,8 @@
 
 ``VLLM_FLOW_FAMILIES=all`` runs every checkpoint (``make test-families``), a comma-separated list runs
 those, and without it a few stand for the rest. The model runner is the process's
-(``VLLM_USE_V2_MODEL_RUNNER``), ``VLLM_FLOW_COMPILED=1`` leaves torch.compile on; the table goes to the terminal, and to the file that
-``VLLM_FLOW_FAMILIES_TABLE`` names.
+(``VLLM_USE_V2_MODEL_RUNNER``), ``VLLM_FLOW_COMPILED=1`` leaves torch.compile on; the table goes to the
+terminal, and to the file that ``VLLM_FLOW_FAMILIES_TABLE`` names.
 """
 
 from __future__ import annotations

@@ -21,6 +21,19 @@ from vllm.forward_context import get_forward_context
 
 from vllm_flow.engine.calls import FORMS
 from vllm_flow.engine.families import Decoder
+from vllm_flow.engine.last_layer import KeyWriter
+
+
+@dataclass(frozen=True)
+class DeviceLastKeys:
+    """A plan's last keys on the device; see :class:`vllm_flow.last_layer.LastKeys` for D."""
+
+    rows: torch.Tensor
+    """[D] rows of the step."""
+    gather: torch.Tensor
+    """[D] rows of the variant before."""
+    slots: torch.Tensor
+    """[D] slots to write."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,8 @@ class DeviceVariant:
     """[R] rows of the step that are alive; None where all are."""
     gather: torch.Tensor | None
     """[R] rows of the variant before; None where nothing is dropped."""
+    last: DeviceLastKeys | None = None
+    """Rows of which this one layer only stores keys and values."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,8 @@ class DecoderHook:
         self._replacements: list[tuple[nn.Module, Callable[..., Any]]] = []
         form = FORMS[decoder.call]
         self._select = form.select
+        self.decoder = decoder
+        self._key_writers = [KeyWriter(layer) for layer in decoder.layers]
         for index, layer in enumerate(decoder.layers):
             self._replace(layer, partial(form.layer, partial(self._layer, index)))
         self._replace(decoder.norm, partial(form.norm, self._norm))
@@ -150,6 +167,13 @@ class DecoderHook:
         variant = step.variants.get(index)
         if variant is not None:
             self._variant = variant
+            if (last := variant.last) is not None:
+                self._key_writers[index].write(
+                    self._select(positions, last.rows),
+                    hidden_TH.index_select(0, last.gather),
+                    None if residual_TH is None else residual_TH.index_select(0, last.gather),
+                    last.slots,
+                )
             if variant.gather is not None:
                 hidden_RH = hidden_RH.index_select(0, variant.gather)
                 if residual_RH is not None:

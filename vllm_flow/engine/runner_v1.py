@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm_flow.engine import adoption, encoder_cache, model_call
+from vllm_flow.engine import adoption, encoder_cache, last_layer, model_call
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.groups import group_specs
@@ -47,6 +47,9 @@ class FlowRunnerV1(model_call.EagerProfile):
     ) -> None:
         super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
         self.flow_steps = StepBuilder(self.attn_groups, kv_cache_config, self.device)
+        self.flow_requests.spares_last_layers = last_layer.spares(
+            self.flow_hook.decoder, self.attn_groups
+        )
         if self.flow_settings.attention_log is not None and not is_profiling:
             layers = self.compilation_config.static_forward_context
             kernel = self.flow_settings.attention_log_kernel
