@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 
@@ -51,33 +52,39 @@ class LastLayer(Variant):
 def spare_last_layers(plan: StepPlan, requests: Sequence[ScheduledRequest]) -> StepPlan:
     """The plan in which rows leave one layer before their cliff, all but their keys and values.
 
-    Rows that leave before layer 0 have no such layer.
+    Rows that leave before layer 0 have no such layer, and of rows that are chosen on the device, or leave
+    after such a choice, the host cannot say which they are: these leave where the plan says.
 
     Args:
         plan: made of these requests by :func:`vllm_flow.plan.plan_step`.
         requests: the batch in row order.
     """
-    leaving = {v.first_layer: v for v in plan.variants if v.gather is not None and v.first_layer}
+    known = tuple(takewhile(_decided, plan.variants))
+    leaving = {v.first_layer: v for v in known if v.gather is not None and v.first_layer}
     if not leaving:
         return plan
     every_row = np.arange(plan.num_rows, dtype=np.int64)
     starts = {v.first_layer for v in plan.variants} | {layer - 1 for layer in leaving}
-    before, variants = every_row, []
+    before, variants = every_row, list[Variant]()
     for layer in sorted(starts):
         now = plan.variant_at(layer)
         if layer + 1 in leaving:
             stock = _stock_rows(requests) if now is None else (now.row_requests, now.positions)
             rows = every_row if now is None or now.rows is None else now.rows
-            made = _last_layer(layer, before, rows, stock, leaving[layer + 1].rows)
+            variants.append(_last_layer(layer, before, rows, stock, leaving[layer + 1].rows))
         else:
             assert now is not None, "a layer is in the list for a variant or for the one after it"
-            rows = every_row if now.rows is None else now.rows
-            # Rows may have left one layer earlier than this variant says.
-            whole = len(rows) == len(before)
-            made = replace(now, gather=None if whole else np.searchsorted(before, rows))
-        variants.append(made)
-        before = every_row if made.rows is None else made.rows
+            # Behind a last layer the rows have left already.
+            left = bool(variants) and isinstance(variants[-1], LastLayer)
+            variants.append(replace(now, gather=None) if left else now)
+        alive = variants[-1].rows
+        before = every_row if alive is None else alive
     return StepPlan(plan.num_rows, tuple(variants))
+
+
+def _decided(variant: Variant) -> bool:
+    """Whether the host knows which rows are alive: no rank on the device chooses them."""
+    return not getattr(variant, "rankings", ())
 
 
 def _last_layer(

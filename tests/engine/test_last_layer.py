@@ -12,7 +12,6 @@ from vllm.model_executor.layers.linear import QKVParallelLinear
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend
-from vllm.v1.attention.backends.flashinfer import FlashInferBackend
 
 from tests.engine.cases import GQA, LONG, QWEN, Ask, one_image, text_around
 from tests.engine.fixtures import OpenEngine
@@ -113,12 +112,11 @@ def test_a_weight_that_is_kept_is_not_copied(open_engine: OpenEngine) -> None:
 
 def fake_decoder(kind: str = "LlamaDecoderLayer", call: Any = "residual", **attn: Any) -> Decoder:
     """One layer of the usual kind but for what is named."""
-    inner = {"kv_sharing_target_layer_name": None, "calculate_kv_scales": False}
-    inner |= {name: attn.pop(name) for name in list(attn) if name in inner}
+    sharing = attn.pop("kv_sharing_target_layer_name", None)
     parts = {
         "qkv_proj": QKVParallelLinear.__new__(QKVParallelLinear),
         "rotary_emb": RotaryEmbedding.__new__(RotaryEmbedding),
-        "attn": SimpleNamespace(**inner),
+        "attn": SimpleNamespace(kv_sharing_target_layer_name=sharing),
     }
     layer = type(kind, (), {"self_attn": SimpleNamespace(**(parts | attn))})()
     return Decoder(nn.Identity(), [layer], nn.Identity(), call=call)
@@ -126,6 +124,10 @@ def fake_decoder(kind: str = "LlamaDecoderLayer", call: Any = "residual", **attn
 
 class WritesItself(CPUAttentionBackend):
     forward_includes_kv_cache_update = True
+
+
+class PlansOnTheHost(CPUAttentionBackend):
+    get_name = staticmethod(lambda: "FLASHINFER")
 
 
 @pytest.mark.parametrize(
@@ -138,9 +140,8 @@ class WritesItself(CPUAttentionBackend):
         (fake_decoder(qkv_proj=object()), CPUAttentionBackend, "its projection is a object"),
         (fake_decoder(rotary_emb=object()), CPUAttentionBackend, "positions go through object"),
         (fake_decoder(kv_sharing_target_layer_name="0"), CPUAttentionBackend, "share keys"),
-        (fake_decoder(calculate_kv_scales=True), CPUAttentionBackend, "scales of its keys"),
         (fake_decoder(), WritesItself, "CPU_ATTN stores keys within attention"),
-        (fake_decoder(), FlashInferBackend, "FLASHINFER may size its buffers"),
+        (fake_decoder(), PlansOnTheHost, "FLASHINFER may size its buffers"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

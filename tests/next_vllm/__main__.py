@@ -1,7 +1,7 @@
 """``python -m tests.next_vllm``: the suites that show whether the next vLLM breaks this package.
 
-What follows goes to pytest; a file among it takes the place of those named here. Status 0 as well where the version cannot be had,
-which is said.
+What follows goes to pytest; a file among it takes the place of those named here. Status 0 as well
+where the version cannot be had, which is said.
 """
 
 from __future__ import annotations

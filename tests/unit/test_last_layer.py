@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from hypothesis import given, settings
@@ -127,3 +127,32 @@ def test_text_around_images_is_given_in_runs() -> None:
     assert variant.query_start_loc.tolist() == [0, 2, 3, 6]
     assert variant.seq_lens.tolist() == [2, 6, 13]
     assert variant.requests.tolist() == [0, 0, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked(Variant):
+    """A variant of which the device chooses rows."""
+
+    rankings: tuple[str, ...] = ("an image's",)
+
+
+@given(batches(), st.integers(1, LAYERS - 1))
+def test_nothing_is_spared_where_the_device_chooses_rows(batch: Batch, chosen: int) -> None:
+    """From the first such variant on, the plan is as it was; before it, as if there were none."""
+    plans = plans_of(batch)
+    if plans is None or all(v.first_layer < chosen for v in plans[0].variants):
+        return
+    mixed = tuple(
+        v if v.first_layer < chosen else Ranked(*(getattr(v, f.name) for f in fields(Variant)))
+        for v in plans[0].variants
+    )
+    made = spare_last_layers(replace(plans[0], variants=mixed), scheduled(batch))
+    past = [v for v in made.variants if isinstance(v, Ranked)]
+    assert [id(v) for v in past] == [id(v) for v in mixed if isinstance(v, Ranked)]
+    for layer in range(LAYERS):
+        variant, whole, spared = (p.variant_at(layer) for p in (made, *plans))
+        last_before = any(v.first_layer == layer + 1 for v in past)
+        if layer >= past[0].first_layer or last_before:
+            assert not isinstance(variant, LastLayer)
+            continue
+        assert type(variant) is type(spared) or variant is whole

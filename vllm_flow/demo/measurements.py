@@ -92,6 +92,8 @@ class Engine:
     vllm: str
     torch: str
     device: str
+    key_share: float = 1.0
+    """Of a layer, what an image row costs in the last one before its cliff; 1: all of it."""
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,8 @@ def notes(results: Results) -> list[str]:
         out.append(
             f"Prefill: how many times faster than the baseline, median and range of "
             f"{rows[0].speedup.count} rounds in which the same batch runs at every cliff, and three times "
-            "at the baseline, whose median counts; ideal: rows times layers. Without the vision tower "
+            "at the baseline, whose median counts; ideal: rows times layers, of the last layer with image rows "
+            "their keys and values. Without the vision tower "
             "and the preparation of pictures."
         )
     disturbed = disturbed_rows(results)

@@ -72,7 +72,7 @@ def summarise(
                 cliff=cliff,
                 scores={kind: scores[kind][cliff] for kind in scores if cliff in scores[kind]},
                 speedup=spread(speedups[cliff]) if speedups.get(cliff) else None,
-                speedup_ideal=ideal_speedup(engine.num_layers, cliff, headline),
+                speedup_ideal=ideal_speedup(engine, cliff, headline),
                 blocks=fmean(sum(answer.blocks) for answer in headline),
                 blocks_predicted=fmean(sum(predicted_blocks(a, engine)) for a in headline),
                 blocks_equal=sum(equal),
@@ -146,11 +146,12 @@ def _ratios(kind: Kind, counts: Counts, baseline: int) -> dict[int, dict[str, Sc
     return found
 
 
-def ideal_speedup(num_layers: int, cliff: int, answers: Sequence[Answer]) -> float:
+def ideal_speedup(engine: Engine, cliff: int, answers: Sequence[Answer]) -> float:
     """The row-count ideal for the mean prompt; exact for a batch of these prompts."""
     return row_count_ideal(
-        num_layers=num_layers,
+        num_layers=engine.num_layers,
         cliff=cliff,
+        key_share=engine.key_share,
         prompt_tokens=sum(answer.prompt_tokens for answer in answers),
         image_tokens=sum(answer.image_tokens for answer in answers),
     )

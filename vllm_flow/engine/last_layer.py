@@ -53,8 +53,6 @@ def reason_against(decoder: Decoder, backends: Iterable[Any]) -> str | None:
             return f"its positions go through {type(attn.rotary_emb).__name__}"
         if attn.attn.kv_sharing_target_layer_name is not None:
             return "layers share keys"
-        if attn.attn.calculate_kv_scales:
-            return "the scales of its keys are measured while they are stored"
     for backend in backends:
         name = backend.get_name()
         if backend.forward_includes_kv_cache_update:
