@@ -90,7 +90,7 @@ class Geometry:
     def savings(
         self,
         *,
-        cliff: int,
+        image_rows: int,
         image_tokens: int,
         full_image_tokens: int,
         computed_tokens: int,
@@ -99,8 +99,8 @@ class Geometry:
         """The columns of a row that say what a policy saved.
 
         Args:
-            cliff: layers that saw the image tokens; the number of layers for all.
-            image_tokens: as prefilled.
+            image_rows: image tokens x layers of the prefill.
+            image_tokens: in the prompt.
             full_image_tokens: of the same prompt without a policy.
             computed_tokens: with keys and values at the end, as prefilled.
             blocks: held at the end, per storage group.
@@ -112,7 +112,7 @@ class Geometry:
             "kv_blocks": held,
             "kv_blocks_baseline": baseline,
             "kv_bytes_saved": (baseline - held) * self.block_bytes,
-            "prefill_rows_saved": full_image_tokens * self.num_layers - image_tokens * cliff,
+            "prefill_rows_saved": full_image_tokens * self.num_layers - image_rows,
         }
 
 
