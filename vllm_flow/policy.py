@@ -9,7 +9,7 @@ request writes a policy is `policy_keys`', which tokens a rank keeps is `ranks`'
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Literal, TypeAlias
@@ -90,6 +90,13 @@ class FlowPolicy:
     def stages_of(self, image: int) -> tuple[Stage, ...]:
         """The stages of the image with this index in the prompt."""
         return self.images[0] if self.shared else self.images[image]
+
+    def within(self, num_layers: int) -> FlowPolicy:
+        """The same without stages that a decoder of ``num_layers`` layers never reaches."""
+        images = tuple(
+            tuple(stage for stage in stages if stage.layer < num_layers) for stages in self.images
+        )
+        return self if images == self.images else replace(self, images=images)
 
     def kept(self, layer: int, image: int, total: int) -> int:
         """Tokens that decoder layer ``layer`` sees of an image of ``total`` tokens."""

@@ -8,6 +8,7 @@ in view of the prompt is left to the front end. The grammar, with examples: docs
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
@@ -40,6 +41,7 @@ POLICY_KEYS = (CLIFF_KEY, KEEP_KEY, RANK_KEY, STAGES_KEY, PRESET_KEY, SEED_KEY, 
 """Keys that decide what is evicted."""
 REQUEST_KEYS = (*POLICY_KEYS, TASK_KEY, *LOG_KEYS)
 """Every request key this version understands; any other ``flow_*`` key is an error."""
+BASELINE = "baseline"
 MOST_IMAGES = 4096
 """Entries of a list with one value per image."""
 
@@ -91,6 +93,21 @@ def parse_policy(keys: Mapping[str, Any] | None, num_layers: int) -> FlowPolicy 
     return policy if any(images) or not policy.shared else None
 
 
+def operators_policy(keys: Mapping[str, Any], num_layers: int) -> FlowPolicy | None:
+    """A policy that an operator writes for requests of any kind; see :func:`parse_policy`.
+
+    Raises:
+        PolicyError: also where it is meant for prompts with a certain number of images.
+    """
+    policy = parse_policy(keys, num_layers)
+    if policy is not None and not policy.shared:
+        key = next(key for key in (CLIFF_KEY, KEEP_KEY) if isinstance(keys.get(key), (list, tuple)))
+        raise PolicyError(
+            key, keys[key], "requests have any number of images; give one value for all of them."
+        )
+    return policy
+
+
 def request_keys(policy: FlowPolicy) -> dict[str, Any]:
     """The flat keys a client sends for a policy; :func:`parse_policy` reads them back."""
     keys: dict[str, Any]
@@ -113,6 +130,22 @@ def request_keys(policy: FlowPolicy) -> dict[str, Any]:
     if policy.when != "prefill":
         keys[WHEN_KEY] = policy.when
     return keys
+
+
+def policy_label(keys: Mapping[str, Any] | None) -> str:
+    """What metrics call the policy of a request's settled keys: one of few names.
+
+    Clients choose seeds, shares and stages, and each name is a time series for ever. So a single cliff
+    is named, and of other policies the ranks.
+    """
+    keys = keys or {}
+    if isinstance(keys.get(CLIFF_KEY), int) and KEEP_KEY not in keys:
+        return f"cliff={keys[CLIFF_KEY]}"
+    text = f"{keys.get(RANK_KEY, '')} {keys.get(STAGES_KEY, '')}"
+    ranks = [rank for rank in RANKS if re.search(rf"\b{rank}\b", text)]
+    if ranks:
+        return f"ranks={'+'.join(ranks)}"
+    return "cliffs" if CLIFF_KEY in keys or STAGES_KEY in keys else BASELINE
 
 
 def _keep_value(stage: Stage) -> int | str:

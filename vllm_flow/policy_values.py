@@ -82,13 +82,15 @@ def read_keep(key: str, value: Any) -> Keep:
     Raises:
         PolicyError: neither; or a share above 1, which nobody can keep.
     """
-    keep = _keep(value) if isinstance(value, str) else value if integer(value) else None
+    keep: Keep | None = _keep(value) if isinstance(value, str) else None
+    if integer(value):
+        keep = int(value)
     if keep is None or keep < 0 or (isinstance(keep, Fraction) and keep > 1):
         reason = f"it must be {KEEP_FORMS}."
         if isinstance(value, float) and 0 < value < 1:
             reason = f'a share is written as text, so that it is exact: "{value * 100:g}%".'
         raise PolicyError(key, value, reason)
-    if integer(keep) and keep.bit_length() > 31:
+    if not isinstance(keep, Fraction) and keep.bit_length() > 31:
         raise PolicyError(key, value, "no image has so many tokens.")
     if isinstance(keep, Fraction) and keep in (0, 1):
         return WHOLE if keep else 0

@@ -11,7 +11,8 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from vllm_flow.layout import TokenLayout, packed_boundary, predict_blocks, storage_groups
+from vllm_flow.boundaries import packed_boundary
+from vllm_flow.layout import TokenLayout, predict_blocks, storage_groups
 from vllm_flow.plan import ScheduledRequest, plan_step
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans
@@ -256,7 +257,7 @@ def draw_blocks(sheet: Sheet, top: float) -> None:
 def draw_prefix(sheet: Sheet, top: float) -> None:
     """What the prefix cache keeps of whole blocks of tokens."""
     layout = LAYOUTS["A"]
-    boundary = packed_boundary(layout, PREFIX, BLOCK)
+    boundary = packed_boundary(SPANS, PREFIX, BLOCK)
     assert boundary.completed is not None and boundary.tail is not None
     prefix = PREFIX * BLOCK
     title = (

@@ -37,16 +37,25 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vllm-flow cliff`."""
-    from vllm_flow.eval.sweep.command import add_engine, positive
+    from vllm_flow.eval.sweep.command import add_engine
+
+    _add_questions(parser.add_argument_group("what is asked"))
+    _add_rule(parser.add_argument_group("the rule"))
+    add_engine(parser.add_argument_group("the engine"))
+    _add_results(parser.add_argument_group("what comes out"))
+
+
+def _add_questions(what: Any) -> None:
+    from vllm_flow.eval.sweep.command import positive
     from vllm_flow.eval.sweep.conversation import NAMES
     from vllm_flow.eval.tasks import task_names
     from vllm_flow.pictures import READINGS
 
-    what = parser.add_argument_group("what is asked")
     what.add_argument("--model", required=True, help="directory, hub name, or `demo`")
     what.add_argument("--data", required=True, type=Path, help="folder with one folder per task")
     what.add_argument(
@@ -60,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--image-preparation", choices=("task", "pad", "plain"), default="task")
     what.add_argument("--image-reading", choices=READINGS, default="server")
 
-    rule = parser.add_argument_group("the rule")
+
+def _add_rule(rule: Any) -> None:
     rule.add_argument(
         "--tolerance", type=_share, default=0.005, help="of the headline score (default: 0.5%%)"
     )
@@ -85,10 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of attention on the image for the comparison with attention alone (default: 10%%)",
     )
 
-    engine = parser.add_argument_group("the engine")
-    add_engine(engine)
 
-    out = parser.add_argument_group("what comes out")
+def _add_results(out: Any) -> None:
     out.add_argument(
         "--out", type=Path, default=Path("cliff.json"), help="the profile (default: cliff.json)"
     )

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from vllm_flow.eval.cliff.bounds import NOISE, Loss, loss_limits
 from vllm_flow.eval.statistics.bootstrap import bca_limits, resampling
-from vllm_flow.eval.tasks.base import Item, Task
+from vllm_flow.eval.tasks.base import Item, Scored, Task
 from vllm_flow.exits import Refused
 
 Array = NDArray[np.float64]
@@ -35,42 +34,37 @@ class CliffError(Refused):
     """The search cannot go on or begin; the message is for the user."""
 
 
-def in_random_order(items: Sequence[Item], seed: int, limit: int | None = None) -> list[Item]:
+def in_random_order(
+    items: Sequence[Item], seed: int, limit: int | None = None, task: Task | None = None
+) -> list[Item]:
     """The questions, picture by picture, pictures in random order; at most `limit` of them.
 
     A picture's questions stay together, so that none is on both sides of a split. A limit takes a
     question of every picture before it takes a second one: many pictures tell more than many questions
-    about a few.
+    about a few. Questions that `task` scores together count as one there.
     """
     draws = random.Random(seed)
-    by_picture: dict[str, list[Item]] = {}
+    by_picture: dict[str, dict[str, list[Item]]] = {}
     for item in draws.sample(list(items), len(items)):
-        by_picture.setdefault(picture_of(item), []).append(item)
-    rounds = itertools.zip_longest(*by_picture.values())
-    taken = [item for one in rounds for item in one if item is not None][:limit]
+        bundle = task.bundle(item)[0] if task is not None else item.id
+        by_picture.setdefault(item.picture_of, {}).setdefault(bundle, []).append(item)
+    rounds = itertools.zip_longest(*(bundles.values() for bundles in by_picture.values()))
     kept: dict[str, list[Item]] = {}
-    for item in taken:
-        kept.setdefault(picture_of(item), []).append(item)
+    left = len(items) if limit is None else limit
+    for bundle in (bundle for one in rounds for bundle in one if bundle is not None):
+        if len(bundle) > left:
+            break
+        left -= len(bundle)
+        kept.setdefault(bundle[0].picture_of, []).extend(bundle)
     return [item for questions in kept.values() for item in questions]
 
 
 def split_at(items: Sequence[Item], share: float) -> int:
     """How many questions make up at least `share` of all and whole pictures."""
     at = max(1, round(share * len(items)))
-    while at < len(items) and picture_of(items[at]) == picture_of(items[at - 1]):
+    while at < len(items) and items[at].picture_of == items[at - 1].picture_of:
         at += 1
     return at
-
-
-def picture_of(item: Item) -> str:
-    """What tells the pictures apart; a question without one stands for itself."""
-    return item.image if item.image is not None else f"\0{item.id}"
-
-
-@dataclass(frozen=True)
-class _Answer:
-    score: float
-    counts: Mapping[str, float]
 
 
 class Evidence:
@@ -80,10 +74,10 @@ class Evidence:
         self.task, self.items, self.num_layers = task, items, num_layers
         self.left_out: dict[int, str] = {}
         """Questions that not even the baseline can answer, and why; they are in no loss."""
-        self._answers: dict[int, dict[int, _Answer]] = {}
+        self._answers: dict[int, dict[int, Scored]] = {}
         self._index = {item.id: index for index, item in enumerate(items)}
         numbers: dict[str, int] = {}
-        self._unit = [numbers.setdefault(picture_of(item), len(numbers)) for item in items]
+        self._unit = [numbers.setdefault(item.picture_of, len(numbers)) for item in items]
         self._loss = lru_cache(maxsize=None)(self._measure)
 
     def add(self, item_id: str, layer: int, text: str | None, error: str | None) -> None:
@@ -95,7 +89,7 @@ class Evidence:
         index = self._index[item_id]
         if text is not None:
             scored = self.task.score(self.items[index], text)
-            self._answers.setdefault(layer, {})[index] = _Answer(scored.score, scored.counts)
+            self._answers.setdefault(layer, {})[index] = scored
         elif layer == self.num_layers:
             self.left_out[index] = str(error)
         elif index not in self.left_out:
@@ -120,7 +114,8 @@ class Evidence:
         """The headline metric at a layer, on those of the questions that were asked."""
         known = self._answers[layer]
         wanted = range(first, len(self.items) if last is None else last)
-        rows, _, names = self._table([known[at] for at in wanted if at in known])
+        answers = self.task.together(known[at] for at in wanted if at in known)
+        rows, _, names = self._table(answers)
         return float(np.asarray(self._headline(rows.sum(axis=0), names)))
 
     def all_asked(self, layer: int, confidence: float) -> Loss:
@@ -143,8 +138,8 @@ class Evidence:
         return self._loss_of(wanted, layer, confidence)
 
     def _loss_of(self, wanted: Sequence[int], layer: int, confidence: float) -> Loss:
-        pairs = [self._answers[self.num_layers][at] for at in wanted]
-        pairs += [self._answers[layer][at] for at in wanted]
+        arms = (self._answers[self.num_layers], self._answers[layer])
+        pairs = [one for arm in arms for one in self.task.together(arm[at] for at in wanted)]
         rows, scores, names = self._table(pairs)
         count = len(wanted)
         before, after = rows[:count], rows[count:]
@@ -196,7 +191,7 @@ class Evidence:
                 low, high = min(low, limits[0]), max(high, limits[1])
         return Loss(value, low, high, count)
 
-    def _table(self, answers: Sequence[_Answer]) -> tuple[Array, Array, list[str]]:
+    def _table(self, answers: Sequence[Scored]) -> tuple[Array, Array, list[str]]:
         """Counts [answers, K], scores [answers], and the K names."""
         names = sorted({name for answer in answers for name in answer.counts})
         rows = np.array([[a.counts.get(name, 0.0) for name in names] for a in answers])

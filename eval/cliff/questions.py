@@ -47,7 +47,7 @@ def read_questions(args: Namespace) -> tuple[TaskWork, Task | None]:
         task = get_task(args.task)
         work = read_task(args.task, args.data, None, args.seed, preparation, args.image_reading)
     limit = args.items or (UNLABELLED_ITEMS if args.unlabelled else None)
-    items = in_random_order(work.items, args.seed, limit)
+    items = in_random_order(work.items, args.seed, limit, task)
     if not items:
         raise CliffError(f"{args.data}: no questions in it.")
     return replace(work, items=items), task

@@ -107,7 +107,7 @@ def _task_result(
     options: Options,
 ) -> TaskResult:
     scores = {policy.name: _scored(task, items, rows[policy.name]) for policy in policies}
-    units = {item.id: item.image or f"item {item.id}" for item in items}
+    units = {item.id: item.picture_of for item in items}
     base = next((p.name for p in policies if p.kind == "baseline" and scores[p.name]), None)
     answered = [p.name for p in policies if scores[p.name]]
     others = [name for name in answered if base and name != base]
@@ -226,14 +226,15 @@ def _compare(
     if not pairs:
         return {}
     number = {unit: index for index, unit in enumerate(dict.fromkeys(units.values()))}
-    names = sorted({n for pair in pairs for arm in pair for s in arm.values() for n in s.counts})
+    arms = [[task.together(arm.values()) for arm in pair] for pair in pairs]
+    names = sorted({n for pair in arms for arm in pair for s in arm for n in s.counts})
     column = {name: index for index, name in enumerate(names)}
     counts = np.zeros((2, len(pairs), len(number), len(names)))
-    for p, pair in enumerate(pairs):
+    for p, pair in enumerate(arms):
         for arm, scored in enumerate(pair):
-            for item, one in scored.items():
+            for one in scored:
                 for name, count in one.counts.items():
-                    counts[arm, p, number[units[item]], column[name]] += count
+                    counts[arm, p, number[units[one.id]], column[name]] += count
     return compare(
         names,
         counts[0],

@@ -7,13 +7,15 @@ from vllm_flow.eval.statistics.intervals import Interval
 from vllm_flow.eval.statistics.verdicts import FoundCliff
 
 TASKS = {
-    "pope": "POPE",
-    "scienceqa": "ScienceQA",
-    "textvqa": "TextVQA",
-    "chair": "CHAIR",
-    "mmstar": "MMStar",
-}
-METRICS = {"f1": "F1", "chair_i": "CHAIR_i", "chair_s": "CHAIR_s", "img_accuracy": "accuracy (IMG)"}
+    "ai2d": "AI2D", "amber": "AMBER", "chair": "CHAIR", "chartqa": "ChartQA", "docvqa": "DocVQA", "gqa": "GQA",
+    "infovqa": "InfoVQA", "mmbench": "MMBench", "mme": "MME", "mmstar": "MMStar", "ocrbench": "OCRBench",
+    "pope": "POPE", "realworldqa": "RealWorldQA", "refcoco": "RefCOCO", "scienceqa": "ScienceQA",
+    "textvqa": "TextVQA", "vizwiz": "VizWiz",
+}  # fmt: skip
+METRICS = {
+    "f1": "F1", "chair_i": "CHAIR_i", "chair_s": "CHAIR_s", "chair": "CHAIR", "anls": "ANLS", "mean_iou": "mean IoU",
+    "hal": "Hal", "cog": "Cog", "cover": "Cover", "img_accuracy": "accuracy (IMG)",
+}  # fmt: skip
 
 
 def task_title(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Scores answer files by the benchmarks' official rules: POPE, ScienceQA, TextVQA, CHAIR.
+"""Scores answer files by the benchmarks' official rules.
 
 Answers are in LLaVA's format, one JSON object per line with question_id, prompt and text; captions are
 objects with image_id and caption. Answers that do not fit the questions are refused.
@@ -36,6 +36,8 @@ class Result:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``vllm-flow score``."""
+    from vllm_flow.eval.scoring.plain_answers import add_parsers
+
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     pope = tasks.add_parser("pope", help="yes/no questions about objects: F1 per category and mean")
     pope.add_argument(
@@ -84,12 +86,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="base forms: every token made singular (official, the default), or WordNet lemmas by part "
         "of speech (opera)",
     )
-    for task in (pope, scienceqa, textvqa, chair):
+    for task in (pope, scienceqa, textvqa, chair, *add_parsers(tasks)):
         task.add_argument("--json", type=Path, metavar="OUT", help="write metrics and items there")
 
 
 def run(args: argparse.Namespace) -> int:
     """Score, write, show; 2 where the files are not as they must be."""
+    from vllm_flow.eval.scoring.plain_answers import score_plain
+    from vllm_flow.eval.scoring.tables import show
     from vllm_flow.eval.tasks.base import sum_counts
     from vllm_flow.eval.tasks.reading import DataError
     from vllm_flow.exits import Refused
@@ -98,8 +102,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         check_file(args.json, "--json")
     try:
-        result = SCORERS[args.task](args)
-        totals = sum_counts(result.scored)
+        result = SCORERS.get(args.task, score_plain)(args)
+        totals = sum_counts(result.task.together(result.scored))
         metrics = {
             name: float(value)
             for name, value in result.task.metrics(totals).items()
@@ -111,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.json, args.task, metrics, result.scored)
     for note in [*result.notes, *unclear_note(result)]:
         print(f"vllm-flow score: note: {note}", file=sys.stderr)
-    show(args.task, metrics, result.scored)
+    show(result.task, metrics, result.scored)
     if args.json is not None:
         print(f"metrics and {len(result.scored)} items: {args.json}")
     return 0
@@ -229,60 +233,3 @@ def write_json(path: Path, task: str, metrics: dict[str, float], scored: Sequenc
         items.append(item | ({"group": one.group} if one.group else {}))
     text = json.dumps({"task": task, "metrics": metrics, "items": items}, indent=1)
     write_text(path, text + "\n")
-
-
-LABELS = {
-    "f1": "F1", "accuracy": "accuracy", "precision": "precision", "recall": "recall",
-    "yes_ratio": "said yes", "img_accuracy": "accuracy with image", "chair_s": "CHAIR_s",
-    "chair_i": "CHAIR_i", "len": "tokens per caption",
-}  # fmt: skip
-
-
-def show(task: str, metrics: dict[str, float], scored: Sequence[Scored]) -> None:
-    """Print the metrics as a table: shares in per cent."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.print(
-        pope_table(metrics, scored) if task == "pope" else plain_table(task, metrics, scored)
-    )
-
-
-def pope_table(metrics: dict[str, float], scored: Sequence[Scored]) -> Any:
-    from rich.table import Table
-
-    from vllm_flow.eval.tasks.pope import CATEGORIES
-
-    columns = ("f1", "accuracy", "precision", "recall", "yes_ratio")
-    table = Table(title="POPE, in %", title_justify="left")
-    table.add_column("category")
-    table.add_column("answers", justify="right")
-    for name in columns:
-        table.add_column(LABELS[name], justify="right")
-    present = [category for category in CATEGORIES if f"f1_{category}" in metrics]
-    for category in present:
-        count = sum(one.group == category for one in scored)
-        values = (f"{100 * metrics[f'{name}_{category}']:.2f}" for name in columns)
-        table.add_row(category, str(count), *values, end_section=category == present[-1])
-    means = (f"{100 * metrics[name]:.2f}" for name in columns)
-    table.add_row("mean", str(len(scored)), *means, style="bold")
-    return table
-
-
-def plain_table(task: str, metrics: dict[str, float], scored: Sequence[Scored]) -> Any:
-    from rich.table import Table
-
-    titles = {"scienceqa": "ScienceQA", "textvqa": "TextVQA", "chair": "CHAIR"}
-    table = Table(title=titles[task], title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    for name, value in metrics.items():
-        shown = f"{value:.1f}" if name == "len" else f"{100 * value:.2f} %"
-        table.add_row(LABELS[name], shown)
-    if task == "scienceqa":
-        with_image = sum(one.counts.get("img_answered", 0.0) for one in scored)
-        table.add_row("questions", str(len(scored)))
-        table.add_row("answered, with image", f"{with_image:.0f}")
-    else:
-        table.add_row("captions" if task == "chair" else "answers", str(len(scored)))
-    return table

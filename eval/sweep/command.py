@@ -44,12 +44,23 @@ BATCH_ITEMS = 32
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vllm-flow eval`."""
+    _add_questions(parser.add_argument_group("what is asked"))
+    engine = parser.add_argument_group("the engines")
+    engine.add_argument("--engines", type=positive, help="default: one per GPU, else one")
+    engine.add_argument(
+        "--ray-address", help="a Ray cluster (default: RAY_ADDRESS, else this machine)"
+    )
+    add_engine(engine)
+    _add_running(parser.add_argument_group("running"))
+
+
+def _add_questions(what: Any) -> None:
     from vllm_flow.eval.sweep.conversation import NAMES
     from vllm_flow.eval.sweep.policies import SYNTAX
     from vllm_flow.eval.tasks import task_names
+    from vllm_flow.eval.tasks.prompts import STYLES
     from vllm_flow.pictures import READINGS
 
-    what = parser.add_argument_group("what is asked")
     what.add_argument(
         "--model", required=True, help="directory, hub name, or `demo` for the demo model"
     )
@@ -70,6 +81,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prompt format (default: LLaVA-1.5's for LLaVA-1.5, else the model's chat template)",
     )
     what.add_argument(
+        "--prompts",
+        choices=STYLES,
+        default="llava",
+        help="wording of the questions: LLaVA-1.5's (default), or what the family's authors published, where the "
+        "task has it",
+    )
+    what.add_argument(
         "--image-preparation",
         choices=("task", "pad", "plain"),
         default="task",
@@ -83,14 +101,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "stored, as LLaVA's and OPERA's scripts do",
     )
 
-    engine = parser.add_argument_group("the engines")
-    engine.add_argument("--engines", type=positive, help="default: one per GPU, else one")
-    engine.add_argument(
-        "--ray-address", help="a Ray cluster (default: RAY_ADDRESS, else this machine)"
-    )
-    add_engine(engine)
 
-    running = parser.add_argument_group("running")
+def _add_running(running: Any) -> None:
     running.add_argument(
         "--batch", type=positive, default=BATCH_ITEMS, help="items given to an engine at once"
     )

@@ -10,7 +10,7 @@ import os
 import random
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import datetime, timezone
 from importlib import metadata
@@ -27,7 +27,7 @@ from vllm_flow.eval.sweep.model_facts import DEMO_MODELS, ModelError, ModelFacts
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run, RunError, difference
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
-from vllm_flow.eval.tasks import Item, get_task
+from vllm_flow.eval.tasks import Item, Task, get_task
 from vllm_flow.exits import keeping
 from vllm_flow.layout import default_group_layers
 from vllm_flow.outputs import check_folder, real
@@ -55,31 +55,39 @@ def evaluate(args: Namespace) -> int:
     preparation = None if args.image_preparation == "task" else args.image_preparation
     background_of(args.engine_args)  # refused here, not in every engine
     tasks = [
-        read_task(name, args.data, args.limit, args.seed, preparation, args.image_reading)
+        read_task(
+            name, args.data, args.limit, args.seed, preparation, args.image_reading, args.prompts
+        )
         for name in args.tasks
     ]
     with driver.connected(args.ray_address, args.engines) as pool:
-        run = open_run(args.out, meta_of(args, facts, pool))
+        meta = run_settings(
+            args, facts, on_gpu=pool.num_gpus > 0, limit=args.limit, engines=pool.engines
+        )
+        meta["hardware"] = driver.hardware(pool)
+        run = open_run(args.out, meta)
         with (
             run.writing(),
             keeping(lambda: f"the answers so far are in {run.path}, and the same command goes on"),
         ):
-            answer_all(args, facts, policies, tasks, pool, run)
+            answer_all(args, facts, policies, tasks, pool, run, meta)
         return report(run, [task.task for task in tasks], policies)
 
 
-def meta_of(args: Namespace, facts: ModelFacts, pool: driver.Pool) -> dict[str, Any]:
-    """What `run.json` says of this command."""
+def run_settings(
+    args: Namespace, facts: ModelFacts, *, on_gpu: bool, limit: int | None, engines: int
+) -> dict[str, Any]:
+    """What `run.json` says of a command that asks engines, `vllm-flow eval` or `vllm-flow cliff`."""
     return {
         "command": ["vllm-flow", *sys.argv[1:]],
-        **engine_settings(args, facts, on_gpu=pool.num_gpus > 0),
+        **engine_settings(args, facts, on_gpu),
         "prompt": facts.conversation.prompt("{text}", True),
+        "prompts": args.prompts,
         "image_preparation": args.image_preparation,
         "image_reading": args.image_reading,
         "data": str(real(args.data)),
-        "limit": args.limit,
-        "engines": pool.engines,
-        "hardware": driver.hardware(pool),
+        "limit": limit,
+        "engines": engines,
         "versions": versions(),
         "tasks": [],
         "policies": [],
@@ -93,9 +101,9 @@ def answer_all(
     tasks: Sequence[TaskWork],
     pool: driver.Pool,
     run: Run,
+    meta: Mapping[str, Any],
 ) -> None:
-    """Get every answer that the run lacks."""
-    meta = meta_of(args, facts, pool)
+    """Get every answer that the run lacks; ``meta`` is what this command says of itself."""
     for task in tasks:
         run.write_items(task.task, task.items)
     done = run.done() - (run.failed() if args.retry_errors else set())
@@ -107,19 +115,7 @@ def answer_all(
         [policy.as_json() for policy in policies],
         session if rows else None,
     )
-    options = EngineOptions(
-        model=args.model,
-        dtype=meta["dtype"],
-        group_layers=meta["group_layers"],
-        block_size=meta["block_size"],
-        conversation=meta["conversation"],
-        policies=policies,
-        full_grid=facts.full_grid,
-        seed=args.seed,
-        max_model_len=meta["max_model_len"],
-        kv_cache_bytes=pool_bytes(args),
-        engine_args=args.engine_args,
-    )
+    options = engine_options(args, facts, meta, policies)
     size = max(1, min(args.batch, BATCH_REQUESTS // len(policies)))
     stream(run, batches_of(rows, size), options, pool, wanted(tasks, policies), args.max_errors)
     run.compact()
@@ -152,21 +148,32 @@ def read_task(
     seed: int,
     preparation: str | None,
     reading: str = "server",
+    prompts: str = "llava",
 ) -> TaskWork:
     """A task's items under ``data/<task>``; a variant (`textvqa-no-ocr`) shares its task's folder."""
-    task = get_task(name)
+    task = get_task(name).asked_as(prompts)
     own = real(data) / name
     folder = own if os.path.exists(own) else own.with_name(name.partition("-")[0])
-    items = sample(task.read(folder), limit, seed)
+    items = sample(task.read(folder), limit, seed, task)
     return TaskWork(name, items, task.max_tokens, preparation or task.image_preparation, reading)
 
 
-def sample(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
-    """At most `limit` items, drawn with `seed` and left in their order."""
+def sample(
+    items: Sequence[Item], limit: int | None, seed: int, task: Task | None = None
+) -> list[Item]:
+    """At most `limit` items, drawn with `seed` and left in their order; what `task` scores together is
+    drawn together."""
     if limit is None or limit >= len(items):
         return list(items)
-    kept = sorted(random.Random(seed).sample(range(len(items)), limit))
-    return [items[index] for index in kept]
+    bundles: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        bundles.setdefault(task.bundle(item)[0] if task else item.id, []).append(index)
+    drawn = list(bundles.values())
+    kept: list[int] = []
+    for choice in random.Random(seed).sample(range(len(drawn)), min(limit, len(drawn))):
+        if len(kept) + len(drawn[choice]) <= limit:
+            kept += drawn[choice]
+    return [items[index] for index in sorted(kept)]
 
 
 def wanted(tasks: Sequence[TaskWork], policies: Sequence[Policy]) -> int:
@@ -188,6 +195,25 @@ def engine_settings(args: Namespace, facts: ModelFacts, on_gpu: bool) -> dict[st
         "conversation": facts.conversation.name,
         "engine_args": dict(args.engine_args),
     }
+
+
+def engine_options(
+    args: Namespace, facts: ModelFacts, settings: Mapping[str, Any], policies: tuple[Policy, ...]
+) -> EngineOptions:
+    """How a command's engines are started; ``settings`` are those of :func:`engine_settings`."""
+    return EngineOptions(
+        model=args.model,
+        dtype=settings["dtype"],
+        group_layers=settings["group_layers"],
+        block_size=settings["block_size"],
+        conversation=settings["conversation"],
+        policies=policies,
+        full_grid=facts.full_grid,
+        seed=args.seed,
+        max_model_len=settings["max_model_len"],
+        kv_cache_bytes=pool_bytes(args),
+        engine_args=args.engine_args,
+    )
 
 
 def pool_bytes(args: Namespace) -> int | None:

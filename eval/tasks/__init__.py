@@ -25,7 +25,9 @@ __all__ = [
     "task_names",
 ]
 
-NOT_TASKS = {"base", "coco", "language", "reading"}
+NOT_TASKS = {
+    "anls", "base", "boxes", "cells", "choices", "coco", "language", "prompts", "reading",
+}  # fmt: skip
 """What the tasks share lives in their room too."""
 
 

@@ -6,12 +6,14 @@ policies or of how answers were obtained. Adding one: see `vllm_flow.eval.tasks`
 
 from __future__ import annotations
 
+import base64
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -47,9 +49,22 @@ class Item:
     """A file's path, or a cell of a parquet file as `parquet_image` names it; `load_image` opens both.
     The file need not exist when items are read."""
     truth: Mapping[str, Any]
-    """Everything scoring needs; JSON-serialisable."""
+    """Everything scoring needs; JSON-serialisable. `image_id`, where it is there, names the picture for all
+    questions about it (see `picture_of`)."""
     group: str = ""
     """A part of the task that is also scored by itself, e.g. POPE's category."""
+
+    @property
+    def picture_of(self) -> str:
+        """Names the picture: the same for all questions about it, also where a file embeds it in every row.
+
+        It is what was sampled independently, and so what statistics take as their unit. An item without a
+        picture stands for itself.
+        """
+        named = self.truth.get("image_id") or self.truth.get("image")
+        if self.image is None or not named:
+            return self.image or f"item {self.id}"
+        return str(named)
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,8 @@ class Scored:
     group: str = ""
     unclear: bool = False
     """The rule found nothing in the answer that it looks for; `Task.unclear` says what follows."""
+    bundle: tuple[str, int] = ("", 1)
+    """With which others this answer is scored (`Task.together`), and how many they are with it."""
 
 
 class Task(ABC):
@@ -87,6 +104,8 @@ class Task(ABC):
     """Of the headline metric."""
     image_preparation: Literal["pad", "plain"] = "pad"
     """`pad`: to a square with the CLIP mean colour, as LLaVA-1.5 does; `plain`: left alone."""
+    full_marks: Mapping[str, float] = MappingProxyType({})
+    """Metrics that the benchmark reports in points: what a share of 1 is worth there, e.g. 2000."""
     unclear: str = ""
     """What to say of `Scored.unclear` answers, after "6 of 6 answers": how the rule takes them."""
     binary: bool = True
@@ -113,6 +132,39 @@ class Task(ABC):
     def metrics(self, totals: Totals) -> Metrics:
         """The task's metrics from summed counts, numbers or arrays alike; 0/0 is 0."""
 
+    def bundle(self, item: Item) -> tuple[str, int]:
+        """Which items are scored together: a name and their number. A sample takes all of them or none."""
+        return (item.id, 1)
+
+    def together(self, scored: Iterable[Scored]) -> list[Scored]:
+        """The answers with the counts of bundles added, each to one answer of its bundle.
+
+        For benchmarks with a score that no answer has by itself (MME: both questions about a picture right).
+        Called with the answers that are summed; a bundle that is not whole among them counts nothing.
+        """
+        return list(scored)
+
+    def asked_as(self, style: str) -> Task:
+        """The task with the prompts of another family (`vllm_flow.eval.tasks.prompts`); itself where the
+        family's authors published none for it."""
+        return replace(self, prompts=style) if hasattr(self, "prompts") else self  # type: ignore[type-var]
+
+
+def whole_bundles(scored: Iterable[Scored]) -> list[list[Scored]]:
+    """The bundles of which every answer is there, in the order in which they begin."""
+    found: dict[tuple[str, int], list[Scored]] = {}
+    for one in scored:
+        found.setdefault(one.bundle, []).append(one)
+    return [parts for (_, size), parts in found.items() if len(parts) == size]
+
+
+def with_counts(scored: Iterable[Scored], more: Mapping[str, Mapping[str, float]]) -> list[Scored]:
+    """Answers with further counts: id -> counts."""
+    return [
+        replace(one, counts={**one.counts, **more[one.id]}) if one.id in more else one
+        for one in scored
+    ]
+
 
 def sum_counts(scored: Iterable[Scored]) -> dict[str, float]:
     """The counts of many items, added up."""
@@ -138,6 +190,14 @@ def ratio(numerator: Any, denominator: Any) -> Any:
     return result if result.ndim else float(result)
 
 
+def grouped_accuracy(totals: Totals, groups: Iterable[str]) -> Metrics:
+    """Accuracy over all and per group, from the counts `right_{group}` and `asked_{group}`."""
+    parts = {name: counts_of(totals, f"right_{name}", f"asked_{name}") for name in groups}
+    right, asked = (sum(part[side] for part in parts.values()) for side in (0, 1))
+    metrics: Metrics = {"accuracy": ratio(right, asked)}
+    return metrics | {f"accuracy_{name}": ratio(*part) for name, part in parts.items()}
+
+
 _CELL = "parquet://"
 """What a reference to a parquet cell begins with. No path can: `str(Path(...))` has no `//` but at its start."""
 _PARQUET = re.compile(_CELL + r"(?P<file>.+)#row=(?P<row>[0-9]+)&column=(?P<column>.+)", re.DOTALL)
@@ -146,6 +206,17 @@ _PARQUET = re.compile(_CELL + r"(?P<file>.+)#row=(?P<row>[0-9]+)&column=(?P<colu
 def parquet_image(path: Path, row: int, column: str = "image") -> str:
     """How an `Item` names an image that is embedded in a parquet file."""
     return f"{_CELL}{path}#row={row}&column={column}"
+
+
+_ENCODED = "base64://"
+_SLICE = re.compile(
+    _ENCODED + r"(?P<file>.+)#from=(?P<start>[0-9]+)&length=(?P<length>[0-9]+)", re.DOTALL
+)
+
+
+def encoded_image(path: Path, start: int, length: int) -> str:
+    """How an `Item` names an image that stands in a text file in base64: from which byte on, and how many."""
+    return f"{_ENCODED}{path}#from={start}&length={length}"
 
 
 def load_image(image: str, reading: str = "server", background: Colour = WHITE) -> Image:
@@ -159,14 +230,27 @@ def load_image(image: str, reading: str = "server", background: Colour = WHITE) 
     Raises:
         PictureError: it cannot be had; says why.
     """
-    place = _PARQUET.fullmatch(image)
-    if place is None:
-        data, name = read_bytes(image), image
-    else:
+    if place := _PARQUET.fullmatch(image):
         data, name = _embedded(Path(place["file"]), int(place["row"]), place["column"])
+    elif place := _SLICE.fullmatch(image):
+        data, name = _decoded(Path(place["file"]), int(place["start"]), int(place["length"]))
+    else:
+        data, name = read_bytes(image), image
     if reading == "stored":
         return decode_as_stored(data, name)
     return decode(data, name, background)
+
+
+def _decoded(path: Path, start: int, length: int) -> tuple[bytes, str]:
+    name = f"{path}, {length} bytes from {start}"
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return base64.b64decode(file.read(length), validate=True), name
+    except FileNotFoundError:
+        raise PictureError(f"{path}: there is no such file; check the path") from None
+    except (OSError, ValueError) as error:
+        raise PictureError(f"{name}: no picture in base64 ({error}); was it replaced?") from None
 
 
 def _embedded(path: Path, row: int, column: str) -> tuple[bytes, str]:

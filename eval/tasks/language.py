@@ -1,6 +1,6 @@
-"""Tokens and lemmas of English sentences, as the CHAIR rules need them. Knows nothing of objects.
+"""Tokens and lemmas of English sentences, as the CHAIR and AMBER rules need them. Knows nothing of objects.
 
-Two of the three resources are data that nltk does not carry; where one is missing, a
+Most resources are data that nltk does not carry; where one is missing, a
 `MissingLanguageData` says how to get it. Nothing is ever replaced by another splitter, tagger or
 lemmatiser: the scores would silently be others.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm_flow.eval.tasks.reading import DataError
 
@@ -77,6 +77,41 @@ def wordnet_lemmas(tokens: Sequence[str]) -> list[str]:
         return [lemmatiser.lemmatize(word, PARTS.get(tag[:1], "n")) for word, tag in tagged]
     except LookupError:
         raise _missing("WordNet", "wordnet") from None
+
+
+def nouns(text: str) -> list[str]:
+    """WordNet's lemmas of a text's nouns, by nltk's tokens and tags, in their order; case is kept."""
+    import nltk
+
+    try:
+        tagged = nltk.pos_tag(tokenise(text))
+    except LookupError:
+        raise _missing("nltk's tagger", "averaged_perceptron_tagger_eng") from None
+    lemmatiser = _lemmatiser()
+    try:
+        return [lemmatiser.lemmatize(word) for word, tag in tagged if tag.startswith("NN")]
+    except LookupError:
+        raise _missing("WordNet", "wordnet") from None
+
+
+@lru_cache(maxsize=1 << 18)
+def similarity(one: str, other: str) -> float:
+    """Cosine of two words' vectors in spaCy's en_core_web_lg."""
+    pipeline = _vectors()
+    return float(pipeline(one).similarity(pipeline(other)))
+
+
+@lru_cache(maxsize=1)
+def _vectors() -> Any:
+    try:
+        import spacy
+
+        return spacy.load("en_core_web_lg")
+    except (ImportError, OSError):
+        raise MissingLanguageData(
+            "spaCy's word vectors are not installed: `pip install spacy` and `python -m spacy download "
+            "en_core_web_lg`, or use amber-words, which does without them"
+        ) from None
 
 
 PARTS = {"J": "a", "V": "v", "N": "n", "R": "r"}

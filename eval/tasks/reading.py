@@ -1,4 +1,4 @@
-"""Reads the files tasks and answers come in, JSON, JSON lines and parquet, and names what is wrong in them.
+"""Reads the files tasks and answers come in, JSON, JSON lines, parquet and pickles, and names what is wrong in them.
 
 Knows nothing of tasks: a `DataError` says which file, which line or row, and what was expected there.
 """
@@ -6,6 +6,7 @@ Knows nothing of tasks: a `DataError` says which file, which line or row, and wh
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,6 +154,30 @@ def json_rows(path: Path, records: Iterable[Any], where: str = "record") -> list
     return rows
 
 
+class _Plain(pickle.Unpickler):
+    """Reads lists, dicts, texts and numbers; any class or function in a pickle is refused, not run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def read_plain_pickle(path: Path, kind: type = object) -> Any:
+    """A pickle of plain values, such as Python 2 wrote; nothing in it is executed.
+
+    DataError where it holds anything else, or a value that is not of `kind`.
+    """
+    try:
+        with path.open("rb") as file:
+            value = _Plain(file, encoding="latin-1").load()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except Exception as error:  # whatever bytes make of the unpickler
+        raise DataError(f"{path}: not a pickle of plain values ({error})") from None
+    if not isinstance(value, kind):
+        raise DataError(f"{path}: the file holds {_kinds(type(value))}, not {_kinds(kind)}")
+    return value
+
+
 def parquet_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
     """The named columns of a parquet file, row by row; `optional` ones only where the file has them."""
     with _parquet(path, columns) as file:
@@ -237,6 +262,13 @@ def first_directory_with(data: Path, names: Sequence[str], folders: Sequence[str
 def first_file(data: Path, name: str, folders: Sequence[str]) -> Path | None:
     """The file `name` in the first of `folders` (below `data`) that has it; None where none does."""
     return next((data / f / name for f in folders if (data / f / name).is_file()), None)
+
+
+def parquet_cells(path: Path, column: str) -> Iterator[Any]:
+    """The values of one column of a parquet file, batch by batch: images are large."""
+    with _parquet(path, [column]) as file:
+        for batch in file.iter_batches(batch_size=64, columns=[column]):
+            yield from batch.column(0).to_pylist()
 
 
 def parquet_present(path: Path, column: str) -> list[bool]:

@@ -78,7 +78,7 @@ def test_without_vllm_it_says_so_and_imports_nothing() -> None:
     )
 
 
-@pytest.mark.parametrize("version", ["0.31.4", "0.33.0"])
+@pytest.mark.parametrize("version", ["0.31.4", "0.34.0"])
 def test_an_untested_vllm(
     quick: None,
     monkeypatch: pytest.MonkeyPatch,

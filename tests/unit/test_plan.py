@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_flow.boundaries import blocks_taken, packed_boundary
 from vllm_flow.layout import (
     TokenLayout,
-    blocks_taken,
     default_group_layers,
-    packed_boundary,
     predict_blocks,
     storage_groups,
 )
@@ -162,7 +161,7 @@ def test_boundaries_name_every_packed_block_once(case: Case, block_size: int) ->
         return
     completed = []
     for num_blocks in range(1, case.length // block_size + 1):
-        boundary = packed_boundary(layout, num_blocks, block_size)
+        boundary = packed_boundary(layout.stages[-1].evicted, num_blocks, block_size)
         kept = sum(case.alive(p, LAYERS - 1) for p in range(num_blocks * block_size))
         if boundary.completed is not None:
             completed = [*completed[: boundary.completed], boundary.completed]

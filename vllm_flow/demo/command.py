@@ -27,7 +27,7 @@ from vllm_flow.engine.process import quieten
 from vllm_flow.exits import CommandError, Refused, keeping
 from vllm_flow.outputs import check_folder
 
-QUESTIONS = 32
+QUESTIONS = 24
 """Yes/no questions by default; the other kinds have their share of it."""
 FEW_CLIFFS = 6
 """Cliffs, spread over the range, at which kinds are asked that are not asked at all of them."""
@@ -184,7 +184,7 @@ def show(console: Console, results: Results, written: list[Path], seconds: float
 
 def serve_flags(options: EngineOptions) -> str:
     """The engine's options as flags of `vllm serve`, the extension's own left out."""
-    flags = f"--enforce-eager --dtype {options.dtype} --max-model-len {options.max_model_len}"
+    flags = f"--dtype {options.dtype} --max-model-len {options.max_model_len}"
     if options.block_size is not None:
         flags += f" --block-size {options.block_size}"
     if options.kv_cache_bytes is not None:

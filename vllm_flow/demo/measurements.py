@@ -14,7 +14,7 @@ from vllm_flow.eval.statistics.intervals import Interval
 from vllm_flow.eval.tasks.base import Item
 
 AGREEMENT = 1.3
-"""Largest over smallest of repeated times: on quiet cores 1.05 to 1.1, beside another process 1.5 and
+"""Largest over smallest of repeated times: on quiet cores 1.05 to 1.2, beside another process 1.5 and
 more."""
 
 

@@ -174,8 +174,9 @@ def notes(results: Results) -> list[str]:
     if rows[0].speedup is not None:
         out.append(
             f"Prefill: how many times faster than the baseline, median and range of "
-            f"{rows[0].speedup.count} rounds in which the same batch runs at every cliff; ideal: "
-            "rows times layers. Without the vision tower and the preparation of pictures."
+            f"{rows[0].speedup.count} rounds in which the same batch runs at every cliff, and three times "
+            "at the baseline, whose median counts; ideal: rows times layers. Without the vision tower "
+            "and the preparation of pictures."
         )
     disturbed = disturbed_rows(results)
     if disturbed:

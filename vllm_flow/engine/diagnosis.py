@@ -100,7 +100,7 @@ def check_vllm() -> Iterable[Finding]:
             problem=True,
         )
         return
-    from vllm_flow.engine.support import TESTED_VLLM, check_version
+    from vllm_flow.engine.support import TESTED_VLLM, check_version, how_tested
 
     low, high = TESTED_VLLM
     try:
@@ -108,7 +108,11 @@ def check_vllm() -> Iterable[Finding]:
     except ValueError as error:
         yield Finding("vLLM", str(error), problem=True)
     else:
-        yield Finding("vLLM", f"{found[0]} {found[1]}, in the tested range (>= {low}, < {high}).")
+        yield Finding(
+            "vLLM",
+            f"{found[0]} {found[1]}, in the tested range (>= {low}, < {high}); with it ran "
+            f"{how_tested(found[1])}.",
+        )
 
 
 def check_plugin() -> Iterable[Finding]:
@@ -209,7 +213,7 @@ def check_model(model: str) -> Iterable[Finding]:
     from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
 
     plugin.register()
-    arguments = EngineArgs(model=model, enforce_eager=True, additional_config={CONFIG_KEY: {}})
+    arguments = EngineArgs(model=model, additional_config={CONFIG_KEY: {}})
     config = arguments.create_engine_config()
     settings = FlowSettings.of(config)
     text = config.model_config.hf_text_config.model_type

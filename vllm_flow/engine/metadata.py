@@ -14,8 +14,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from torch import nn
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vllm_flow.engine.decoder import DeviceVariant, FlowStep
@@ -50,12 +52,15 @@ class StepBuilder:
         # The sets of cliffs that share a batch are few, and asked for in every step.
         self._places = lru_cache(maxsize=1024)(self._find_places)
 
-    def build(self, plan: StepPlan, block_tables: Sequence[torch.Tensor]) -> FlowStep:
+    def build(
+        self, plan: StepPlan, block_tables: Sequence[torch.Tensor], padded_rows: int = 0
+    ) -> FlowStep:
         """Build what the decoder hook needs for one step.
 
         Args:
             plan: the step's plan; its batch indices are rows of the block tables.
             block_tables: per KV-cache group, [requests, blocks] block ids on the device.
+            padded_rows: rows that the model is called with, where vLLM pads the step for a CUDA graph.
         """
         step = FlowStep(variants={})
         starts = tuple(variant.first_layer for variant in plan.variants)
@@ -67,7 +72,9 @@ class StepBuilder:
             )
             if variant.num_rows == 0:
                 continue  # the hook skips these layers
-            slots = tensors.slots(block_tables, tables)
+            # Padding stays until the first rows leave; keys of a layer need as many slots as rows.
+            padding = max(0, padded_rows - plan.num_rows) if variant.rows is None else 0
+            slots = tensors.slots(block_tables, tables, padding)
             built: dict[Any, Any] = {}
             for place in places:
                 common = tensors.common_metadata(block_tables[place.group], slots[place.group])
@@ -162,9 +169,12 @@ class _VariantTensors:
         return self._on_device.get(name)
 
     def slots(
-        self, block_tables: Sequence[torch.Tensor], tables: Mapping[_Shape, Sequence[int]]
+        self,
+        block_tables: Sequence[torch.Tensor],
+        tables: Mapping[_Shape, Sequence[int]],
+        padding: int = 0,
     ) -> dict[int, torch.Tensor]:
-        """KV-cache group -> [R] slots of the rows; one set of operations for tables of one shape."""
+        """KV-cache group -> [R + padding] slots; one set of operations for tables of one shape."""
         found: dict[int, torch.Tensor] = {}
         for (size, width), groups in tables.items():
             place = self._on_device[f"place {size} {width}"]
@@ -172,6 +182,8 @@ class _VariantTensors:
                 [block_tables[g].reshape(-1).index_select(0, place) for g in groups]
             )
             slots_GR = blocks_GR.to(torch.int64) * size + self._on_device[f"inside {size} {width}"]
+            if padding:
+                slots_GR = nn.functional.pad(slots_GR, (0, padding), value=PAD_SLOT_ID)
             found.update(zip(groups, slots_GR.unbind(), strict=True))
         return found
 

@@ -27,6 +27,7 @@ from vllm_flow.engine.requests import LayoutBook
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage import managers_of
 from vllm_flow.engine.support import check_hash_unit
+from vllm_flow.layout import Geometry
 
 
 class _FlowScheduling:
@@ -60,16 +61,17 @@ class _FlowScheduling:
         if settings.attention_log is not None:
             log = AttentionLogWriter(settings.attention_log, settings.attention_log_max_bytes)
             self.flow_logged = LoggedAnswers(log, self.requests, settings.num_layers)
+        self.flow_geometry = Geometry(
+            settings.num_layers,
+            settings.group_starts,
+            first.block_size,
+            # A block is spread over the workers of a tensor-parallel group, each with its heads.
+            first.spec.page_size_bytes
+            * settings.group_layers
+            * self.vllm_config.parallel_config.tensor_parallel_size,
+        )
         self.flow_reports = Reports(
-            metrics.Geometry(
-                settings.num_layers,
-                settings.group_starts,
-                first.block_size,
-                # A block is spread over the workers of a tensor-parallel group, each with its heads.
-                first.spec.page_size_bytes
-                * settings.group_layers
-                * self.vllm_config.parallel_config.tensor_parallel_size,
-            ),
+            self.flow_geometry,
             layouts,
             self.flow_footprints.latest,
             (lambda _: 0) if self.flow_logged is None else self.flow_logged.layers_of,
@@ -82,7 +84,12 @@ class _FlowScheduling:
         )
 
     def add_request(self, request: Request) -> None:
-        self.flow_requests.add(request.request_id, request.sampling_params, request.mm_features)
+        self.flow_requests.add(
+            request.request_id,
+            request.sampling_params,
+            request.mm_features,
+            request.num_prompt_tokens,
+        )
         for observer in self.flow_observers:
             observer.added(request)
         super().add_request(request)
@@ -108,6 +115,25 @@ class _FlowScheduling:
             self.flow_booked[request.mm_features[index].identifier] = encoder_cache.Booking(
                 request.request_id, index
             )
+
+    def _try_schedule_encoder_inputs(
+        self, request: Request, num_computed: int, num_new: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Of a chunk's tokens, those up to what must be computed in one step and is not whole in it.
+
+        vLLM's own switch (``disable_chunked_mm_input``) still divides an image at whose first token a
+        chunk begins. Before its work, or it would book an encoder's output for nothing; and after it,
+        since a full encoder cache shortens the chunk.
+        """
+        layout = self.flow_requests.layouts.get(request.request_id)
+        if layout is None or not layout.whole:
+            return super()._try_schedule_encoder_inputs(
+                request, num_computed, num_new, *args, **kwargs
+            )
+        inputs, num_new, *rest = super()._try_schedule_encoder_inputs(
+            request, num_computed, layout.next_cut(num_computed, num_new), *args, **kwargs
+        )
+        return inputs, layout.next_cut(num_computed, num_new), *rest
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Whether a waiting request may be scheduled in this step.

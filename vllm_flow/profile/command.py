@@ -61,6 +61,15 @@ PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
             "--policies baseline,cliff=2,cliff=L/4 --rounds 2 --output-tokens 24 --kv-cache-gib 1",
         ),
     ),
+    # What an operator runs: both engines compiled. What requests without a policy pay shows here.
+    "default": (
+        (
+            "default",
+            "--shape layers=8,hidden=512,heads=8,kv_heads=8,mlp=1408 --block-size 32 "
+            "--execution default --parts prefill,decode --policies baseline,cliff=2,cliff=L/2 "
+            "--rounds 5 --batch 4 --decode-batch 4 --output-tokens 48 --kv-cache-gib 0.5",
+        ),
+    ),
     # Some forty seconds for continuous integration: no figures to quote, only gross regressions.
     "guard": (
         (
@@ -220,9 +229,10 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     add("--group-layers", type=_number, default=None, help="layers per storage group")
     add(
         "--execution",
-        choices=("eager", "graphs"),
+        choices=("eager", "graphs", "default"),
         default="eager",
-        help="of decode steps: as they come, or as CUDA graphs; default: %(default)s",
+        help="of steps: as they come, decodes as CUDA graphs, or as vLLM does without any flag "
+        "(compiled; minutes to start on a CPU); default: %(default)s",
     )
     add(
         "--stock-execution",

@@ -21,8 +21,10 @@ STOCK = "stock"
 EXECUTIONS: dict[str, dict[str, Any]] = {
     "eager": {"enforce_eager": True},
     "graphs": {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}},
+    "default": {},
 }
-"""How steps run: all as they come, or decode steps as CUDA graphs (a CUDA device, model runner V2)."""
+"""How steps run: all as they come; decode steps as CUDA graphs (a CUDA device, model runner V2) and the
+others as they come; or as vLLM does without any flag, compiled and with all its graphs."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vllm_flow.layout import TokenLayout, predict_blocks
+from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans
 
 
@@ -204,7 +205,11 @@ def kv_bytes(shape: ModelShape, work: Workload, cliff: int) -> int:
 
 def layout(work: Workload, cliff: int) -> TokenLayout:
     """A layout with this many image tokens; where they stand does not matter once all are computed."""
-    return TokenLayout(ImageSpans.from_ranges([(0, work.image_tokens)]), cliff)
+    found = TokenLayout.of(
+        FlowPolicy.withdrawal(cliff), ImageSpans.from_ranges([(0, work.image_tokens)])
+    )
+    assert found is not None, "there is an image"
+    return found
 
 
 def kv_blocks(

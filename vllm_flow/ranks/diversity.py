@@ -22,7 +22,7 @@ def farthest_first(embeddings_NH: torch.Tensor, keep: int) -> torch.Tensor:
     tokens_NH = embeddings_NH.float()
     tokens_NH = tokens_NH / tokens_NH.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     distance_NN = 1 - tokens_NH @ tokens_NH.T
-    chosen_K = distance_NN.new_zeros(keep).long()
+    chosen_K: torch.Tensor = distance_NN.new_zeros(keep).long()
     # Itself is no neighbour of a token.
     apart_N = distance_NN.clone().fill_diagonal_(float("inf")).min(0).values
     for index in range(keep):

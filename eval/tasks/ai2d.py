@@ -1,0 +1,133 @@
+"""AI2D: multiple-choice questions about science diagrams. (Kembhavi et al., ECCV 2016)
+
+Rule: lmms-eval 0.7.3, tasks/ai2d, with which LLaVA-NeXT's scores were obtained (the benchmark has no script of its
+own): a capital and a full stop at the beginning choose that letter; the rest is compared with the letter as it
+stands, case and ASCII punctuation aside. So `(b)` is B, and `B cat` wrong.
+
+Layouts read:
+
+- official (ai2d-all): `questions/*.json`, the test split's `ai2d_test_ids.csv`, pictures in `images`, and in
+  `abc_images` for questions about letters that stand in place of the labels;
+- hub (lmms-lab/ai2d): `test-*.parquet` with the columns question, options, answer (the option's number), image.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_flow.eval.tasks.base import (
+    Item,
+    Metrics,
+    Scored,
+    Task,
+    Totals,
+    counts_of,
+    parquet_image,
+    ratio,
+)
+from vllm_flow.eval.tasks.cells import picture_digests
+from vllm_flow.eval.tasks.prompts import choose
+from vllm_flow.eval.tasks.reading import (
+    DataError,
+    Row,
+    directory,
+    parquet_files,
+    parquet_rows,
+    read_json,
+    read_text,
+)
+
+IDS = "ai2d_test_ids.csv"
+FIRST = re.compile(r"\s*([A-Z])\.")
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def parse_letter(text: str) -> str:
+    """What is compared with the letter, in lower case."""
+    found = FIRST.match(text)
+    return (found[1] if found else text).lower().translate(PUNCTUATION)
+
+
+@dataclass(frozen=True)
+class Ai2d(Task):
+    """AI2D's test split."""
+
+    name = "ai2d"
+    prompts: str = "llava"
+
+    max_tokens = 128
+    headline = "accuracy"
+    unclear = (
+        "are no letter in a form that the rule reads (`B`, `B. ...`, `(b)`) and count as wrong"
+    )
+
+    def read(self, data: Path) -> list[Item]:
+        data = directory(data)
+        for folder in (data, data / "ai2d"):
+            if (folder / "questions").is_dir():
+                return list(self._official(folder))
+        files = parquet_files(data, "test-*.parquet")
+        if not files:
+            raise DataError(
+                f"{data}: neither questions/*.json and {IDS} nor test-*.parquet of lmms-lab/ai2d"
+            )
+        items: list[Item] = []
+        for path in files:
+            pictures = picture_digests(path)
+            for number, row in enumerate(parquet_rows(path, ("question", "options", "answer"))):
+                at = row.number("answer", "an option's number")
+                image = parquet_image(path, number)
+                options = row.texts("options")
+                name = f"row/{len(items)}"
+                items.append(
+                    self._item(
+                        row, name, row.get("question", str), options, at, image, pictures[number]
+                    )
+                )
+        return items
+
+    def _official(self, folder: Path) -> Iterator[Item]:
+        path = next((p for p in (folder / IDS, folder.parent / IDS) if p.is_file()), folder / IDS)
+        for name in sorted(filter(None, map(str.strip, read_text(path).splitlines()))):
+            file = folder / "questions" / f"{name}.png.json"
+            content = Row(str(file), read_json(file, dict))
+            picture = content.get("imageName", str)
+            for question, values in content.get("questions", dict).items():
+                row = Row(f"{file}, {question!r}", values)
+                kind = "abc_images" if row.values.get("abcLabel") else "images"
+                image = str(folder / kind / picture)
+                yield self._item(
+                    row, row.get("questionId", str), question, row.texts("answerTexts"),
+                    row.get("correctAnswer", int), image, f"{kind}/{picture}",
+                )  # fmt: skip
+
+    def _item(
+        self,
+        row: Row,
+        name: str,
+        question: str,
+        options: Sequence[str],
+        at: int,
+        image: str,
+        picture: str,
+    ) -> Item:
+        if not 0 <= at < len(options) <= 26:
+            raise DataError(f"{row.place}: answer {at} of {len(options)} options")
+        truth = {"answer": chr(ord("A") + at), "question": question, "image_id": picture}
+        return Item(name, choose(question, options, style=self.prompts), image, truth)
+
+    def score(self, item: Item, text: str) -> Scored:
+        said = parse_letter(text)
+        right = float(said == item.truth["answer"].lower())
+        counts = {"asked": 1.0, "right": right}
+        return Scored(item.id, said, right, counts, unclear=len(said) != 1)
+
+    def metrics(self, totals: Totals) -> Metrics:
+        return {"accuracy": ratio(*counts_of(totals, "right", "asked"))}
+
+
+TASK = Ai2d()
