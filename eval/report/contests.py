@@ -35,9 +35,13 @@ class Contest:
     p_value: float
     p_corrected: float
 
+    def told_apart(self, level: float) -> bool:
+        """Whether a difference is shown, at whatever cost."""
+        return self.p_corrected < level and self.difference.value != 0
+
     def winner(self, level: float, higher_is_better: bool) -> Point | None:
         """The one that is shown to be better at no higher cost; None where that cannot be told."""
-        if self.p_corrected >= level or self.difference.value == 0:
+        if not self.told_apart(level):
             return None
         other_wins = (self.difference.value > 0) == higher_is_better
         won, lost = (self.other, self.one) if other_wins else (self.one, self.other)
@@ -71,6 +75,14 @@ class Budget:
             pair.other if pair.one is point else pair.one
             for pair in self.contests
             if point in (pair.one, pair.other) and pair.winner(level, higher_is_better) is point
+        ]
+
+    def rivals(self, point: Point, level: float) -> list[Point]:
+        """The methods from which one cannot be told apart."""
+        return [
+            pair.other if pair.one is point else pair.one
+            for pair in self.contests
+            if point in (pair.one, pair.other) and not pair.told_apart(level)
         ]
 
 
@@ -231,8 +243,8 @@ def sentences(
 
     best = budget.points[0]
     beaten = budget.beaten_by(best, level, higher_is_better)
-    rest = [point for point in budget.points[1:] if point not in beaten]
-    if not rest:
+    rest = budget.rivals(best, level)
+    if beaten and not rest:
         return [f"{listed([best])} keeps most: it is shown to be better than every other method."]
     found = []
     if beaten:
