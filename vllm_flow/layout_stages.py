@@ -43,14 +43,14 @@ class Choice:
     """Tokens that a rank by picture must put in order for all of the image's stages."""
     text: tuple[int, ...]
     """Offsets of text in the extent, ascending."""
-    picks: tuple[int, ...] = ()
-    """Of a rank by place, whose image was chosen from by the device before: which of the image tokens
-    left, in their order."""
+    picks: tuple[int, ...] | None = None
+    """Where no rank of the device chooses, but one has before: which of the image tokens left stay,
+    counted in their order. Only the device knows their rows among those of text."""
 
     @property
     def needs(self) -> Needs:
         """What must be computed in one step for it."""
-        return Needs.IMAGE if self.picks else RANKS[self.rank].needs
+        return Needs.IMAGE if self.picks is not None else RANKS[self.rank].needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +110,12 @@ class _Track:
             return None
         left, self._left = self._left, keep
         if keep == 0 or stage.rank is None:
+            if self._virtual and len(self._text):
+                return self._choice("uniform", 0, np.zeros(0, dtype=np.int64))
             self._rows, self._virtual = self._text, False
             return None
-        rank = RANKS[stage.rank]
         picks: IntArray | None = None
-        if isinstance(rank, PositionRank):
+        if isinstance(RANKS[stage.rank], PositionRank):
             picks = _picked(stage.rank, left, keep, Draw(self._seed, self._index, layer))
             if not (self._virtual and len(self._text)):
                 # Rows of an image without text in it are in order, whichever they are.
@@ -146,7 +147,7 @@ class _Track:
             keep=len(self._rows),
             ordered=ordered,
             text=tuple((self._text - self._start).tolist()),
-            picks=() if picks is None else tuple(picks.tolist()),
+            picks=None if picks is None else tuple(picks.tolist()),
         )
 
     def gone(self) -> IntArray:

@@ -57,9 +57,11 @@ def farthest_first(tokens_ND: np.ndarray) -> list[int]:
     distance = 1 - unit @ unit.T
     nearest = [min(np.delete(row, at), default=0) for at, row in enumerate(distance)]
     order = [int(np.argmax(nearest))]
+    apart = distance[order[0]].copy()
     while len(order) < len(unit):
-        left = [at for at in range(len(unit)) if at not in order]
-        order.append(max(left, key=lambda at: min(distance[at][order])))
+        apart[order] = -np.inf
+        order.append(int(np.argmax(apart)))
+        apart = np.minimum(apart, distance[order[-1]])
     return order
 
 

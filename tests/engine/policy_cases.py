@@ -15,6 +15,19 @@ PLACE = (
 )
 """Stages ranked by place, for a decoder of six layers."""
 
+DEVICE = (
+    "0:50% diversity",
+    "0:71/144 diversity, 3:0",
+    "1:50% last_image",
+    "2:50% last_prompt",
+    "2:60% last_image, 4:20% last_image, 5:0",
+    "1:75% uniform, 3:30% last_image, 5:10 random",
+    "1:60% last_image, 3:30% uniform, 4:10% diversity",
+    "0:60% diversity, 2:40% diversity, 4:10% last_prompt",
+    "1:50% last_prompt, 2:25% last_prompt, 3:12 last_prompt",
+)
+"""Stages of which the device chooses some."""
+
 
 def place_mixed(layers: int) -> tuple[Ask, ...]:
     """Ranks by place with one image and two, per-image lists, cliffs, the baseline and text in one batch."""
@@ -28,3 +41,16 @@ def place_mixed(layers: int) -> tuple[Ask, ...]:
         replace(text_only(64), stages="2:50% uniform"),
     ]
     return (*asks, *mixed(layers)[:5])
+
+
+def device_mixed(layers: int, shift: int = 0) -> tuple[Ask, ...]:
+    """Every rank of the device with one image and two, ranks by place, cliffs, the baseline and text."""
+    asks = [replace(one_image(70 + n + shift), stages=stages) for n, stages in enumerate(DEVICE)]
+    asks += [replace(two_images(80 + n + shift), stages=stages) for n, stages in enumerate(DEVICE)]
+    asks += [
+        replace(adjacent_images(91 + shift), stages=DEVICE[4]),
+        replace(two_images(92 + shift), stages=("1:40% last_image", "3:9 last_image")),
+        replace(two_images(93 + shift), stages=("2:0", "0:25% diversity")),
+        replace(text_only(94), stages=DEVICE[3]),
+    ]
+    return (*asks, *place_mixed(layers)[::4])

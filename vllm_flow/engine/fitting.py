@@ -13,7 +13,7 @@ from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.layout import TokenLayout
 from vllm_flow.log_keys import HEAT_KEY, LOG_KEY, parse_log
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.policy_keys import check_bound
+from vllm_flow.policy_keys import CLIFF_KEY, KEEP_KEY, check_bound
 from vllm_flow.ranks import RANKS, PositionRank
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def fitted(
     """The request's layout under a policy; None where nothing would be evicted.
 
     Args:
-        keys: the request's other keys.
+        keys: the request's own keys, without those of an operator's policy.
 
     Raises:
         Obstacle: the policy does not fit.
@@ -51,7 +51,7 @@ def fitted(
     totals = [image.mm_position.get_num_embeds() for image in evictable(features)]
     if not totals:
         return None
-    _check_images(policy, totals)
+    _check_images(policy, totals, keys)
     prompt_tokens = len(request.prompt_token_ids or ())
     if request.prompt_token_ids is None:
         raise Obstacle("prompts given as embeddings have no placeholders to evict.")
@@ -87,12 +87,15 @@ def check_bounds(
     check_bound(policy, strongest, totals, num_layers)
 
 
-def _check_images(policy: FlowPolicy, totals: list[int]) -> None:
-    if not policy.shared and len(policy.images) != len(totals):
-        raise Obstacle(
-            f"it has {len(policy.images)} values and the prompt has {len(totals)} images; give one "
-            "value per image, in the order of the prompt, or one for all of them."
-        )
+def _check_images(policy: FlowPolicy, totals: list[int], keys: Mapping[str, Any]) -> None:
+    for key in (CLIFF_KEY, KEEP_KEY):
+        value = keys.get(key)
+        if isinstance(value, (list, tuple)) and len(value) != len(totals):
+            raise Obstacle(
+                f"it has {len(value)} values and the prompt has {len(totals)} images; give one value "
+                "per image, in the order of the prompt, or a single one for all of them, no list.",
+                key,
+            )
     for image, total in enumerate(totals):
         stages = policy.stages_of(image)
         for before, after in zip(stages, stages[1:], strict=False):

@@ -118,7 +118,7 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
         policy = settings.default_policy
     if task is not None and settings.profile is not None:
         policy = settings.profile.of_task(task)
-    keys = {key: value for key, value in keys.items() if key not in POLICY_KEYS}
+    others = {key: value for key, value in keys.items() if key not in POLICY_KEYS}
     if policy is not None:
         try:
             layout = fitted(request, policy, settings, keys)
@@ -131,6 +131,6 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
             check_bounds(request, policy, settings.max_policy, settings.num_layers)
         if layout is not None:
             # Nothing behind the front end is told of a policy that evicts nothing.
-            keys |= request_keys(policy)
+            others |= request_keys(policy)
             request.cache_salt = policy_salt(salt, layout)
-    params.extra_args = keys or None
+    params.extra_args = others or None

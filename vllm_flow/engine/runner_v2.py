@@ -23,6 +23,7 @@ from vllm_flow.engine.decode_graphs import DecodeBuffers, unreplayable
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.metadata import StepBuilder
+from vllm_flow.engine.ranking import Ranker
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
 
@@ -181,8 +182,11 @@ class FlowRunnerV2(model_call.EagerProfile):
     ) -> None:
         super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
         self.model_state.flow_steps = StepBuilder(self.attn_groups, kv_cache_config, self.device)
-        if self.flow_settings.attention_log is not None and not is_profiling:
-            layers = self.vllm_config.compilation_config.static_forward_context
+        if is_profiling:
+            return
+        layers = self.vllm_config.compilation_config.static_forward_context
+        self.model_state.flow_hook.ranker = Ranker(kv_cache_config, layers)
+        if self.flow_settings.attention_log is not None:
             kernel = self.flow_settings.attention_log_kernel
             self.model_state.flow_tap = AttentionTap(kv_cache_config, layers, kernel)
 
