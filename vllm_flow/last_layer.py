@@ -84,7 +84,7 @@ def spare_last_layers(plan: StepPlan, requests: Sequence[ScheduledRequest]) -> S
 
 def _decided(variant: Variant) -> bool:
     """Whether the host knows which rows are alive: no rank on the device chooses them."""
-    return not getattr(variant, "rankings", ())
+    return not variant.rankings
 
 
 def _last_layer(

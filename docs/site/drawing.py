@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vllm_flow.layout import TokenLayout, packed_boundary, predict_blocks, storage_groups
+from vllm_flow.boundaries import packed_boundary
+from vllm_flow.layout import TokenLayout, predict_blocks, storage_groups
 from vllm_flow.plan import ScheduledRequest, plan_step
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans
@@ -35,7 +36,9 @@ CELL = 16
 """Width of a token in the lower panels: 21 of them are as wide as six blocks of 56."""
 SLOT, BLOCK_WIDTH = 13, 56
 
-LAYOUTS = {name: TokenLayout.of(FlowPolicy(cliff), SPANS) for name, cliff in CLIFFS.items()}
+LAYOUTS = {
+    name: TokenLayout.of(FlowPolicy.withdrawal(cliff), SPANS) for name, cliff in CLIFFS.items()
+}
 STARTS = storage_groups(LAYERS, GROUP)
 POSITIONS = np.arange(TOKENS)
 IS_IMAGE = SPANS.is_image(POSITIONS)
@@ -194,7 +197,7 @@ def draw_blocks(sheet: Sheet, top: float) -> None:
 def draw_prefix(sheet: Sheet, top: float) -> None:
     """What the prefix cache keeps of whole blocks of tokens."""
     layout = LAYOUTS["A"]
-    boundary = packed_boundary(layout, PREFIX, BLOCK)
+    boundary = packed_boundary(SPANS, PREFIX, BLOCK)
     assert boundary.completed is not None and boundary.tail is not None
     prefix = PREFIX * BLOCK
     title = (

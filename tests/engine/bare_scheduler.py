@@ -123,7 +123,7 @@ class BareScheduler:
         features = pictures(tokens)
         layout = None
         if self.settings is not None:
-            layout = token_layout(params, features, self.num_layers)
+            layout = token_layout(params, features, self.num_layers, len(tokens))
         request = Request(
             request_id=request_id,
             prompt_token_ids=tokens,
@@ -195,8 +195,9 @@ class BareScheduler:
         """Of a request's computed tokens: those a layer keeps, and where (index of the memory)."""
         position_T = np.arange(sent.request.num_computed_tokens)  # the step's tokens included
         kept_T = position_T
-        if sent.layout is not None and sent.layout.evicts_at(layer):
-            kept_T = position_T[~sent.layout.spans.is_image(position_T)]
+        evicted = None if sent.layout is None else sent.layout.evicted(layer)
+        if evicted is not None:
+            kept_T = position_T[~evicted.is_image(position_T)]
         group, depth = divmod(layer, self.group_layers)
         held = self.managers[group].req_to_blocks[sent.request.request_id]
         block_B = np.array([block.block_id for block in held], dtype=np.int64)

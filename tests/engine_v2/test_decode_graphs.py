@@ -35,7 +35,7 @@ def decode_steps(draw: st.DrawFn) -> list[ScheduledRequest]:
         computed = draw(st.integers(0, BLOCK * BLOCKS - 1))
         image = draw(st.frozensets(st.integers(0, BLOCK * BLOCKS - 1), max_size=12))
         cliff = draw(st.none() | st.integers(0, LAYERS - 1))
-        policy = None if cliff is None else FlowPolicy(cliff)
+        policy = None if cliff is None else FlowPolicy.withdrawal(cliff)
         layout = TokenLayout.of(policy, ImageSpans.from_ranges((p, p + 1) for p in image))
         requests.append(ScheduledRequest(computed, 1, layout))
     return requests

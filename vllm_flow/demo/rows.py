@@ -45,7 +45,7 @@ def predicted_blocks(answer: Answer, engine: Engine) -> tuple[int, ...]:
     """KV blocks per storage group that the answer's request should have held at its end."""
     # Only the number of image tokens matters once the whole prompt is computed, not their place.
     spans = ImageSpans.from_ranges([(0, answer.image_tokens)])
-    policy = None if answer.cliff == engine.num_layers else FlowPolicy(answer.cliff)
+    policy = None if answer.cliff == engine.num_layers else FlowPolicy.withdrawal(answer.cliff)
     layout = TokenLayout.of(policy, spans)
     return predict_blocks(answer.computed_tokens, layout, engine.group_starts, engine.block_size)
 

@@ -118,7 +118,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--policies",
         default="baseline,cliff=2,cliff=L/4,cliff=L/2",
-        help="with the extension; L is the number of layers; default: %(default)s",
+        help="with the extension: as in `vllm-flow eval`, such as fastv or 0:64 uniform, and cliff=L/4, L being "
+        "the number of layers; default: %(default)s",
     )
     add(
         "--concurrency",
