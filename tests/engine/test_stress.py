@@ -65,6 +65,14 @@ def test_random_traffic_is_exact(open_engine: OpenEngine, name: str, seed: int) 
     assert went.preempted and went.aborted and went.finished > REQUESTS / 4
 
 
+def test_random_traffic_of_every_policy_is_exact(open_engine: OpenEngine) -> None:
+    """The whole grammar: ranks of all kinds, stages, values per image, beside cliffs and the baseline."""
+    options = dict(enable_prefix_caching=True, async_scheduling=True, max_num_batched_tokens=512)
+    engine = open_engine(LONG, 3, kv_cache_memory_bytes=TINY_POOL, max_num_seqs=12, **options)
+    went = traffic.run(engine, 3, REQUESTS, stages=0.8)
+    assert went.preempted and went.aborted and went.finished > REQUESTS / 4
+
+
 def random_engine(rng: np.random.Generator) -> tuple[int, dict[str, Any]]:
     """Storage groups, pool, chunks, caching and scheduling, each drawn by itself."""
     chunk = int(rng.choice([32, 48, 97, 150, 512]))
@@ -92,7 +100,7 @@ def test_fuzz(open_engine: OpenEngine) -> None:
         engine = open_engine(LONG, group_layers, **options)
         # Shown by pytest where the run fails: what it takes to repeat it.
         print(f"seed {seed}: groups of {group_layers}, {options}")
-        total += traffic.run(engine, seed, REQUESTS, resets=0.01 * (seed % 3))
+        total += traffic.run(engine, seed, REQUESTS, resets=0.01 * (seed % 3), stages=0.6)
         if time.monotonic() > end:
             break
     print(f"fuzz: {total}")
