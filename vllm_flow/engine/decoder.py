@@ -9,7 +9,7 @@ without any of it. Knows steps, not policies, runners or schedulers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -98,6 +98,8 @@ class DecoderHook:
         form = FORMS[decoder.call]
         self._select = form.select
         self.decoder = decoder
+        self.eager_operators: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered for each eager call; see ``eager_ops.py``."""
         self._key_writers = [KeyWriter(layer) for layer in decoder.layers]
         for index, layer in enumerate(decoder.layers):
             self._replace(layer, partial(form.layer, partial(self._layer, index)))
@@ -126,7 +128,7 @@ class DecoderHook:
         context.skip_compiled = True
         # The step may have been padded for the graphs of compiled pieces, none of which runs now.
         context.cudagraph_runtime_mode = CUDAGraphMode.NONE
-        with self.installed(step):
+        with self.installed(step), self.eager_operators():
             yield
 
     @contextmanager

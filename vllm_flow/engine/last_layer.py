@@ -80,10 +80,10 @@ def spares(decoder: Decoder, attn_groups: Sequence[Sequence[Any]]) -> bool:
 
 
 class KeyWriter:
-    """Stores the keys and values of some rows in one layer."""
+    """Stores the keys and values of some rows in one layer, which :func:`reason_against` does not rule out."""
 
     def __init__(self, layer: Any) -> None:
-        self._norm, self._attn = layer.input_layernorm, layer.self_attn
+        self._layer = layer
         self._project: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def write(
@@ -100,15 +100,14 @@ class KeyWriter:
             hidden_DH, residual_DH: what comes out of the layer before; may be changed.
             slots: [D] slots of the layer's cache.
         """
-        attn, attention = self._attn, self._attn.attn
+        norm, attn = self._layer.input_layernorm, self._layer.self_attn
+        attention = attn.attn
         if self._project is None:
             self._project = key_value_projection(attn.qkv_proj)
-        normed_DH = (
-            self._norm(hidden_DH) if residual_DH is None else self._norm(hidden_DH, residual_DH)[0]
-        )
+        normed_DH = norm(hidden_DH) if residual_DH is None else norm(hidden_DH, residual_DH)[0]
         key, value = self._project(normed_DH).split([attn.kv_size, attn.kv_size], dim=-1)
-        if (norm := getattr(attn, "k_norm", None)) is not None:
-            key = norm(key.reshape(-1, attn.num_kv_heads, attn.head_dim)).view(key.shape)
+        if (key_norm := getattr(attn, "k_norm", None)) is not None:
+            key = key_norm(key.reshape(-1, attn.num_kv_heads, attn.head_dim)).view(key.shape)
         if isinstance(attn.rotary_emb, RotaryEmbedding):
             key, _ = attn.rotary_emb(positions, key, None)  # turns queries and keys alike
         else:  # M-RoPE wants both

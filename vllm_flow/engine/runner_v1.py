@@ -38,7 +38,7 @@ class FlowRunnerV1(model_call.EagerProfile):
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
-        self.flow_hook = model_call.adopt(self.model, self.model_config, self.flow_settings)
+        self.flow_hook = model_call.adopt(self.model, self.vllm_config, self.flow_settings)
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
         return group_specs(super().get_kv_cache_spec(), self.flow_settings)

@@ -169,7 +169,7 @@ class FlowRunnerV2(model_call.EagerProfile):
         state = self.model_state
         adoption.adopt(state, FlowModelState)
         state.flow_requests = LayoutBook(self.flow_settings.num_layers)
-        state.flow_hook = model_call.adopt(self.model, self.model_config, self.flow_settings)
+        state.flow_hook = model_call.adopt(self.model, self.vllm_config, self.flow_settings)
         state.flow_attn_groups = lambda: self.attn_groups
         state.flow_tap = None
         state.flow_buffers = None
