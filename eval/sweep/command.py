@@ -65,6 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--seed", type=int, default=0)
     what.add_argument(
+        "--tolerance",
+        type=points,
+        default=1.0,
+        metavar="POINTS",
+        help="loss that would count as none; before the run it is told how many questions that needs "
+        "(default: 1)",
+    )
+    what.add_argument(
         "--conversation",
         choices=NAMES,
         default="auto",
@@ -169,6 +177,17 @@ def positive(text: str) -> int:
     value = whole_number(text)
     if not value:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number above 0")
+    return value
+
+
+def points(text: str) -> float:
+    """An option's percentage points, above 0 and at most 100."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of points above 0")
     return value
 
 

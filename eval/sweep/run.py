@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from vllm_flow.eval.statistics.power import forecast
 from vllm_flow.eval.sweep import driver
 from vllm_flow.eval.sweep.engine_actor import EngineOptions, background_of
 from vllm_flow.eval.sweep.model_facts import DEMO_MODELS, ModelError, ModelFacts, read_facts
@@ -60,6 +61,10 @@ def evaluate(args: Namespace) -> int:
         )
         for name in args.tasks
     ]
+    for task in tasks:
+        if len(policies) > 1:
+            told = forecast([item.picture_of for item in task.items], args.tolerance / 100)
+            print(f"{task.task}: {told}", flush=True)
     with driver.connected(args.ray_address, args.engines) as pool:
         run = open_run(args.out, meta_of(args, facts, pool))
         with (
