@@ -39,9 +39,9 @@ def _loaded() -> list[Any]:
 
 def _reading(check: Callable[[str], str | None]) -> Callable[..., Any]:
     def around(original: Callable[..., Any]) -> Callable[..., Any]:
-        def model_validate_json(line: str, *args: Any, **kwargs: Any) -> Any:
-            request = original(line, *args, **kwargs)
-            setattr(request, _REFUSAL, check(line))
+        def model_validate_json(json_data: str, *args: Any, **kwargs: Any) -> Any:
+            request = original(json_data, *args, **kwargs)
+            setattr(request, _REFUSAL, check(json_data))
             return request
 
         return model_validate_json

@@ -143,6 +143,19 @@ def default_group_layers(num_layers: int, max_groups: int = 8) -> int:
     return next(d for d in divisors if num_layers // d <= max_groups)
 
 
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How an engine stores keys and values."""
+
+    num_layers: int
+    group_starts: tuple[int, ...]
+    """First layer of each storage group."""
+    block_size: int
+    """Tokens per KV block."""
+    block_bytes: int
+    """Bytes per KV block, all layers of its storage group and all workers together."""
+
+
 def predict_blocks(
     num_tokens: int,
     layout: TokenLayout | None,

@@ -96,9 +96,7 @@ def about(model: str, picture: tuple[int, int] | None = None) -> Iterator[str]:
     from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
 
     plugin.register()
-    arguments = EngineArgs(
-        model=model, enforce_eager=True, additional_config={CONFIG_KEY: {families.UNTESTED: True}}
-    )
+    arguments = EngineArgs(model=model, additional_config={CONFIG_KEY: {families.UNTESTED: True}})
     try:
         config = arguments.create_engine_config().model_config
     except (ValueError, OSError):

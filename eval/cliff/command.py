@@ -37,16 +37,26 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+from vllm_flow.options import positive, positive_number, seed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vllm-flow cliff`."""
-    from vllm_flow.eval.sweep.command import add_engine, positive
+    from vllm_flow.eval.sweep.command import add_engine
+
+    _add_questions(parser.add_argument_group("what is asked"))
+    _add_rule(parser.add_argument_group("the rule"))
+    add_engine(parser.add_argument_group("the engine"))
+    _add_results(parser.add_argument_group("what comes out"))
+
+
+def _add_questions(what: Any) -> None:
     from vllm_flow.eval.sweep.conversation import NAMES
     from vllm_flow.eval.tasks import task_names
     from vllm_flow.pictures import READINGS
 
-    what = parser.add_argument_group("what is asked")
     what.add_argument("--model", required=True, help="directory, hub name, or `demo`")
     what.add_argument("--data", required=True, type=Path, help="folder with one folder per task")
     what.add_argument(
@@ -55,12 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--items", type=positive, help="at most so many questions, spread over the pictures"
     )
-    what.add_argument("--seed", type=int, default=0, help="decides the order of the questions")
+    what.add_argument("--seed", type=seed, default=0, help="decides the order of the questions")
     what.add_argument("--conversation", choices=NAMES, default="auto")
     what.add_argument("--image-preparation", choices=("task", "pad", "plain"), default="task")
     what.add_argument("--image-reading", choices=READINGS, default="server")
 
-    rule = parser.add_argument_group("the rule")
+
+def _add_rule(rule: Any) -> None:
     rule.add_argument(
         "--tolerance", type=_share, default=0.005, help="of the headline score (default: 0.5%%)"
     )
@@ -68,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rule.add_argument("--unlabelled", action="store_true", help="by divergence, without labels")
     rule.add_argument(
         "--kl-threshold",
-        type=_positive_number,
+        type=positive_number,
         default=0.003,
         help="in nats (default: 0.003, VTW's for LLaVA-1.5-7B)",
     )
@@ -85,10 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of attention on the image for the comparison with attention alone (default: 10%%)",
     )
 
-    engine = parser.add_argument_group("the engine")
-    add_engine(engine)
 
-    out = parser.add_argument_group("what comes out")
+def _add_results(out: Any) -> None:
     out.add_argument(
         "--out", type=Path, default=Path("cliff.json"), help="the profile (default: cliff.json)"
     )
@@ -162,14 +171,4 @@ def _confidence(text: str) -> float:
     value = _share(text)
     if not 0.5 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: it must lie between 50% and 100%")
-    return value
-
-
-def _positive_number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return value

@@ -10,7 +10,7 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,11 @@ from vllm_flow.eval.cliff.questions import make_plan, read_questions
 from vllm_flow.eval.cliff.record import recording
 from vllm_flow.eval.cliff.search import Ask, Finding, Plan
 from vllm_flow.eval.cliff.unlabelled import attention, unlabelled
-from vllm_flow.eval.sweep.engine_actor import EngineActor, EngineOptions
-from vllm_flow.eval.sweep.model_facts import DEMO_MODELS, read_facts
-from vllm_flow.eval.sweep.run import engine_settings, pool_bytes, versions
+from vllm_flow.eval.sweep.engine_actor import EngineActor
+from vllm_flow.eval.sweep.model_facts import read_facts
+from vllm_flow.eval.sweep.run import engine_options, engine_settings, versions
 from vllm_flow.eval.sweep.work import TaskWork
 from vllm_flow.eval.tasks import Task
-
-DEMO_LENGTH = 2048
-"""Longest prompt and answer of a demo model; its own maximum does not fit into the demo's pool."""
 
 
 def find(args: Namespace) -> dict[str, Any]:
@@ -83,30 +80,17 @@ def started(
 ) -> Iterator[tuple[CliffEngine, Path | None]]:
     """The engine, and the folder of its attention log if it keeps one; ended on leaving."""
     settings = engine_settings(args, facts, on_gpu())
-    policies = layer_policies(facts.num_layers)
-    demo = args.model in DEMO_MODELS
+    options = engine_options(args, facts, settings, layer_policies(facts.num_layers))
     with tempfile.TemporaryDirectory(prefix="vllm-flow-cliff-") as folder:
         # The log sees the heads of one worker only.
         alone = args.engine_args.get("tensor_parallel_size", 1) == 1
         log = {"attention_log": folder} if alone and not args.no_attention else {}
         more = {"max_logprobs": -1} if args.unlabelled else {}
         actor = EngineActor(
-            EngineOptions(
-                model=args.model,
-                dtype=settings["dtype"],
-                group_layers=settings["group_layers"],
-                block_size=settings["block_size"],
-                conversation=settings["conversation"],
-                policies=policies,
-                seed=args.seed,
-                max_model_len=args.max_model_len or (DEMO_LENGTH if demo else None),
-                kv_cache_bytes=pool_bytes(args),
-                engine_args={**more, **args.engine_args},
-                flow_settings=log,
-            )
+            replace(options, engine_args={**more, **args.engine_args}, flow_settings=log)
         )
         try:
-            yield CliffEngine(actor, work, policies), Path(folder) if log else None
+            yield CliffEngine(actor, work, options.policies), Path(folder) if log else None
         finally:
             actor.llm.llm_engine.engine_core.shutdown()
 

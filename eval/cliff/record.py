@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,9 +20,9 @@ import pyarrow as pa
 from vllm_flow.eval.cliff.evidence import CliffError
 from vllm_flow.eval.sweep.model_facts import ModelFacts
 from vllm_flow.eval.sweep.records import Run, RunError
-from vllm_flow.eval.sweep.run import engine_settings, open_run, versions
+from vllm_flow.eval.sweep.run import open_run, run_settings
 from vllm_flow.eval.sweep.work import TaskWork
-from vllm_flow.outputs import OutputError, real
+from vllm_flow.outputs import OutputError
 from vllm_flow.user_text import parse_json
 
 MEASURED = "measured.jsonl"
@@ -106,19 +105,7 @@ def recording(
         CliffError: what is there was asked otherwise, or is being written; says what differs.
     """
     folder = folder_of(args)
-    meta = {
-        "command": ["vllm-flow", *sys.argv[1:]],
-        **engine_settings(args, facts, on_gpu),
-        "prompt": facts.conversation.prompt("{text}", True),
-        "image_preparation": args.image_preparation,
-        "image_reading": args.image_reading,
-        "data": str(real(args.data)),
-        "limit": args.items,
-        "engines": 1,
-        "versions": versions(),
-        "tasks": [],
-        "policies": [],
-    }
+    meta = run_settings(args, facts, on_gpu=on_gpu, limit=args.items, engines=1)
     try:
         run = open_run(folder, meta)
         with run.writing():

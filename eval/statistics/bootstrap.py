@@ -86,26 +86,18 @@ def compare(
     treatments, units, kinds = _common_shape(baseline, treatment, len(names))
 
     both = np.stack([baseline, treatment])
-    total = both.sum(axis=2)
     flat = both.transpose(2, 0, 1, 3).reshape(units, -1)
-    seeds = np.random.SeedSequence(seed).spawn(2)
+    draws, swap_draws = np.random.SeedSequence(seed).spawn(2)
 
     def arms(sums: Array) -> Arms:
         shaped = sums.reshape(-1, 2, treatments, kinds)
         return _worth(names, shaped[:, 0], metrics), _worth(names, shaped[:, 1], metrics)
 
-    here = arms(total[None])
-    drawn = arms(np.concatenate([w @ flat for w in resampling(units, resamples, seeds[0])]))
+    here = arms(both.sum(axis=2)[None])
+    drawn = arms(np.concatenate([w @ flat for w in resampling(units, resamples, draws)]))
     without = arms(flat.sum(axis=0) - flat)
-    change = treatment - baseline
-    moved = change.transpose(1, 0, 2).reshape(units, -1)
-    shift = np.concatenate([s @ moved for s in swapping(units, swaps, seeds[1])])
-    shift = shift.reshape(-1, treatments, kinds)
-    swapped = (
-        _worth(names, baseline.sum(1) + shift, metrics),
-        _worth(names, treatment.sum(1) - shift, metrics),
-    )
-    identical = ~np.any(np.abs(change) > NOISE, axis=(1, 2))
+    swapped = arms(_swapped_sums(baseline, treatment, swaps, swap_draws))
+    identical = ~np.any(np.abs(treatment - baseline) > NOISE, axis=(1, 2))
     present = np.any(np.abs(both) > NOISE, axis=(0, 3)).sum(axis=1)
     bounds = [unseen_share(int(n), confidence) if n else 1.0 for n in present]
     return {
@@ -123,6 +115,17 @@ def compare(
         ]
         for name in here[0]
     }
+
+
+def _swapped_sums(
+    baseline: Array, treatment: Array, swaps: int, seed: np.random.SeedSequence
+) -> Array:
+    """[R, 2, P, K]: sums of both arms where units have swapped them at random."""
+    treatments, units, kinds = baseline.shape
+    moved = (treatment - baseline).transpose(1, 0, 2).reshape(units, -1)
+    shift = np.concatenate([s @ moved for s in swapping(units, swaps, seed)])
+    shift = shift.reshape(-1, treatments, kinds)
+    return np.stack([baseline.sum(1) + shift, treatment.sum(1) - shift], axis=1)
 
 
 def _common_shape(baseline: Array, treatment: Array, kinds: int) -> tuple[int, int, int]:

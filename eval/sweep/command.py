@@ -36,7 +36,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.user_text import NotJSON, parse_json, whole_number
+from vllm_flow.options import gib, positive, seed
+from vllm_flow.user_text import NotJSON, parse_json
 
 BATCH_ITEMS = 32
 """Items in a batch by default."""
@@ -44,13 +45,23 @@ BATCH_ITEMS = 32
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vllm-flow eval`."""
+    _add_questions(parser.add_argument_group("what is asked"))
+    engine = parser.add_argument_group("the engines")
+    engine.add_argument("--engines", type=positive, help="default: one per GPU, else one")
+    engine.add_argument(
+        "--ray-address", help="a Ray cluster (default: RAY_ADDRESS, else this machine)"
+    )
+    add_engine(engine)
+    _add_running(parser.add_argument_group("running"))
+
+
+def _add_questions(what: Any) -> None:
     from vllm_flow.eval.sweep.conversation import NAMES
     from vllm_flow.eval.sweep.policies import SYNTAX
     from vllm_flow.eval.tasks import task_names
     from vllm_flow.eval.tasks.prompts import STYLES
     from vllm_flow.pictures import READINGS
 
-    what = parser.add_argument_group("what is asked")
     what.add_argument(
         "--model", required=True, help="directory, hub name, or `demo` for the demo model"
     )
@@ -63,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--limit", type=positive, help="at most so many items per task, drawn with --seed"
     )
-    what.add_argument("--seed", type=int, default=0)
+    what.add_argument("--seed", type=seed, default=0)
     what.add_argument(
         "--tolerance",
         type=points,
@@ -99,14 +110,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "stored, as LLaVA's and OPERA's scripts do",
     )
 
-    engine = parser.add_argument_group("the engines")
-    engine.add_argument("--engines", type=positive, help="default: one per GPU, else one")
-    engine.add_argument(
-        "--ray-address", help="a Ray cluster (default: RAY_ADDRESS, else this machine)"
-    )
-    add_engine(engine)
 
-    running = parser.add_argument_group("running")
+def _add_running(running: Any) -> None:
     running.add_argument(
         "--batch", type=positive, default=BATCH_ITEMS, help="items given to an engine at once"
     )
@@ -135,7 +140,7 @@ def add_engine(group: Any) -> None:
     add("--group-layers", type=positive, help="layers per storage group")
     add("--block-size", type=positive, help="tokens per KV block (default: 16, on CPU 32)")
     add("--max-model-len", type=positive)
-    add("--kv-cache-gib", type=float, help="KV-cache pool of an engine")
+    add("--kv-cache-gib", type=gib, help="KV-cache pool of an engine")
     add(
         "--engine-args",
         type=json_object,
@@ -170,14 +175,6 @@ def _names(text: str) -> list[str]:
     if not all(names):
         raise argparse.ArgumentTypeError(f"{text!r} is no comma-separated list")
     return list(dict.fromkeys(names))
-
-
-def positive(text: str) -> int:
-    """An option's whole number above 0."""
-    value = whole_number(text)
-    if not value:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number above 0")
-    return value
 
 
 def points(text: str) -> float:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from vllm_flow.eval.sweep.pictures import background_of, picture_key, read_pictures, unreadable
 from vllm_flow.eval.sweep.policies import BASELINE, Policy
 from vllm_flow.eval.sweep.schema import answers_table
-from vllm_flow.eval.sweep.work import Geometry, waves
+from vllm_flow.eval.sweep.work import savings, waves
 from vllm_flow.pictures import Colour
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ class EngineActor:
         import vllm
         from transformers import AutoProcessor
 
+        from vllm_flow.engine.inspect import scheduler_of
         from vllm_flow.eval.sweep.conversation import Conversation
         from vllm_flow.eval.sweep.model_facts import resolve_model
 
@@ -109,6 +110,7 @@ class EngineActor:
             "kv_cache_memory_bytes": options.kv_cache_bytes,
             "block_size": options.block_size,
             "limit_mm_per_prompt": {"image": 1},
+            # So that all policies' answers come from the same kernels.
             "enforce_eager": True,
             # Off, so that what a request takes does not depend on what was asked before it.
             "enable_prefix_caching": False,
@@ -121,7 +123,7 @@ class EngineActor:
         processor = AutoProcessor.from_pretrained(model)
         self.conversation = Conversation(options.conversation, processor)
         self.name = f"{socket.gethostname()}:{os.getpid()}"
-        self.geometry = self._geometry() if extension else None
+        self.geometry = scheduler_of(self.llm).flow_geometry if extension else None
         self.downsampler: Any = None
         if options.embeds:
             from vllm_flow.eval.sweep.downsample import Downsampler
@@ -238,7 +240,8 @@ class EngineActor:
         return {
             **row,
             "image_tokens": took.image_tokens,
-            **self.geometry.savings(
+            **savings(
+                self.geometry,
                 cliff=took.cliff,
                 image_tokens=took.image_tokens,
                 full_image_tokens=full,
@@ -262,18 +265,6 @@ class EngineActor:
         from vllm_flow.engine.inspect import footprints
 
         return footprints(self.llm) if self.geometry is not None else {}
-
-    def _geometry(self) -> Geometry:
-        from vllm_flow.engine.inspect import scheduler_of
-
-        scheduler = scheduler_of(self.llm)
-        settings, manager = scheduler.flow_settings, scheduler.flow_managers[0]
-        return Geometry(
-            num_layers=settings.num_layers,
-            group_starts=settings.group_starts,
-            block_size=manager.block_size,
-            block_bytes=manager.spec.page_size_bytes * settings.group_layers,
-        )
 
 
 def prepare_process() -> None:

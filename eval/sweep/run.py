@@ -10,7 +10,7 @@ import os
 import random
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import datetime, timezone
 from importlib import metadata
@@ -66,28 +66,32 @@ def evaluate(args: Namespace) -> int:
             told = forecast([item.picture_of for item in task.items], args.tolerance / 100)
             print(f"{task.task}: {told}", flush=True)
     with driver.connected(args.ray_address, args.engines) as pool:
-        run = open_run(args.out, meta_of(args, facts, pool))
+        meta = run_settings(
+            args, facts, on_gpu=pool.num_gpus > 0, limit=args.limit, engines=pool.engines
+        )
+        meta |= {"hardware": driver.hardware(pool), "prompts": args.prompts}
+        run = open_run(args.out, meta)
         with (
             run.writing(),
             keeping(lambda: f"the answers so far are in {run.path}, and the same command goes on"),
         ):
-            answer_all(args, facts, policies, tasks, pool, run)
+            answer_all(args, facts, policies, tasks, pool, run, meta)
         return report(run, [task.task for task in tasks], policies)
 
 
-def meta_of(args: Namespace, facts: ModelFacts, pool: driver.Pool) -> dict[str, Any]:
-    """What `run.json` says of this command."""
+def run_settings(
+    args: Namespace, facts: ModelFacts, *, on_gpu: bool, limit: int | None, engines: int
+) -> dict[str, Any]:
+    """What `run.json` says of a command that asks engines, `vllm-flow eval` or `vllm-flow cliff`."""
     return {
         "command": ["vllm-flow", *sys.argv[1:]],
-        **engine_settings(args, facts, on_gpu=pool.num_gpus > 0),
+        **engine_settings(args, facts, on_gpu),
         "prompt": facts.conversation.prompt("{text}", True),
-        "prompts": args.prompts,
         "image_preparation": args.image_preparation,
         "image_reading": args.image_reading,
         "data": str(real(args.data)),
-        "limit": args.limit,
-        "engines": pool.engines,
-        "hardware": driver.hardware(pool),
+        "limit": limit,
+        "engines": engines,
         "versions": versions(),
         "tasks": [],
         "policies": [],
@@ -101,9 +105,9 @@ def answer_all(
     tasks: Sequence[TaskWork],
     pool: driver.Pool,
     run: Run,
+    meta: Mapping[str, Any],
 ) -> None:
-    """Get every answer that the run lacks."""
-    meta = meta_of(args, facts, pool)
+    """Get every answer that the run lacks; ``meta`` is what this command says of itself."""
     for task in tasks:
         run.write_items(task.task, task.items)
     done = run.done() - (run.failed() if args.retry_errors else set())
@@ -115,19 +119,7 @@ def answer_all(
         [policy.as_json() for policy in policies],
         session if rows else None,
     )
-    options = EngineOptions(
-        model=args.model,
-        dtype=meta["dtype"],
-        group_layers=meta["group_layers"],
-        block_size=meta["block_size"],
-        conversation=meta["conversation"],
-        policies=policies,
-        full_grid=facts.full_grid,
-        seed=args.seed,
-        max_model_len=meta["max_model_len"],
-        kv_cache_bytes=pool_bytes(args),
-        engine_args=args.engine_args,
-    )
+    options = engine_options(args, facts, meta, policies)
     size = max(1, min(args.batch, BATCH_REQUESTS // len(policies)))
     stream(run, batches_of(rows, size), options, pool, wanted(tasks, policies), args.max_errors)
     run.compact()
@@ -204,6 +196,25 @@ def engine_settings(args: Namespace, facts: ModelFacts, on_gpu: bool) -> dict[st
         "conversation": facts.conversation.name,
         "engine_args": dict(args.engine_args),
     }
+
+
+def engine_options(
+    args: Namespace, facts: ModelFacts, settings: Mapping[str, Any], policies: tuple[Policy, ...]
+) -> EngineOptions:
+    """How a command's engines are started; ``settings`` are those of :func:`engine_settings`."""
+    return EngineOptions(
+        model=args.model,
+        dtype=settings["dtype"],
+        group_layers=settings["group_layers"],
+        block_size=settings["block_size"],
+        conversation=settings["conversation"],
+        policies=policies,
+        full_grid=facts.full_grid,
+        seed=args.seed,
+        max_model_len=settings["max_model_len"],
+        kv_cache_bytes=pool_bytes(args),
+        engine_args=args.engine_args,
+    )
 
 
 def pool_bytes(args: Namespace) -> int | None:

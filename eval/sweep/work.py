@@ -14,7 +14,7 @@ import pyarrow as pa
 from vllm_flow.eval.sweep.policies import Policy
 from vllm_flow.eval.sweep.schema import Key
 from vllm_flow.eval.tasks.base import Item
-from vllm_flow.layout import predict_blocks
+from vllm_flow.layout import Geometry, predict_blocks
 
 WORK = pa.schema(
     [
@@ -75,45 +75,33 @@ def batches_of(rows: Sequence[Mapping[str, Any]], size: int) -> list[pa.Table]:
     ]
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """What of an engine decides how much memory and work a request takes."""
+def savings(
+    geometry: Geometry,
+    *,
+    cliff: int,
+    image_tokens: int,
+    full_image_tokens: int,
+    computed_tokens: int,
+    blocks: Sequence[int],
+) -> dict[str, int]:
+    """The columns of a row that say what a policy saved in an engine.
 
-    num_layers: int
-    group_starts: tuple[int, ...]
-    """First layer of each storage group."""
-    block_size: int
-    """Tokens per KV block."""
-    block_bytes: int
-    """Bytes per KV block, all layers of its storage group together."""
-
-    def savings(
-        self,
-        *,
-        cliff: int,
-        image_tokens: int,
-        full_image_tokens: int,
-        computed_tokens: int,
-        blocks: Sequence[int],
-    ) -> dict[str, int]:
-        """The columns of a row that say what a policy saved.
-
-        Args:
-            cliff: layers that saw the image tokens; the number of layers for all.
-            image_tokens: as prefilled.
-            full_image_tokens: of the same prompt without a policy.
-            computed_tokens: with keys and values at the end, as prefilled.
-            blocks: held at the end, per storage group.
-        """
-        whole = computed_tokens - image_tokens + full_image_tokens
-        baseline = sum(predict_blocks(whole, None, self.group_starts, self.block_size))
-        held = sum(blocks)
-        return {
-            "kv_blocks": held,
-            "kv_blocks_baseline": baseline,
-            "kv_bytes_saved": (baseline - held) * self.block_bytes,
-            "prefill_rows_saved": full_image_tokens * self.num_layers - image_tokens * cliff,
-        }
+    Args:
+        cliff: layers that saw the image tokens; the number of layers for all.
+        image_tokens: as prefilled.
+        full_image_tokens: of the same prompt without a policy.
+        computed_tokens: with keys and values at the end, as prefilled.
+        blocks: held at the end, per storage group.
+    """
+    whole = computed_tokens - image_tokens + full_image_tokens
+    baseline = sum(predict_blocks(whole, None, geometry.group_starts, geometry.block_size))
+    held = sum(blocks)
+    return {
+        "kv_blocks": held,
+        "kv_blocks_baseline": baseline,
+        "kv_bytes_saved": (baseline - held) * geometry.block_bytes,
+        "prefill_rows_saved": full_image_tokens * geometry.num_layers - image_tokens * cliff,
+    }
 
 
 def waves(grids: Sequence[int | None]) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_the_front_ends_numbers_are_the_engines(open_engine: OpenEngine) -> None
             out = answer(engine, ask, max_tokens=length)
             footprint = list(footprints(engine.llm).values())[-1]
             outline = metrics.Outline(
-                geometry=list(vars(scheduler.flow_reports.geometry).values()),
+                geometry=list(astuple(scheduler.flow_geometry)),
                 cliff=cliff,
                 image_tokens=footprint.image_tokens,
                 logged_layers=0,

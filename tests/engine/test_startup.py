@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 from vllm import __version__ as version
 from vllm import envs
-from vllm.config.compilation import CUDAGraphMode
+from vllm.config.compilation import CompilationMode, CUDAGraphMode
 from vllm.engine.arg_utils import EngineArgs
 
 from tests.engine.harness import asynchronous_on_cpu
@@ -33,6 +33,19 @@ def config_of(model_dir: Path, options: Any = None, **arguments: Any) -> Any:
     if options is not None:
         arguments["additional_config"] = {"vllm_flow": options}
     return EngineArgs(model=str(model_dir), **arguments).create_engine_config()
+
+
+@pytest.fixture
+def cuda_config(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As vLLM finishes it on a CUDA device without a flag; the CPU platform has other defaults."""
+    config = config_of(model_dir, {})
+    compilation = config.compilation_config
+    compilation.mode = CompilationMode.VLLM_COMPILE
+    compilation.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE
+    compilation.splitting_ops = None
+    compilation.set_splitting_ops_for_v1(all2all_backend="naive")
+    monkeypatch.setattr(envs, "VLLM_USE_V2_MODEL_RUNNER", True)
+    return config
 
 
 def test_without_the_key_nothing_is_selected(model_dir: Path) -> None:
@@ -91,7 +104,10 @@ def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"enforce_eager": False}, "torch.compile, .* pass enforce_eager=True"),
+        (
+            {"enforce_eager": False, "compilation_config": {"mode": 1}},
+            "torch.compile of the whole model, .* leave out the mode",
+        ),
         ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
         (
             {"tensor_parallel_size": 4, "decode_context_parallel_size": 2},
@@ -146,28 +162,58 @@ def test_what_is_not_supported_is_refused(
         config_of(model_dir, {}, **arguments)
 
 
+def test_what_vllm_does_without_a_flag_is_supported(model_dir: Path) -> None:
+    config = config_of(model_dir, {}, enforce_eager=False)
+    assert config.compilation_config.mode != CompilationMode.NONE
+
+
 @pytest.mark.parametrize(
     ("graphs", "v2", "message"),
     [
-        ("FULL", True, "CUDA graphs of steps with prompt tokens, .*FULL_DECODE_ONLY"),
-        ("PIECEWISE", True, "CUDA graphs of steps with prompt tokens, .*FULL_DECODE_ONLY"),
-        ("FULL_AND_PIECEWISE", True, "CUDA graphs of steps with prompt tokens"),
-        ("FULL_DECODE_ONLY", False, "CUDA graphs with Model Runner V1: leave VLLM_USE_V2"),
+        ("FULL", True, "full CUDA graphs of steps with prompt tokens, .*FULL_AND_PIECEWISE"),
+        ("PIECEWISE", True, None),
+        ("PIECEWISE", False, None),
+        ("FULL_AND_PIECEWISE", True, None),
+        ("FULL_AND_PIECEWISE", False, "with Model Runner V1: leave VLLM_USE_V2.*PIECEWISE"),
+        ("FULL_DECODE_ONLY", False, "with Model Runner V1: leave VLLM_USE_V2"),
         ("FULL_DECODE_ONLY", True, None),
     ],
 )
 def test_which_graphs_are_refused(
-    model_dir: Path, monkeypatch: pytest.MonkeyPatch, graphs: str, v2: bool, message: str | None
+    cuda_config: Any, monkeypatch: pytest.MonkeyPatch, graphs: str, v2: bool, message: str | None
 ) -> None:
-    """The CPU platform has none, so the finished config is given what a CUDA device would have."""
-    config = config_of(model_dir, {})
-    config.compilation_config.cudagraph_mode = CUDAGraphMode[graphs]
+    cuda_config.compilation_config.cudagraph_mode = CUDAGraphMode[graphs]
     monkeypatch.setattr(envs, "VLLM_USE_V2_MODEL_RUNNER", v2)
     if message is None:
-        check_supported(config, version)
+        check_supported(cuda_config, version)
     else:
         with pytest.raises(ValueError, match=message):
-            check_supported(config, version)
+            check_supported(cuda_config, version)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"use_inductor_graph_partition": True}, "leave out use_inductor_graph_partition"),
+        ({"splitting_ops": []}, "leave out splitting_ops and fuse_attn_quant"),
+    ],
+)
+def test_how_compiled_code_may_not_be_cut(
+    cuda_config: Any, options: dict[str, Any], message: str
+) -> None:
+    check_supported(cuda_config, version)
+    for name, value in options.items():
+        setattr(cuda_config.compilation_config, name, value)
+    with pytest.raises(ValueError, match=message):
+        check_supported(cuda_config, version)
+
+
+def test_breakable_graphs_are_refused(cuda_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "1")
+    with pytest.raises(ValueError, match="set VLLM_USE_BREAKABLE_CUDAGRAPH=0"):
+        check_supported(cuda_config, version)
+    cuda_config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
+    check_supported(cuda_config, version)
 
 
 def test_an_attention_log_has_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +262,7 @@ def test_what_is_supported_is_accepted(model_dir: Path, arguments: dict[str, Any
     assert config.parallel_config.worker_cls == plugin.WORKER_CLS
 
 
-@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "1.0"])
+@pytest.mark.parametrize("version", ["0.31.9", "0.34.0", "1.0"])
 def test_an_untested_vllm_is_refused(version: str) -> None:
-    with pytest.raises(ValueError, match="tested with vLLM >= 0.32.0, < 0.33.0"):
+    with pytest.raises(ValueError, match="tested with vLLM >= 0.32.0, < 0.34.0"):
         check_version(version)

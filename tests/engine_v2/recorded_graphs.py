@@ -1,5 +1,7 @@
 """CUDA graphs without a GPU: what was captured runs again with the Python objects of the capture.
 
+Graphs of pieces are not replayed, but steps take their padded sizes.
+
 A replay of a real graph sees the addresses of its capture and no Python of the step. Here a replay
 calls the captured forward pass with the captured metadata objects, so that whatever a step did not
 write into the memory they point at stays as it was at capture. Memory pools, streams and kernels that
@@ -17,6 +19,7 @@ from unittest import mock
 from vllm.config.compilation import CUDAGraphMode
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
+from vllm.v1.worker.gpu import cudagraph_utils
 from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager, ModelCudaGraphManager
 
 from tests.engine.harness import Engine
@@ -29,6 +32,8 @@ class Recorder:
     def __init__(self) -> None:
         self.replayed: list[int] = []
         """Rows of each replayed step, padding included."""
+        self.padded: list[int] = []
+        """Rows of padding of each step that would run in captured pieces."""
         self._schedules: list[Callable[[], None]] = []
 
     def capture(self, manager: Any, create_forward_fn: Any, *args: Any, **kwargs: Any) -> None:
@@ -45,6 +50,13 @@ class Recorder:
             schedule()
         manager.graphs[descriptor](CUDAGraphMode.NONE)
         self.replayed.append(descriptor.num_tokens)
+
+    def dispatch(self, manager: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Note what a step of captured pieces is padded by."""
+        descriptor = original(manager, *args, **kwargs)
+        if descriptor.cg_mode == CUDAGraphMode.PIECEWISE:
+            self.padded.append(descriptor.num_tokens - kwargs.get("num_tokens", args[1]))
+        return descriptor
 
     def build(self, original: Any, builder: Any, prefix: int, common: Any, **kwargs: Any) -> Any:
         """Build a layer's metadata, and remember to plan its work anew.
@@ -63,12 +75,14 @@ class Recorder:
 
 
 @contextmanager
-def recorded_graphs(engine: Engine, sizes: list[int]) -> Iterator[Recorder]:
+def recorded_graphs(
+    engine: Engine, sizes: list[int], mode: CUDAGraphMode = CUDAGraphMode.FULL_DECODE_ONLY
+) -> Iterator[Recorder]:
     """Run the engine's decode steps as recorded graphs of these sizes."""
     runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
     recorder = Recorder()
     compilation = runner.compilation_config
-    build = CPUAttentionMetadataBuilder.build
+    build, dispatch = CPUAttentionMetadataBuilder.build, CudaGraphManager.dispatch
 
     def built(builder: Any, prefix: int, common: Any, **kwargs: Any) -> Any:
         return recorder.build(build, builder, prefix, common, **kwargs)
@@ -80,17 +94,23 @@ def recorded_graphs(engine: Engine, sizes: list[int]) -> Iterator[Recorder]:
             CudaGraphManager, "capture", functools.partialmethod(_call, recorder.capture)
         ),
         mock.patch.object(
+            CudaGraphManager,
+            "dispatch",
+            functools.partialmethod(_call, recorder.dispatch, dispatch),
+        ),
+        mock.patch.object(cudagraph_utils, "has_compiled_submodule", lambda model: True),
+        mock.patch.object(
             CudaGraphManager, "run_fullgraph", functools.partialmethod(_call, recorder.replay)
         ),
         mock.patch.object(type(current_platform), "get_global_graph_pool", lambda self: None),
-        mock.patch.object(compilation, "cudagraph_mode", CUDAGraphMode.FULL_DECODE_ONLY),
+        mock.patch.object(compilation, "cudagraph_mode", mode),
         mock.patch.object(compilation, "cudagraph_capture_sizes", sizes),
         mock.patch.object(compilation, "max_cudagraph_capture_size", max(sizes)),
     ):
         manager = ModelCudaGraphManager(
             runner.vllm_config,
             runner.device,
-            CUDAGraphMode.FULL_DECODE_ONLY,
+            mode,
             runner.decode_query_len,
         )
         manager.capture(

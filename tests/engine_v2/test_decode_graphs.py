@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vllm.config.compilation import CompilationConfig, CUDAGraphMode
+from vllm.v1.attention.backend import AttentionCGSupport
 
 from tests.engine.cases import GQA, LONG, every_cliff, mixed, one_image
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
 from tests.engine_v2.recorded_graphs import recorded_graphs
 from vllm_flow.decode_plan import decode_facts
-from vllm_flow.engine.decode_graphs import DecodeBuffers
+from vllm_flow.engine.decode_graphs import DecodeBuffers, unreplayable
 from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import ScheduledRequest, plan_step
 from vllm_flow.policy import FlowPolicy
@@ -141,3 +145,50 @@ def test_stock_tokens_without_policy(open_engine: OpenEngine) -> None:
         outputs = engine.run(asks)
     assert_exact(engine, asks, outputs)
     assert graphs.replayed == [4] * (asks[0].max_tokens - 1)
+
+
+def test_steps_padded_for_graphs_of_pieces(open_engine: OpenEngine) -> None:
+    """vLLM pads a step before it is known whether rows leave in it; chunks, and requests that join."""
+    engine = open_engine(LONG, 2, max_num_batched_tokens=97, max_num_seqs=12)
+    asks = mixed(LONG.layers)
+    with recorded_graphs(engine, [1, 8, 40, 104], CUDAGraphMode.FULL_AND_PIECEWISE) as graphs:
+        outputs = engine.run_joining(asks)
+    assert_exact(engine, asks, outputs)
+    assert len(set(graphs.padded)) > 2 and graphs.replayed
+
+
+def test_a_backend_that_plans_on_the_host_is_captured_in_pieces(open_engine: OpenEngine) -> None:
+    """What vLLM makes of its default where a model cannot have full graphs."""
+    runner = open_engine(GQA, 2).llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    support, reason = runner.model_state.get_additional_cg_support()
+    assert support == AttentionCGSupport.NEVER and reason is not None
+    assert reason.startswith("CPU_ATTN (with vLLM-Flow, FLASH_ATTN and TRITON_ATTN")
+    config = CompilationConfig(mode=3, cudagraph_mode="FULL_AND_PIECEWISE")
+    config.set_splitting_ops_for_v1(all2all_backend="naive")
+    with mock.patch.object(
+        CompilationConfig, "adjust_cudagraph_sizes_for_mamba_cache", create=True
+    ):
+        resolved = config.resolve_cudagraph_mode_and_sizes(
+            support, reason, use_v2_model_runner=True
+        )
+    assert resolved == CUDAGraphMode.PIECEWISE
+
+
+@pytest.mark.parametrize(
+    ("backend", "divided", "reason"),
+    [
+        ("FLASH_ATTN", None, None),
+        ("FLASHINFER", None, "FLASHINFER"),
+        ("TRITON_ATTN", 16, "TRITON_ATTN dividing KV blocks of 32 .* --block-size 16"),
+    ],
+)
+def test_which_backends_have_full_graphs(
+    backend: str, divided: int | None, reason: str | None
+) -> None:
+    group = SimpleNamespace(
+        backend=SimpleNamespace(get_name=lambda: backend),
+        kernel_block_size=divided,
+        kv_cache_spec=SimpleNamespace(block_size=32),
+    )
+    found = unreplayable([[group]])
+    assert found is None if reason is None else re.match(reason, found or "")

@@ -9,6 +9,7 @@ from tests.engine.test_attention_log import (
     test_the_log_is_the_oracles_attention,
 )
 from tests.engine.test_bad_requests import test_bad_value_is_refused
+from tests.engine.test_compiled import test_only_steps_in_which_rows_leave_are_eager
 from tests.engine.test_encoder_cache import (
     test_a_prefix_that_covered_the_picture_is_lost,
     test_a_request_preempted_in_the_step_that_encodes_its_picture,
@@ -45,6 +46,7 @@ __all__ = [
     "test_batch_is_exact",
     "test_blocks_hold_what_the_layers_see",
     "test_model_runner",
+    "test_only_steps_in_which_rows_leave_are_eager",
     "test_preempted_requests_stay_exact",
     "test_random_traffic_is_exact",
     "test_requests_join_a_running_batch",

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_flow.eval.sweep.policies import parse_policies
-from vllm_flow.eval.sweep.work import Geometry, TaskWork, batches_of, plan_work, waves
+from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, savings, waves
 from vllm_flow.eval.tasks.base import Item
-from vllm_flow.layout import TokenLayout, predict_blocks
+from vllm_flow.layout import Geometry, TokenLayout, predict_blocks
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans
 
@@ -58,7 +58,8 @@ def test_what_a_cliff_saves(cliff: int, image: int, text: int) -> None:
     if cliff == 8:
         layout = None
     blocks = predict_blocks(image + text, layout, (0, 2, 4, 6), 4)
-    found = geometry.savings(
+    found = savings(
+        geometry,
         cliff=cliff,
         image_tokens=image,
         full_image_tokens=image,
@@ -73,8 +74,8 @@ def test_what_a_cliff_saves(cliff: int, image: int, text: int) -> None:
 
 def test_what_a_reduced_picture_saves() -> None:
     geometry = Geometry(8, (0, 4), 4, 10)
-    found = geometry.savings(
-        cliff=8, image_tokens=9, full_image_tokens=64, computed_tokens=20, blocks=(5, 5)
+    found = savings(
+        geometry, cliff=8, image_tokens=9, full_image_tokens=64, computed_tokens=20, blocks=(5, 5)
     )
     assert found == {
         "kv_blocks": 10,

@@ -168,9 +168,9 @@ def test_a_tensor_of_unknown_rows_is_refused() -> None:
 
     layer = BatchedLayer()
     hook = DecoderHook(Decoder(nn.Identity(), [layer], nn.Identity(), call="batched"))
-    hook.arm(FlowStep(variants={}))
     tables = (torch.zeros(1, 3, 8), torch.zeros(1, 3, 8))
-    with pytest.raises(RuntimeError, match="which rows attention_mask"):
+    unknown = pytest.raises(RuntimeError, match="which rows attention_mask")
+    with hook.installed(FlowStep(variants={})), unknown:
         layer(
             torch.zeros(1, 3, 8),
             position_ids=torch.zeros(1, 3),

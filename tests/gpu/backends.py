@@ -16,6 +16,16 @@ GRAPHS: dict[str, Any] = {
         "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32],
     },
 }
+DEFAULT: dict[str, Any] = {
+    "enforce_eager": False,
+    "compilation_config": {
+        "cudagraph_mode": "PIECEWISE"
+        if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "0"
+        else "FULL_AND_PIECEWISE",
+        "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64],
+    },
+}
+"""As vLLM starts without a flag, with fewer sizes to capture."""
 
 WIDE = Shape("llama", layers=4, heads=4, kv_heads=2, head_dim=64, grid=12, seed=7)
 """A head size that FlashAttention 3 takes, and an image of 144 tokens."""

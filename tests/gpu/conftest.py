@@ -5,6 +5,7 @@ vLLM chooses its model runner once per process: ``make test-gpu`` runs them once
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from tests.engine.fixtures import engine_store, open_engine, prepare_process, sk
 
 __all__ = ["engine_store", "open_engine"]
 
+# Engines that compile as vLLM does by default are among those to be tested.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "0")
 prepare_process()
 
 

@@ -11,10 +11,10 @@ import pytest
 from vllm import RequestOutput
 
 from tests.engine import oracle
-from tests.engine.cases import GQA, LONG, QUICK, Ask, Case, Shape, every_cliff, mixed
+from tests.engine.cases import GQA, LONG, QUICK, Ask, Case, Shape, every_cliff, mixed, text_around
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, Engine, assert_exact, logprobs_of, picture, tokens_of
-from tests.gpu.backends import EAGER, GRAPHS, WIDE, flash, triton, v1
+from tests.gpu.backends import DEFAULT, EAGER, GRAPHS, WIDE, flash, triton, v1
 
 EXECUTIONS = [
     pytest.param(EAGER, id="eager"),
@@ -23,6 +23,7 @@ EXECUTIONS = [
         id="graphs",
         marks=pytest.mark.skipif(v1(), reason="graphs need Model Runner V2"),
     ),
+    pytest.param(DEFAULT, id="default"),
 ]
 
 
@@ -54,7 +55,7 @@ def test_triton_attention_is_exact(
     with replays(engine) as sizes:
         outputs = engine.run(case.asks)
     assert_exact(engine, case.asks, outputs)
-    assert bool(sizes) == bool(execution)
+    assert bool(sizes) == (bool(execution) and not v1())
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
@@ -64,7 +65,17 @@ def test_requests_join_a_running_batch(open_engine: OpenEngine, execution: dict[
     with replays(engine) as sizes:
         outputs = engine.run_joining(asks)
     assert_exact(engine, asks, outputs)
-    assert bool(sizes) == bool(execution)
+    assert bool(sizes) == (bool(execution) and not v1())
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_text_around_images_is_exact(open_engine: OpenEngine, execution: dict[str, Any]) -> None:
+    """In the last layer with image rows their keys alone are computed, and the text is given in runs."""
+    engine = open_engine(LONG, 1, **triton(**execution), max_num_batched_tokens=97, max_num_seqs=4)
+    runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    assert getattr(runner, "model_state", runner).flow_requests.spares_last_layers
+    asks = [text_around(40, cliff) for cliff in range(1, LONG.layers)]
+    assert_exact(engine, asks, engine.run(asks))
 
 
 def worst_error(engine: Engine, asks: Sequence[Ask], outputs: Sequence[RequestOutput]) -> float:
@@ -128,5 +139,5 @@ def test_decode_steps_wait_for_nothing(open_engine: OpenEngine, execution: dict[
     with mock.patch.multiple(owner, **{name: guarded(name) for name in names}):
         outputs = engine.run(asks)
     assert_exact(engine, asks, outputs)
-    assert ("_prepare_graph" in calls) == bool(execution)
+    assert ("_prepare_graph" in calls) == (bool(execution) and not v1())
     assert "_plan_flow_step" in calls

@@ -50,15 +50,16 @@ def cliffs(shape: ModelShape) -> st.SearchStrategy[int]:
 def test_attention_flops_count_every_pair_once(
     shape: ModelShape, work: Workload, data: st.DataObject
 ) -> None:
-    """Pairs counted one by one, the image in the middle of the text."""
+    """Pairs counted one by one, the image before the text."""
     work = replace(work, image_tokens=work.image_tokens % 12, text_tokens=work.text_tokens % 9 + 1)
     cliff = data.draw(cliffs(shape))
-    before = data.draw(st.integers(0, work.text_tokens))
-    is_image = [before <= t < before + work.image_tokens for t in range(work.prompt_tokens)]
+    is_image = [t < work.image_tokens for t in range(work.prompt_tokens)]
     pairs = 0
     for layer in range(shape.layers):
-        rows = [t for t in range(work.prompt_tokens) if layer < cliff or not is_image[t]]
-        pairs += sum(key <= query for query in rows for key in rows)
+        keys = [t for t in range(work.prompt_tokens) if layer < cliff or not is_image[t]]
+        whole = layer < cliff - 1 or cliff == shape.layers
+        rows = [t for t in keys if whole or not is_image[t]]
+        pairs += sum(key <= query for query in rows for key in keys)
     per_pair = 2 * 2 * shape.heads * shape.head_dim  # scores and values, multiply and add
     assert ideal.prefill_flops(shape, work, cliff).attention == per_pair * pairs
 
@@ -88,8 +89,23 @@ def test_linear_part_is_the_plans_row_count_ideal(
             cliff=cliff,
             prompt_tokens=work.prompt_tokens,
             image_tokens=work.image_tokens,
+            key_share=shape.key_share,
         )
     )
+
+
+@given(shapes(), works(), st.data())
+def test_keys_alone_cost_less_than_a_layer_and_more_than_none(
+    shape: ModelShape, work: Workload, data: st.DataObject
+) -> None:
+    counts = dict(
+        num_layers=shape.layers, prompt_tokens=work.prompt_tokens, image_tokens=work.image_tokens
+    )
+    cliff = data.draw(cliffs(shape))
+    spared = row_count_ideal(**counts, cliff=cliff, key_share=shape.key_share)
+    assert row_count_ideal(**counts, cliff=cliff) <= spared
+    if 0 < cliff < shape.layers:
+        assert spared <= row_count_ideal(**counts, cliff=cliff - 1)
 
 
 @given(shapes(), works(), st.data())

@@ -75,11 +75,12 @@ def test_the_step_plan_neither_waits_for_the_device_nor_copies_per_layer(bench: 
         name for name in counted if any(w in name for w in ("local_scalar", "nonzero", "item"))
     ]
     assert steps == 4 and not waits, waits
-    # Two packed groups of one variant: blocks are looked up once per group and step.
-    assert counted["aten.index_select.default"] == 2 * steps, dict(counted)
+    # Two packed groups of one variant: blocks are looked up once per group and step. The prefill's
+    # last keys are a variant more: blocks of their rows, and the tables of the runs around them.
+    assert counted["aten.index_select.default"] == 2 * steps + 2, dict(counted)
     # Places inside blocks come from the host; slots are made of them for all groups at once.
     assert counted["aten.floor_divide.default"] == 0, dict(counted)
-    assert counted["aten.mul.Tensor"] == steps, dict(counted)
+    assert counted["aten.mul.Tensor"] == steps + 1, dict(counted)
 
 
 def test_load_serves_everything_and_predicts_every_block(bench: Bench) -> None:
@@ -128,7 +129,9 @@ def test_prefill_and_decode_cover_every_system(bench: Bench) -> None:
     names = [system.name for system in bench.systems]
     assert [row.system for row in prefill] == [row.system for row in decode] == names
     assert prefill[0].speedup.median == decode[0].speedup.median == 1
-    assert prefill[2].ideal_rows == pytest.approx(4 * 84 / (4 * 84 - 2 * 64))
+    assert prefill[2].ideal_whole == pytest.approx(4 * 84 / (4 * 84 - 2 * 64))
+    spared = 3 - bench.shape.key_share
+    assert prefill[2].ideal_rows == pytest.approx(4 * 84 / (4 * 84 - spared * 64))
     assert {row.image_tokens for row in decode} == {128}
 
 

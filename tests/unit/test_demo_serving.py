@@ -14,7 +14,7 @@ from vllm_flow.demo import material, results_table
 from vllm_flow.demo.command import write_all
 from vllm_flow.demo.kinds import BY_KEY
 from vllm_flow.demo.measurements import Answer, Question
-from vllm_flow.demo.rows import summarise
+from vllm_flow.demo.rows import spread, summarise
 from vllm_flow.demo.serving import LONG, MIXED, Asker
 from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.policy import FlowPolicy
@@ -148,3 +148,37 @@ def test_a_run_becomes_results(
     assert all(row.blocks_equal == row.requests for row in results.rows)
     assert results.cliffs_of("captions") == FEW
     assert all(path.is_file() for path in write_all(results, tmp_path))
+
+
+class Clock:
+    """Stands where `vllm.LLM` stands and takes as long as a batch's cliff wants, but once."""
+
+    def __init__(self, disturbed: int) -> None:
+        self.now = 0.0
+        self.cliffs: list[int] = []
+        self.disturbed = disturbed
+        """Number of the batch that takes twice as long."""
+
+    def generate(self, prompts: Any, sampling: tuple[int, int], use_tqdm: bool) -> list[Any]:
+        took = (1 + sampling[0]) * (2.0 if len(self.cliffs) == self.disturbed else 1.0)
+        self.cliffs.append(sampling[0])
+        began, self.now = self.now, self.now + took
+        times = SimpleNamespace(scheduled_ts=began, first_token_ts=self.now)
+        return [SimpleNamespace(metrics=times) for _ in prompts]
+
+
+@pytest.mark.parametrize("disturbed", range(4 * 6))
+def test_one_disturbed_batch_spoils_one_cliff_at_most(
+    monkeypatch: pytest.MonkeyPatch, disturbed: int
+) -> None:
+    monkeypatch.setattr(Asker, "sampling", lambda self, cliff, tokens: (cliff, tokens))
+    monkeypatch.setattr(Asker, "prompt", lambda self, question: question)
+    llm: Any = Clock(disturbed)
+    found = Asker(llm, ENGINE, str).time_prefill(["a question"], CLIFFS, 3)  # type: ignore[list-item]
+    assert [len(ratios) for ratios in found.values()] == [3] * len(CLIFFS)
+    spoilt = [cliff for cliff, ratios in found.items() if not spread(ratios).agrees]
+    at = llm.cliffs[disturbed]
+    warm_up = disturbed < 6
+    assert spoilt == ([] if warm_up or at == ENGINE.num_layers else [at])
+    for cliff in CLIFFS:
+        assert spread(found[cliff]).median == pytest.approx(31 / (1 + cliff))

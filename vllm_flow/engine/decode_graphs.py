@@ -33,6 +33,21 @@ FlashAttention 3 plans its work inside the kernel where no schedule is handed to
 """
 
 
+def unreplayable(attn_groups: Sequence[Sequence[Any]]) -> str | None:
+    """Which of the attention backends cannot be captured like this, and why; None if all can."""
+    for attn_group in (found for of_group in attn_groups for found in of_group):
+        backend = attn_group.backend.get_name()
+        if backend not in REPLAYABLE:
+            return f"{backend} (with vLLM-Flow, {' and '.join(REPLAYABLE)} have full graphs)"
+        if attn_group.kernel_block_size is not None:
+            size = attn_group.kv_cache_spec.block_size
+            return (
+                f"{backend} dividing KV blocks of {size} tokens (with vLLM-Flow, full graphs need "
+                f"--block-size {attn_group.kernel_block_size})"
+            )
+    return None
+
+
 class DecodeBuffers:
     """Lengths and slots of every layer, and the kernel that brings them up to date.
 
@@ -133,29 +148,12 @@ class DecodeBuffers:
         Args:
             input_batch: vLLM's dummy batch of R requests with one token each.
             max_seq_len: longest request that a replay may see.
-
-        Raises:
-            ValueError: an attention backend that cannot be captured like this.
         """
         num_reqs = input_batch.num_reqs
         self.blank(input_batch.seq_lens[:num_reqs])
         step = FlowStep(variants={})
         for group, table in enumerate(block_tables):
             for attn_group in attn_groups[group]:
-                backend = attn_group.backend.get_name()
-                if backend not in REPLAYABLE:
-                    raise ValueError(
-                        f"vLLM-Flow does not support CUDA graphs with the attention backend {backend}: "
-                        f"choose one of {', '.join(REPLAYABLE)} (--attention-backend), or pass "
-                        "enforce_eager=True (--enforce-eager)."
-                    )
-                if attn_group.kernel_block_size is not None:
-                    raise ValueError(
-                        f"vLLM-Flow does not support CUDA graphs where {backend} divides KV blocks of "
-                        f"{attn_group.kv_cache_spec.block_size} tokens into smaller ones: pass "
-                        f"block_size={attn_group.kernel_block_size} (--block-size), or "
-                        "enforce_eager=True (--enforce-eager)."
-                    )
                 for name in attn_group.layer_names:
                     layer = extract_layer_index(name)
                     slots = self.slots_LR[layer, :num_reqs]

@@ -1,23 +1,39 @@
 """The decoder hook: rows leave the hidden states at the cliff and come back after the final norm.
 
-Seam: ``forward`` of each decoder layer and of the final norm, wrapped on the loaded model's
-instances. Knows steps, not policies, runners or schedulers. With no step armed it adds one
-attribute look-up per layer and changes nothing.
+Seams: vLLM's forward context, which attention layers read their metadata and slots from and whose
+``skip_compiled`` runs one call of the model eagerly; and, for such a call only, ``forward`` of each
+decoder layer and of the final norm, hidden on the loaded model's instances. Compiled code is traced
+without any of it. Knows steps, not policies, runners or schedulers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import get_forward_context
 
 from vllm_flow.engine.calls import FORMS
 from vllm_flow.engine.families import Decoder
+from vllm_flow.engine.last_layer import KeyWriter
+
+
+@dataclass(frozen=True)
+class DeviceLastKeys:
+    """A plan's last keys on the device; see :class:`vllm_flow.last_layer.LastKeys` for D."""
+
+    rows: torch.Tensor
+    """[D] rows of the step."""
+    gather: torch.Tensor
+    """[D] rows of the variant before."""
+    slots: torch.Tensor
+    """[D] slots to write."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,8 @@ class DeviceVariant:
     """[R] rows of the step that are alive; None where all are."""
     gather: torch.Tensor | None
     """[R] rows of the variant before; None where nothing is dropped."""
+    last: DeviceLastKeys | None = None
+    """Rows of which this one layer only stores keys and values."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +59,15 @@ class FlowStep:
     """Attention layer name -> backend metadata, for layers past the first cliff."""
     slot_mapping: dict[str, torch.Tensor] = field(default_factory=dict)
     """Attention layer name -> [R] slots to write."""
+    profiles: bool = False
+    """A pass of nobody's rows, run eagerly to see what memory that takes."""
+
+    @property
+    def eager(self) -> bool:
+        """Whether the layers' own code has to run: compiled code knows one number of rows."""
+        return self.profiles or any(
+            variant.gather is not None for variant in self.variants.values()
+        )
 
 
 class DecoderHook:
@@ -50,22 +77,62 @@ class DecoderHook:
     """
 
     def __init__(self, decoder: Decoder) -> None:
+        self._armed: FlowStep | None = None
         self._step: FlowStep | None = None
         self._num_rows = 0
         self._variant: DeviceVariant | None = None
         self._positions: Any = None
-        self._wrapped: list[nn.Module] = []
+        self._replacements: list[tuple[nn.Module, Callable[..., Any]]] = []
         form = FORMS[decoder.call]
         self._select = form.select
+        self.decoder = decoder
+        self._key_writers = [KeyWriter(layer) for layer in decoder.layers]
         for index, layer in enumerate(decoder.layers):
-            self._wrap(layer, partial(form.layer, partial(self._layer, index)))
-        self._wrap(decoder.norm, partial(form.norm, self._norm))
+            self._replace(layer, partial(form.layer, partial(self._layer, index)))
+        self._replace(decoder.norm, partial(form.norm, self._norm))
         if decoder.injected is not None:
-            self._wrap(decoder.model, partial(self._model, decoder.injected))
+            self._replace(decoder.model, partial(self._model, decoder.injected))
 
     def arm(self, step: FlowStep | None) -> None:
-        """Set what the next forward pass does; None for a stock pass. Forgotten after the pass."""
-        self._step, self._variant, self._positions = step, None, None
+        """Set what the next call of the model does; None for a stock pass. Good for one call."""
+        self._armed = step
+
+    @contextmanager
+    def around_call(self) -> Iterator[None]:
+        """To be entered inside the forward context in which the whole model is called."""
+        step, self._armed = self._armed, None
+        if step is None:
+            yield
+            return
+        context = get_forward_context()
+        if step.attn_metadata:  # a profiling pass has none, and no context to put it into
+            context.attn_metadata.update(step.attn_metadata)
+            context.slot_mapping.update(step.slot_mapping)
+        if not step.eager:
+            yield
+            return
+        context.skip_compiled = True
+        # The step may have been padded for the graphs of compiled pieces, none of which runs now.
+        context.cudagraph_runtime_mode = CUDAGraphMode.NONE
+        with self.installed(step):
+            yield
+
+    @contextmanager
+    def installed(self, step: FlowStep) -> Iterator[None]:
+        """Run the layers on the rows that are alive, for as long as the context lasts."""
+        self._step = step
+        # An instance attribute hides the class's forward and leaves other instances alone.
+        own = [vars(module).get("forward") for module, _ in self._replacements]
+        for module, forward in self._replacements:
+            vars(module)["forward"] = forward
+        try:
+            yield
+        finally:
+            for (module, _), forward in zip(self._replacements, own, strict=True):
+                vars(module)["forward"] = forward
+                if forward is None:
+                    del vars(module)["forward"]
+            self._step = self._variant = self._positions = None
 
     def alive(self, tensor_TH: torch.Tensor) -> torch.Tensor:
         """The rows of a step's tensor that are alive in the layer that runs or ran last, [R, H]."""
@@ -74,23 +141,8 @@ class DecoderHook:
             return tensor_TH
         return tensor_TH.index_select(0, variant.rows)
 
-    def remove(self) -> None:
-        """Give every module its own ``forward`` back."""
-        for module in self._wrapped:
-            del module.forward
-        self._wrapped.clear()
-
-    def _wrap(self, module: nn.Module, replacement: Callable[..., Any]) -> None:
-        stock = module.forward
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if self._step is None:
-                return stock(*args, **kwargs)
-            return replacement(stock, *args, **kwargs)
-
-        # An instance attribute hides the class's forward and leaves other instances alone.
-        module.forward = forward  # type: ignore[method-assign]
-        self._wrapped.append(module)
+    def _replace(self, module: nn.Module, replacement: Callable[..., Any]) -> None:
+        self._replacements.append((module, partial(replacement, module.forward)))
 
     def _model(self, injected: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # The model adds these after a layer, when the hidden states have lost rows.
@@ -108,13 +160,20 @@ class DecoderHook:
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         step = self._step
-        assert step is not None, "a layer is only taken over while a step is armed"
+        assert step is not None, "a layer is only taken over while a step is installed"
         if index == 0:
-            self._begin(step, hidden_TH.shape[0])
+            self._num_rows = hidden_TH.shape[0]
         hidden_RH, residual_RH = hidden_TH, residual_TH
         variant = step.variants.get(index)
         if variant is not None:
             self._variant = variant
+            if (last := variant.last) is not None:
+                self._key_writers[index].write(
+                    self._select(positions, last.rows),
+                    hidden_TH.index_select(0, last.gather),
+                    None if residual_TH is None else residual_TH.index_select(0, last.gather),
+                    last.slots,
+                )
             if variant.gather is not None:
                 hidden_RH = hidden_RH.index_select(0, variant.gather)
                 if residual_RH is not None:
@@ -135,7 +194,6 @@ class DecoderHook:
         residual_RH: torch.Tensor | None = None,
     ) -> Any:
         variant, num_rows = self._variant, self._num_rows
-        self.arm(None)
         inputs = (hidden_RH,) if residual_RH is None else (hidden_RH, residual_RH)
         if variant is None or variant.rows is None:
             return forward(*inputs)
@@ -146,12 +204,6 @@ class DecoderHook:
             hidden_RH = normed[0] if isinstance(normed, tuple) else normed
             hidden_TH[variant.rows] = hidden_RH
         return hidden_TH if residual_RH is None else (hidden_TH, residual_RH)
-
-    def _begin(self, step: FlowStep, num_rows: int) -> None:
-        self._num_rows = num_rows
-        context = get_forward_context()
-        context.attn_metadata.update(step.attn_metadata)
-        context.slot_mapping.update(step.slot_mapping)
 
 
 class _Alive(Mapping[str, torch.Tensor]):

@@ -11,32 +11,18 @@ what begins with ``vllm:``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from prometheus_client import Counter
 
 from vllm_flow.engine.footprints import Footprint
-from vllm_flow.layout import TokenLayout, predict_blocks
+from vllm_flow.layout import Geometry, TokenLayout, predict_blocks
 from vllm_flow.policy import CLIFF_KEY
 from vllm_flow.spans import ImageSpans
 
 REPORT_KEY = "vllm_flow"
 OUTLINE_KEY = "outline"
 """Under :data:`REPORT_KEY` of a request's first output; never leaves the front end."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How an engine stores keys and values."""
-
-    num_layers: int
-    group_starts: tuple[int, ...]
-    """First layer of each storage group."""
-    block_size: int
-    """Tokens per block."""
-    block_bytes: int
-    """Bytes per block, all layers of its storage group and all workers together."""
 
 
 class Outline(TypedDict):

@@ -35,11 +35,15 @@ class FlowKVCacheManager(KVCacheManager):
     flow_in_flight: set[BlockHash]
     """Prefixes of requests with a layout that the step being scheduled will compute."""
 
-    def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:
+    def get_computed_blocks(
+        self, request: Request, max_cache_hit_length: int | None = None
+    ) -> tuple[KVCacheBlocks, int, int]:
         layout = self._searchable_layout(request)
         if layout is None:
-            return super().get_computed_blocks(request)
-        blocks, num_tokens = self._longest_hit(request, layout)
+            # vLLM 0.32 knows no bound, and none is what it hands over.
+            bound = () if max_cache_hit_length is None else (max_cache_hit_length,)
+            return super().get_computed_blocks(request, *bound)
+        blocks, num_tokens = self._longest_hit(request, layout, max_cache_hit_length)
         self._take_over(request, False)
         if num_tokens and not self._fits(request, blocks, num_tokens):
             # Waiting might not help: with nobody else running, copies would be all that keeps the
@@ -132,10 +136,12 @@ class FlowKVCacheManager(KVCacheManager):
         return self.flow_layouts.get(request.request_id)
 
     def _longest_hit(
-        self, request: Request, layout: TokenLayout
+        self, request: Request, layout: TokenLayout, max_tokens: int | None = None
     ) -> tuple[tuple[list[KVCacheBlock], ...], int]:
-        # The last token is computed anew for its logits, as in stock vLLM.
-        return longest_hit(request.block_hashes, request.num_tokens - 1, layout, self.flow_managers)
+        if max_tokens is None:
+            # The last token is computed anew for its logits, as in stock vLLM.
+            max_tokens = request.num_tokens - 1
+        return longest_hit(request.block_hashes, max_tokens, layout, self.flow_managers)
 
 
 def longest_hit(

@@ -15,7 +15,7 @@ from vllm.v1.request import Request
 from vllm_flow.engine import metrics
 from vllm_flow.engine.footprints import Footprint
 from vllm_flow.engine.observers import Observer
-from vllm_flow.layout import TokenLayout
+from vllm_flow.layout import Geometry, TokenLayout
 
 
 class Reports(Observer):
@@ -29,7 +29,7 @@ class Reports(Observer):
 
     def __init__(
         self,
-        geometry: metrics.Geometry,
+        geometry: Geometry,
         layouts: Mapping[str, TokenLayout],
         footprints: Mapping[str, Footprint],
         logged_layers: Callable[[str], int],

@@ -1,19 +1,21 @@
 """Adapter for Model Runner V1 (CPU's, and CUDA's with ``VLLM_USE_V2_MODEL_RUNNER=0``).
 
-Seams: ``get_kv_cache_spec``, ``initialize_kv_cache``, ``_update_states``,
-``_build_attention_metadata``, ``_model_forward`` and ``sample_tokens`` of
+Seams: ``load_model``, ``get_kv_cache_spec``, ``initialize_kv_cache``, ``_update_states``,
+``_build_attention_metadata``, ``_dummy_run`` and ``sample_tokens`` of
 ``vllm/v1/worker/gpu_model_runner.py``. Gathers the step's inputs and arms the decoder hook and the
 attention hook; takes no decision.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.engine import adoption, encoder_cache
+import torch
+
+from vllm_flow.engine import adoption, encoder_cache, last_layer, model_call
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
-from vllm_flow.engine.families import decoder_of
 from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.requests import LayoutBook, logged_request
@@ -23,31 +25,31 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
 
-class FlowRunnerV1:
+class FlowRunnerV1(model_call.EagerProfile):
     """Mixed in before the runner's own class by :func:`adopt`."""
 
     flow_settings: FlowSettings
     flow_requests: LayoutBook
     flow_hook: DecoderHook
     flow_steps: StepBuilder
-    flow_step: FlowStep | None
     flow_tap: AttentionTap | None
     """Only where the operator configured an attention log."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
-        self.flow_hook = DecoderHook(
-            decoder_of(self.model, self.model_config, self.flow_settings.untested_models)
-        )
+        self.flow_hook = model_call.adopt(self.model, self.model_config, self.flow_settings)
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
         return group_specs(super().get_kv_cache_spec(), self.flow_settings)
 
     def initialize_kv_cache(
-        self, kv_cache_config: Any, is_profiling: bool = False, **kwargs: Any
+        self, kv_cache_config: Any, is_profiling: bool = False, *args: Any, **kwargs: Any
     ) -> None:
-        super().initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)
+        super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
         self.flow_steps = StepBuilder(self.attn_groups, kv_cache_config, self.device)
+        self.flow_requests.spares_last_layers = last_layer.spares(
+            self.flow_hook.decoder, self.attn_groups
+        )
         if self.flow_settings.attention_log is not None and not is_profiling:
             layers = self.compilation_config.static_forward_context
             kernel = self.flow_settings.attention_log_kernel
@@ -69,17 +71,25 @@ class FlowRunnerV1:
         return super()._update_states(scheduler_output)
 
     def _build_attention_metadata(
-        self, *args: Any, num_scheduled_tokens: dict[str, int] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        num_scheduled_tokens: dict[str, int] | None = None,
+        slot_mappings: Mapping[int, torch.Tensor] | None = None,
+        **kwargs: Any,
     ) -> Any:
         built = super()._build_attention_metadata(
-            *args, num_scheduled_tokens=num_scheduled_tokens, **kwargs
+            *args, num_scheduled_tokens=num_scheduled_tokens, slot_mappings=slot_mappings, **kwargs
         )
-        self.flow_step = None
+        step = None
         if num_scheduled_tokens:  # absent in dummy runs, whose rows belong to no request
-            self.flow_step = self._plan_flow_step(num_scheduled_tokens)
+            padded = 0 if slot_mappings is None else len(slot_mappings[0])
+            step = self._plan_flow_step(num_scheduled_tokens, padded)
+        self.flow_hook.arm(step)
         return built
 
-    def _plan_flow_step(self, num_scheduled_tokens: dict[str, int]) -> FlowStep | None:
+    def _plan_flow_step(
+        self, num_scheduled_tokens: dict[str, int], padded_rows: int
+    ) -> FlowStep | None:
         batch = self.input_batch
         shares = (
             batch.req_ids,
@@ -98,11 +108,7 @@ class FlowRunnerV1:
             self.flow_tap.arm(plan, *shares, block_tables)
         if plan is None:
             return None
-        return self.flow_steps.build(plan, block_tables)
-
-    def _model_forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.flow_hook.arm(self.flow_step)
-        return super()._model_forward(*args, **kwargs)
+        return self.flow_steps.build(plan, block_tables, padded_rows)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         output = super().sample_tokens(*args, **kwargs)
@@ -114,5 +120,4 @@ def adopt(runner: Any, settings: FlowSettings) -> None:
     adoption.adopt(runner, FlowRunnerV1)
     runner.flow_settings = settings
     runner.flow_requests = LayoutBook(settings.num_layers)
-    runner.flow_step = None
     runner.flow_tap = None

@@ -1,26 +1,26 @@
 """Adapter for Model Runner V2 (CUDA's default).
 
-Seams: the runner's ``get_kv_cache_spec``, ``initialize_kv_cache`` and ``sample_tokens``, and its
-``ModelState`` (``vllm/v1/worker/gpu/model_states/interface.py``): ``add_request``,
-``remove_request`` and ``prepare_attn``. Gathers the step's inputs and arms the decoder hook and the
-attention hook, or, for a step that was captured in a CUDA graph, refreshes what the graph reads; takes
-no decision.
+Seams: the runner's ``load_model``, ``get_kv_cache_spec``, ``initialize_kv_cache``, ``_dummy_run`` and
+``sample_tokens``, and its ``ModelState`` (``vllm/v1/worker/gpu/model_states/interface.py``):
+``add_request``, ``remove_request``, ``get_additional_cg_support`` and ``prepare_attn``. Gathers the
+step's inputs and arms the decoder hook and the attention hook, or, for a step that was captured in a
+CUDA graph, refreshes what the graph reads; takes no decision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.config.compilation import CUDAGraphMode
+from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
-from vllm_flow.engine import adoption
+from vllm_flow.engine import adoption, last_layer, model_call
 from vllm_flow.engine.attention.tap import AttentionTap
-from vllm_flow.engine.decode_graphs import DecodeBuffers
+from vllm_flow.engine.decode_graphs import DecodeBuffers, unreplayable
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
-from vllm_flow.engine.families import decoder_of
 from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.requests import LayoutBook, logged_request
@@ -36,6 +36,8 @@ class FlowModelState(ModelState):
     flow_requests: LayoutBook
     flow_hook: DecoderHook
     flow_steps: StepBuilder
+    flow_attn_groups: Callable[[], Sequence[Sequence[Any]]]
+    """The runner's, per KV-cache group, once it has made them."""
     flow_tap: AttentionTap | None
     """Only where the operator configured an attention log."""
     flow_buffers: DecodeBuffers | None
@@ -56,6 +58,13 @@ class FlowModelState(ModelState):
             self.flow_tap.remove(req_id)
         super().remove_request(req_id)
 
+    def get_additional_cg_support(self) -> tuple[AttentionCGSupport, str | None]:
+        """None for full graphs where ours could not be replayed: vLLM then captures in pieces."""
+        reason = unreplayable(self.flow_attn_groups())
+        if reason is None:
+            return super().get_additional_cg_support()
+        return AttentionCGSupport.NEVER, reason
+
     def prepare_attn(
         self,
         input_batch: Any,
@@ -65,6 +74,7 @@ class FlowModelState(ModelState):
         attn_groups: Sequence[Sequence[Any]],
         kv_cache_config: Any,
         for_capture: bool = False,
+        *args: Any,
         **kwargs: Any,
     ) -> dict[str, Any]:
         if for_capture or cudagraph_mode == CUDAGraphMode.FULL:
@@ -82,7 +92,8 @@ class FlowModelState(ModelState):
             input_batch.num_computed_tokens_np[: input_batch.num_reqs],
             input_batch.num_scheduled_tokens[: input_batch.num_reqs],
         )
-        self.flow_hook.arm(self._plan_flow_step(shares, block_tables))
+        padded_rows = slot_mappings.shape[1]
+        self.flow_hook.arm(self._plan_flow_step(shares, block_tables, padded_rows))
         return super().prepare_attn(
             input_batch,
             cudagraph_mode,
@@ -90,6 +101,8 @@ class FlowModelState(ModelState):
             slot_mappings,
             attn_groups,
             kv_cache_config,
+            for_capture,
+            *args,
             **kwargs,
         )
 
@@ -97,11 +110,12 @@ class FlowModelState(ModelState):
         self,
         shares: tuple[Sequence[str], Sequence[int], Sequence[int]],
         block_tables: Sequence[torch.Tensor],
+        padded_rows: int,
     ) -> FlowStep | None:
         plan = self.flow_requests.plan(*shares)
         if self.flow_tap is not None and self.flow_tap.requests:
             self.flow_tap.arm(plan, *shares, block_tables)
-        return None if plan is None else self.flow_steps.build(plan, block_tables)
+        return None if plan is None else self.flow_steps.build(plan, block_tables, padded_rows)
 
     def _prepare_graph(
         self,
@@ -141,7 +155,7 @@ class FlowModelState(ModelState):
         return {}
 
 
-class FlowRunnerV2:
+class FlowRunnerV2(model_call.EagerProfile):
     """Mixed in before the runner's own class by :func:`adopt`."""
 
     flow_settings: FlowSettings
@@ -151,9 +165,8 @@ class FlowRunnerV2:
         state = self.model_state
         adoption.adopt(state, FlowModelState)
         state.flow_requests = LayoutBook(self.flow_settings.num_layers)
-        state.flow_hook = DecoderHook(
-            decoder_of(self.model, self.model_config, self.flow_settings.untested_models)
-        )
+        state.flow_hook = model_call.adopt(self.model, self.model_config, self.flow_settings)
+        state.flow_attn_groups = lambda: self.attn_groups
         state.flow_tap = None
         state.flow_buffers = None
 
@@ -161,10 +174,14 @@ class FlowRunnerV2:
         return group_specs(super().get_kv_cache_spec(), self.flow_settings)
 
     def initialize_kv_cache(
-        self, kv_cache_config: Any, is_profiling: bool = False, **kwargs: Any
+        self, kv_cache_config: Any, is_profiling: bool = False, *args: Any, **kwargs: Any
     ) -> None:
-        super().initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)
-        self.model_state.flow_steps = StepBuilder(self.attn_groups, kv_cache_config, self.device)
+        super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
+        state = self.model_state
+        state.flow_steps = StepBuilder(self.attn_groups, kv_cache_config, self.device)
+        state.flow_requests.spares_last_layers = last_layer.spares(
+            state.flow_hook.decoder, self.attn_groups
+        )
         if self.flow_settings.attention_log is not None and not is_profiling:
             layers = self.vllm_config.compilation_config.static_forward_context
             kernel = self.flow_settings.attention_log_kernel

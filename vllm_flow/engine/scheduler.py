@@ -27,6 +27,7 @@ from vllm_flow.engine.requests import LayoutBook
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage import managers_of
 from vllm_flow.engine.support import check_hash_unit
+from vllm_flow.layout import Geometry
 
 
 class _FlowScheduling:
@@ -60,16 +61,17 @@ class _FlowScheduling:
         if settings.attention_log is not None:
             log = AttentionLogWriter(settings.attention_log, settings.attention_log_max_bytes)
             self.flow_logged = LoggedAnswers(log, self.requests, settings.num_layers)
+        self.flow_geometry = Geometry(
+            settings.num_layers,
+            settings.group_starts,
+            first.block_size,
+            # A block is spread over the workers of a tensor-parallel group, each with its heads.
+            first.spec.page_size_bytes
+            * settings.group_layers
+            * self.vllm_config.parallel_config.tensor_parallel_size,
+        )
         self.flow_reports = Reports(
-            metrics.Geometry(
-                settings.num_layers,
-                settings.group_starts,
-                first.block_size,
-                # A block is spread over the workers of a tensor-parallel group, each with its heads.
-                first.spec.page_size_bytes
-                * settings.group_layers
-                * self.vllm_config.parallel_config.tensor_parallel_size,
-            ),
+            self.flow_geometry,
             layouts,
             self.flow_footprints.latest,
             (lambda _: 0) if self.flow_logged is None else self.flow_logged.layers_of,

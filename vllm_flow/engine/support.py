@@ -8,8 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-TESTED_VLLM = ("0.32.0", "0.33.0")
+TESTED_VLLM = ("0.32.0", "0.34.0")
 """Tested range of vLLM: from the first, up to but without the second."""
+
+NEXT_VLLM = "0.33.0"
+"""The version that has no CPU build yet; see ``make test-next-vllm``."""
+
+HOW_TESTED = {
+    "0.32": "the whole test suite, on its CPU build",
+    "0.33": "seams, exactness, prefix caching and request lifecycles, its Python over 0.32's CPU "
+    "binaries; it has no CPU build yet",
+}
+"""Minor version -> what ran with it. None of them ran on a GPU yet."""
 
 
 def check_supported(vllm_config: Any, vllm_version: str) -> None:
@@ -42,6 +52,13 @@ def check_version(version: str) -> None:
         )
 
 
+def how_tested(version: str) -> str:
+    """What was run with a version in the tested range."""
+    from packaging.version import Version
+
+    return HOW_TESTED[".".join(map(str, Version(version).release[:2]))]
+
+
 def check_hash_unit(hash_block_size: int, block_sizes: Sequence[int]) -> None:
     """Refuse hashes that are not one per block, which is how prefixes are found.
 
@@ -62,8 +79,20 @@ def _graphs(config: Any) -> str:
     return str(config.compilation_config.cudagraph_mode.name)
 
 
-def _compiled(config: Any) -> bool:
-    return config.compilation_config.mode.name != "NONE"
+def _mode(config: Any) -> str:
+    return str(config.compilation_config.mode.name)
+
+
+def _attention_compiled_in(config: Any) -> bool:
+    """Whether attention is no boundary of the compiled pieces; on CPU there are no pieces."""
+    compilation = config.compilation_config
+    return _mode(config) == "VLLM_COMPILE" and not compilation.splitting_ops_contain_attention()
+
+
+def _breakable_graphs(config: Any) -> bool:
+    from vllm import envs
+
+    return bool(envs.VLLM_USE_BREAKABLE_CUDAGRAPH) and "PIECEWISE" in _graphs(config)
 
 
 def _more_than_one(name: str) -> Callable[[Any], bool]:
@@ -78,24 +107,37 @@ def _finer_hashes(cache: Any) -> bool:
     )
 
 
-_REMEDY = (
-    "pass enforce_eager=True (--enforce-eager), or, to run decode steps as CUDA graphs, "
-    'compilation_config={"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"} (--compilation-config).'
-)
-
 _REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     (
-        f"torch.compile, which cannot follow rows that leave between layers: {_REMEDY}",
-        _compiled,
+        "torch.compile of the whole model, which leaves no step to run eagerly: leave out the mode "
+        "of compilation_config (--compilation-config), whose default compiles the decoder.",
+        lambda config: _mode(config) == "STOCK_TORCH_COMPILE",
     ),
     (
-        f"CUDA graphs of steps with prompt tokens, whose rows differ from layer to layer: {_REMEDY}",
-        lambda config: _graphs(config) not in ("NONE", "FULL_DECODE_ONLY"),
+        "graphs that Inductor partitions: leave out use_inductor_graph_partition of "
+        "compilation_config (--compilation-config).",
+        lambda config: bool(config.compilation_config.use_inductor_graph_partition),
     ),
     (
-        "CUDA graphs with Model Runner V1: leave VLLM_USE_V2_MODEL_RUNNER unset, or pass "
-        "enforce_eager=True (--enforce-eager).",
-        lambda config: _graphs(config) != "NONE" and not config.use_v2_model_runner,
+        "attention inside compiled pieces: leave out splitting_ops and fuse_attn_quant of "
+        "compilation_config (--compilation-config).",
+        _attention_compiled_in,
+    ),
+    (
+        "full CUDA graphs of steps with prompt tokens, whose rows differ from layer to layer: leave "
+        'out cudagraph_mode, or set it to "FULL_AND_PIECEWISE" or "FULL_DECODE_ONLY" in '
+        "compilation_config (--compilation-config).",
+        lambda config: _graphs(config) == "FULL",
+    ),
+    (
+        "full CUDA graphs with Model Runner V1: leave VLLM_USE_V2_MODEL_RUNNER unset, or pass "
+        'compilation_config={"cudagraph_mode": "PIECEWISE"} (--compilation-config).',
+        lambda config: "FULL" in _graphs(config) and not config.use_v2_model_runner,
+    ),
+    (
+        "breakable CUDA graphs, which replay a step whatever leaves in it: set "
+        "VLLM_USE_BREAKABLE_CUDAGRAPH=0.",
+        _breakable_graphs,
     ),
     (
         "pipeline parallelism: set pipeline_parallel_size=1.",

@@ -28,3 +28,11 @@ class FlowWorker(PlatformWorker):  # type: ignore[valid-type, misc]
         assert settings is not None, "this worker class is set by vLLM-Flow's configuration"
         adapter = runner_v2 if self.use_v2_model_runner else runner_v1
         adapter.adopt(self.model_runner, settings)
+
+    def _should_warm_up_model(self) -> bool:
+        """Of the CPU's worker. Compiled without it, the first compiled step would be whatever step is
+
+        the first that no row leaves: a decode of one request, whose one row torch takes for a constant.
+        """
+        compiled = self.vllm_config.compilation_config.mode.name != "NONE"
+        return compiled or super()._should_warm_up_model()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.layout import default_group_layers
+from vllm_flow.user_text import whole_number
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -21,8 +22,10 @@ STOCK = "stock"
 EXECUTIONS: dict[str, dict[str, Any]] = {
     "eager": {"enforce_eager": True},
     "graphs": {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}},
+    "default": {},
 }
-"""How steps run: all as they come, or decode steps as CUDA graphs (a CUDA device, model runner V2)."""
+"""How steps run: all as they come; decode steps as CUDA graphs (a CUDA device, model runner V2) and the
+others as they come; or as vLLM does without any flag, compiled and with all its graphs."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,13 @@ def parse_systems(text: str, num_layers: int) -> list[System]:
 
 
 def _cliff(policy: str, value: str, num_layers: int) -> int:
-    whole, _, part = value.partition("/")
-    try:
-        cliff = (num_layers if whole == "L" else int(whole)) // (int(part) if part else 1)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"policy {policy!r}: write cliff=8 or cliff=L/4.") from None
-    if not 0 <= cliff <= num_layers:
+    whole, slash, part = value.partition("/")
+    layers = num_layers if whole == "L" else whole_number(whole)
+    parts = whole_number(part) if slash else 1
+    if layers is None or not parts:
+        raise ValueError(f"policy {policy!r}: write cliff=8 or cliff=L/4.")
+    cliff = layers // parts
+    if cliff > num_layers:
         raise ValueError(f"policy {policy!r}: the model has layers 0 ... {num_layers}.")
     return cliff
 

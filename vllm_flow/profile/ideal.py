@@ -3,9 +3,10 @@
 Every measured figure of the profile stands beside one of these. Knows no engine and no clock.
 
 Conventions. A multiply-add counts as two FLOPs. A prompt has ``text_tokens`` + ``image_tokens``
-rows; decoder layers with index < cliff run all of them, the others the text rows only; cliff =
-number of layers is the baseline. Sums over causal attention count the pairs that exist, i.e.
-R (R + 1) / 2 for R rows, wherever in the prompt the image stands. Norms, rotary embeddings and
+rows; decoder layers with index < cliff - 1 run all of them, layer cliff - 1 the text rows and the keys
+and values of the image's, the others the text rows only; cliff = number of layers is the baseline. Sums
+over causal attention count the pairs that exist, i.e. R (R + 1) / 2 for R rows, wherever in the prompt
+the image stands; in layer cliff - 1 it stands before the text, as most do. Norms, rotary embeddings and
 softmax are left out: they are linear in the rows, below one per cent of the rest.
 """
 
@@ -18,14 +19,26 @@ from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.spans import ImageSpans
 
 
-def row_count_ideal(*, num_layers: int, cliff: int, prompt_tokens: int, image_tokens: int) -> float:
+def row_count_ideal(
+    *,
+    num_layers: int,
+    cliff: int,
+    prompt_tokens: int,
+    image_tokens: int,
+    key_share: float = 1.0,
+) -> float:
     """Prefill speed-up if time were proportional to rows x layers.
 
     Rows of all layers without eviction over rows of all layers with it; the vision tower, the
     output head and the quadratic part of attention are not counted.
+
+    Args:
+        key_share: what an image row costs in the last layer before the cliff, which needs its keys and
+            values alone, as a part of a layer; 1 where that layer runs whole.
     """
     full = num_layers * prompt_tokens
-    return full / (full - (num_layers - cliff) * image_tokens)
+    seen = cliff - 1 + key_share if 0 < cliff < num_layers else cliff
+    return full / (full - (num_layers - seen) * image_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +73,17 @@ class ModelShape:
     def layer_parameters(self) -> int:
         """Weights of one decoder layer's projections and MLP."""
         queries = 2 * self.hidden * self.heads * self.head_dim  # q and o
-        keys = 2 * self.hidden * self.kv_heads * self.head_dim  # k and v
-        return queries + keys + 3 * self.hidden * self.mlp
+        return queries + self.key_parameters + 3 * self.hidden * self.mlp
+
+    @property
+    def key_parameters(self) -> int:
+        """Of these, the weights of the key and value projections."""
+        return 2 * self.hidden * self.kv_heads * self.head_dim
+
+    @property
+    def key_share(self) -> float:
+        """What a row costs of which a layer needs keys and values alone, as a part of the layer."""
+        return self.key_parameters / self.layer_parameters
 
     @property
     def head_parameters(self) -> int:
@@ -113,7 +135,7 @@ class Flops:
 
 
 def layer_rows(shape: ModelShape, work: Workload, cliff: int) -> tuple[int, ...]:
-    """Prompt rows that run through each decoder layer.
+    """Prompt rows that run through each decoder layer; those of which it only stores keys do not.
 
     Raises:
         ValueError: ``cliff`` is not in [0, layers].
@@ -121,8 +143,14 @@ def layer_rows(shape: ModelShape, work: Workload, cliff: int) -> tuple[int, ...]
     if not 0 <= cliff <= shape.layers:
         raise ValueError(f"cliff={cliff}: it must be in 0 ... {shape.layers}.")
     return tuple(
-        work.prompt_tokens if layer < cliff else work.text_tokens for layer in range(shape.layers)
+        work.prompt_tokens if layer < cliff - 1 or cliff == shape.layers else work.text_tokens
+        for layer in range(shape.layers)
     )
+
+
+def last_key_rows(shape: ModelShape, work: Workload, cliff: int) -> int:
+    """Rows of which layer ``cliff - 1`` computes and stores the keys and values only."""
+    return work.image_tokens if 0 < cliff < shape.layers else 0
 
 
 def tower_flops(tower: TowerShape | None, images: int, hidden: int) -> int:
@@ -145,10 +173,10 @@ def prefill_flops(
     Args:
         with_tower: False where the image's features are in the encoder cache.
     """
-    rows = layer_rows(shape, work, cliff)
-    pairs = sum(r * (r + 1) // 2 for r in rows)
+    rows, keys = layer_rows(shape, work, cliff), last_key_rows(shape, work, cliff)
+    pairs = sum(r * (r + 1) // 2 for r in rows) + keys * work.text_tokens
     return Flops(
-        linear=2 * shape.layer_parameters * sum(rows),
+        linear=2 * (shape.layer_parameters * sum(rows) + shape.key_parameters * keys),
         attention=4 * shape.heads * shape.head_dim * pairs,
         head=2 * shape.head_parameters,
         tower=tower_flops(shape.tower, work.images, shape.hidden) if with_tower else 0,

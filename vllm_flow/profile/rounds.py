@@ -125,6 +125,13 @@ def prefill(bench: Bench, batch: int, rounds: int) -> tuple[Prefill, ...]:
                 cliff=bench.layers_seen(system),
                 prompt_tokens=bench.work.prompt_tokens,
                 image_tokens=bench.work.image_tokens,
+                key_share=bench.shape.key_share,
+            ),
+            ideal_whole=row_count_ideal(
+                num_layers=bench.shape.layers,
+                cliff=bench.layers_seen(system),
+                prompt_tokens=bench.work.prompt_tokens,
+                image_tokens=bench.work.image_tokens,
             ),
             ideal_flops=ideal.prefill_ratio(
                 bench.shape, bench.work, bench.layers_seen(system), with_tower=False

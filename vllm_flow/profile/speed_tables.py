@@ -44,7 +44,10 @@ def _prefill(results: Results) -> Table:
     batch = results.prefill[0].batch
     table = _table(
         f"Prefill, batch of {batch}, vision features cached",
-        ("system", "seconds", "× stock", "rows ideal", "reached", "FLOP ideal", "reached"),
+        (
+            *("system", "seconds", "× stock", "rows ideal", "reached", "FLOP ideal", "reached"),
+            "whole layers",
+        ),
     )
     for row in results.prefill:
         table.add_row(
@@ -55,6 +58,7 @@ def _prefill(results: Results) -> Table:
             times(row.speedup.over(row.ideal_rows)),
             times(row.ideal_flops),
             times(row.speedup.over(row.ideal_flops)),
+            times(row.ideal_whole),
         )
     return table
 

@@ -1,0 +1,59 @@
+"""Engines that compile as vLLM does by default, and which of their steps ran compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from tests.engine.harness import Engine
+from vllm_flow.engine.families import decoder_of
+
+
+def allow_compiling(monkeypatch: pytest.MonkeyPatch, inductor: bool) -> None:
+    """Undo what the suites set to start engines quickly; without Inductor, Dynamo's trace runs as it is."""
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")
+    monkeypatch.setenv("VLLM_CPU_CI_ENV", "0" if inductor else "1")
+
+
+@dataclass
+class Calls:
+    """Of the whole model, and those among them in which the layers' own code ran."""
+
+    model: int = 0
+    eager: int = 0
+
+    @property
+    def compiled(self) -> int:
+        return self.model - self.eager
+
+
+@contextmanager
+def counted_calls(engine: Engine) -> Iterator[Calls]:
+    """How often the model is called meanwhile.
+
+    Hooks that are registered after compilation are seen by the modules' own code alone.
+    """
+    runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    decoder = decoder_of(runner.model, runner.model_config)
+    assert not decoder.model.do_not_compile
+    assert decoder.model.compiled or getattr(decoder.model, "aot_compiled_fn", None) is not None
+    calls = Calls()
+
+    def of_model(*_: object) -> None:
+        calls.model += 1
+
+    def of_layer(*_: object) -> None:
+        calls.eager += 1
+
+    hooks = (
+        runner.model.register_forward_pre_hook(of_model),
+        decoder.layers[0].register_forward_pre_hook(of_layer),
+    )
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()

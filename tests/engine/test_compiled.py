@@ -1,0 +1,33 @@
+"""As vLLM starts without a flag: compiled, but for the steps in which rows leave; tokens are the oracle's."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine import v2_cpu
+from tests.engine.cases import MHA, mixed, one_image
+from tests.engine.compiling import allow_compiling, counted_calls
+from tests.engine.fixtures import OpenEngine
+from tests.engine.harness import assert_exact
+
+
+def test_only_steps_in_which_rows_leave_are_eager(
+    open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests with and without policies join a running batch; the first step of all evicts."""
+    allow_compiling(monkeypatch, inductor=not v2_cpu.wanted())
+    engine = open_engine(MHA, 1, enforce_eager=False)
+    # A decode of one row comes before any other compiled step of a request.
+    first = [one_image(31, 1)]
+    with counted_calls(engine) as calls:
+        assert_exact(engine, first, engine.run(first))
+    assert (calls.eager, calls.compiled) == (1, first[0].max_tokens - 1)
+
+    asks = mixed(MHA.layers)
+    evicting = [ask for ask in asks if ask.images and ask.cliff not in (None, MHA.layers)]
+    with counted_calls(engine) as calls:
+        outputs = engine.run_joining(asks)
+    assert_exact(engine, asks, outputs)
+    # Each of them joins alone, with its whole prompt.
+    assert calls.eager == len(evicting)
+    assert calls.compiled > 2 * len(asks)

@@ -1,0 +1,122 @@
+"""Whatever vLLM hands to a method of its own, ours in its place takes too, and takes alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.entrypoints.launchers import run_batch as upstream_run_batch
+from vllm.model_executor.layers.attention import Attention
+from vllm.v1.engine.core_client import EngineCoreClient
+
+from tests.engine.overriding import (
+    MIXED_BEFORE,
+    Override,
+    adopted_names,
+    misfits,
+    our_classes,
+    overrides,
+)
+from vllm_flow.engine import pictures, plugin
+from vllm_flow.engine.attention.tap import AttentionTap
+from vllm_flow.engine.pictures import SentPictures
+from vllm_flow.patches import core_client, endpoint_plugins, ledger, renderer, run_batch
+
+
+@pytest.mark.parametrize("override", list(overrides()), ids=str)
+def test_an_override_takes_what_upstream_takes(override: Override) -> None:
+    assert misfits(override.ours, override.theirs) == []
+
+
+def test_overrides_of_every_kind_are_found() -> None:
+    found = {str(override).split(" over ")[0] for override in overrides()}
+    assert {
+        "FlowKVCacheManager.get_computed_blocks",
+        "FlowAttentionManager.allocate_new_blocks",
+        "FlowRunnerV1._build_attention_metadata",
+        "FlowModelState.prepare_attn",
+        "EagerProfile._dummy_run",
+        "_FlowScheduling.schedule",
+        "FlowWorker.init_device",
+        "FlowBlockPool.cache_full_blocks",
+        "FlowModel.__call__",
+    } <= found
+
+
+def test_every_class_that_is_mixed_in_is_compared() -> None:
+    known = {kind.__name__ for kind in MIXED_BEFORE}
+    derived = {
+        kind.__name__
+        for kind in our_classes()
+        if any(base.__module__.startswith("vllm.") for base in kind.__mro__)
+    }
+    assert adopted_names() <= known | derived
+    assert known <= adopted_names()
+
+
+@pytest.fixture
+def all_patches() -> Iterator[None]:
+    """Those too that wait for a process of their own."""
+    plugin.register()
+    endpoint_plugins.apply(lambda: None)
+    renderer.apply()
+    core_client.apply()
+    run_batch.apply(lambda line: None)
+    yield
+    for patch in (endpoint_plugins, renderer, core_client, run_batch):
+        patch.revert()
+
+
+@pytest.mark.parametrize("target", ledger.TARGETS, ids=lambda target: target.name)
+def test_a_patch_takes_what_upstream_takes(all_patches: None, target: ledger.Target) -> None:
+    assert upstream_run_batch.handle_endpoint_request is not None  # loaded, so that it is patched
+    wrapper = target.find()
+    assert misfits(wrapper, wrapper._vllm_flow_original) == []
+
+
+@pytest.mark.parametrize("name", ["add_request", "add_request_async"])
+def test_a_client_is_wrapped_as_it_is_called(name: str) -> None:
+    client = EngineCoreClient.__new__(type("Client", (EngineCoreClient,), {"shutdown": None}))
+    cache = SentPictures.__new__(SentPictures)
+    pictures.pass_through(client, SimpleNamespace(mm_processor_cache=cache))
+    assert misfits(vars(client)[name], getattr(EngineCoreClient, name)) == []
+
+
+def test_an_attention_layer_is_wrapped_as_it_is_called() -> None:
+    tap = AttentionTap.__new__(AttentionTap)
+    assert misfits(partial(tap._forward, *[None] * 5), Attention.forward) == []
+
+
+def theirs(self: Any, request: Any, limit: int | None = None, *, deep: bool = False) -> None: ...
+
+
+def with_rest(self: Any, request: Any, *args: Any, **kwargs: Any) -> None: ...
+
+
+def same(self: Any, request: Any, limit: int | None = None, *, deep: bool = False) -> None: ...
+
+
+def lacks_one(self: Any, request: Any, *, deep: bool = False) -> None: ...
+
+
+def swapped(self: Any, limit: int | None, request: Any = None, *, deep: bool = False) -> None: ...
+
+
+def renamed(self: Any, asked: Any, *args: Any, **kwargs: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("ours", "wrong"),
+    [
+        (with_rest, []),
+        (same, []),
+        (lacks_one, ["limit: 'int | None' = None"]),
+        (swapped, ["request: 'Any'", "limit: 'int | None' = None"]),
+        (renamed, ["request: 'Any'", "asked is needed"]),
+    ],
+)
+def test_what_does_not_fit_is_named(ours: Callable[..., Any], wrong: list[str]) -> None:
+    assert misfits(ours, theirs) == wrong

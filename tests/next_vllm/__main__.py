@@ -1,0 +1,41 @@
+"""``python -m tests.next_vllm``: the suites that show whether the next vLLM breaks this package.
+
+What follows goes to pytest; a file among it takes the place of those named here. Status 0 as well
+where the version cannot be had, which is said.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from tests.next_vllm.assemble import Unavailable, assembled
+from vllm_flow.engine.support import NEXT_VLLM
+
+SUITES = (
+    "tests/engine/test_seams.py",
+    "tests/engine/test_overrides.py",
+    "tests/engine/test_startup.py",
+    "tests/engine/test_exactness.py",
+    "tests/engine/test_compiled.py",
+    "tests/engine/test_prefix_caching.py",
+    "tests/engine/test_prefix_policies.py",
+    "tests/engine/test_lifecycle.py",
+)
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        folder = assembled(NEXT_VLLM)
+    except Unavailable as error:
+        print(f"vLLM {NEXT_VLLM} was not tested: {error}")
+        return 0
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    chosen = any(os.path.exists(argument.split("::")[0]) for argument in arguments)
+    command = [sys.executable, "-m", "pytest", *(() if chosen else SUITES), *arguments]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

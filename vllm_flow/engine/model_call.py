@@ -1,0 +1,58 @@
+"""The call of the whole model: where a step's metadata take the place of vLLM's, and eager steps begin.
+
+Seam: ``__call__`` of the loaded model. Both runners call it inside their forward context, for steps, for
+captures of CUDA graphs and for profiling alike, and vLLM compiles what is inside of it, never itself.
+Takes no decision.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_flow.engine import adoption
+from vllm_flow.engine.decoder import DecoderHook, FlowStep
+from vllm_flow.engine.families import decoder_of
+from vllm_flow.engine.settings import FlowSettings
+
+_EAGER_PASS = FlowStep(variants={}, profiles=True)
+
+
+class FlowModel:
+    """Mixed in before the loaded model's own class by :func:`adopt`."""
+
+    flow_hook: DecoderHook
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.flow_hook.around_call():
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+
+def adopt(model: Any, model_config: Any, settings: FlowSettings) -> DecoderHook:
+    """Turn a loaded model into one that the returned hook takes over call by call.
+
+    Raises:
+        ValueError: see :func:`vllm_flow.engine.families.decoder_of`.
+    """
+    hook = DecoderHook(decoder_of(model, model_config, settings.untested_models))
+    adoption.adopt(model, FlowModel)
+    model.flow_hook = hook
+    return hook
+
+
+class EagerProfile:
+    """Of a runner: memory is profiled with the pass that takes more, compiled or eager."""
+
+    model: Any
+    vllm_config: Any
+
+    def _dummy_run(self, *args: Any, is_profile: bool = False, **kwargs: Any) -> Any:
+        if is_profile and self._eager_pass_counts():
+            self.model.flow_hook.arm(_EAGER_PASS)
+            super()._dummy_run(*args, is_profile=True, **kwargs)  # type: ignore[misc]
+        return super()._dummy_run(*args, is_profile=is_profile, **kwargs)  # type: ignore[misc]
+
+    def _eager_pass_counts(self) -> bool:
+        """Whether steps may run in either way, and vLLM sizes its KV cache by what they take."""
+        config = self.vllm_config
+        compiled = config.compilation_config.mode.name != "NONE"
+        return compiled and config.cache_config.kv_cache_memory_bytes is None
