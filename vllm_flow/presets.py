@@ -48,8 +48,13 @@ def _share(tokens: int) -> Keep:
 
 _FLOW = "From Redundancy to Relevance: Information Flow in LVLMs Across Reasoning Tasks"
 _HORIZON = (
-    "DivPrune's choice before the decoder, then withdrawal where a paper on the information horizon of "
-    "visual tokens puts it"
+    "When Token Pruning is Worse than Random: Understanding Visual Token Information in VLLMs (arXiv "
+    "2512.07580; version 1: All You Need Are Random Visual Tokens? Demystifying Token Pruning in VLLMs)"
+)
+_HORIZON_DIFFERENT = (
+    "counts and layer are as cited from the paper, whose code was not released when this was written, so "
+    "nothing could be compared with it; its abstract speaks of random tokens in deep layers, here none are "
+    "left; kept tokens keep their positions"
 )
 
 PRESETS: Mapping[str, Preset] = {
@@ -65,17 +70,21 @@ PRESETS: Mapping[str, Preset] = {
         Preset(
             "fastv",
             (Stage(2, Fraction(1, 2), "last_prompt"),),
-            "K = 2, R = 50 %, ranked by the head-averaged attention of the prompt's last token in the "
-            "layer before",
-            "kept tokens keep their positions",
-            "An Image is Worth 1/2 Tokens After Layer 2 (FastV), section 4",
+            "K = 2, R = 50 %; ranked by the head-averaged attention of the prompt's last token in the layer "
+            "before, and kept tokens keep their positions, both as in the released code",
+            "the paper's text averages over all tokens' attention, its released code and this take the last one's; "
+            "a share rounds down, the code's to the nearest",
+            "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large "
+            "Vision-Language Models (arXiv 2403.06764), section 4; code: pkunlp-icler/FastV",
         ),
         Preset(
             "vtw",
-            (Stage(16),),
-            "all image tokens leave at half the depth, the layer found for LLaVA-1.5-7B",
-            "the layer is not searched for per task: `vllm-flow cliff` does that",
-            "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal (VTW), section 3.3",
+            (Stage(15),),
+            "all image tokens leave at layer 15 of 32, K = 15 of the released evaluation of LLaVA-1.5-7B, and "
+            "text keeps its positions",
+            "K is not searched for per task: `vllm-flow cliff --unlabelled` does that; the released chat takes 16",
+            "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference (arXiv "
+            "2405.05803), section 3; code: lzhxmu/VTW",
         ),
         Preset(
             "pyramiddrop",
@@ -84,32 +93,36 @@ PRESETS: Mapping[str, Preset] = {
                 Stage(16, Fraction(1, 4), "last_prompt"),
                 Stage(24, Fraction(1, 8), "last_prompt"),
             ),
-            "half of the tokens left stay at each quarter of the depth, chosen by the prompt's last token",
-            "ranked by the attention of the layer before, where the released code looks ahead with the "
-            "queries and keys of the layer that comes",
+            "1/2, 1/4 and 1/8 of the image's tokens from layers 8, 16 and 24 of 32 on, rounded down, chosen by "
+            "the prompt's last token, averaged over heads",
+            "ranked by the attention of the layer before, where the released code looks ahead with queries and "
+            "keys of the layer that comes; kept tokens keep their positions, where that code numbers them anew",
             "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy "
-            "Reduction, section 3.2",
+            "Reduction (arXiv 2410.17247), section 3; code: Cooperx521/PyramidDrop",
         ),
         Preset(
             "divprune",
-            (Stage(0, _share(64), "diversity"),),
-            "64 of 576 tokens, farthest first in cosine distance, before the decoder",
-            "kept tokens keep their positions",
-            "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models, section 3.2",
+            (Stage(0, Fraction(98, 1000), "diversity"),),
+            "9.8 % of the tokens (56 of 576), the released code's ratio, before the decoder: farthest first in "
+            "cosine distance of the embeddings that enter it, beginning with the one whose nearest is farthest",
+            "kept tokens keep their positions, where the released code numbers them anew; a share rounds down, "
+            "the code's to the nearest",
+            "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models (arXiv 2503.02175), "
+            "section 3; code: vbdi/divprune",
         ),
         Preset(
             "horizon-192",
             (Stage(0, _share(284), "diversity"), Stage(20)),
-            "284 of 576 diverse tokens up to layer 20: 178 a layer on average",
-            "kept tokens keep their positions",
-            f"{_HORIZON} (a budget of 192)",
+            "284 of 576 diverse tokens up to layer 20: 177.5 a layer on average",
+            _HORIZON_DIFFERENT,
+            f"{_HORIZON}, DivPrune with withdrawal at a budget of 192",
         ),
         Preset(
             "horizon-64",
             (Stage(0, _share(98), "diversity"), Stage(21)),
-            "98 of 576 diverse tokens up to layer 21: 64 a layer on average",
-            "kept tokens keep their positions",
-            f"{_HORIZON} (a budget of 64)",
+            "98 of 576 diverse tokens up to layer 21: 64.3 a layer on average",
+            _HORIZON_DIFFERENT,
+            f"{_HORIZON}, DivPrune with withdrawal at a budget of 64",
         ),
     )
 }

@@ -19,7 +19,7 @@ def results() -> Results:
     one = spread(1.0)
     return Results(
         command="c", created="now", model="m", shape={}, workload={}, engine={}, limits={},
-        prefill=(Prefill("cliff=2", 4, one, spread(5.0), 5.0, 5.1),),
+        prefill=(Prefill("cliff=2", 4, one, spread(5.0), 5.0, 4.0, 5.1),),
         load=(
             Load(
                 "cliff=2", 8, 8, one, spread(4.0), 4.0, one, one, one, 40, 1.0, 1.0, (5, 1), (5, 1),

@@ -40,7 +40,7 @@ def test_rows_through_each_layer_are_the_ideals(bench: Bench) -> None:
             rows.clear()
             _, prompts = bench.requests(3)
             bench.flow.generate(prompts, load.params_of(system, 1), use_tqdm=False)
-            expected = ideal.layer_rows(bench.shape, bench.work, bench.layers_seen(system))
+            expected = ideal.layer_rows(bench.shape, bench.work, bench.seen(system))
             assert tuple(rows[i] for i in range(4)) == tuple(3 * r for r in expected), system
     finally:
         for hook in hooks:
@@ -75,11 +75,12 @@ def test_the_step_plan_neither_waits_for_the_device_nor_copies_per_layer(bench: 
         name for name in counted if any(w in name for w in ("local_scalar", "nonzero", "item"))
     ]
     assert steps == 4 and not waits, waits
-    # Two packed groups of one variant: blocks are looked up once per group and step.
-    assert counted["aten.index_select.default"] == 2 * steps, dict(counted)
+    # Two packed groups of one variant: blocks are looked up once per group and step. The prefill's
+    # last keys are a variant more: blocks of their rows, and the tables of the runs around them.
+    assert counted["aten.index_select.default"] == 2 * steps + 2, dict(counted)
     # Places inside blocks come from the host; slots are made of them for all groups at once.
     assert counted["aten.floor_divide.default"] == 0, dict(counted)
-    assert counted["aten.mul.Tensor"] == steps, dict(counted)
+    assert counted["aten.mul.Tensor"] == steps + 1, dict(counted)
 
 
 def test_load_serves_everything_and_predicts_every_block(bench: Bench) -> None:
@@ -128,7 +129,9 @@ def test_prefill_and_decode_cover_every_system(bench: Bench) -> None:
     names = [system.name for system in bench.systems]
     assert [row.system for row in prefill] == [row.system for row in decode] == names
     assert prefill[0].speedup.median == decode[0].speedup.median == 1
-    assert prefill[2].ideal_rows == pytest.approx(4 * 84 / (4 * 84 - 2 * 64))
+    assert prefill[2].ideal_whole == pytest.approx(4 * 84 / (4 * 84 - 2 * 64))
+    spared = 3 - bench.shape.key_share
+    assert prefill[2].ideal_rows == pytest.approx(4 * 84 / (4 * 84 - spared * 64))
     assert {row.image_tokens for row in decode} == {128}
 
 
@@ -151,7 +154,7 @@ def test_a_report_is_drawn_and_written(bench: Bench, tmp_path) -> None:  # type:
         load=under_load.under_load(bench, 2, 2, 1),
     )  # fmt: skip
     assert [len(t.rows) for t in speed_tables.tables(results, "prefill")] == [4]
-    assert [len(t.rows) for t in speed_tables.tables(results, "load")] == [4, 4]
+    assert [len(t.rows) for t in speed_tables.tables(results, "load")] == [4, 4, 4]
     assert results.write(tmp_path).exists()
     assert all(path.stat().st_size > 1000 for path in speed_figure.draw(results, tmp_path))
 
@@ -164,6 +167,26 @@ def test_policies(text: str, cliffs: list[int | None]) -> None:
     systems = engines.parse_systems(text, 4)
     assert systems[0].name == engines.STOCK and not systems[0].extension
     assert [system.cliff for system in systems[1:]] == cliffs
+
+
+def test_policies_of_the_whole_grammar() -> None:
+    """A preset under its name; what is ranked has a twin that keeps as many tokens by place."""
+    systems = engines.parse_systems("fastv,0:64 uniform,0:1/2 diversity;2:0,cliff=2", 32)[1:]
+    assert [s.name for s in systems] == ["fastv", "0:64 uniform", "0:50% diversity;2:0", "cliff=2"]
+    assert systems[0].extra_args == {
+        "flow_cliff": 2,
+        "flow_keep": "50%",
+        "flow_rank": "last_prompt",
+    }
+    twins = [system.twin() for system in systems]
+    assert [None if twin is None else twin.extra_args for twin in twins] == [
+        {"flow_cliff": 2, "flow_keep": "50%", "flow_rank": "uniform"},
+        None,
+        {"flow_stages": "0:50% uniform, 2:0"},
+        None,
+    ]
+    with pytest.raises(ValueError, match="pictures as they are"):
+        engines.parse_systems("downsample=2", 4)
 
 
 @pytest.mark.parametrize("text", ["cliff", "cliff=", "cliff=x", "cliff=5", "cliff=L/0", "top=3"])

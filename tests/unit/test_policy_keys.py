@@ -321,6 +321,6 @@ def test_the_recipes_cost_what_their_papers_say() -> None:
 
     assert average("horizon-192") == 284 * 20 / 32
     assert average("horizon-64") == 98 * 21 / 32
-    assert average("divprune") == 64
+    assert average("divprune") == 56
     assert average("pyramiddrop") == 576 * (8 + 4 + 2 + 1) / 32
     assert average("fastv") == 576 * (2 + 15) / 32

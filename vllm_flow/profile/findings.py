@@ -52,9 +52,15 @@ class Prefill:
     seconds: Spread
     speedup: Spread
     ideal_rows: float
-    """Rows times layers, see :func:`vllm_flow.profile.ideal.row_count_ideal`."""
+    """Rows times layers, of the last one with image rows their keys and values alone: see
+    :func:`vllm_flow.profile.ideal.row_count_ideal`."""
+    ideal_whole: float
+    """The same where that layer runs whole."""
     ideal_flops: float
-    """The same with the quadratic part of attention and the output head."""
+    """As ``ideal_rows``, with the quadratic part of attention and the output head."""
+    ranking: Spread | None = None
+    """Share of the time that goes when the same numbers of tokens are chosen by place; None where nothing
+    is ranked."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,10 @@ def share(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def _percent(value: Spread) -> str:
+    return spread(Spread(100 * value.median, 100 * value.low, 100 * value.high, value.rounds), 1)
+
+
 def tables(results: Results, part: str) -> list[Table]:
     """The tables of one part of the profile: a field of :class:`Results` that holds measurements."""
     return [make(results) for make in _MAKERS[part]]
@@ -44,7 +48,11 @@ def _prefill(results: Results) -> Table:
     batch = results.prefill[0].batch
     table = _table(
         f"Prefill, batch of {batch}, vision features cached",
-        ("system", "seconds", "× stock", "rows ideal", "reached", "FLOP ideal", "reached"),
+        (
+            *("system", "seconds", "× stock", "rows ideal", "reached", "FLOP ideal", "reached"),
+            "whole layers",
+            "ranking, %",
+        ),
     )
     for row in results.prefill:
         table.add_row(
@@ -55,6 +63,8 @@ def _prefill(results: Results) -> Table:
             times(row.speedup.over(row.ideal_rows)),
             times(row.ideal_flops),
             times(row.speedup.over(row.ideal_flops)),
+            times(row.ideal_whole),
+            "" if row.ranking is None else _percent(row.ranking),
         )
     return table
 
@@ -120,6 +130,17 @@ def _memory(results: Results) -> Table:
             spread(row.plan_ms),
             share(row.host_share.median),
         )
+    return table
+
+
+def _groups(results: Results) -> Table:
+    """Blocks by storage group, of the first load: the same under all of them."""
+    rows = [row for row in results.load if row.concurrency == results.load[0].concurrency]
+    names = [f"group {n}" for n in range(max(len(row.blocks_each) for row in rows))]
+    table = _table("KV blocks of a request, by storage group: held (predicted)", ("system", *names))
+    for row in rows:
+        pairs = zip(row.blocks_each, row.blocks_predicted, strict=True)
+        table.add_row(row.system, *(f"{held} ({wanted})" for held, wanted in pairs))
     return table
 
 
@@ -194,7 +215,7 @@ def _peers(results: Results) -> Table:
 
 _MAKERS: dict[str, tuple[Callable[[Results], Table], ...]] = {
     "prefill": (_prefill,),
-    "load": (_load, _memory),
+    "load": (_load, _memory, _groups),
     "capacity": (_capacity,),
     "decode": (_decode,),
     "peers": (_peers,),

@@ -1,7 +1,7 @@
 """Tokens that the prompt's last token attends to: FastV's choice.
 
 "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
-Vision-Language Models", section 4.
+Vision-Language Models", section 4, as its released code does it; the text averages over all tokens.
 """
 
 from vllm_flow.ranks.base import AttentionRank, Needs
