@@ -37,7 +37,7 @@ class LastKeys:
     """[D] position of each row in its request's storage."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LastLayer(Variant):
     """A variant of one layer: R rows in Q runs, and rows of which only keys and values are stored.
 
