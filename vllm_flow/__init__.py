@@ -3,7 +3,8 @@
 Importing this package imports neither torch nor vLLM.
 """
 
-from vllm_flow.policy import FlowPolicy, PolicyError
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy_values import PolicyError
 
 __all__ = ["FlowPolicy", "PolicyError", "__version__"]
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_flow.layout import TokenLayout
-from vllm_flow.policy import AttentionLog
+from vllm_flow.log_keys import AttentionLog
 from vllm_flow.spans import IntArray
 
 SYSTEM, USER, OUTPUT = -3, -2, -1
@@ -72,21 +72,21 @@ class LoggedRequest:
     spans: KeySpans
     layout: TokenLayout | None
     """Where its tokens are stored; None where nothing is evicted."""
-    _stored: dict[bool, IntArray] = field(default_factory=dict, init=False, repr=False)
+    _stored: dict[int, IntArray] = field(default_factory=dict, init=False, repr=False)
 
     def bounds(self, num_tokens: int, layer: int) -> IntArray:
         """[S + 1] slots in which the spans of the first ``num_tokens`` tokens begin, then the end.
 
-        In a layer past the cliff an image's span is empty: its tokens have no slot.
+        Tokens that a layer does not keep have no slot there; past the cliff an image's span is empty.
         """
         layout = self.layout
-        evicts = layout is not None and layout.evicts_at(layer)
-        starts = self._stored.get(evicts)
+        stage = 0 if layout is None else layout.stage_at(layer)
+        starts = self._stored.get(stage)
         if starts is None:
             starts = self.spans.starts
             if layout is not None:
                 starts = layout.stored_positions(starts, layer)
-            self._stored[evicts] = starts
+            self._stored[stage] = starts
         end = num_tokens if layout is None else layout.stored_tokens(num_tokens, layer)
         return np.append(starts, end)
 

@@ -67,6 +67,10 @@ COMMANDS = {
         "vllm_flow.models_command",
         "which model families can evict, and what of a picture stays; or whether a model can",
     ),
+    "policies": Entry(
+        "vllm_flow.policies_command",
+        "which ranks and presets there are, their sources, and what a preset becomes for a model",
+    ),
     "profile": Entry(
         "vllm_flow.profile.command",
         "time, throughput and memory beside stock vLLM's, each with its ideal; out/profile/",

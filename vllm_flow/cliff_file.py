@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from vllm_flow.outputs import write_text
-from vllm_flow.policy import CLIFF_KEY, FlowPolicy, PolicyError, parse_policy
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy_keys import CLIFF_KEY, FORMS, POLICY_KEYS, operators_policy
+from vllm_flow.policy_values import PolicyError
 from vllm_flow.user_text import parse_json
 
 FORMAT = "vllm-flow-cliff/1"
@@ -146,10 +148,14 @@ def write_profile(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _policy(where: str, entry: Any, num_layers: int) -> FlowPolicy | None:
-    if not isinstance(entry, Mapping) or CLIFF_KEY not in entry:
-        raise ProfileError(f'{where} must be an object with "{CLIFF_KEY}".')
+    if not isinstance(entry, Mapping) or not any(key in entry for key in FORMS):
+        raise ProfileError(
+            f'{where} must be an object with "{CLIFF_KEY}", or another policy\'s keys.'
+        )
     try:
-        return parse_policy({CLIFF_KEY: entry[CLIFF_KEY]}, num_layers)
+        return operators_policy(
+            {key: entry[key] for key in POLICY_KEYS if key in entry}, num_layers
+        )
     except PolicyError as error:
         raise ProfileError(f"{where}: {error}") from None
 

@@ -1,121 +1,217 @@
-"""What a request stores where: its policy applied to its image spans. Integers only.
+"""What a request stores where: its policy applied to its images. Integers only.
 
 Knows layers, tokens and blocks; nothing of batches (that is `plan`), and neither torch nor vLLM.
 
-A request's *packed position* of a kept token is its rank among the request's kept tokens: where its
-key and value live in the block table once the image is gone. Terms, with a drawing: docs/glossary.md.
+A request's *packed position* of a kept token in a layer is its rank among the tokens that the layer
+keeps: where its key and value live in the block table. Which tokens a stage keeps: `layout_stages`.
+Terms, with a drawing: docs/glossary.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from vllm_flow.layout_stages import Choice, LayoutStage, layout_stages
 from vllm_flow.policy import FlowPolicy
+from vllm_flow.ranks.base import Needs
 from vllm_flow.spans import ImageSpans, IntArray
+
+Range = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLayout:
-    """Where one request's tokens are stored, per layer: its policy applied to its image spans."""
+    """Where one request's tokens are stored, per layer: its policy applied to its images."""
 
     spans: ImageSpans
-    cliff: int
+    """All image tokens of the prompt."""
+    stages: tuple[LayoutStage, ...]
+    """By ascending layer; at least one, and one of them evicts."""
+    salt: str
+    """Says what of the policy decides which tokens are kept: requests that share it and a prefix have
+    the same stages in it."""
+    prompt_tokens: int = 0
+    pictures: tuple[str, ...] = ()
+    """Per image what names its embeddings, empty where nothing does: whoever has the same name has
+    the same embeddings."""
+    whole: tuple[Range, ...] = field(init=False)
+    """Ranges of positions that must be computed in one step, ascending."""
+    shareable: int | None = field(init=False)
+    """Tokens of the prompt on which nothing depends but a prefix of it; None: all of it."""
+    breaks: tuple[int, ...] = field(init=False)
+    """First layer of each stage."""
+    totals: tuple[int, ...] = field(init=False)
+    """Tokens that are gone from each stage on, once the whole prompt is computed."""
+    _barred: tuple[Range, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        whole, barred, shareable = _limits(
+            [choice for stage in self.stages for choice in stage.choices],
+            self.stages,
+            self.prompt_tokens,
+        )
+        object.__setattr__(self, "whole", whole)
+        object.__setattr__(self, "_barred", barred)
+        object.__setattr__(self, "shareable", shareable)
+        object.__setattr__(self, "breaks", tuple(stage.layer for stage in self.stages))
+        object.__setattr__(self, "totals", tuple(stage.evicted.total for stage in self.stages))
 
     @classmethod
-    def of(cls, policy: FlowPolicy | None, spans: ImageSpans) -> TokenLayout | None:
-        """The layout, or None where nothing is ever evicted (no policy, or no image)."""
-        if policy is None or spans.total == 0:
+    def of(
+        cls,
+        policy: FlowPolicy | None,
+        images: ImageSpans | Sequence[ImageSpans],
+        prompt_tokens: int = 0,
+        pictures: Sequence[str] = (),
+    ) -> TokenLayout | None:
+        """The layout, or None where nothing is ever evicted (no policy, or no image).
+
+        Args:
+            images: per image its tokens, in the order of the prompt; spans alone are one image.
+            prompt_tokens: length of the prompt, which ranks that look at all of it need.
+            pictures: see the field.
+
+        Raises:
+            ValueError: a policy for another number of images.
+        """
+        images = (images,) if isinstance(images, ImageSpans) else tuple(images)
+        if policy is None or not any(image.total for image in images):
             return None
-        return cls(spans, policy.cliff)
+        if not policy.shared and len(policy.images) != len(images):
+            raise ValueError(
+                f"{policy}: for {len(policy.images)} images, but there are {len(images)}"
+            )
+        stages = layout_stages(policy, images)
+        if not any(stage.evicted.total for stage in stages):
+            return None
+        spans = images[0]
+        if len(images) > 1:
+            spans = ImageSpans.from_ranges(r for image in images for r in image.ranges)
+        return cls(spans, stages, str(policy), prompt_tokens, tuple(pictures))
+
+    @property
+    def cliff(self) -> int:
+        """How many layers see every image whole."""
+        return next(stage.layer for stage in self.stages if stage.evicted.total)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the device chooses what stays."""
+        return any(stage.choices for stage in self.stages)
+
+    def stage_at(self, layer: int) -> int:
+        """How many stages have begun by decoder layer ``layer`` (0-based): 0 before the first."""
+        return bisect_right(self.breaks, layer)
+
+    def evicted(self, layer: int) -> ImageSpans | None:
+        """What is gone in a layer, None before the first stage; virtual where the device chose."""
+        stage = bisect_right(self.breaks, layer)
+        return self.stages[stage - 1].evicted if stage else None
+
+    def stages_in(self, first_layer: int, last_layer: int) -> tuple[LayoutStage, ...]:
+        """The stages by which any of these consecutive layers stores tokens packed."""
+        first = max(self.stage_at(first_layer) - 1, 0)
+        return self.stages[first : self.stage_at(last_layer)]
 
     def evicts_at(self, layer: int) -> bool:
-        """Whether decoder layer ``layer`` (0-based) sees no image token."""
-        return layer >= self.cliff
+        """Whether a layer stores tokens packed: a stage has begun."""
+        return layer >= self.breaks[0]
+
+    def may_end_at(self, num_tokens: int) -> bool:
+        """Whether all that is stored of the first ``num_tokens`` tokens follows from them alone.
+
+        A prefix that ends inside an image of which a device chooses is short of tokens that stay, and
+        who continues it lacks the rows to choose from; once as many as stay are before its end, all of
+        them are stored.
+        """
+        if self.shareable is not None and num_tokens > self.shareable:
+            return False
+        return not any(start < num_tokens < end for start, end in self._barred)
+
+    def last_end(self, num_tokens: int, block_size: int) -> int:
+        """The longest prefix of whole blocks within ``num_tokens`` tokens that may end, in tokens."""
+        if self.shareable is not None:
+            num_tokens = min(num_tokens, self.shareable)
+        end = num_tokens // block_size * block_size
+        for start, stop in reversed(self._barred):
+            if start < end < stop:
+                end = start // block_size * block_size
+        return end
+
+    def next_cut(self, num_computed: int, num_scheduled: int) -> int:
+        """Tokens of a chunk from ``num_computed`` on, cut where it would divide what belongs together.
+
+        0 where not even the first of them can be computed alone.
+        """
+        end = num_computed + num_scheduled
+        for start, stop in self.whole:
+            if num_computed <= start < end < stop:
+                return start - num_computed
+        return num_scheduled
 
     def stored_tokens(self, num_tokens: int, first_layer: int) -> int:
         """Slots that the first ``num_tokens`` tokens need in a storage group.
 
         Args:
             num_tokens: tokens of the request, prompt and output, from the start.
-            first_layer: shallowest layer of the storage group. One layer before the cliff makes
-                the whole group hold the image, since its layers share one block table.
+            first_layer: shallowest layer of the storage group. One layer before a stage makes
+                the whole group hold what the stage evicts, since its layers share one block table.
         """
-        if not self.evicts_at(first_layer):
-            return num_tokens
-        return num_tokens - self.spans.count_before(num_tokens)
+        evicted = self.evicted(first_layer)
+        return num_tokens if evicted is None else num_tokens - evicted.count_before(num_tokens)
 
     def stored_positions(self, positions: IntArray, layer: int) -> IntArray:
         """Slot in ``layer`` of the first stored token at or after each position, same shape."""
-        if not self.evicts_at(layer):
-            return positions
-        return positions - self.spans.counts_before(positions)
+        evicted = self.evicted(layer)
+        return positions if evicted is None else positions - evicted.counts_before(positions)
 
     def block_positions(self, num_blocks: int, first_layer: int, block_size: int) -> IntArray:
         """Position of the first token that each of a request's first blocks serves, ascending.
 
-        A prefix needs exactly the blocks whose position lies in it. A group with the cliff inside
-        stores tokens by position for its layers before the cliff, which need a block the earlier.
+        A prefix needs exactly the blocks whose position lies in it. A group in which a stage begins
+        stores more tokens for its layers before it, which need a block the earlier.
 
         Args:
             first_layer: shallowest layer of the storage group.
         """
         slots = np.arange(num_blocks, dtype=np.int64) * block_size
-        return self.spans.kept_positions(slots) if self.evicts_at(first_layer) else slots
+        evicted = self.evicted(first_layer)
+        return slots if evicted is None else evicted.kept_positions(slots)
+
+    def evicted_tokens(self) -> tuple[tuple[int, int], ...]:
+        """Per stage its first layer and how many image tokens are gone from there on."""
+        return tuple(zip(self.breaks, self.totals, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class PackedBoundary:
-    """What a prefix of whole blocks means for a storage group that keeps packed tokens.
+def _limits(
+    choices: Sequence[Choice], stages: Sequence[LayoutStage], prompt_tokens: int
+) -> tuple[tuple[Range, ...], tuple[Range, ...], int | None]:
+    """What must be computed in one step, where no prefix may end, and how far prefixes reach at all.
 
-    Seen from the prefix one block shorter, at most one packed block became full on the way and at
-    most one is partly filled at the end, since a block of tokens keeps at most a block of them.
+    Raises:
+        ValueError: a rank looks at the whole prompt, whose length is not known.
     """
-
-    full_blocks: int
-    """Packed blocks that hold kept tokens of the prefix only, and all they can."""
-    completed: int | None
-    """The packed block that became full since the prefix one block shorter, or, if the prefix ends in
-    an image, the full one that it ends behind."""
-    tail: int | None
-    """The packed block that the prefix fills in part; its later slots are anybody's."""
-
-
-def packed_boundary(layout: TokenLayout, num_blocks: int, block_size: int) -> PackedBoundary:
-    """The packed blocks that a prefix of ``num_blocks`` whole blocks of tokens ends in."""
-
-    def kept(blocks: int) -> int:
-        tokens = blocks * block_size
-        return tokens - layout.spans.count_before(tokens)
-
-    before, now = kept(num_blocks - 1), kept(num_blocks)
-    full = now // block_size
-    tail = full if now % block_size else None
-    became_full = full > before // block_size
-    return PackedBoundary(
-        full_blocks=full,
-        completed=full - 1 if became_full or (full and tail is None) else None,
-        tail=tail,
-    )
-
-
-def blocks_taken(required: int, idle: Sequence[bool], shared: int, *, take_over: bool) -> int:
-    """Free blocks that a request admitted on a prefix hit takes from the pool in one group.
-
-    A block of the hit that nobody holds counts as free, so a hit never takes more than no hit
-    would, unless blocks that the request will write are copied: then the copy comes on top.
-
-    Args:
-        required: blocks the request holds in the end; as many as the hit has, or more.
-        idle: per block of the hit, whether nobody holds it.
-        shared: blocks of the hit, from its start, that are never written again.
-        take_over: write idle blocks in their place instead of in a copy.
-    """
-    written = list(idle[shared:])
-    copies = written.count(False) if take_over else len(written)
-    return max(required - len(idle), 0) + sum(idle) + copies
+    prompt = min((c.start for c in choices if c.needs == Needs.PROMPT), default=None)
+    if prompt is not None and prompt_tokens <= prompt:
+        raise ValueError("a rank that looks at the whole prompt needs to know how long it is")
+    found: dict[int, Range] = {}
+    barred: dict[int, Range] = {}
+    for stage in stages:
+        for choice in stage.choices:
+            if choice.image in found:
+                continue  # what stays at a later stage was there at the first
+            found[choice.image] = (choice.start, choice.stop)
+            kept = np.arange(choice.start, choice.stop)
+            kept = kept[~stage.evicted.is_image(kept)]
+            barred[choice.image] = (choice.start, int(kept[-1]) + 1)
+    whole = sorted(found.values())
+    if prompt is not None:
+        whole = [range_ for range_ in whole if range_[0] < prompt] + [(prompt, prompt_tokens)]
+    return tuple(whole), tuple(sorted(barred.values())), prompt
 
 
 def storage_groups(num_layers: int, group_layers: int) -> tuple[int, ...]:
@@ -168,3 +264,25 @@ def predict_blocks(
         for start in group_starts
     )
     return tuple(-(-tokens // block_size) for tokens in stored)
+
+
+def stored_blocks(
+    num_tokens: int,
+    evicted: Iterable[tuple[int, int]],
+    group_starts: Sequence[int],
+    block_size: int,
+) -> tuple[int, ...]:
+    """:func:`predict_blocks` where the whole prompt is computed, and so only counts matter.
+
+    Args:
+        evicted: :meth:`TokenLayout.evicted_tokens`.
+    """
+    evicted = tuple(evicted)
+    return tuple(
+        -(-(num_tokens - evicted_at(evicted, start)) // block_size) for start in group_starts
+    )
+
+
+def evicted_at(evicted: Iterable[tuple[int, int]], layer: int) -> int:
+    """Image tokens that are gone in a layer, from :meth:`TokenLayout.evicted_tokens`."""
+    return max((tokens for first, tokens in evicted if first <= layer), default=0)

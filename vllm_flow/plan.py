@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_flow.layout import TokenLayout
+from vllm_flow.layout_stages import Choice
+from vllm_flow.ranks.base import Needs
 from vllm_flow.spans import IntArray
 
 
@@ -25,6 +27,32 @@ class ScheduledRequest:
     num_computed: int
     num_scheduled: int
     layout: TokenLayout | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """One image of a step of which the device chooses what stays; M rows of which K stay.
+
+    Rows of a variant and slots of a request: all integers are known before anything runs.
+    """
+
+    request: int
+    """Batch index."""
+    choice: Choice
+    picture: str
+    """What names the image's embeddings, see :attr:`vllm_flow.layout.TokenLayout.pictures`."""
+    first_row: int
+    """Row of the step that is the image's first."""
+    source: int
+    """First of the M rows in the variant before."""
+    target: int
+    """First of the K rows in this variant."""
+    query: int
+    """Row of the variant before whose attention ranks: the last of the M, or the prompt's last."""
+    first_key: int
+    """Slot of the first of the M rows in the layer before the variant."""
+    visible: int
+    """Slots that the query row sees there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +78,9 @@ class Variant:
     """[Q + 1] first row of each request, then R."""
     seq_lens: IntArray
     """[Q] stored tokens of each request after the step."""
+    rankings: tuple[Ranking, ...] = ()
+    """Images whose part of ``gather``, and so of ``rows``, only the device knows: each takes its K
+    places in it. Until then the first rows of the image stand there."""
 
     @property
     def num_rows(self) -> int:
@@ -67,14 +98,14 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What a step's layers past the first cliff do; the layers before it run as in stock vLLM."""
+    """What a step's layers past the first stage do; the layers before it run as in stock vLLM."""
 
     num_rows: int
     variants: tuple[Variant, ...]
     """By ascending ``first_layer``; never empty."""
 
     def variant_at(self, layer: int) -> Variant | None:
-        """The variant of a layer, None before the first cliff."""
+        """The variant of a layer, None before the first stage."""
         current = None
         for variant in self.variants:
             if variant.first_layer <= layer:
@@ -90,37 +121,36 @@ def plan_step(requests: Sequence[ScheduledRequest]) -> StepPlan | None:
 
     Returns:
         The plan, or None where no request evicts anything: the step is then stock vLLM's.
+
+    Raises:
+        ValueError: tokens that a rank needs together are computed in parts, which the scheduler never
+            does.
     """
-    cliffs = sorted({r.layout.cliff for r in requests if r.layout is not None})
-    if not cliffs:
+    breaks = sorted({layer for r in requests if r.layout is not None for layer in r.layout.breaks})
+    if not breaks:
         return None
     if all(
         r.num_scheduled == 1 and (r.layout is None or r.num_computed >= r.layout.spans.end)
         for r in requests
     ):
-        return _plan_decode(requests, cliffs)
+        return _plan_decode(requests, breaks)
     batch = _Batch.of(requests)
-    return StepPlan(batch.num_rows, tuple(_variants(batch, cliffs)))
+    return StepPlan(batch.num_rows, tuple(_variants(batch, breaks)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
     """A step's rows and requests, before any row has left: R rows of N requests."""
 
+    requests: Sequence[ScheduledRequest]
+    starts: IntArray
+    """[N + 1] first row of each request, then R."""
     request_of_row: IntArray
     """[R] batch index."""
     position: IntArray
     """[R] position in the request."""
-    packed: IntArray
-    """[R] position among the tokens that the request keeps past its cliff."""
-    image: NDArray[np.bool_]
-    """[R] whether the row leaves at its request's cliff."""
-    cliff: IntArray
-    """[N] first layer without image rows; never reached where nothing is evicted."""
     seq_len: IntArray
     """[N] tokens after the step."""
-    evicted: IntArray
-    """[N] tokens among them that are evicted past the cliff."""
 
     @property
     def num_rows(self) -> int:
@@ -131,66 +161,137 @@ class _Batch:
         computed = np.array([r.num_computed for r in requests], dtype=np.int64)
         scheduled = np.array([r.num_scheduled for r in requests], dtype=np.int64)
         starts = np.concatenate(([0], np.cumsum(scheduled)))
-        num_rows = int(starts[-1])
         request_of_row = np.repeat(np.arange(len(requests), dtype=np.int64), scheduled)
-        position = np.arange(num_rows, dtype=np.int64) + (computed - starts[:-1])[request_of_row]
-        packed, image = position.copy(), np.zeros(num_rows, dtype=np.bool_)
-        seq_len, evicted = computed + scheduled, np.zeros(len(requests), dtype=np.int64)
-        cliff = np.full(len(requests), np.iinfo(np.int64).max)
-        for index, request in enumerate(requests):
-            if request.layout is None:
-                continue
-            spans, own = request.layout.spans, slice(starts[index], starts[index + 1])
-            cliff[index] = request.layout.cliff
-            if request.num_computed >= spans.end:  # decode, or prefill past the last image
-                packed[own] -= spans.total
-                evicted[index] = spans.total
-            else:
-                packed[own] -= spans.counts_before(position[own])
-                image[own] = spans.is_image(position[own])
-                evicted[index] = spans.count_before(int(seq_len[index]))
-        return cls(request_of_row, position, packed, image, cliff, seq_len, evicted)
+        position = np.arange(int(starts[-1]), dtype=np.int64)
+        position += (computed - starts[:-1])[request_of_row]
+        return cls(requests, starts, request_of_row, position, computed + scheduled)
 
 
-def _variants(batch: _Batch, cliffs: Sequence[int]) -> Iterator[Variant]:
-    """The batch from each cliff on; at each, the image rows of the requests that reach it leave."""
+def _variants(batch: _Batch, breaks: Sequence[int]) -> Iterator[Variant]:
+    """The batch from each break on; at each, rows leave of the requests that reach a stage there."""
     alive: NDArray[np.bool_] = np.ones(batch.num_rows, dtype=np.bool_)
-    for first_layer in cliffs:
-        evicting = batch.cliff <= first_layer
-        evicting_row = evicting[batch.request_of_row]
-        keep = ~(evicting_row & batch.image)
+    packed = batch.position.copy()
+    """[R] position among the tokens that the request keeps by then."""
+    evicted = np.zeros(len(batch.requests), dtype=np.int64)
+    for first_layer in breaks:
+        keep, chosen = alive.copy(), []
+        for index, request in enumerate(batch.requests):
+            layout = request.layout
+            if layout is None or first_layer not in layout.breaks:
+                continue
+            stage = layout.stages[layout.stage_at(first_layer) - 1]
+            own = slice(int(batch.starts[index]), int(batch.starts[index + 1]))
+            position = batch.position[own]
+            if request.num_computed >= layout.spans.end:  # decode, or prefill past the last image
+                packed[own] = position - stage.evicted.total
+                evicted[index] = stage.evicted.total
+                continue
+            before = stage.evicted.counts_before(np.append(position, position[-1] + 1))
+            if stage.choices:
+                chosen += [(index, choice) for choice in _made_now(request, stage.choices)]
+            # Positions of a request follow each other, so a token that counts is evicted.
+            keep[own] = before[1:] == before[:-1]
+            packed[own] = position - before[:-1]
+            evicted[index] = before[-1]
         rows = np.flatnonzero(keep)
-        per_request = np.bincount(batch.request_of_row[rows], minlength=len(batch.seq_len))
+        per_request = np.bincount(batch.request_of_row[rows], minlength=len(batch.requests))
         present = np.flatnonzero(per_request)
         yield Variant(
             first_layer=first_layer,
             rows=None if len(rows) == batch.num_rows else rows,
             gather=None if len(rows) == alive.sum() else np.flatnonzero(keep[alive]),
             row_requests=batch.request_of_row[rows],
-            positions=np.where(evicting_row, batch.packed, batch.position)[rows],
+            positions=packed[rows],
             requests=present,
             query_start_loc=np.concatenate(([0], np.cumsum(per_request[present]))),
-            seq_lens=(batch.seq_len - np.where(evicting, batch.evicted, 0))[present],
+            seq_lens=(batch.seq_len - evicted)[present],
+            rankings=tuple(
+                _ranking(batch, first_layer, index, choice, alive, keep) for index, choice in chosen
+            ),
         )
         alive = keep
 
 
-def _plan_decode(requests: Sequence[ScheduledRequest], cliffs: Sequence[int]) -> StepPlan:
+def _made_now(request: ScheduledRequest, choices: Sequence[Choice]) -> Iterator[Choice]:
+    """Those of a stage's choices whose rows are in the step.
+
+    Raises:
+        ValueError: only some of the rows are, and the choice has not been made.
+    """
+    layout = request.layout
+    assert layout is not None
+    first, end = request.num_computed, request.num_computed + request.num_scheduled
+    for choice in choices:
+        if choice.stop <= first or choice.start >= end:
+            continue
+        if choice.start < first and layout.may_end_at(first):
+            continue  # all that stays is stored; the rows of the step leave
+        needed = layout.prompt_tokens if choice.needs == Needs.PROMPT else choice.stop
+        if choice.start < first or needed > end:
+            raise ValueError(
+                f"tokens {choice.start} to {needed} must be computed in one step to be ranked, but "
+                f"the step has {first} to {end}"
+            )
+        yield choice
+
+
+def _ranking(
+    batch: _Batch,
+    layer: int,
+    index: int,
+    choice: Choice,
+    alive: NDArray[np.bool_],
+    keep: NDArray[np.bool_],
+) -> Ranking:
+    """The integers of a choice, given the rows alive before and after its stage."""
+    request = batch.requests[index]
+    layout = request.layout
+    assert layout is not None
+    row_of_token_0 = int(batch.starts[index]) - request.num_computed
+    first_row = row_of_token_0 + choice.start
+    source = int(np.count_nonzero(alive[:first_row]))
+
+    def slot(position: int) -> int:
+        before = layout.evicted(layer - 1)
+        return position - (0 if before is None else before.count_before(position))
+
+    query, visible = source + choice.left - 1, slot(choice.start) + choice.left
+    if choice.needs == Needs.PROMPT:
+        last = row_of_token_0 + layout.prompt_tokens - 1
+        query, visible = int(np.count_nonzero(alive[:last])), slot(layout.prompt_tokens)
+    return Ranking(
+        request=index,
+        choice=choice,
+        picture=layout.pictures[choice.image] if layout.pictures else "",
+        first_row=first_row,
+        source=source,
+        target=int(np.count_nonzero(keep[:first_row])),
+        query=query,
+        first_key=slot(choice.start),
+        visible=visible,
+    )
+
+
+def _plan_decode(requests: Sequence[ScheduledRequest], breaks: Sequence[int]) -> StepPlan:
     """The plan of a step of one token per request, each past its images: no row leaves.
 
     Such steps are most of a server's, and short: what is general about :func:`plan_step` would cost
     more than a hundredth of one.
     """
     count = len(requests)
-    layouts = [request.layout for request in requests]
     position = np.array([r.num_computed for r in requests], dtype=np.int64)
-    missing = np.array([0 if t is None else t.spans.total for t in layouts], dtype=np.int64)
-    never = cliffs[-1] + 1
-    cliff = np.array([never if t is None else t.cliff for t in layouts], dtype=np.int64)
     index = np.arange(count + 1, dtype=np.int64)
+    layouts = [request.layout for request in requests]
+    depth = max(0 if t is None else len(t.breaks) for t in layouts)
+    # [S, N] with a row per stage; what a request has no further stage for never begins.
+    never = (breaks[-1] + 1,) * depth
+    first = np.array([never if t is None else (t.breaks + never)[:depth] for t in layouts]).T
+    none = (0,) * depth
+    missing = np.array([none if t is None else (t.totals + none)[:depth] for t in layouts]).T
     variants = []
-    for first_layer in cliffs:
-        stored = position - np.where(cliff <= first_layer, missing, 0)
+    for first_layer in breaks:
+        # A later stage has evicted at least as much.
+        stored = position - np.where(first <= first_layer, missing, 0).max(axis=0)
         variants.append(
             Variant(
                 first_layer=first_layer,

@@ -6,6 +6,7 @@ to be the image token's is text. Knows nothing of policies, layers or vLLM.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ class ImageSpans:
     _starts: IntArray = field(init=False, repr=False, compare=False)
     _lengths: IntArray = field(init=False, repr=False, compare=False)
     _before: IntArray = field(init=False, repr=False, compare=False)
+    _first: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """The starts again: a look-up of one position is faster without numpy."""
 
     def __post_init__(self) -> None:
         last = 0
@@ -38,6 +41,7 @@ class ImageSpans:
         object.__setattr__(self, "_starts", starts)
         object.__setattr__(self, "_lengths", lengths)
         object.__setattr__(self, "_before", np.concatenate(([0], np.cumsum(lengths))))
+        object.__setattr__(self, "_first", tuple(start for start, _ in self.ranges))
 
     @classmethod
     def from_ranges(cls, ranges: Iterable[tuple[int, int]]) -> ImageSpans:
@@ -51,6 +55,26 @@ class ImageSpans:
             else:
                 merged.append((start, end))
         return cls(tuple(merged))
+
+    @classmethod
+    def from_positions(cls, positions: IntArray) -> ImageSpans:
+        """Spans of these positions, which ascend and are different."""
+        if not len(positions):
+            return cls()
+        cut = np.flatnonzero(np.diff(positions) != 1)
+        starts = positions[np.concatenate(([0], cut + 1))]
+        ends = positions[np.concatenate((cut, [-1]))] + 1
+        return cls(tuple(zip(starts.tolist(), ends.tolist(), strict=True)))
+
+    def positions(self) -> IntArray:
+        """[total] the positions themselves, ascending."""
+        steps = np.ones(self.total, dtype=np.int64)
+        if self.total:
+            ends = self._starts[:-1] + self._lengths[:-1]
+            steps[0] = self._starts[0]
+            steps[self._before[1:-1]] += self._starts[1:] - ends
+        found: IntArray = np.cumsum(steps)
+        return found
 
     @property
     def total(self) -> int:
@@ -66,7 +90,11 @@ class ImageSpans:
         """Number of image tokens at positions < ``position``."""
         if position >= self.end:
             return self.total
-        return sum(min(position, end) - start for start, end in self.ranges if start < position)
+        index = bisect_left(self._first, position) - 1
+        if index < 0:
+            return 0
+        start, end = self.ranges[index]
+        return int(self._before[index]) + min(position, end) - start
 
     def counts_before(self, positions: ArrayLike) -> IntArray:
         """:meth:`count_before` for an array of positions, of any shape."""

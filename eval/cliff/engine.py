@@ -20,7 +20,7 @@ from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor, read_pictures, r
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
 from vllm_flow.eval.tasks.base import Item
-from vllm_flow.policy import LOG_KEY
+from vllm_flow.log_keys import LOG_KEY
 
 if TYPE_CHECKING:
     from vllm_flow.eval.cliff.record import Record

@@ -67,6 +67,7 @@ def write_report(path: Path, out: Path, options: Options | None = None) -> tuple
         RunError: there is no run, or it is damaged, or it has no items yet.
         OutputError: the report cannot be written.
     """
+    from vllm_flow.eval.report.cost_page import equal_cost
     from vllm_flow.eval.report.figures import draw_all
     from vllm_flow.eval.report.page import write_page
     from vllm_flow.eval.report.results import Options
@@ -86,13 +87,15 @@ def write_report(path: Path, out: Path, options: Options | None = None) -> tuple
     summary = summarise(opened.meta, items, answers, tasks, options, unread)
     write_tables(summary, answers, out)
     figures = draw_all(summary, out, options)
+    equal = equal_cost(path, opened.meta, summary, items, tasks, answers, out, options)
     said = {
         (row["task"], row["policy"], row["item_id"]): row["answer"]
         for row in answers
         if row["answer"] is not None
     }
     page = out / "report.html"
-    write_page(page, summary, opened.meta, items, said, figures, options, data_note(opened.meta))
+    note = data_note(opened.meta)
+    write_page(page, summary, opened.meta, items, said, figures, options, note, equal)
     return summary, page
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_flow.eval.report import text
+from vllm_flow.eval.report.cost_page import EqualCost
 from vllm_flow.eval.report.examples import Answers, examples
 from vllm_flow.eval.report.results import Options, PolicyResult, Summary, TaskResult
 from vllm_flow.eval.tasks.base import Item
@@ -217,8 +218,10 @@ def write_page(
     figures: Mapping[str, Path],
     options: Options,
     note: str | None = None,
+    equal: EqualCost | None = None,
 ) -> None:
-    """Write the page; `figures` are the SVG files by name, `note` is what the data says of itself."""
+    """Write the page; `figures` are the SVG files by name, `note` is what the data says of itself, `equal`
+    what there is of methods at equal cost."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -243,6 +246,10 @@ def write_page(
         figures={name: data_uri(svg, "svg+xml") for name, svg in figures.items()},
         reduced=any(p.kind == "downsample" for p in summary.policies),
         savings=saving_rows(summary),
+        equal=equal,
+        equal_figures={} if equal is None else {
+            name: data_uri(svg, "svg+xml") for name, svg in equal.figures.items()
+        },
         examples=[one for one in shown if one],
         gaps=gaps(summary, meta),
         doubts=doubts(summary),

@@ -26,18 +26,18 @@ def write_tables(
 ) -> dict[str, Path]:
     """Write `scores.csv`, `savings.csv`, `items.csv` and `errors.csv`; name -> path."""
     return {
-        "scores": _write(directory / "scores.csv", SCORES, score_rows(summary)),
-        "savings": _write(
+        "scores": write_table(directory / "scores.csv", SCORES, score_rows(summary)),
+        "savings": write_table(
             directory / "savings.csv",
             ("task", *(field.name for field in fields(Saving))),
             saving_rows(summary),
         ),
-        "items": _write(
+        "items": write_table(
             directory / "items.csv",
             ("task", "item", "group", "policy", "score", "parsed", "answer"),
             item_rows(summary, answers),
         ),
-        "errors": _write(
+        "errors": write_table(
             directory / "errors.csv",
             ("task", "policy", "requests", "reason"),
             (
@@ -97,7 +97,9 @@ def _blank(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    """Write one CSV file."""
+
     def write(draft: Path) -> None:
         with draft.open("w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle)

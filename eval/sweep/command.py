@@ -36,7 +36,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.user_text import NotJSON, parse_json, whole_number
+from vllm_flow.options import gib, positive, seed
+from vllm_flow.user_text import NotJSON, parse_json
 
 BATCH_ITEMS = 32
 """Items in a batch by default."""
@@ -73,7 +74,7 @@ def _add_questions(what: Any) -> None:
     what.add_argument(
         "--limit", type=positive, help="at most so many items per task, drawn with --seed"
     )
-    what.add_argument("--seed", type=int, default=0)
+    what.add_argument("--seed", type=seed, default=0)
     what.add_argument(
         "--conversation",
         choices=NAMES,
@@ -131,7 +132,7 @@ def add_engine(group: Any) -> None:
     add("--group-layers", type=positive, help="layers per storage group")
     add("--block-size", type=positive, help="tokens per KV block (default: 16, on CPU 32)")
     add("--max-model-len", type=positive)
-    add("--kv-cache-gib", type=float, help="KV-cache pool of an engine")
+    add("--kv-cache-gib", type=gib, help="KV-cache pool of an engine")
     add(
         "--engine-args",
         type=json_object,
@@ -166,14 +167,6 @@ def _names(text: str) -> list[str]:
     if not all(names):
         raise argparse.ArgumentTypeError(f"{text!r} is no comma-separated list")
     return list(dict.fromkeys(names))
-
-
-def positive(text: str) -> int:
-    """An option's whole number above 0."""
-    value = whole_number(text)
-    if not value:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number above 0")
-    return value
 
 
 def json_object(text: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from vllm_flow.eval.sweep.budgets import image_rows
 from vllm_flow.eval.sweep.pictures import background_of, picture_key, read_pictures, unreadable
 from vllm_flow.eval.sweep.policies import BASELINE, Policy
 from vllm_flow.eval.sweep.schema import answers_table
@@ -234,6 +235,10 @@ class EngineActor:
         }
         if took is None or self.geometry is None:
             return row
+        flow, layers = ask.policy.flow(), self.geometry.num_layers
+        rows = took.image_tokens * layers
+        if flow is not None:
+            rows = image_rows(flow, layers, took.image_tokens)
         full = took.image_tokens
         if ask.grid is not None and self.options.full_grid is not None:
             full = self.options.full_grid**2
@@ -242,7 +247,7 @@ class EngineActor:
             "image_tokens": took.image_tokens,
             **savings(
                 self.geometry,
-                cliff=took.cliff,
+                image_rows=rows,
                 image_tokens=took.image_tokens,
                 full_image_tokens=full,
                 computed_tokens=took.computed_tokens,

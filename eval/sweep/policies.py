@@ -1,95 +1,78 @@
-"""What an evaluation compares: spec text such as `baseline,cliff=0:30:2` becomes policies. (pure)
+"""What an evaluation compares: spec text such as `baseline,cliff=0:30:2,fastv` becomes policies. (pure)
 
-A policy is what is done to the image tokens of a request. Two spellings of one request become one
-policy with one name, so that nothing is asked twice: `cliff=0` is `text-only`, a cliff equal to the
-number of layers is `baseline`. Knows nothing of engines, tasks or files.
+Policies are separated by commas:
 
-A new kind of policy is one reader in `_READERS`, and a field of `Policy` if it needs one.
+    baseline | text-only | cliff=N | downsample=N     N may be a range, FIRST:LAST[:STEP], both ends included
+    downsample=KxK                                    a picture of K x K patches
+    LAYER:KEEP RANK[;LAYER:KEEP RANK ...]             stages, as in flow_stages, with `;` between them
+    fastv | horizon-192 | ...                         a preset
+    budget=N | budget=SHARE [METHOD ...]              methods at equal cost, see `budgets`
+    ... seed=N | seed=FIRST:LAST                      of what draws; a range is a policy per seed
+    ... when=decode                                   the image leaves before the second token
+
+Two spellings of one request become one policy, see `policy`. A new kind is one reader in `_READERS`.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
-from vllm_flow.policy import CLIFF_KEY
+from vllm_flow.eval.sweep import budgets
+from vllm_flow.eval.sweep.budgets import DOWNSAMPLE, METHODS, BudgetError
+from vllm_flow.eval.sweep.policy import (
+    BASELINE,
+    TEXT_ONLY,
+    Policy,
+    PolicySpecError,
+    grid_of_budget,
+    policy_of,
+)
+from vllm_flow.policy import WHOLE, FlowPolicy
+from vllm_flow.policy_keys import (
+    CLIFF_KEY,
+    PRESET_KEY,
+    SEED_KEY,
+    STAGES_KEY,
+    WHEN_KEY,
+    parse_policy,
+)
+from vllm_flow.policy_values import MAX_SEED, PolicyError, read_keep
+from vllm_flow.presets import PRESETS
 from vllm_flow.user_text import whole_number
-
-KINDS = ("baseline", "cliff", "text-only", "downsample")
 
 SYNTAX = (
     "baseline | cliff=N | cliff=FIRST:LAST[:STEP] (both ends included) | text-only | "
-    "downsample=N | downsample=FIRST:LAST[:STEP], separated by commas"
+    'downsample=N | downsample=FIRST:LAST[:STEP] | downsample=KxK | stages such as "0:50% uniform" or '
+    f'"0:284 diversity;20:0" | a preset: {", ".join(PRESETS)} | budget=TOKENS or budget=SHARE, with or '
+    f"without some of {', '.join((*METHODS, DOWNSAMPLE))}; after these seed=N, seed=FIRST:LAST or "
+    "when=decode; separated by commas"
 )
+MOST_SEEDS = 100
+_OPTION = re.compile(r"(seed|when)=(\S*)\Z")
+_STAGES = re.compile(r"\d+\s*:")
+_SQUARE = re.compile(r"(\d{1,4})x(\d{1,4})\Z")
+
+__all__ = ["BASELINE", "SYNTAX", "TEXT_ONLY", "Policy", "PolicySpecError", "grid_of_budget"]
+
+Options = Mapping[str, str]
+Reader = Callable[[str, "str | None", Options, int, "int | None"], Sequence[Policy]]
+"""(part, what follows the `=`, options, layers, side of the full grid) -> policies."""
 
 
-class PolicySpecError(ValueError):
-    """A policy's text cannot be read or does not fit the model; says which part and what would."""
-
-    def __init__(self, part: str, reason: str) -> None:
-        super().__init__(f"policy {part!r}: {reason}")
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What is done to the image tokens of a request."""
-
-    name: str
-    """Unique in a run, and the spec text that gives this policy again."""
-    kind: str
-    """One of `KINDS`."""
-    cliff: int | None = None
-    """Layers that see the whole image (`cliff`, `text-only`), or the cliff whose prefill budget the
-    policy has (`downsample`); None for the baseline."""
-
-    def request_keys(self) -> dict[str, int]:
-        """The request's extra arguments; empty where vLLM is left to do what it always does."""
-        if self.kind in ("cliff", "text-only") and self.cliff is not None:
-            return {CLIFF_KEY: self.cliff}
-        return {}
-
-    def grid(self, full_grid: int, num_layers: int) -> int | None:
-        """Side of the reduced picture in patches, None where the picture is left as it is."""
-        if self.kind != "downsample" or self.cliff is None:
-            return None
-        return grid_of_budget(full_grid, self.cliff, num_layers)
-
-    def as_json(self) -> dict[str, Any]:
-        """How the run's `run.json` holds it; :meth:`from_json` reads it back."""
-        return {"name": self.name, "kind": self.kind, "cliff": self.cliff}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Policy:
-        """The policy of a record in `run.json`; fields of later versions are left alone."""
-        return cls(name=record["name"], kind=record["kind"], cliff=record.get("cliff"))
-
-
-BASELINE = Policy("baseline", "baseline")
-TEXT_ONLY = Policy("text-only", "text-only", 0)
-
-
-def grid_of_budget(full_grid: int, cliff: int, num_layers: int) -> int:
-    """Side k of the square of image tokens that costs as many prefill rows as a cliff.
-
-    ``full_grid ** 2`` tokens through `cliff` layers are as many rows as ``full_grid ** 2 * cliff /
-    num_layers`` tokens through all of them; k is the root of that, rounded, at least 1.
-    """
-    if not 1 <= cliff <= num_layers or full_grid < 1:
-        raise ValueError(
-            f"no budget: full_grid={full_grid}, cliff={cliff}, num_layers={num_layers}"
-        )
-    return max(1, round(math.sqrt(full_grid * full_grid * cliff / num_layers)))
-
-
-def parse_policies(spec: str | Iterable[str], num_layers: int) -> tuple[Policy, ...]:
+def parse_policies(
+    spec: str | Iterable[str], num_layers: int, full_grid: int | None = None
+) -> tuple[Policy, ...]:
     """Policies in the order they are named, each once.
 
     Args:
         spec: texts as in `SYNTAX`; one text, or several as an option that may be repeated gives.
         num_layers: decoder layers of the model.
+        full_grid: side of the square of image tokens, for budgets; None where a picture is no square
+            or cannot be reduced.
 
     Raises:
         PolicySpecError: (a ValueError) names the part that cannot be read and what would do.
@@ -97,69 +80,200 @@ def parse_policies(spec: str | Iterable[str], num_layers: int) -> tuple[Policy, 
     texts = [spec] if isinstance(spec, str) else list(spec)
     parts = [part.strip() for text in texts for part in text.split(",")]
     found: dict[str, Policy] = {}
+    grids: set[int | None] = set()
     for part in parts:
-        for policy in _read(part, num_layers):
-            found.setdefault(policy.name, policy)
+        for policy in read(part, num_layers, full_grid):
+            grid = policy.grid(full_grid, num_layers) if full_grid else None
+            if policy.name not in found and (grid is None or grid not in grids):
+                found[policy.name] = policy
+                grids.add(grid)
     if not found:
         raise PolicySpecError("", f"name at least one; {SYNTAX}.")
     return tuple(found.values())
 
 
-def _read(part: str, num_layers: int) -> Sequence[Policy]:
-    kind, equals, value = (piece.strip() for piece in part.partition("="))
+def read(part: str, num_layers: int, full_grid: int | None = None) -> Sequence[Policy]:
+    """The policies of one part of a spec text.
+
+    Raises:
+        PolicySpecError: it cannot be read, or does not fit the model.
+    """
+    head, options = _split(part)
+    if _STAGES.match(head):
+        return _flows(part, {STAGES_KEY: head.replace(";", ",")}, options, num_layers)
+    if head in PRESETS:
+        return _flows(part, {PRESET_KEY: head}, options, num_layers)
+    kind, equals, value = (piece.strip() for piece in head.partition("="))
     reader = _READERS.get(kind)
     if reader is None:
-        close = difflib.get_close_matches(kind, _READERS, n=1)
+        close = difflib.get_close_matches(kind, [*_READERS, *PRESETS], n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {SYNTAX}."
         raise PolicySpecError(part, f"there is no such policy; {hint}")
-    return reader(part, value if equals else None, num_layers)
+    return reader(part, value if equals else None, options, num_layers, full_grid)
 
 
-def _plain(policy: Policy) -> Callable[[str, str | None, int], Sequence[Policy]]:
-    def read(part: str, value: str | None, num_layers: int) -> Sequence[Policy]:
-        if value is not None:
-            raise PolicySpecError(part, f"{policy.name} takes no value; write {policy.name!r}.")
-        return (policy,)
-
-    return read
-
-
-def _cliffs(part: str, value: str | None, num_layers: int) -> Sequence[Policy]:
-    policies = []
-    for cliff in _layers(part, value, 0, num_layers):
-        if cliff == num_layers:
-            policies.append(BASELINE)
-        elif cliff == 0:
-            policies.append(TEXT_ONLY)
-        else:
-            policies.append(Policy(f"cliff={cliff}", "cliff", cliff))
-    return policies
+def _split(part: str) -> tuple[str, Options]:
+    """A part without the options that follow it, and these."""
+    words, options = part.split(), {}
+    while len(words) > 1 and (match := _OPTION.match(words[-1])):
+        if match[1] in options:
+            raise PolicySpecError(part, f"{match[1]} is there twice.")
+        options[match[1]] = match[2]
+        words.pop()
+    return " ".join(words), options
 
 
-def _downsamplings(part: str, value: str | None, num_layers: int) -> Sequence[Policy]:
-    # At the number of layers the picture is whole: a control for the way it takes into the engine.
+def _no_options(part: str, options: Options) -> None:
+    if options:
+        name = next(iter(options))
+        raise PolicySpecError(part, f"{name} has no meaning here; leave it out.")
+
+
+def _plain(
+    part: str, value: str | None, options: Options, num_layers: int, full_grid: int | None
+) -> Sequence[Policy]:
+    name = part.split()[0].partition("=")[0]
+    if value is not None:
+        raise PolicySpecError(part, f"{name} takes no value; write {name!r}.")
+    if name == TEXT_ONLY.name:
+        return _flows(part, {CLIFF_KEY: 0}, options, num_layers)
+    _no_options(part, options)
+    return (BASELINE,)
+
+
+def _cliffs(
+    part: str, value: str | None, options: Options, num_layers: int, full_grid: int | None
+) -> Sequence[Policy]:
     return [
-        Policy(f"downsample={cliff}", "downsample", cliff)
-        for cliff in _layers(part, value, 1, num_layers)
+        policy
+        for cliff in _layers(part, "cliff", value, 0, num_layers)
+        for policy in _flows(part, {CLIFF_KEY: cliff}, options, num_layers)
     ]
 
 
-_READERS: dict[str, Callable[[str, str | None, int], Sequence[Policy]]] = {
-    "baseline": _plain(BASELINE),
-    "text-only": _plain(TEXT_ONLY),
+def _downsamplings(
+    part: str, value: str | None, options: Options, num_layers: int, full_grid: int | None
+) -> Sequence[Policy]:
+    _no_options(part, options)
+    square = _SQUARE.match(value or "")
+    if square:
+        side = int(square[1])
+        most = f" to {full_grid}x{full_grid}" if full_grid else ""
+        if side < 1 or square[1] != square[2] or side > (full_grid or side):
+            raise PolicySpecError(part, f"write a square of patches, from 1x1{most}.")
+        return (_square(side),)
+    # At the number of layers the picture is whole: a control for the way it takes into the engine.
+    return [
+        Policy(f"downsample={cliff}", "downsample", cliff)
+        for cliff in _layers(part, "downsample", value, 1, num_layers)
+    ]
+
+
+def _square(side: int) -> Policy:
+    return Policy(f"downsample={side}x{side}", "downsample", side=side)
+
+
+def _budgets(
+    part: str, value: str | None, options: Options, num_layers: int, full_grid: int | None
+) -> Sequence[Policy]:
+    amount, *named = (value or "").split()[:20] or [""]
+    total = None if full_grid is None else full_grid * full_grid
+    share, count = _budget(part, amount, total)
+    strange = [name for name in named if name not in (*METHODS, DOWNSAMPLE)]
+    if strange:
+        raise PolicySpecError(
+            part, f"{strange[0]!r} is no method; choose from {', '.join((*METHODS, DOWNSAMPLE))}."
+        )
+    seeds = _seeds(part, options) if "seed" in options else budgets.SEEDS
+    methods = named or [m for m in budgets.DEFAULT if m != DOWNSAMPLE or full_grid]
+    if "seed" in options and "random" not in methods:
+        raise PolicySpecError(part, "nothing is drawn; leave the seed out, or add random.")
+    found: list[Policy] = []
+    for method in methods:
+        if method == DOWNSAMPLE:
+            if full_grid is None:
+                raise PolicySpecError(
+                    part, "this model's pictures cannot be reduced; leave it out."
+                )
+            found += [_square(side) for side in budgets.sides_at(share, full_grid)]
+            continue
+        try:
+            stages = budgets.stages_at(method, share, num_layers, total if count else None)
+        except BudgetError as error:
+            raise PolicySpecError(part, f"{error}; ask for more, or leave {method} out.") from None
+        for seed in seeds if method == "random" else (0,):
+            found.append(policy_of(FlowPolicy((stages,), seed), num_layers))
+    return found
+
+
+def _budget(part: str, amount: str, total: int | None) -> tuple[Fraction, bool]:
+    """The budget as a share of an image, and whether it was a number of tokens."""
+    try:
+        keep = read_keep("budget", amount)
+    except PolicyError as error:
+        raise PolicySpecError(part, str(error)) from None
+    if keep in (0, WHOLE):
+        raise PolicySpecError(
+            part, "that is text-only, or the baseline; write a budget between them."
+        )
+    if isinstance(keep, Fraction):
+        return keep, False
+    if total is None:
+        raise PolicySpecError(
+            part,
+            "the tokens of this model's pictures are not one number; write a share such as 33%.",
+        )
+    if keep >= total:
+        raise PolicySpecError(part, f"a picture has {total} tokens; write fewer.")
+    return Fraction(keep, total), True
+
+
+def _flows(
+    part: str, keys: Mapping[str, Any], options: Options, num_layers: int
+) -> Sequence[Policy]:
+    """What a request's keys say, once per seed."""
+    when = {WHEN_KEY: options["when"]} if "when" in options else {}
+    seeds = _seeds(part, options) if "seed" in options else [None]
+    try:
+        return [
+            policy_of(
+                parse_policy(
+                    {**keys, **when, **({} if seed is None else {SEED_KEY: seed})}, num_layers
+                ),
+                num_layers,
+            )
+            for seed in seeds
+        ]
+    except PolicyError as error:
+        raise PolicySpecError(part, str(error)) from None
+
+
+def _seeds(part: str, options: Options) -> Sequence[int]:
+    numbers = [whole_number(piece) for piece in options["seed"].split(":")]
+    known = [number for number in numbers if number is not None and number <= MAX_SEED]
+    if not 1 <= len(numbers) <= 2 or len(known) < len(numbers) or known[0] > known[-1]:
+        raise PolicySpecError(part, "write seed=3, or a range such as seed=0:4.")
+    if known[-1] - known[0] >= MOST_SEEDS:
+        raise PolicySpecError(part, f"at most {MOST_SEEDS} seeds at a time.")
+    return range(known[0], known[-1] + 1)
+
+
+_READERS: Mapping[str, Reader] = {
+    BASELINE.name: _plain,
+    TEXT_ONLY.name: _plain,
     "cliff": _cliffs,
-    "downsample": _downsamplings,
+    DOWNSAMPLE: _downsamplings,
+    "budget": _budgets,
 }
 
 
-def _layers(part: str, value: str | None, lowest: int, num_layers: int) -> Sequence[int]:
+def _layers(part: str, name: str, value: str | None, lowest: int, num_layers: int) -> Sequence[int]:
     """One number, or a range with both ends; each from `lowest` to `num_layers`."""
     pieces = [] if value is None else value.split(":")
     if any(len(piece) > 9 and piece.isdigit() for piece in pieces):
         raise PolicySpecError(part[:40], f"the model has {num_layers} decoder layers.")
     numbers = [number for piece in pieces if (number := whole_number(piece)) is not None]
     if not 1 <= len(pieces) <= 3 or len(numbers) < len(pieces):
-        name = part.partition("=")[0].strip()
         raise PolicySpecError(
             part, f"write {name}=16, or a range such as {name}={lowest}:{num_layers}:2."
         )

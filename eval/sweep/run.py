@@ -128,7 +128,10 @@ def checked_policies(spec: str, facts: ModelFacts, model: str) -> tuple[Policy, 
         PolicySpecError: one cannot be read.
         ModelError: the model cannot take one.
     """
-    policies = parse_policies(spec, facts.num_layers)
+    full_grid = facts.full_grid if facts.no_downsampling is None else None
+    policies = parse_policies(spec, facts.num_layers, full_grid)
+    if full_grid is None and "budget=" in spec:
+        print(f"Without reduced pictures, since {facts.no_downsampling}.")
     reduced = [policy.name for policy in policies if policy.kind == "downsample"]
     if reduced and facts.no_downsampling is not None:
         raise ModelError(

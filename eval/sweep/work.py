@@ -78,7 +78,7 @@ def batches_of(rows: Sequence[Mapping[str, Any]], size: int) -> list[pa.Table]:
 def savings(
     geometry: Geometry,
     *,
-    cliff: int,
+    image_rows: int,
     image_tokens: int,
     full_image_tokens: int,
     computed_tokens: int,
@@ -87,8 +87,8 @@ def savings(
     """The columns of a row that say what a policy saved in an engine.
 
     Args:
-        cliff: layers that saw the image tokens; the number of layers for all.
-        image_tokens: as prefilled.
+        image_rows: image tokens x layers of the prefill.
+        image_tokens: in the prompt.
         full_image_tokens: of the same prompt without a policy.
         computed_tokens: with keys and values at the end, as prefilled.
         blocks: held at the end, per storage group.
@@ -100,7 +100,7 @@ def savings(
         "kv_blocks": held,
         "kv_blocks_baseline": baseline,
         "kv_bytes_saved": (baseline - held) * geometry.block_bytes,
-        "prefill_rows_saved": full_image_tokens * geometry.num_layers - image_tokens * cliff,
+        "prefill_rows_saved": full_image_tokens * geometry.num_layers - image_rows,
     }
 
 

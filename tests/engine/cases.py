@@ -25,6 +25,10 @@ class Ask:
     allowed: tuple[int, ...] | None = None
     samples: int = 1
     """Answers wanted; all are greedy, so all must be the oracle's."""
+    stages: str | tuple[str, ...] = ""
+    """``flow_stages``, in the place of a cliff; or a stage per image, sent as lists."""
+    seed: int = 0
+    """``flow_seed``."""
     log: bool | tuple[int, ...] = False
     """``flow_log_attention``."""
     heat: bool = False
@@ -34,14 +38,27 @@ class Ask:
         keys: dict[str, Any] = {}
         if self.cliff is not None:
             keys["flow_cliff"] = self.cliff
+        keys |= self._stage_keys()
         if self.log:
             keys["flow_log_attention"] = self.log if self.log is True else list(self.log)
         if self.heat:
             keys["flow_log_attention_heat"] = True
         return keys or None
 
+    def _stage_keys(self) -> dict[str, Any]:
+        keys: dict[str, Any] = {}
+        if isinstance(self.stages, tuple):
+            parts = [stage.replace(":", " ").split() for stage in self.stages]
+            keys = {"flow_cliff": [int(layer) for layer, *_ in parts]}
+            if any(len(part) > 2 for part in parts):
+                keys["flow_keep"] = [amount for _, amount, *_ in parts]
+                (keys["flow_rank"],) = {part[2] for part in parts if len(part) > 2}
+        elif self.stages:
+            keys = {"flow_stages": self.stages}
+        return keys | ({"flow_seed": self.seed} if self.seed else {})
+
     def without_policy(self) -> Ask:
-        return replace(self, cliff=None)
+        return replace(self, cliff=None, stages="", seed=0)
 
 
 @dataclass(frozen=True)

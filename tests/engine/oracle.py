@@ -83,19 +83,26 @@ def embed(model: Model, prompt: Prompt, output: Sequence[int]) -> torch.Tensor:
     ids_T = torch.tensor([*prompt.ids, *output])
     hidden_TD = model.get_input_embeddings()(ids_T)
     if prompt.pixels is not None:
-        config = model.config
-        features = model.get_image_features(
-            prompt.pixels,
-            vision_feature_layer=config.vision_feature_layer,
-            vision_feature_select_strategy=config.vision_feature_select_strategy,
-            **({} if prompt.sizes is None else {"image_sizes": prompt.sizes}),
-        )
         at = torch.tensor(prompt.is_image_T).nonzero()[:, 0]
-        hidden_TD[at] = torch.cat(list(features.pooler_output))
+        hidden_TD[at] = torch.cat(image_features(model, prompt))
     return hidden_TD[None]
 
 
-def _causal(rows: int) -> torch.Tensor:
+def image_features(model: Model, prompt: Prompt) -> list[torch.Tensor]:
+    """Per image its projected features, tokens x D."""
+    if prompt.pixels is None:
+        return []
+    config = model.config
+    features = model.get_image_features(
+        prompt.pixels,
+        vision_feature_layer=config.vision_feature_layer,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        **({} if prompt.sizes is None else {"image_sizes": prompt.sizes}),
+    )
+    return list(features.pooler_output)
+
+
+def causal(rows: int) -> torch.Tensor:
     """Additive mask 1 x 1 x rows x rows; removing rows keeps their order, so causality is by rank."""
     return torch.full((rows, rows), HIDDEN).triu(1)[None, None]
 
@@ -115,7 +122,7 @@ def forward_removed(
             hidden, positions = hidden[:, is_text_T], positions[:, is_text_T]
         hidden = layer(
             hidden,
-            attention_mask=_causal(hidden.shape[1]),
+            attention_mask=causal(hidden.shape[1]),
             position_ids=positions,
             position_embeddings=decoder.rotary_emb(hidden, positions),
         )
@@ -131,7 +138,7 @@ def forward_masked(
     An image row keeps seeing itself: nobody reads it, but a row without any key would turn into NaN.
     """
     model, _ = load(model_dir)
-    full = _causal(len(prompt.ids) + len(output))
+    full = causal(len(prompt.ids) + len(output))
     is_image_T = torch.tensor([*prompt.is_image_T, *[False] * len(output)])
     past = full.masked_fill(is_image_T & ~torch.eye(len(is_image_T), dtype=torch.bool), HIDDEN)
 
@@ -159,7 +166,7 @@ def attention_removed(
     """Attention L x T x T averaged over heads, as `forward_removed` computes it; 0 where rows or keys are gone."""
     model, _ = load(model_dir)
     is_text_T = ~torch.tensor([*prompt.is_image_T, *[False] * len(output)])
-    with _attention_weights(model) as weights:
+    with attention_weights(model) as weights:
         forward_removed(model_dir, prompt, output, cliff)
     full = torch.zeros(len(weights), len(is_text_T), len(is_text_T))
     for layer, weight_HRR in enumerate(weights):
@@ -169,7 +176,7 @@ def attention_removed(
 
 
 @contextmanager
-def _attention_weights(model: LlavaForConditionalGeneration) -> Iterator[list[torch.Tensor]]:
+def attention_weights(model: LlavaForConditionalGeneration) -> Iterator[list[torch.Tensor]]:
     """Each decoder layer's attention, heads x rows x rows, in the order of the layers."""
     weights: list[torch.Tensor] = []
     hooks = [
@@ -227,6 +234,16 @@ def check_greedy(
     encoded = encode(model_dir, prompt, images)
     depth = num_layers(model_dir) if cliff is None else cliff
     logprobs = _logprobs_after(model_dir, encoded, token_ids[:-1], depth)
+    return compare(encoded, logprobs, token_ids, allowed)
+
+
+def compare(
+    encoded: Prompt,
+    logprobs: torch.Tensor,
+    token_ids: Sequence[int],
+    allowed: Sequence[int] | None = None,
+) -> OracleOutput:
+    """The greedy answer by next-token logprobs (tokens x V), up to one token beyond a disagreement."""
     top = _only(logprobs, allowed).topk(2)
     best = top.indices[:, 0].tolist()
     same = next(

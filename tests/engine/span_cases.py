@@ -16,7 +16,8 @@ from tests.engine.test_keys import strided
 from vllm_flow.attention import KeySpans, LoggedRequest
 from vllm_flow.engine.attention.keys import STRIDED, KeyReader, column_major, token_major
 from vllm_flow.layout import TokenLayout
-from vllm_flow.policy import AttentionLog, FlowPolicy
+from vllm_flow.log_keys import AttentionLog
+from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans
 
 CLIFF = 1
@@ -54,7 +55,7 @@ class Row:
 
     def bounds(self, layer: int) -> np.ndarray:
         spans = ImageSpans.from_ranges(self.images)
-        policy = FlowPolicy(CLIFF) if self.evicts else None
+        policy = FlowPolicy.withdrawal(CLIFF) if self.evicts else None
         request = LoggedRequest(
             AttentionLog((layer,), self.heat),
             self.prompt,

@@ -25,6 +25,13 @@ BAD: tuple[tuple[str, Any], ...] = (
     ("flow_cliff", "2"),
     ("flow_cliff", [2]),
     ("flow_cliff", None),
+    ("flow_cliff", [1, 2, 3]),
+    ("flow_keep", 3),
+    ("flow_seed", 3),
+    ("flow_when", "decode"),
+    ("flow_stages", "2:50%"),
+    ("flow_stages", "0:3 last_image"),
+    ("flow_preset", "fatv"),
     ("flow_clif", 2),
     ("flow_", 2),
 )
@@ -53,6 +60,26 @@ def test_bad_value_is_refused(open_engine: OpenEngine, key: str, value: Any) -> 
         engine.llm.generate(
             [good, bad, good], [params({}), params({key: value}), params({})], use_tqdm=False
         )
+    engine.check_idle()
+    still_answers(engine)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"flow_cliff": 2, "flow_keep": [3], "flow_rank": "uniform"}, "flow_keep=.*1 values and the prompt has 2"),
+        ({"flow_stages": "1:20% uniform, 2:9 uniform"}, "keeps 9 and '1:20% uniform' left 5"),
+        ({"flow_cliff": 2, "flow_keep": 3, "flow_rank": "last_prompt"}, "see 6[0-9] tokens in one step"),
+        ({"flow_cliff": 2, "flow_when": "decode"}, "flow_when='decode'"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_prompt_is_refused(
+    open_engine: OpenEngine, keys: dict[str, Any], said: str
+) -> None:
+    """Two images of 25 tokens with text, in steps of 64 tokens, of which another request may take one."""
+    engine = open_engine(GQA, 2, max_num_batched_tokens=64, max_num_seqs=2)
+    with pytest.raises(ValueError, match=said):
+        engine.llm.generate(engine.prompt(two_images(2)), params(keys), use_tqdm=False)
     engine.check_idle()
     still_answers(engine)
 

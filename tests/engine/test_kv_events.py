@@ -100,18 +100,19 @@ class Consumer:
 
 def servable(manager: Any, layout: Any, block: Any, num_blocks: int) -> bool:
     """Whether a group has all that a prefix needs for its last block of tokens."""
-    from vllm_flow.engine.storage import COMPLETED, POSITION, TAIL
-    from vllm_flow.layout import packed_boundary
+    from vllm_flow.boundaries import packed_boundary
+    from vllm_flow.engine.storage import POSITION, completed, tail
 
-    kinds = []
+    kinds, ends = [], []
     if layout is None or not layout.evicts_at(manager.spec.first_layer):
         kinds.append(POSITION)
-    if layout is not None and layout.evicts_at(manager.spec.last_layer):
-        boundary = packed_boundary(layout, num_blocks, BLOCK_SIZE)
-        kinds += [COMPLETED] if boundary.completed is not None else []
-        kinds += [TAIL] if boundary.tail is not None else []
+    for stage in () if layout is None else manager.stages(layout):
+        boundary = packed_boundary(stage.evicted, num_blocks, BLOCK_SIZE)
+        kinds += [completed(stage)] if boundary.completed is not None else []
+        kinds += [tail(stage)] if boundary.tail is not None else []
+        ends.append(completed(stage))
     # A prefix that ends in the picture, after a full packed block, stands as long as that one does.
-    return all(manager.find_cached(block, kind) is not None for kind in kinds or [COMPLETED])
+    return all(manager.find_cached(block, kind) is not None for kind in kinds or ends)
 
 
 @contextmanager

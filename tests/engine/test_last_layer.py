@@ -153,7 +153,7 @@ def test_as_many_runs_as_requests_do_not_make_the_table_theirs() -> None:
     """A request of image rows only has no run, another has two: the table's rows are not the runs'."""
 
     def share(computed: int, image: tuple[int, int]) -> ScheduledRequest:
-        layout = TokenLayout.of(FlowPolicy(2), ImageSpans.from_ranges([image]))
+        layout = TokenLayout.of(FlowPolicy.withdrawal(2), ImageSpans.from_ranges([image]))
         return ScheduledRequest(computed, 27, layout)
 
     requests = [share(27, (4, 54)), share(0, (1, 26))]

@@ -11,6 +11,7 @@ from vllm_flow.demo_model.coco_ids import category
 from vllm_flow.demo_model.datasets import write_datasets
 from vllm_flow.demo_model.datasets.readme import COCO
 from vllm_flow.demo_model.questions import listing
+from vllm_flow.eval.sweep.budgets import image_rows
 from vllm_flow.eval.sweep.policies import parse_policies
 from vllm_flow.eval.sweep.records import Run
 from vllm_flow.eval.tasks import get_task
@@ -24,8 +25,10 @@ ACCURACY = {0: 0.5, 4: 0.55, 6: 0.8, 8: 0.9, 10: 0.94, 12: 0.95}
 POLICIES = "baseline,cliff=0:30:2,downsample=6:24:6"
 
 
-def chance(kind: str, cliff: int | None) -> float:
-    """Chance of a right answer under a policy."""
+def chance(kind: str, cliff: int | None, share: float = 1.0) -> float:
+    """Chance of a right answer under a policy; of stages, by the share of image tokens in a layer."""
+    if kind == "stages":
+        return 0.5 + 0.45 * share**0.5
     if kind == "downsample":
         return 0.6 + 0.3 * (cliff or 0) / LAYERS
     return ACCURACY[max(c for c in ACCURACY if c <= (LAYERS if cliff is None else cliff))]
@@ -50,11 +53,15 @@ def row(task: str, item: Item, policy: Any, rng: random.Random, luck: float) -> 
     """An answer with the counts a real run would record."""
     text = 20 + len(item.text) // 5
     image = IMAGE_TOKENS if item.image else 0
+    flow = policy.flow()
     if policy.kind == "downsample":
-        image = (round((image * policy.cliff / LAYERS) ** 0.5)) ** 2
+        image = (policy.grid(12, LAYERS) or 0) ** 2 if item.image else 0
         saved = (IMAGE_TOKENS - image) * LAYERS
+    elif flow is not None:
+        saved = image * LAYERS - image_rows(flow, LAYERS, image)
     else:
         saved = image * (LAYERS - (LAYERS if policy.cliff is None else policy.cliff))
+    share = 1 - saved / (IMAGE_TOKENS * LAYERS)
     full, kept = -(-(text + IMAGE_TOKENS) // BLOCK), -(-text // BLOCK)
     seen = LAYERS if policy.cliff is None else policy.cliff
     blocks = full * seen // 2 + kept * (LAYERS - seen) // 2
@@ -62,7 +69,7 @@ def row(task: str, item: Item, policy: Any, rng: random.Random, luck: float) -> 
         "task": task,
         "item_id": item.id,
         "policy": policy.name,
-        "answer": answer(task, item, luck < chance(policy.kind, policy.cliff), rng),
+        "answer": answer(task, item, luck < chance(policy.kind, policy.cliff, share), rng),
         "error": None,
         "finish_reason": "stop",
         "prompt_tokens": text + image,
@@ -90,7 +97,7 @@ def make_run(
     """Write data and a run below `folder`; shares of failed and of not yet asked requests."""
     data = folder / "data"
     write_datasets(data, items, tasks=sorted({task.split("-")[0] for task in tasks}))
-    parsed = parse_policies(policies, LAYERS)
+    parsed = parse_policies(policies, LAYERS, 12)
     run = Run.create(
         folder / "run",
         {

@@ -24,7 +24,7 @@ from vllm_flow.eval.cliff.find import started  # noqa: E402
 from vllm_flow.eval.cliff.questions import make_plan, read_questions  # noqa: E402
 from vllm_flow.eval.sweep.engine_actor import EngineActor  # noqa: E402
 from vllm_flow.eval.sweep.model_facts import read_facts  # noqa: E402
-from vllm_flow.policy import parse_policy  # noqa: E402
+from vllm_flow.policy_keys import parse_policy  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,11 @@ from vllm_flow.eval.sweep.policies import (
     grid_of_budget,
     parse_policies,
 )
-from vllm_flow.policy import parse_policy
+from vllm_flow.eval.sweep.policy import policy_of, presets_of
+from vllm_flow.policy import FlowPolicy, Stage
+from vllm_flow.policy_keys import parse_policy
+from vllm_flow.presets import PRESETS
+from vllm_flow.ranks import RANKS
 
 layer_counts = st.integers(1, 80)
 
@@ -71,7 +75,7 @@ def test_the_engine_reads_the_keys_as_meant(case: tuple[int, int]) -> None:
     num_layers, cliff = case
     (policy,) = parse_policies(f"cliff={cliff}", num_layers)
     read = parse_policy(policy.request_keys(), num_layers)
-    assert (num_layers if read is None else read.cliff) == cliff
+    assert read == (None if cliff == num_layers else FlowPolicy.withdrawal(cliff))
 
 
 @given(st.integers(1, 40), layer_counts.flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
@@ -82,6 +86,81 @@ def test_the_grid_is_the_nearest_to_the_budget(full: int, case: tuple[int, int])
     assert 1 <= side <= full
     assert side == 1 or abs(side - budget**0.5) <= 0.5 + 1e-9
     assert grid_of_budget(full, num_layers, num_layers) == full
+
+
+def test_stages_presets_seeds_and_when() -> None:
+    """Two spellings of one request are one policy; its keys are what a client sends."""
+    policies = parse_policies(
+        "fastv, 2:50%  last_prompt,2:1/2 last_prompt ;32:0, 0:64 random seed=1:2,0:284 diversity; 20:0,"
+        "cliff=4 when=decode,vtw,cliff=15,10:0,0:0,5:100% uniform;30:0,0:50% uniform;4:50% random seed=7",
+        32,
+    )
+    assert {policy.name: policy.request_keys() for policy in policies} == {
+        "2:50% last_prompt": {"flow_cliff": 2, "flow_keep": "50%", "flow_rank": "last_prompt"},
+        "0:64 random seed=1": {"flow_cliff": 0, "flow_keep": 64, "flow_rank": "random", "flow_seed": 1},
+        "0:64 random seed=2": {"flow_cliff": 0, "flow_keep": 64, "flow_rank": "random", "flow_seed": 2},
+        "0:284 diversity;20:0": {"flow_stages": "0:284 diversity, 20:0"},
+        "cliff=4 when=decode": {"flow_cliff": 4, "flow_when": "decode"},
+        "cliff=15": {"flow_cliff": 15},
+        "cliff=10": {"flow_cliff": 10},
+        "text-only": {"flow_cliff": 0},
+        "cliff=30": {"flow_cliff": 30},
+        "0:50% uniform": {"flow_cliff": 0, "flow_keep": "50%", "flow_rank": "uniform"},
+    }  # fmt: skip
+    assert presets_of(policies[0].flow() or FlowPolicy.withdrawal(0), 32) == ("fastv",)
+
+
+def test_a_budget_is_methods_of_equal_cost() -> None:
+    assert names_at("budget=192", 32, 24) == [
+        "10:384 uniform;11:0", "0:192 uniform", "0:192 random", "0:192 random seed=1",
+        "0:192 random seed=2", "0:192 diversity", "downsample=13x13", "downsample=14x14",
+    ]  # fmt: skip
+    assert names_at("budget=50% cliff last_prompt", 32, None) == ["cliff=16", "2:7/15 last_prompt"]
+    # Without a square of patches nothing is reduced; asked for, it is refused.
+    assert "downsample=4x4" not in names_at("budget=1/9", 30, None)
+    assert names_at("budget=1/9 downsample,downsample=3", 30, 12) == ["downsample=4x4"]
+
+
+def names_at(spec: str, num_layers: int, full_grid: int | None) -> list[str]:
+    return [policy.name for policy in parse_policies(spec, num_layers, full_grid)]
+
+
+keeps = st.one_of(st.integers(1, 600), st.fractions("1/100", "99/100", max_denominator=200))
+
+
+@given(
+    layer_counts,
+    st.lists(st.tuples(st.integers(1, 79), keeps, st.sampled_from(sorted(RANKS))), max_size=3),
+    st.integers(0, 3),
+    st.sampled_from(["prefill", "decode"]),
+)
+def test_any_stages_have_one_name_that_reads_back(
+    num_layers: int, drawn: list[tuple[int, object, str]], seed: int, when: str
+) -> None:
+    stages = sorted((Stage(*one) for one in drawn), key=lambda stage: stage.layer)
+    try:
+        keys = {"flow_stages": ", ".join(map(str, stages)), "flow_when": when}
+        if any(RANKS[stage.rank].draws for stage in stages if stage.rank):
+            keys["flow_seed"] = seed
+        flow = parse_policy(keys, num_layers)
+    except ValueError:
+        return  # keeps that grow, two stages at a layer, layers that the model does not have
+    policy = policy_of(flow, num_layers)
+    assert parse_policies(policy.name, num_layers) == (policy,)
+    assert Policy.from_json(policy.as_json()) == policy
+    assert policy_of(policy.flow(), num_layers) == policy
+    read = parse_policy(policy.request_keys(), num_layers)
+    for layer in range(num_layers):
+        wanted = 144 if flow is None else flow.kept(layer, 0, 144)
+        assert wanted == (144 if read is None else read.kept(layer, 0, 144))
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_is_found_again_by_its_stages(name: str) -> None:
+    (policy,) = parse_policies(name, 32)
+    flow = policy.flow()
+    assert flow is not None and name in presets_of(flow, 32)
+    assert parse_policies(f"{policy.name},{name}", 32) == (policy,)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +185,27 @@ def test_the_grid_is_the_nearest_to_the_budget(full: int, case: tuple[int, int])
         ("cliff=0:8:0", "at least 1"),
         ("downsample=0", "from 1 to 32"),
         ("downsample=x", "write downsample=16"),
+        ("downsample=3x4", "a square of patches"),
+        ("downsample=3 seed=1", "seed has no meaning here"),
+        ("baseline when=decode", "when has no meaning here"),
+        ("fastw", "did you mean 'fastv'"),
+        ("fastv seed=1", "flow_preset settles it"),
+        ("2:50%", "does not say which"),
+        ("2:50% lastprompt", "did you mean 'last_prompt'"),
+        ("0:50% last_prompt", "no layer is before layer 0"),
+        ("0:64 uniform seed=2", "nothing is drawn"),
+        ("0:64 random seed=x", "write seed=3"),
+        ("0:64 random seed=4:1", "write seed=3"),
+        ("0:64 random seed=0:999", "at most 100 seeds"),
+        ("0:64 random seed=1 seed=2", "seed is there twice"),
+        ("cliff=3 when=later", "there is no such value"),
+        ("budget", "it must be a number of tokens"),
+        ("budget=100%", "write a budget between"),
+        ("budget=64", "write a share such as 33%"),
+        ("budget=50% magic", "is no method"),
+        ("budget=50% uniform seed=3", "nothing is drawn"),
+        ("budget=50% downsample", "cannot be reduced"),
+        ("budget=1/32 last_prompt", "leave last_prompt out"),
     ],
 )
 def test_what_is_refused_and_how(spec: str, says: str) -> None:

@@ -49,8 +49,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Summary, Pat
 def test_all_files_are_there_and_pictures_open(written: tuple[Run, Summary, Path]) -> None:
     _, _, page = written
     names = {path.name for path in page.parent.iterdir()}
-    figures = {"scores", "differences", "tradeoff", "savings"}
-    tables = {"scores", "savings", "items", "errors"}
+    figures = {"scores", "differences", "tradeoff", "savings", "cost"}
+    tables = {"scores", "savings", "items", "errors", "cost", "contests"}
     assert names == (
         {"report.html"}
         | {f"{n}.{e}" for n in figures for e in ("png", "svg")}

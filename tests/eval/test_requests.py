@@ -54,13 +54,13 @@ def test_waves_hold_embeddings_of_one_size(grids: list[int | None]) -> None:
 @given(st.integers(0, 8), st.integers(0, 40), st.integers(1, 60))
 def test_what_a_cliff_saves(cliff: int, image: int, text: int) -> None:
     geometry = Geometry(8, (0, 2, 4, 6), 4, 100)
-    layout = TokenLayout.of(FlowPolicy(cliff), ImageSpans.from_ranges([(0, image)]))
+    layout = TokenLayout.of(FlowPolicy.withdrawal(cliff), ImageSpans.from_ranges([(0, image)]))
     if cliff == 8:
         layout = None
     blocks = predict_blocks(image + text, layout, (0, 2, 4, 6), 4)
     found = savings(
         geometry,
-        cliff=cliff,
+        image_rows=cliff * image,
         image_tokens=image,
         full_image_tokens=image,
         computed_tokens=image + text,
@@ -75,7 +75,12 @@ def test_what_a_cliff_saves(cliff: int, image: int, text: int) -> None:
 def test_what_a_reduced_picture_saves() -> None:
     geometry = Geometry(8, (0, 4), 4, 10)
     found = savings(
-        geometry, cliff=8, image_tokens=9, full_image_tokens=64, computed_tokens=20, blocks=(5, 5)
+        geometry,
+        image_rows=72,
+        image_tokens=9,
+        full_image_tokens=64,
+        computed_tokens=20,
+        blocks=(5, 5),
     )
     assert found == {
         "kv_blocks": 10,

@@ -40,7 +40,7 @@ def test_rows_through_each_layer_are_the_ideals(bench: Bench) -> None:
             rows.clear()
             _, prompts = bench.requests(3)
             bench.flow.generate(prompts, load.params_of(system, 1), use_tqdm=False)
-            expected = ideal.layer_rows(bench.shape, bench.work, bench.layers_seen(system))
+            expected = ideal.layer_rows(bench.shape, bench.work, bench.seen(system))
             assert tuple(rows[i] for i in range(4)) == tuple(3 * r for r in expected), system
     finally:
         for hook in hooks:
@@ -154,7 +154,7 @@ def test_a_report_is_drawn_and_written(bench: Bench, tmp_path) -> None:  # type:
         load=under_load.under_load(bench, 2, 2, 1),
     )  # fmt: skip
     assert [len(t.rows) for t in speed_tables.tables(results, "prefill")] == [4]
-    assert [len(t.rows) for t in speed_tables.tables(results, "load")] == [4, 4]
+    assert [len(t.rows) for t in speed_tables.tables(results, "load")] == [4, 4, 4]
     assert results.write(tmp_path).exists()
     assert all(path.stat().st_size > 1000 for path in speed_figure.draw(results, tmp_path))
 
@@ -167,6 +167,26 @@ def test_policies(text: str, cliffs: list[int | None]) -> None:
     systems = engines.parse_systems(text, 4)
     assert systems[0].name == engines.STOCK and not systems[0].extension
     assert [system.cliff for system in systems[1:]] == cliffs
+
+
+def test_policies_of_the_whole_grammar() -> None:
+    """A preset under its name; what is ranked has a twin that keeps as many tokens by place."""
+    systems = engines.parse_systems("fastv,0:64 uniform,0:1/2 diversity;2:0,cliff=2", 32)[1:]
+    assert [s.name for s in systems] == ["fastv", "0:64 uniform", "0:50% diversity;2:0", "cliff=2"]
+    assert systems[0].extra_args == {
+        "flow_cliff": 2,
+        "flow_keep": "50%",
+        "flow_rank": "last_prompt",
+    }
+    twins = [system.twin() for system in systems]
+    assert [None if twin is None else twin.extra_args for twin in twins] == [
+        {"flow_cliff": 2, "flow_keep": "50%", "flow_rank": "uniform"},
+        None,
+        {"flow_stages": "0:50% uniform, 2:0"},
+        None,
+    ]
+    with pytest.raises(ValueError, match="pictures as they are"):
+        engines.parse_systems("downsample=2", 4)
 
 
 @pytest.mark.parametrize("text", ["cliff", "cliff=", "cliff=x", "cliff=5", "cliff=L/0", "top=3"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from vllm_flow.policy import CLIFF_KEY, KEY_PREFIX
+from vllm_flow.policy_keys import CLIFF_KEY, KEY_PREFIX
 
 SCALARS = st.one_of(
     st.none(),

@@ -19,7 +19,7 @@ from tests.server import malformed
 from tests.server.conftest import LAYERS, STRONGEST
 from tests.server.requests import CHAT, COMPLETIONS, chat_body, text_body
 from tests.server.serving import Server
-from vllm_flow.policy import REQUEST_KEYS
+from vllm_flow.policy_keys import REQUEST_KEYS
 
 BATCH = 25
 JSON_TYPE = {"content-type": "application/json"}

@@ -112,7 +112,9 @@ def synthetic_results(
 def synthetic_answer(question: Question, cliff: int, prompt: int, text: str) -> Answer:
     """An answer whose blocks are the predicted ones."""
     spans = ImageSpans.from_ranges([(20, 20 + IMAGE_TOKENS)])
-    layout = TokenLayout.of(FlowPolicy(cliff), spans) if cliff < ENGINE.num_layers else None
+    layout = (
+        TokenLayout.of(FlowPolicy.withdrawal(cliff), spans) if cliff < ENGINE.num_layers else None
+    )
     computed = prompt + (20 if BY_KEY[question.kind].key == "captions" else 1)
     return Answer(
         question_id=question.id,

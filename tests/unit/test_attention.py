@@ -18,7 +18,8 @@ from vllm_flow.attention import (
     answer_rows,
 )
 from vllm_flow.layout import TokenLayout
-from vllm_flow.policy import AttentionLog, FlowPolicy
+from vllm_flow.log_keys import AttentionLog
+from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans
 
 LAYERS = 4
@@ -58,7 +59,7 @@ def logged(
     prompt: int, images: list[list[tuple[int, int]]], cliff: int = LAYERS, single: bool = False
 ) -> LoggedRequest:
     spans = ImageSpans.from_ranges(span for ranges in images for span in ranges)
-    policy = FlowPolicy(cliff) if cliff < LAYERS else None
+    policy = FlowPolicy.withdrawal(cliff) if cliff < LAYERS else None
     return LoggedRequest(
         AttentionLog(tuple(range(LAYERS)), single),
         prompt,

@@ -20,7 +20,9 @@ from vllm_flow.cliff_file import (
     write_profile,
 )
 from vllm_flow.engine.settings import FlowSettings, with_profile_read
-from vllm_flow.policy import FlowPolicy, PolicyError, parse_policy, parse_task
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy_keys import parse_policy, parse_task
+from vllm_flow.policy_values import PolicyError
 
 LAYERS = 32
 NAMES = st.sampled_from(["pope", "textvqa"]) | st.text(min_size=1, max_size=8)
@@ -109,7 +111,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "cliff.json"
     write_profile(path, content({"pope": 10}))
     assert load_profile(path)[1] == content({"pope": 10})
-    assert read_profile(str(path), LAYERS).of_task("pope") == FlowPolicy(10)
+    assert read_profile(str(path), LAYERS).of_task("pope") == FlowPolicy.withdrawal(10)
     assert [p.name for p in path.parent.iterdir()] == ["cliff.json"]
 
 
@@ -125,10 +127,10 @@ def test_settings_take_a_profile(tmp_path: Path) -> None:
     write_profile(path, content({"pope": 10, "textvqa": LAYERS}))
     found = FlowSettings.read(options(path), LAYERS)
     assert found.profile is not None and found.default_policy is None
-    assert found.profile.of_task("pope") == FlowPolicy(10)
+    assert found.profile.of_task("pope") == FlowPolicy.withdrawal(10)
     assert found.profile.of_task("textvqa") is None
     write_profile(path, content({"pope": 10}))
-    assert FlowSettings.read(options(path), LAYERS).default_policy == FlowPolicy(10)
+    assert FlowSettings.read(options(path), LAYERS).default_policy == FlowPolicy.withdrawal(10)
 
 
 def test_the_file_is_read_once(tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def test_the_file_is_read_once(tmp_path: Path) -> None:
     read = with_profile_read(given)
     path.unlink()
     assert given == options(path), "the operator's own object stays as it was"
-    assert FlowSettings.read(read, LAYERS).default_policy == FlowPolicy(10)
+    assert FlowSettings.read(read, LAYERS).default_policy == FlowPolicy.withdrawal(10)
     assert with_profile_read(read) is read
     assert "evidence" not in json.dumps(read)
     for other in ({}, {"default_policy": {"flow_cliff": 3}}, {"default_policy": 3}, 7):

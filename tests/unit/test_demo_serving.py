@@ -51,7 +51,9 @@ def footprint(cliff: int) -> Any:
     """As an engine would report it: blocks as predicted."""
     layout = None
     if cliff < ENGINE.num_layers:
-        layout = TokenLayout.of(FlowPolicy(cliff), ImageSpans.from_ranges([(0, IMAGE_TOKENS)]))
+        layout = TokenLayout.of(
+            FlowPolicy.withdrawal(cliff), ImageSpans.from_ranges([(0, IMAGE_TOKENS)])
+        )
     return SimpleNamespace(
         prompt_tokens=180,
         image_tokens=IMAGE_TOKENS,

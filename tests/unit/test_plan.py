@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_flow.boundaries import blocks_taken, packed_boundary
 from vllm_flow.layout import (
     TokenLayout,
-    blocks_taken,
     default_group_layers,
-    packed_boundary,
     predict_blocks,
     storage_groups,
 )
@@ -35,7 +34,7 @@ class Case:
 
     @property
     def layout(self) -> TokenLayout | None:
-        policy = None if self.cliff is None else FlowPolicy(self.cliff)
+        policy = None if self.cliff is None else FlowPolicy.withdrawal(self.cliff)
         return TokenLayout.of(policy, ImageSpans.from_ranges((p, p + 1) for p in self.image))
 
     def alive(self, position: int, layer: int) -> bool:
@@ -162,7 +161,7 @@ def test_boundaries_name_every_packed_block_once(case: Case, block_size: int) ->
         return
     completed = []
     for num_blocks in range(1, case.length // block_size + 1):
-        boundary = packed_boundary(layout, num_blocks, block_size)
+        boundary = packed_boundary(layout.stages[-1].evicted, num_blocks, block_size)
         kept = sum(case.alive(p, LAYERS - 1) for p in range(num_blocks * block_size))
         if boundary.completed is not None:
             completed = [*completed[: boundary.completed], boundary.completed]
@@ -183,7 +182,7 @@ def test_a_step_of_image_tokens_only_leaves_no_row() -> None:
 
 
 def test_a_policy_on_a_prompt_without_image_plans_nothing() -> None:
-    assert TokenLayout.of(FlowPolicy(0), ImageSpans()) is None
+    assert TokenLayout.of(FlowPolicy.withdrawal(0), ImageSpans()) is None
     assert plan_of([(Case(5, frozenset(), 2), 0, 5)]) is None
 
 

@@ -12,7 +12,16 @@ from statistics import fmean, median
 import numpy as np
 
 from vllm_flow.demo.kinds import BY_KEY, HEADLINE, MEASURES, Kind
-from vllm_flow.demo.measurements import Answer, Engine, Question, Results, Row, Score, Spread
+from vllm_flow.demo.measurements import (
+    TRIMMED,
+    Answer,
+    Engine,
+    Question,
+    Results,
+    Row,
+    Score,
+    Spread,
+)
 from vllm_flow.eval.statistics.bootstrap import compare
 from vllm_flow.eval.statistics.intervals import accuracy, paired_difference
 from vllm_flow.eval.tasks.base import ratio
@@ -36,7 +45,7 @@ def predicted_blocks(answer: Answer, engine: Engine) -> tuple[int, ...]:
     """KV blocks per storage group that the answer's request should have held at its end."""
     # Only the number of image tokens matters once the whole prompt is computed, not their place.
     spans = ImageSpans.from_ranges([(0, answer.image_tokens)])
-    policy = None if answer.cliff == engine.num_layers else FlowPolicy(answer.cliff)
+    policy = None if answer.cliff == engine.num_layers else FlowPolicy.withdrawal(answer.cliff)
     layout = TokenLayout.of(policy, spans)
     return predict_blocks(answer.computed_tokens, layout, engine.group_starts, engine.block_size)
 
@@ -158,8 +167,9 @@ def ideal_speedup(engine: Engine, cliff: int, answers: Sequence[Answer]) -> floa
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and range."""
-    return Spread(median(values), min(values), max(values), len(values))
+    """Median and range; of five or more the extremes are left out, which one disturbance makes."""
+    told = sorted(values)[1:-1] if len(values) >= TRIMMED else values
+    return Spread(median(values), min(told), max(told), len(values))
 
 
 def enough(results: Results, kind: str) -> bool:

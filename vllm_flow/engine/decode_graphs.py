@@ -80,8 +80,10 @@ class DecodeBuffers:
         self.slots_LR = torch.full(
             (num_layers, max_reqs), PAD_SLOT_ID, dtype=torch.int64, device=device
         )
-        self._facts = torch.full((2 * max_reqs,), num_layers, dtype=torch.int32, device=device)
-        self._evicts = False
+        # A stage or more per request, at most one per layer.
+        self._facts = torch.full(
+            (2 * num_layers * max_reqs,), num_layers, dtype=torch.int32, device=device
+        )
         self._tables = list(block_tables)
         self._table_pointers = integers([t.data_ptr() for t in self._tables], torch.uint64)
         self._table_strides = integers([t.stride(0) for t in self._tables], torch.int64)
@@ -102,23 +104,22 @@ class DecodeBuffers:
         self.slots_LR.fill_(PAD_SLOT_ID)
 
     def refresh(
-        self, seq_lens_R: torch.Tensor, facts_2Q: NDArray[np.int32] | None, num_reqs: int
+        self, seq_lens_R: torch.Tensor, facts_S2Q: NDArray[np.int32] | None, num_reqs: int
     ) -> None:
         """Bring every layer's lengths and slots up to date; waits for nothing.
 
         Args:
             seq_lens_R: tokens of each request after the step, padding included, on the device.
-            facts_2Q: :func:`vllm_flow.decode_plan.decode_facts` of the Q = ``num_reqs`` requests
+            facts_S2Q: :func:`vllm_flow.decode_plan.decode_facts` of the Q = ``num_reqs`` requests
                 before the padding; None where none of them evicts.
         """
-        if facts_2Q is not None:
-            host = torch.from_numpy(facts_2Q)
+        num_stages = 0
+        if facts_S2Q is not None:
+            num_stages = len(facts_S2Q)
+            host = torch.from_numpy(facts_S2Q)
             if self._facts.is_cuda:
                 host = host.pin_memory()
-            self._facts[: 2 * num_reqs].copy_(host.view(-1), non_blocking=True)
-        elif self._evicts:
-            self._facts.fill_(self.num_layers)  # a cliff that no layer reaches
-        self._evicts = facts_2Q is not None
+            self._facts[: host.numel()].copy_(host.view(-1), non_blocking=True)
         block = triton.next_power_of_2(len(seq_lens_R))
         _refresh_kernel[(self.num_layers,)](
             seq_lens_R,
@@ -130,6 +131,7 @@ class DecodeBuffers:
             self.seq_lens_LR,
             self.slots_LR,
             self.seq_lens_LR.stride(0),
+            num_stages,
             num_reqs,
             len(seq_lens_R),
             PAD=PAD_SLOT_ID,
@@ -180,10 +182,10 @@ class DecodeBuffers:
         return step
 
 
-@triton.jit(do_not_specialize=["num_reqs", "num_padded"])
+@triton.jit(do_not_specialize=["num_stages", "num_reqs", "num_padded"])
 def _refresh_kernel(
     seq_lens,  # [R]
-    facts,  # [2, num_reqs]: cliff, tokens missing past it
+    facts,  # [num_stages, 2, num_reqs]: first layer, tokens missing from it on
     group_of_layer,  # [L]
     table_pointers,  # [groups]
     table_strides,  # [groups]
@@ -191,6 +193,7 @@ def _refresh_kernel(
     layer_seq_lens,  # [L, max R]
     layer_slots,  # [L, max R]
     layer_stride,
+    num_stages,
     num_reqs,
     num_padded,
     PAD: tl.constexpr,
@@ -203,10 +206,15 @@ def _refresh_kernel(
     request = tl.arange(0, BLOCK)
     real = request < num_reqs
     seq_len = tl.load(seq_lens + request, mask=real, other=0)
-    cliff = tl.load(facts + request, mask=real, other=0)
-    missing = tl.load(facts + num_reqs + request, mask=real, other=0)
+    missing = tl.zeros([BLOCK], dtype=tl.int32)
+    # Of the deepest stage that the layer has reached; each has lost what those before it have.
+    for stage in range(num_stages):
+        fact = facts + stage * 2 * num_reqs + request
+        first = tl.load(fact, mask=real, other=0)
+        gone = tl.load(fact + num_reqs, mask=real, other=0)
+        missing = tl.where(layer >= first, gone, missing)
     # Padding has length 0 as vLLM's own has: kernels skip it.
-    stored = tl.where(layer >= cliff, tl.maximum(seq_len - missing, 0), seq_len)
+    stored = tl.maximum(seq_len - missing, 0)
     # One token per request: the last stored one is this step's.
     place = tl.maximum(stored - 1, 0)
     row = request.to(tl.int64) * tl.load(table_strides + group)

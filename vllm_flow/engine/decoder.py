@@ -22,6 +22,7 @@ from vllm.forward_context import get_forward_context
 from vllm_flow.engine.calls import FORMS
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.last_layer import KeyWriter
+from vllm_flow.engine.ranking import DeviceRanking, Ranker
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ class DeviceVariant:
 
     num_rows: int
     rows: torch.Tensor | None
-    """[R] rows of the step that are alive; None where all are."""
+    """[R] rows of the step that are alive; None where all are. With rankings, before they are made."""
     gather: torch.Tensor | None
-    """[R] rows of the variant before; None where nothing is dropped."""
+    """[R] rows of the variant before; None where nothing is dropped. With rankings, likewise."""
     last: DeviceLastKeys | None = None
     """Rows of which this one layer only stores keys and values."""
+    rankings: tuple[DeviceRanking, ...] = ()
+    """Images whose part of ``gather`` is known only when the layer before has run."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ class FlowStep:
     """Attention layer name -> [R] slots to write."""
     profiles: bool = False
     """A pass of nobody's rows, run eagerly to see what memory that takes."""
+
+    @property
+    def rankings(self) -> list[DeviceRanking]:
+        """Of all variants."""
+        return [ranking for variant in self.variants.values() for ranking in variant.rankings]
 
     @property
     def eager(self) -> bool:
@@ -82,6 +90,10 @@ class DecoderHook:
         self._num_rows = 0
         self._variant: DeviceVariant | None = None
         self._positions: Any = None
+        self._rows: torch.Tensor | None = None
+        self._ranked = False
+        self.ranker: Ranker | None = None
+        """Set once there is a KV cache to read."""
         self._replacements: list[tuple[nn.Module, Callable[..., Any]]] = []
         form = FORMS[decoder.call]
         self._select = form.select
@@ -134,14 +146,14 @@ class DecoderHook:
                 vars(module)["forward"] = forward
                 if forward is None:
                     del vars(module)["forward"]
-            self._step = self._variant = self._positions = None
+            self._step = self._variant = self._positions = self._rows = None
+            self._ranked = False
+            if self.ranker is not None:
+                self.ranker.forget()
 
     def alive(self, tensor_TH: torch.Tensor) -> torch.Tensor:
         """The rows of a step's tensor that are alive in the layer that runs or ran last, [R, H]."""
-        variant = self._variant
-        if variant is None or variant.rows is None:
-            return tensor_TH
-        return tensor_TH.index_select(0, variant.rows)
+        return tensor_TH if self._rows is None else tensor_TH.index_select(0, self._rows)
 
     def _replace(self, module: nn.Module, replacement: Callable[..., Any]) -> None:
         self._replacements.append((module, partial(replacement, module.forward)))
@@ -165,6 +177,9 @@ class DecoderHook:
         assert step is not None, "a layer is only taken over while a step is installed"
         if index == 0:
             self._num_rows = hidden_TH.shape[0]
+            if rankings := step.rankings:
+                assert self.ranker is not None, "nobody is served before there is a KV cache"
+                self.ranker.look(rankings, hidden_TH)
         hidden_RH, residual_RH = hidden_TH, residual_TH
         variant = step.variants.get(index)
         if variant is not None:
@@ -177,17 +192,35 @@ class DecoderHook:
                     last.slots,
                 )
             if variant.gather is not None:
+                self._advance(variant, variant.gather)
                 hidden_RH = hidden_RH.index_select(0, variant.gather)
                 if residual_RH is not None:
                     residual_RH = residual_RH.index_select(0, variant.gather)
                 # The model passes every layer the whole step's positions: [T], M-RoPE [3, T].
-                self._positions = self._select(positions, variant.rows)
+                self._positions = self._select(positions, self._rows)
         if self._variant is not None and self._variant.num_rows == 0:
             # A step of image tokens only: nothing is alive, and kernels dislike empty launches.
             return hidden_RH, hidden_RH if residual_RH is None else residual_RH
         if self._positions is not None:
             positions = self._positions
-        return forward(positions, hidden_RH, residual_RH, **kwargs)
+        following = step.variants.get(index + 1)
+        watched = [r for r in following.rankings if r.by_attention] if following else []
+        if not watched:
+            return forward(positions, hidden_RH, residual_RH, **kwargs)
+        assert self.ranker is not None, "nobody is served before there is a KV cache"
+        with self.ranker.watching(index, watched, self._rows):
+            return forward(positions, hidden_RH, residual_RH, **kwargs)
+
+    def _advance(self, variant: DeviceVariant, gather: torch.Tensor) -> None:
+        """Make the variant's choices, and know from then on which rows are alive."""
+        if variant.rankings:
+            assert self.ranker is not None, "nobody is served before there is a KV cache"
+            self.ranker.choose(variant.rankings, gather, self._rows)
+            self._ranked = True
+        if not self._ranked:
+            self._rows = variant.rows  # as planned
+        else:
+            self._rows = gather if self._rows is None else self._rows.index_select(0, gather)
 
     def _norm(
         self,
@@ -197,14 +230,14 @@ class DecoderHook:
     ) -> Any:
         variant, num_rows = self._variant, self._num_rows
         inputs = (hidden_RH,) if residual_RH is None else (hidden_RH, residual_RH)
-        if variant is None or variant.rows is None:
+        if variant is None or self._rows is None:
             return forward(*inputs)
         # The sampler indexes the step's rows; those of evicted tokens are never sampled.
         hidden_TH = hidden_RH.new_zeros(num_rows, hidden_RH.shape[-1])
         if variant.num_rows:
             normed = forward(*inputs)
             hidden_RH = normed[0] if isinstance(normed, tuple) else normed
-            hidden_TH[variant.rows] = hidden_RH
+            hidden_TH[self._rows] = hidden_RH
         return hidden_TH if residual_RH is None else (hidden_TH, residual_RH)
 
 

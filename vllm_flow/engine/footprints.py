@@ -25,13 +25,15 @@ class Footprint:
     """What one finished request took of the engine."""
 
     cliff: int
-    """Layers that saw the image; the number of layers for a request that evicted nothing."""
+    """Layers that saw the image whole; the number of layers for a request that evicted nothing."""
     prompt_tokens: int
     image_tokens: int
     computed_tokens: int
     """Tokens with keys and values when the request ended: prompt and all outputs but the last."""
     blocks: tuple[int, ...]
     """KV blocks held at the end, per storage group, shallowest first."""
+    evicted: tuple[tuple[int, int], ...] = ()
+    """Per stage its first layer and how many image tokens were gone from there on."""
 
 
 class FootprintBook(Observer):
@@ -59,6 +61,7 @@ class FootprintBook(Observer):
             blocks=tuple(
                 len(manager.req_to_blocks.get(request.request_id, ())) for manager in self._managers
             ),
+            evicted=() if layout is None else layout.evicted_tokens(),
         )
         if len(self.latest) > KEPT:
             self.latest.popitem(last=False)

@@ -85,7 +85,7 @@ def check_integrity(llm: LLM | Any) -> None:
                 _check(
                     first[0] == group
                     and block.block_hash is not None
-                    and _cliff(layouts, first[1]) == _cliff(layouts, request_id),
+                    and _salt(layouts, first[1]) == _salt(layouts, request_id),
                     f"block {block.block_id} is shared without a common prefix",
                     [first, (group, request_id)],
                 )
@@ -104,9 +104,9 @@ def check_integrity(llm: LLM | Any) -> None:
     _check(set(free) == unused, "unused blocks and free queue differ", set(free) ^ unused)
 
 
-def _cliff(layouts: Mapping[str, TokenLayout], request_id: str) -> int | None:
+def _salt(layouts: Mapping[str, TokenLayout], request_id: str) -> str | None:
     layout = layouts.get(request_id)
-    return None if layout is None else layout.cliff
+    return None if layout is None else layout.salt
 
 
 def _check(holds: bool, what: str, found: Any) -> None:

@@ -21,8 +21,9 @@ from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vllm_flow.engine.decoder import DeviceLastKeys, DeviceVariant, FlowStep
+from vllm_flow.engine.ranking import DeviceRanking
 from vllm_flow.last_layer import LastLayer
-from vllm_flow.plan import StepPlan, Variant
+from vllm_flow.plan import Ranking, StepPlan, Variant
 
 _Shape: TypeAlias = tuple[int, int]
 """Of a block table: tokens per block, blocks per row."""
@@ -45,6 +46,11 @@ class StepBuilder:
     ) -> None:
         sizes = [spec.kv_cache_spec.block_size for spec in kv_cache_config.kv_cache_groups]
         self._device = device
+        self._group_of_layer = {
+            extract_layer_index(name): group
+            for group, spec in enumerate(kv_cache_config.kv_cache_groups)
+            for name in spec.layer_names
+        }
         self._groups = [
             (group, sizes[group], attn_group)
             for group, of_group in enumerate(attn_groups)
@@ -76,6 +82,7 @@ class StepBuilder:
                 tensors.get("rows"),
                 tensors.get("gather"),
                 tensors.last_keys(slots[places[0].group]) if tensors.last else None,
+                tuple(self._device_ranking(r, variant, block_tables) for r in variant.rankings),
             )
             if variant.num_rows == 0:
                 continue  # the hook skips these layers
@@ -87,6 +94,13 @@ class StepBuilder:
                     step.attn_metadata[name] = metadata
                     step.slot_mapping[name] = common.slot_mapping
         return step
+
+    def _device_ranking(
+        self, ranking: Ranking, variant: Variant, block_tables: Sequence[torch.Tensor]
+    ) -> DeviceRanking:
+        """A ranking with the blocks in which the layer before the variant keeps the request."""
+        group = self._group_of_layer.get(variant.first_layer - 1, 0)
+        return DeviceRanking(ranking, block_tables[group][ranking.request])
 
     def _find_places(self, starts: tuple[int, ...]) -> list[list[_Place]]:
         """For each variant, given the first layers of all, where its layers are kept."""

@@ -16,11 +16,12 @@ from typing import Any, TypedDict
 from prometheus_client import Counter
 
 from vllm_flow.engine.footprints import Footprint
-from vllm_flow.layout import Geometry, TokenLayout, predict_blocks
-from vllm_flow.policy import CLIFF_KEY
-from vllm_flow.spans import ImageSpans
+from vllm_flow.layout import Geometry, TokenLayout, evicted_at, predict_blocks, stored_blocks
+from vllm_flow.policy_keys import BASELINE, policy_label
 
 REPORT_KEY = "vllm_flow"
+STAGES_SHOWN = 8
+KEPT_OR_EVICTED = ("kept", "evicted")
 OUTLINE_KEY = "outline"
 """Under :data:`REPORT_KEY` of a request's first output; never leaves the front end."""
 
@@ -30,17 +31,29 @@ class Outline(TypedDict):
 
     geometry: list[Any]
     """The fields of :class:`Geometry`, as they travel between processes."""
-    cliff: int | None
-    """None where nothing is evicted."""
+    evicted: list[tuple[int, int]] | None
+    """:meth:`vllm_flow.layout.TokenLayout.evicted_tokens`; None where nothing is evicted."""
     image_tokens: int
     logged_layers: int
+
+
+class StageReport(TypedDict):
+    """What was left of a request's images from a layer on."""
+
+    layer: int
+    image_tokens_kept: int
+    image_tokens_evicted: int
 
 
 class Report(TypedDict):
     """What a request's policy did; under ``kv_transfer_params["vllm_flow"]`` in its response."""
 
     cliff: int
+    """Layers that saw the image whole."""
+    stages: list[StageReport]
+    """By ascending layer."""
     image_tokens_evicted: int
+    """Of all images, in the last layer."""
     prefill_rows_saved: int
     """Image rows times the layers they did not run through."""
     kv_blocks: list[int]
@@ -70,10 +83,19 @@ def report(footprint: Footprint, geometry: Geometry) -> Report:
         footprint.computed_tokens, None, geometry.group_starts, geometry.block_size
     )
     saved = sum(full) - sum(footprint.blocks)
+    layers = range(geometry.num_layers)
     return Report(
         cliff=footprint.cliff,
-        image_tokens_evicted=footprint.image_tokens,
-        prefill_rows_saved=footprint.image_tokens * (geometry.num_layers - footprint.cliff),
+        stages=[
+            StageReport(
+                layer=layer,
+                image_tokens_kept=footprint.image_tokens - gone,
+                image_tokens_evicted=gone,
+            )
+            for layer, gone in footprint.evicted
+        ],
+        image_tokens_evicted=evicted_at(footprint.evicted, geometry.num_layers),
+        prefill_rows_saved=sum(evicted_at(footprint.evicted, layer) for layer in layers),
         kv_blocks=list(footprint.blocks),
         kv_blocks_saved=saved,
         kv_bytes_saved=saved * geometry.block_bytes,
@@ -91,7 +113,7 @@ def outline(
             geometry.block_size,
             geometry.block_bytes,
         ],
-        cliff=None if layout is None else layout.cliff,
+        evicted=None if layout is None else list(layout.evicted_tokens()),
         image_tokens=0 if layout is None else layout.spans.total,
         logged_layers=logged_layers,
     )
@@ -112,13 +134,13 @@ def report_from(outline: Outline, prompt_tokens: int, output_tokens: int) -> dic
     found: dict[str, Any] = {}
     num_layers, group_starts, block_size, block_bytes = outline["geometry"]
     geometry = Geometry(num_layers, tuple(group_starts), block_size, block_bytes)
-    if outline["cliff"] is not None:
+    if outline["evicted"] is not None:
         images = outline["image_tokens"]
-        # Where in the prompt they are makes no difference once all of it is computed.
-        layout = TokenLayout(ImageSpans.from_ranges([(0, images)]), outline["cliff"])
+        evicted = tuple((layer, gone) for layer, gone in outline["evicted"])
+        cliff = next((layer for layer, gone in evicted if gone), num_layers)
         computed = prompt_tokens + output_tokens - 1
-        blocks = predict_blocks(computed, layout, geometry.group_starts, block_size)
-        footprint = Footprint(layout.cliff, prompt_tokens, images, computed, blocks)
+        blocks = stored_blocks(computed, evicted, geometry.group_starts, block_size)
+        footprint = Footprint(cliff, prompt_tokens, images, computed, blocks, evicted)
         found |= report(footprint, geometry)
     if outline["logged_layers"]:
         found |= log_report(output_tokens * outline["logged_layers"], dropped=0)
@@ -137,7 +159,7 @@ class FlowMetrics:
         )
         self._saved = {
             "image_tokens_evicted": Counter(
-                "vllm_flow:image_tokens_evicted", "Image tokens evicted at a cliff.", labels
+                "vllm_flow:image_tokens_evicted", "Image tokens evicted in the last layer.", labels
             ),
             "prefill_rows_saved": Counter(
                 "vllm_flow:prefill_rows_saved",
@@ -151,6 +173,11 @@ class FlowMetrics:
                 "vllm_flow:kv_bytes_saved", "Bytes of KV-cache blocks not allocated.", labels
             ),
         }
+        self._stages = Counter(
+            "vllm_flow:stage_image_tokens",
+            "Image tokens of finished requests that evict, kept and evicted from each stage on.",
+            [*labels, "stage", "what"],
+        )
         self._dropped = Counter(
             "vllm_flow:attention_rows_dropped",
             "Rows that the attention log could not write; reported as logging requests finish.",
@@ -159,17 +186,24 @@ class FlowMetrics:
 
     def show(self, model_name: str) -> None:
         """Make every counter visible at zero, before the first request ends."""
-        self._requests.labels(model_name, "baseline")
+        self._requests.labels(model_name, BASELINE)
         for counter in (*self._saved.values(), self._dropped):
             counter.labels(model_name)
+        for what in KEPT_OR_EVICTED:
+            self._stages.labels(model_name, "1", what)
 
-    def count(self, model_name: str, cliff: int | None, found: Mapping[str, Any]) -> None:
-        """Count one finished request with its report; ``cliff`` is None where nothing is evicted."""
-        policy = "baseline" if cliff is None else f"cliff={cliff}"
+    def count(self, model_name: str, policy: str, found: Mapping[str, Any]) -> None:
+        """Count one finished request with its report, under its policy's label."""
         self._requests.labels(model_name, policy).inc()
         for name, counter in self._saved.items():
             counter.labels(model_name).inc(found.get(name, 0))
         self._dropped.labels(model_name).inc(found.get("attention_rows_dropped", 0))
+        for number, stage in enumerate(found.get("stages", ()), start=1):
+            # A time series each: the deeper ones of a long policy share the last.
+            label = str(min(number, STAGES_SHOWN))
+            for what in KEPT_OR_EVICTED:
+                tokens = stage[f"image_tokens_{what}"]
+                self._stages.labels(model_name, label, what).inc(tokens)
 
 
 _metrics: FlowMetrics | None = None
@@ -188,7 +222,7 @@ def enable(model_name: str) -> None:
 def begin(state: Any, params: Any) -> None:
     """Note a new request's policy; ``state`` is vLLM's ``RequestState`` of it in the front end."""
     keys = None if params is None else params.extra_args
-    state.flow_cliff = (keys or {}).get(CLIFF_KEY)
+    state.flow_policy = policy_label(keys)
     state.flow_outline = None
     state.flow_report = {}
 
@@ -221,5 +255,5 @@ def finish(state: Any, carried: dict[str, Any] | None) -> dict[str, Any] | None:
 def count(state: Any) -> None:
     """Count a finished request; nothing before :func:`enable`."""
     if _metrics is not None:
-        cliff = getattr(state, "flow_cliff", None)
-        _metrics.count(_model_name, cliff, getattr(state, "flow_report", {}))
+        policy = getattr(state, "flow_policy", BASELINE)
+        _metrics.count(_model_name, policy, getattr(state, "flow_report", {}))

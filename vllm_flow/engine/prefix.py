@@ -14,9 +14,11 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
 from vllm.v1.request import Request
 
+from vllm_flow.boundaries import packed_boundary
 from vllm_flow.engine.freeing import by_position
-from vllm_flow.engine.storage import COMPLETED, POSITION, TAIL, FlowAttentionManager
-from vllm_flow.layout import PackedBoundary, TokenLayout, packed_boundary
+from vllm_flow.engine.storage import POSITION, FlowAttentionManager, completed, tail
+from vllm_flow.layout import TokenLayout
+from vllm_flow.layout_stages import LayoutStage
 
 SALT_MARK = "\x00vllm-flow"
 """Begins every policy's salt. Clients may not send it, or they could read a policy's blocks."""
@@ -24,7 +26,7 @@ SALT_MARK = "\x00vllm-flow"
 
 def policy_salt(cache_salt: str | None, layout: TokenLayout) -> str:
     """The salt of a request that evicts; keeps apart what the client's own salt kept apart."""
-    return f"{SALT_MARK}\x00cliff={layout.cliff}\x00{cache_salt or ''}"
+    return f"{SALT_MARK}\x00{layout.salt}\x00{cache_salt or ''}"
 
 
 class FlowKVCacheManager(KVCacheManager):
@@ -112,9 +114,9 @@ class FlowKVCacheManager(KVCacheManager):
             ),
             0,
         )
-        return coming > 0 and (
-            coming * self.flow_managers[0].block_size > self._longest_hit(request, layout)[1]
-        )
+        block_size = self.flow_managers[0].block_size
+        tokens = layout.last_end(coming * block_size, block_size)
+        return tokens > 0 and tokens > self._longest_hit(request, layout)[1]
 
     def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:
         """The request's blocks in the order in which a prefix needs them, through all groups."""
@@ -161,13 +163,17 @@ def longest_hit(
         Blocks per group and the hit's length in tokens, a multiple of the block size.
     """
     block_size = managers[0].block_size
+    if layout.shareable is not None:
+        max_tokens = min(max_tokens, layout.shareable)
     groups = [_GroupHit(manager, layout) for manager in managers]
     best: tuple[list[KVCacheBlock], ...] = tuple([] for _ in managers)
     best_tokens = 0
     for num_blocks, prefix in enumerate(block_hashes[: max_tokens // block_size], start=1):
-        boundary = packed_boundary(layout, num_blocks, block_size)
-        if not all(group.extend(prefix, boundary) for group in groups):
+        ends = layout.may_end_at(num_blocks * block_size)
+        if not all(group.extend(prefix, num_blocks, ends) for group in groups):
             break  # what is missing is part of every longer prefix too
+        if not ends:
+            continue
         held = [group.blocks() for group in groups]
         # A prefix of evicted tokens alone has no block: it would be "found" in a cold cache.
         if all(blocks is not None for blocks in held) and any(held):
@@ -181,40 +187,61 @@ class _GroupHit:
     def __init__(self, manager: FlowAttentionManager, layout: TokenLayout) -> None:
         self._manager = manager
         self._by_position = not layout.evicts_at(manager.spec.first_layer)
-        self._by_rank = layout.evicts_at(manager.spec.last_layer)
         self._positions: list[KVCacheBlock] = []
-        self._ranks: list[KVCacheBlock] = []
-        self._tail: list[KVCacheBlock] | None = []
+        self._by_rank = [_StageHit(manager, stage) for stage in manager.stages(layout)]
 
-    def extend(self, prefix: BlockHash, boundary: PackedBoundary) -> bool:
-        """Look one more block of tokens up; False if no longer prefix can be a hit."""
-        find = self._manager.find_cached
+    def extend(self, prefix: BlockHash, num_blocks: int, ends: bool) -> bool:
+        """Look one more block of tokens up; False if no longer prefix can be a hit.
+
+        Args:
+            ends: whether a prefix of ``num_blocks`` may end here.
+        """
         if self._by_position:
-            block = find(prefix, POSITION)
+            block = self._manager.find_cached(prefix, POSITION)
             if block is None:
                 return False
             self._positions.append(block)
-        if self._by_rank:
-            ended = True
-            if boundary.completed is not None:
-                block = find(prefix, COMPLETED)
-                if boundary.full_blocks == len(self._ranks):
-                    # Evicted tokens alone were added: known only if somebody had just these.
-                    ended = block is not None
-                elif block is None:
-                    return False
-                else:
-                    self._ranks.append(block)
-            self._tail = [] if ended else None
-            if boundary.tail is not None:
-                block = find(prefix, TAIL)
-                self._tail = None if block is None else [block]
-        return True
+        return all(stage.extend(prefix, num_blocks, ends) for stage in self._by_rank)
 
     def blocks(self) -> list[KVCacheBlock] | None:
         """The blocks of the prefix so far, None if nothing here is known to end it."""
-        if self._tail is None:
-            return None
-        ranks = self._ranks + self._tail
-        # In a mixed group, blocks past the packed ones matter by position alone.
-        return ranks + self._positions[len(ranks) :]
+        held: list[KVCacheBlock] = []
+        # A block that the deepest stage has filled was filled for the others before; past those,
+        # blocks matter to the shallower stages alone, and then by position.
+        for stage in reversed(self._by_rank):
+            own = stage.blocks()
+            if own is None:
+                return None
+            held += own[len(held) :]
+        return held + self._positions[len(held) :]
+
+
+class _StageHit:
+    """The packed blocks of one stage in a group's part of a hit."""
+
+    def __init__(self, manager: FlowAttentionManager, stage: LayoutStage) -> None:
+        self._find, self._block_size = manager.find_cached, manager.block_size
+        self._stage = stage
+        self._ranks: list[KVCacheBlock] = []
+        self._tail: list[KVCacheBlock] | None = []
+
+    def extend(self, prefix: BlockHash, num_blocks: int, ends: bool) -> bool:
+        boundary = packed_boundary(self._stage.evicted, num_blocks, self._block_size)
+        ended = True
+        if boundary.completed is not None:
+            block = self._find(prefix, completed(self._stage))
+            if boundary.full_blocks == len(self._ranks):
+                # Evicted tokens alone were added: known only if somebody had just these.
+                ended = block is not None
+            elif block is None:
+                return False
+            else:
+                self._ranks.append(block)
+        self._tail = [] if ended else None
+        if boundary.tail is not None:
+            block = self._find(prefix, tail(self._stage)) if ends else None
+            self._tail = None if block is None else [block]
+        return True
+
+    def blocks(self) -> list[KVCacheBlock] | None:
+        return None if self._tail is None else self._ranks + self._tail

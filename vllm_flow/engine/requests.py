@@ -16,8 +16,10 @@ from vllm_flow.attention import KeySpans, LoggedRequest
 from vllm_flow.decode_plan import decode_facts
 from vllm_flow.last_layer import spare_last_layers
 from vllm_flow.layout import TokenLayout
+from vllm_flow.log_keys import AttentionLog, parse_log
 from vllm_flow.plan import ScheduledRequest, StepPlan, plan_step
-from vllm_flow.policy import AttentionLog, parse_log, parse_policy
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy_keys import parse_policy
 from vllm_flow.spans import ImageSpans
 
 if TYPE_CHECKING:
@@ -42,11 +44,11 @@ def image_spans(features: Iterable[MultiModalFeatureSpec]) -> ImageSpans:
 
 def image_ranges(features: Iterable[MultiModalFeatureSpec]) -> list[list[tuple[int, int]]]:
     """The same spans image by image (a video counts as one), in the order of the prompt."""
-    return [
-        [(start, last + 1) for start, last in feature.mm_position.extract_embeds_range()]
-        for feature in sorted(features, key=lambda feature: feature.mm_position.offset)
-        if feature.modality in EVICTABLE_MODALITIES
-    ]
+    return [_ranges(feature) for feature in evictable(features)]
+
+
+def _ranges(feature: MultiModalFeatureSpec) -> list[tuple[int, int]]:
+    return [(start, last + 1) for start, last in feature.mm_position.extract_embeds_range()]
 
 
 def unreached_modality(features: Iterable[MultiModalFeatureSpec]) -> str | None:
@@ -55,18 +57,49 @@ def unreached_modality(features: Iterable[MultiModalFeatureSpec]) -> str | None:
     return next((found.modality for found in features if found.modality not in known), None)
 
 
+def evictable(features: Iterable[MultiModalFeatureSpec]) -> list[MultiModalFeatureSpec]:
+    """The images and videos, in the order of the prompt."""
+    return sorted(
+        (feature for feature in features if feature.modality in EVICTABLE_MODALITIES),
+        key=lambda feature: feature.mm_position.offset,
+    )
+
+
+def layout_of(
+    policy: FlowPolicy | None,
+    features: Iterable[MultiModalFeatureSpec],
+    num_layers: int,
+    prompt_tokens: int,
+) -> TokenLayout | None:
+    """What a prompt stores where under a policy, None where it evicts nothing of it.
+
+    Raises:
+        ValueError: a policy for another number of images.
+    """
+    if policy is None:
+        return None
+    images = evictable(features)
+    return TokenLayout.of(
+        policy.within(num_layers),
+        [ImageSpans.from_ranges(_ranges(image)) for image in images],
+        prompt_tokens,
+        [image.identifier or "" for image in images],
+    )
+
+
 def token_layout(
     params: SamplingParams | None,
     features: Iterable[MultiModalFeatureSpec],
     num_layers: int,
+    prompt_tokens: int,
 ) -> TokenLayout | None:
     """The request's layout, None where it evicts nothing.
 
     Raises:
-        PolicyError: the request carries a policy that the front end would have refused.
+        ValueError: the request carries a policy that the front end would have refused.
     """
     policy = parse_policy(params.extra_args if params is not None else None, num_layers)
-    return None if policy is None else TokenLayout.of(policy, image_spans(features))
+    return layout_of(policy, features, num_layers, prompt_tokens)
 
 
 def requested_log(request: Request | NewRequestData, num_layers: int) -> AttentionLog | None:
@@ -103,9 +136,10 @@ class LayoutBook:
         request_id: str,
         params: SamplingParams | None,
         features: Iterable[MultiModalFeatureSpec],
+        prompt_tokens: int,
     ) -> TokenLayout | None:
         """Read a request's layout and keep it until :meth:`remove`; None if it evicts nothing."""
-        layout = token_layout(params, features, self.num_layers)
+        layout = token_layout(params, features, self.num_layers, prompt_tokens)
         if layout is not None:
             self.layouts[request_id] = layout
         return layout

@@ -18,6 +18,7 @@ from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.metadata import StepBuilder
+from vllm_flow.engine.ranking import Ranker
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
 
@@ -50,8 +51,11 @@ class FlowRunnerV1(model_call.EagerProfile):
         self.flow_requests.spares_last_layers = last_layer.spares(
             self.flow_hook.decoder, self.attn_groups
         )
-        if self.flow_settings.attention_log is not None and not is_profiling:
-            layers = self.compilation_config.static_forward_context
+        if is_profiling:
+            return
+        layers = self.compilation_config.static_forward_context
+        self.flow_hook.ranker = Ranker(kv_cache_config, layers)
+        if self.flow_settings.attention_log is not None:
             kernel = self.flow_settings.attention_log_kernel
             self.flow_tap = AttentionTap(kv_cache_config, layers, kernel)
 
@@ -62,7 +66,10 @@ class FlowRunnerV1(model_call.EagerProfile):
                 self.flow_tap.remove(request_id)
         for request in scheduler_output.scheduled_new_reqs:
             layout = self.flow_requests.add(
-                request.req_id, request.sampling_params, request.mm_features
+                request.req_id,
+                request.sampling_params,
+                request.mm_features,
+                len(request.prompt_token_ids or ()),
             )
             if self.flow_tap is not None:
                 logged = logged_request(request, self.flow_settings.num_layers, layout)

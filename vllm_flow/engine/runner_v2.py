@@ -23,6 +23,7 @@ from vllm_flow.engine.decode_graphs import DecodeBuffers, unreplayable
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.metadata import StepBuilder
+from vllm_flow.engine.ranking import Ranker
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
 
@@ -45,7 +46,10 @@ class FlowModelState(ModelState):
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         layout = self.flow_requests.add(
-            new_req_data.req_id, new_req_data.sampling_params, new_req_data.mm_features
+            new_req_data.req_id,
+            new_req_data.sampling_params,
+            new_req_data.mm_features,
+            len(new_req_data.prompt_token_ids or ()),
         )
         if self.flow_tap is not None:
             logged = logged_request(new_req_data, self.flow_requests.num_layers, layout)
@@ -182,8 +186,11 @@ class FlowRunnerV2(model_call.EagerProfile):
         state.flow_requests.spares_last_layers = last_layer.spares(
             state.flow_hook.decoder, self.attn_groups
         )
-        if self.flow_settings.attention_log is not None and not is_profiling:
-            layers = self.vllm_config.compilation_config.static_forward_context
+        if is_profiling:
+            return
+        layers = self.vllm_config.compilation_config.static_forward_context
+        state.flow_hook.ranker = Ranker(kv_cache_config, layers)
+        if self.flow_settings.attention_log is not None:
             kernel = self.flow_settings.attention_log_kernel
             self.model_state.flow_tap = AttentionTap(kv_cache_config, layers, kernel)
 

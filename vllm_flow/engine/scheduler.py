@@ -84,7 +84,12 @@ class _FlowScheduling:
         )
 
     def add_request(self, request: Request) -> None:
-        self.flow_requests.add(request.request_id, request.sampling_params, request.mm_features)
+        self.flow_requests.add(
+            request.request_id,
+            request.sampling_params,
+            request.mm_features,
+            request.num_prompt_tokens,
+        )
         for observer in self.flow_observers:
             observer.added(request)
         super().add_request(request)
@@ -110,6 +115,25 @@ class _FlowScheduling:
             self.flow_booked[request.mm_features[index].identifier] = encoder_cache.Booking(
                 request.request_id, index
             )
+
+    def _try_schedule_encoder_inputs(
+        self, request: Request, num_computed: int, num_new: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Of a chunk's tokens, those up to what must be computed in one step and is not whole in it.
+
+        vLLM's own switch (``disable_chunked_mm_input``) still divides an image at whose first token a
+        chunk begins. Before its work, or it would book an encoder's output for nothing; and after it,
+        since a full encoder cache shortens the chunk.
+        """
+        layout = self.flow_requests.layouts.get(request.request_id)
+        if layout is None or not layout.whole:
+            return super()._try_schedule_encoder_inputs(
+                request, num_computed, num_new, *args, **kwargs
+            )
+        inputs, num_new, *rest = super()._try_schedule_encoder_inputs(
+            request, num_computed, layout.next_cut(num_computed, num_new), *args, **kwargs
+        )
+        return inputs, layout.next_cut(num_computed, num_new), *rest
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Whether a waiting request may be scheduled in this step.

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.cliff_file import Profile, ProfileError, essential, read_profile
 from vllm_flow.layout import default_group_layers, storage_groups
-from vllm_flow.policy import POLICY_KEYS, FlowPolicy, PolicyError, parse_policy
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy_keys import POLICY_KEYS, operators_policy
+from vllm_flow.policy_values import PolicyError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 CONFIG_KEY = "vllm_flow"
 PROFILE = "profile"
+READ = ("num_layers", "profile", "step_tokens")
+"""Fields that are no options."""
 KERNELS = ("auto", "triton", "torch")
 
 
@@ -39,7 +43,8 @@ class FlowSettings:
 
     default_policy: FlowPolicy | None = None
     """Policy of requests that send none, for clients that cannot send one; written as its request
-    keys, ``{"flow_cliff": 16}``. A client opts out by sending the baseline.
+    keys, ``{"flow_cliff": 16}`` or ``{"flow_stages": "0:50% diversity, 20:0"}``, with the same values
+    for every image. A client opts out by sending the baseline.
 
     ``{"profile": "cliff.json"}`` takes it from a file of ``vllm-flow cliff``, read once, at start-up,
     where requests are validated: a request that sends ``flow_task`` gets the cliff of its task, one
@@ -49,7 +54,8 @@ class FlowSettings:
     """The cliffs of the profile that ``default_policy`` names (no option of its own)."""
 
     max_policy: FlowPolicy | None = None
-    """The most a request may evict: cliffs below this one are refused. Same form."""
+    """The most a request may evict, layer by layer: one that keeps fewer tokens of an image in any
+    layer is refused. Same form."""
 
     allow_request_policy: bool = True
     """False refuses every request that sends a policy of its own."""
@@ -70,6 +76,10 @@ class FlowSettings:
     untested_models: bool = False
     """True tries models that nobody has tested, and says so in the log; else they are refused. Those
     known not to work are refused either way."""
+
+    step_tokens: int | None = None
+    """Tokens of one request that a step has room for whatever else runs (read from the engine, not set
+    by the operator); None where nobody asked."""
 
     @property
     def group_starts(self) -> tuple[int, ...]:
@@ -92,7 +102,7 @@ class FlowSettings:
                 f"additional_config[{CONFIG_KEY!r}]={options!r}: it must be a JSON object with "
                 f"options, {{}} for the defaults."
             )
-        known = [f.name for f in fields(cls) if f.name not in ("num_layers", "profile")]
+        known = [f.name for f in fields(cls) if f.name not in READ]
         for name in options:
             if name not in known:
                 close = difflib.get_close_matches(str(name), known, n=1)
@@ -148,7 +158,16 @@ class FlowSettings:
         if not isinstance(options, Mapping) or CONFIG_KEY not in options:
             return None
         num_layers = vllm_config.model_config.get_total_num_hidden_layers()
-        return cls.read(options[CONFIG_KEY], num_layers)
+        settings = cls.read(options[CONFIG_KEY], num_layers)
+        return replace(settings, step_tokens=_step_tokens(vllm_config.scheduler_config))
+
+
+def _step_tokens(scheduler: Any) -> int:
+    """Tokens of one request that a step has room for while every other one decodes."""
+    budget = scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens
+    tokens: int = max(budget - (scheduler.max_num_seqs - 1), 1)
+    threshold = scheduler.long_prefill_token_threshold
+    return min(tokens, threshold) if threshold > 0 else tokens
 
 
 def with_profile_read(options: Any) -> Any:
@@ -183,7 +202,10 @@ def _policy(options: Mapping[str, Any], name: str, num_layers: int) -> FlowPolic
     if strange:
         raise ValueError(f"{_named(name)}: {strange[0]!r} is no request key of a policy.")
     try:
-        return parse_policy(keys, num_layers)
+        policy = operators_policy(keys, num_layers)
+        if policy is not None and policy.when != "prefill":
+            raise PolicyError("flow_when", policy.when, "no engine of this version does that.")
+        return policy
     except PolicyError as error:
         raise ValueError(f"{_named(name)}: {error}") from None
 

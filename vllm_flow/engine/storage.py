@@ -1,4 +1,4 @@
-"""What a storage group stores: all tokens before the cliff, the kept ones packed past it.
+"""What a storage group stores: all tokens before the first stage, the kept ones packed past it.
 
 Seam: vLLM's ``FullAttentionManager``, one per KV-cache group; `groups` says which layers form one.
 Terms, with a drawing: docs/glossary.md.
@@ -20,17 +20,29 @@ from vllm.v1.core.kv_cache_utils import (
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import Request
 
+from vllm_flow.boundaries import blocks_taken, packed_boundary
 from vllm_flow.engine.events import KINDS_APART, announce
 from vllm_flow.engine.groups import FlowAttentionSpec
-from vllm_flow.layout import TokenLayout, blocks_taken, packed_boundary
+from vllm_flow.layout import TokenLayout
+from vllm_flow.layout_stages import LayoutStage
 
-POSITION, COMPLETED, TAIL = 0, KINDS_APART, 2 * KINDS_APART
-"""Kinds of keys in the prefix cache, as offsets to the group id that vLLM appends to a hash.
+POSITION = 0
+"""Kinds of keys in the prefix cache are offsets to the group id that vLLM appends to a hash.
 
-A prefix names by position the block of its last tokens (as in stock vLLM), as COMPLETED the packed
-block it made full, as TAIL the packed block it fills in part: three blocks, three keys. A key
+A prefix names by position the block of its last tokens (as in stock vLLM); for each stage of the group's
+layers, as completed the packed block it made full, as tail the packed block it fills in part. A key
 promises what the block holds for whoever has the prefix, whichever request wrote it.
 """
+
+
+def completed(stage: LayoutStage) -> int:
+    """The kind of key of a packed block that a prefix made full."""
+    return (2 * stage.layer + 1) * KINDS_APART
+
+
+def tail(stage: LayoutStage) -> int:
+    """The kind of key of a packed block that a prefix fills in part."""
+    return (2 * stage.layer + 2) * KINDS_APART
 
 
 class FlowAttentionManager(FullAttentionManager):
@@ -38,10 +50,11 @@ class FlowAttentionManager(FullAttentionManager):
 
     For a request that evicts, a group is one of three kinds:
 
-    - *whole*: every layer lies before the cliff. Blocks hold tokens by position, as in stock vLLM.
-    - *packed*: no layer does. Blocks hold the kept tokens by rank.
-    - *mixed*: the cliff is inside. Blocks hold tokens by position for some layers and by rank for
-      the others, so tokens generated later are written into early blocks.
+    - *whole*: every layer lies before the first stage. Blocks hold tokens by position, as in stock
+      vLLM.
+    - *packed*: all layers are in one stage. Blocks hold the kept tokens by rank.
+    - *mixed*: a stage begins inside. Blocks hold more tokens for some layers than for the others, so
+      tokens generated later are written into early blocks.
 
     A prefix hit shares a block only if nobody writes it any more. Packed blocks that the prefix
     fills in part, and mixed ones from the first that is not packed full, are copied on write; where
@@ -191,12 +204,16 @@ class FlowAttentionManager(FullAttentionManager):
         layout = self._layouts.get(request_id)
         if layout is None or not self._is_packed(layout):
             return slots
-        return slots + layout.spans.total if num_tokens >= layout.spans.end else num_tokens
+        evicted = layout.evicted(self.spec.first_layer)
+        gone = 0 if evicted is None else evicted.total
+        return slots + gone if num_tokens >= layout.spans.end else num_tokens
 
     def cache_blocks(self, request: Request, num_tokens: int, *args: Any, **kwargs: Any) -> None:
         request_id = request.request_id
         layout = self._layouts.get(request_id)
         done = self.num_cached_block if layout is None else self._findable
+        if layout is not None and layout.shareable is not None:
+            num_tokens = min(num_tokens, layout.shareable)
         known = done.get(request_id, 0)
         if num_tokens // self.block_size <= known:
             return  # most steps complete no block
@@ -212,9 +229,8 @@ class FlowAttentionManager(FullAttentionManager):
         if not self._is_packed(layout):
             super().cache_blocks(request, computed, *args, **kwargs)
         last = max(known, computed // self.block_size)
-        if layout.evicts_at(self.spec.last_layer):
-            for num_blocks in range(known + 1, last + 1):
-                self._cache_boundary(request, layout, num_blocks)
+        for num_blocks in range(known + 1, last + 1):
+            self._cache_boundary(request, layout, num_blocks)
         self._findable[request_id] = last
         if self._is_packed(layout):  # vLLM knows of the others
             self._announce(request, layout, known, last)
@@ -228,25 +244,37 @@ class FlowAttentionManager(FullAttentionManager):
 
     def _cache_boundary(self, request: Request, layout: TokenLayout, num_blocks: int) -> None:
         """Make packed blocks findable from a prefix of ``num_blocks`` whole blocks of tokens."""
-        boundary = packed_boundary(layout, num_blocks, self.block_size)
         held = self.req_to_blocks[request.request_id]
-        for index, kind in ((boundary.completed, COMPLETED), (boundary.tail, TAIL)):
-            if index is not None:
+        num_tokens = num_blocks * self.block_size
+        ends = layout.may_end_at(num_tokens)
+        for stage in self.stages(layout):
+            boundary = packed_boundary(stage.evicted, num_blocks, self.block_size)
+            keys = [(boundary.completed, completed(stage))]
+            if ends:  # else no prefix ends here, though longer ones go through
+                keys.append((boundary.tail, tail(stage)))
+            for index, kind in keys:
+                if index is None:
+                    continue
                 # The pool keeps any number of keys per block and drops them with the block.
                 self.block_pool._insert_block_hash(
                     make_block_hash_with_group_id(
                         request.block_hashes[num_blocks - 1], kind + self.kv_cache_group_id
                     ),
                     held[index],
-                    num_tokens=num_blocks * self.block_size,
+                    num_tokens=num_tokens,
                 )
 
+    def stages(self, layout: TokenLayout) -> tuple[LayoutStage, ...]:
+        """The stages by which this group's layers store tokens packed, ascending."""
+        return layout.stages_in(self.spec.first_layer, self.spec.last_layer)
+
     def findable_tokens(self, request_id: str) -> int:
-        """Tokens, from the start of a request with a layout, whose blocks can be found."""
-        return self._findable.get(request_id, 0) * self.block_size
+        """Tokens of the longest prefix of a request with a layout that can be found."""
+        tokens = self._findable.get(request_id, 0) * self.block_size
+        return self._layouts[request_id].last_end(tokens, self.block_size)
 
     def find_cached(self, prefix: BlockHash, kind: int) -> KVCacheBlock | None:
-        """The block that a prefix's hash names, by position or as :data:`COMPLETED` or `TAIL`."""
+        """The block that a prefix's hash names: :data:`POSITION`, :func:`completed`, :func:`tail`."""
         found = self.block_pool.get_cached_block(prefix, [kind + self.kv_cache_group_id])
         return found[0] if found else None
 
@@ -258,7 +286,7 @@ class FlowAttentionManager(FullAttentionManager):
         return super().pop_blocks_for_free(request_id)
 
     def _is_packed(self, layout: TokenLayout) -> bool:
-        """Whether no layer of this group sees the image."""
+        """Whether every layer of this group is in a stage."""
         return layout.evicts_at(self.spec.first_layer)
 
 

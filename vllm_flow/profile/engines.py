@@ -9,10 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.eval.sweep.policies import parse_policies
+from vllm_flow.eval.sweep.policy import Policy, presets_of
 from vllm_flow.layout import default_group_layers
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy_keys import request_keys
+from vllm_flow.ranks import RANKS, PositionRank
+from vllm_flow.user_text import whole_number
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -54,11 +60,34 @@ class System:
     name: str
     extension: bool
     cliff: int | None = None
-    """None: requests without a policy."""
+    """None: requests without a cliff."""
+    policy: FlowPolicy | None = None
+    """Anything else of the grammar; None: requests without one."""
 
     @property
-    def extra_args(self) -> dict[str, int] | None:
+    def extra_args(self) -> dict[str, Any] | None:
+        if self.policy is not None:
+            return request_keys(self.policy)
         return None if self.cliff is None else {"flow_cliff": self.cliff}
+
+    def seen(self, num_layers: int) -> int | FlowPolicy:
+        """What the ideals count by: the policy, or the layers that see the image."""
+        return self.layers_seen(num_layers) if self.policy is None else self.policy
+
+    def twin(self) -> System | None:
+        """The same counts, chosen by place: what is left of its time is what ranking costs. None where
+        nothing is ranked."""
+        if self.policy is None or not any(ranks_rows(rank) for rank in self.policy.ranks):
+            return None
+        images = tuple(
+            tuple(
+                replace(s, rank="uniform") if s.rank is not None and ranks_rows(s.rank) else s
+                for s in stages
+            )
+            for stages in self.policy.images
+        )
+        twin = replace(self.policy, images=images)
+        return System(f"{self.name}, by place", extension=True, policy=twin)
 
     def layers_seen(self, num_layers: int) -> int:
         """Layers that see the image."""
@@ -66,9 +95,10 @@ class System:
 
 
 def parse_systems(text: str, num_layers: int) -> list[System]:
-    """``baseline,cliff=2,cliff=L/4`` -> stock vLLM first, then the extension with each policy.
+    """``baseline,cliff=2,cliff=L/4,fastv`` -> stock vLLM first, then the extension with each policy.
 
-    ``baseline`` is a request without a policy, with the extension on. ``L`` is the number of layers.
+    ``baseline`` is a request without a policy, with the extension on; in ``cliff=L/4`` ``L`` is the number of
+    layers; everything else is read as `vllm-flow eval` reads it.
 
     Raises:
         ValueError: names the policy that cannot be read, or the cliff that is no layer.
@@ -76,25 +106,42 @@ def parse_systems(text: str, num_layers: int) -> list[System]:
     systems = [System(STOCK, extension=False)]
     for policy in filter(None, (part.strip() for part in text.split(","))):
         kind, _, value = policy.partition("=")
-        if policy == "baseline":
-            system = System("baseline", extension=True)
-        elif kind == "cliff" and value:
+        if kind == "cliff" and value and " " not in value and ":" not in value:
             cliff = _cliff(policy, value, num_layers)
-            system = System(f"cliff={cliff}", extension=True, cliff=cliff)
+            found = [System(f"cliff={cliff}", extension=True, cliff=cliff)]
         else:
-            raise ValueError(f"policy {policy!r}: write baseline, cliff=8 or cliff=L/4.")
-        if system not in systems:
-            systems.append(system)
+            found = [_system(one, num_layers) for one in parse_policies(policy, num_layers)]
+        systems += [system for system in found if system not in systems]
     return systems
 
 
+def _system(policy: Policy, num_layers: int) -> System:
+    flow = policy.flow()
+    if policy.kind == "downsample":
+        raise ValueError(
+            f"policy {policy.name!r}: requests are measured with pictures as they are."
+        )
+    if flow is None:
+        return System("baseline", extension=True)
+    if policy.stages is None:
+        return System(policy.name, extension=True, cliff=policy.cliff)
+    names = presets_of(flow, num_layers)
+    return System(names[0] if names else policy.name, extension=True, policy=flow)
+
+
+def ranks_rows(rank: str) -> bool:
+    """Whether a rank looks at what it ranks."""
+    return not isinstance(RANKS[rank], PositionRank)
+
+
 def _cliff(policy: str, value: str, num_layers: int) -> int:
-    whole, _, part = value.partition("/")
-    try:
-        cliff = (num_layers if whole == "L" else int(whole)) // (int(part) if part else 1)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"policy {policy!r}: write cliff=8 or cliff=L/4.") from None
-    if not 0 <= cliff <= num_layers:
+    whole, slash, part = value.partition("/")
+    layers = num_layers if whole == "L" else whole_number(whole)
+    parts = whole_number(part) if slash else 1
+    if layers is None or not parts:
+        raise ValueError(f"policy {policy!r}: write cliff=8 or cliff=L/4.")
+    cliff = layers // parts
+    if cliff > num_layers:
         raise ValueError(f"policy {policy!r}: the model has layers 0 ... {num_layers}.")
     return cliff
 

@@ -58,6 +58,9 @@ class Prefill:
     """The same where that layer runs whole."""
     ideal_flops: float
     """As ``ideal_rows``, with the quadratic part of attention and the output head."""
+    ranking: Spread | None = None
+    """Share of the time that goes when the same numbers of tokens are chosen by place; None where nothing
+    is ranked."""
 
 
 @dataclass(frozen=True)

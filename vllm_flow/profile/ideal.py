@@ -2,6 +2,9 @@
 
 Every measured figure of the profile stands beside one of these. Knows no engine and no clock.
 
+A policy is a cliff (the number of layers that see the image; the number of layers is the baseline), or
+anything of the grammar: what counts is how many image tokens each layer keeps.
+
 Conventions. A multiply-add counts as two FLOPs. A prompt has ``text_tokens`` + ``image_tokens``
 rows; decoder layers with index < cliff - 1 run all of them, layer cliff - 1 the text rows and the keys
 and values of the image's, the others the text rows only; cliff = number of layers is the baseline. Sums
@@ -12,11 +15,19 @@ softmax are left out: they are linear in the rows, below one per cent of the res
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from vllm_flow.layout import TokenLayout, predict_blocks
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.ranks import RANKS
+from vllm_flow.ranks.base import AttentionRank
 from vllm_flow.spans import ImageSpans
+
+Policy: TypeAlias = "int | FlowPolicy"
+"""A cliff, or a policy of the grammar."""
 
 
 def row_count_ideal(
@@ -134,23 +145,77 @@ class Flops:
         return self.linear + self.attention + self.head + self.tower
 
 
-def layer_rows(shape: ModelShape, work: Workload, cliff: int) -> tuple[int, ...]:
-    """Prompt rows that run through each decoder layer; those of which it only stores keys do not.
+def kept_tokens(shape: ModelShape, work: Workload, policy: Policy) -> tuple[int, ...]:
+    """Image tokens that each decoder layer stores, once the prompt is computed and before decoding ends.
 
     Raises:
-        ValueError: ``cliff`` is not in [0, layers].
+        ValueError: a cliff that is not in [0, layers].
     """
-    if not 0 <= cliff <= shape.layers:
-        raise ValueError(f"cliff={cliff}: it must be in 0 ... {shape.layers}.")
+    if isinstance(policy, int):
+        if not 0 <= policy <= shape.layers:
+            raise ValueError(f"cliff={policy}: it must be in 0 ... {shape.layers}.")
+        return tuple(work.image_tokens if n < policy else 0 for n in range(shape.layers))
     return tuple(
-        work.prompt_tokens if layer < cliff - 1 or cliff == shape.layers else work.text_tokens
+        sum(policy.kept(layer, image, size) for image, size in enumerate(_sizes(work)))
         for layer in range(shape.layers)
     )
 
 
-def last_key_rows(shape: ModelShape, work: Workload, cliff: int) -> int:
-    """Rows of which layer ``cliff - 1`` computes and stores the keys and values only."""
-    return work.image_tokens if 0 < cliff < shape.layers else 0
+def _sizes(work: Workload) -> list[int]:
+    """Tokens of each image: all alike, but for a remainder."""
+    images = max(1, work.images)
+    each = work.image_tokens // images
+    return [each] * (images - 1) + [work.image_tokens - each * (images - 1)]
+
+
+def _prefilled(shape: ModelShape, work: Workload, policy: Policy) -> tuple[int, ...]:
+    """Image tokens that each decoder layer needs in prefill."""
+    if isinstance(policy, FlowPolicy) and policy.when == "decode":
+        return (work.image_tokens,) * shape.layers
+    return kept_tokens(shape, work, policy)
+
+
+def key_rows(shape: ModelShape, work: Workload, policy: Policy) -> tuple[int, ...]:
+    """Prompt rows of which each layer computes and stores the keys and values only: they leave after it.
+
+    Not before a stage that attention ranks: who leaves is known only once the layer has attended.
+    """
+    kept = _prefilled(shape, work, policy)
+    ranked: set[int] = set()
+    if isinstance(policy, FlowPolicy):
+        ranked = {
+            stage.layer
+            for stages in policy.images
+            for stage in stages
+            if stage.rank is not None and isinstance(RANKS[stage.rank], AttentionRank)
+        }
+    after = (*kept[1:], kept[-1])
+    return tuple(
+        0 if layer + 1 in ranked else now - then
+        for layer, (now, then) in enumerate(zip(kept, after, strict=True))
+    )
+
+
+def layer_rows(shape: ModelShape, work: Workload, policy: Policy) -> tuple[int, ...]:
+    """Prompt rows that run through each decoder layer; those of which it only stores keys do not.
+
+    Raises:
+        ValueError: a cliff that is not in [0, layers].
+    """
+    kept, keys = _prefilled(shape, work, policy), key_rows(shape, work, policy)
+    return tuple(work.text_tokens + n - k for n, k in zip(kept, keys, strict=True))
+
+
+def rows_ideal(shape: ModelShape, work: Workload, policy: Policy, key_share: float = 1.0) -> float:
+    """:func:`row_count_ideal` of any policy: its rows, stage by stage.
+
+    Args:
+        key_share: what a row costs of which a layer needs the keys and values alone; 1 where every
+            layer runs whole.
+    """
+    rows = sum(layer_rows(shape, work, policy))
+    keys = sum(key_rows(shape, work, policy))
+    return shape.layers * work.prompt_tokens / (rows + key_share * keys)
 
 
 def tower_flops(tower: TowerShape | None, images: int, hidden: int) -> int:
@@ -166,17 +231,22 @@ def tower_flops(tower: TowerShape | None, images: int, hidden: int) -> int:
 
 
 def prefill_flops(
-    shape: ModelShape, work: Workload, cliff: int, *, with_tower: bool = True
+    shape: ModelShape, work: Workload, policy: Policy, *, with_tower: bool = True
 ) -> Flops:
     """FLOPs of one request's prefill up to its first token.
 
     Args:
         with_tower: False where the image's features are in the encoder cache.
     """
-    rows, keys = layer_rows(shape, work, cliff), last_key_rows(shape, work, cliff)
-    pairs = sum(r * (r + 1) // 2 for r in rows) + keys * work.text_tokens
+    rows, keys = layer_rows(shape, work, policy), key_rows(shape, work, policy)
+    # The text attends to all of them, and of the image's own rows each to half, wherever they lie.
+    seen = sum(
+        k * (work.text_tokens + (r - work.text_tokens) // 2)
+        for r, k in zip(rows, keys, strict=True)
+    )
+    pairs = sum(r * (r + 1) // 2 for r in rows) + seen
     return Flops(
-        linear=2 * (shape.layer_parameters * sum(rows) + shape.key_parameters * keys),
+        linear=2 * (shape.layer_parameters * sum(rows) + shape.key_parameters * sum(keys)),
         attention=4 * shape.heads * shape.head_dim * pairs,
         head=2 * shape.head_parameters,
         tower=tower_flops(shape.tower, work.images, shape.hidden) if with_tower else 0,
@@ -184,24 +254,24 @@ def prefill_flops(
 
 
 def prefill_ratio(
-    shape: ModelShape, work: Workload, cliff: int, *, with_tower: bool = True
+    shape: ModelShape, work: Workload, policy: Policy, *, with_tower: bool = True
 ) -> float:
-    """The baseline's prefill FLOPs over the cliff's: the speed-up of a FLOP-bound prefill."""
+    """The baseline's prefill FLOPs over the policy's: the speed-up of a FLOP-bound prefill."""
     full = prefill_flops(shape, work, shape.layers, with_tower=with_tower)
-    return full.total / prefill_flops(shape, work, cliff, with_tower=with_tower).total
+    return full.total / prefill_flops(shape, work, policy, with_tower=with_tower).total
 
 
-def stored_tokens(shape: ModelShape, work: Workload, cliff: int, context: int) -> int:
+def stored_tokens(shape: ModelShape, work: Workload, policy: Policy, context: int) -> int:
     """Keys that one decoded row reads in all layers together, at ``context`` tokens so far."""
-    past = shape.layers - min(cliff, shape.layers)
-    return shape.layers * context - past * work.image_tokens
+    gone = shape.layers * work.image_tokens - sum(kept_tokens(shape, work, policy))
+    return shape.layers * context - gone
 
 
-def decode_flops(shape: ModelShape, work: Workload, cliff: int) -> Flops:
+def decode_flops(shape: ModelShape, work: Workload, policy: Policy) -> Flops:
     """FLOPs of one request's decode: every output token but the first."""
     steps = work.output_tokens - 1
     reads = sum(
-        stored_tokens(shape, work, cliff, work.context(step)) for step in range(1, steps + 1)
+        stored_tokens(shape, work, policy, work.context(step)) for step in range(1, steps + 1)
     )
     return Flops(
         linear=2 * shape.layer_parameters * shape.layers * steps,
@@ -210,36 +280,40 @@ def decode_flops(shape: ModelShape, work: Workload, cliff: int) -> Flops:
     )
 
 
-def decode_step_bytes(shape: ModelShape, work: Workload, cliff: int, batch: float) -> float:
+def decode_step_bytes(shape: ModelShape, work: Workload, policy: Policy, batch: float) -> float:
     """Bytes a decode step reads, averaged over a request: weights once, each request's keys and values."""
     weights = (shape.layers * shape.layer_parameters + shape.head_parameters) * shape.value_bytes
     context = work.prompt_tokens + work.output_tokens / 2
-    past = shape.layers - min(cliff, shape.layers)
-    tokens = shape.layers * context - past * work.image_tokens
+    gone = shape.layers * work.image_tokens - sum(kept_tokens(shape, work, policy))
+    tokens = shape.layers * context - gone
     return weights + batch * tokens * shape.token_bytes
 
 
-def decode_ratio(shape: ModelShape, work: Workload, cliff: int, batch: float) -> float:
-    """The baseline's bytes per decode step over the cliff's: the speed-up of a memory-bound decode."""
+def decode_ratio(shape: ModelShape, work: Workload, policy: Policy, batch: float) -> float:
+    """The baseline's bytes per decode step over the policy's: the speed-up of a memory-bound decode."""
     full = decode_step_bytes(shape, work, shape.layers, batch)
-    return full / decode_step_bytes(shape, work, cliff, batch)
+    return full / decode_step_bytes(shape, work, policy, batch)
 
 
-def kv_bytes(shape: ModelShape, work: Workload, cliff: int) -> int:
+def kv_bytes(shape: ModelShape, work: Workload, policy: Policy) -> int:
     """Bytes of one request's keys and values at its end, without the rounding to blocks."""
-    return stored_tokens(shape, work, cliff, work.computed_tokens) * shape.token_bytes
+    return stored_tokens(shape, work, policy, work.computed_tokens) * shape.token_bytes
 
 
-def layout(work: Workload, cliff: int) -> TokenLayout:
-    """A layout with this many image tokens; where they stand does not matter once all are computed."""
-    return TokenLayout(ImageSpans.from_ranges([(0, work.image_tokens)]), cliff)
+def layout(work: Workload, policy: Policy) -> TokenLayout | None:
+    """A layout with this many image tokens, None where nothing is evicted; where the images stand does not
+    matter once all is computed."""
+    flow = FlowPolicy.withdrawal(policy) if isinstance(policy, int) else policy
+    ends = list(itertools.accumulate(_sizes(work), initial=0))
+    images = [ImageSpans.from_ranges([pair]) for pair in itertools.pairwise(ends)]
+    return TokenLayout.of(flow, images, work.prompt_tokens)
 
 
 def kv_blocks(
-    work: Workload, cliff: int, group_starts: Sequence[int], block_size: int
+    work: Workload, policy: Policy, group_starts: Sequence[int], block_size: int
 ) -> tuple[int, ...]:
     """KV blocks one request holds at its end, per storage group."""
-    plan = layout(work, cliff) if work.image_tokens else None
+    plan = layout(work, policy) if work.image_tokens else None
     return predict_blocks(work.computed_tokens, plan, group_starts, block_size)
 
 

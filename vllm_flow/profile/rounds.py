@@ -17,7 +17,7 @@ from tqdm import tqdm
 from vllm_flow.profile import engines, ideal, load, watching
 from vllm_flow.profile.engines import System
 from vllm_flow.profile.findings import Capacity, Decode, Prefill, Spread, ratios
-from vllm_flow.profile.ideal import ModelShape, Workload, row_count_ideal
+from vllm_flow.profile.ideal import ModelShape, Workload
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -45,8 +45,8 @@ class Bench:
     def engine(self, system: System) -> LLM:
         return self.flow if system.extension else self.stock
 
-    def layers_seen(self, system: System) -> int:
-        return system.layers_seen(self.shape.layers)
+    def seen(self, system: System) -> ideal.Policy:
+        return system.seen(self.shape.layers)
 
     def requests(self, count: int) -> tuple[list[SampleRequest], list[dict[str, Any]]]:
         """The first ``count`` requests and prompts: the same for every system and round."""
@@ -68,9 +68,11 @@ class Bench:
         """The same engines with other requests."""
         return replace(self, work=work, seed=self.seed + 1_000_000)
 
-    def rounds(self, count: int, what: str) -> Iterator[tuple[int, System]]:
-        """(round, system), shuffled within each round; round 0 warms up."""
-        shuffler, order = random.Random(self.seed), list(self.systems)
+    def rounds(
+        self, count: int, what: str, more: Sequence[System] = ()
+    ) -> Iterator[tuple[int, System]]:
+        """(round, system), shuffled within each round; round 0 warms up. `more` take their turns as well."""
+        shuffler, order = random.Random(self.seed), [*self.systems, *more]
         with tqdm(
             total=(count + 1) * len(order),
             desc=what,
@@ -110,35 +112,31 @@ def prefill(bench: Bench, batch: int, rounds: int) -> tuple[Prefill, ...]:
     """The same batch's prefill by every system; vision features stay cached after the warm-up."""
     _, prompts = bench.requests(batch)
     seconds: dict[str, list[float]] = defaultdict(list)
-    for number, system in bench.rounds(rounds, f"prefill, batch {batch}"):
+    twins = {system.name: twin for system in bench.systems if (twin := system.twin())}
+    turns = bench.rounds(rounds, f"prefill, batch {batch}", list(twins.values()))
+    for number, system in turns:
         outputs = bench.engine(system).generate(prompts, load.params_of(system, 1), use_tqdm=False)
         if number:
             seconds[system.name].append(engine_seconds(outputs))
-    return tuple(
-        Prefill(
+
+    def row(system: System) -> Prefill:
+        seen, own = bench.seen(system), seconds[system.name]
+        twin = twins.get(system.name)
+        share = bench.shape.key_share
+        return Prefill(
             system=system.name,
             batch=batch,
-            seconds=Spread.of(seconds[system.name]),
-            speedup=ratios(seconds[engines.STOCK], seconds[system.name]),
-            ideal_rows=row_count_ideal(
-                num_layers=bench.shape.layers,
-                cliff=bench.layers_seen(system),
-                prompt_tokens=bench.work.prompt_tokens,
-                image_tokens=bench.work.image_tokens,
-                key_share=bench.shape.key_share,
-            ),
-            ideal_whole=row_count_ideal(
-                num_layers=bench.shape.layers,
-                cliff=bench.layers_seen(system),
-                prompt_tokens=bench.work.prompt_tokens,
-                image_tokens=bench.work.image_tokens,
-            ),
-            ideal_flops=ideal.prefill_ratio(
-                bench.shape, bench.work, bench.layers_seen(system), with_tower=False
-            ),
+            seconds=Spread.of(own),
+            speedup=ratios(seconds[engines.STOCK], own),
+            ideal_rows=ideal.rows_ideal(bench.shape, bench.work, seen, share),
+            ideal_whole=ideal.rows_ideal(bench.shape, bench.work, seen),
+            ideal_flops=ideal.prefill_ratio(bench.shape, bench.work, seen, with_tower=False),
+            ranking=None
+            if twin is None
+            else Spread.of(1 - b / a for a, b in zip(own, seconds[twin.name], strict=True)),
         )
-        for system in bench.systems
-    )
+
+    return tuple(row(system) for system in bench.systems)
 
 
 def capacity(bench: Bench) -> tuple[Capacity, ...]:
@@ -150,11 +148,11 @@ def capacity(bench: Bench) -> tuple[Capacity, ...]:
     records: list[Capacity] = []
     first: Capacity | None = None
     for system in tqdm(bench.systems, desc="capacity", unit="run", leave=False, disable=None):
-        llm, cliff = bench.engine(system), bench.layers_seen(system)
+        llm, seen = bench.engine(system), bench.seen(system)
         starts = watching.group_starts(llm, bench.shape.layers)
         block_size = llm.llm_engine.vllm_config.cache_config.block_size
         blocks = watching.pool_blocks(llm)
-        each = sum(ideal.kv_blocks(bench.work, cliff, starts, block_size))
+        each = sum(ideal.kv_blocks(bench.work, seen, starts, block_size))
         fits = ideal.concurrent_requests(blocks, each)
         wanted = fits + max(8, fits // 8)
         limit = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
@@ -179,7 +177,7 @@ def capacity(bench: Bench) -> tuple[Capacity, ...]:
                 ratio=record.running / first.running,
                 # Of the bytes, so that stock's rounding does not flatter.
                 ideal_ratio=ideal.kv_bytes(bench.shape, bench.work, bench.shape.layers)
-                / ideal.kv_bytes(bench.shape, bench.work, cliff),
+                / ideal.kv_bytes(bench.shape, bench.work, seen),
             )
         )
     return tuple(records)
@@ -223,9 +221,7 @@ def decode(bench: Bench, batch: int, rounds: int) -> tuple[Decode, ...]:
             batch=batch,
             step_ms=Spread.of(step_ms[system.name]),
             speedup=ratios(step_ms[engines.STOCK], step_ms[system.name]),
-            ideal_bytes=ideal.decode_ratio(
-                bench.shape, bench.work, bench.layers_seen(system), batch
-            ),
+            ideal_bytes=ideal.decode_ratio(bench.shape, bench.work, bench.seen(system), batch),
         )
         for system in bench.systems
     )

@@ -28,6 +28,10 @@ def share(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def _percent(value: Spread) -> str:
+    return spread(Spread(100 * value.median, 100 * value.low, 100 * value.high, value.rounds), 1)
+
+
 def tables(results: Results, part: str) -> list[Table]:
     """The tables of one part of the profile: a field of :class:`Results` that holds measurements."""
     return [make(results) for make in _MAKERS[part]]
@@ -47,6 +51,7 @@ def _prefill(results: Results) -> Table:
         (
             *("system", "seconds", "× stock", "rows ideal", "reached", "FLOP ideal", "reached"),
             "whole layers",
+            "ranking, %",
         ),
     )
     for row in results.prefill:
@@ -59,6 +64,7 @@ def _prefill(results: Results) -> Table:
             times(row.ideal_flops),
             times(row.speedup.over(row.ideal_flops)),
             times(row.ideal_whole),
+            "" if row.ranking is None else _percent(row.ranking),
         )
     return table
 
@@ -124,6 +130,17 @@ def _memory(results: Results) -> Table:
             spread(row.plan_ms),
             share(row.host_share.median),
         )
+    return table
+
+
+def _groups(results: Results) -> Table:
+    """Blocks by storage group, of the first load: the same under all of them."""
+    rows = [row for row in results.load if row.concurrency == results.load[0].concurrency]
+    names = [f"group {n}" for n in range(max(len(row.blocks_each) for row in rows))]
+    table = _table("KV blocks of a request, by storage group: held (predicted)", ("system", *names))
+    for row in rows:
+        pairs = zip(row.blocks_each, row.blocks_predicted, strict=True)
+        table.add_row(row.system, *(f"{held} ({wanted})" for held, wanted in pairs))
     return table
 
 
@@ -198,7 +215,7 @@ def _peers(results: Results) -> Table:
 
 _MAKERS: dict[str, tuple[Callable[[Results], Table], ...]] = {
     "prefill": (_prefill,),
-    "load": (_load, _memory),
+    "load": (_load, _memory, _groups),
     "capacity": (_capacity,),
     "decode": (_decode,),
     "peers": (_peers,),

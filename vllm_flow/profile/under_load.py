@@ -50,15 +50,15 @@ def _load_record(
     runs: Sequence[tuple[float, Any, watching.Watch]],
     stock: Sequence[tuple[float, Any, watching.Watch]],
 ) -> Load:
-    llm, cliff = bench.engine(system), bench.layers_seen(system)
+    llm, policy = bench.engine(system), bench.seen(system)
     starts = watching.group_starts(llm, bench.shape.layers)
     block_size = llm.llm_engine.vllm_config.cache_config.block_size
-    predicted = ideal.kv_blocks(bench.work, cliff, starts, block_size)
+    predicted = ideal.kv_blocks(bench.work, policy, starts, block_size)
     held = [blocks for _, _, seen in runs for blocks in seen.blocks]
     block_mib = block_size * bench.shape.token_bytes * bench.shape.layers / len(starts) / MIB
     peak = max(seen.peak_blocks for _, _, seen in runs)
     alive = max(seen.peak_running for _, _, seen in runs)
-    per_prefill = ideal.prefill_ratio(bench.shape, bench.work, cliff)
+    per_prefill = ideal.prefill_ratio(bench.shape, bench.work, policy)
     goodput = bool(bench.limits.as_goodput())
 
     def per_step(name: str) -> Spread:
@@ -80,7 +80,7 @@ def _load_record(
                     (seen.seconds(prompt=True), per_prefill),
                     (
                         seen.seconds(prompt=False),
-                        ideal.decode_ratio(bench.shape, bench.work, cliff, seen.decode_batch()),
+                        ideal.decode_ratio(bench.shape, bench.work, policy, seen.decode_batch()),
                     ),
                 ),
             )
@@ -94,7 +94,7 @@ def _load_record(
         ),
         peak_blocks=peak,
         peak_kv_mib=peak * block_mib,
-        ideal_kv_mib=alive * ideal.kv_bytes(bench.shape, bench.work, cliff) / MIB,
+        ideal_kv_mib=alive * ideal.kv_bytes(bench.shape, bench.work, policy) / MIB,
         blocks_each=max(held),
         blocks_predicted=predicted,
         blocks_exact=len(held) == count * len(runs) and set(held) == {predicted},

@@ -1,36 +1,15 @@
-"""Policies: what is accepted, what is refused, and what the refusal says."""
+"""The attention log's keys: what is accepted, what is refused, and what the refusal says."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_flow.policy import (
-    AttentionLog,
-    FlowPolicy,
-    PolicyError,
-    admit,
-    parse_log,
-    parse_policy,
-)
+from vllm_flow.log_keys import AttentionLog, parse_log
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy_keys import parse_policy
+from vllm_flow.policy_values import PolicyError
 
 LAYERS = 32
-
-
-@given(st.integers(0, LAYERS - 1))
-def test_a_cliff_round_trips_through_its_request_keys(cliff: int) -> None:
-    policy = parse_policy({"flow_cliff": cliff}, LAYERS)
-    assert policy == FlowPolicy(cliff)
-    assert parse_policy(policy.request_keys(), LAYERS) == policy
-
-
-@pytest.mark.parametrize("keys", [None, {}, {"flow_cliff": LAYERS}, {"kv_transfer_params": {}}])
-def test_the_baseline_is_no_policy(keys: dict | None) -> None:
-    assert parse_policy(keys, LAYERS) is None
-
-
-def test_keys_of_others_are_left_alone() -> None:
-    assert parse_policy({"flowers": 3, "other": "x", "flow_cliff": 1}, LAYERS) == FlowPolicy(1)
-
 
 NOT_A_LAYER = st.one_of(
     st.integers(max_value=-1),
@@ -42,45 +21,6 @@ NOT_A_LAYER = st.one_of(
     st.lists(st.integers()),
     st.dictionaries(st.text(), st.integers()),
 )
-
-
-@given(NOT_A_LAYER)
-def test_a_bad_cliff_is_refused_by_name(value: object) -> None:
-    with pytest.raises(PolicyError) as error:
-        parse_policy({"flow_cliff": value}, LAYERS)
-    message = str(error.value)
-    assert message.startswith("flow_cliff=") and "from 0" in message and str(LAYERS) in message
-    assert len(message) < 400
-
-
-def test_an_enormous_integer_is_refused_without_being_printed() -> None:
-    with pytest.raises(PolicyError, match="integer of 100001 bits"):
-        parse_policy({"flow_cliff": 1 << 100_000}, LAYERS)
-
-
-@pytest.mark.parametrize(
-    ("key", "hint"),
-    [("flow_clif", "did you mean 'flow_cliff'"), ("flow_temperature", "known keys: 'flow_cliff'")],
-)
-def test_an_unknown_flow_key_is_refused_with_a_hint(key: str, hint: str) -> None:
-    with pytest.raises(PolicyError, match=hint):
-        parse_policy({key: 1}, LAYERS)
-    assert issubclass(PolicyError, ValueError)
-
-
-@given(st.integers(0, LAYERS), st.none() | st.integers(0, LAYERS - 1), st.booleans())
-def test_an_operator_bounds_what_requests_ask_for(
-    cliff: int, strongest: int | None, allowed: bool
-) -> None:
-    bound = None if strongest is None else FlowPolicy(strongest)
-    if allowed and (strongest is None or cliff >= strongest):
-        expected = parse_policy({"flow_cliff": cliff}, LAYERS)
-        found = admit({"flow_cliff": cliff}, LAYERS, allowed=allowed, strongest=bound)
-        assert found == expected
-    else:
-        with pytest.raises(PolicyError, match="the operator of this server"):
-            admit({"flow_cliff": cliff}, LAYERS, allowed=allowed, strongest=bound)
-    assert admit({"other": 1}, LAYERS, allowed=allowed, strongest=bound) is None
 
 
 @given(st.sets(st.integers(0, LAYERS - 1), min_size=1), st.booleans())
@@ -95,7 +35,7 @@ def test_true_logs_every_layer(true: object) -> None:
     """A JSON true in `vllm_xargs` reaches the engine as 1."""
     keys = {"flow_log_attention": true, "flow_log_attention_heat": true, "flow_cliff": 3}
     assert parse_log(keys, LAYERS) == AttentionLog(tuple(range(LAYERS)), heat=True)
-    assert parse_policy(keys, LAYERS) == FlowPolicy(3)
+    assert parse_policy(keys, LAYERS) == FlowPolicy.withdrawal(3)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,170 @@
+"""What the engine must produce where some image tokens stay: the oracle's forward, choosing by its own arithmetic.
+
+Float32, Hugging Face's modules, no cache; knows nothing of vLLM or the extension. A policy is the text of its stages,
+such as ``2:50% uniform, 4:0``, for all images or image by image. Shapes as in `oracle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tests.engine import oracle
+from tests.engine.oracle import Model, OracleOutput, Prompt
+
+Stages = dict[int, tuple[str, str | None]]
+"""Layer -> how much stays, and by which rank."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Next-token logits, and what the choice of tokens was like."""
+
+    logits: torch.Tensor
+    """Rows left after the last layer x V."""
+    chosen: dict[int, list[list[int]]]
+    """Layer of a stage -> per image the positions that stay."""
+    gap: float
+    """The smallest relative distance between a score that stays and one that goes; 1 where nothing is scored."""
+
+
+def parse(text: str) -> Stages:
+    """Stages as a request writes them."""
+    found: Stages = {}
+    for part in filter(str.strip, text.split(",")):
+        layer, rest = part.strip().split(":")
+        amount, *rank = rest.split()
+        found[int(layer)] = (amount, rank[0] if rank else None)
+    return found
+
+
+def count(amount: str, total: int) -> int:
+    """Tokens of ``total``: a number, a percentage or a fraction, rounded down."""
+    if amount.endswith("%"):
+        return int(Fraction(amount[:-1]) * total / 100)
+    return int(Fraction(amount) * total) if "/" in amount else min(int(amount), total)
+
+
+def farthest_first(tokens_ND: np.ndarray) -> list[int]:
+    """Token indices, each the farthest from all before it in cosine distance; one at a time, in float64."""
+    unit = tokens_ND / np.linalg.norm(tokens_ND, axis=1, keepdims=True)
+    distance = 1 - unit @ unit.T
+    nearest = [min(np.delete(row, at), default=0) for at, row in enumerate(distance)]
+    order = [int(np.argmax(nearest))]
+    apart = distance[order[0]].copy()
+    while len(order) < len(unit):
+        apart[order] = -np.inf
+        order.append(int(np.argmax(apart)))
+        apart = np.minimum(apart, distance[order[-1]])
+    return order
+
+
+@torch.inference_mode()
+def forward_kept(
+    model_dir: Path,
+    prompt: Prompt,
+    output: Sequence[int],
+    stages: str | Sequence[str],
+    seed: int = 0,
+) -> Kept:
+    """The forward in which image rows leave stage by stage."""
+    model, _ = oracle.load(model_dir)
+    decoder = model.model.language_model
+    hidden = oracle.embed(model, prompt, output)
+    embeddings = hidden[0].double().numpy().copy()
+    position_T = torch.arange(hidden.shape[1])
+    images = _images(model, prompt)
+    own = [parse(stages if isinstance(stages, str) else stages[n]) for n in range(len(images))]
+    alive = [list(image) for image in images]
+    chosen: dict[int, list[list[int]]] = {}
+    gaps = [1.0]
+    with oracle.attention_weights(model) as weights:
+        for index, layer in enumerate(decoder.layers):
+            if any(index in policy for policy in own):
+                place = {int(p): row for row, p in enumerate(position_T)}
+                for n, policy in enumerate(own):
+                    if index not in policy:
+                        continue
+                    amount, rank = policy[index]
+                    keep = count(amount, len(images[n]))
+                    if keep < len(alive[n]):
+                        scores = _scores(
+                            rank, alive[n], images[n], keep, (seed, n, index), embeddings,
+                            weights[-1].mean(0) if weights else None, place, len(prompt.ids) - 1,
+                        )  # fmt: skip
+                        order = sorted(range(len(scores)), key=lambda at: -scores[at])
+                        if keep > 0 and rank in ("last_image", "last_prompt"):
+                            last, first = scores[order[keep - 1]], scores[order[keep]]
+                            gaps.append((last - first) / last)
+                        alive[n] = sorted(alive[n][at] for at in order[:keep])
+                chosen[index] = [list(image) for image in alive]
+                gone = {p for image in images for p in image} - {
+                    p for image in alive for p in image
+                }
+                left = torch.tensor([int(p) not in gone for p in position_T])
+                hidden, position_T = hidden[:, left], position_T[left]
+            hidden = layer(
+                hidden,
+                attention_mask=oracle.causal(hidden.shape[1]),
+                position_ids=position_T[None],
+                position_embeddings=decoder.rotary_emb(hidden, position_T[None]),
+            )
+    return Kept(model.lm_head(decoder.norm(hidden))[0], chosen, float(min(gaps)))
+
+
+def _scores(
+    rank: str | None,
+    alive: list[int],
+    image: list[int],
+    keep: int,
+    draw: tuple[int, int, int],
+    embeddings: np.ndarray,
+    attention_RR: torch.Tensor | None,
+    place: dict[int, int],
+    last_of_prompt: int,
+) -> list[float]:
+    """A score per token that is left; the highest stay."""
+    total = len(alive)
+    if rank is None:
+        return [0.0] * total
+    if rank == "uniform":
+        picked = {(2 * i + 1) * total // (2 * keep) for i in range(keep)}
+        return [float(at in picked) for at in range(total)]
+    if rank == "random":
+        drawn = set(np.random.RandomState(list(draw)).permutation(total)[:keep].tolist())
+        return [float(at in drawn) for at in range(total)]
+    if rank == "diversity":
+        order = farthest_first(embeddings[image])
+        return [-float(order.index(image.index(position))) for position in alive]
+    assert attention_RR is not None, f"{rank} ranks by the layer before"
+    row = alive[-1] if rank == "last_image" else last_of_prompt
+    return attention_RR[place[row]][[place[position] for position in alive]].tolist()
+
+
+def _images(model: Model, prompt: Prompt) -> list[list[int]]:
+    """Positions of each image's tokens."""
+    at = torch.tensor(prompt.is_image_T).nonzero()[:, 0]
+    lengths = [len(features) for features in oracle.image_features(model, prompt)]
+    return [part.tolist() for part in at.split(lengths)]
+
+
+def check_greedy(
+    model_dir: Path,
+    prompt: str,
+    images: Sequence[Image.Image],
+    stages: str | Sequence[str],
+    seed: int,
+    token_ids: Sequence[int],
+    allowed: Sequence[int] | None = None,
+) -> tuple[OracleOutput, Kept]:
+    """As :func:`tests.engine.oracle.check_greedy`; also what was chosen."""
+    encoded = oracle.encode(model_dir, prompt, images)
+    kept = forward_kept(model_dir, encoded, list(token_ids[:-1]), stages, seed)
+    logprobs = kept.logits[kept.logits.shape[0] - len(token_ids) :].log_softmax(-1)
+    return oracle.compare(encoded, logprobs, token_ids, allowed), kept

@@ -1,0 +1,56 @@
+"""Requests that keep some image tokens: every rank, one stage and several, and what may share a batch with them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.engine.cases import Ask, adjacent_images, mixed, one_image, text_only, two_images
+
+PLACE = (
+    "1:50% uniform",
+    "0:7 uniform",
+    "2:1/3 random, 4:0",
+    "1:60% uniform, 3:30% random, 5:5 uniform",
+    "3:100% uniform, 4:20% uniform",
+)
+"""Stages ranked by place, for a decoder of six layers."""
+
+DEVICE = (
+    "0:50% diversity",
+    "0:71/144 diversity, 3:0",
+    "1:50% last_image",
+    "2:50% last_prompt",
+    "2:60% last_image, 4:20% last_image, 5:0",
+    "1:75% uniform, 3:30% last_image, 5:10 random",
+    "1:60% last_image, 3:30% uniform, 4:10% diversity",
+    "0:60% diversity, 2:40% diversity, 4:10% last_prompt",
+    "1:50% last_prompt, 2:25% last_prompt, 3:12 last_prompt",
+)
+"""Stages of which the device chooses some."""
+
+
+def place_mixed(layers: int) -> tuple[Ask, ...]:
+    """Ranks by place with one image and two, per-image lists, cliffs, the baseline and text in one batch."""
+    asks = [replace(one_image(40 + n), stages=stages) for n, stages in enumerate(PLACE)]
+    asks += [replace(two_images(50 + n), stages=stages) for n, stages in enumerate(PLACE)]
+    asks += [
+        replace(one_image(60, before=0, after=3), stages="2:1/3 random", seed=7),
+        replace(two_images(61), stages=("1:0", "4:25% uniform")),
+        replace(adjacent_images(62), stages=("3:9 uniform", f"{layers}:0")),
+        replace(two_images(63), stages=("5:0", "2:0")),
+        replace(text_only(64), stages="2:50% uniform"),
+    ]
+    return (*asks, *mixed(layers)[:5])
+
+
+def device_mixed(layers: int, shift: int = 0) -> tuple[Ask, ...]:
+    """Every rank of the device with one image and two, ranks by place, cliffs, the baseline and text."""
+    asks = [replace(one_image(70 + n + shift), stages=stages) for n, stages in enumerate(DEVICE)]
+    asks += [replace(two_images(80 + n + shift), stages=stages) for n, stages in enumerate(DEVICE)]
+    asks += [
+        replace(adjacent_images(91 + shift), stages=DEVICE[4]),
+        replace(two_images(92 + shift), stages=("1:40% last_image", "3:9 last_image")),
+        replace(two_images(93 + shift), stages=("2:0", "0:25% diversity")),
+        replace(text_only(94), stages=DEVICE[3]),
+    ]
+    return (*asks, *place_mixed(layers)[::4])

@@ -1,0 +1,188 @@
+"""Methods at equal cost: what they cost as recorded, who is called better, and where nothing is said."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.eval.synthetic_run import LAYERS, make_run
+from vllm_flow.eval.report.command import read_tasks, write_report
+from vllm_flow.eval.report.contests import Budget, budgets_of, contests, sentences
+from vllm_flow.eval.report.cost import (
+    Point,
+    method_of,
+    points,
+    read_policies,
+    times_by_policy,
+    tokens_by_policy,
+)
+from vllm_flow.eval.report.results import Options, Summary
+from vllm_flow.eval.report.summary import summarise
+from vllm_flow.eval.sweep.budgets import average_tokens
+from vllm_flow.eval.sweep.policies import parse_policies
+from vllm_flow.eval.sweep.records import Run
+
+FAST = Options(resamples=100, swaps=999)
+POLICIES = "baseline,cliff=10,budget=1/2,budget=1/2 last_prompt"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return make_run(tmp_path_factory.mktemp("equal"), ["scienceqa"], POLICIES, 60)
+
+
+def read(run: Run, answers: Sequence[dict[str, Any]]) -> tuple[Summary, list[Point], list[Budget]]:
+    items, tasks, _ = read_tasks(run)
+    summary = summarise(run.meta, items, answers, tasks, FAST)
+    policies = read_policies(run.meta)
+    tokens = tokens_by_policy(answers, policies, LAYERS)
+    found = points(summary, summary.tasks[0], policies, tokens, {})
+    budgets = contests(tasks["scienceqa"], summary.tasks[0], items["scienceqa"], found, FAST)
+    return summary, found, budgets
+
+
+def told(budgets: list[Budget]) -> list[str]:
+    names = {point.policy: point.policy for one in budgets for point in one.points}
+    return [line for one in budgets for line in sentences(one, names, FAST.level, True)]
+
+
+def test_costs_are_those_of_the_answers(run: Run) -> None:
+    policies = read_policies(run.meta)
+    answers = run.answers().to_pylist()
+    tokens = tokens_by_policy(answers, policies, LAYERS)
+    for name, policy in policies.items():
+        flow = policy.flow()
+        nominal = 144.0 if flow is None else float(average_tokens(flow, LAYERS, 144))
+        side = policy.grid(12, LAYERS)
+        assert tokens["scienceqa", name] == pytest.approx(side**2 if side else nominal)
+    # A question without a picture costs nothing and counts for nothing.
+    without = [dict(answers[0], image_tokens=0, prefill_rows_saved=0), *answers]
+    assert tokens_by_policy(without, policies, LAYERS) == tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "method", "control"),
+    [
+        ("baseline", "baseline", False),
+        ("cliff=7", "cliff", False),
+        ("text-only", "cliff", False),
+        ("3:1/3 uniform;4:0", "cliff", False),
+        ("cliff=7 when=decode", "cliff, after prefill", False),
+        ("downsample=8", "fewer patches", True),
+        ("downsample=6x6", "fewer patches", True),
+        ("0:64 uniform", "uniform", True),
+        ("0:64 random seed=3", "random", True),
+        ("4:64 uniform", "uniform from layer 4", True),
+        ("0:64 diversity", "diversity", False),
+        ("fastv", "last_prompt from layer 2", False),
+        ("0:98 diversity;20:0", "diversity, none from layer 20", False),
+    ],
+)
+def test_methods_and_controls(text: str, method: str, control: bool) -> None:
+    (policy,) = parse_policies(text, 32)
+    found = method_of(policy)
+    assert (found.name, found.control) == (method, control)
+
+
+def test_seeds_are_one_point_with_their_range(run: Run) -> None:
+    _, found, _ = read(run, run.answers().to_pylist())
+    (drawn,) = (point for point in found if point.method.name == "random")
+    assert len(drawn.policies) == 3 and drawn.policy == "0:50% random"
+    assert drawn.seeds is not None and drawn.seeds[0] <= drawn.value.value <= drawn.seeds[1]
+    assert all(point.seeds is None for point in found if point is not drawn)
+
+
+def test_a_budget_is_what_costs_the_same(run: Run) -> None:
+    """The cliff at 10 has no rival; reduced pictures stand around a budget that no square meets."""
+    _, found, _ = read(run, run.answers().to_pylist())
+    (group,) = budgets_of(found)
+    assert [point.policy for point in group if point.method.name != "fewer patches"] == [
+        "cliff=15", "0:50% diversity", "0:50% random", "0:50% uniform", "2:13/28 last_prompt",
+    ]  # fmt: skip
+    assert [p.policy for p in group][5:] == ["downsample=8x8", "downsample=9x9"]
+
+
+def answered(run: Run, right: dict[str, float]) -> list[dict[str, Any]]:
+    """The run's answers, where of each policy the first questions are answered rightly; 0.5 elsewhere."""
+    items, tasks, _ = read_tasks(run)
+    order = {item.id: (index, item) for index, item in enumerate(items["scienceqa"])}
+    rows = []
+    for row in run.answers().to_pylist():
+        index, item = order[row["item_id"]]
+        well = index < right.get(row["policy"], 0.5) * len(order)
+        letter = item.truth["answer"]
+        rows.append({**row, "answer": letter if well else "B" if letter == "A" else "A"})
+    return rows
+
+
+def test_a_clear_winner_is_called_so(run: Run) -> None:
+    _, _, budgets = read(run, answered(run, {"baseline": 1.0, "0:50% diversity": 0.95}))
+    assert told(budgets) == [
+        "“0:50% diversity” keeps most: it is shown to be better than every other method."
+    ]
+    regained = {one.point.policy: one for one in budgets[0].regained}
+    best = regained["0:50% diversity"]
+    assert best.downsampled == "downsample=9x9" and best.share is not None
+    assert best.questions == 30 and best.share.value == 0.9  # 27 of the 30 that it loses
+    assert regained["cliff=15"].share is not None and regained["cliff=15"].share.value == 0
+
+
+def test_where_nothing_can_be_told_nothing_is(run: Run) -> None:
+    _, _, budgets = read(run, answered(run, {"0:50% diversity": 0.52}))
+    (sentence,) = told(budgets)
+    assert sentence.startswith("Nothing can be told of the highest score, “0:50% diversity”")
+
+
+def test_a_win_at_a_higher_cost_is_none(run: Run) -> None:
+    """The larger square costs more than the budget, so that being better proves nothing."""
+    _, _, (budget,) = read(run, answered(run, {"downsample=8x8": 0.95, "downsample=9x9": 0.95}))
+    smaller, larger = (
+        next(p for p in budget.points if p.policy == name)
+        for name in ("downsample=8x8", "downsample=9x9")
+    )
+    beaten = {p.policy for p in budget.beaten_by(smaller, FAST.level, True)}
+    assert beaten == {
+        "cliff=15", "0:50% diversity", "0:50% random", "0:50% uniform", "2:13/28 last_prompt",
+    }  # fmt: skip
+    assert not budget.beaten_by(larger, FAST.level, True)
+
+
+def test_better_can_be_lower(run: Run) -> None:
+    _, found, (budget,) = read(run, answered(run, {"0:50% diversity": 0.95}))
+    best = next(p for p in budget.points if p.policy == "0:50% diversity")
+    assert budget.beaten_by(best, FAST.level, True)
+    assert not budget.beaten_by(best, FAST.level, False)
+
+
+def test_times_are_taken_round_by_round() -> None:
+    times = times_by_policy({"seconds": {"baseline": [1.0, 4.0, 2.0], "cliff=3": [0.5, 2.4, 1.4]}})
+    assert times["cliff=3"].ratio == 0.6 and times["cliff=3"].rounds == 3
+    assert (times["cliff=3"].low, times["cliff=3"].high) == (0.5, pytest.approx(0.7))
+    assert times["baseline"].ratio == 1
+    assert times_by_policy(None) == times_by_policy({"seconds": {"cliff=3": [1.0]}}) == {}
+
+
+def test_the_page_has_both_axes_and_says_who_wins(run: Run, tmp_path: Path) -> None:
+    names = [policy["name"] for policy in run.meta["policies"]]
+    seconds = {name: [1.0, 1.0] if name == "baseline" else [0.5, 0.5] for name in names}
+    (run.path / "times.json").write_text(
+        json.dumps({"seconds": seconds, "requests": 4, "rounds": 2, "hardware": "a machine"})
+    )
+    _, page = write_report(run.path, tmp_path / "out", replace(FAST, swaps=199))
+    text = page.read_text()
+    assert "Methods at equal cost" in text and "72 image tokens per layer." in text
+    assert "4 requests at once" in text and "50 % [50, 50]" in text
+    for name in ("cost", "time"):
+        assert (page.parent / f"{name}.png").stat().st_size > 10_000
+    with (page.parent / "cost.csv").open(newline="") as handle:
+        rows = {row["policy"]: row for row in csv.DictReader(handle)}
+    assert float(rows["cliff=15"]["image_tokens_per_layer"]) == pytest.approx(72)
+    assert rows["0:50% random"]["control"] == "True" and rows["0:50% random"]["lowest_seed"]
+    with (page.parent / "contests.csv").open(newline="") as handle:
+        assert len(list(csv.DictReader(handle))) == 7 * 6 / 2

@@ -1,0 +1,326 @@
+"""Policies: what is accepted, what is refused, and what the refusal says."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_flow.policy import WHOLE, FlowPolicy, Stage, weaker_layer
+from vllm_flow.policy_keys import (
+    admit,
+    check_bound,
+    operators_policy,
+    parse_policy,
+    policy_label,
+    request_keys,
+)
+from vllm_flow.policy_values import PolicyError
+from vllm_flow.presets import PRESETS
+from vllm_flow.ranks import RANKS
+
+LAYERS = 32
+
+
+@given(st.integers(0, LAYERS - 1))
+def test_a_cliff_round_trips_through_its_request_keys(cliff: int) -> None:
+    policy = parse_policy({"flow_cliff": cliff}, LAYERS)
+    assert policy == FlowPolicy.withdrawal(cliff)
+    assert parse_policy(request_keys(policy), LAYERS) == policy
+
+
+@pytest.mark.parametrize("keys", [None, {}, {"flow_cliff": LAYERS}, {"kv_transfer_params": {}}])
+def test_the_baseline_is_no_policy(keys: dict | None) -> None:
+    assert parse_policy(keys, LAYERS) is None
+
+
+def test_keys_of_others_are_left_alone() -> None:
+    assert parse_policy(
+        {"flowers": 3, "other": "x", "flow_cliff": 1}, LAYERS
+    ) == FlowPolicy.withdrawal(1)
+
+
+NOT_A_LAYER = st.one_of(
+    st.integers(max_value=-1),
+    st.integers(min_value=LAYERS + 1),
+    st.booleans(),
+    st.floats(),
+    st.text(),
+    st.none(),
+    st.dictionaries(st.text(), st.integers()),
+)
+
+
+@given(NOT_A_LAYER)
+def test_a_bad_cliff_is_refused_by_name(value: object) -> None:
+    with pytest.raises(PolicyError) as error:
+        parse_policy({"flow_cliff": value}, LAYERS)
+    message = str(error.value)
+    assert message.startswith("flow_cliff=") and "from 0" in message and str(LAYERS) in message
+    assert len(message) < 400
+
+
+def test_an_enormous_integer_is_refused_without_being_printed() -> None:
+    with pytest.raises(PolicyError, match="integer of 100001 bits"):
+        parse_policy({"flow_cliff": 1 << 100_000}, LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [("flow_clif", "did you mean 'flow_cliff'"), ("flow_temperature", "known keys: 'flow_cliff'")],
+)
+def test_an_unknown_flow_key_is_refused_with_a_hint(key: str, hint: str) -> None:
+    with pytest.raises(PolicyError, match=hint):
+        parse_policy({key: 1}, LAYERS)
+    assert issubclass(PolicyError, ValueError)
+
+
+@given(st.integers(0, LAYERS), st.none() | st.integers(0, LAYERS - 1), st.booleans())
+def test_an_operator_bounds_what_requests_ask_for(
+    cliff: int, strongest: int | None, allowed: bool
+) -> None:
+    bound = None if strongest is None else FlowPolicy.withdrawal(strongest)
+    if allowed and (strongest is None or cliff >= strongest):
+        expected = parse_policy({"flow_cliff": cliff}, LAYERS)
+        found = admit({"flow_cliff": cliff}, LAYERS, allowed=allowed, strongest=bound)
+        assert found == expected
+    else:
+        with pytest.raises(PolicyError, match="the operator of this server"):
+            admit({"flow_cliff": cliff}, LAYERS, allowed=allowed, strongest=bound)
+    assert admit({"other": 1}, LAYERS, allowed=allowed, strongest=bound) is None
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> FlowPolicy:
+    """Any policy that keys can write."""
+    ranks = st.sampled_from(sorted(RANKS))
+    shares = st.fractions(0, 1, max_denominator=1000).filter(lambda share: 0 < share < 1)
+    keeps = st.integers(0, 700) | shares | st.just(WHOLE)
+
+    def stage(layer: int, keep: int | Fraction) -> Stage:
+        by_attention = ("last_image", "last_prompt")
+        rank = draw(ranks.filter(lambda name: layer or name not in by_attention)) if keep else None
+        return Stage(layer, keep or 0, rank)
+
+    if draw(st.booleans()):
+        rank = draw(ranks.filter(lambda name: name not in ("last_image", "last_prompt")))
+        cliffs = draw(st.lists(st.integers(0, LAYERS), min_size=2, max_size=4))
+        images = [(Stage(c, k, rank if k else None),) for c in cliffs for k in [draw(keeps) or 0]]
+    else:
+        layers = sorted(draw(st.sets(st.integers(0, LAYERS - 1), min_size=1, max_size=4)))
+        amounts = sorted(
+            draw(
+                st.one_of(
+                    st.lists(st.integers(1, 700), min_size=len(layers), max_size=len(layers)),
+                    st.lists(shares, min_size=len(layers), max_size=len(layers)),
+                )
+            ),
+            reverse=True,
+        )
+        if draw(st.booleans()):
+            amounts[-1] = 0
+        images = [tuple(map(stage, layers, amounts))]
+    draws = any(s.rank == "random" for stages in images for s in stages)
+    seed = draw(st.integers(0, 2**32 - 1)) if draws else 0
+    return FlowPolicy(tuple(images), seed, draw(st.sampled_from(["prefill", "decode"])))
+
+
+@given(policies())
+def test_every_policy_round_trips_through_its_request_keys(policy: FlowPolicy) -> None:
+    assert parse_policy(request_keys(policy), LAYERS) == policy
+
+
+@given(policies(), policies())
+def test_policies_that_differ_are_written_differently(one: FlowPolicy, other: FlowPolicy) -> None:
+    assert (str(one) == str(other)) == (one == other)
+
+
+@given(policies(), st.integers(1, 3000))
+def test_what_is_kept_never_grows_with_depth(policy: FlowPolicy, total: int) -> None:
+    for image in range(len(policy.images)):
+        kept = [policy.kept(layer, image, total) for layer in range(LAYERS)]
+        assert kept == sorted(kept, reverse=True) and kept[-1] >= 0 and kept[0] <= total
+
+
+@pytest.mark.parametrize(
+    ("keys", "stages"),
+    [
+        ({"flow_stages": "0:284 diversity, 20:0"}, (Stage(0, 284, "diversity"), Stage(20))),
+        ({"flow_stages": "2:50%  last_prompt"}, (Stage(2, Fraction(1, 2), "last_prompt"),)),
+        ({"flow_stages": " 4:0 "}, (Stage(4),)),
+        ({"flow_stages": "4:33.3% uniform, 32:0"}, (Stage(4, Fraction(333, 1000), "uniform"),)),
+        ({"flow_stages": "4:64 uniform,9:1/9 random"}, (
+            Stage(4, 64, "uniform"),
+            Stage(9, Fraction(1, 9), "random"),
+        )),
+        ({"flow_stages": "4:100% uniform, 9:1 random"}, (
+            Stage(4, WHOLE, "uniform"),
+            Stage(9, 1, "random"),
+        )),
+        ({"flow_cliff": 7, "flow_keep": "144", "flow_rank": "last_image"}, (
+            Stage(7, 144, "last_image"),
+        )),
+    ],
+)  # fmt: skip
+def test_how_stages_are_written(keys: dict, stages: tuple[Stage, ...]) -> None:
+    policy = parse_policy(keys, LAYERS)
+    assert policy is not None and policy.images == (stages,)
+
+
+def test_lists_are_image_by_image() -> None:
+    policy = parse_policy(
+        {"flow_cliff": [3, LAYERS], "flow_keep": ["50%", 0], "flow_rank": "uniform"}, LAYERS
+    )
+    assert policy is not None and not policy.shared
+    assert [policy.kept(5, image, 9) for image in (0, 1)] == [4, 9]
+    scalar = parse_policy({"flow_cliff": 3, "flow_keep": [5, 0], "flow_rank": "uniform"}, LAYERS)
+    assert scalar is not None
+    assert [str(stage) for (stage,) in scalar.images] == ["3:5 uniform", "3:0"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"flow_cliff": 4, "flow_stages": "4:0"}, "flow_cliff=4: flow_stages is there as well"),
+        ({"flow_preset": "fastv", "flow_cliff": 4}, "send one of them"),
+        ({"flow_preset": "fatv"}, "did you mean 'fastv'"),
+        ({"flow_preset": "fastv", "flow_keep": 3}, "flow_preset settles it"),
+        ({"flow_stages": "4:0", "flow_keep": 3}, "write it into flow_stages"),
+        ({"flow_keep": 3}, "send flow_cliff too"),
+        ({"flow_when": "decode"}, "send flow_cliff too"),
+        ({"flow_cliff": 4, "flow_when": "later"}, "known: 'prefill', 'decode'"),
+        ({"flow_cliff": 4, "flow_keep": 3}, "send flow_rank too"),
+        ({"flow_cliff": 4, "flow_rank": "uniform"}, "no token is kept"),
+        ({"flow_cliff": 4, "flow_keep": 0, "flow_rank": "uniform"}, "no token is kept"),
+        ({"flow_cliff": 4, "flow_keep": -3, "flow_rank": "uniform"}, "a number of tokens such as"),
+        ({"flow_cliff": 4, "flow_keep": True, "flow_rank": "uniform"}, "a number of tokens"),
+        ({"flow_cliff": 4, "flow_keep": "120%", "flow_rank": "uniform"}, "a number of tokens"),
+        ({"flow_cliff": 4, "flow_keep": "1/0", "flow_rank": "uniform"}, "a number of tokens"),
+        ({"flow_cliff": 4, "flow_keep": 0.25, "flow_rank": "uniform"}, 'is exact: "25%"'),
+        ({"flow_cliff": 4, "flow_keep": 1 << 40, "flow_rank": "uniform"}, "no image has so many"),
+        ({"flow_cliff": 4, "flow_keep": 3, "flow_rank": "unifrm"}, "did you mean 'uniform'"),
+        (
+            {"flow_cliff": 0, "flow_keep": 3, "flow_rank": "last_image"},
+            "no layer is before layer 0",
+        ),
+        ({"flow_cliff": 4, "flow_seed": 1}, "nothing is drawn"),
+        (
+            {"flow_cliff": 4, "flow_keep": 3, "flow_rank": "random", "flow_seed": 2**32},
+            "from 0 to 4294967295",
+        ),
+        ({"flow_cliff": [1, "x"]}, "flow_cliff=[1, 'x']: in the list, a string is not a layer"),
+        ({"flow_cliff": []}, "one value per image"),
+        ({"flow_cliff": [1, 2], "flow_keep": [0, 0, 0]}, "it has 3 values and flow_cliff has 2"),
+        ({"flow_stages": ""}, "is no stage; write stages as"),
+        ({"flow_stages": 4}, "write stages as"),
+        ({"flow_stages": "4:0," * 600}, "write stages as"),
+        ({"flow_stages": "40:0"}, "flow_stages=40: there is no such layer"),
+        ({"flow_stages": "4:50%"}, "name a rank after it: 'uniform'"),
+        ({"flow_stages": "4:0 uniform"}, "keeps nothing that could be ranked"),
+        ({"flow_stages": "0:3 last_prompt"}, "no layer is before layer 0"),
+        ({"flow_stages": "9:3 uniform, 4:0"}, "layer 4 comes after layer 9"),
+        ({"flow_stages": "4:3 uniform, 9:4 uniform"}, "do not come back"),
+        ({"flow_stages": "4:0, 9:0"}, "do not come back"),
+        ({"flow_stages": "4:10% uniform, 9:20% uniform"}, "do not come back"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_the_remedy(keys: dict, said: str) -> None:
+    with pytest.raises(PolicyError) as error:
+        parse_policy(keys, LAYERS)
+    assert said in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+@given(st.dictionaries(
+    st.sampled_from(["flow_cliff", "flow_keep", "flow_rank", "flow_stages", "flow_seed", "flow_when"]),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30)
+        | st.from_regex(r"[0-9:%, a-z]{0,30}", fullmatch=True),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+        max_leaves=4,
+    ),
+))  # fmt: skip
+def test_whatever_is_sent_is_a_policy_or_a_refusal(keys: dict) -> None:
+    try:
+        policy = parse_policy(keys, LAYERS)
+    except PolicyError as error:
+        assert error.key in keys
+    else:
+        assert policy is None or parse_policy(request_keys(policy), LAYERS) == policy
+
+
+@given(policies(), policies(), st.lists(st.integers(1, 800), min_size=4, max_size=4))
+def test_a_bound_compares_layer_by_layer(
+    policy: FlowPolicy, strongest: FlowPolicy, totals: list[int]
+) -> None:
+    images = [
+        image
+        for image in range(4)
+        if all(p.shared or image < len(p.images) for p in (policy, strongest))
+    ]
+    weaker = [
+        layer
+        for layer in range(LAYERS + 1)
+        if any(
+            policy.kept(layer, i, totals[i]) < strongest.kept(layer, i, totals[i]) for i in images
+        )
+    ]
+    found = weaker_layer(policy, strongest, totals[: len(images)])
+    assert found == min(weaker, default=None)
+    if found is None:
+        check_bound(policy, strongest, totals[: len(images)], LAYERS)
+    else:
+        with pytest.raises(PolicyError, match="the operator of this server allows"):
+            check_bound(policy, strongest, totals[: len(images)], LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("keys", "label"),
+    [
+        (None, "baseline"),
+        ({"flow_log_attention": True}, "baseline"),
+        ({"flow_cliff": 4}, "cliff=4"),
+        ({"flow_cliff": [4, 5]}, "cliffs"),
+        ({"flow_stages": "4:0"}, "cliffs"),
+        ({"flow_cliff": 4, "flow_keep": "25%", "flow_rank": "random", "flow_seed": 77}, "ranks=random"),
+        ({"flow_stages": "2:50% last_prompt, 9:3 uniform, 12:0"}, "ranks=uniform+last_prompt"),
+    ],
+)  # fmt: skip
+def test_metrics_have_few_names_for_policies(keys: dict | None, label: str) -> None:
+    assert policy_label(keys) == label
+
+
+def test_an_operators_policy_is_for_any_number_of_images() -> None:
+    assert operators_policy({"flow_cliff": 4}, LAYERS) == FlowPolicy.withdrawal(4)
+    with pytest.raises(PolicyError, match="any number of images"):
+        operators_policy({"flow_cliff": 4, "flow_keep": [1, 2], "flow_rank": "uniform"}, LAYERS)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 12, 28, 30, 32, 64])
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_is_stages_of_any_decoder(name: str, layers: int) -> None:
+    preset = PRESETS[name]
+    policy = parse_policy({"flow_preset": name}, layers)
+    stages = () if policy is None else policy.images[0]
+    assert stages == preset.stages(layers)
+    if policy is not None:
+        # As a client would write it: a preset passes every rule that stages must pass.
+        assert parse_policy(request_keys(policy), layers) == policy
+    if layers == 32:
+        assert stages == preset.published
+    assert preset.same and preset.different and preset.source
+
+
+def test_the_recipes_cost_what_their_papers_say() -> None:
+    """Average image tokens per layer, of 576, over 32 layers."""
+
+    def average(name: str) -> float:
+        policy = parse_policy({"flow_preset": name}, 32)
+        assert policy is not None
+        return sum(policy.kept(layer, 0, 576) for layer in range(32)) / 32
+
+    assert average("horizon-192") == 284 * 20 / 32
+    assert average("horizon-64") == 98 * 21 / 32
+    assert average("divprune") == 56
+    assert average("pyramiddrop") == 576 * (8 + 4 + 2 + 1) / 32
+    assert average("fastv") == 576 * (2 + 15) / 32

@@ -1,0 +1,105 @@
+"""Ranks that choose by place or picture: which tokens, how many, and always the same."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_flow.ranks import RANKS, AttentionRank, PictureRank, PositionRank
+from vllm_flow.ranks.base import Draw, Needs
+from vllm_flow.ranks.diversity import farthest_first
+
+SIZES = st.integers(1, 700).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total)))
+DRAWS = st.builds(Draw, st.integers(0, 2**32 - 1), st.integers(0, 50), st.integers(0, 80))
+PLACES = [rank for rank in RANKS.values() if isinstance(rank, PositionRank)]
+
+
+@given(SIZES, DRAWS, st.sampled_from(PLACES))
+def test_a_rank_by_place_keeps_as_many_as_asked(
+    size: tuple[int, int], draw: Draw, rank: PositionRank
+) -> None:
+    total, keep = size
+    chosen = rank.choose(total, keep, draw)
+    assert len(chosen) == keep and (np.diff(chosen) > 0).all()
+    assert chosen[0] >= 0 and chosen[-1] < total
+    assert (chosen == rank.choose(total, keep, draw)).all()
+
+
+@given(SIZES, DRAWS)
+def test_uniform_leaves_no_hole(size: tuple[int, int], draw: Draw) -> None:
+    total, keep = size
+    chosen = RANKS["uniform"].choose(total, keep, draw)
+    gaps = np.diff(np.concatenate(([-1], chosen, [total])))
+    assert gaps[1:-1].max(initial=0) <= -(-total // keep)
+    # The ends are half a gap, give or take the rounding.
+    assert max(gaps[0], gaps[-1]) <= -(-total // (2 * keep)) + 1
+
+
+def test_random_draws_differ_by_seed_image_and_layer_alone() -> None:
+    choose = RANKS["random"].choose
+    drawn = {
+        (seed, image, layer): tuple(choose(576, 64, Draw(seed, image, layer)))
+        for seed in (0, 1)
+        for image in (0, 1)
+        for layer in (0, 7)
+    }
+    assert len(set(drawn.values())) == len(drawn)
+
+
+def test_random_is_fair() -> None:
+    """Each of 20 tokens is among 5 kept in a quarter of 4000 draws; five standard errors aside."""
+    counts = np.zeros(20)
+    for seed in range(4000):
+        counts[RANKS["random"].choose(20, 5, Draw(seed, 0, 0))] += 1
+    assert np.abs(counts / 4000 - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / 4000)
+
+
+def test_random_is_the_same_for_ever() -> None:
+    """The right value, written down once: answers of last year's runs can be made again."""
+    assert RANKS["random"].choose(16, 4, Draw(7, 1, 3)).tolist() == [1, 2, 5, 15]
+
+
+@given(st.integers(2, 40), st.integers(1, 8), st.integers(0, 2**31))
+def test_diversity_is_greedy_farthest_first(count: int, width: int, seed: int) -> None:
+    embeddings = np.random.default_rng(seed).normal(size=(count, width))
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    distance = 1 - unit @ unit.T
+    chosen = farthest_first(torch.from_numpy(embeddings), count).tolist()
+    assert sorted(chosen) == list(range(count))
+    nearest = (distance + np.where(np.eye(count) > 0, np.inf, 0)).min(0)
+    assert nearest[chosen[0]] >= nearest.max() - 1e-5
+    for done in range(1, count):
+        apart = distance[chosen[:done]].min(0)
+        left = [token for token in range(count) if token not in chosen[:done]]
+        assert apart[chosen[done]] >= apart[left].max() - 1e-5
+
+
+@given(st.integers(1, 30), st.data())
+def test_diversity_of_fewer_begins_diversity_of_more(count: int, data: st.DataObject) -> None:
+    keep = data.draw(st.integers(1, count))
+    embeddings = torch.randn(count, 6, generator=torch.Generator().manual_seed(count))
+    assert (
+        farthest_first(embeddings, keep).tolist()
+        == farthest_first(embeddings, count)[:keep].tolist()
+    )
+
+
+def test_diversity_of_a_uniform_picture_chooses_each_token_once() -> None:
+    same = torch.ones(6, 4)
+    assert farthest_first(same, 6).tolist() == list(range(6))
+    assert farthest_first(torch.zeros(6, 4), 3).tolist() == [0, 1, 2]
+    assert farthest_first(torch.ones(1, 4), 1).tolist() == [0]
+
+
+def test_what_a_rank_looks_at_decides_what_must_be_computed_at_once() -> None:
+    needs = {name: rank.needs for name, rank in RANKS.items()}
+    assert needs == {
+        "uniform": Needs.NOTHING,
+        "random": Needs.NOTHING,
+        "diversity": Needs.IMAGE,
+        "last_image": Needs.IMAGE,
+        "last_prompt": Needs.PROMPT,
+    }
+    assert all(isinstance(RANKS[name], AttentionRank) for name in ("last_image", "last_prompt"))
+    assert isinstance(RANKS["diversity"], PictureRank)
+    assert all(name == rank.name and rank.title for name, rank in RANKS.items())

@@ -1,0 +1,68 @@
+"""What a prefix of whole blocks of tokens ends in, and what a hit costs. Integers only.
+
+Knows tokens and blocks, not pools; imports neither torch nor vLLM. Terms, with a drawing:
+docs/glossary.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vllm_flow.spans import ImageSpans
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBoundary:
+    """What a prefix of whole blocks means for layers that keep packed tokens.
+
+    Seen from the prefix one block shorter, at most one packed block became full on the way and at
+    most one is partly filled at the end, since a block of tokens keeps at most a block of them.
+    """
+
+    full_blocks: int
+    """Packed blocks that hold kept tokens of the prefix only, and all they can."""
+    completed: int | None
+    """The packed block that became full since the prefix one block shorter, or, if the prefix ends in
+    evicted tokens, the full one that it ends behind."""
+    tail: int | None
+    """The packed block that the prefix fills in part; its later slots are anybody's."""
+
+
+def packed_boundary(evicted: ImageSpans, num_blocks: int, block_size: int) -> PackedBoundary:
+    """The packed blocks that a prefix of ``num_blocks`` whole blocks of tokens ends in.
+
+    Args:
+        evicted: what is gone in the layers that are meant.
+    """
+
+    def kept(blocks: int) -> int:
+        tokens = blocks * block_size
+        return tokens - evicted.count_before(tokens)
+
+    before, now = kept(num_blocks - 1), kept(num_blocks)
+    full = now // block_size
+    tail = full if now % block_size else None
+    became_full = full > before // block_size
+    return PackedBoundary(
+        full_blocks=full,
+        completed=full - 1 if became_full or (full and tail is None) else None,
+        tail=tail,
+    )
+
+
+def blocks_taken(required: int, idle: Sequence[bool], shared: int, *, take_over: bool) -> int:
+    """Free blocks that a request admitted on a prefix hit takes from the pool in one group.
+
+    A block of the hit that nobody holds counts as free, so a hit never takes more than no hit
+    would, unless blocks that the request will write are copied: then the copy comes on top.
+
+    Args:
+        required: blocks the request holds in the end; as many as the hit has, or more.
+        idle: per block of the hit, whether nobody holds it.
+        shared: blocks of the hit, from its start, that are never written again.
+        take_over: write idle blocks in their place instead of in a copy.
+    """
+    written = list(idle[shared:])
+    copies = written.count(False) if take_over else len(written)
+    return max(required - len(idle), 0) + sum(idle) + copies

@@ -1,0 +1,139 @@
+"""Whether a policy fits a request: its prompt, its parameters, and the engine's steps.
+
+What is wrong with a policy's keys by themselves is `policy_keys`'; this is what only the prompt shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vllm_flow.engine.requests import evictable, layout_of, unreached_modality
+from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.layout import TokenLayout
+from vllm_flow.log_keys import HEAT_KEY, LOG_KEY, parse_log
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy_keys import CLIFF_KEY, KEEP_KEY, check_bound
+from vllm_flow.ranks import RANKS, PositionRank
+
+if TYPE_CHECKING:
+    from vllm.v1.engine import EngineCoreRequest
+
+
+class Obstacle(Exception):
+    """Why a request cannot have a policy, with the remedy; ``key`` is at fault, or the policy's own."""
+
+    def __init__(self, reason: str, key: str | None = None) -> None:
+        self.key = key
+        super().__init__(reason)
+
+
+def fitted(
+    request: EngineCoreRequest,
+    policy: FlowPolicy,
+    settings: FlowSettings,
+    keys: Mapping[str, Any],
+) -> TokenLayout | None:
+    """The request's layout under a policy; None where nothing would be evicted.
+
+    Args:
+        keys: the request's own keys, without those of an operator's policy.
+
+    Raises:
+        Obstacle: the policy does not fit.
+    """
+    features = request.mm_features or ()
+    strange = unreached_modality(features)
+    if strange is not None:
+        raise Obstacle(
+            f"no policy reaches inputs of the modality {strange!r}; leave out the policy."
+        )
+    totals = [image.mm_position.get_num_embeds() for image in evictable(features)]
+    if not totals:
+        return None
+    _check_images(policy, totals, keys)
+    prompt_tokens = len(request.prompt_token_ids or ())
+    if request.prompt_token_ids is None:
+        raise Obstacle("prompts given as embeddings have no placeholders to evict.")
+    layout = layout_of(policy, features, settings.num_layers, prompt_tokens)
+    if layout is None:
+        return None
+    if layout.spans.end >= prompt_tokens:
+        raise Obstacle(
+            "the prompt ends with an image token, and the first answer token would be read from "
+            "an evicted row; put text (or the chat template's turn end) after the image."
+        )
+    if request.sampling_params.prompt_logprobs is not None:
+        raise Obstacle(
+            "evicted positions have no logits, so prompt_logprobs cannot be given; leave out "
+            "prompt_logprobs, or the policy."
+        )
+    if request.resumable:
+        raise Obstacle("streaming input may bring images later; leave out the policy.")
+    _check_step(layout, settings)
+    _check_log(layout, keys, settings.num_layers)
+    return layout
+
+
+def check_bounds(
+    request: EngineCoreRequest, policy: FlowPolicy, strongest: FlowPolicy, num_layers: int
+) -> None:
+    """Refuse a client's policy that evicts more of this prompt than the operator allows.
+
+    Raises:
+        PolicyError: see :func:`vllm_flow.policy_keys.check_bound`.
+    """
+    totals = [image.mm_position.get_num_embeds() for image in evictable(request.mm_features or ())]
+    check_bound(policy, strongest, totals, num_layers)
+
+
+def _check_images(policy: FlowPolicy, totals: list[int], keys: Mapping[str, Any]) -> None:
+    for key in (CLIFF_KEY, KEEP_KEY):
+        value = keys.get(key)
+        if isinstance(value, (list, tuple)) and len(value) != len(totals):
+            raise Obstacle(
+                f"it has {len(value)} values and the prompt has {len(totals)} images; give one value "
+                "per image, in the order of the prompt, or a single one for all of them, no list.",
+                key,
+            )
+    for image, total in enumerate(totals):
+        stages = policy.stages_of(image)
+        for before, after in zip(stages, stages[1:], strict=False):
+            if after.kept(total) > before.kept(total):
+                raise Obstacle(
+                    f"of an image of {total} tokens, stage {str(after)!r} keeps {after.kept(total)} and "
+                    f"{str(before)!r} left {before.kept(total)}; tokens that are gone do not come back."
+                )
+
+
+def _check_step(layout: TokenLayout, settings: FlowSettings) -> None:
+    """What must be computed in one step must fit one, or the request would wait for ever."""
+    longest = max((stop - start for start, stop in layout.whole), default=0)
+    if settings.step_tokens is None or longest <= settings.step_tokens:
+        return
+    by_place = [name for name, rank in RANKS.items() if isinstance(rank, PositionRank)]
+    raise Obstacle(
+        f"its rank must see {longest} tokens in one step, and a step of this engine has room for "
+        f"{settings.step_tokens}; rank by {' or '.join(map(repr, by_place))}, or have the server "
+        "started with a greater max_num_batched_tokens, a smaller max_num_seqs or without "
+        "long_prefill_token_threshold."
+    )
+
+
+def _check_log(layout: TokenLayout, keys: Mapping[str, Any], num_layers: int) -> None:
+    """A log of single tokens needs to know which are there, which only the device does."""
+    log = parse_log(keys, num_layers)
+    if log is None or not layout.chooses:
+        return
+    if log.heat:
+        raise Obstacle(
+            "which image tokens stay is chosen on the device, so their shares have no places in the "
+            "picture; leave this key out, or rank by place.",
+            HEAT_KEY,
+        )
+    if any(choice.text for stage in layout.stages for choice in stage.choices):
+        raise Obstacle(
+            "this model has text between the tokens of a picture, and which of them come before it is "
+            "chosen on the device; leave this key out, or rank by place.",
+            LOG_KEY,
+        )

@@ -1,0 +1,272 @@
+"""Which rows of an image stay, where only the device can tell: by embeddings, or by attention.
+
+Seams: the hidden states that enter the first decoder layer, and ``forward`` of the ``Attention`` of the
+layer before a stage, wrapped for that one call. Nothing waits for the device: how many rows stay is
+known to the host, and which ones is written over a part of the variant's ``gather``.
+
+Legend: T rows of the step, R of them alive, M rows of an image's extent that are left, K of them stay,
+N tokens of the image, H hidden size, Q query heads, S slots that a row sees, B blocks of a request.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.distributed import (
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_reduce,
+)
+from vllm.logger import init_logger
+from vllm.model_executor.models.utils import extract_layer_index
+
+from vllm_flow.engine.attention.keys import KeyReader, key_reader
+from vllm_flow.layout_stages import Choice
+from vllm_flow.plan import Ranking
+from vllm_flow.ranks import RANKS, AttentionRank, PictureRank
+from vllm_flow.ranks.base import Needs
+
+if TYPE_CHECKING:
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+logger = init_logger("vllm.vllm_flow.ranking")
+
+ORDERS_KEPT = 1024
+"""Pictures whose order is remembered; an order is as many integers as tokens were put in order."""
+
+
+@dataclass(frozen=True)
+class DeviceRanking:
+    """A plan's ranking on the device."""
+
+    ranking: Ranking
+    blocks: torch.Tensor
+    """[B] blocks of the request, or more, in the storage group of the layer before the stage."""
+
+    @property
+    def rank(self) -> Any:
+        return RANKS[self.ranking.choice.rank]
+
+    @property
+    def by_attention(self) -> bool:
+        return isinstance(self.rank, AttentionRank)
+
+
+class Ranker:
+    """Chooses for one decoder, one step at a time.
+
+    Args:
+        kv_cache_config: names the layers of each group, whose caches are allocated.
+        layers: attention layer name -> vLLM's ``Attention``.
+    """
+
+    def __init__(self, kv_cache_config: KVCacheConfig, layers: Mapping[str, Any]) -> None:
+        self._attention: dict[int, tuple[Any, KeyReader | None]] = {}
+        self._unreadable = ""
+        self._orders: OrderedDict[tuple[str, str], torch.Tensor] = OrderedDict()
+        self._tables: dict[Any, torch.Tensor] = {}
+        self._ordered: dict[tuple[int, int, str], torch.Tensor] = {}
+        self._scores: dict[tuple[int, int], torch.Tensor] = {}
+        found: dict[Any, KeyReader | None] = {}
+        for spec in kv_cache_config.kv_cache_groups:
+            for name in spec.layer_names:
+                attention = layers[name]
+                alike = (attention.attn_backend, attention.dtype, attention.kv_cache.stride())
+                if alike not in found:
+                    found[alike] = self._reader(attention)
+                self._attention[extract_layer_index(name)] = attention, found[alike]
+
+    def _reader(self, attention: Any) -> KeyReader | None:
+        try:
+            return key_reader(attention)
+        except ValueError as error:
+            self._unreadable = str(error)
+            logger.warning("Ranks by attention cannot be served by this engine: %s", error)
+            return None
+
+    def forget(self) -> None:
+        """Drop what a step that is over, or was given up, has left."""
+        self._ordered.clear()
+        self._scores.clear()
+
+    def look(self, rankings: Sequence[DeviceRanking], hidden_TH: torch.Tensor) -> None:
+        """Put the tokens of pictures in order, before any layer changes the embeddings in place."""
+        wanted: dict[tuple[int, int, str], tuple[Ranking, int]] = {}
+        for device in rankings:
+            ranking, choice = device.ranking, device.ranking.choice
+            if isinstance(device.rank, PictureRank):
+                key = (ranking.request, choice.image, choice.rank)
+                _, count = wanted.get(key, (ranking, 0))
+                wanted[key] = ranking, max(count, choice.ordered)
+        for key, (ranking, count) in wanted.items():
+            self._ordered[key] = self._order(ranking, count, hidden_TH)
+
+    def _order(self, ranking: Ranking, count: int, hidden_TH: torch.Tensor) -> torch.Tensor:
+        """[count or more] tokens of a picture, best first; remembered under the picture's name."""
+        name = (ranking.picture, ranking.choice.rank)
+        known = self._orders.get(name)
+        if ranking.picture and known is not None and len(known) >= count:
+            self._orders.move_to_end(name)
+            return known
+        choice, rank = ranking.choice, RANKS[ranking.choice.rank]
+        assert isinstance(rank, PictureRank)
+        extent = choice.stop - choice.start
+        rows_NH = hidden_TH[ranking.first_row : ranking.first_row + extent]
+        if choice.text:
+            rows_NH = rows_NH.index_select(0, self._token_offsets(choice, hidden_TH.device))
+        order = rank.order(rows_NH, count)
+        if ranking.picture:
+            self._orders[name] = order
+            self._orders.move_to_end(name)
+            while len(self._orders) > ORDERS_KEPT:
+                self._orders.popitem(last=False)
+        return order
+
+    @contextmanager
+    def watching(
+        self, layer: int, rankings: Sequence[DeviceRanking], rows: torch.Tensor | None
+    ) -> Iterator[None]:
+        """Read the attention of one layer while it runs.
+
+        Args:
+            rows: [R] rows of the step that are alive, None where all are.
+        """
+        attention, read = self._attention[layer]
+        if read is None:
+            raise RuntimeError(self._unreadable)
+        own, forward = vars(attention).get("forward"), attention.forward
+
+        def watched(query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            output = forward(query, *args, **kwargs)
+            for device in rankings:
+                key = (device.ranking.request, device.ranking.choice.image)
+                self._scores[key] = self._attended(attention, read, query, device, rows)
+            return output
+
+        vars(attention)["forward"] = watched
+        try:
+            yield
+        finally:
+            vars(attention)["forward"] = own
+            if own is None:
+                del vars(attention)["forward"]
+
+    def _attended(
+        self,
+        attention: Any,
+        read: KeyReader,
+        query: torch.Tensor,
+        device: DeviceRanking,
+        rows: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """[M] probability that one row gives each row of the image, averaged over all heads."""
+        ranking, choice = device.ranking, device.ranking.choice
+        head_size, slots = attention.head_size, ranking.visible
+        row, last = query[ranking.query], None
+        if choice.text and device.rank.needs == Needs.IMAGE:
+            # Whose row is the image's last token, and not text, is known only here.
+            text_M = self._text(choice, self._offsets(ranking, rows, query.device))
+            index_M = torch.arange(choice.left, device=query.device)
+            last = index_M.masked_fill(text_M, -1).max()
+            row = query.index_select(0, (last + ranking.source).view(1))[0]
+        count = -(-slots // attention.kv_cache.shape[2])
+        keys = read(attention.kv_cache, device.blocks[:count].long(), head_size)
+        keys_KSD = keys.transpose(0, 1).flatten(1, 2)[:, :slots].float()
+        query_KGD = row.reshape(keys_KSD.shape[0], -1, head_size).float()
+        logits_KGS = (query_KGD * attention.impl.scale) @ keys_KSD.transpose(1, 2)
+        if last is not None:
+            past_S = torch.arange(slots, device=query.device) > last + ranking.first_key
+            logits_KGS = logits_KGS.masked_fill(past_S, -float("inf"))
+        mass_S = logits_KGS.softmax(-1).mean((0, 1))
+        mass_M = mass_S[ranking.first_key : ranking.first_key + choice.left].contiguous()
+        workers = get_tensor_model_parallel_world_size()
+        # Each worker has heads of its own; with other sums they would keep other rows.
+        return tensor_model_parallel_all_reduce(mass_M) / workers if workers > 1 else mass_M
+
+    def choose(
+        self,
+        rankings: Sequence[DeviceRanking],
+        gather_R: torch.Tensor,
+        rows: torch.Tensor | None,
+    ) -> None:
+        """Write what stays of each image into ``gather``.
+
+        Args:
+            gather_R: the variant's, [R] rows of the variant before; written to.
+            rows: rows of the step in the variant before, None where that is all of them.
+        """
+        for device in rankings:
+            ranking, choice = device.ranking, device.ranking.choice
+            offsets_M = self._offsets(ranking, rows, gather_R.device)
+            if choice.picks is not None:
+                scores_M = self._picked(choice, offsets_M)
+            elif device.by_attention:
+                scores_M = self._scores.pop((ranking.request, choice.image))
+            else:
+                scores_M = self._by_order(ranking, offsets_M)
+            if choice.text:
+                scores_M = scores_M.masked_fill(self._text(choice, offsets_M), float("inf"))
+            # Stable, so that of equals the first ones stay, whatever the device.
+            best_K = scores_M.argsort(descending=True, stable=True)[: choice.keep].sort().values
+            gather_R[ranking.target : ranking.target + choice.keep] = best_K + ranking.source
+
+    def _by_order(self, ranking: Ranking, offsets_M: torch.Tensor) -> torch.Tensor:
+        """[M] scores by the picture's order; the lowest for tokens that were not put in order."""
+        choice = ranking.choice
+        order = self._ordered[ranking.request, choice.image, choice.rank]
+        tokens = choice.stop - choice.start - len(choice.text)
+        place_N = torch.full((tokens,), float(tokens), device=order.device)
+        place_N[order] = torch.arange(len(order), dtype=place_N.dtype, device=order.device)
+        if choice.text:
+            offsets_M = self._token_of_offset(choice, offsets_M.device)[offsets_M]
+        return -place_N[offsets_M]
+
+    def _picked(self, choice: Choice, offsets_M: torch.Tensor) -> torch.Tensor:
+        """[M] 1 for the tokens that a rank by place picks, counted among those that are left."""
+        picks = self._table("picks", choice.picks or (), offsets_M.device)
+        text_M = self._text(choice, offsets_M)
+        picked = torch.zeros(choice.left + 1, device=offsets_M.device)
+        picked[picks] = 1
+        return picked[(~text_M).cumsum(0).sub(1).clamp_min(0)].masked_fill(text_M, 0)
+
+    @staticmethod
+    def _offsets(ranking: Ranking, rows: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+        """[M] offsets in the extent of the image's rows that are left."""
+        choice = ranking.choice
+        if rows is None:
+            return torch.arange(choice.left, device=device)
+        return rows[ranking.source : ranking.source + choice.left].long() - ranking.first_row
+
+    def _text(self, choice: Choice, offsets_M: torch.Tensor) -> torch.Tensor:
+        """[M] whether each row is text."""
+        at = self._table("text", choice.text, offsets_M.device)
+        text = torch.zeros(choice.stop - choice.start, dtype=torch.bool, device=offsets_M.device)
+        return text.index_fill(0, at, True)[offsets_M]
+
+    def _token_offsets(self, choice: Choice, device: torch.device) -> torch.Tensor:
+        """[N] offsets of the image's tokens in its extent."""
+        text = set(choice.text)
+        offsets = tuple(at for at in range(choice.stop - choice.start) if at not in text)
+        return self._table("tokens", offsets, device)
+
+    def _token_of_offset(self, choice: Choice, device: torch.device) -> torch.Tensor:
+        """[extent] which token of the image stands at each offset; anything at text."""
+        at = self._token_offsets(choice, device)
+        found = torch.zeros(choice.stop - choice.start, dtype=torch.int64, device=device)
+        return found.index_copy(0, at, torch.arange(len(at), device=device))
+
+    def _table(self, name: str, values: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """Integers of the host on the device; pictures of one kind have the same ones."""
+        key = (name, values)
+        if key not in self._tables:
+            if len(self._tables) >= ORDERS_KEPT:
+                self._tables.clear()
+            host = torch.tensor(values, dtype=torch.int64)
+            if device.type == "cuda":
+                host = host.pin_memory()
+            self._tables[key] = host.to(device, non_blocking=True)
+        return self._tables[key]

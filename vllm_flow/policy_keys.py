@@ -1,0 +1,326 @@
+"""A request's flat keys: how a policy and a task are written, and which of them go together.
+
+Knows nothing of vLLM, torch or prompts: keys are read from the plain mapping that arrives as
+``SamplingParams.extra_args`` (offline) or ``vllm_xargs`` (OpenAI-compatible server). What is wrong only
+in view of the prompt is left to the front end. The grammar, with examples: docs/policies.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, cast
+
+from vllm_flow.log_keys import LOG_KEYS
+from vllm_flow.policy import FlowPolicy, Stage, When, keep_text, stages_text, weaker_layer
+from vllm_flow.policy_values import (
+    PolicyError,
+    read_choice,
+    read_keep,
+    read_layer,
+    read_rank,
+    read_seed,
+    read_stages,
+)
+from vllm_flow.presets import PRESETS
+from vllm_flow.ranks import RANKS
+
+KEY_PREFIX = "flow_"
+CLIFF_KEY = "flow_cliff"
+KEEP_KEY = "flow_keep"
+RANK_KEY = "flow_rank"
+STAGES_KEY = "flow_stages"
+PRESET_KEY = "flow_preset"
+SEED_KEY = "flow_seed"
+WHEN_KEY = "flow_when"
+TASK_KEY = "flow_task"
+FORMS = (STAGES_KEY, CLIFF_KEY, PRESET_KEY)
+"""Each begins a way to write a policy; a request uses one of them."""
+POLICY_KEYS = (CLIFF_KEY, KEEP_KEY, RANK_KEY, STAGES_KEY, PRESET_KEY, SEED_KEY, WHEN_KEY)
+"""Keys that decide what is evicted."""
+REQUEST_KEYS = (*POLICY_KEYS, TASK_KEY, *LOG_KEYS)
+"""Every request key this version understands; any other ``flow_*`` key is an error."""
+BASELINE = "baseline"
+MOST_IMAGES = 4096
+"""Entries of a list with one value per image."""
+
+
+def parse_policy(keys: Mapping[str, Any] | None, num_layers: int) -> FlowPolicy | None:
+    """Read a policy from a request's extra arguments.
+
+    Args:
+        keys: the request's extra arguments; keys without the ``flow_`` prefix belong to others
+            and are left alone.
+        num_layers: number of decoder layers of the model.
+
+    Returns:
+        The policy, or None for the baseline: no key of a policy, or one that evicts nothing from
+        any image.
+
+    Raises:
+        PolicyError: (a ValueError) an unknown ``flow_*`` key, a value out of its range, or keys that
+            do not go together.
+    """
+    if not keys:
+        return None
+    for key, value in keys.items():
+        if isinstance(key, str) and key.startswith(KEY_PREFIX) and key not in REQUEST_KEYS:
+            close = difflib.get_close_matches(key, REQUEST_KEYS, n=1)
+            hint = (
+                f"did you mean {close[0]!r}?" if close else f"known keys: {_listed(REQUEST_KEYS)}."
+            )
+            raise PolicyError(key, value, f"vLLM-Flow does not know this key; {hint}")
+    _check_together(keys)
+    if STAGES_KEY in keys:
+        images: tuple[tuple[Stage, ...], ...] = (
+            read_stages(STAGES_KEY, keys[STAGES_KEY], num_layers),
+        )
+    elif PRESET_KEY in keys:
+        preset = PRESETS[read_choice(PRESET_KEY, keys[PRESET_KEY], PRESETS)]
+        images = (preset.stages(num_layers),)
+    elif CLIFF_KEY in keys:
+        images = _per_image(keys, num_layers)
+    else:
+        return None
+    when = cast(When, read_choice(WHEN_KEY, keys.get(WHEN_KEY, "prefill"), ("prefill", "decode")))
+    policy = FlowPolicy(images, read_seed(SEED_KEY, keys.get(SEED_KEY, 0)), when)
+    if SEED_KEY in keys and not any(RANKS[rank].draws for rank in policy.ranks):
+        drawing = _listed([name for name, rank in RANKS.items() if rank.draws])
+        raise PolicyError(
+            SEED_KEY, keys[SEED_KEY], f"nothing is drawn; leave it out, or rank by {drawing}."
+        )
+    return policy if any(images) or not policy.shared else None
+
+
+def operators_policy(keys: Mapping[str, Any], num_layers: int) -> FlowPolicy | None:
+    """A policy that an operator writes for requests of any kind; see :func:`parse_policy`.
+
+    Raises:
+        PolicyError: also where it is meant for prompts with a certain number of images.
+    """
+    policy = parse_policy(keys, num_layers)
+    if policy is not None and not policy.shared:
+        key = next(key for key in (CLIFF_KEY, KEEP_KEY) if isinstance(keys.get(key), (list, tuple)))
+        raise PolicyError(
+            key, keys[key], "requests have any number of images; give one value for all of them."
+        )
+    return policy
+
+
+def request_keys(policy: FlowPolicy) -> dict[str, Any]:
+    """The flat keys a client sends for a policy; :func:`parse_policy` reads them back."""
+    keys: dict[str, Any]
+    if not policy.shared:
+        keys = {CLIFF_KEY: [stages[0].layer for stages in policy.images]}
+        if not policy.only_withdraws:
+            keys[KEEP_KEY] = [_keep_value(stages[0]) for stages in policy.images]
+    else:
+        (stages,) = policy.images
+        if len(stages) == 1:
+            keys = {CLIFF_KEY: stages[0].layer}
+            if not policy.only_withdraws:
+                keys[KEEP_KEY] = _keep_value(stages[0])
+        else:
+            keys = {STAGES_KEY: stages_text(stages)}
+    if KEEP_KEY in keys:
+        (keys[RANK_KEY],) = policy.ranks
+    if policy.seed:
+        keys[SEED_KEY] = policy.seed
+    if policy.when != "prefill":
+        keys[WHEN_KEY] = policy.when
+    return keys
+
+
+def policy_label(keys: Mapping[str, Any] | None) -> str:
+    """What metrics call the policy of a request's settled keys: one of few names.
+
+    Clients choose seeds, shares and stages, and each name is a time series for ever. So a single cliff
+    is named, and of other policies the ranks.
+    """
+    keys = keys or {}
+    if isinstance(keys.get(CLIFF_KEY), int) and KEEP_KEY not in keys:
+        return f"cliff={keys[CLIFF_KEY]}"
+    text = f"{keys.get(RANK_KEY, '')} {keys.get(STAGES_KEY, '')}"
+    ranks = [rank for rank in RANKS if re.search(rf"\b{rank}\b", text)]
+    if ranks:
+        return f"ranks={'+'.join(ranks)}"
+    return "cliffs" if CLIFF_KEY in keys or STAGES_KEY in keys else BASELINE
+
+
+def _keep_value(stage: Stage) -> int | str:
+    return stage.keep if isinstance(stage.keep, int) else keep_text(stage.keep)
+
+
+def _check_together(keys: Mapping[str, Any]) -> None:
+    """Refuse keys that contradict each other, and those that nothing would come of."""
+    forms = [key for key in FORMS if key in keys]
+    if len(forms) > 1:
+        raise PolicyError(
+            forms[1], keys[forms[1]], f"{forms[0]} is there as well; send one of them."
+        )
+    own = {CLIFF_KEY: (KEEP_KEY, RANK_KEY, SEED_KEY, WHEN_KEY), STAGES_KEY: (SEED_KEY, WHEN_KEY)}
+    allowed = own.get(forms[0], (WHEN_KEY,)) if forms else ()
+    for key in (KEEP_KEY, RANK_KEY, SEED_KEY, WHEN_KEY):
+        if key not in keys or key in allowed:
+            continue
+        if not forms:
+            reason = f"nothing says from which layer on; send {CLIFF_KEY} too."
+        elif forms[0] == STAGES_KEY:
+            reason = f"the stages say it themselves; write it into {STAGES_KEY}, or leave it out."
+        else:
+            reason = f"{forms[0]} settles it; leave it out, or write {STAGES_KEY}."
+        raise PolicyError(key, keys[key], reason)
+
+
+def _per_image(keys: Mapping[str, Any], num_layers: int) -> tuple[tuple[Stage, ...], ...]:
+    """The one stage of ``flow_cliff``, ``flow_keep`` and ``flow_rank``, image by image for lists."""
+    cliffs = _values(CLIFF_KEY, keys[CLIFF_KEY], lambda v: read_layer(CLIFF_KEY, v, num_layers))
+    keeps = _values(KEEP_KEY, keys.get(KEEP_KEY, 0), lambda v: read_keep(KEEP_KEY, v))
+    listed = [isinstance(keys.get(key), (list, tuple)) for key in (CLIFF_KEY, KEEP_KEY)]
+    if all(listed) and len(cliffs) != len(keeps):
+        raise PolicyError(
+            KEEP_KEY,
+            keys[KEEP_KEY],
+            f"it has {len(keeps)} values and {CLIFF_KEY} has {len(cliffs)}; each has one per image.",
+        )
+    count = max(len(cliffs), len(keeps))
+    cliffs, keeps = _stretched(cliffs, count), _stretched(keeps, count)
+    if any(keeps) != (RANK_KEY in keys):
+        raise PolicyError(
+            RANK_KEY if RANK_KEY in keys else KEEP_KEY,
+            keys[RANK_KEY] if RANK_KEY in keys else keys[KEEP_KEY],
+            f"no token is kept that could be ranked; leave it out, or send {KEEP_KEY}."
+            if RANK_KEY in keys
+            else f"nothing says which tokens; send {RANK_KEY} too: {_listed(RANKS)}.",
+        )
+    images = []
+    for cliff, keep in zip(cliffs, keeps, strict=True):
+        rank = read_rank(RANK_KEY, keys[RANK_KEY], cliff) if keep else None
+        images.append((Stage(cliff, keep, rank),))
+    if not any(listed):
+        # A stage that no layer reaches is none; in a list it holds an image's place.
+        return (images[0] if cliffs[0] < num_layers else (),)
+    return tuple(images)
+
+
+def _values(key: str, value: Any, read: Any) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        return [read(value)]
+    if not 1 <= len(value) <= MOST_IMAGES:
+        raise PolicyError(key, value, "a list needs one value per image of the prompt.")
+    for item in value:
+        try:
+            read(item)
+        except PolicyError as error:
+            reason = str(error).partition(": ")[2]
+            raise PolicyError(key, value, f"in the list, {reason}") from None
+    return [read(item) for item in value]
+
+
+def _stretched(values: Sequence[Any], count: int) -> list[Any]:
+    return list(values) * count if len(values) == 1 else list(values)
+
+
+def admit(
+    keys: Mapping[str, Any] | None,
+    num_layers: int,
+    *,
+    allowed: bool = True,
+    strongest: FlowPolicy | None = None,
+) -> FlowPolicy | None:
+    """:func:`parse_policy` within an operator's bounds, as far as they can be told without the prompt.
+
+    Args:
+        allowed: whether requests may carry a policy at all.
+        strongest: the most they may evict.
+
+    Raises:
+        PolicyError: also where the operator's bounds exclude what is asked for.
+    """
+    policy = parse_policy(keys, num_layers)
+    own = next((key for key in FORMS if keys and key in keys), None)
+    if keys and own is not None and not allowed:
+        raise PolicyError(
+            own, keys[own], "the operator of this server sets the policy; leave it out."
+        )
+    if policy is None or strongest is None:
+        return policy
+    if policy.only_withdraws and strongest.only_withdraws:
+        # No picture has a say in this: of any size, one has more tokens than none.
+        check_bound(policy, strongest, [1] * len(policy.images), num_layers)
+    return policy
+
+
+def check_bound(
+    policy: FlowPolicy, strongest: FlowPolicy, image_tokens: Sequence[int], num_layers: int
+) -> None:
+    """Refuse a policy that evicts more than the operator allows.
+
+    Args:
+        image_tokens: tokens of each image, in the order of the prompt.
+
+    Raises:
+        PolicyError: names the layer and what may be evicted there.
+    """
+    layer = weaker_layer(policy, strongest, image_tokens)
+    if layer is None:
+        return
+    keys = request_keys(policy)
+    key = next(key for key in FORMS if key in keys)
+    if strongest.only_withdraws:
+        cliff = strongest.images[0][0].layer
+        raise PolicyError(
+            key,
+            keys[key],
+            f"the operator of this server allows layers from {cliff} on; it must be an "
+            f"integer from {cliff} to {num_layers}.",
+        )
+    raise PolicyError(
+        key,
+        keys[key],
+        f"it evicts more from layer {layer} on than the operator of this server allows, which is "
+        f'"{strongest}".',
+    )
+
+
+def parse_task(keys: Mapping[str, Any] | None, tasks: Collection[str] | None) -> str | None:
+    """Read from a request's extra arguments which task it belongs to.
+
+    A task's policy is the operator's: the front end puts it in the place of the key, so that nothing
+    behind it knows of tasks.
+
+    Args:
+        tasks: the tasks of the operator's profile, None where there is no profile.
+
+    Returns:
+        The task, or None: no ``flow_task``.
+
+    Raises:
+        PolicyError: (a ValueError) a policy beside it, an engine without a profile, or a task
+            that the profile does not have.
+    """
+    if not keys or TASK_KEY not in keys:
+        return None
+    task = keys[TASK_KEY]
+    own = next((key for key in POLICY_KEYS if key in keys), None)
+    if own is not None:
+        raise PolicyError(
+            TASK_KEY, task, f"{own} is there as well, and the task has a policy; send one of them."
+        )
+    if tasks is None:
+        raise PolicyError(
+            TASK_KEY,
+            task,
+            "this engine has no profile of tasks; leave the key out, or start the engine with "
+            '"default_policy": {"profile": "FILE"} in additional_config["vllm_flow"].',
+        )
+    if not isinstance(task, str) or task not in tasks:
+        raise PolicyError(
+            TASK_KEY, task, f"there is no such task; known tasks: {_listed(sorted(tasks))}."
+        )
+    return task
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(map(repr, names))

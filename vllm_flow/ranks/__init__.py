@@ -1,0 +1,25 @@
+"""Ways to choose which tokens of an image stay: a registry, one short file each.
+
+A rank chooses at a stage of a policy, among the tokens of one image that are left by then. *How many*
+stay is known from the policy; only *which* is a rank's. Positions of kept tokens never change.
+
+A new rank is a file here and a line in :data:`RANKS`; the recipe is in docs/policies.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vllm_flow.ranks.base import AttentionRank, PictureRank, PositionRank, Rank
+from vllm_flow.ranks.diversity import DIVERSITY
+from vllm_flow.ranks.last_image import LAST_IMAGE
+from vllm_flow.ranks.last_prompt import LAST_PROMPT
+from vllm_flow.ranks.random import RANDOM
+from vllm_flow.ranks.uniform import UNIFORM
+
+RANKS: Mapping[str, Rank] = {
+    rank.name: rank for rank in (UNIFORM, RANDOM, DIVERSITY, LAST_IMAGE, LAST_PROMPT)
+}
+"""Every rank this version knows, by the name that a request sends."""
+
+__all__ = ["RANKS", "AttentionRank", "PictureRank", "PositionRank", "Rank"]

@@ -1,0 +1,80 @@
+"""The three kinds of ranks, told apart by what they look at; each says what that costs a request.
+
+Legend: M tokens of an image that are left, K of them kept, H width of the decoder's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+from vllm_flow.spans import IntArray
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Needs(Enum):
+    """What must be computed in one step, since the choice looks at all of it."""
+
+    NOTHING = "nothing"
+    IMAGE = "image"
+    PROMPT = "prompt"
+    """From the first image to the end of the prompt."""
+
+
+@dataclass(frozen=True)
+class PositionRank:
+    """Chooses by place alone, on the host."""
+
+    name: str
+    title: str
+    choose: Callable[[int, int, Draw], IntArray]
+    """``choose(M, K, draw)``: [K] indices into the M tokens, ascending."""
+    draws: bool = False
+    """Whether the request's seed matters."""
+    needs: ClassVar[Needs] = Needs.NOTHING
+
+
+@dataclass(frozen=True)
+class PictureRank:
+    """Chooses by the image's embeddings as they enter the decoder, whatever else the prompt says."""
+
+    name: str
+    title: str
+    order: Callable[[torch.Tensor, int], torch.Tensor]
+    """``order(embeddings [N, H], K)``: [K] indices of the whole image's tokens, best first. Nested: the
+    order of fewer is the beginning of the order of more."""
+    draws: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs.IMAGE
+
+
+@dataclass(frozen=True)
+class AttentionRank:
+    """Chooses the tokens that one row attends to most, in the layer before the stage's.
+
+    The score is the attention probability averaged over heads.
+    """
+
+    name: str
+    title: str
+    needs: Needs
+    """IMAGE: the row is the image's last token that is left. PROMPT: it is the prompt's last token."""
+    draws: ClassVar[bool] = False
+
+
+Rank: TypeAlias = "PositionRank | PictureRank | AttentionRank"
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What a rank that draws must know to draw the same in every process and step."""
+
+    seed: int
+    """The request's, ``flow_seed``."""
+    image: int
+    """Index of the image in the prompt."""
+    layer: int
+    """The stage's."""
