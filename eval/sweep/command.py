@@ -76,6 +76,14 @@ def _add_questions(what: Any) -> None:
     )
     what.add_argument("--seed", type=seed, default=0)
     what.add_argument(
+        "--tolerance",
+        type=points,
+        default=1.0,
+        metavar="POINTS",
+        help="loss that would count as none; before the run it is told how many questions that needs "
+        "(default: 1)",
+    )
+    what.add_argument(
         "--conversation",
         choices=NAMES,
         default="auto",
@@ -167,6 +175,17 @@ def _names(text: str) -> list[str]:
     if not all(names):
         raise argparse.ArgumentTypeError(f"{text!r} is no comma-separated list")
     return list(dict.fromkeys(names))
+
+
+def points(text: str) -> float:
+    """An option's percentage points, above 0 and at most 100."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of points above 0")
+    return value
 
 
 def json_object(text: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from vllm_flow.eval.statistics.power import forecast
 from vllm_flow.eval.sweep import driver
 from vllm_flow.eval.sweep.engine_actor import EngineOptions, background_of
 from vllm_flow.eval.sweep.model_facts import DEMO_MODELS, ModelError, ModelFacts, read_facts
@@ -60,11 +61,15 @@ def evaluate(args: Namespace) -> int:
         )
         for name in args.tasks
     ]
+    for task in tasks:
+        if len(policies) > 1:
+            told = forecast([item.picture_of for item in task.items], args.tolerance / 100)
+            print(f"{task.task}: {told}", flush=True)
     with driver.connected(args.ray_address, args.engines) as pool:
         meta = run_settings(
             args, facts, on_gpu=pool.num_gpus > 0, limit=args.limit, engines=pool.engines
         )
-        meta["hardware"] = driver.hardware(pool)
+        meta |= {"hardware": driver.hardware(pool), "prompts": args.prompts}
         run = open_run(args.out, meta)
         with (
             run.writing(),
@@ -82,7 +87,6 @@ def run_settings(
         "command": ["vllm-flow", *sys.argv[1:]],
         **engine_settings(args, facts, on_gpu),
         "prompt": facts.conversation.prompt("{text}", True),
-        "prompts": args.prompts,
         "image_preparation": args.image_preparation,
         "image_reading": args.image_reading,
         "data": str(real(args.data)),

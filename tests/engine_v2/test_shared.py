@@ -27,7 +27,6 @@ from tests.engine.test_lifecycle import (
     test_preempted_requests_stay_exact,
 )
 from tests.engine.test_policies import (
-    test_prefixes_by_place_are_found_like_the_baselines,
     test_ranks_by_place_are_exact,
     test_ranks_of_the_device_are_exact,
 )
@@ -53,7 +52,6 @@ __all__ = [
     "test_model_runner",
     "test_only_steps_in_which_rows_leave_are_eager",
     "test_preempted_requests_stay_exact",
-    "test_prefixes_by_place_are_found_like_the_baselines",
     "test_random_traffic_is_exact",
     "test_ranks_by_place_are_exact",
     "test_ranks_of_the_device_are_exact",
