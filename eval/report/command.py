@@ -143,17 +143,17 @@ def show(summary: Summary, options: Options) -> None:
         if any(result.answered for result in task.policies)
     ]
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("task", "metric", "baseline", "cliff", "there", "difference"):
+    for heading in ("task", "metric", "baseline", "shown", "there", "difference"):
         table.add_column(heading, justify="left" if heading in ("task", "metric") else "right")
     for view in views:
-        base, found = view["baseline"], view["found"]
+        base, shown = view["baseline"], view["shown"]
         table.add_row(
             view["title"],
             view["metric"] + (", %" if view["percent"] else ""),
             base["value"] if base else "-",
-            f"{view['found_layer']}/{summary.num_layers}" if found else "-",
-            found["value"] if found else "-",
-            f"{found['difference']} {found['difference_limits']}" if found else "-",
+            view["headline"],
+            shown["value"] if shown else "-",
+            f"{shown['difference']} {shown['difference_limits']}" if shown else "-",
         )
     console.print(table)
     for view in views:
