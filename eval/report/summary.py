@@ -38,7 +38,6 @@ from vllm_flow.eval.tasks.base import Item, Scored, Task
 
 AnswerRow = Mapping[str, Any]
 """A row of `vllm_flow.eval.sweep.schema.ANSWERS`."""
-
 SAME = 1e-9
 """A metric that equals the mean score up to this, under every policy, is the mean score."""
 
@@ -126,7 +125,7 @@ def _task_result(
             values |= {m: accuracy(right, len(own_scores), options.confidence) for m in means}
         pair = pairs[compared.index(name)] if name in compared else ({}, {})
         changes = [pair[1][i].score - pair[0][i].score for i in pair[0]]
-        gained, lost = sum(c > SAME for c in changes), sum(c < -SAME for c in changes)
+        gained, lost = (sum(sign * c > SAME for c in changes) for sign in (1, -1))
         results.append(
             PolicyResult(
                 policy,

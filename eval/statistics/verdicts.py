@@ -52,8 +52,9 @@ class FoundCliff:
     """Smallest cliff such that at it and at every deeper cliff asked the interval puts the loss at no
     more than the tolerance, and the pictures are enough to have met a loss of that size. None where the
     deepest cliff does not. A small sample shows little, and so puts this too high. The cliffs are
-    tested from the deepest down to the first failure, an order fixed beforehand, which needs no correction (W. Maurer, L. A. Hothorn and W. Lehmacher, in
-    Biometrie in der chemisch-pharmazeutischen Industrie 6 (1995) 3-18)."""
+    tested from the deepest down to the first failure, an order fixed beforehand, which needs no
+    correction (W. Maurer, L. A. Hothorn and W. Lehmacher, in Biometrie in der chemisch-pharmazeutischen
+    Industrie 6 (1995) 3-18)."""
     tolerance: float
     asked: tuple[int, ...]
     """Ascending."""
