@@ -13,8 +13,8 @@ from tests.families.conftest import Rows
 from tests.families.making import Checkpoint
 from tests.families.running import STOCK, Ask, Engine, Judge, every_cliff, largest_difference
 
-QUICK = ("qwen2_5_vl", "qwen3_vl", "idefics3")
-"""M-RoPE; features injected between layers; a decoder in another place, markers within a picture."""
+QUICK = ("qwen3_vl", "idefics3")
+"""M-RoPE, and features injected between layers; a decoder in another place, markers within a picture."""
 
 CHOICE = os.environ.get("VLLM_FLOW_FAMILIES", "")
 NAMES = tuple(BUILDERS) if CHOICE == "all" else tuple(filter(None, CHOICE.split(","))) or QUICK
