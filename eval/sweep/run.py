@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from vllm_flow.eval.sweep import driver
+from vllm_flow.eval.sweep import driver, timing
 from vllm_flow.eval.sweep.engine_actor import EngineOptions, background_of
 from vllm_flow.eval.sweep.model_facts import DEMO_MODELS, ModelError, ModelFacts, read_facts
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
@@ -36,8 +36,7 @@ BATCH_REQUESTS = 2048
 """Most requests in a batch: half of the finished requests whose footprint an engine remembers."""
 
 DEMO_CONTEXT = 2048
-"""Tokens of the demo models' longest request: ScienceQA's 1024 answer tokens, and a prompt. They could take
-more, and the pool would have to hold it."""
+"""Tokens of the demo models' longest request: ScienceQA's 1024 answer tokens, and a prompt."""
 DEMO_POOL = 1 << 28
 """KV-cache pool of an engine with a demo model, bytes; vLLM would take most of the memory."""
 
@@ -71,6 +70,9 @@ def evaluate(args: Namespace) -> int:
             keeping(lambda: f"the answers so far are in {run.path}, and the same command goes on"),
         ):
             answer_all(args, facts, policies, tasks, pool, run, meta)
+            if args.time:
+                options = engine_options(args, facts, meta, policies)
+                timing.time_policies(run.path, tasks, options, pool, args.time, meta["hardware"])
         return report(run, [task.task for task in tasks], policies)
 
 
@@ -117,7 +119,8 @@ def answer_all(
     )
     options = engine_options(args, facts, meta, policies)
     size = max(1, min(args.batch, BATCH_REQUESTS // len(policies)))
-    stream(run, batches_of(rows, size), options, pool, wanted(tasks, policies), args.max_errors)
+    total = sum(len(task.items) for task in tasks) * len(policies)
+    stream(run, batches_of(rows, size), options, pool, total, args.max_errors)
     run.compact()
 
 
@@ -128,9 +131,9 @@ def checked_policies(spec: str, facts: ModelFacts, model: str) -> tuple[Policy, 
         PolicySpecError: one cannot be read.
         ModelError: the model cannot take one.
     """
-    full_grid = facts.full_grid if facts.no_downsampling is None else None
-    policies = parse_policies(spec, facts.num_layers, full_grid)
-    if full_grid is None and "budget=" in spec:
+    can = facts.no_downsampling is None
+    policies = parse_policies(spec, facts.num_layers, facts.full_grid if can else None)
+    if not can and "budget=" in spec:
         print(f"Without reduced pictures, since {facts.no_downsampling}.")
     reduced = [policy.name for policy in policies if policy.kind == "downsample"]
     if reduced and facts.no_downsampling is not None:
@@ -174,11 +177,6 @@ def sample(
         if len(kept) + len(drawn[choice]) <= limit:
             kept += drawn[choice]
     return [items[index] for index in sorted(kept)]
-
-
-def wanted(tasks: Sequence[TaskWork], policies: Sequence[Policy]) -> int:
-    """Answers that the run has once this command is done."""
-    return sum(len(task.items) for task in tasks) * len(policies)
 
 
 def engine_settings(args: Namespace, facts: ModelFacts, on_gpu: bool) -> dict[str, Any]:
