@@ -18,7 +18,8 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo eval-demo analysis-demo bench test test-unit test-eval test-rest test-engine \
-        test-engine-v2 test-server test-upstream test-upstream-long test-speed test-families test-next-vllm test-gpu \
+        test-engine-v2 test-server test-upstream test-upstream-long test-long test-speed test-families \
+        test-next-vllm test-gpu \
         fuzz lint docs docs-check clean
 
 help:
@@ -28,6 +29,7 @@ help:
 	@echo "make analysis-demo  where attention goes, LLaVA-CAM: every figure; writes out/analysis/"
 	@echo "make bench          time and memory beside stock vLLM and the ideal; writes out/profile/"
 	@echo "make test           every test, two suites at a time (JOBS=1: one)"
+	@echo "make test-long      more of the same, which would take make test past half an hour"
 	@echo "make test-families  every model family at every cliff, both model runners (FAMILIES=a,b: those)"
 	@echo "make test-next-vllm vLLM 0.33's Python over 0.32's CPU binaries: seams, exactness, prefixes, lifecycles"
 	@echo "make test-gpu       the tests that need a CUDA device (VARIANT=cuda)"
@@ -90,7 +92,8 @@ JOBS   ?= 2
 # Two of Ray's clusters at a time are more than two cores bear: these run one after the other.
 STARTS_RAY := tests/commands/test_cluster.py tests/commands/test_interrupt.py
 SUITES := test-engine test-unit test-server test-eval test-engine-v2 test-rest test-upstream test-speed
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not long"
+PYTEST_LONG := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "long"
 
 test: setup
 	@echo "tests: $(JOBS) suites at a time, each is shown when it is done"
@@ -135,6 +138,14 @@ test-server: setup
 test-upstream: setup
 	@echo "tests: vLLM's own of its scheduler and KV cache, with the extension's classes"
 	@$(PYTEST) tests/upstream
+
+# What the suites of make test leave out: more seeds, cliffs, engines and servers of the same kinds.
+LONG := tests/engine tests/server tests/commands tests/analysis
+
+test-long: setup
+	@failed=0; for suite in $(LONG); do \
+	    echo "tests: $$suite, what make test leaves out"; $(PYTEST_LONG) $$suite || failed=1; \
+	done; exit $$failed
 
 test-upstream-long: setup
 	@VLLM_FLOW_UPSTREAM_LONG=1 $(PYTEST) tests/upstream

@@ -1,6 +1,6 @@
 """The ledger's targets as data: what each patch of vLLM replaces, and whether it is still there.
 
-The reasons are in README.md. Imports vLLM only when asked for a target.
+The reasons are in README.md. Imports vLLM only when asked to.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import importlib
 import inspect
 from dataclasses import dataclass
 from typing import Any
+
+from vllm_flow.patches import source
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,19 @@ class Target:
             found = getattr(found, part)
         return found
 
-    def problem(self) -> str | None:
-        """Why the patch would not apply, None if it would."""
+    def problem(self, *, imported: bool = True) -> str | None:
+        """Why the patch would not apply, None if it would.
+
+        Args:
+            imported: import the target and look at it; False reads its source only.
+        """
         try:
-            expected = inspect.signature(self.find()).parameters
-        except (ImportError, AttributeError) as error:
+            expected = (
+                tuple(inspect.signature(self.find()).parameters)
+                if imported
+                else source.parameters(self.module, self.name)
+            )
+        except (ImportError, AttributeError, source.Missing) as error:
             return f"{self.path} is not there ({error})"
         missing = [name for name in self.parameters if name not in expected]
         if missing:

@@ -1,8 +1,11 @@
 """Says what is installed and whether vLLM would serve with the extension; with a model, whether that one.
 
-Starts no engine and loads no weights. Exit status 1 where serving would not work, with the reason.
+Reads what is installed; with --probe or --model it also imports vLLM and asks it, which takes 15 seconds of
+processor time. Starts no engine and loads no weights. Exit status 1 where serving would not work, with the
+reason.
 
     vllm-flow doctor
+    vllm-flow doctor --probe
     vllm-flow doctor --model llava-hf/llava-1.5-7b-hf --json
 """
 
@@ -21,7 +24,10 @@ WIDTH = 14
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("--model", help="also look at this model: a folder, or a name of the hub")
+    parser.add_argument(
+        "--probe", action="store_true", help="import vLLM: its device, model runner and attention"
+    )
+    parser.add_argument("--model", help="the same, for this model: a folder, or a name of the hub")
     parser.add_argument("--json", action="store_true", help="print an object instead of lines")
 
 
@@ -29,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the diagnosis; 1 where serving would not work."""
     # vLLM logs how it comes to its choices, which would drown what is said here.
     logging.getLogger("vllm").setLevel(logging.ERROR)
-    found = diagnose(args.model)
+    found = diagnose(args.model, probe=args.probe)
     if args.json:
         print(json.dumps({"serves": not found.problems, **asdict(found)}, indent=2))
     else:
@@ -48,5 +54,7 @@ def lines(found: Diagnosis) -> Iterator[str]:
     if found.problems:
         first = found.problems[0]
         yield f"Serving would not work: {first.topic}: {' '.join(first.text.split())}"
-    else:
+    elif found.probed:
         yield "Serving with vLLM-Flow works here, as far as can be seen without starting it."
+    else:
+        yield "Nothing is in the way of serving with vLLM-Flow; --probe imports vLLM and asks it."

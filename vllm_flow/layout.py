@@ -50,9 +50,7 @@ class TokenLayout:
 
     def __post_init__(self) -> None:
         whole, barred, shareable = _limits(
-            [choice for stage in self.stages for choice in stage.choices],
-            self.stages,
-            self.prompt_tokens,
+            [choice for stage in self.stages for choice in stage.choices], self.prompt_tokens
         )
         object.__setattr__(self, "whole", whole)
         object.__setattr__(self, "_barred", barred)
@@ -188,9 +186,12 @@ class TokenLayout:
 
 
 def _limits(
-    choices: Sequence[Choice], stages: Sequence[LayoutStage], prompt_tokens: int
+    choices: Sequence[Choice], prompt_tokens: int
 ) -> tuple[tuple[Range, ...], tuple[Range, ...], int | None]:
     """What must be computed in one step, where no prefix may end, and how far prefixes reach at all.
+
+    Args:
+        choices: by ascending layer.
 
     Raises:
         ValueError: a rank looks at the whole prompt, whose length is not known.
@@ -200,14 +201,10 @@ def _limits(
         raise ValueError("a rank that looks at the whole prompt needs to know how long it is")
     found: dict[int, Range] = {}
     barred: dict[int, Range] = {}
-    for stage in stages:
-        for choice in stage.choices:
-            if choice.image in found:
-                continue  # what stays at a later stage was there at the first
+    for choice in choices:
+        if choice.image not in found:  # what stays at a later stage was there at the first
             found[choice.image] = (choice.start, choice.stop)
-            kept = np.arange(choice.start, choice.stop)
-            kept = kept[~stage.evicted.is_image(kept)]
-            barred[choice.image] = (choice.start, int(kept[-1]) + 1)
+            barred[choice.image] = (choice.start, choice.kept_end)
     whole = sorted(found.values())
     if prompt is not None:
         whole = [range_ for range_ in whole if range_[0] < prompt] + [(prompt, prompt_tokens)]

@@ -39,6 +39,8 @@ class Choice:
     """Rows of the extent that are left by then."""
     keep: int
     """How many of them stay, text included."""
+    kept_end: int
+    """Position past the last row that stays, if the first ones do."""
     ordered: int
     """Tokens that a rank by picture must put in order for all of the image's stages."""
     text: tuple[int, ...]
@@ -145,6 +147,7 @@ class _Track:
             stop=self._stop,
             left=len(rows),
             keep=len(self._rows),
+            kept_end=int(self._rows[-1]) + 1 if len(self._rows) else self._start,
             ordered=ordered,
             text=tuple((self._text - self._start).tolist()),
             picks=None if picks is None else tuple(picks.tolist()),

@@ -6,8 +6,8 @@ functions that the engine calls; ``tests/unit/test_glossary.py`` compares the fi
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import numpy as np
 
@@ -17,6 +17,10 @@ from vllm_flow.plan import ScheduledRequest, plan_step
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # this folder is no package
+
+from sheet import HEIGHT, INK, LINE, WIDTH, Sheet  # noqa: E402
+
 FILE = Path(__file__).resolve().parents[1] / "glossary.svg"
 TOKENS, BLOCK, LAYERS, GROUP = 21, 4, 6, 2
 SPANS = ImageSpans(((3, 16),))
@@ -25,8 +29,8 @@ PREFIX = 5
 """Whole blocks of tokens in the prefix of the last panel."""
 
 TEXT, IMAGE, FRAME, CLIFF = "#0072b2", "#e69f00", "#56b4e9", "#d55e00"
-INK, SOFT, LINE, EMPTY = "#1d2127", "#5d6673", "#9aa2ad", "#f1f2f4"
-WIDTH, HEIGHT, LEFT, NOTES = 1200, 868, 132, 884
+EMPTY = "#f1f2f4"
+LEFT = 132
 COLUMNS = {"A": LEFT, "B": LEFT + 380}
 CELL = 16
 """Width of a token in the lower panels: 21 of them are as wide as six blocks of 56."""
@@ -38,70 +42,6 @@ LAYOUTS = {
 STARTS = storage_groups(LAYERS, GROUP)
 POSITIONS = np.arange(TOKENS)
 IS_IMAGE = SPANS.is_image(POSITIONS)
-
-
-class Sheet:
-    """SVG elements in the order they are drawn. Positions are those of the top left corner."""
-
-    def __init__(self) -> None:
-        self.parts: list[str] = []
-
-    def text(
-        self,
-        x: float,
-        y: float,
-        said: str,
-        *,
-        size: int = 12,
-        color: str = SOFT,
-        anchor: str = "start",
-        bold: bool = False,
-    ) -> None:
-        """A line of text on the base line y; *words between stars* are terms: bold and dark."""
-        pieces = []
-        for index, piece in enumerate(said.split("*")):
-            term = f'<tspan font-weight="bold" fill="{INK}">{escape(piece)}</tspan>'
-            pieces.append(term if index % 2 else escape(piece))
-        weight = ' font-weight="bold"' if bold else ""
-        self.parts.append(
-            f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{color}" '
-            f'text-anchor="{anchor}"{weight}>{"".join(pieces)}</text>'
-        )
-
-    def box(
-        self, x: float, y: float, width: float, height: float, fill: str, stroke: str = "none",
-        *, dashed: bool = False, thick: float = 1,
-    ) -> None:  # fmt: skip
-        dash = ' stroke-dasharray="3 3"' if dashed else ""
-        self.parts.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="2" '
-            f'fill="{fill}" stroke="{stroke}" stroke-width="{thick:g}"{dash}/>'
-        )
-
-    def line(self, points: list[tuple[float, float]], color: str = LINE, thick: float = 1) -> None:
-        path = " ".join(f"{x:g},{y:g}" for x, y in points)
-        self.parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="{thick:g}"/>'
-        )
-
-    def bracket(self, left: float, right: float, y: float, depth: float = 5) -> None:
-        """A bracket that opens downwards (upwards with a negative depth)."""
-        self.line([(left, y + depth), (left, y), (right, y), (right, y + depth)])
-
-    def notes(self, y: float, *lines: str) -> None:
-        """Lines beside a panel; one that begins with a term begins a paragraph."""
-        for index, said in enumerate(lines):
-            y += 5 if index and said.startswith("*") else 0
-            self.text(NOTES, y + 16 * index, said)
-
-    def svg(self) -> str:
-        label = "A prompt, two cliffs, three storage groups and their blocks, with the terms of the code"
-        head = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-            f'font-family="system-ui, DejaVu Sans, sans-serif" role="img" aria-label="{label}">'
-        )
-        ground = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>'
-        return "\n".join([head, ground, *self.parts, "</svg>", ""])
 
 
 def color_of(token: int) -> str:

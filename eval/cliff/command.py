@@ -43,6 +43,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.options import positive, positive_number, seed
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vllm-flow cliff`."""
@@ -56,7 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_questions(what: Any) -> None:
-    from vllm_flow.eval.sweep.command import positive
     from vllm_flow.eval.sweep.conversation import NAMES
     from vllm_flow.eval.tasks import task_names
     from vllm_flow.eval.tasks.prompts import STYLES
@@ -70,7 +71,7 @@ def _add_questions(what: Any) -> None:
     what.add_argument(
         "--items", type=positive, help="at most so many questions, spread over the pictures"
     )
-    what.add_argument("--seed", type=int, default=0, help="decides the order of the questions")
+    what.add_argument("--seed", type=seed, default=0, help="decides the order of the questions")
     what.add_argument("--conversation", choices=NAMES, default="auto")
     what.add_argument(
         "--prompts",
@@ -105,7 +106,7 @@ def _add_rule(rule: Any) -> None:
     rule.add_argument("--unlabelled", action="store_true", help="by divergence, without labels")
     rule.add_argument(
         "--kl-threshold",
-        type=_positive_number,
+        type=positive_number,
         default=0.003,
         help="in nats (default: 0.003, VTW's for LLaVA-1.5-7B)",
     )
@@ -197,14 +198,4 @@ def _confidence(text: str) -> float:
     value = _share(text)
     if not 0.5 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: it must lie between 50% and 100%")
-    return value
-
-
-def _positive_number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return value

@@ -48,16 +48,28 @@ def divergence(full: ArrayLike, truncated: ArrayLike) -> float:
 
 
 def bootstrap_means(
-    values: ArrayLike, confidence: float = 0.95, resamples: int = 4000, seed: int = 0
+    values: ArrayLike,
+    confidence: float = 0.95,
+    resamples: int = 4000,
+    seed: int = 0,
+    units: Sequence[int] | None = None,
 ) -> list[Mean]:
     """Means over questions of [L, N] values, one per layer, with percentile intervals.
 
-    Questions are resampled once for all layers, since all layers were asked the same ones.
+    Units are resampled once for all layers, since all layers were asked the same questions.
+
+    Args:
+        units: [N] which unit each question belongs to, numbered from 0: its picture. Without it every
+            question is one.
     """
     array = np.asarray(values, dtype=np.float64)
-    _, count = array.shape
+    place = np.arange(array.shape[1]) if units is None else np.asarray(units)
+    count = int(place.max()) + 1
+    sizes = np.bincount(place, minlength=count)
+    sums = np.zeros((count, len(array)))
+    np.add.at(sums, place, array.T)
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
-    sampled = drawn @ array.T / count
+    sampled = (drawn @ sums) / (drawn @ sizes)[:, None]
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.quantile(sampled, tails, axis=0)
     mean = array.mean(axis=1)

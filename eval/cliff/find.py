@@ -29,7 +29,8 @@ from vllm_flow.eval.cliff.search import Ask, Finding, Plan
 from vllm_flow.eval.cliff.unlabelled import attention, unlabelled
 from vllm_flow.eval.sweep.engine_actor import EngineActor
 from vllm_flow.eval.sweep.model_facts import read_facts
-from vllm_flow.eval.sweep.run import engine_options, engine_settings, versions
+from vllm_flow.eval.sweep.run import engine_options, engine_settings
+from vllm_flow.eval.sweep.versions import versions
 from vllm_flow.eval.sweep.work import TaskWork
 from vllm_flow.eval.tasks import Task
 

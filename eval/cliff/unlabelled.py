@@ -40,10 +40,14 @@ def unlabelled(engine: CliffEngine, args: Namespace) -> dict[str, Any]:
             divergences[:, at], same_token[:, at] = first_token(engine, at)
             bar.update()
     same_answer = agreement(engine)
-    means = divergence.bootstrap_means(divergences, args.confidence)
+    numbers: dict[str, int] = {}
+    units = [numbers.setdefault(i.picture_of, len(numbers)) for i in engine.work.items]
+    means = divergence.bootstrap_means(divergences, args.confidence, units=units)
     # Wilson's interval for shares: a bootstrap of answers that all agree knows no width.
-    agreed = [intervals.accuracy(int(row.sum()), count, args.confidence) for row in same_answer]
-    token = [intervals.accuracy(int(row.sum()), count, args.confidence) for row in same_token]
+    agreed, token = (
+        [intervals.clustered_share(row, units, args.confidence) for row in rows]
+        for rows in (same_answer, same_token)
+    )
     rule = {
         reading: divergence.divergence_cliff(means, args.kl_threshold, reading)
         for reading in ("mean", "upper")

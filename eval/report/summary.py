@@ -118,7 +118,7 @@ def _task_result(
     beside = _compare(task, pairs, units, options, swaps=options.swaps)
     distinct = len(set(units.values()))
     means = _is_mean(alone, answered, scores) if task.binary and distinct == len(items) else set()
-    against = _against(task, compared, pairs, beside, means, options)
+    against = _against(task, compared, pairs, beside, means, units, options)
     results = []
     for policy in policies:
         name, given = policy.name, rows[policy.name]
@@ -173,6 +173,7 @@ def _against(
     pairs: Sequence[tuple[ScoresById, ScoresById]],
     beside: Mapping[str, Sequence[Comparison]],
     means: Collection[str],
+    units: Mapping[str, str],
     options: Options,
 ) -> dict[str, dict[str, Compared]]:
     """Policy -> metric -> its comparison with the baseline, corrected over the policies.
@@ -182,6 +183,7 @@ def _against(
             on these, `beside` their resampled comparisons by metric.
         means: metrics that are shares of right answers to questions about distinct pictures: for
             these the exact comparison takes the resampled one's place.
+        units: the picture of each item.
     """
     against: dict[str, dict[str, Compared]] = {name: {} for name in compared}
     for metric, comparisons in beside.items():
@@ -193,7 +195,7 @@ def _against(
             against[name][metric] = Compared(
                 comparison,
                 p,
-                _detectable(comparison, len(pair[0]), len(compared), options),
+                _detectable(comparison, len({units[i] for i in pair[0]}), len(compared), options),
                 judge(
                     comparison.difference,
                     p,
@@ -277,11 +279,11 @@ def _exact(
     )
 
 
-def _detectable(comparison: Comparison, items: int, comparisons: int, options: Options) -> float:
+def _detectable(comparison: Comparison, pictures: int, comparisons: int, options: Options) -> float:
     error = comparison.standard_error
     if error == 0:
-        # Nothing changed: allow for as many changed items as could have been missed.
-        error = float(np.sqrt(unseen_share(items, options.confidence) / items))
+        # Nothing changed: allow for as many changed pictures as could have been missed.
+        error = float(np.sqrt(unseen_share(pictures, options.confidence) / pictures))
     return minimum_detectable(error, comparisons, options.confidence, options.power)
 
 

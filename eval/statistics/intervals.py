@@ -61,6 +61,36 @@ def accuracy(correct: int, total: int, confidence: float = 0.95) -> Interval:
     return Interval(share, min(float(limits.low), share), max(float(limits.high), share))
 
 
+def clustered_share(
+    right: Sequence[float], units: Sequence[int], confidence: float = 0.95
+) -> Interval:
+    """Share of right answers where those of one unit (a picture) go together: Wilson's interval of as many
+    independent answers as they are worth.
+
+    That number is the answers' over the design effect (L. Kish, Survey Sampling, 1965; for Wilson's
+    interval: C. Franco et al., Journal of Survey Statistics and Methodology 7 (2019) 334-364), never more
+    than there are; where all answers agree, the number of units.
+
+    ValueError unless there is an answer and a unit for each.
+    """
+    if not right or len(right) != len(units):
+        raise ValueError(f"a share needs answers, a unit for each; got {len(right)}, {len(units)}")
+    number, share = len(right), sum(right) / len(right)
+    residuals: dict[int, float] = {}
+    for unit, one in zip(units, right, strict=True):
+        residuals[unit] = residuals.get(unit, 0.0) + one - share
+    plain = share * (1 - share) / number
+    if plain > 0:
+        effect = sum(r * r for r in residuals.values()) / number**2 / plain
+        worth = number / max(effect, 1.0)
+    else:
+        worth = float(len(residuals))
+    z = float(norm.ppf((1 + confidence) / 2))
+    middle = (share + z * z / (2 * worth)) / (1 + z * z / worth)
+    half = z / (1 + z * z / worth) * sqrt(share * (1 - share) / worth + z * z / (4 * worth**2))
+    return Interval(share, min(max(middle - half, 0.0), share), max(min(middle + half, 1.0), share))
+
+
 def paired_difference(
     baseline: Sequence[bool], treatment: Sequence[bool], confidence: float = 0.95
 ) -> PairedDifference:

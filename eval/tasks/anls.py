@@ -19,10 +19,9 @@ from vllm_flow.eval.tasks.base import (
     Task,
     Totals,
     counts_of,
-    parquet_image,
     ratio,
 )
-from vllm_flow.eval.tasks.cells import picture_digests
+from vllm_flow.eval.tasks.cells import rows_and_pictures
 from vllm_flow.eval.tasks.prompts import short_answer
 from vllm_flow.eval.tasks.reading import (
     DataError,
@@ -32,7 +31,6 @@ from vllm_flow.eval.tasks.reading import (
     first_file,
     json_rows,
     parquet_files,
-    parquet_rows,
     read_json,
 )
 
@@ -84,8 +82,8 @@ class AnlsTask(Task):
 
     def read(self, data: Path) -> list[Item]:
         data = directory(data)
-        found = (first_file(data, name, (".", "val", "data")) for name in self.questions)
-        path = next((path for path in found if path is not None), None)
+        there = (first_file(data, name, (".", "val", "data")) for name in self.questions)
+        path = next((path for path in there if path is not None), None)
         if path is not None:
             rows = json_rows(path, Row(str(path), read_json(path, dict)).get("data", list))
             names = [self.picture_name(row) for row in rows]
@@ -101,11 +99,10 @@ class AnlsTask(Task):
                 f"{data}: neither {' nor '.join(self.questions)} nor {config}/validation-*.parquet of "
                 f"{repository}"
             )
-        items = []
+        items: list[Item] = []
         for path in files:
-            pictures = picture_digests(path)
-            for number, row in enumerate(parquet_rows(path, ("questionId", "question", "answers"))):
-                items.append(self._item(row, parquet_image(path, number), pictures[number]))
+            found = rows_and_pictures(path, ("questionId", "question", "answers"))
+            items += [self._item(row, image, picture) for row, image, picture in found]
         return items
 
     def _item(self, row: Row, image: str, picture: str) -> Item:

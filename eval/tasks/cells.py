@@ -9,11 +9,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from vllm_flow.eval.tasks.reading import DataError, Row, parquet_cells
+from vllm_flow.eval.tasks.base import parquet_image
+from vllm_flow.eval.tasks.reading import DataError, Row, parquet_cells, parquet_rows
 
 Found = TypeVar("Found")
 
@@ -26,6 +27,23 @@ def digest(data: bytes) -> str:
 def picture_digests(path: Path, column: str = "image") -> list[str]:
     """For each row of a parquet file a name of the picture in it; reads all of them once."""
     return _each(path, column, digest)
+
+
+def rows_and_pictures(
+    path: Path, columns: Sequence[str], column: str = "image"
+) -> list[tuple[Row, str, str]]:
+    """The rows of a hub's parquet file, each with how an `Item` names its picture, and the picture's digest."""
+    rows, digests = parquet_rows(path, columns), picture_digests(path, column)
+    return [
+        (row, parquet_image(path, number, column), name)
+        for number, (row, name) in enumerate(zip(rows, _as_many(path, digests, rows), strict=True))
+    ]
+
+
+def _as_many(path: Path, found: list[Found], rows: Sequence[Row]) -> list[Found]:
+    if len(found) != len(rows):
+        raise DataError(f"{path}: {len(rows)} rows and {len(found)} pictures; the file is damaged")
+    return found
 
 
 def picture_sizes(path: Path, column: str = "image") -> list[tuple[int, int]]:

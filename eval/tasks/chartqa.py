@@ -23,9 +23,8 @@ from vllm_flow.eval.tasks.base import (
     Task,
     Totals,
     grouped_accuracy,
-    parquet_image,
 )
-from vllm_flow.eval.tasks.cells import picture_digests
+from vllm_flow.eval.tasks.cells import rows_and_pictures
 from vllm_flow.eval.tasks.prompts import short_answer
 from vllm_flow.eval.tasks.reading import (
     DataError,
@@ -33,7 +32,6 @@ from vllm_flow.eval.tasks.reading import (
     directory,
     json_rows,
     parquet_files,
-    parquet_rows,
     read_json,
 )
 
@@ -87,16 +85,13 @@ class ChartQA(Task):
             )
         items: list[Item] = []
         for path in files:
-            pictures = picture_digests(path)
-            for number, row in enumerate(parquet_rows(path, ("type", "question", "answer"))):
+            for row, image, picture in rows_and_pictures(path, ("type", "question", "answer")):
                 group = row.get("type", str).removesuffix("_test")
                 if group not in GROUPS:
                     raise DataError(f"{row.place}: unknown type {brief(row.values['type'])}")
                 name = f"row/{len(items)}"
                 texts = (row.get("question", str), row.get("answer", str))
-                items.append(
-                    self._item(name, group, *texts, parquet_image(path, number), pictures[number])
-                )
+                items.append(self._item(name, group, *texts, image, picture))
         return items
 
     def _official(self, path: Path, group: str) -> list[Item]:

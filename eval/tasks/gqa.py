@@ -34,6 +34,7 @@ from vllm_flow.eval.tasks.reading import (
     directory,
     first_directory_with,
     first_file,
+    named_rows,
     parquet_files,
     parquet_rows,
     read_json,
@@ -64,8 +65,7 @@ class Gqa(Task):
         data = directory(data)
         questions = first_file(data, QUESTIONS, FOLDERS)
         if questions is not None:
-            content = read_json(questions, dict)
-            rows = [(key, Row(f"{questions}, question {key}", one)) for key, one in content.items()]
+            rows = named_rows(questions, read_json(questions, dict), "question")
             names = [f"{row.identifier('imageId')}.jpg" for _, row in rows]
             folder = first_directory_with(data, names[:50], IMAGE_FOLDERS)
             images = {name[:-4]: str(folder / name) for name in names}

@@ -29,12 +29,11 @@ from vllm_flow.eval.tasks.base import (
     Totals,
     counts_of,
     encoded_image,
-    parquet_image,
     ratio,
     whole_bundles,
     with_counts,
 )
-from vllm_flow.eval.tasks.cells import Cell, digest, picture_digests, tsv_rows
+from vllm_flow.eval.tasks.cells import Cell, digest, rows_and_pictures, tsv_rows
 from vllm_flow.eval.tasks.choices import infer
 from vllm_flow.eval.tasks.prompts import choose
 from vllm_flow.eval.tasks.reading import (
@@ -42,7 +41,6 @@ from vllm_flow.eval.tasks.reading import (
     Row,
     directory,
     parquet_files,
-    parquet_rows,
 )
 
 ROTATION = 1_000_000
@@ -109,9 +107,8 @@ class MMBench(Task):
             )
         columns = ("index", "question", "hint", "answer", *LETTERS, "L2-category")
         for path in files:
-            pictures = picture_digests(path)
-            for number, row in enumerate(parquet_rows(path, columns)):
-                yield self._item(row, parquet_image(path, number), pictures[number], "L2-category")
+            for row, image, picture in rows_and_pictures(path, columns):
+                yield self._item(row, image, picture, "L2-category")
 
     def _item(self, row: Row, image: str, picture: str, category: str) -> Item:
         index = row.number("index", "an index")

@@ -20,11 +20,10 @@ from vllm_flow.eval.tasks.base import (
     Task,
     Totals,
     counts_of,
-    parquet_image,
     ratio,
 )
-from vllm_flow.eval.tasks.cells import picture_digests
-from vllm_flow.eval.tasks.reading import DataError, brief, directory, parquet_files, parquet_rows
+from vllm_flow.eval.tasks.cells import rows_and_pictures
+from vllm_flow.eval.tasks.reading import DataError, brief, directory, parquet_files
 
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 CATEGORIES = (
@@ -72,13 +71,11 @@ class MMStar(Task):
         items = []
         for path in files:
             columns = ("index", "question", "answer", "category")
-            pictures = picture_digests(path)
-            for number, row in enumerate(parquet_rows(path, columns)):
+            for row, image, picture in rows_and_pictures(path, columns):
                 category = row.get("category", str)
                 if category not in CATEGORIES:
                     raise DataError(f"{row.place}: unknown category {brief(category)}")
-                truth = {"answer": row.get("answer", str), "image_id": pictures[number]}
-                image = parquet_image(path, number)
+                truth = {"answer": row.get("answer", str), "image_id": picture}
                 text = row.get("question", str).strip() + SUFFIX
                 items.append(Item(row.identifier("index"), text, image, truth, category))
         return items

@@ -24,10 +24,9 @@ from vllm_flow.eval.tasks.base import (
     Task,
     Totals,
     counts_of,
-    parquet_image,
     ratio,
 )
-from vllm_flow.eval.tasks.cells import picture_digests
+from vllm_flow.eval.tasks.cells import rows_and_pictures
 from vllm_flow.eval.tasks.prompts import short_answer
 from vllm_flow.eval.tasks.reading import (
     DataError,
@@ -38,7 +37,6 @@ from vllm_flow.eval.tasks.reading import (
     first_file,
     json_rows,
     parquet_files,
-    parquet_rows,
     read_json,
 )
 
@@ -96,10 +94,8 @@ class OcrBench(Task):
         items: list[Item] = []
         keys = ("dataset", "question_type", "answer")
         for file in files:
-            pictures = picture_digests(file)
-            for n, row in enumerate(parquet_rows(file, (*keys, "question"))):
-                image = parquet_image(file, n)
-                items.append(self._item(row, len(items), keys, image, pictures[n]))
+            for row, image, picture in rows_and_pictures(file, (*keys, "question")):
+                items.append(self._item(row, len(items), keys, image, picture))
         return items
 
     def _item(

@@ -143,6 +143,17 @@ def _lines(path: Path, text: str) -> list[Row]:
     return rows
 
 
+def named_rows(path: Path, content: Mapping[str, Any], what: str) -> list[tuple[str, Row]]:
+    """The objects under the keys of an object read from `path`; `what` names one of them in messages."""
+    rows = []
+    for key, values in content.items():
+        place = f"{path}, {what} {brief(key)}"
+        if not isinstance(values, dict):
+            raise DataError(f"{place}: expected an object, found {_kinds(type(values))}")
+        rows.append((key, Row(place, values)))
+    return rows
+
+
 def json_rows(path: Path, records: Iterable[Any], where: str = "record") -> list[Row]:
     """The objects of a list read from `path`; `where` names one of them in messages."""
     rows = []

@@ -20,17 +20,15 @@ from vllm_flow.eval.tasks.base import (
     Task,
     Totals,
     counts_of,
-    parquet_image,
     ratio,
 )
-from vllm_flow.eval.tasks.cells import picture_digests
+from vllm_flow.eval.tasks.cells import rows_and_pictures
 from vllm_flow.eval.tasks.reading import (
     DataError,
     Row,
     directory,
     first_file,
     parquet_files,
-    parquet_rows,
     read_records,
 )
 
@@ -55,19 +53,17 @@ class RealWorldQA(Task):
         if path is not None:
             rows = read_records(path, "questions")
             names = [row.get("image", str) for row in rows]
-            found = zip(rows, (str(path.parent / name) for name in names), names, strict=True)
+            images = [str(path.parent / name) for name in names]
+            found = iter(list(zip(rows, images, names, strict=True)))
         else:
             files = parquet_files(data, "test-*.parquet")
             if not files:
                 raise DataError(
                     f"{data}: neither annotations.jsonl nor test-*.parquet of xai-org/RealworldQA"
                 )
-            rows, images, names = [], list[str](), []
-            for file in files:
-                rows += parquet_rows(file, ("question", "answer"))
-                names += picture_digests(file)
-                images += [parquet_image(file, n) for n in range(len(names) - len(images))]
-            found = zip(rows, images, names, strict=True)
+            found = (
+                one for file in files for one in rows_and_pictures(file, ("question", "answer"))
+            )
         return [_item(row, n, image, name) for n, (row, image, name) in enumerate(found)]
 
     def score(self, item: Item, text: str) -> Scored:

@@ -31,19 +31,18 @@ from vllm_flow.eval.tasks.base import (
     Totals,
     counts_of,
     grouped_accuracy,
-    parquet_image,
     ratio,
 )
 from vllm_flow.eval.tasks.boxes import Box, overlap, parse_box
-from vllm_flow.eval.tasks.cells import picture_digests, picture_sizes
+from vllm_flow.eval.tasks.cells import picture_sizes, rows_and_pictures
 from vllm_flow.eval.tasks.reading import (
     DataError,
     Row,
+    brief,
     directory,
     first_directory_with,
     json_rows,
     parquet_files,
-    parquet_rows,
     read_json,
     read_json_lines,
     read_plain_pickle,
@@ -53,6 +52,8 @@ SPLITS = ("val", "testA", "testB", "test")
 REFS = ("refs(unc).p", "refs(google).p", "refs(umd).p")
 IMAGE_FOLDERS = ("train2014", "images", "images/train2014", "../train2014", ".")
 HALF = 0.5
+FARTHEST = 1e6
+"""Pixels; a box is nearer."""
 LLAVA = "Please provide the bounding box coordinate of the region this sentence describes: {}"
 PROMPTS = {
     "llava": LLAVA,
@@ -133,21 +134,19 @@ class RefCoco(Task):
         names = [Path(row.get("image", str)).name for row in rows]
         folder = first_directory_with(data, names[:50], IMAGE_FOLDERS)
         for number, (row, name) in enumerate(zip(rows, names, strict=True)):
-            left, top, right, bottom = row.get("bbox", list)
             size = (row.get("width", int), row.get("height", int))
-            box, item = Box(left, top, right, bottom), f"{split}/{number}"
+            box, item = Box(*_four(row, row.get("bbox", list))), f"{split}/{number}"
             yield self._item(item, split, row.get("sent", str), box, size, str(folder / name), name)
 
     def _hub(self, split: str, path: Path) -> Iterator[Item]:
-        names, sizes = picture_digests(path), picture_sizes(path)
-        for number, row in enumerate(parquet_rows(path, ("question_id", "answer", "bbox"))):
+        rows = rows_and_pictures(path, ("question_id", "answer", "bbox"))
+        for (row, image, name), size in zip(rows, picture_sizes(path), strict=True):
             given = row.get("answer", (list, str))
             texts = [given] if isinstance(given, str) else row.texts("answer")
             box = _corners(row, row.get("bbox", list))
             for place, text in enumerate(texts):
                 item = f"{split}/{row.identifier('question_id')}/{place}"
-                image = parquet_image(path, number)
-                yield self._item(item, split, text, box, sizes[number], image, names[number])
+                yield self._item(item, split, text, box, size, image, name)
 
     def _item(
         self,
@@ -177,11 +176,17 @@ class RefCoco(Task):
         return grouped_accuracy(totals, SPLITS) | {"mean_iou": ratio(shares, asked)}
 
 
+def _four(row: Row, box: Sequence[Any]) -> list[float]:
+    if len(box) != 4 or not all(
+        isinstance(side, int | float) and abs(side) < FARTHEST for side in box
+    ):
+        raise DataError(f"{row.place}: the box is {brief(box)}, not four numbers")
+    return list(map(float, box))
+
+
 def _corners(row: Row, box: Sequence[Any]) -> Box:
     """COCO's left, top, width, height as corners."""
-    if len(box) != 4 or not all(isinstance(side, int | float) for side in box):
-        raise DataError(f"{row.place}: the box is {box!r}, not four numbers")
-    left, top, width, height = map(float, box)
+    left, top, width, height = _four(row, box)
     return Box(left, top, left + width, top + height)
 
 

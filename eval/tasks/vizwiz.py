@@ -26,10 +26,9 @@ from vllm_flow.eval.tasks.base import (
     Task,
     Totals,
     counts_of,
-    parquet_image,
     ratio,
 )
-from vllm_flow.eval.tasks.cells import picture_digests
+from vllm_flow.eval.tasks.cells import rows_and_pictures
 from vllm_flow.eval.tasks.prompts import short_answer
 from vllm_flow.eval.tasks.reading import (
     DataError,
@@ -39,7 +38,6 @@ from vllm_flow.eval.tasks.reading import (
     first_file,
     json_rows,
     parquet_files,
-    parquet_rows,
     read_json,
 )
 from vllm_flow.eval.tasks.textvqa import (
@@ -118,11 +116,10 @@ class VizWiz(Task):
         if not files:
             raise DataError(f"{data}: neither val.json nor val-*.parquet of lmms-lab/VizWiz-VQA")
         items = []
+        columns = ("question_id", "question", "answers")
         for file in files:
-            pictures = picture_digests(file)
-            for n, row in enumerate(parquet_rows(file, ("question_id", "question", "answers"))):
-                name = row.identifier("question_id")
-                items.append(self._item(row, name, parquet_image(file, n), pictures[n]))
+            for row, image, picture in rows_and_pictures(file, columns):
+                items.append(self._item(row, row.identifier("question_id"), image, picture))
         return items
 
     def _item(self, row: Row, name: str, image: str, picture: str) -> Item:

@@ -61,6 +61,7 @@ def test_rounds_ask_about_objects_that_are_there() -> None:
     assert rounds[:5] == pointing.draw_rounds(5, "seen")
 
 
+@pytest.mark.long
 def test_the_heat_is_on_the_object_and_not_by_chance() -> None:
     """A dozen and a half pictures, two layers: better than chance, shuffled weights, another object."""
     llava = Llava.load(str(assemble()))

@@ -67,6 +67,7 @@ def test_the_example_of_score_works_when_pasted(tmp_path: Path) -> None:
     assert "CHAIR_s" in done.stdout and (tmp_path / "here/out/chair.json").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_example_of_figures_works_when_pasted(tmp_path: Path) -> None:
     """With it those of the questions and of `cam`."""

@@ -28,6 +28,8 @@ from vllm_flow import cli
 
 FUZZ_SECONDS = float(os.environ.get("VLLM_FLOW_FUZZ_SECONDS", "0"))
 FUZZ_SEED = int(os.environ.get("VLLM_FLOW_FUZZ_SEED", "0"))
+TRIALS = 4
+"""Files spoilt at least, per weight of a subject; an hour of `make fuzz` spoils thousands."""
 PATIENCE = 60
 """Seconds after which a command is held to hang."""
 STATUSES = {0, 1, 2}
@@ -127,7 +129,7 @@ def test_spoilt_files(subject: Subject, tmp_path: Path) -> None:
         status, said, _ = ending(subject.argv(spoilt))
         assert status == (1 if subject.name == "profile" else 0), said
         seed = FUZZ_SEED
-        while seed < FUZZ_SEED + 10 * subject.weight or time.monotonic() < end:
+        while seed < FUZZ_SEED + TRIALS * subject.weight or time.monotonic() < end:
             fault_found = trial(subject, pristine, spoilt, seed)
             if fault_found is not None:
                 found.setdefault(*fault_found)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,42 +31,17 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from tests.engine.bare_prompts import pictures
+from tests.engine.bare_requests import Sent, step_result
 from tests.engine.harness import BLOCK_SIZE, STOCK, asynchronous_on_cpu
 from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.prefix import policy_salt
 from vllm_flow.engine.requests import token_layout
 from vllm_flow.engine.scheduler import FlowAsyncScheduler, FlowScheduler
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.layout import TokenLayout
 
 LAYERS = 6
 LENGTH = 512
 """Tokens of the greatest request; the smallest pool that vLLM accepts holds just one such."""
-
-
-@dataclass
-class Sent:
-    """A request and what a slot holds of each of its tokens."""
-
-    request: Request
-    layout: TokenLayout | None
-    answer: Sequence[int]
-    """Its answer, which the memory knows before the scheduler does."""
-    marks: list[int] = field(default_factory=list)
-    """Per token: stands for the token and all before it, under the request's salt and pictures."""
-
-    def marks_T(self, count: int) -> np.ndarray:
-        request = self.request
-        tokens: list[Any] = [*request.prompt_token_ids, *self.answer]
-        tokens += [0] * (count - len(tokens))  # of an asynchronous step past the end
-        for feature in request.mm_features:
-            at = feature.mm_position
-            tokens[at.offset : at.offset + at.length] = [feature.identifier] * at.length
-        while len(self.marks) < count:
-            before = self.marks[-1] if self.marks else hash(request.cache_salt)
-            # Never 0, which is a slot that nothing was written to.
-            self.marks.append(hash((before, tokens[len(self.marks)])) | 1)
-        return np.array(self.marks[:count], dtype=np.int64)
 
 
 class BareScheduler:
@@ -177,7 +151,7 @@ class BareScheduler:
             self._write(one, count)
         for one, _ in sent:
             self._check(one)
-        self._outputs.append((output, _result([one for one, _ in sent])))
+        self._outputs.append((output, step_result([one for one, _ in sent])))
         while len(self._outputs) > self._late:
             self._update(*self._outputs.popleft())
         return list(output.num_scheduled_tokens)
@@ -250,24 +224,6 @@ class BareScheduler:
                 f"{sent.request.request_id}, layer {layer}: token {kept_T[wrong[0]]} of {end} is "
                 "not where it is read"
             )
-
-
-def _result(sent: list[Sent]) -> ModelRunnerOutput:
-    """The step's output: a token for each request that is past its prompt."""
-    sampled: list[list[int]] = []
-    for one in sent:
-        if one.request.is_prefill_chunk:
-            sampled.append([])
-            continue
-        position = one.request.num_computed_tokens - one.request.num_prompt_tokens
-        # An asynchronous scheduler runs a step past the end, whose token it drops.
-        sampled.append([one.answer[min(position, len(one.answer) - 1)]])
-    names = [one.request.request_id for one in sent]
-    return ModelRunnerOutput(
-        req_ids=names,
-        req_id_to_index={name: index for index, name in enumerate(names)},
-        sampled_token_ids=sampled,
-    )
 
 
 OpenBare: TypeAlias = "Callable[..., BareScheduler]"

@@ -92,6 +92,12 @@ def adjacent_images(seed: int, cliff: int | None = None) -> Ask:
     return Ask(f"{words(3, seed)} <image> <image> {words(4, seed + 500)}", (seed, seed + 1), cliff)
 
 
+def text_around(seed: int, cliff: int | None = None) -> Ask:
+    """Text before, between and after two images, each longer than a few tokens."""
+    prompt = f"{words(23, seed)} <image> {words(11, seed + 100)} <image> {words(17, seed + 500)}"
+    return Ask(prompt, (seed, seed + 1), cliff)
+
+
 def text_only(seed: int, cliff: int | None = None, count: int = 40) -> Ask:
     return Ask(words(count, seed), (), cliff)
 

@@ -197,13 +197,17 @@ def logprobs_of(output: RequestOutput, sample: int = 0) -> tuple[float, ...]:
 
 def assert_exact(
     engine: Engine, asks: Sequence[Ask], outputs: Sequence[RequestOutput], ties: bool = False
-) -> None:
+) -> int:
     """Every answer is complete and is the oracle's: tokens equal, logprobs within the tolerance.
 
-    Where the oracle's two best tokens all but tie, the comparison would be a matter of luck. That
-    is an error in the choice of prompts, or, with `ties`, where the comparison of an answer may end.
+    Where the oracle's two best tokens all but tie, or two image tokens of which one stays, the
+    comparison would be a matter of luck. That is an error in the choice of prompts, or, with `ties`,
+    where the comparison of an answer may end.
+
+    Returns:
+        Answers that were compared to their ends.
     """
-    wrong = []
+    wrong, complete = [], 0
     answers = [
         (ask, output, sample)
         for ask, output in zip(asks, outputs, strict=True)
@@ -231,6 +235,7 @@ def assert_exact(
         assert len(found) == ask.max_tokens
         clear = [gap > TIE for gap in expected.gaps]
         assert ties or all(clear), f"answer {index}: choose another seed"
+        complete += all(clear)
         count = len(expected.token_ids)
         if found != expected.token_ids:
             count -= 1
@@ -241,6 +246,7 @@ def assert_exact(
         if error > LOGPROB_TOLERANCE:
             wrong.append(f"answer {index} ({policy}): logprobs differ by {error:.1e}")
     assert not wrong, "\n".join(wrong)
+    return complete
 
 
 def assert_same(outputs: Sequence[RequestOutput], others: Sequence[RequestOutput]) -> None:

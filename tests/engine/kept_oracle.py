@@ -94,7 +94,7 @@ def forward_kept(
                     amount, rank = policy[index]
                     keep = count(amount, len(images[n]))
                     if keep < len(alive[n]):
-                        scores = _scores(
+                        scores = scores_of(
                             rank, alive[n], images[n], keep, (seed, n, index), embeddings,
                             weights[-1].mean(0) if weights else None, place, len(prompt.ids) - 1,
                         )  # fmt: skip
@@ -118,7 +118,7 @@ def forward_kept(
     return Kept(model.lm_head(decoder.norm(hidden))[0], chosen, float(min(gaps)))
 
 
-def _scores(
+def scores_of(
     rank: str | None,
     alive: list[int],
     image: list[int],

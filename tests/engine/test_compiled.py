@@ -9,6 +9,7 @@ from tests.engine.cases import MHA, mixed, one_image
 from tests.engine.compiling import allow_compiling, counted_calls
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
+from vllm_flow.engine.families import decoder_of
 
 
 def test_only_steps_in_which_rows_leave_are_eager(
@@ -31,3 +32,26 @@ def test_only_steps_in_which_rows_leave_are_eager(
     # Each of them joins alone, with its whole prompt.
     assert calls.eager == len(evicting)
     assert calls.compiled > 2 * len(asks)
+
+
+@pytest.mark.skipif(v2_cpu.wanted(), reason="without Inductor nothing is left to it")
+def test_eager_steps_run_with_the_kernels_of_an_engine_that_never_compiles(
+    open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow_compiling(monkeypatch, inductor=True)
+    engine = open_engine(MHA, 1, enforce_eager=False)
+    runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    activation = decoder_of(runner.model, runner.model_config).layers[0].mlp.act_fn
+    seen: list[str] = []
+
+    def note(*_: object) -> None:
+        seen.append(activation._forward_method.__name__)
+
+    hook = activation.register_forward_pre_hook(note)
+    try:
+        asks = [one_image(33, 1)]
+        assert_exact(engine, asks, engine.run(asks))
+    finally:
+        hook.remove()
+    assert seen == ["forward_cpu"]
+    assert activation._forward_method.__name__ == "forward_native"

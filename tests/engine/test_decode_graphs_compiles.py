@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.longer import some
 from vllm_flow.engine import decode_graphs
 
 triton = pytest.importorskip("triton")
@@ -22,7 +23,7 @@ TYPES = {
 }
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", some([80, 90], [90]))
 @pytest.mark.parametrize("block", [1, 256])
 def test_it_compiles(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capability: int, block: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from tests.engine.tiny_llava import Shape, build
 from vllm_flow import cli, doctor, setup_env
 from vllm_flow.engine import diagnosis
-from vllm_flow.patches import ledger
+from vllm_flow.patches import ledger, source
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,7 +60,25 @@ def test_lines_say_the_same(quick: None, capsys: pytest.CaptureFixture[str]) -> 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("python ")
     assert any(line.startswith("ok       patches") for line in lines)
-    assert lines[-1].startswith("Serving with vLLM-Flow works here")
+    assert lines[-1].startswith("Nothing is in the way of serving with vLLM-Flow")
+    assert cli.main(["doctor", "--probe"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Serving with vLLM-Flow works here")
+
+
+def test_without_a_probe_vllm_and_torch_are_only_read() -> None:
+    """What takes ten seconds and more is not imported: two processor seconds are plenty."""
+    code = (
+        "import sys; from vllm_flow.cli import main; status = main(['doctor']); "
+        "heavy = {'vllm', 'torch', 'torchvision', 'transformers', 'numpy'} & set(sys.modules); "
+        "print(*sorted(heavy)); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert any(
+        line.startswith(f"ok       patches       all {len(ledger.TARGETS)} ") for line in lines
+    )
+    assert lines[-1] == "", f"imported: {lines[-1]}"
 
 
 def test_without_vllm_it_says_so_and_imports_nothing() -> None:
@@ -112,6 +131,7 @@ def test_a_plugin_that_may_not_load(
     assert problems.keys() == {"plugin"} and "VLLM_PLUGINS='others'" in problems["plugin"]
 
 
+@pytest.mark.parametrize("options", [(), ("--probe",)])
 @pytest.mark.parametrize(
     ("module", "name", "parameters", "said"),
     [
@@ -128,10 +148,11 @@ def test_a_target_that_changed(
     name: str,
     parameters: tuple[str, ...],
     said: str,
+    options: tuple[str, ...],
 ) -> None:
     changed = ledger.Target("some_patch", module, name, parameters)
     monkeypatch.setattr(ledger, "TARGETS", (*ledger.TARGETS, changed))
-    _, problems, _ = doctor_says(capsys)
+    _, problems, _ = doctor_says(capsys, *options)
     assert problems.keys() == {"patches"} and said in problems["patches"]
 
 
@@ -199,7 +220,7 @@ def test_no_device(
     import vllm.platforms
 
     monkeypatch.setattr(vllm.platforms, "current_platform", SimpleNamespace(device_type=""))
-    _, problems, _ = doctor_says(capsys)
+    _, problems, _ = doctor_says(capsys, "--probe")
     assert "vLLM finds no device" in problems["platform"]
 
 
@@ -235,12 +256,15 @@ def test_the_ledger_names_every_patch() -> None:
     """The page for people, the targets as data and the modules are about the same patches."""
     page = (ROOT / "patches" / "README.md").read_text()
     headings = {line[4:-4].strip() for line in page.splitlines() if line.startswith("## `")}
-    helpers = {"__init__", "wrapping", "ledger"}
+    helpers = {"__init__", "wrapping", "ledger", "source"}
     assert headings == {path.stem for path in (ROOT / "patches").glob("*.py")} - helpers
     assert {target.patch for target in ledger.TARGETS} == headings - {"torchvision_ops"}
     for target in ledger.TARGETS:
         assert f"`{target.path}`" in page
         assert target.problem() is None
+        assert target.problem(imported=False) is None
+        read = source.parameters(target.module, target.name)
+        assert set(inspect.signature(target.find()).parameters) <= set(read), target.path
 
 
 def test_lines_of_a_broken_environment() -> None:

@@ -19,7 +19,11 @@ KEYS = {"flow_cliff": 2}
 def request_with(modalities: tuple[str, ...], keys: dict[str, Any] | None) -> Any:
     """As much of an EngineCoreRequest as is read: four tokens of each modality, and text after."""
     features = [
-        SimpleNamespace(modality=name, mm_position=PlaceholderRange(offset=1 + 4 * i, length=4))
+        SimpleNamespace(
+            modality=name,
+            mm_position=PlaceholderRange(offset=1 + 4 * i, length=4),
+            identifier=f"{name} {i}",
+        )
         for i, name in enumerate(modalities)
     ]
     return SimpleNamespace(

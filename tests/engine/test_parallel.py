@@ -6,6 +6,7 @@ Data parallelism is the server's affair: tests/server/test_parallel.py.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 from vllm import envs
@@ -29,9 +30,20 @@ def test_two_workers_are_exact(open_engine: OpenEngine, monkeypatch: pytest.Monk
         monkeypatch.setattr(envs, name, value, raising=False)
     options = dict(distributed_executor_backend="mp", enable_prefix_caching=True)
     engine = open_engine(
-        LONG, 2, tensor_parallel_size=2, max_num_batched_tokens=97, max_num_seqs=8, **options
+        LONG, 2, tensor_parallel_size=2, max_num_batched_tokens=192, max_num_seqs=8, **options
     )
-    asks = [*mixed(LONG.layers), one_image(11, 3)]  # the last shares the first one's prefix
+    # With sums of their own, the two would keep other tokens.
+    ranked = [
+        replace(one_image(70 + n), stages=stages)
+        for n, stages in enumerate(
+            ("1:50% last_image, 3:20% last_image", "2:50% last_prompt", "0:50% diversity")
+        )
+    ]
+    asks = [
+        *mixed(LONG.layers),
+        *ranked,
+        one_image(11, 3),
+    ]  # the last shares the first one's prefix
     outputs = engine.run(asks[:-1]) + engine.run(asks[-1:])
     assert_exact(engine, asks, outputs)
     assert outputs[-1].num_cached_tokens

@@ -35,6 +35,7 @@ def test_ranks_by_place_are_exact(open_engine: OpenEngine, name: str) -> None:
     group_layers, options = CHUNKS[name]
     engine = open_engine(LONG, group_layers, **options)
     asks = place_mixed(LONG.layers)
+    asks = v2_cpu.reduced(asks, to=[replace(ask, max_tokens=8) for ask in asks[2:12:3]])
     assert_exact(engine, asks, engine.run(asks))
 
 
@@ -44,11 +45,12 @@ def test_ranks_of_the_device_are_exact(open_engine: OpenEngine, name: str) -> No
     group_layers, options = WHOLE[name]
     engine = open_engine(LONG, group_layers, **options)
     asks = device_mixed(LONG.layers)
-    asks = v2_cpu.reduced(asks, to=asks[:9])
+    asks = v2_cpu.reduced(asks, to=[replace(ask, max_tokens=8) for ask in asks[:9]])
     if "chunks" in name:
         # Two images and the text around them are more than a step has room for: refused, see below.
         asks = [a for a in asks if not (len(a.images) == 2 and "last_prompt" in str(a.stages))]
-    assert_exact(engine, asks, engine.run_joining(asks))
+    compared = assert_exact(engine, asks, engine.run_joining(asks), ties=True)
+    assert compared >= len(asks) * 0.8
 
 
 def test_another_rank_is_another_answer(open_engine: OpenEngine) -> None:
@@ -73,7 +75,7 @@ SHARED = (
 )
 
 
-@pytest.mark.parametrize("stages", v2_cpu.reduced(SHARED, to=SHARED[2:3]))
+@pytest.mark.parametrize("stages", SHARED)
 def test_prefixes_by_place_are_found_like_the_baselines(
     open_engine: OpenEngine, stages: str
 ) -> None:
@@ -93,6 +95,37 @@ def test_prefixes_by_place_are_found_like_the_baselines(
     assert_exact(engine, asks, engine.run(asks))
 
 
+@pytest.mark.parametrize(
+    "stages", ["2:50% last_image", "0:30% diversity, 3:0", "1:75% uniform, 3:30% last_image"]
+)
+def test_another_question_on_a_ranked_picture_finds_it(
+    open_engine: OpenEngine, stages: str
+) -> None:
+    """A hit that ends inside the image, past the rows that stay, has nothing left to choose."""
+    engine = open_engine(LONG, 2, **CACHED)
+    first = replace(one_image(510, before=20, after=90), stages=stages)
+    said = first.prompt.split()
+    assert_exact(engine, [first], engine.run([first]))
+    for after in (3, 50):
+        ask = replace(first, prompt=" ".join([*said[: 21 + after], words(11, after)]))
+        outputs = engine.run([ask])
+        assert_exact(engine, [ask], outputs)
+        assert outputs[0].num_cached_tokens == (165 + after) // BLOCK_SIZE * BLOCK_SIZE
+    asks = [replace(first, prompt=f"{first.prompt} {words(5, n)}", samples=n) for n in (1, 2)]
+    assert_exact(engine, asks, engine.run(asks))
+
+
+def test_what_the_whole_prompt_chose_is_found_by_nobody(open_engine: OpenEngine) -> None:
+    engine = open_engine(LONG, 2, **CACHED)
+    first = replace(one_image(520, before=40, after=60), stages="2:50% last_prompt")
+    other = replace(first, prompt=f"{first.prompt} {words(5, 1)}")
+    for ask, hit in ((first, 0), (first, BLOCK_SIZE), (other, BLOCK_SIZE)):
+        (output,) = engine.run([ask])
+        assert_exact(engine, [ask], [output])
+        # The text before the image, in whole blocks.
+        assert output.num_cached_tokens == hit
+
+
 def test_policies_that_keep_do_not_share(open_engine: OpenEngine) -> None:
     engine = open_engine(LONG, 2, **CACHED)
     asks = [replace(one_image(540, before=40, after=40), stages=stages) for stages in SHARED]
@@ -108,3 +141,30 @@ def test_policies_that_keep_do_not_share(open_engine: OpenEngine) -> None:
     again = engine.run(asks)
     assert_exact(engine, asks, again)
     assert all(out.num_cached_tokens > LONG.image_tokens for out in again)
+
+
+@pytest.mark.parametrize(
+    ("stages", "left"),
+    [
+        ("1:50% uniform, 4:0", (144, 72, 72, 72, 0, 0)),
+        ("0:60% diversity, 2:30% last_image, 5:7 random", (86, 86, 43, 43, 43, 7)),
+        ("3:1/3 last_prompt", (144, 144, 144, 48, 48, 48)),
+    ],
+)
+def test_blocks_and_reports_are_those_of_what_stays(
+    open_engine: OpenEngine, stages: str, left: tuple[int, ...]
+) -> None:
+    engine = open_engine(LONG, 2)
+    ask = replace(one_image(66), stages=stages, max_tokens=3)
+    (output,) = engine.run([ask])
+    found = output.kv_transfer_params["vllm_flow"]
+    computed = len(output.prompt_token_ids) + 2
+    held = [computed - LONG.image_tokens + left[start] for start in range(0, LONG.layers, 2)]
+    assert found["kv_blocks"] == [-(-tokens // BLOCK_SIZE) for tokens in held]
+    assert found["prefill_rows_saved"] == sum(LONG.image_tokens - count for count in left)
+    assert found["image_tokens_evicted"] == LONG.image_tokens - left[-1]
+    told = {stage["layer"]: stage for stage in found["stages"]}
+    assert list(told) == [int(part.split(":")[0]) for part in stages.split(", ")]
+    for layer, stage in told.items():
+        assert stage["image_tokens_kept"] == left[layer]
+        assert stage["image_tokens_evicted"] == LONG.image_tokens - left[layer]

@@ -86,7 +86,7 @@ def test_the_front_ends_numbers_are_the_engines(open_engine: OpenEngine) -> None
             footprint = list(footprints(engine.llm).values())[-1]
             outline = metrics.Outline(
                 geometry=list(astuple(scheduler.flow_geometry)),
-                cliff=cliff,
+                evicted=list(footprint.evicted),
                 image_tokens=footprint.image_tokens,
                 logged_layers=0,
             )

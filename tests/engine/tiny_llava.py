@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import processors
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -31,6 +31,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+
+from tests.word_tokenizer import word_tokenizer
 
 SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 IMAGE_TOKEN_ID = SPECIALS.index("<image>")
@@ -174,22 +176,17 @@ def hub_name(name: str) -> str:
 def _tokenizer() -> PreTrainedTokenizerFast:
     """One token per word ``w0`` ... and ``<s>`` in front, as LLaVA-1.5 has it."""
     vocab = {word: i for i, word in enumerate((*SPECIALS, *WORDS))}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", SPECIALS.index("<s>"))]
-    )
-    tokenizer.add_special_tokens([AddedToken(word, normalized=False) for word in SPECIALS])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
+    made = word_tokenizer(
+        vocab,
+        SPECIALS,
+        {"image_token": "<image>"},
         pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
         model_max_length=MAX_POSITIONS,
     )
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", SPECIALS.index("<s>"))]
+    )
+    return made
 
 
 def _write_processor(shape: Shape, where: Path) -> None:

@@ -5,7 +5,7 @@ Everything follows from the seed. Knows nothing of pytest; used by the stress te
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,55 @@ class Traffic:
         )
 
 
+RANKS = {"uniform": 0, "random": 0, "diversity": 1, "last_image": 1, "last_prompt": 2}
+"""What each rank must see in one step: nothing, an image, or from the first image to the prompt's end."""
+FAVOURITES = (
+    "1:50% last_image",
+    "2:40% diversity, 4:0",
+    "1:1/2 uniform, 3:20 last_image",
+    "0:30% random",
+)
+"""Drawn often, so that requests meet others of their policy in the prefix cache."""
+
+
+def random_stages(rng: np.random.Generator, needs: int, images: int) -> str | tuple[str, ...]:
+    """Any stages whose ranks look at no more than ``needs``, or a stage per image."""
+    if rng.random() < 0.3:
+        return str(rng.choice([s for s in FAVOURITES if needs or not ("image" in s or "div" in s)]))
+    ranks = [rank for rank, need in RANKS.items() if need <= needs]
+
+    def stage(layer: int, amount: str, rank: str) -> str:
+        by_attention = rank.startswith("last")
+        rank = "uniform" if by_attention and layer == 0 else rank
+        return f"{layer}:0" if amount == "0" else f"{layer}:{amount} {rank}"
+
+    if images > 1 and rng.random() < 0.3:
+        rank = str(rng.choice([rank for rank in ranks if not rank.startswith("last")]))
+        amounts = [str(rng.choice(["0", "30%", "50"])) for _ in range(images)]
+        return tuple(stage(int(rng.integers(LONG.layers + 1)), a, rank) for a in amounts)
+    layers = sorted(rng.choice(LONG.layers, size=rng.integers(1, 4), replace=False).tolist())
+    shares = sorted(rng.integers(1, 100, size=len(layers)).tolist(), reverse=True)
+    unit = "%" if rng.random() < 0.5 else ""
+    amounts = [f"{share}{unit}" for share in shares]
+    if rng.random() < 0.4:
+        amounts[-1] = "0"
+    return ", ".join(
+        stage(layer, amount, str(rng.choice(ranks)))
+        for layer, amount in zip(layers, amounts, strict=True)
+    )
+
+
+def with_stages(rng: np.random.Generator, ask: Ask, room: int) -> Ask:
+    """The same request with stages that an engine takes whose steps have ``room`` for a request."""
+    words_after = len(ask.prompt.split()) - 35 + 1
+    whole = len(ask.images) * LONG.image_tokens + words_after
+    needs = (room >= LONG.image_tokens) + (room >= whole)
+    stages = random_stages(rng, needs, len(ask.images))
+    return replace(
+        ask, cliff=None, stages=stages, seed=int(rng.integers(2)) * ("random" in str(stages))
+    )
+
+
 def random_ask(rng: np.random.Generator) -> Ask:
     """One of few beginnings, cut at random, so that prefixes of all lengths are shared."""
     cliff = [None, *range(LONG.layers + 1)][rng.integers(LONG.layers + 2)]
@@ -59,19 +108,23 @@ def random_ask(rng: np.random.Generator) -> Ask:
     return Ask(prompt, (picture,), cliff, tokens, samples=samples)
 
 
-def run(engine: Engine, seed: int, requests: int, resets: float = 0) -> Traffic:
+def run(engine: Engine, seed: int, requests: int, resets: float = 0, stages: float = 0) -> Traffic:
     """Send `requests` random requests, abort some, and compare every finished answer with the oracle.
 
     The block pool is checked after every step. Priorities are random, for engines that heed them.
 
     Args:
         resets: how probable it is, before each step, that the prefix cache is reset under what runs.
+        stages: the part of the requests that keep image tokens, or take them away stage by stage.
 
     Raises:
         AssertionError: an answer differs, a block is lost, or the traffic does not end.
     """
     rng = np.random.default_rng(seed)
     asks: dict[str, Ask] = {f"{seed}-{index}": random_ask(rng) for index in range(requests)}
+    for name, ask in asks.items() if stages else ():
+        if ask.images and rng.random() < stages:
+            asks[name] = with_stages(rng, ask, engine.scheduler.flow_settings.step_tokens)
     waiting, live = list(asks), set[str]()
     outputs: dict[str, Any] = {}
     aborted = set[str]()

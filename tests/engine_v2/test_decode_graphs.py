@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -13,15 +14,16 @@ from hypothesis import strategies as st
 from vllm.config.compilation import CompilationConfig, CUDAGraphMode
 from vllm.v1.attention.backend import AttentionCGSupport
 
-from tests.engine.cases import GQA, LONG, every_cliff, mixed, one_image
+from tests.engine.cases import GQA, LONG, every_cliff, mixed, one_image, two_images
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
+from tests.engine.policy_cases import DEVICE, PLACE
 from tests.engine_v2.recorded_graphs import recorded_graphs
 from vllm_flow.decode_plan import decode_facts
 from vllm_flow.engine.decode_graphs import DecodeBuffers, unreplayable
 from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import ScheduledRequest, plan_step
-from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.spans import ImageSpans
 
 LAYERS, BLOCK, BLOCKS = 6, 4, 8
@@ -34,8 +36,12 @@ def decode_steps(draw: st.DrawFn) -> list[ScheduledRequest]:
     for _ in range(draw(st.integers(1, 5))):
         computed = draw(st.integers(0, BLOCK * BLOCKS - 1))
         image = draw(st.frozensets(st.integers(0, BLOCK * BLOCKS - 1), max_size=12))
-        cliff = draw(st.none() | st.integers(0, LAYERS - 1))
-        policy = None if cliff is None else FlowPolicy.withdrawal(cliff)
+        layers = sorted(draw(st.sets(st.integers(0, LAYERS - 1), max_size=3)))
+        keeps = sorted(draw(st.lists(st.integers(0, 8), min_size=3, max_size=3)), reverse=True)
+        stages = [
+            Stage(a, k, "uniform" if k else None) for a, k in zip(layers, keeps, strict=False)
+        ]
+        policy = FlowPolicy((tuple(stages),)) if stages else None
         layout = TokenLayout.of(policy, ImageSpans.from_ranges((p, p + 1) for p in image))
         requests.append(ScheduledRequest(computed, 1, layout))
     return requests
@@ -124,6 +130,18 @@ def test_graphs_and_eager_steps_take_turns(open_engine: OpenEngine) -> None:
         outputs = engine.run_joining(asks)
     assert_exact(engine, asks, outputs)
     assert len(set(graphs.replayed)) > 2
+
+
+def test_captured_steps_of_policies_that_keep_tokens_are_exact(open_engine: OpenEngine) -> None:
+    """Several stages per request, by place and by the device, beside cliffs and the baseline."""
+    engine = open_engine(LONG, 2)
+    asks = [replace(one_image(70 + n), stages=stages) for n, stages in enumerate(DEVICE[1:6:2])]
+    asks += [replace(two_images(50), stages=PLACE[3]), one_image(41, 3), one_image(42)]
+    asks = [replace(ask, max_tokens=8) for ask in asks]
+    with recorded_graphs(engine, [1, 4, 16]) as graphs:
+        outputs = engine.run(asks)
+    assert_exact(engine, asks, outputs)
+    assert len(graphs.replayed) == asks[0].max_tokens - 1
 
 
 def test_prompts_token_by_token(open_engine: OpenEngine) -> None:

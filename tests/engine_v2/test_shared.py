@@ -26,6 +26,10 @@ from tests.engine.test_lifecycle import (
     test_abort_during_prefill,
     test_preempted_requests_stay_exact,
 )
+from tests.engine.test_policies import (
+    test_ranks_by_place_are_exact,
+    test_ranks_of_the_device_are_exact,
+)
 from tests.engine.test_prefix_caching import test_baseline_beside_policies
 from tests.engine.test_runner import test_model_runner
 from tests.engine.test_storage import test_blocks_hold_what_the_layers_see
@@ -49,6 +53,8 @@ __all__ = [
     "test_only_steps_in_which_rows_leave_are_eager",
     "test_preempted_requests_stay_exact",
     "test_random_traffic_is_exact",
+    "test_ranks_by_place_are_exact",
+    "test_ranks_of_the_device_are_exact",
     "test_requests_join_a_running_batch",
     "test_stock_baseline_is_the_oracle",
     "test_without_policy_equals_stock",

@@ -13,9 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.eval import files
+from tests.eval.test_amber import benchmark as amber_files
+from tests.eval.test_choices import ROWS, mme_folders, tsv
 from tests.eval.test_pope_sources import label_files
+from tests.eval.test_refcoco import official as refcoco_files
 from tests.eval.test_scienceqa import official as scienceqa_files
 from tests.eval.test_score_input import damaged
+from tests.eval.test_short_answers import gqa_question
 from tests.eval.test_textvqa import official as textvqa_files
 from vllm_flow.eval.sweep.schema import items_table
 from vllm_flow.eval.tasks import get_task
@@ -35,12 +39,72 @@ def chair(folder: Path) -> None:
     (folder / "chair_images.txt").write_text("7\n8\n")
 
 
+def gqa(folder: Path) -> None:
+    question = gqa_question("n1", "Is it red?", "yes", "verify")
+    files.json_file(folder / "testdev_balanced_questions.json", {"01": question})
+
+
+def documents(folder: Path, name: str, picture: str) -> None:
+    rows = [{"questionId": n, "question": "Q?", "answers": ["x"], picture: "p.png"} for n in (1, 2)]
+    files.json_file(folder / name, {"data": rows})
+
+
+def ocrbench(folder: Path) -> None:
+    row = {
+        "dataset_name": "svt", "id": 7, "image_path": "0.png", "question": "Q", "answers": ["x", "y"],
+        "type": "Doc-oriented VQA",
+    }  # fmt: skip
+    files.json_file(folder / "OCRBench.json", [row, row | {"answers": "x"}])
+
+
+def ai2d(folder: Path) -> None:
+    question = {
+        "questionId": "0.png-0",
+        "answerTexts": ["x", "y"],
+        "correctAnswer": 1,
+        "abcLabel": False,
+    }
+    content = {"imageName": "0.png", "questions": {"P?": question}}
+    files.json_file(folder / "questions/0.png.json", content)
+    (folder / "ai2d_test_ids.csv").write_text("0\n")
+
+
+def vizwiz(folder: Path) -> None:
+    answers = [{"answer": "grey", "answer_confidence": "yes"}] * 10
+    row = {"image": "1.jpg", "question": "?", "answers": answers, "answer_type": "other"}
+    files.json_file(folder / "val.json", [row])
+
+
+def refcoco(folder: Path) -> None:
+    line = {"image": "x/1.jpg", "sent": "dog", "bbox": [0, 0, 2, 2], "width": 4, "height": 2}
+    files.json_lines(folder / "refcoco_val.jsonl", [line])
+
+
 OFFICIAL: dict[str, Callable[[Path], Any]] = {
     "pope": files.pope_labels,
     "pope-gqa": lambda folder: label_files(folder, "gqa"),
     "scienceqa": scienceqa_files,
     "textvqa": textvqa,
     "chair": chair,
+    "gqa": gqa,
+    "mme": mme_folders,
+    "chartqa": lambda folder: files.json_file(
+        folder / "test_human.json", [{"imgname": "1.png", "query": "Q?", "label": "1"}]
+    ),
+    "docvqa": lambda folder: documents(folder, "val_v1.0.json", "image"),
+    "infovqa": lambda folder: documents(
+        folder, "infographicsVQA_val_v1.0.json", "image_local_name"
+    ),
+    "ocrbench": ocrbench,
+    "mmbench": lambda folder: tsv(folder / "mmbench.tsv", ROWS),
+    "ai2d": ai2d,
+    "realworldqa": lambda folder: files.json_lines(
+        folder / "annotations.jsonl", [{"image": "1.webp", "question": "Q", "answer": "A"}]
+    ),
+    "vizwiz": vizwiz,
+    "refcoco": refcoco,
+    "refcoco-qwen": refcoco_files,
+    "amber-words": amber_files,
 }
 HUB: dict[str, tuple[str, dict[str, Any]]] = {
     "pope": (
@@ -68,6 +132,51 @@ HUB: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "chair": ("test-0.parquet", {"question_id": 7, "gt_object": ["dog"]}),
+    "gqa": (
+        "testdev_balanced_instructions/testdev-0.parquet",
+        {
+            "id": "1",
+            "imageId": "1",
+            "question": "Q",
+            "answer": "A",
+            "types": {"structural": "query"},
+            "isBalanced": True,
+        },
+    ),
+    "mme": (
+        "test-0.parquet",
+        {"question_id": "OCR/1", "question": "Q", "answer": "Yes", "category": "OCR"},
+    ),
+    "chartqa": ("test-0.parquet", {"type": "human_test", "question": "Q", "answer": "1"}),
+    "docvqa": (
+        "DocVQA/validation-0.parquet",
+        {"questionId": "1", "question": "Q", "answers": ["a"]},
+    ),
+    "ocrbench": (
+        "test-0.parquet",
+        {"dataset": "svt", "question": "Q", "question_type": "Doc-oriented VQA", "answer": ["a"]},
+    ),
+    "mmbench": (
+        "dev-0.parquet",
+        {
+            "index": 1,
+            "question": "Q",
+            "hint": "h",
+            "answer": "A",
+            "A": "x",
+            "B": "y",
+            "C": "z",
+            "D": "nan",
+            "L2-category": "logic_reasoning",
+        },
+    ),
+    "ai2d": ("test-0.parquet", {"question": "Q", "options": ["a", "b"], "answer": "1"}),
+    "realworldqa": ("test-0.parquet", {"question": "Q", "answer": "A"}),
+    "vizwiz": ("val-0.parquet", {"question_id": "1", "question": "Q", "answers": ["a"] * 10}),
+    "refcoco": (
+        "val-0.parquet",
+        {"question_id": "1", "answer": ["dog"], "bbox": [0.0, 0.0, 1.0, 1.0]},
+    ),
     "mmstar": ("mmstar.parquet", {"index": 1, "question": "Q", "answer": "A", "category": "math"}),
 }
 
@@ -75,6 +184,9 @@ ODD = st.sampled_from(
     [None, True, -1, 10**18, 10**30, 1.5, float("nan"), "", "42²", "9" * 5000, "\0", "a/../\0b", "x" * 300,
      [], ["a", None], [[1]], {}, {"a": 1}]
 )  # fmt: skip
+
+
+TEXTS = (".csv", ".json", ".jsonl", ".p", ".tsv", ".txt")
 
 
 def readable(task: str, folder: Path) -> None:
@@ -93,10 +205,10 @@ def readable(task: str, folder: Path) -> None:
 def test_official_files(tmp_path: Path, task: str, which: int, data: st.DataObject) -> None:
     folder = tmp_path / task
     OFFICIAL[task](folder)
-    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    paths = sorted(p for p in folder.rglob("*") if p.suffix in TEXTS and p.is_file())
     path = paths[which % len(paths)]
     raw = path.read_bytes()
-    if data.draw(st.booleans()) or path.suffix == ".txt":
+    if data.draw(st.booleans()) or path.suffix not in (".json", ".jsonl"):
         start = data.draw(st.integers(0, len(raw)))
         new = data.draw(
             st.sampled_from([b"", b"\xff", b"[" * 2000, b"9" * 5000, b'"\\ud800"', b"\0"])
@@ -104,7 +216,8 @@ def test_official_files(tmp_path: Path, task: str, which: int, data: st.DataObje
         path.write_bytes(raw[:start] + new + raw[start + data.draw(st.integers(0, 3)) :])
     else:
         text = raw.decode()
-        lines = text.splitlines() if text.startswith('{"question_id"') else [text]
+        by_line = path.suffix == ".jsonl" or text.startswith('{"question_id"')
+        lines = text.splitlines() if by_line else [text]
         values = [json.loads(line) for line in lines]
         keys = sorted({key for one in values for key in keys_of(one)})
         key, new = data.draw(st.sampled_from(keys)), data.draw(ODD)
@@ -131,6 +244,9 @@ def test_hub_files(tmp_path: Path, task: str, data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(sorted(row)))
     new = data.draw(ODD)
     changed = {k: v for k, v in (row | {key: new}).items() if new is not None or k != key}
+    (folder / name).parent.mkdir(exist_ok=True)
+    if task == "gqa":
+        files.parquet(folder / name.replace("instructions", "images"), [row])
     try:
         pq.write_table(pa.Table.from_pylist([changed]), folder / name)
     except (pa.ArrowException, OverflowError, TypeError):

@@ -33,7 +33,9 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_four_tasks_at_every_layer(cluster: None, tmp_path: Path) -> None:
+def test_four_tasks_at_every_layer(
+    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, run, report = tmp_path / "data", tmp_path / "run", tmp_path / "run" / "report"
     datasets.main(["--out", str(data), "--items", "4"])
     cliffs = [f"cliff={cliff}" for cliff in range(1, LAYERS)]
@@ -44,6 +46,10 @@ def test_four_tasks_at_every_layer(cluster: None, tmp_path: Path) -> None:
         *("--engines", "2", "--out", str(run)),
     ]  # fmt: skip
     assert cli.main(asked) == 0
+    said = capsys.readouterr().out
+    assert said.index("chair: 2 questions on 2 pictures can rule out") < said.index(
+        "starting 2 engines"
+    )
     rows = Run.open(run).answers().to_pylist()
     assert len({(r["task"], r["item_id"], r["policy"]) for r in rows}) == len(rows)
     assert len(rows) == len(TASKS) * ITEMS * len(policies)

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
+
+from tests.word_tokenizer import word_tokenizer
 
 BASE = ("<unk>", "<s>", "</s>", "<pad>")
 WORDS = tuple(f"w{i}" for i in range(120))
@@ -83,18 +84,8 @@ def tokenizer(
 ) -> tuple[PreTrainedTokenizerFast, dict[str, int]]:
     """One token per word and per special; ``named`` are attributes that processors ask for."""
     vocab = {word: index for index, word in enumerate((*BASE, *specials, *WORDS))}
-    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.decoder = decoders.Fuse()
-    backend.add_special_tokens([AddedToken(word, normalized=False) for word in (*BASE, *specials)])
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        extra_special_tokens=dict(named or {}),
-        model_max_length=MAX_POSITIONS,
+    made = word_tokenizer(
+        vocab, (*BASE, *specials), named or {}, pad_token="<pad>", model_max_length=MAX_POSITIONS
     )
     return made, vocab
 

@@ -63,17 +63,24 @@ def logprobs(
     checkpoint: Checkpoint, prompt: Prompt, answer: Sequence[int], cliff: int
 ) -> torch.Tensor:
     """Logprobs (len(answer) + 1) x V: row t is the distribution of answer token t."""
-    model, decoder = checkpoint.model, checkpoint.decoder(checkpoint.model)
+    decoder = checkpoint.decoder(checkpoint.model)
     hide_T = torch.cat([prompt.is_image_T, torch.zeros(len(answer), dtype=torch.bool)])
     past = hide_T & ~torch.eye(len(hide_T), dtype=torch.bool)
     with _masked(decoder.layers[cliff:], past):
-        if prompt.embeddings_TH is None:
-            assert prompt.inputs is not None
-            logits = model(**_longer(prompt.inputs, answer), use_cache=False).logits[0]
-        else:
-            hidden = decoder(**_from_embeddings(model, prompt, answer), use_cache=False)
-            logits = model.get_output_embeddings()(hidden.last_hidden_state[0])
+        logits = forward(checkpoint, prompt, answer)
     return logits[len(prompt.ids) - 1 :].log_softmax(-1)
+
+
+def forward(checkpoint: Checkpoint, prompt: Prompt, answer: Sequence[int]) -> torch.Tensor:
+    """Logits T x V of transformers' own forward over prompt and answer."""
+    model, decoder = checkpoint.model, checkpoint.decoder(checkpoint.model)
+    if prompt.embeddings_TH is None:
+        assert prompt.inputs is not None
+        logits: torch.Tensor = model(**_longer(prompt.inputs, answer), use_cache=False).logits[0]
+        return logits
+    hidden = decoder(**_from_embeddings(model, prompt, answer), use_cache=False)
+    found: torch.Tensor = model.get_output_embeddings()(hidden.last_hidden_state[0])
+    return found
 
 
 def _from_embeddings(model: Any, prompt: Prompt, answer: Sequence[int]) -> dict[str, Any]:

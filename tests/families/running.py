@@ -16,7 +16,10 @@ from PIL import Image
 from vllm import LLM, RequestOutput, SamplingParams
 from vllm.model_executor.models import registry
 
-from tests.families import oracle
+from tests.engine import kept_oracle
+from tests.engine.harness import RANK_TIE
+from tests.families import oracle, staged_oracle
+from tests.families.conftest import COMPILED
 from tests.families.making import Checkpoint, film, picture, words
 from vllm_flow.engine.families.finding import inner_model
 
@@ -40,6 +43,14 @@ class Ask:
     pictures: tuple[Image.Image, ...]
     cliff: int | None = None
     films: tuple[Any, ...] = ()
+    stages: str = ""
+    """``flow_stages``, in the place of a cliff."""
+
+    @property
+    def keys(self) -> dict[str, Any] | None:
+        if self.stages:
+            return {"flow_stages": self.stages}
+        return None if self.cliff is None else {"flow_cliff": self.cliff}
 
 
 def prompts_of(checkpoint: Checkpoint) -> tuple[Ask, Ask]:
@@ -76,7 +87,7 @@ class Engine:
         self.checkpoint = checkpoint
         settings: dict[str, Any] = dict(
             dtype="float32",
-            enforce_eager=True,
+            enforce_eager=not COMPILED,
             max_model_len=512,
             max_num_batched_tokens=2048,
             max_num_seqs=24,
@@ -118,6 +129,9 @@ class Engine:
             seen.append((args[0].clone(), args[1].clone(), injected))
 
         own = "forward" in vars(inner)
+        compiled = not getattr(inner, "do_not_compile", True)
+        if compiled:  # the layers' own code runs, which alone calls hooks
+            inner.do_not_compile = True
         inner.forward = note
         hook = inner.layers[0].register_forward_pre_hook(see)
         params = SamplingParams(temperature=0, max_tokens=1)
@@ -127,6 +141,8 @@ class Engine:
             ids = list(self.llm.generate(prompt, params, use_tqdm=False)[0].prompt_token_ids)
         finally:
             hook.remove()
+            if compiled:
+                inner.do_not_compile = False
             if own:
                 inner.forward = stock
             else:
@@ -166,7 +182,7 @@ class Engine:
                 logprobs=TOP,
                 ignore_eos=True,
                 allowed_token_ids=self.checkpoint.word_ids,
-                extra_args=None if ask.cliff is None else {"flow_cliff": ask.cliff},
+                extra_args=ask.keys,
             )
             for ask in asks
         ]
@@ -222,7 +238,12 @@ class Judge:
         tokens = list(answer.token_ids)
         layers = self.checkpoint.num_layers
         cliff = layers if ask.cliff is None else ask.cliff
-        expected = oracle.logprobs(self.checkpoint, prompt, tokens[:-1], cliff)
+        if ask.stages:
+            expected, gap = staged_oracle.logprobs(self.checkpoint, prompt, tokens[:-1], ask.stages)
+            assert gap > RANK_TIE, f"{ask.stages}: two tokens rank alike; choose another picture"
+            cliff = min(kept_oracle.parse(ask.stages))
+        else:
+            expected = oracle.logprobs(self.checkpoint, prompt, tokens[:-1], cliff)
         if cliff < layers:
             full = oracle.logprobs(self.checkpoint, prompt, tokens[:-1], layers)
             moved = float((full - expected).abs().max())
@@ -242,7 +263,7 @@ class Judge:
         """Every answer is the oracle's; the largest error of a logprob."""
         errors = [self.error(ask, output) for ask, output in zip(asks, outputs, strict=True)]
         wrong = [
-            f"cliff {ask.cliff}, {len(ask.pictures)} pictures: {error:.1e}"
+            f"{ask.keys}, {len(ask.pictures)} pictures: {error:.1e}"
             for ask, error in zip(asks, errors, strict=True)
             if not error <= TOLERANCE
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,15 @@ from tests.engine import v2_cpu
 from tests.families.checkpoints import BUILDERS
 from tests.families.conftest import Rows
 from tests.families.making import Checkpoint
-from tests.families.running import STOCK, Ask, Engine, Judge, every_cliff, largest_difference
+from tests.families.running import (
+    STOCK,
+    Ask,
+    Engine,
+    Judge,
+    every_cliff,
+    largest_difference,
+    prompts_of,
+)
 
 QUICK = ("qwen2_5_vl", "qwen3_vl", "idefics3")
 """M-RoPE; features injected between layers; a decoder in another place, markers within a picture."""
@@ -71,4 +80,29 @@ def test_whole_prompts_are_exact_and_the_baseline_is_stock(
     error = largest_difference(engine.run(plain, TOKENS), stock)
     assert error <= 1e-6
     _record(table, name, "without a policy, beside stock", plain, error)
+    engine.check_idle()
+
+
+STAGES = (
+    "0:40% diversity",
+    "1:50% last_image",
+    "1:60% last_image, 2:30% last_image",
+    "1:70% last_image, 2:40% uniform",
+    "1:50% last_prompt, 2:20% random",
+    "0:60% uniform, 2:30% diversity",
+    "1:50% diversity, 2:0",
+)
+
+
+@pytest.mark.parametrize("name", NAMES if CHOICE else ("idefics3",))
+def test_what_stays_of_a_picture_is_exact(
+    name: str, checkpoint_of: Callable[[str], Checkpoint], table: Rows
+) -> None:
+    """Stages of every kind of rank; without a choice of families, one with text within a picture."""
+    checkpoint = checkpoint_of(name)
+    engine = Engine(checkpoint, group_layers=1)
+    judge, (ask, _) = Judge(engine), prompts_of(checkpoint)
+    asks = [replace(ask, stages=stages) for stages in STAGES]
+    outputs = engine.run(asks, TOKENS)
+    _record(table, name, "stages and ranks", asks, judge.assert_exact(asks, outputs))
     engine.check_idle()

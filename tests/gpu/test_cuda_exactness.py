@@ -11,7 +11,7 @@ import pytest
 from vllm import RequestOutput
 
 from tests.engine import oracle
-from tests.engine.cases import GQA, LONG, QUICK, Ask, Case, Shape, every_cliff, mixed
+from tests.engine.cases import GQA, LONG, QUICK, Ask, Case, Shape, every_cliff, mixed, text_around
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, Engine, assert_exact, logprobs_of, picture, tokens_of
 from tests.gpu.backends import DEFAULT, EAGER, GRAPHS, WIDE, flash, triton, v1
@@ -66,6 +66,16 @@ def test_requests_join_a_running_batch(open_engine: OpenEngine, execution: dict[
         outputs = engine.run_joining(asks)
     assert_exact(engine, asks, outputs)
     assert bool(sizes) == (bool(execution) and not v1())
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_text_around_images_is_exact(open_engine: OpenEngine, execution: dict[str, Any]) -> None:
+    """In the last layer with image rows their keys alone are computed, and the text is given in runs."""
+    engine = open_engine(LONG, 1, **triton(**execution), max_num_batched_tokens=97, max_num_seqs=4)
+    runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    assert getattr(runner, "model_state", runner).flow_requests.spares_last_layers
+    asks = [text_around(40, cliff) for cliff in range(1, LONG.layers)]
+    assert_exact(engine, asks, engine.run(asks))
 
 
 def worst_error(engine: Engine, asks: Sequence[Ask], outputs: Sequence[RequestOutput]) -> float:

@@ -1,7 +1,7 @@
 """``python -m tests.next_vllm``: the suites that show whether the next vLLM breaks this package.
 
-What follows goes to pytest instead of the files named here. Status 0 as well where the version cannot be had,
-which is said.
+What follows goes to pytest; a file among it takes the place of those named here. Status 0 as well
+where the version cannot be had, which is said.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> int:
         print(f"vLLM {NEXT_VLLM} was not tested: {error}")
         return 0
     path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "pytest", *(arguments or SUITES)]
+    chosen = any(os.path.exists(argument.split("::")[0]) for argument in arguments)
+    command = [sys.executable, "-m", "pytest", *(() if chosen else SUITES), *arguments]
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode
 
 

@@ -51,3 +51,21 @@ def test_the_document_has_the_commands_table(capsys: pytest.CaptureFixture[str])
     printed = [line for line in capsys.readouterr().out.splitlines() if line]
     missing = [line for line in printed if line not in document]
     assert not missing, f"docs/scale.md is out of date; it lacks: {missing[:2]}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--cliffs", "22,x"], "'x' is no whole number"),
+        (["--cliffs", "33"], "--cliffs: llava-1.5-7b has the layers 0 to 32"),
+        (["--images", "0"], "whole numbers above 0"),
+        (["--tflops", "nan"], "'nan' is no number above 0"),
+        (["--batch", "1_0"], "'1_0' is no whole number"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_a_sentence(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        scale.main(arguments)
+    assert ended.value.code == 2 and said in capsys.readouterr().err

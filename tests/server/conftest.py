@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import openai
 import pytest
 
 from tests.server.serving import Server, serve
@@ -39,3 +40,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("small") / "server.log"
     with serve(assemble_small(), arguments, log) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def client(small: Server) -> openai.OpenAI:
+    """The ``openai`` package's client of that server."""
+    return openai.OpenAI(base_url=f"{small.url}/v1", api_key="none", max_retries=0)

@@ -8,10 +8,12 @@ import io
 from pathlib import Path
 from typing import Any
 
+import openai
 from PIL import Image
 
 from tests.server.serving import NAME
 from vllm_flow.demo_model.heldout import Question, load_questions
+from vllm_flow.demo_model.prompt import IMAGE_TOKEN, prompt_head, prompt_tail
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -71,3 +73,27 @@ def text_body(words: str, cliff: Any = None, **more: Any) -> dict[str, Any]:
 
 def with_policy(body: dict[str, Any], cliff: Any) -> dict[str, Any]:
     return body if cliff is None else {**body, "vllm_xargs": {"flow_cliff": cliff}}
+
+
+def chat(client: openai.OpenAI, body: dict[str, Any]) -> Any:
+    """A chat request by the client: vLLM's own fields go where it takes them."""
+    own = ("model", "messages", "max_tokens", "temperature", "logprobs", "top_logprobs", "n")
+    own += ("seed", "stream", "stream_options", "response_format")
+    known = {key: value for key, value in body.items() if key in own}
+    extra = {key: value for key, value in body.items() if key not in own}
+    return client.chat.completions.create(**known, extra_body=extra)
+
+
+def report(answer: Any) -> dict[str, Any] | None:
+    """The extension's report in a response of the client."""
+    return (answer.model_extra["kv_transfer_params"] or {}).get("vllm_flow")
+
+
+def cached(answer: Any) -> int:
+    """Tokens of the prompt that were found in the prefix cache."""
+    return answer.usage.prompt_tokens_details.cached_tokens
+
+
+def prompt_of(index: int, pictures: int = 1) -> str:
+    """The text of question ``index``'s prompt, as the chat template writes it."""
+    return prompt_head() + IMAGE_TOKEN * pictures + prompt_tail(question(index).text)

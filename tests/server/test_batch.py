@@ -69,10 +69,21 @@ def test_each_line_is_checked_by_itself(
     lines.append(
         json.dumps(twice).replace('{"flow_cliff": 2}', '{"flow_cliff": 1, "flow_cliff": 2}')
     )
+    # vLLM's reader takes a number of any length, Python's own refuses it.
+    long = {**BODY, "metadata": "LONG"}
+    lines.append(
+        json.dumps({"custom_id": "long", "method": "POST", "url": CHAT, "body": long}).replace(
+            '"LONG"', "9" * 5000
+        )
+    )
     reached, written = run(lines, tmp_path, monkeypatch)
     assert [request.vllm_xargs for request in reached] == [{"flow_cliff": 2}] * 2
     said = {line["custom_id"]: json.dumps(line) for line in written}
-    for name, (_, sentence) in {**BAD, "twice": ({}, "more than once")}.items():
+    for name, (_, sentence) in {
+        **BAD,
+        "twice": ({}, "more than once"),
+        "long": ({}, "no JSON that can be checked: a number of more than 4300 digits"),
+    }.items():
         assert sentence in said[name].replace('\\"', '"') and '"status_code": 400' in said[name]
     assert "handled" in said["first"] and "handled" in said["last"]
 

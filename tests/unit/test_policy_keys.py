@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_flow.policy import WHOLE, FlowPolicy, Stage, weaker_layer
-from vllm_flow.policy_keys import admit, check_bound, parse_policy, request_keys
+from vllm_flow.policy_keys import (
+    admit,
+    check_bound,
+    operators_policy,
+    parse_policy,
+    policy_label,
+    request_keys,
+)
 from vllm_flow.policy_values import PolicyError
 from vllm_flow.presets import PRESETS
 from vllm_flow.ranks import RANKS
@@ -265,6 +272,28 @@ def test_a_bound_compares_layer_by_layer(
     else:
         with pytest.raises(PolicyError, match="the operator of this server allows"):
             check_bound(policy, strongest, totals[: len(images)], LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("keys", "label"),
+    [
+        (None, "baseline"),
+        ({"flow_log_attention": True}, "baseline"),
+        ({"flow_cliff": 4}, "cliff=4"),
+        ({"flow_cliff": [4, 5]}, "cliffs"),
+        ({"flow_stages": "4:0"}, "cliffs"),
+        ({"flow_cliff": 4, "flow_keep": "25%", "flow_rank": "random", "flow_seed": 77}, "ranks=random"),
+        ({"flow_stages": "2:50% last_prompt, 9:3 uniform, 12:0"}, "ranks=uniform+last_prompt"),
+    ],
+)  # fmt: skip
+def test_metrics_have_few_names_for_policies(keys: dict | None, label: str) -> None:
+    assert policy_label(keys) == label
+
+
+def test_an_operators_policy_is_for_any_number_of_images() -> None:
+    assert operators_policy({"flow_cliff": 4}, LAYERS) == FlowPolicy.withdrawal(4)
+    with pytest.raises(PolicyError, match="any number of images"):
+        operators_policy({"flow_cliff": 4, "flow_keep": [1, 2], "flow_rank": "uniform"}, LAYERS)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 12, 28, 30, 32, 64])

@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -17,12 +16,13 @@ from transformers import (
     LlavaConfig,
     OPTConfig,
     PretrainedConfig,
-    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2Config,
     Qwen2VLImageProcessor,
     Qwen3Config,
 )
+
+from tests.word_tokenizer import word_tokenizer
 
 REVISION = "0" * 40
 IMAGE = "<image>"
@@ -107,13 +107,4 @@ def _write_qwen_vl(where: Path) -> None:
 def _write_tokenizer(where: Path, special: dict[str, int], named: dict[str, Any]) -> None:
     """A tokenizer of a few words, with the special tokens under the ids that the model's own has."""
     vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, **special}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens=named,
-    ).save_pretrained(where)
+    word_tokenizer(vocab, special, named).save_pretrained(where)

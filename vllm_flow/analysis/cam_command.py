@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_flow.analysis.cam_names import DEFAULT_HOOK, DTYPES, HOOKS
+from vllm_flow.options import count, positive, positive_number, seed
 from vllm_flow.pictures import WHITE, Colour, checked_background, read_picture
 from vllm_flow.user_text import whole_number, whole_numbers
 
@@ -75,9 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--answer", help="the answer to explain (default: the model's own, greedy)")
     add("--word", help="explain this word of the answer only (default: the whole answer)")
     add("--layers", type=layer_numbers, default=None, help="all (default), 0,4,8 or 0:30:2")
-    add("--samples", type=int, default=8, help="noisy copies (default 8); 0: the picture itself")
-    add("--sigma", type=float, default=0.1, help="noise, as a share of the pixels' range")
-    add("--seed", type=int, default=0, help="of the noise")
+    add("--samples", type=count, default=8, help="noisy copies (default 8); 0: the picture itself")
+    add("--sigma", type=positive_number, default=0.1, help="noise, as a share of the pixels' range")
+    add("--seed", type=seed, default=0, help="of the noise")
     add("--hook", choices=HOOKS, default=DEFAULT_HOOK, help="which features (default %(default)s)")
     add(
         "--box",
@@ -91,10 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R,G,B",
         help="behind transparent pixels, as a server's rgba_background_color (default: white)",
     )
-    add("--max-tokens", type=int, default=32, help="longest answer of the model's own")
+    add("--max-tokens", type=positive, default=32, help="longest answer of the model's own")
     add("--dtype", choices=DTYPES, default="float32")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    add("--batch", type=int, default=4, help="copies at a time; less saves memory")
+    add("--batch", type=positive, default=4, help="copies at a time; less saves memory")
     add(
         "--checkpointing",
         action="store_true",

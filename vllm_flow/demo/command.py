@@ -25,6 +25,7 @@ from vllm_flow.demo.rows import summarise
 from vllm_flow.demo.serving import Asker, EngineOptions, start_engine
 from vllm_flow.engine.process import quieten
 from vllm_flow.exits import CommandError, Refused, keeping
+from vllm_flow.options import count, gib, positive
 from vllm_flow.outputs import check_folder
 
 QUESTIONS = 24
@@ -33,7 +34,7 @@ FEW_CLIFFS = 6
 """Cliffs, spread over the range, at which kinds are asked that are not asked at all of them."""
 STEP = 3
 """Layers between two cliffs; the demo model's storage groups have as many."""
-TIMED_BATCH = 4
+TIMED_BATCH = 2
 """Yes/no questions in a batch whose prefill is timed."""
 WIDTH = 144
 """Least width of the output, so that a row of the table stays one line when it is piped."""
@@ -65,13 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--questions",
-        type=int,
+        type=positive,
         help=f"yes/no questions (default: {QUESTIONS}); other kinds have their share of it",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of prefill timing")
-    parser.add_argument("--group-layers", type=int, help="layers per storage group")
+    parser.add_argument("--rounds", type=count, default=5, help="rounds of prefill timing")
+    parser.add_argument("--group-layers", type=positive, help="layers per storage group")
     parser.add_argument("--dtype", help="float32 (default for the demo model), bfloat16 or float16")
-    parser.add_argument("--kv-cache-gib", type=float, help="size of the KV-cache pool")
+    parser.add_argument("--kv-cache-gib", type=gib, help="size of the KV-cache pool")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="where results go")
     parser.add_argument("--quick", action="store_true", help="few questions, cliffs and rounds")
 

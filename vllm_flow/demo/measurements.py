@@ -17,6 +17,9 @@ AGREEMENT = 1.3
 """Largest over smallest of repeated times: on quiet cores 1.05 to 1.2, beside another process 1.5 and
 more."""
 
+TRIMMED = 5
+"""Measurements from which on a range is told without the lowest and the highest."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -92,6 +95,8 @@ class Engine:
     vllm: str
     torch: str
     device: str
+    key_share: float = 1.0
+    """Of a layer, what an image row costs in the last one before its cliff; 1: all of it."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, smallest and largest of repeated measurements."""
+    """Median, smallest and largest of repeated measurements; of many, without the extremes."""
 
     median: float
     low: float

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from vllm_flow.demo.kinds import HEADLINE, Kind
-from vllm_flow.demo.measurements import AGREEMENT, Results, Row, Score, Spread
+from vllm_flow.demo.measurements import AGREEMENT, TRIMMED, Results, Row, Score, Spread
 from vllm_flow.demo.rows import equal_from, level_text
 from vllm_flow.eval.statistics.intervals import Interval
 from vllm_flow.outputs import write_text, write_whole
@@ -172,10 +172,13 @@ def notes(results: Results) -> list[str]:
         f"equals predicted in every group for {equal} of {requests} requests of all kinds.",
     ]
     if rows[0].speedup is not None:
+        count = rows[0].speedup.count
+        trimmed = ", the lowest and the highest left out," if count >= TRIMMED else ""
         out.append(
             f"Prefill: how many times faster than the baseline, median and range of "
-            f"{rows[0].speedup.count} rounds in which the same batch runs at every cliff, and three times "
-            "at the baseline, whose median counts; ideal: rows times layers. Without the vision tower "
+            f"{count} rounds{trimmed} in which the same batch runs at every cliff, and three times "
+            "at the baseline, whose median counts; ideal: rows times layers, of the last layer with image "
+            "rows their keys and values. Without the vision tower "
             "and the preparation of pictures."
         )
     disturbed = disturbed_rows(results)

@@ -12,7 +12,16 @@ from statistics import fmean, median
 import numpy as np
 
 from vllm_flow.demo.kinds import BY_KEY, HEADLINE, MEASURES, Kind
-from vllm_flow.demo.measurements import Answer, Engine, Question, Results, Row, Score, Spread
+from vllm_flow.demo.measurements import (
+    TRIMMED,
+    Answer,
+    Engine,
+    Question,
+    Results,
+    Row,
+    Score,
+    Spread,
+)
 from vllm_flow.eval.statistics.bootstrap import compare
 from vllm_flow.eval.statistics.intervals import accuracy, paired_difference
 from vllm_flow.eval.tasks.base import ratio
@@ -72,7 +81,7 @@ def summarise(
                 cliff=cliff,
                 scores={kind: scores[kind][cliff] for kind in scores if cliff in scores[kind]},
                 speedup=spread(speedups[cliff]) if speedups.get(cliff) else None,
-                speedup_ideal=ideal_speedup(engine.num_layers, cliff, headline),
+                speedup_ideal=ideal_speedup(engine, cliff, headline),
                 blocks=fmean(sum(answer.blocks) for answer in headline),
                 blocks_predicted=fmean(sum(predicted_blocks(a, engine)) for a in headline),
                 blocks_equal=sum(equal),
@@ -146,19 +155,21 @@ def _ratios(kind: Kind, counts: Counts, baseline: int) -> dict[int, dict[str, Sc
     return found
 
 
-def ideal_speedup(num_layers: int, cliff: int, answers: Sequence[Answer]) -> float:
+def ideal_speedup(engine: Engine, cliff: int, answers: Sequence[Answer]) -> float:
     """The row-count ideal for the mean prompt; exact for a batch of these prompts."""
     return row_count_ideal(
-        num_layers=num_layers,
+        num_layers=engine.num_layers,
         cliff=cliff,
+        key_share=engine.key_share,
         prompt_tokens=sum(answer.prompt_tokens for answer in answers),
         image_tokens=sum(answer.image_tokens for answer in answers),
     )
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and range."""
-    return Spread(median(values), min(values), max(values), len(values))
+    """Median and range; of five or more the extremes are left out, which one disturbance makes."""
+    told = sorted(values)[1:-1] if len(values) >= TRIMMED else values
+    return Spread(median(values), min(told), max(told), len(values))
 
 
 def enough(results: Results, kind: str) -> bool:

@@ -83,7 +83,18 @@ def start_engine(options: EngineOptions) -> tuple[LLM, Engine]:
         vllm=vllm.__version__,
         torch=torch.__version__,
         device=device_name(),
+        key_share=_key_share(llm, config),
     )
+
+
+def _key_share(llm: LLM, config: Any) -> float:
+    """See :class:`Engine`; 1 where the model's last layer with image rows runs whole."""
+    from vllm_flow.engine.inspect import spares_last_layers
+    from vllm_flow.profile.shape import shape_of
+
+    if not spares_last_layers(llm):
+        return 1.0
+    return shape_of(config.model_config.hf_config, "bfloat16").key_share
 
 
 class Asker:

@@ -9,7 +9,7 @@ without any of it. Knows steps, not policies, runners or schedulers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,7 +21,20 @@ from vllm.forward_context import get_forward_context
 
 from vllm_flow.engine.calls import FORMS
 from vllm_flow.engine.families import Decoder
+from vllm_flow.engine.last_layer import KeyWriter
 from vllm_flow.engine.ranking import DeviceRanking, Ranker
+
+
+@dataclass(frozen=True)
+class DeviceLastKeys:
+    """A plan's last keys on the device; see :class:`vllm_flow.last_layer.LastKeys` for D."""
+
+    rows: torch.Tensor
+    """[D] rows of the step."""
+    gather: torch.Tensor
+    """[D] rows of the variant before."""
+    slots: torch.Tensor
+    """[D] slots to write."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,8 @@ class DeviceVariant:
     """[R] rows of the step that are alive; None where all are. With rankings, before they are made."""
     gather: torch.Tensor | None
     """[R] rows of the variant before; None where nothing is dropped. With rankings, likewise."""
+    last: DeviceLastKeys | None = None
+    """Rows of which this one layer only stores keys and values."""
     rankings: tuple[DeviceRanking, ...] = ()
     """Images whose part of ``gather`` is known only when the layer before has run."""
 
@@ -82,6 +97,10 @@ class DecoderHook:
         self._replacements: list[tuple[nn.Module, Callable[..., Any]]] = []
         form = FORMS[decoder.call]
         self._select = form.select
+        self.decoder = decoder
+        self.eager_operators: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered for each eager call; see ``eager_ops.py``."""
+        self._key_writers = [KeyWriter(layer) for layer in decoder.layers]
         for index, layer in enumerate(decoder.layers):
             self._replace(layer, partial(form.layer, partial(self._layer, index)))
         self._replace(decoder.norm, partial(form.norm, self._norm))
@@ -109,7 +128,7 @@ class DecoderHook:
         context.skip_compiled = True
         # The step may have been padded for the graphs of compiled pieces, none of which runs now.
         context.cudagraph_runtime_mode = CUDAGraphMode.NONE
-        with self.installed(step):
+        with self.installed(step), self.eager_operators():
             yield
 
     @contextmanager
@@ -165,6 +184,13 @@ class DecoderHook:
         variant = step.variants.get(index)
         if variant is not None:
             self._variant = variant
+            if (last := variant.last) is not None:
+                self._key_writers[index].write(
+                    self._select(positions, last.rows),
+                    hidden_TH.index_select(0, last.gather),
+                    None if residual_TH is None else residual_TH.index_select(0, last.gather),
+                    last.slots,
+                )
             if variant.gather is not None:
                 self._advance(variant, variant.gather)
                 hidden_RH = hidden_RH.index_select(0, variant.gather)

@@ -1,7 +1,7 @@
 """What an environment has, and whether vLLM would serve with the extension: one finding per question.
 
-Looks at metadata first, and imports vLLM only if it is installed. Changes nothing and starts no
-engine; with a model, it builds the engine's configuration, which loads no weights.
+Reads metadata and sources; imports vLLM only where it is asked to probe. Changes nothing and starts
+no engine; with a model, it builds the engine's configuration, which loads no weights.
 """
 
 from __future__ import annotations
@@ -42,16 +42,25 @@ class Diagnosis:
 
     versions: dict[str, str]
     findings: tuple[Finding, ...]
+    probed: bool = False
+    """Whether vLLM was imported, so that more would have been seen."""
 
     @property
     def problems(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.problem]
 
 
-def diagnose(model: str | None = None) -> Diagnosis:
-    """Look at this environment, and at a model if one is named. Raises nothing."""
+def diagnose(model: str | None = None, probe: bool = False) -> Diagnosis:
+    """Look at this environment, and at a model if one is named. Raises nothing.
+
+    Args:
+        probe: import vLLM and ask it; so does a model.
+    """
+    probe = probe or model is not None
     questions: list[tuple[str, Callable[[], Iterable[Finding]]]] = [("vLLM", check_vllm)]
-    if vllm_distribution() is not None:
+    if vllm_distribution() is None:
+        probe = False
+    elif probe:
         questions += [
             ("plugin", check_plugin),
             ("torchvision", check_torchvision),
@@ -61,6 +70,12 @@ def diagnose(model: str | None = None) -> Diagnosis:
             if model is None
             else ("model", lambda: check_model(model)),
         ]
+    else:
+        questions += [
+            ("plugin", check_plugin),
+            ("torchvision", read_torchvision),
+            ("patches", read_patches),
+        ]
     findings: list[Finding] = []
     for topic, ask in questions:
         try:
@@ -68,7 +83,7 @@ def diagnose(model: str | None = None) -> Diagnosis:
         except Exception as error:  # whatever is broken in there is what the user wants to know
             text = " ".join(f"{type(error).__name__}: {error}".split())
             findings.append(Finding(topic, text, problem=True))
-    return Diagnosis(versions(), tuple(findings))
+    return Diagnosis(versions(), tuple(findings), probe)
 
 
 def versions() -> dict[str, str]:
@@ -137,6 +152,17 @@ def check_plugin() -> Iterable[Finding]:
         yield Finding("plugin", f"vLLM finds the entry point {PLUGIN}.")
 
 
+def read_torchvision() -> Iterable[Finding]:
+    """Is torchvision there? Whether it loads is for :func:`check_torchvision`."""
+    version = setup_env.distribution_version("torchvision")
+    if version is None:
+        yield Finding("torchvision", "it is not installed; processors that need it will say so.")
+        return
+    shim = (setup_env.site_packages() / setup_env.SHIM_PTH).exists()
+    rest = ", with the shim for its compiled part" if shim else ""
+    yield Finding("torchvision", f"{version} is installed{rest}; not tried.")
+
+
 def check_torchvision() -> Iterable[Finding]:
     """Does torchvision import, by itself or with the shim?"""
     if setup_env.distribution_version("torchvision") is None:
@@ -178,11 +204,17 @@ def torchvision_loads(installed: bool) -> tuple[bool, bool]:
     return not getattr(shim, "_libraries", ()), True
 
 
-def check_patches() -> Iterable[Finding]:
+def read_patches() -> Iterable[Finding]:
+    """The same as :func:`check_patches`, from vLLM's source."""
+    return check_patches(imported=False)
+
+
+def check_patches(imported: bool = True) -> Iterable[Finding]:
     """Is everything that is patched as it was when the patches were written?"""
     from vllm_flow.patches.ledger import TARGETS
 
-    wrong = [problem for target in TARGETS if (problem := target.problem()) is not None]
+    found = (target.problem(imported=imported) for target in TARGETS)
+    wrong = [problem for problem in found if problem is not None]
     for problem in wrong:
         yield Finding("patches", f"{problem}; install a tested version of vLLM.", problem=True)
     if not wrong:

@@ -27,6 +27,7 @@ from vllm_flow.engine.frontend import RefusedRequest, check_keys
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy_keys import KEY_PREFIX
 from vllm_flow.policy_values import PolicyError
+from vllm_flow.user_text import NotJSON, parse_json
 
 XARGS = "vllm_xargs"
 STATE = "vllm_flow_settings"
@@ -85,9 +86,11 @@ def refusal_of(line: str, settings: FlowSettings) -> str | None:
     The runner calls vLLM's handlers without HTTP (``patches/run_batch.py``).
     """
     try:
+        request = parse_json(line)
         check_once(line.encode("utf-8", "surrogatepass"))
-        request = json.loads(line)
         check_body(request.get("body"), settings, PLACES.get(request.get("url")))
+    except NotJSON as error:  # of which vLLM's own reader takes more
+        return f"this line is no JSON that can be checked: {error}."
     except PolicyError as error:
         return str(error)
     return None

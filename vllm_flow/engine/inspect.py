@@ -35,6 +35,14 @@ def scheduler_of(llm: LLM | Any) -> Any:
     return core.scheduler
 
 
+def spares_last_layers(llm: LLM | Any) -> bool:
+    """Whether image rows leave the last layer that sees them early; see ``engine/last_layer.py``."""
+    scheduler_of(llm)  # in this process, and with the extension
+    core = llm.llm_engine.engine_core.engine_core
+    runner = core.model_executor.driver_worker.worker.model_runner
+    return bool(getattr(runner, "model_state", runner).flow_requests.spares_last_layers)
+
+
 def footprints(llm: LLM | Any) -> dict[str, Footprint]:
     """Footprints of the latest finished requests, by the engine's internal request id.
 

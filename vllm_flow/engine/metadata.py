@@ -20,8 +20,9 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
-from vllm_flow.engine.decoder import DeviceVariant, FlowStep
+from vllm_flow.engine.decoder import DeviceLastKeys, DeviceVariant, FlowStep
 from vllm_flow.engine.ranking import DeviceRanking
+from vllm_flow.last_layer import LastLayer
 from vllm_flow.plan import Ranking, StepPlan, Variant
 
 _Shape: TypeAlias = tuple[int, int]
@@ -73,17 +74,18 @@ class StepBuilder:
         for variant, places in zip(plan.variants, self._places(starts), strict=True):
             tables = _tables(block_tables, places)
             tensors = _VariantTensors(variant, tables, self._device)
+            # Padding stays until the first rows leave; keys of a layer need as many slots as rows.
+            padding = max(0, padded_rows - plan.num_rows) if variant.rows is None else 0
+            slots = tensors.slots(block_tables, tables, padding) if tensors.writes else {}
             step.variants[variant.first_layer] = DeviceVariant(
                 variant.num_rows,
                 tensors.get("rows"),
                 tensors.get("gather"),
+                tensors.last_keys(slots[places[0].group]) if tensors.last else None,
                 tuple(self._device_ranking(r, variant, block_tables) for r in variant.rankings),
             )
             if variant.num_rows == 0:
                 continue  # the hook skips these layers
-            # Padding stays until the first rows leave; keys of a layer need as many slots as rows.
-            padding = max(0, padded_rows - plan.num_rows) if variant.rows is None else 0
-            slots = tensors.slots(block_tables, tables, padding)
             built: dict[Any, Any] = {}
             for place in places:
                 common = tensors.common_metadata(block_tables[place.group], slots[place.group])
@@ -163,12 +165,17 @@ class _VariantTensors:
         for name in ("requests", "rows", "gather"):
             if (part := getattr(variant, name)) is not None:
                 parts[name] = part
+        row_requests, positions = variant.row_requests, variant.positions
+        self.last = variant.last if isinstance(variant, LastLayer) else None
+        if self.last is not None:
+            parts |= {"last rows": self.last.rows, "last gather": self.last.gather}
+            row_requests = np.concatenate((row_requests, self.last.row_requests))
+            positions = np.concatenate((positions, self.last.positions))
+        self.writes = len(row_requests) > 0
         for size, width in tables:
             # Where a row's block stands in the flattened table, and its slot inside the block.
-            parts[f"place {size} {width}"] = (
-                variant.row_requests * width + variant.positions // size
-            )
-            parts[f"inside {size} {width}"] = variant.positions % size
+            parts[f"place {size} {width}"] = row_requests * width + positions // size
+            parts[f"inside {size} {width}"] = positions % size
         lengths = [len(part) for part in parts.values()]
         host = torch.from_numpy(
             np.concatenate(list(parts.values()), dtype=np.int32, casting="unsafe")
@@ -190,7 +197,10 @@ class _VariantTensors:
         tables: Mapping[_Shape, Sequence[int]],
         padding: int = 0,
     ) -> dict[int, torch.Tensor]:
-        """KV-cache group -> [R + padding] slots; one set of operations for tables of one shape."""
+        """KV-cache group -> [R + padding] slots, of a last layer [R + D], its last keys' behind.
+
+        One set of operations for tables of one shape.
+        """
         found: dict[int, torch.Tensor] = {}
         for (size, width), groups in tables.items():
             place = self._on_device[f"place {size} {width}"]
@@ -203,11 +213,21 @@ class _VariantTensors:
             found.update(zip(groups, slots_GR.unbind(), strict=True))
         return found
 
+    def last_keys(self, slots: torch.Tensor) -> DeviceLastKeys:
+        """The variant's last keys, given all slots of its layer."""
+        there = self._on_device
+        return DeviceLastKeys(
+            there["last rows"], there["last gather"], slots[self.variant.num_rows :]
+        )
+
     def common_metadata(
         self, block_table: torch.Tensor, slots: torch.Tensor
     ) -> CommonAttentionMetadata:
         """Attention metadata of this variant over one group's block table, [requests, blocks]."""
         num_reqs = len(self.variant.requests)
+        # Where every request has a row, as in decode, the table is taken as it is; runs may be as many
+        # as requests and still not be theirs.
+        whole = self.last is None and num_reqs == len(block_table)
         return CommonAttentionMetadata(
             query_start_loc=self._on_device["query_start_loc"],
             query_start_loc_cpu=self._on_host["query_start_loc"],
@@ -217,11 +237,10 @@ class _VariantTensors:
             num_actual_tokens=self.variant.num_rows,
             max_query_len=self._max_query_len,
             max_seq_len=self._max_seq_len,
-            # Where every request has a row, as in decode, the table is taken as it is.
             block_table_tensor=block_table
-            if num_reqs == len(block_table)
+            if whole
             else block_table.index_select(0, self._on_device["requests"]),
-            slot_mapping=slots,
+            slot_mapping=slots if self.last is None else slots[: self.variant.num_rows],
         )
 
 

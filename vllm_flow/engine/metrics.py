@@ -20,6 +20,8 @@ from vllm_flow.layout import Geometry, TokenLayout, evicted_at, predict_blocks, 
 from vllm_flow.policy_keys import BASELINE, policy_label
 
 REPORT_KEY = "vllm_flow"
+STAGES_SHOWN = 8
+KEPT_OR_EVICTED = ("kept", "evicted")
 OUTLINE_KEY = "outline"
 """Under :data:`REPORT_KEY` of a request's first output; never leaves the front end."""
 
@@ -171,6 +173,11 @@ class FlowMetrics:
                 "vllm_flow:kv_bytes_saved", "Bytes of KV-cache blocks not allocated.", labels
             ),
         }
+        self._stages = Counter(
+            "vllm_flow:stage_image_tokens",
+            "Image tokens of finished requests that evict, kept and evicted from each stage on.",
+            [*labels, "stage", "what"],
+        )
         self._dropped = Counter(
             "vllm_flow:attention_rows_dropped",
             "Rows that the attention log could not write; reported as logging requests finish.",
@@ -182,6 +189,8 @@ class FlowMetrics:
         self._requests.labels(model_name, BASELINE)
         for counter in (*self._saved.values(), self._dropped):
             counter.labels(model_name)
+        for what in KEPT_OR_EVICTED:
+            self._stages.labels(model_name, "1", what)
 
     def count(self, model_name: str, policy: str, found: Mapping[str, Any]) -> None:
         """Count one finished request with its report, under its policy's label."""
@@ -189,6 +198,12 @@ class FlowMetrics:
         for name, counter in self._saved.items():
             counter.labels(model_name).inc(found.get(name, 0))
         self._dropped.labels(model_name).inc(found.get("attention_rows_dropped", 0))
+        for number, stage in enumerate(found.get("stages", ()), start=1):
+            # A time series each: the deeper ones of a long policy share the last.
+            label = str(min(number, STAGES_SHOWN))
+            for what in KEPT_OR_EVICTED:
+                tokens = stage[f"image_tokens_{what}"]
+                self._stages.labels(model_name, label, what).inc(tokens)
 
 
 _metrics: FlowMetrics | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 from vllm_flow.engine import adoption
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
+from vllm_flow.engine.eager_ops import eager_operators
 from vllm_flow.engine.families import decoder_of
 from vllm_flow.engine.settings import FlowSettings
 
@@ -27,13 +28,15 @@ class FlowModel:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
 
-def adopt(model: Any, model_config: Any, settings: FlowSettings) -> DecoderHook:
+def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> DecoderHook:
     """Turn a loaded model into one that the returned hook takes over call by call.
 
     Raises:
         ValueError: see :func:`vllm_flow.engine.families.decoder_of`.
     """
-    hook = DecoderHook(decoder_of(model, model_config, settings.untested_models))
+    decoder = decoder_of(model, vllm_config.model_config, settings.untested_models)
+    hook = DecoderHook(decoder)
+    hook.eager_operators = eager_operators(decoder.model, vllm_config)
     adoption.adopt(model, FlowModel)
     model.flow_hook = hook
     return hook

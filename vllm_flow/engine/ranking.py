@@ -25,6 +25,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
 from vllm_flow.engine.attention.keys import KeyReader, key_reader
+from vllm_flow.engine.farthest_first import fast_order
 from vllm_flow.layout_stages import Choice
 from vllm_flow.plan import Ranking
 from vllm_flow.ranks import RANKS, AttentionRank, PictureRank
@@ -118,7 +119,7 @@ class Ranker:
         rows_NH = hidden_TH[ranking.first_row : ranking.first_row + extent]
         if choice.text:
             rows_NH = rows_NH.index_select(0, self._token_offsets(choice, hidden_TH.device))
-        order = rank.order(rows_NH, count)
+        order = fast_order(rank, hidden_TH.device)(rows_NH, count)
         if ranking.picture:
             self._orders[name] = order
             self._orders.move_to_end(name)

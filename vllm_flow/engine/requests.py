@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vllm_flow.attention import KeySpans, LoggedRequest
 from vllm_flow.decode_plan import decode_facts
+from vllm_flow.last_layer import spare_last_layers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.log_keys import AttentionLog, parse_log
 from vllm_flow.plan import ScheduledRequest, StepPlan, plan_step
@@ -126,6 +127,8 @@ class LayoutBook:
 
     def __init__(self, num_layers: int) -> None:
         self.num_layers = num_layers
+        self.spares_last_layers = False
+        """Whether the decoder can store a layer's keys and values alone; see ``last_layer.py``."""
         self.layouts: dict[str, TokenLayout] = {}
 
     def add(
@@ -152,7 +155,10 @@ class LayoutBook:
     ) -> StepPlan | None:
         """The step's plan; arguments are parallel, in the order of the batch's rows."""
         requests = self._scheduled(request_ids, num_computed, num_scheduled)
-        return None if requests is None else plan_step(requests)
+        plan = None if requests is None else plan_step(requests)
+        if plan is None or not self.spares_last_layers:
+            return plan
+        return spare_last_layers(plan, requests)
 
     def decode_facts(
         self, request_ids: Sequence[str], num_computed: Sequence[int]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm_flow.engine import adoption, encoder_cache, model_call
+from vllm_flow.engine import adoption, encoder_cache, last_layer, model_call
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.groups import group_specs
@@ -38,7 +38,7 @@ class FlowRunnerV1(model_call.EagerProfile):
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
-        self.flow_hook = model_call.adopt(self.model, self.model_config, self.flow_settings)
+        self.flow_hook = model_call.adopt(self.model, self.vllm_config, self.flow_settings)
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
         return group_specs(super().get_kv_cache_spec(), self.flow_settings)
@@ -48,6 +48,9 @@ class FlowRunnerV1(model_call.EagerProfile):
     ) -> None:
         super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
         self.flow_steps = StepBuilder(self.attn_groups, kv_cache_config, self.device)
+        self.flow_requests.spares_last_layers = last_layer.spares(
+            self.flow_hook.decoder, self.attn_groups
+        )
         if is_profiling:
             return
         layers = self.compilation_config.static_forward_context

@@ -17,7 +17,7 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
-from vllm_flow.engine import adoption, model_call
+from vllm_flow.engine import adoption, last_layer, model_call
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decode_graphs import DecodeBuffers, unreplayable
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
@@ -169,7 +169,7 @@ class FlowRunnerV2(model_call.EagerProfile):
         state = self.model_state
         adoption.adopt(state, FlowModelState)
         state.flow_requests = LayoutBook(self.flow_settings.num_layers)
-        state.flow_hook = model_call.adopt(self.model, self.model_config, self.flow_settings)
+        state.flow_hook = model_call.adopt(self.model, self.vllm_config, self.flow_settings)
         state.flow_attn_groups = lambda: self.attn_groups
         state.flow_tap = None
         state.flow_buffers = None
@@ -181,11 +181,15 @@ class FlowRunnerV2(model_call.EagerProfile):
         self, kv_cache_config: Any, is_profiling: bool = False, *args: Any, **kwargs: Any
     ) -> None:
         super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
-        self.model_state.flow_steps = StepBuilder(self.attn_groups, kv_cache_config, self.device)
+        state = self.model_state
+        state.flow_steps = StepBuilder(self.attn_groups, kv_cache_config, self.device)
+        state.flow_requests.spares_last_layers = last_layer.spares(
+            state.flow_hook.decoder, self.attn_groups
+        )
         if is_profiling:
             return
         layers = self.vllm_config.compilation_config.static_forward_context
-        self.model_state.flow_hook.ranker = Ranker(kv_cache_config, layers)
+        state.flow_hook.ranker = Ranker(kv_cache_config, layers)
         if self.flow_settings.attention_log is not None:
             kernel = self.flow_settings.attention_log_kernel
             self.model_state.flow_tap = AttentionTap(kv_cache_config, layers, kernel)

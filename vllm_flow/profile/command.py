@@ -23,6 +23,7 @@ import tempfile
 from pathlib import Path
 
 from vllm_flow.exits import Refused
+from vllm_flow.options import gib, positive, positive_number, positives
 from vllm_flow.outputs import check_folder
 from vllm_flow.profile.shape import PREFIX
 
@@ -90,33 +91,6 @@ PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        found = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write numbers such as 1,8,32") from None
-    if min(found) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: numbers must be at least 1")
-    return found
-
-
-def _number(text: str) -> int:
-    (number,) = _numbers(text) if "," not in text else (0,)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: write one number, at least 1")
-    return number
-
-
-def _gib(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = 0.0
-    if found <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: write a size in GiB above 0, such as 1.5")
-    return found
-
-
 def _parts(text: str) -> tuple[str, ...]:
     found = tuple(part.strip() for part in text.split(","))
     strange = [part for part in found if part not in PARTS]
@@ -149,25 +123,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--concurrency",
-        type=_numbers,
+        type=positives,
         default=(1, 8, 32),
         metavar="A,B",
         help="requests at once under load; default: 1,8,32",
     )
     add(
         "--requests",
-        type=_numbers,
+        type=positives,
         default=None,
         metavar="A,B",
         help="requests per load, one number per concurrency; default: twice the concurrency, at least 4",
     )
     _add_work(parser)
     add(
-        "--rounds", type=_number, default=3, help="counted rounds, after one to warm up; default: 3"
+        "--rounds",
+        type=positive,
+        default=3,
+        help="counted rounds, after one to warm up; default: 3",
     )
     _add_engine(parser)
-    add("--ttft-ms", type=float, default=None, help="goodput: a request's TTFT must be within")
-    add("--tpot-ms", type=float, default=None, help="goodput: and its TPOT within")
+    add("--ttft-ms", type=positive_number, help="goodput: a request's TTFT must be within")
+    add("--tpot-ms", type=positive_number, help="goodput: and its TPOT within")
     add(
         "--guard",
         action="store_true",
@@ -179,26 +156,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_work(parser: argparse.ArgumentParser) -> None:
     """What each request is, and how many run at once."""
     add = parser.add_argument
-    add("--text-tokens", type=_number, default=32, metavar="N", help="default: %(default)s")
+    add("--text-tokens", type=positive, default=32, metavar="N", help="default: %(default)s")
     add(
         "--image-tokens",
-        type=_number,
+        type=positive,
         default=None,
         metavar="N",
         help="per request, a multiple of the model's tokens per image; default: one image",
     )
-    add("--output-tokens", type=_number, default=16, metavar="N", help="default: %(default)s")
-    add("--batch", type=_number, default=8, metavar="N", help="requests of one prefill; default: 8")
+    add("--output-tokens", type=positive, default=16, metavar="N", help="default: %(default)s")
+    add(
+        "--batch", type=positive, default=8, metavar="N", help="requests of one prefill; default: 8"
+    )
     add(
         "--decode-batch",
-        type=_number,
+        type=positive,
         default=1,
         metavar="N",
         help="requests of a decode; default: 1",
     )
     add(
         "--decode-image-tokens",
-        type=_numbers,
+        type=positives,
         default=None,
         metavar="A,B",
         help="contexts of the decode steps; default: those of --image-tokens",
@@ -220,14 +199,14 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         default="bfloat16",
         help="default: %(default)s",
     )
-    add("--kv-cache-gib", type=_gib, default=2.0, help="each engine's pool; default: %(default)s")
+    add("--kv-cache-gib", type=gib, default=2.0, help="each engine's pool; default: %(default)s")
     add(
         "--block-size",
-        type=_number,
+        type=positive,
         default=None,
         help="tokens per KV block; default: vLLM's choice",
     )
-    add("--group-layers", type=_number, default=None, help="layers per storage group")
+    add("--group-layers", type=positive, default=None, help="layers per storage group")
     add(
         "--execution",
         choices=("eager", "graphs", "default"),
@@ -241,7 +220,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         default="same",
         help="stock vLLM's: the same, or what it does without any flag; default: %(default)s",
     )
-    add("--max-num-batched-tokens", type=_number, default=8192, metavar="N", help="default: 8192")
+    add("--max-num-batched-tokens", type=positive, default=8192, metavar="N", help="default: 8192")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from vllm_flow.options import count, positive, positive_number, positives
 from vllm_flow.profile import ideal
 from vllm_flow.profile.ideal import ModelShape, TowerShape, Workload
 
@@ -128,18 +129,24 @@ def markdown(rows: Sequence[FleetRow], num_layers: int) -> str:
     return "\n".join(lines)
 
 
+def _cliffs(text: str) -> list[int]:
+    return [count(part) for part in text.split(",")]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one table per number of images."""
     parser = argparse.ArgumentParser(prog="python -m vllm_flow.profile.scale", description=__doc__)
     parser.add_argument("--model", choices=sorted(MODELS), default="llava-1.5-7b")
-    parser.add_argument("--images", default="1,5", help="per request; default: %(default)s")
-    parser.add_argument("--cliffs", default="22,16,8,2", help="default: %(default)s")
-    parser.add_argument("--text-tokens", type=int, default=64)
-    parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument(
+        "--images", type=positives, default="1,5", help="per request; default: %(default)s"
+    )
+    parser.add_argument("--cliffs", type=_cliffs, default="22,16,8,2", help="default: %(default)s")
+    parser.add_argument("--text-tokens", type=positive, default=64)
+    parser.add_argument("--output-tokens", type=positive, default=64)
     for field in fields(Assumptions):
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
-            type=type(field.default),
+            type=positive if isinstance(field.default, int) else positive_number,
             default=field.default,
             help="assumed; default: %(default)s",
         )
@@ -148,8 +155,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     assert shape.tower is not None
     try:
         given = Assumptions(**{f.name: getattr(args, f.name) for f in fields(Assumptions)})
-        cliffs = [shape.layers, *(int(c) for c in args.cliffs.split(","))]
-        for images in (int(n) for n in args.images.split(",")):
+        cliffs = [shape.layers, *args.cliffs]
+        if max(cliffs) > shape.layers:
+            raise ValueError(f"--cliffs: {args.model} has the layers 0 to {shape.layers}.")
+        for images in args.images:
             work = Workload(
                 args.text_tokens, images * shape.tower.patches, args.output_tokens, images
             )

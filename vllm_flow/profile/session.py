@@ -43,7 +43,7 @@ def profile(args: argparse.Namespace, scratch: Path) -> Results:
         engines.open_engine(setup.options, extension=on, num_layers=setup.shape.layers)
         for on in (False, True)
     )
-    images = setup.images_of(setup.image_tokens)
+    images = images_of(setup.shape, setup.image_tokens)
     work = rounds.workload_of(stock, args.text_tokens, args.output_tokens, images)
     limits = Limits(args.ttft_ms, args.tpot_ms)
     bench = rounds.Bench(stock, flow, setup.systems, setup.shape, work, limits)
@@ -80,10 +80,6 @@ class Setup:
     """Image tokens of the decode steps."""
     loads: tuple[tuple[int, int], ...]
     """(requests at once, requests) of each load."""
-
-    def images_of(self, tokens: int) -> int:
-        """How many images have so many tokens; ValueError where no number has."""
-        return images_of(self.shape, tokens)
 
 
 def images_of(shape: ModelShape, tokens: int) -> int:
@@ -213,7 +209,9 @@ def _measurements(
                 for tokens in setup.contexts
                 for row in rounds.decode(
                     bench.with_work(
-                        replace(bench.work, image_tokens=tokens, images=setup.images_of(tokens))
+                        replace(
+                            bench.work, image_tokens=tokens, images=images_of(setup.shape, tokens)
+                        )
                     ),
                     args.decode_batch,
                     args.rounds,

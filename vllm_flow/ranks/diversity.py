@@ -14,17 +14,21 @@ if TYPE_CHECKING:
     import torch
 
 
-def farthest_first(embeddings_NH: torch.Tensor, keep: int) -> torch.Tensor:
-    """[keep] indices of the tokens, each the farthest from all before it; waits for nothing.
-
-    Computed in float32. Of equals, the first token wins.
-    """
+def distances(embeddings_NH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[N, N] one minus the cosine, in float32; and [N] how far the nearest other token is."""
     tokens_NH = embeddings_NH.float()
     tokens_NH = tokens_NH / tokens_NH.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     distance_NN = 1 - tokens_NH @ tokens_NH.T
+    return distance_NN, distance_NN.clone().fill_diagonal_(float("inf")).min(0).values
+
+
+def farthest_first(embeddings_NH: torch.Tensor, keep: int) -> torch.Tensor:
+    """[keep] indices of the tokens, each the farthest from all before it; waits for nothing.
+
+    Of equals, the first token wins.
+    """
+    distance_NN, apart_N = distances(embeddings_NH)
     chosen_K: torch.Tensor = distance_NN.new_zeros(keep).long()
-    # Itself is no neighbour of a token.
-    apart_N = distance_NN.clone().fill_diagonal_(float("inf")).min(0).values
     for index in range(keep):
         best = apart_N.argmax(0, keepdim=True)
         chosen_K[index : index + 1] = best

@@ -293,18 +293,6 @@ CLIPART: dict[str, str] = {
 }
 """Class -> drawings of openclipart-png (public domain)."""
 
-BACKGROUNDS = ("brick.png", "grass.png", "gravel.png", "moon.png", "hubble_deep_field.jpg")
-"""Photographs of scikit-image that show none of the classes: training backgrounds."""
-DESKTOPS = (
-    "nature/Aqua.jpg", "nature/Blinds.jpg", "nature/Dune.jpg", "nature/GreenMeadow.jpg",
-    "nature/Storm.jpg", "nature/Wood.jpg", "desktop/Ubuntu-Mate-Warm-no-logo.png",
-)  # fmt: skip
-"""Pictures of mate-backgrounds (Debian) that show none of the classes: training backgrounds."""
-UNSEEN_DESKTOPS = (
-    "nature/RainDrops.jpg", "desktop/Stripes.png", "desktop/Ubuntu-Mate-Cold-no-logo.png",
-)  # fmt: skip
-"""Pictures of mate-backgrounds that training never sees."""
-
 
 def held_out(names: list[str]) -> list[str]:
     """The photo files of a class that training never sees: one in four, none of a single one."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vllm_flow.demo_model.training import sources
+from vllm_flow.demo_model.training import backgrounds, sources
 from vllm_flow.demo_model.vocabulary import CLASSES
 
 SPRITE_SIZE = 112
@@ -86,8 +86,8 @@ def load_assets(work: Path) -> Assets:
     tables = _restore(cache)
     return Assets(
         **tables,
-        backgrounds=_backgrounds(work, sources.DESKTOPS, sources.BACKGROUNDS),
-        unseen_backgrounds=_backgrounds(work, sources.UNSEEN_DESKTOPS, ()),
+        backgrounds=_backgrounds(work, backgrounds.DESKTOPS, backgrounds.BACKGROUNDS),
+        unseen_backgrounds=_backgrounds(work, backgrounds.UNSEEN_DESKTOPS, ()),
     )
 
 

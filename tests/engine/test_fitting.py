@@ -1,0 +1,161 @@
+"""What the front end makes of a request's policy in view of its prompt: settled keys, a salt, or a refusal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm import SamplingParams
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+
+from vllm_flow.engine.frontend import check_params, check_request
+from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.policy_keys import parse_policy
+from vllm_flow.policy_values import PolicyError
+
+LAYERS = 32
+SETTINGS = FlowSettings.read({}, LAYERS)
+
+
+def request(
+    keys: dict[str, Any] | None, *images: tuple[int, int], text: int = 20, **more: Any
+) -> Any:
+    """A processed request with images at (offset, tokens) and text after the last one."""
+    features = [
+        MultiModalFeatureSpec(None, "image", f"picture {n}", PlaceholderRange(offset, length), "")
+        for n, (offset, length) in enumerate(images)
+    ]
+    end = max((offset + length for offset, length in images), default=0)
+    return SimpleNamespace(
+        cache_salt=None,
+        sampling_params=SamplingParams(extra_args=keys),
+        mm_features=features,
+        prompt_token_ids=list(range(end + text)),
+        resumable=False,
+        **more,
+    )
+
+
+def settle(keys: dict[str, Any] | None, *images: tuple[int, int], **settings: Any) -> Any:
+    """The keys that go on, and the salt."""
+    found = replace(SETTINGS, **settings)
+    sent = request(keys, *images)
+    check_params(sent.sampling_params, found)
+    check_request(sent, found)
+    return sent.sampling_params.extra_args, sent.cache_salt
+
+
+IMAGE = (35, 576)
+
+
+def test_a_preset_goes_on_as_stages() -> None:
+    keys, salt = settle({"flow_preset": "horizon-192"}, IMAGE)
+    assert keys == {"flow_stages": "0:71/144 diversity, 20:0"}
+    assert settle(keys, IMAGE) == (keys, salt)
+    assert settle({"flow_preset": "fastv"}, IMAGE)[0] == {
+        "flow_cliff": 2,
+        "flow_keep": "50%",
+        "flow_rank": "last_prompt",
+    }
+
+
+def test_other_keys_go_on_as_they_were() -> None:
+    keys, _ = settle(
+        {"flow_cliff": 4, "theirs": "x", "flow_log_attention": [3]}, IMAGE, attention_log="x"
+    )
+    assert keys == {"flow_cliff": 4, "theirs": "x", "flow_log_attention": [3]}
+
+
+@pytest.mark.parametrize(
+    ("keys", "images"),
+    [
+        ({"flow_cliff": 4}, ()),
+        ({"flow_cliff": LAYERS}, (IMAGE,)),
+        ({"flow_cliff": 4, "flow_keep": 576, "flow_rank": "uniform"}, (IMAGE,)),
+        ({"flow_cliff": [LAYERS, LAYERS]}, ((5, 9), (20, 9))),
+        ({"flow_stages": "4:600 random, 9:590 uniform"}, (IMAGE,)),
+    ],
+)
+def test_a_policy_that_evicts_nothing_does_not_go_on(keys: Any, images: Any) -> None:
+    assert settle(keys, *images) == (None, None)
+
+
+def test_every_policy_has_a_salt_of_its_own() -> None:
+    sent = [
+        {"flow_cliff": 4},
+        {"flow_cliff": [4, 5]},
+        {"flow_cliff": [5, 4]},
+        {"flow_stages": "4:50% random"},
+        {"flow_stages": "4:50% random", "flow_seed": 1},
+        {"flow_stages": "4:50% uniform"},
+        {"flow_stages": "4:49% uniform"},
+        {"flow_stages": "4:50% uniform, 9:0"},
+    ]
+    images = ((5, 90), (120, 40))
+    salts = [settle(keys, *images)[1] for keys in sent]
+    assert len(set(salts)) == len(salts) and None not in salts
+    assert (
+        settle({"flow_cliff": 4, "flow_keep": "1/2", "flow_rank": "random"}, *images)[1] == salts[3]
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"flow_cliff": [3]}, "flow_cliff=[3]: it has 1 values and the prompt has 2 images"),
+        (
+            {"flow_cliff": 3, "flow_keep": [9, 9, 9], "flow_rank": "uniform"},
+            "flow_keep=[9, 9, 9]: it has 3 values and the prompt has 2 images",
+        ),
+        (
+            {"flow_stages": "2:30% uniform, 9:20 uniform"},
+            "of an image of 40 tokens, stage '9:20 uniform' keeps 20 and '2:30% uniform' left 12",
+        ),
+        ({"flow_cliff": 3, "flow_keep": 9, "flow_rank": "last_image"}, "must see 90 tokens in one step"),
+        ({"flow_preset": "fastv"}, "must see 175 tokens in one step"),
+        ({"flow_cliff": 3, "flow_when": "decode"}, "flow_when='decode': no engine of this version"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_with_the_remedy(keys: Any, said: str) -> None:
+    with pytest.raises(PolicyError) as error:
+        settle(keys, (5, 90), (120, 40), step_tokens=80)
+    assert said in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_rank_by_place_needs_no_room() -> None:
+    keys = {"flow_stages": "2:30% uniform, 9:10% random"}
+    assert settle(keys, (5, 90), (120, 40), step_tokens=32)[1] is not None
+
+
+def test_a_default_policy_stays_away_from_what_it_does_not_fit() -> None:
+    default = parse_policy({"flow_cliff": 3, "flow_keep": 9, "flow_rank": "last_image"}, LAYERS)
+    keys, salt = settle(None, (5, 90), default_policy=default, step_tokens=90)
+    assert keys == {"flow_cliff": 3, "flow_keep": 9, "flow_rank": "last_image"} and salt
+    assert settle(None, (5, 90), default_policy=default, step_tokens=80) == (None, None)
+    # A client opts out by any form of the baseline.
+    assert settle({"flow_cliff": LAYERS}, (5, 90), default_policy=default) == (None, None)
+    assert settle({"flow_stages": "31:0"}, (5, 90), default_policy=default)[0] == {"flow_cliff": 31}
+
+
+def test_the_most_that_is_allowed_depends_on_the_picture() -> None:
+    strongest = parse_policy({"flow_stages": "4:25 uniform, 20:0"}, LAYERS)
+    keys = {"flow_stages": "4:50% uniform"}
+    assert settle(keys, (5, 50), max_policy=strongest)[1] is not None
+    with pytest.raises(PolicyError, match="from layer 4 on than the operator"):
+        settle(keys, (5, 49), max_policy=strongest)
+    assert settle({"flow_cliff": 20}, (5, 49), max_policy=strongest)[1] is not None
+    with pytest.raises(PolicyError, match="from layer 19 on"):
+        settle({"flow_cliff": 19}, (5, 49), max_policy=strongest)
+
+
+@pytest.mark.parametrize("rank", ["diversity", "last_image"])
+def test_single_tokens_cannot_be_logged_where_the_device_chooses(rank: str) -> None:
+    log = {"flow_log_attention": [5], "flow_log_attention_heat": True}
+    keys = {"flow_cliff": 3, "flow_keep": 9}
+    with pytest.raises(PolicyError, match="flow_log_attention_heat=True: which image tokens stay"):
+        settle({**keys, "flow_rank": rank, **log}, (5, 90), attention_log="x")
+    assert settle({**keys, "flow_rank": "uniform", **log}, (5, 90), attention_log="x")[1]
+    del log["flow_log_attention_heat"]
+    assert settle({**keys, "flow_rank": rank, **log}, (5, 90), attention_log="x")[1]

@@ -1,0 +1,175 @@
+"""Of an image's last layer only keys and values are computed; where that cannot be, for which reason."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from vllm.model_executor.layers.linear import QKVParallelLinear
+from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend
+
+from tests.engine.cases import GQA, LONG, QWEN, Ask, one_image, text_around
+from tests.engine.fixtures import OpenEngine
+from tests.engine.harness import Engine, assert_exact
+from tests.engine.tiny_llava import Shape
+from vllm_flow.engine.families import Decoder, decoder_of
+from vllm_flow.engine.last_layer import key_value_projection, reason_against
+from vllm_flow.engine.metadata import _VariantTensors
+from vllm_flow.last_layer import LastLayer, spare_last_layers
+from vllm_flow.layout import TokenLayout
+from vllm_flow.plan import ScheduledRequest, plan_step
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.spans import ImageSpans
+
+
+def runner_of(engine: Engine) -> Any:
+    return engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+
+
+def layers_of(engine: Engine) -> list[Any]:
+    runner = runner_of(engine)
+    return list(decoder_of(runner.model, runner.model_config).layers)
+
+
+@pytest.mark.parametrize(
+    ("shape", "budget"), [(GQA, 512), (QWEN, 200), (LONG, 97)], ids=["whole", "200", "97"]
+)
+def test_text_around_images_is_exact(open_engine: OpenEngine, shape: Shape, budget: int) -> None:
+    """Every cliff; chunks end inside images, and text stands before, between and after them."""
+    engine = open_engine(shape, 1, max_num_batched_tokens=budget, max_num_seqs=4)
+    asks = [text_around(40, cliff) for cliff in range(1, shape.layers)]
+    assert_exact(engine, asks, engine.run(asks))
+
+
+def rows_per_layer(engine: Engine, ask: Ask) -> list[int]:
+    """Rows that run through the MLP of each layer in the prefill of one request."""
+    seen: list[list[int]] = [[] for _ in layers_of(engine)]
+    hooks = [
+        layer.mlp.register_forward_pre_hook(lambda _, args, at=at: at.append(len(args[0])))
+        for layer, at in zip(layers_of(engine), seen, strict=True)
+    ]
+    try:
+        assert_exact(engine, [ask], engine.run([ask]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [rows[0] for rows in seen]
+
+
+def test_image_rows_run_through_one_layer_less(
+    open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine(GQA, 2)
+    ask, image = one_image(33, 2), GQA.image_tokens
+    prompt, *rest = rows_per_layer(engine, ask)
+    assert prompt > image and rest == [prompt - image] * 3
+    owner = getattr(runner_of(engine), "model_state", runner_of(engine))
+    # Where it cannot be done they leave at the border of their cliff, exactly as well.
+    monkeypatch.setattr(owner.flow_requests, "spares_last_layers", False)
+    assert rows_per_layer(engine, ask) == [prompt, prompt, prompt - image, prompt - image]
+
+
+@pytest.mark.parametrize("shape", [GQA, QWEN], ids=["without bias", "with bias"])
+def test_a_packed_projection_is_cut(open_engine: OpenEngine, shape: Shape) -> None:
+    """On CPU vLLM keeps no weight: the part of it is recovered."""
+    qkv = layers_of(open_engine(shape, 2))[1].self_attn.qkv_proj
+    assert qkv.weight.numel() == 0
+    rows = torch.randn(7, qkv.input_size)
+    expected = qkv(rows)[0][:, qkv.num_heads * qkv.head_size :]
+    torch.testing.assert_close(key_value_projection(qkv)(rows), expected, rtol=1e-4, atol=1e-5)
+
+
+class Fused(nn.Linear):
+    """A projection that keeps its weight, as on CUDA; 2 heads of queries and one of keys, 4 wide."""
+
+    num_heads, head_size, input_size = 2, 4, 6
+
+    def __init__(self, quant_method: Any) -> None:
+        super().__init__(6, 16)
+        self.quant_method = quant_method
+
+    def forward(self, rows: torch.Tensor) -> Any:
+        return super().forward(rows), None
+
+
+def test_a_weight_that_is_kept_is_not_copied(open_engine: OpenEngine) -> None:
+    real = layers_of(open_engine(GQA, 2))[0].self_attn.qkv_proj.quant_method
+    rows = torch.randn(5, 6)
+    for method in (real, object()):  # as loaded; quantised, which cannot be cut
+        fused = Fused(method)
+        torch.testing.assert_close(key_value_projection(fused)(rows), fused(rows)[0][:, 8:])
+    fused = Fused(real)
+    kept = key_value_projection(fused)
+    with torch.no_grad():
+        fused.weight.zero_()
+    torch.testing.assert_close(kept(rows), fused.bias[8:].expand(5, 8))
+
+
+def fake_decoder(kind: str = "LlamaDecoderLayer", call: Any = "residual", **attn: Any) -> Decoder:
+    """One layer of the usual kind but for what is named."""
+    sharing = attn.pop("kv_sharing_target_layer_name", None)
+    parts = {
+        "qkv_proj": QKVParallelLinear.__new__(QKVParallelLinear),
+        "rotary_emb": RotaryEmbedding.__new__(RotaryEmbedding),
+        "attn": SimpleNamespace(kv_sharing_target_layer_name=sharing),
+    }
+    layer = type(kind, (), {"self_attn": SimpleNamespace(**(parts | attn))})()
+    return Decoder(nn.Identity(), [layer], nn.Identity(), call=call)
+
+
+class WritesItself(CPUAttentionBackend):
+    forward_includes_kv_cache_update = True
+
+
+class PlansOnTheHost(CPUAttentionBackend):
+    get_name = staticmethod(lambda: "FLASHINFER")
+
+
+@pytest.mark.parametrize(
+    ("decoder", "backend", "reason"),
+    [
+        (fake_decoder(), CPUAttentionBackend, None),
+        (fake_decoder("Qwen3MoeDecoderLayer"), FlashAttentionBackend, None),
+        (fake_decoder("BeeLayer"), CPUAttentionBackend, "how BeeLayer makes its keys"),
+        (fake_decoder(call="batched"), CPUAttentionBackend, "how LlamaDecoderLayer makes"),
+        (fake_decoder(qkv_proj=object()), CPUAttentionBackend, "its projection is a object"),
+        (fake_decoder(rotary_emb=object()), CPUAttentionBackend, "positions go through object"),
+        (fake_decoder(kv_sharing_target_layer_name="0"), CPUAttentionBackend, "share keys"),
+        (fake_decoder(), WritesItself, "CPU_ATTN stores keys within attention"),
+        (fake_decoder(), PlansOnTheHost, "FLASHINFER may size its buffers"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_every_reason_to_run_the_whole_layer(
+    decoder: Decoder, backend: Any, reason: str | None
+) -> None:
+    found = reason_against(decoder, [backend])
+    assert found is None if reason is None else reason in (found or "")
+
+
+def test_as_many_runs_as_requests_do_not_make_the_table_theirs() -> None:
+    """A request of image rows only has no run, another has two: the table's rows are not the runs'."""
+
+    def share(computed: int, image: tuple[int, int]) -> ScheduledRequest:
+        layout = TokenLayout.of(FlowPolicy(2), ImageSpans.from_ranges([image]))
+        return ScheduledRequest(computed, 27, layout)
+
+    requests = [share(27, (4, 54)), share(0, (1, 26))]
+    plan = plan_step(requests)
+    assert plan is not None
+    variant = spare_last_layers(plan, requests).variants[0]
+    assert isinstance(variant, LastLayer)
+    assert variant.requests.tolist() == [1, 1] and variant.seq_lens.tolist() == [1, 27]
+    table = torch.arange(8, dtype=torch.int32).view(2, 4)
+    tensors = _VariantTensors(variant, [(32, 4)], torch.device("cpu"))
+    slots = tensors.slots([table], {(32, 4): [0]})[0]
+    common = tensors.common_metadata(table, slots)
+    assert common.block_table_tensor.tolist() == [[4, 5, 6, 7]] * 2
+    assert common.slot_mapping.tolist() == [4 * 32, 4 * 32 + 26]
+    images = [*range(27, 54), *range(4 * 32 + 1, 4 * 32 + 26)]
+    assert tensors.last_keys(slots).slots.tolist() == images

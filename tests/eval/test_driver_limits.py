@@ -1,0 +1,48 @@
+"""The driver without Ray: when a run stops, and how many engines a cluster holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+pytest.importorskip("ray")
+
+from vllm_flow.eval.sweep.driver import Pool, SweepError, collect, pool_of  # noqa: E402
+from vllm_flow.eval.sweep.records import Run  # noqa: E402
+from vllm_flow.eval.sweep.schema import answers_table  # noqa: E402
+
+
+def batch(*errors: str | None) -> pa.Table:
+    return answers_table(
+        [
+            {"task": "t", "item_id": f"{id(errors)}-{n}", "policy": "baseline"}
+            | ({"answer": "Yes"} if error is None else {"error": error})
+            for n, error in enumerate(errors)
+        ]
+    )
+
+
+def test_too_many_errors_stop_the_run_and_are_kept(tmp_path: Path) -> None:
+    batches = [batch(None, "a: 1"), batch("a: 2", "b", None), batch(None)]
+    run = Run.create(tmp_path / "run", {})
+    with pytest.raises(
+        SweepError, match="3 requests failed, more than --max-errors 2.*2 x a; 1 x b"
+    ):
+        collect(run, iter(batches), max_errors=2)
+    assert run.answers().num_rows == 5
+    for limit in (3, None):
+        progress = collect(Run.create(tmp_path / f"run {limit}", {}), batches, limit)
+        assert (progress.answered, progress.errors) == (6, 3)
+
+
+def test_engines_fit_the_cluster() -> None:
+    assert pool_of({"GPU": 8.0, "CPU": 64.0}, None) == Pool(8, 1, None)
+    assert pool_of({"GPU": 8.0, "CPU": 64.0}, 2) == Pool(2, 1, None)
+    assert pool_of({"CPU": 4.0}, None) == Pool(1, 0, 4)
+    assert pool_of({"CPU": 5.0}, 2) == Pool(2, 0, 2)
+    with pytest.raises(SweepError, match="8 GPUs"):
+        pool_of({"GPU": 8.0}, 9)
+    with pytest.raises(SweepError, match="5 CPUs"):
+        pool_of({"CPU": 5.0}, 6)

@@ -1,0 +1,158 @@
+"""Rows that leave one layer early, but for their keys and values, against a naive model of each token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.test_plan import LAYERS, Case, batches, decode_batches
+from vllm_flow.last_layer import LastLayer, spare_last_layers
+from vllm_flow.plan import ScheduledRequest, StepPlan, Variant, plan_step
+
+Batch = list[tuple[Case, int, int]]
+
+
+def scheduled(batch: Batch) -> list[ScheduledRequest]:
+    return [ScheduledRequest(a, b - a, case.layout) for case, a, b in batch]
+
+
+def plans_of(batch: Batch) -> tuple[StepPlan, StepPlan] | None:
+    """As every layer runs whole, and as the last ones are spared."""
+    requests = scheduled(batch)
+    plan = plan_step(requests)
+    return None if plan is None else (plan, spare_last_layers(plan, requests))
+
+
+def computed(case: Case, position: int, layer: int) -> bool:
+    """Whether a token's row runs through a layer."""
+    return case.alive(position, layer) and case.alive(position, layer + 1)
+
+
+@settings(max_examples=400)
+@given(batches() | decode_batches())
+def test_every_layer_of_a_spared_plan_matches_the_naive_model(batch: Batch) -> None:
+    # The last layer that sees an image may be the model's last.
+    batch = [(replace(c, cliff=LAYERS) if c.cliff == 0 else c, a, b) for c, a, b in batch]
+    plans = plans_of(batch)
+    if plans is None:
+        return
+    plan = plans[1]
+    tokens = [(r, p) for r, (_, a, b) in enumerate(batch) for p in range(a, b)]
+    before = list(range(len(tokens)))
+    for layer in range(LAYERS):
+        whole = [
+            (row, r, batch[r][0].rank(p, layer))
+            for row, (r, p) in enumerate(tokens)
+            if batch[r][0].alive(p, layer)
+        ]
+        expected = [
+            (row, r, rank) for row, r, rank in whole if computed(batch[r][0], tokens[row][1], layer)
+        ]
+        last = [(row, before.index(row), r, rank) for row, r, rank in set(whole) - set(expected)]
+        entering, before = before, [row for row, _, _ in expected]
+        variant = plan.variant_at(layer)
+        if variant is None:
+            assert len(expected) == len(tokens) and not last
+            continue
+        rows = range(plan.num_rows) if variant.rows is None else variant.rows.tolist()
+        found = zip(rows, variant.row_requests.tolist(), variant.positions.tolist(), strict=True)
+        assert list(found) == expected
+        if variant.first_layer == layer:
+            gather = range(len(entering)) if variant.gather is None else variant.gather
+            assert [entering[i] for i in gather] == [row for row, _, _ in expected]
+        stored = ()
+        if isinstance(variant, LastLayer):
+            keys = variant.last
+            assert variant.first_layer == layer and len(keys.rows)
+            stored = (keys.rows, keys.gather, keys.row_requests, keys.positions)
+        assert list(zip(*(part.tolist() for part in stored), strict=True)) == sorted(last)
+        assert seen_by_a_causal_kernel(variant) == [(r, rank + 1) for _, r, rank in expected]
+
+
+def seen_by_a_causal_kernel(variant: Variant) -> list[tuple[int, int]]:
+    """(request, keys read) of each row: query i of a run reads seq_len - query_len + i + 1."""
+    edges = variant.query_start_loc.tolist()
+    assert edges[0] == 0 and edges[-1] == variant.num_rows
+    runs = zip(
+        variant.requests.tolist(), variant.seq_lens.tolist(), edges[:-1], edges[1:], strict=True
+    )
+    return [
+        (request, length - (end - start) + i + 1)
+        for request, length, start, end in runs
+        for i in range(end - start)
+    ]
+
+
+@given(decode_batches())
+def test_a_step_in_which_no_row_leaves_keeps_its_plan(batch: Batch) -> None:
+    plans = plans_of(batch)
+    if plans is not None and all(variant.gather is None for variant in plans[0].variants):
+        assert plans[1] is plans[0]
+
+
+@given(batches(), st.integers(0, LAYERS - 1))
+def test_layers_from_the_cliff_on_are_as_before(batch: Batch, layer: int) -> None:
+    plans = plans_of(batch)
+    if plans is None:
+        return
+    whole, spared = (plan.variant_at(layer) for plan in plans)
+    if whole is None or isinstance(spared, LastLayer):
+        return
+    assert spared is not None
+    for name in ("rows", "row_requests", "positions", "requests", "query_start_loc", "seq_lens"):
+        one, other = getattr(whole, name), getattr(spared, name)
+        assert one is other is None or np.array_equal(one, other), name
+
+
+def test_a_step_of_image_tokens_only_still_stores_their_keys() -> None:
+    plans = plans_of([(Case(10, frozenset(range(2, 8)), 3), 3, 6)])
+    assert plans is not None
+    last, past = plans[1].variants
+    assert isinstance(last, LastLayer) and (last.first_layer, past.first_layer) == (2, 3)
+    assert last.last.positions.tolist() == [3, 4, 5]
+    for variant in (last, past):
+        assert variant.num_rows == 0 and variant.requests.tolist() == []
+        assert variant.query_start_loc.tolist() == [0]
+
+
+def test_text_around_images_is_given_in_runs() -> None:
+    """Two tokens, an image, one token, an image, three tokens, all in one step."""
+    plans = plans_of([(Case(13, frozenset({2, 3, 4, 6, 7, 8, 9}), 2), 0, 13)])
+    assert plans is not None
+    variant = plans[1].variant_at(1)
+    assert isinstance(variant, LastLayer)
+    assert variant.query_start_loc.tolist() == [0, 2, 3, 6]
+    assert variant.seq_lens.tolist() == [2, 6, 13]
+    assert variant.requests.tolist() == [0, 0, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked(Variant):
+    """A variant of which the device chooses rows."""
+
+    rankings: tuple[str, ...] = ("an image's",)
+
+
+@given(batches(), st.integers(1, LAYERS - 1))
+def test_nothing_is_spared_where_the_device_chooses_rows(batch: Batch, chosen: int) -> None:
+    """From the first such variant on, the plan is as it was; before it, as if there were none."""
+    plans = plans_of(batch)
+    if plans is None or all(v.first_layer < chosen for v in plans[0].variants):
+        return
+    mixed = tuple(
+        v if v.first_layer < chosen else Ranked(*(getattr(v, f.name) for f in fields(Variant)))
+        for v in plans[0].variants
+    )
+    made = spare_last_layers(replace(plans[0], variants=mixed), scheduled(batch))
+    past = [v for v in made.variants if isinstance(v, Ranked)]
+    assert [id(v) for v in past] == [id(v) for v in mixed if isinstance(v, Ranked)]
+    for layer in range(LAYERS):
+        variant, whole, spared = (p.variant_at(layer) for p in (made, *plans))
+        last_before = any(v.first_layer == layer + 1 for v in past)
+        if layer >= past[0].first_layer or last_before:
+            assert not isinstance(variant, LastLayer)
+            continue
+        assert type(variant) is type(spared) or variant is whole

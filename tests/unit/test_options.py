@@ -1,0 +1,57 @@
+"""Values of command-line options: any text is read or refused in a sentence, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_flow import options
+
+READERS: dict[Callable[[str], Any], Callable[[Any], bool]] = {
+    options.positive: lambda value: value >= 1,
+    options.count: lambda value: value >= 0,
+    options.seed: lambda value: 0 <= value < 2**32,
+    options.positives: lambda value: len(value) > 0 and min(value) >= 1,
+    options.positive_number: lambda value: 0 < value < math.inf,
+    options.gib: lambda value: 0 < value <= options.MOST_GIB,
+}
+TEXTS = st.text() | st.text("0123456789.,-+eE_ infa²٣") | st.integers().map(str)
+
+
+@pytest.mark.parametrize("read", READERS)
+@given(text=TEXTS | st.floats().map(str))
+def test_any_text_is_read_or_refused(read: Callable[[str], Any], text: str) -> None:
+    try:
+        value = read(text)
+    except argparse.ArgumentTypeError as error:
+        assert len(str(error)) < 200 and "\n" not in str(error)
+    else:
+        assert READERS[read](value)
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "value"),
+    [
+        (options.positive, "12", 12),
+        (options.count, "0", 0),
+        (options.seed, "4294967295", 2**32 - 1),
+        (options.positives, "8, 1,32", (8, 1, 32)),
+        (options.positive_number, "2.5e3", 2500.0),
+        (options.gib, "0.06", 0.06),
+    ],
+)
+def test_what_is_read(read: Callable[[str], Any], text: str, value: Any) -> None:
+    assert read(text) == value
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("text", ["", "-1", "nan", "1_0", "x", "9" * 5000, "1e999", "²", "\ud800"])
+def test_what_is_refused(read: Callable[[str], Any], text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        read(text)

@@ -1,0 +1,146 @@
+"""Keys and values of rows whose output nobody reads, computed and stored alone.
+
+What :mod:`vllm_flow.last_layer` plans, in one layer: input norm, K and V projection, norm of the keys,
+rotary embedding, and the write into the KV cache. Query, attention, output projection and MLP of these
+rows are left out.
+
+Seams: the parts of a decoder layer by the names that vLLM's Llama-like layers share
+(``input_layernorm``, ``self_attn.qkv_proj``, ``k_norm``, ``rotary_emb``, ``attn``), and
+``do_kv_cache_update`` of the attention backend. Where a model or backend has none of them, image rows
+run through the whole of their last layer, and :func:`reason_against` says why.
+
+Legend: D rows, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from vllm.logger import init_logger
+from vllm.model_executor.layers.linear import QKVParallelLinear, UnquantizedLinearMethod
+from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
+
+if TYPE_CHECKING:
+    from vllm_flow.engine.families import Decoder
+
+LAYERS = (
+    *("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"),
+    *("Qwen3DecoderLayer", "Qwen3MoeDecoderLayer"),
+)
+"""Layers whose keys are: norm, fused projection, optional norm per head, rotary embedding."""
+
+BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
+"""Backends that read all keys of a prefill from the cache, and take more runs than requests."""
+
+
+def reason_against(decoder: Decoder, backends: Iterable[Any]) -> str | None:
+    """Why a model's image rows cannot leave their last layer early; None if they can.
+
+    Args:
+        backends: the attention backends in use, vLLM's classes.
+    """
+    for layer in decoder.layers:
+        if decoder.call != "residual" or type(layer).__name__ not in LAYERS:
+            return f"how {type(layer).__name__} makes its keys is not known"
+        attn = layer.self_attn
+        if type(attn.qkv_proj) is not QKVParallelLinear:
+            return f"its projection is a {type(attn.qkv_proj).__name__}"
+        if not isinstance(attn.rotary_emb, RotaryEmbedding | MRotaryEmbedding):
+            return f"its positions go through {type(attn.rotary_emb).__name__}"
+        if attn.attn.kv_sharing_target_layer_name is not None:
+            return "layers share keys"
+    for backend in backends:
+        name = backend.get_name()
+        if backend.forward_includes_kv_cache_update:
+            return f"{name} stores keys within attention"
+        if name not in BACKENDS:
+            return f"{name} may size its buffers by the number of requests"
+    return None
+
+
+def spares(decoder: Decoder, attn_groups: Sequence[Sequence[Any]]) -> bool:
+    """Whether image rows leave their last layer early; where not, the log says why.
+
+    Args:
+        attn_groups: per KV-cache group, vLLM's ``AttentionGroup`` objects.
+    """
+    backends = {group.backend: None for of_group in attn_groups for group in of_group}
+    reason = reason_against(decoder, backends)
+    if reason is not None:
+        init_logger("vllm.vllm_flow.last_layer").info_once(
+            "Image rows run through the whole of the last layer that sees them, where keys and values "
+            "would do: %s.",
+            reason,
+        )
+    return reason is None
+
+
+class KeyWriter:
+    """Stores the keys and values of some rows in one layer, which :func:`reason_against` does not rule out."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self._project: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def write(
+        self,
+        positions: torch.Tensor,
+        hidden_DH: torch.Tensor,
+        residual_DH: torch.Tensor | None,
+        slots: torch.Tensor,
+    ) -> None:
+        """Store the rows' keys and values.
+
+        Args:
+            positions: [D], M-RoPE [3, D].
+            hidden_DH, residual_DH: what comes out of the layer before; may be changed.
+            slots: [D] slots of the layer's cache.
+        """
+        norm, attn = self._layer.input_layernorm, self._layer.self_attn
+        attention = attn.attn
+        if self._project is None:
+            self._project = key_value_projection(attn.qkv_proj)
+        normed_DH = norm(hidden_DH) if residual_DH is None else norm(hidden_DH, residual_DH)[0]
+        key, value = self._project(normed_DH).split([attn.kv_size, attn.kv_size], dim=-1)
+        if (key_norm := getattr(attn, "k_norm", None)) is not None:
+            key = key_norm(key.reshape(-1, attn.num_kv_heads, attn.head_dim)).view(key.shape)
+        if isinstance(attn.rotary_emb, RotaryEmbedding):
+            key, _ = attn.rotary_emb(positions, key, None)  # turns queries and keys alike
+        else:  # M-RoPE wants both
+            _, key = attn.rotary_emb(positions, torch.zeros_like(key), key)
+        attention.impl.do_kv_cache_update(
+            attention,
+            key.view(-1, attn.num_kv_heads, attn.head_dim),
+            value.view(-1, attn.num_kv_heads, attn.head_dim),
+            attention.kv_cache,
+            slots,
+        )
+
+
+def key_value_projection(qkv: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The K and V part of a fused projection as a projection of its own: [D, H] -> [D, 2 x kv].
+
+    Of this rank's heads. A view of the weight where vLLM keeps it as loaded. On CPU vLLM packs the weight
+    and gives it back to nobody: it is read off by multiplying the identity, and packed again, which takes
+    the memory of that part once more. A quantised weight cannot be cut: all three are computed.
+    """
+    first = qkv.num_heads * qkv.head_size
+    if type(qkv.quant_method) is not UnquantizedLinearMethod:
+        return lambda normed_DH: qkv(normed_DH)[0][:, first:]
+    bias = None if qkv.bias is None else qkv.bias[first:]
+    if qkv.weight.numel():
+        weight = qkv.weight[first:]
+        return lambda normed_DH: nn.functional.linear(normed_DH, weight, bias)
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    identity = torch.eye(qkv.input_size, dtype=qkv.params_dtype)
+    weight = qkv.quant_method.apply(qkv, identity, None)[:, first:].t().contiguous()
+    part = nn.Module()
+    part.weight = nn.Parameter(weight, requires_grad=False)
+    part.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
+    dispatch_cpu_unquantized_gemm(part, remove_weight=True)
+    return lambda normed_DH: part.cpu_linear(normed_DH, part.weight, part.bias)

@@ -1,0 +1,79 @@
+"""Values of command-line options: what a user may write, and one sentence where it is something else. (pure)
+
+Functions for argparse's ``type``. Python's own ``int`` and ``float`` take "1_6", "nan", "-3" and numbers that
+end in a traceback three modules later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+from vllm_flow.user_text import whole_number
+
+SEEDS = 2**32
+"""Above it numpy, and so vLLM, has none."""
+MOST_GIB = 1e6
+SHOWN = 40
+"""Characters of a wrong value that are said again."""
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    value = whole_number(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is no whole number above 0")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number, 0 included."""
+    value = whole_number(text)
+    if value is None:
+        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is no whole number of at least 0")
+    return value
+
+
+def seed(text: str) -> int:
+    """What random numbers begin with: a whole number below 2^32."""
+    value = whole_number(text)
+    if value is None or value >= SEEDS:
+        raise argparse.ArgumentTypeError(
+            f"{text[:SHOWN]!r} is no seed; write a whole number from 0 to {SEEDS - 1}"
+        )
+    return value
+
+
+def positives(text: str) -> tuple[int, ...]:
+    """Whole numbers above 0 between commas, in the order they are written."""
+    found = [whole_number(part.strip()) for part in text.split(",")]
+    numbers = tuple(number for number in found if number)
+    if len(numbers) < len(found):
+        raise argparse.ArgumentTypeError(
+            f"{text[:SHOWN]!r}: write whole numbers above 0, such as 1,8,32"
+        )
+    return numbers
+
+
+def positive_number(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text) if "_" not in text else math.nan
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is no number above 0")
+    return value
+
+
+def gib(text: str) -> float:
+    """A size in GiB."""
+    try:
+        value = positive_number(text)
+    except argparse.ArgumentTypeError:
+        value = math.inf
+    if value > MOST_GIB:
+        raise argparse.ArgumentTypeError(
+            f"{text[:SHOWN]!r}: write a size in GiB above 0, such as 1.5"
+        )
+    return value
