@@ -59,15 +59,19 @@ demo: setup
 	@$(BIN)/vllm-flow demo $(ARGS)
 
 # The demo's pictures in the formats of four benchmarks, asked under a range of policies; then the report.
-# LIMIT questions of each task at CLIFFS; all questions at every layer (LIMIT=2000 CLIFFS=1:29) take hours on two cores.
-LIMIT  ?= 40
-CLIFFS ?= 2:28:2
+# LIMIT questions of each task: at CLIFFS, and by METHODS that cost the same, at BUDGETS (shares of the image tokens per layer).
+# All questions at every layer (LIMIT=2000 CLIFFS=1:29) take hours on two cores.
+LIMIT   ?= 20
+CLIFFS  ?= 5:25:5
+BUDGETS ?= 1/2 1/3 1/9
+METHODS ?= cliff uniform random diversity last_prompt horizon downsample
+comma   := ,
 
 eval-demo: setup
 	@$(BIN)/python -m vllm_flow.demo_model.datasets --out out/eval/data
 	@$(BIN)/vllm-flow eval --model demo --data out/eval/data --tasks pope,scienceqa,textvqa,chair \
-	    --policies baseline,text-only,cliff=$(CLIFFS),downsample=8:24:8 --engines 2 --batch 8 --limit $(LIMIT) \
-	    --out out/eval/run $(ARGS)
+	    --policies "baseline,text-only,cliff=$(CLIFFS)$(foreach share,$(BUDGETS),$(comma)budget=$(share) $(METHODS) seed=0:1)" \
+	    --engines 2 --batch 8 --limit $(LIMIT) --time 2 --out out/eval/run $(ARGS)
 	@$(BIN)/vllm-flow report out/eval/run
 
 # Attention and CAMs; then a small evaluation, whose scores at each cliff are the last figure.

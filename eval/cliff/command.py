@@ -18,6 +18,10 @@ the full confidence, until one fails; the last that passed is the answer. So the
 the tolerance with a probability of at most 1 - confidence, whatever the curve looks like; that it is the
 smallest such layer is likely, not guaranteed. It costs a fraction of asking everything at every layer.
 
+--stages "0:50% uniform" (or a preset's name) searches over the cliff behind these stages; --cliff 20 --rank
+diversity over the share of tokens kept up to that cliff, in sixteenths. What is said of layers holds of these
+rungs, and the profile has the keys of the policy that was found. Attention is left out.
+
 --unlabelled needs no labels: on a few dozen questions, the divergence KL(baseline || cliff) of the first
 answer token's distribution over the whole vocabulary, layer by layer; the answer is the smallest layer
 from which on it stays at or below --kl-threshold. DATA may then be a file of JSON lines with "text" and
@@ -47,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from vllm_flow.eval.sweep.command import add_engine
 
     _add_questions(parser.add_argument_group("what is asked"))
+    _add_ladder(parser.add_argument_group("what is searched over (default: the cliff)"))
     _add_rule(parser.add_argument_group("the rule"))
     add_engine(parser.add_argument_group("the engine"))
     _add_results(parser.add_argument_group("what comes out"))
@@ -55,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_questions(what: Any) -> None:
     from vllm_flow.eval.sweep.conversation import NAMES
     from vllm_flow.eval.tasks import task_names
+    from vllm_flow.eval.tasks.prompts import STYLES
     from vllm_flow.pictures import READINGS
 
     what.add_argument("--model", required=True, help="directory, hub name, or `demo`")
@@ -67,8 +73,29 @@ def _add_questions(what: Any) -> None:
     )
     what.add_argument("--seed", type=seed, default=0, help="decides the order of the questions")
     what.add_argument("--conversation", choices=NAMES, default="auto")
+    what.add_argument(
+        "--prompts",
+        choices=STYLES,
+        default="llava",
+        help="of tasks that have several (default: llava)",
+    )
     what.add_argument("--image-preparation", choices=("task", "pad", "plain"), default="task")
     what.add_argument("--image-reading", choices=READINGS, default="server")
+
+
+def _add_ladder(over: Any) -> None:
+    from vllm_flow.eval.sweep.command import positive
+    from vllm_flow.ranks import RANKS
+
+    over.add_argument(
+        "--stages",
+        metavar="TEXT",
+        help='the cliff behind these, such as "0:50%% uniform", or a preset',
+    )
+    over.add_argument("--cliff", type=positive, help="with --rank: the share kept up to this cliff")
+    over.add_argument(
+        "--rank", choices=tuple(RANKS), help="with --cliff: what chooses the tokens kept"
+    )
 
 
 def _add_rule(rule: Any) -> None:

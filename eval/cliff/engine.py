@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vllm_flow.eval.cliff.evidence import CliffError
 from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor, read_pictures, refusals, unreadable
-from vllm_flow.eval.sweep.policies import Policy, parse_policies
+from vllm_flow.eval.sweep.policy import Policy
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
 from vllm_flow.eval.tasks.base import Item
 from vllm_flow.log_keys import LOG_KEY
@@ -29,11 +29,6 @@ BATCH_REQUESTS = 128
 """Requests handed to the engine at once: enough to mix layers, few enough for a live bar."""
 
 Array = NDArray[np.float64]
-
-
-def layer_policies(num_layers: int) -> tuple[Policy, ...]:
-    """The policy of each layer, 0 to `num_layers`; the last is the baseline."""
-    return tuple(parse_policies(f"cliff={n}", num_layers)[0] for n in range(num_layers + 1))
 
 
 class CliffEngine:

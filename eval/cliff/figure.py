@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.eval.cliff.ladder import LAYERS, answer_of, label_of, top_of
 from vllm_flow.style import AMBER, BLUE, GREEN, QUIET, VERMILION, house, save
 
 
@@ -13,6 +14,9 @@ def draw(task: str, entry: Mapping[str, Any], num_layers: int, out: Path) -> lis
     """Write the evidence beside `out` as OUT-TASK.png and .svg; return the paths."""
     evidence = entry["evidence"]
     labelled = evidence["method"] == "labelled"
+    top = top_of(entry, num_layers)
+    given = evidence.get("ladder", {})
+    what = given.get("what", LAYERS) + (f" ({given['given']})" if given else "")
     panels = 2 + ("attention" in evidence)
     with house() as plt:
         figure, axes = plt.subplots(
@@ -28,15 +32,21 @@ def draw(task: str, entry: Mapping[str, Any], num_layers: int, out: Path) -> lis
         if "attention" in evidence:
             draw_attention(axes[2], evidence["attention"], num_layers)
         for axis in axes:
-            axis.axvline(entry["flow_cliff"], color=AMBER, linewidth=6, alpha=0.25, zorder=0)
-            axis.set_xlim(-0.7, num_layers + 0.7)
-        axes[-1].set_xlabel("layers that see the image")
+            axis.axvline(answer_of(entry), color=AMBER, linewidth=6, alpha=0.25, zorder=0)
+            axis.set_xlim(-0.7, top + 0.7)
+        axes[-1].set_xlabel(what)
         axes[-1].xaxis.get_major_locator().set_params(integer=True)
-        answer = (
-            f"{entry['flow_cliff']} of {num_layers} layers"
-            if entry["flow_cliff"] < num_layers
-            else "no cliff found"
-        )
+        if "ladder" in evidence:
+            axes[-1].xaxis.set_major_formatter(
+                lambda at, _: label_of(evidence, round(at)) if 0 <= round(at) <= top else ""
+            )
+        answer = "nothing found"
+        if answer_of(entry) < top:
+            answer = (
+                f"{label_of(evidence, answer_of(entry))} {what}"
+                if "ladder" in evidence
+                else (f"{answer_of(entry)} of {num_layers} layers")
+            )
         figure.suptitle(f"{task}: {answer}", x=0.01, ha="left", fontweight="bold", fontsize=12)
         return save(plt, figure, out.with_name(f"{out.stem}-{task}"))
 

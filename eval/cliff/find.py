@@ -20,15 +20,17 @@ from tqdm import tqdm
 from vllm_flow.cliff_file import FORMAT
 from vllm_flow.eval.cliff import search
 from vllm_flow.eval.cliff.bounds import smallest_tolerance
-from vllm_flow.eval.cliff.engine import CliffEngine, layer_policies
+from vllm_flow.eval.cliff.engine import CliffEngine
 from vllm_flow.eval.cliff.evidence import Evidence
+from vllm_flow.eval.cliff.ladder import ladder_of
 from vllm_flow.eval.cliff.questions import make_plan, read_questions
 from vllm_flow.eval.cliff.record import recording
 from vllm_flow.eval.cliff.search import Ask, Finding, Plan
 from vllm_flow.eval.cliff.unlabelled import attention, unlabelled
 from vllm_flow.eval.sweep.engine_actor import EngineActor
 from vllm_flow.eval.sweep.model_facts import read_facts
-from vllm_flow.eval.sweep.run import engine_options, engine_settings, versions
+from vllm_flow.eval.sweep.run import engine_options, engine_settings
+from vllm_flow.eval.sweep.versions import versions
 from vllm_flow.eval.sweep.work import TaskWork
 from vllm_flow.eval.tasks import Task
 
@@ -41,10 +43,10 @@ def find(args: Namespace) -> dict[str, Any]:
     """
     facts = read_facts(args.model, args.conversation)
     work, task = read_questions(args)
-    plan = None if args.unlabelled else make_plan(args, work.items, facts.num_layers)
-    policies = layer_policies(facts.num_layers)
+    ladder = ladder_of(args, facts.num_layers)
+    plan = None if args.unlabelled else make_plan(args, work.items, ladder.top)
     with (
-        recording(args, facts, work, policies, on_gpu()) as record,
+        recording(args, facts, work, ladder.policies, on_gpu()) as record,
         started(args, facts, work) as (engine, folder),
     ):
         engine.record = record
@@ -56,7 +58,8 @@ def find(args: Namespace) -> dict[str, Any]:
             entry = unlabelled(engine, args)
         if folder is not None:
             entry["evidence"]["attention"] = attention(engine, folder, args.mass_share)
-        entry["evidence"]["seed"] = args.seed
+        entry["evidence"] |= {"seed": args.seed, **ladder.about()}
+        entry = {**ladder.keys(entry["evidence"]["rung"], facts.num_layers), **entry}
     return {
         "format": FORMAT,
         "model": args.model,
@@ -80,11 +83,13 @@ def started(
 ) -> Iterator[tuple[CliffEngine, Path | None]]:
     """The engine, and the folder of its attention log if it keeps one; ended on leaving."""
     settings = engine_settings(args, facts, on_gpu())
-    options = engine_options(args, facts, settings, layer_policies(facts.num_layers))
+    ladder = ladder_of(args, facts.num_layers)
+    options = engine_options(args, facts, settings, ladder.policies)
     with tempfile.TemporaryDirectory(prefix="vllm-flow-cliff-") as folder:
         # The log sees the heads of one worker only.
         alone = args.engine_args.get("tensor_parallel_size", 1) == 1
-        log = {"attention_log": folder} if alone and not args.no_attention else {}
+        wanted = alone and not args.no_attention and not ladder.given
+        log = {"attention_log": folder} if wanted else {}
         more = {"max_logprobs": -1} if args.unlabelled else {}
         actor = EngineActor(
             replace(options, engine_args={**more, **args.engine_args}, flow_settings=log)
@@ -140,9 +145,9 @@ def labelled_entry(
     test = finding.evidence
     found = None if test is None else asdict(test.loss)
     return {
-        "flow_cliff": finding.layer,
         "evidence": {
             "method": "labelled",
+            "rung": finding.layer,
             "metric": evidence.task.headline,
             "items": plan.items - len(evidence.left_out),
             "items_left_out": len(evidence.left_out),

@@ -44,8 +44,10 @@ def read_questions(args: Namespace) -> tuple[TaskWork, Task | None]:
         )
         task = None
     else:
-        task = get_task(args.task)
-        work = read_task(args.task, args.data, None, args.seed, preparation, args.image_reading)
+        task = get_task(args.task).asked_as(args.prompts)
+        work = read_task(
+            args.task, args.data, None, args.seed, preparation, args.image_reading, args.prompts
+        )
     limit = args.items or (UNLABELLED_ITEMS if args.unlabelled else None)
     items = in_random_order(work.items, args.seed, limit, task)
     if not items:

@@ -9,6 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from vllm_flow.eval.cliff.ladder import answer_of, label_of, top_of
+from vllm_flow.policy_keys import CLIFF_KEY, POLICY_KEYS
+
 
 def show(task: str, entry: Mapping[str, Any], num_layers: int, console: Any = None) -> None:
     """Print the evidence as a table, and the answer in sentences."""
@@ -31,9 +34,10 @@ def labelled_table(entry: Mapping[str, Any], num_layers: int) -> Table:
     """One row per layer that was asked."""
     evidence = entry["evidence"]
     tests = {test["layer"]: test for test in evidence["tests"]}
+    what = evidence.get("ladder", {}).get("what", "layers")
     metric, level = evidence["metric"], f"{evidence['confidence']:.0%}"
     table = Table(box=box.MARKDOWN)
-    for heading in ("layers", "questions", f"{metric} %", f"loss, points [{level} each side]"):
+    for heading in (what, "questions", f"{metric} %", f"loss, points [{level} each side]"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("test", no_wrap=True)
     for row in evidence["curve"]:
@@ -45,39 +49,44 @@ def labelled_table(entry: Mapping[str, Any], num_layers: int) -> Table:
                 f"{'passed' if test['passed'] else 'failed'}: at most {100 * test['high']:.2f}"
             )
         table.add_row(
-            str(layer),
+            label_of(evidence, layer),
             str(row["items"]),
             f"{100 * row['score']:.1f}",
             f"{100 * row['value']:+.2f} [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]",
             verdict,
-            style="bold" if layer == entry["flow_cliff"] else None,
+            style="bold" if layer == answer_of(entry) else None,
         )
     table.add_row(
-        str(num_layers), str(evidence["items"]), f"{100 * evidence['baseline']:.1f}", "", "baseline"
+        label_of(evidence, top_of(entry, num_layers)),
+        str(evidence["items"]),
+        f"{100 * evidence['baseline']:.1f}",
+        "",
+        "baseline",
     )
     return table
 
 
 def labelled_words(task: str, entry: Mapping[str, Any], num_layers: int) -> list[str]:
     """The answer, its cost, and what the sample could have shown."""
-    evidence, layer = entry["evidence"], entry["flow_cliff"]
+    evidence, found = entry["evidence"], policy_words(entry, num_layers)
     tolerance, confidence = points(evidence["tolerance"]), f"{evidence['confidence']:.0%}"
     if evidence["interval"] is None:
         first = evidence["tests"][0] if evidence["tests"] else None
+        one = "Rung" if "ladder" in evidence else "Layer"
         lines = [
-            f"{task}: no layer is shown to lose at most {tolerance} points at {confidence} confidence; "
-            f"the profile says {layer}, which is the baseline."
+            f"{task}: no {one.lower()} is shown to lose at most {tolerance} points at {confidence} confidence; "
+            f"the profile says {num_layers}, which is the baseline."
         ]
         if first is not None and first["value"] <= evidence["tolerance"]:
             lines.append(
-                f"Layer {first['layer']}, tested first, lost {points(first['value'])} points and may lose "
-                f"{points(first['high'])}: the sample is too small for this tolerance. More questions, "
+                f"{one} {label_of(evidence, first['layer'])}, tested first, lost {points(first['value'])} points "
+                f"and may lose {points(first['high'])}: the sample is too small for this tolerance. More questions, "
                 "or a larger --tolerance."
             )
     else:
         low, high = evidence["interval"]
         lines = [
-            f"{task}: flow_cliff {layer} of {num_layers}. Loss of {evidence['metric']} "
+            f"{task}: {found}. Loss of {evidence['metric']} "
             f"{points(evidence['loss'])} points, at most {points(high)} at {confidence} confidence "
             f"(tolerated: {tolerance})."
         ]
@@ -97,9 +106,18 @@ def labelled_words(task: str, entry: Mapping[str, Any], num_layers: int) -> list
     if evidence["items_left_out"]:
         lines.append(f"Left out, since the baseline cannot answer: {evidence['items_left_out']}.")
     if "sweep" in evidence:
-        swept = evidence["sweep"]["flow_cliff"]
+        swept = label_of(evidence, evidence["sweep"]["flow_cliff"])
         lines.append(f"Sweep of every layer, all questions: {swept}.")
     return lines
+
+
+def policy_words(entry: Mapping[str, Any], num_layers: int) -> str:
+    """The policy that was found, as the profile has it."""
+    given = entry["evidence"].get("ladder")
+    if given is None:
+        return f"flow_cliff {entry[CLIFF_KEY]} of {num_layers}"
+    keys = ", ".join(f"{key} {value}" for key, value in entry.items() if key in POLICY_KEYS)
+    return f"{keys} (given: {given['given']})"
 
 
 def unlabelled_table(entry: Mapping[str, Any]) -> Table:
@@ -108,7 +126,7 @@ def unlabelled_table(entry: Mapping[str, Any]) -> Table:
     level = f"{evidence['confidence']:.0%}"
     table = Table(box=box.MARKDOWN)
     for heading in (
-        "layers",
+        evidence.get("ladder", {}).get("what", "layers"),
         f"KL, nats [{level}]",
         f"same answer % [{level}]",
         "same first token %",
@@ -117,11 +135,11 @@ def unlabelled_table(entry: Mapping[str, Any]) -> Table:
     for row in evidence["curve"]:
         kl, same, token = row["kl"], row["same_answer"], row["same_first_token"]
         table.add_row(
-            str(row["layer"]),
+            label_of(evidence, row["layer"]),
             f"{kl['value']:.2g} [{kl['low']:.2g}, {kl['high']:.2g}]",
             f"{100 * same['value']:.0f} [{100 * same['low']:.0f}, {100 * same['high']:.0f}]",
             f"{100 * token['value']:.0f}",
-            style="bold" if row["layer"] == entry["flow_cliff"] else None,
+            style="bold" if row["layer"] == answer_of(entry) else None,
         )
     return table
 
@@ -131,10 +149,10 @@ def unlabelled_words(task: str, entry: Mapping[str, Any], num_layers: int) -> li
     evidence = entry["evidence"]
     rule = evidence["by_rule"]
     return [
-        f"{task}: flow_cliff {entry['flow_cliff']} of {num_layers}, from which on the "
+        f"{task}: {policy_words(entry, num_layers)}, from which on the "
         f"{'mean' if evidence['rule'] == 'mean' else 'upper limit of the mean'} of KL(baseline || cliff) "
-        f"stays at or below {evidence['threshold']:g} nats; by the mean {rule['mean']}, by the upper limit "
-        f"{rule['upper']}.",
+        f"stays at or below {evidence['threshold']:g} nats; by the mean {label_of(evidence, rule['mean'])}, by the "
+        f"upper limit {label_of(evidence, rule['upper'])}.",
         f"On {evidence['items']} questions, {evidence['requests']} requests; KL over the whole vocabulary, at the "
         "first answer token. It says how far answers move, not whether they become worse.",
     ]

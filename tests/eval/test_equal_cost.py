@@ -81,6 +81,7 @@ def test_costs_are_those_of_the_answers(run: Run) -> None:
         ("4:64 uniform", "uniform from layer 4", True),
         ("0:64 diversity", "diversity", False),
         ("fastv", "last_prompt from layer 2", False),
+        ("0:50% uniform;2:9% diversity", "uniform, diversity from layer 2", False),
         ("0:98 diversity;20:0", "diversity, none from layer 20", False),
     ],
 )
