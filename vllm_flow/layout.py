@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 import numpy as np
 
@@ -38,10 +39,13 @@ class TokenLayout:
     pictures: tuple[str, ...] = ()
     """Per image what names its embeddings, empty where nothing does: whoever has the same name has
     the same embeddings."""
+    digest: bytes = b""
+    """Names the whole prompt, where a rank looks at all of it; known to the scheduler alone."""
     whole: tuple[Range, ...] = field(init=False)
-    """Ranges of positions that must be computed in one step, ascending."""
+    """Ranges of positions that must be computed in one step, by ascending start; they may overlap."""
     shareable: int | None = field(init=False)
-    """Tokens of the prompt on which nothing depends but a prefix of it; None: all of it."""
+    """Tokens from the start that are stored alike whatever follows them; past these only the same
+    prompt has the same ones. None: no rank looks at what follows."""
     breaks: tuple[int, ...] = field(init=False)
     """First layer of each stage."""
     totals: tuple[int, ...] = field(init=False)
@@ -120,20 +124,29 @@ class TokenLayout:
         return layer >= self.breaks[0]
 
     def may_end_at(self, num_tokens: int) -> bool:
-        """Whether all that is stored of the first ``num_tokens`` tokens follows from them alone.
+        """Whether who has the first ``num_tokens`` tokens can continue with the next one.
 
         A prefix that ends inside an image of which a device chooses is short of tokens that stay, and
         who continues it lacks the rows to choose from; once as many as stay are before its end, all of
         them are stored.
         """
-        if self.shareable is not None and num_tokens > self.shareable:
-            return False
         return not any(start < num_tokens < end for start, end in self._barred)
+
+    @property
+    def findable(self) -> int | None:
+        """Tokens from the start that others can find; None: all."""
+        return None if self.digest else self.shareable
+
+    def key(self, prefix: bytes, num_tokens: int) -> bytes:
+        """What the packed blocks of a prefix are found by: its hash, and what follows if that matters."""
+        if self.shareable is None or num_tokens <= self.shareable:
+            return prefix
+        return sha256(prefix + self.digest).digest()
 
     def last_end(self, num_tokens: int, block_size: int) -> int:
         """The longest prefix of whole blocks within ``num_tokens`` tokens that may end, in tokens."""
-        if self.shareable is not None:
-            num_tokens = min(num_tokens, self.shareable)
+        if self.findable is not None:
+            num_tokens = min(num_tokens, self.findable)
         end = num_tokens // block_size * block_size
         for start, stop in reversed(self._barred):
             if start < end < stop:
@@ -205,9 +218,9 @@ def _limits(
         if choice.image not in found:  # what stays at a later stage was there at the first
             found[choice.image] = (choice.start, choice.stop)
             barred[choice.image] = (choice.start, choice.kept_end)
+        if choice.needs == Needs.PROMPT:
+            found[choice.image] = (choice.start, prompt_tokens)
     whole = sorted(found.values())
-    if prompt is not None:
-        whole = [range_ for range_ in whole if range_[0] < prompt] + [(prompt, prompt_tokens)]
     return tuple(whole), tuple(sorted(barred.values())), prompt
 
 

@@ -36,9 +36,7 @@ def layers_of(engine: Engine) -> list[Any]:
     return list(decoder_of(runner.model, runner.model_config).layers)
 
 
-@pytest.mark.parametrize(
-    ("shape", "budget"), [(GQA, 512), (QWEN, 200), (LONG, 97)], ids=["whole", "200", "97"]
-)
+@pytest.mark.parametrize(("shape", "budget"), [(GQA, 512), (LONG, 97)], ids=["whole", "97"])
 def test_text_around_images_is_exact(open_engine: OpenEngine, shape: Shape, budget: int) -> None:
     """Every cliff; chunks end inside images, and text stands before, between and after them."""
     engine = open_engine(shape, 1, max_num_batched_tokens=budget, max_num_seqs=4)
@@ -105,8 +103,7 @@ def test_a_weight_that_is_kept_is_not_copied(open_engine: OpenEngine) -> None:
         torch.testing.assert_close(key_value_projection(fused)(rows), fused(rows)[0][:, 8:])
     fused = Fused(real)
     kept = key_value_projection(fused)
-    with torch.no_grad():
-        fused.weight.zero_()
+    fused.weight = nn.Parameter(torch.zeros(16, 6))  # loaded anew
     torch.testing.assert_close(kept(rows), fused.bias[8:].expand(5, 8))
 
 
@@ -156,7 +153,7 @@ def test_as_many_runs_as_requests_do_not_make_the_table_theirs() -> None:
     """A request of image rows only has no run, another has two: the table's rows are not the runs'."""
 
     def share(computed: int, image: tuple[int, int]) -> ScheduledRequest:
-        layout = TokenLayout.of(FlowPolicy(2), ImageSpans.from_ranges([image]))
+        layout = TokenLayout.of(FlowPolicy.withdrawal(2), ImageSpans.from_ranges([image]))
         return ScheduledRequest(computed, 27, layout)
 
     requests = [share(27, (4, 54)), share(0, (1, 26))]

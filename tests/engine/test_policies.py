@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.engine import v2_cpu
-from tests.engine.cases import LONG, one_image
+from tests.engine.cases import LONG, one_image, two_images
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, assert_exact
 from tests.engine.policy_cases import device_mixed, place_mixed
@@ -115,15 +115,19 @@ def test_another_question_on_a_ranked_picture_finds_it(
     assert_exact(engine, asks, engine.run(asks))
 
 
-def test_what_the_whole_prompt_chose_is_found_by_nobody(open_engine: OpenEngine) -> None:
+def test_what_the_whole_prompt_chose_is_found_by_the_same_prompt(open_engine: OpenEngine) -> None:
+    """Another prompt finds the text before the image alone, though it begins with the whole of the first."""
     engine = open_engine(LONG, 2, **CACHED)
     first = replace(one_image(520, before=40, after=60), stages="2:50% last_prompt")
     other = replace(first, prompt=f"{first.prompt} {words(5, 1)}")
-    for ask, hit in ((first, 0), (first, BLOCK_SIZE), (other, BLOCK_SIZE)):
+    tokens = 1 + 40 + LONG.image_tokens + 60
+    same = (tokens - 1) // BLOCK_SIZE * BLOCK_SIZE
+    for ask, hit in ((first, 0), (first, same), (other, BLOCK_SIZE), (first, same)):
         (output,) = engine.run([ask])
         assert_exact(engine, [ask], [output])
-        # The text before the image, in whole blocks.
         assert output.num_cached_tokens == hit
+    several = replace(two_images(525), stages="2:50% last_prompt, 4:30% last_prompt", samples=2)
+    assert_exact(engine, [several], engine.run([several]))
 
 
 def test_policies_that_keep_do_not_share(open_engine: OpenEngine) -> None:

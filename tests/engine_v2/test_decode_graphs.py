@@ -167,9 +167,9 @@ def test_stock_tokens_without_policy(open_engine: OpenEngine) -> None:
 
 def test_steps_padded_for_graphs_of_pieces(open_engine: OpenEngine) -> None:
     """vLLM pads a step before it is known whether rows leave in it; chunks, and requests that join."""
-    engine = open_engine(LONG, 2, max_num_batched_tokens=97, max_num_seqs=12)
-    asks = mixed(LONG.layers)
-    with recorded_graphs(engine, [1, 8, 40, 104], CUDAGraphMode.FULL_AND_PIECEWISE) as graphs:
+    engine = open_engine(GQA, 2, max_num_batched_tokens=40, max_num_seqs=8)
+    asks = [one_image(44, 2), one_image(45, None, before=33), two_images(14, 1)]
+    with recorded_graphs(engine, [1, 4, 24, 48], CUDAGraphMode.FULL_AND_PIECEWISE) as graphs:
         outputs = engine.run_joining(asks)
     assert_exact(engine, asks, outputs)
     assert len(set(graphs.padded)) > 2 and graphs.replayed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given, settings
@@ -129,13 +129,6 @@ def test_text_around_images_is_given_in_runs() -> None:
     assert variant.requests.tolist() == [0, 0, 0]
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked(Variant):
-    """A variant of which the device chooses rows."""
-
-    rankings: tuple[str, ...] = ("an image's",)
-
-
 @given(batches(), st.integers(1, LAYERS - 1))
 def test_nothing_is_spared_where_the_device_chooses_rows(batch: Batch, chosen: int) -> None:
     """From the first such variant on, the plan is as it was; before it, as if there were none."""
@@ -143,12 +136,12 @@ def test_nothing_is_spared_where_the_device_chooses_rows(batch: Batch, chosen: i
     if plans is None or all(v.first_layer < chosen for v in plans[0].variants):
         return
     mixed = tuple(
-        v if v.first_layer < chosen else Ranked(*(getattr(v, f.name) for f in fields(Variant)))
+        v if v.first_layer < chosen else replace(v, rankings=("an image's",))
         for v in plans[0].variants
     )
     made = spare_last_layers(replace(plans[0], variants=mixed), scheduled(batch))
-    past = [v for v in made.variants if isinstance(v, Ranked)]
-    assert [id(v) for v in past] == [id(v) for v in mixed if isinstance(v, Ranked)]
+    past = [v for v in made.variants if v.rankings]
+    assert [id(v) for v in past] == [id(v) for v in mixed if v.rankings]
     for layer in range(LAYERS):
         variant, whole, spared = (p.variant_at(layer) for p in (made, *plans))
         last_before = any(v.first_layer == layer + 1 for v in past)

@@ -6,7 +6,7 @@ device would do, in Python. Ranks by place choose by their own rule among the to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -259,7 +259,7 @@ def test_blocks_and_boundaries_match_the_naive_model(
         return
     starts = storage_groups(LAYERS, group_layers)
     ends = [n for n in range(case.length + 1) if layout.may_end_at(n)]
-    assert ends[0] == 0 and (layout.shareable is not None or case.length in ends)
+    assert ends[0] == 0 and case.length in ends
     chosen_of = [range(c.start + 1, c.stop) for stage in layout.stages for c in stage.choices]
     for tokens in range(case.length + 1):
         if any(tokens in extent for extent in chosen_of):
@@ -280,7 +280,9 @@ def test_blocks_and_boundaries_match_the_naive_model(
             assert full == list(range(boundary.full_blocks))
     for n in range(case.length + 1):
         assert layout.last_end(n, block_size) == max(
-            e for e in range(0, n + 1, block_size) if layout.may_end_at(e)
+            e
+            for e in range(0, n + 1, block_size)
+            if layout.may_end_at(e) and e <= (n if layout.shareable is None else layout.shareable)
         )
 
 
@@ -361,7 +363,13 @@ def test_a_rank_by_the_whole_prompt_reaches_from_the_first_image_to_its_end() ->
     policy = FlowPolicy(((Stage(2, 3, "last_prompt"),),))
     images = [ImageSpans.from_ranges([r]) for r in ((4, 12), (14, 20))]
     layout = TokenLayout.of(policy, images, 25)
-    assert layout is not None and layout.whole == ((4, 25),) and layout.shareable == 4
-    assert [layout.may_end_at(n) for n in (3, 4, 5, 25)] == [True, True, False, False]
+    assert layout is not None and layout.whole == ((4, 25), (14, 25)) and layout.shareable == 4
+    assert [n for n in range(26) if not layout.may_end_at(n)] == [5, 6, 15, 16]
+    # Others find the text before the images, and who has the same prompt finds the rest.
+    assert layout.last_end(25, 2) == 4
+    same, other = (replace(layout, digest=digest) for digest in (b"same", b"other"))
+    assert same.last_end(25, 2) == 24 and same.last_end(17, 2) == 14
+    assert same.key(b"x", 4) == other.key(b"x", 4) == b"x"
+    assert len({same.key(b"x", 5), other.key(b"x", 5), same.key(b"y", 5), b"x"}) == 4
     with pytest.raises(ValueError, match="how long"):
         TokenLayout.of(policy, images)

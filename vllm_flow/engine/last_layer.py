@@ -85,6 +85,7 @@ class KeyWriter:
     def __init__(self, layer: Any) -> None:
         self._layer = layer
         self._project: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._cut_from: Any = None
 
     def write(
         self,
@@ -102,8 +103,9 @@ class KeyWriter:
         """
         norm, attn = self._layer.input_layernorm, self._layer.self_attn
         attention = attn.attn
-        if self._project is None:
-            self._project = key_value_projection(attn.qkv_proj)
+        packed = getattr(attn.qkv_proj, "cpu_linear", None)
+        if self._project is None or self._cut_from is not packed:  # weights may be loaded anew
+            self._project, self._cut_from = key_value_projection(attn.qkv_proj), packed
         normed_DH = norm(hidden_DH) if residual_DH is None else norm(hidden_DH, residual_DH)[0]
         key, value = self._project(normed_DH).split([attn.kv_size, attn.kv_size], dim=-1)
         if (key_norm := getattr(attn, "k_norm", None)) is not None:
@@ -131,16 +133,20 @@ def key_value_projection(qkv: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     first = qkv.num_heads * qkv.head_size
     if type(qkv.quant_method) is not UnquantizedLinearMethod:
         return lambda normed_DH: qkv(normed_DH)[0][:, first:]
-    bias = None if qkv.bias is None else qkv.bias[first:]
     if qkv.weight.numel():
-        weight = qkv.weight[first:]
-        return lambda normed_DH: nn.functional.linear(normed_DH, weight, bias)
+
+        def kept(normed_DH: torch.Tensor) -> torch.Tensor:
+            bias = None if qkv.bias is None else qkv.bias[first:]
+            return nn.functional.linear(normed_DH, qkv.weight[first:], bias)
+
+        return kept
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
     identity = torch.eye(qkv.input_size, dtype=qkv.params_dtype)
     weight = qkv.quant_method.apply(qkv, identity, None)[:, first:].t().contiguous()
     part = nn.Module()
     part.weight = nn.Parameter(weight, requires_grad=False)
-    part.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
+    bias = None if qkv.bias is None else qkv.bias[first:].clone()
+    part.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     dispatch_cpu_unquantized_gemm(part, remove_weight=True)
     return lambda normed_DH: part.cpu_linear(normed_DH, part.weight, part.bias)

@@ -105,16 +105,17 @@ class FlowKVCacheManager(KVCacheManager):
         layout = self._searchable_layout(request)
         if layout is None or not self.flow_in_flight or request.num_computed_tokens:
             return False
-        limit = (request.num_tokens - 1) // self.flow_managers[0].block_size
+        block_size = self.flow_managers[0].block_size
+        limit = (request.num_tokens - 1) // block_size
         coming = next(
             (
                 num_blocks
                 for num_blocks in range(min(limit, len(request.block_hashes)), 0, -1)
-                if request.block_hashes[num_blocks - 1] in self.flow_in_flight
+                if layout.key(request.block_hashes[num_blocks - 1], num_blocks * block_size)
+                in self.flow_in_flight
             ),
             0,
         )
-        block_size = self.flow_managers[0].block_size
         tokens = layout.last_end(coming * block_size, block_size)
         return tokens > 0 and tokens > self._longest_hit(request, layout)[1]
 
@@ -163,8 +164,8 @@ def longest_hit(
         Blocks per group and the hit's length in tokens, a multiple of the block size.
     """
     block_size = managers[0].block_size
-    if layout.shareable is not None:
-        max_tokens = min(max_tokens, layout.shareable)
+    if layout.findable is not None:
+        max_tokens = min(max_tokens, layout.findable)
     groups = [_GroupHit(manager, layout) for manager in managers]
     best: tuple[list[KVCacheBlock], ...] = tuple([] for _ in managers)
     best_tokens = 0
@@ -185,7 +186,7 @@ class _GroupHit:
     """One storage group's part of a hit, grown block by block of tokens."""
 
     def __init__(self, manager: FlowAttentionManager, layout: TokenLayout) -> None:
-        self._manager = manager
+        self._manager, self._layout = manager, layout
         self._by_position = not layout.evicts_at(manager.spec.first_layer)
         self._positions: list[KVCacheBlock] = []
         self._by_rank = [_StageHit(manager, stage) for stage in manager.stages(layout)]
@@ -201,7 +202,9 @@ class _GroupHit:
             if block is None:
                 return False
             self._positions.append(block)
-        return all(stage.extend(prefix, num_blocks, ends) for stage in self._by_rank)
+        size = self._manager.block_size
+        own = BlockHash(self._layout.key(prefix, num_blocks * size))
+        return all(stage.extend(own, num_blocks, ends) for stage in self._by_rank)
 
     def blocks(self) -> list[KVCacheBlock] | None:
         """The blocks of the prefix so far, None if nothing here is known to end it."""

@@ -6,7 +6,10 @@ from the front end to the workers, so no process has to tell another what it dec
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -100,6 +103,18 @@ def token_layout(
     """
     policy = parse_policy(params.extra_args if params is not None else None, num_layers)
     return layout_of(policy, features, num_layers, prompt_tokens)
+
+
+def with_digest(layout: TokenLayout, request: Request) -> TokenLayout:
+    """The layout of a request whose kept tokens depend on the whole prompt, which it names.
+
+    Not in the salt, so that text before the first image is shared with other prompts.
+    """
+    content = sha256(array("q", request.prompt_token_ids or ()).tobytes())
+    for feature in request.mm_features:
+        # Placeholders look alike, whatever the picture.
+        content.update(f"{feature.mm_position.offset} {feature.identifier}\n".encode())
+    return replace(layout, digest=content.digest())
 
 
 def requested_log(request: Request | NewRequestData, num_layers: int) -> AttentionLog | None:

@@ -23,7 +23,7 @@ from vllm_flow.engine.footprints import FootprintBook
 from vllm_flow.engine.observers import Observer
 from vllm_flow.engine.prefix import FlowKVCacheManager
 from vllm_flow.engine.reports import Reports
-from vllm_flow.engine.requests import LayoutBook
+from vllm_flow.engine.requests import LayoutBook, with_digest
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage import managers_of
 from vllm_flow.engine.support import check_hash_unit
@@ -84,12 +84,14 @@ class _FlowScheduling:
         )
 
     def add_request(self, request: Request) -> None:
-        self.flow_requests.add(
+        layout = self.flow_requests.add(
             request.request_id,
             request.sampling_params,
             request.mm_features,
             request.num_prompt_tokens,
         )
+        if layout is not None and layout.shareable is not None:
+            self.flow_requests.layouts[request.request_id] = with_digest(layout, request)
         for observer in self.flow_observers:
             observer.added(request)
         super().add_request(request)

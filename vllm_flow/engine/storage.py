@@ -212,8 +212,8 @@ class FlowAttentionManager(FullAttentionManager):
         request_id = request.request_id
         layout = self._layouts.get(request_id)
         done = self.num_cached_block if layout is None else self._findable
-        if layout is not None and layout.shareable is not None:
-            num_tokens = min(num_tokens, layout.shareable)
+        if layout is not None and layout.findable is not None:
+            num_tokens = min(num_tokens, layout.findable)
         known = done.get(request_id, 0)
         if num_tokens // self.block_size <= known:
             return  # most steps complete no block
@@ -223,9 +223,9 @@ class FlowAttentionManager(FullAttentionManager):
         # A copy runs before its step's forward pass: what is found must have been computed by
         # an earlier step, not by the one being scheduled.
         computed = min(num_tokens, request.num_computed_tokens)
-        self._in_flight.update(
-            request.block_hashes[computed // self.block_size : num_tokens // self.block_size]
-        )
+        first, last = computed // self.block_size, num_tokens // self.block_size
+        for index, prefix in enumerate(request.block_hashes[first:last], start=first + 1):
+            self._in_flight.add(BlockHash(layout.key(prefix, index * self.block_size)))
         if not self._is_packed(layout):
             super().cache_blocks(request, computed, *args, **kwargs)
         last = max(known, computed // self.block_size)
@@ -238,6 +238,8 @@ class FlowAttentionManager(FullAttentionManager):
     def _announce(self, request: Request, layout: TokenLayout, first: int, last: int) -> None:
         """Tell of a packed group's blocks of tokens, but not of a picture before all kept tokens."""
         first_layer = self.spec.first_layer
+        if layout.shareable is not None:  # what only the same prompt finds, no router can ask for
+            last = min(last, layout.shareable // self.block_size)
         while first < last and not layout.stored_tokens((first + 1) * self.block_size, first_layer):
             first += 1
         announce(self.block_pool, request, first, last, self.kv_cache_group_id)
@@ -247,6 +249,7 @@ class FlowAttentionManager(FullAttentionManager):
         held = self.req_to_blocks[request.request_id]
         num_tokens = num_blocks * self.block_size
         ends = layout.may_end_at(num_tokens)
+        prefix = BlockHash(layout.key(request.block_hashes[num_blocks - 1], num_tokens))
         for stage in self.stages(layout):
             boundary = packed_boundary(stage.evicted, num_blocks, self.block_size)
             keys = [(boundary.completed, completed(stage))]
@@ -257,9 +260,7 @@ class FlowAttentionManager(FullAttentionManager):
                     continue
                 # The pool keeps any number of keys per block and drops them with the block.
                 self.block_pool._insert_block_hash(
-                    make_block_hash_with_group_id(
-                        request.block_hashes[num_blocks - 1], kind + self.kv_cache_group_id
-                    ),
+                    make_block_hash_with_group_id(prefix, kind + self.kv_cache_group_id),
                     held[index],
                     num_tokens=num_tokens,
                 )
