@@ -8,6 +8,10 @@ present rules. A run that is still going, or was stopped, is reported as far as 
     vllm-flow eval --model demo --data data --tasks pope --policies baseline,cliff=4,cliff=16 --limit 20 \\
         --out runs/demo
     vllm-flow report runs/demo
+    vllm-flow report --pack runs/demo
+
+With `--pack`, writes RUN/pack/ instead: settings, versions, every question and answer, checksums of the data; what a
+paper's appendix needs. With two runs, compares them on the questions that both answered, and writes A/compare/.
 """
 
 from __future__ import annotations
@@ -29,8 +33,19 @@ MOST_RESAMPLES = 1_000_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vllm-flow report`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="what `vllm-flow eval --out` wrote")
-    parser.add_argument("--out", type=Path, help="where to write (default: RUN/report)")
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="what `vllm-flow eval --out` wrote; two are compared",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="where to write (default: RUN/report, RUN/pack or RUN/compare)"
+    )
+    parser.add_argument(
+        "--pack", action="store_true", help="write what a paper's appendix needs, not a page"
+    )
     parser.add_argument(
         "--tolerance",
         type=float,
@@ -54,10 +69,75 @@ def run(args: argparse.Namespace) -> int:
     if not 100 <= args.resamples <= MOST_RESAMPLES or args.seed < 0:
         raise Refused(f"--resamples must be >= 100 and <= {MOST_RESAMPLES}, --seed >= 0")
     options = Options(tolerance=args.tolerance / 100, resamples=args.resamples, seed=args.seed)
-    summary, page = write_report(args.run, args.out or args.run / "report", options)
+    if len(args.runs) > 2 or (args.pack and len(args.runs) > 1):
+        raise Refused("give one run, or two to be compared; --pack takes one")
+    if len(args.runs) == 2:
+        return compare(*args.runs, args.out or args.runs[0] / "compare", options)
+    (path,) = args.runs
+    if args.pack:
+        return pack(path, args.out or path / "pack", options)
+    summary, page = write_report(path, args.out or path / "report", options)
     show(summary, options)
     print(f"\n{page}")
     return 0
+
+
+def pack(path: Path, out: Path, options: Options) -> int:
+    """Write a run's result pack and say where."""
+    from vllm_flow.eval.report.pack import write_pack
+    from vllm_flow.eval.report.summary import summarise
+    from vllm_flow.eval.sweep.records import Run
+    from vllm_flow.outputs import check_folder
+
+    opened = Run.open(path)
+    check_folder(out)
+    items, tasks, unread = read_tasks(opened)
+    refuse_empty(path, items, unread)
+    answers = opened.answers().to_pylist()
+    summary = summarise(opened.meta, items, answers, tasks, options, unread)
+    files = write_pack(out, opened.meta, items, summary, answers, options)
+    print(f"{len(files)} files of the result pack: {out}")
+    return 0
+
+
+def compare(first: Path, second: Path, out: Path, options: Options) -> int:
+    """Compare two runs on their common questions; print and write what differs."""
+    from vllm_flow.eval.report.compare import (
+        common_items,
+        compare_runs,
+        settings_that_differ,
+        write_comparison,
+    )
+    from vllm_flow.eval.report.pairs import show_pairs
+    from vllm_flow.eval.sweep.records import Run, RunError
+    from vllm_flow.outputs import check_folder
+
+    runs = [Run.open(path) for path in (first, second)]
+    check_folder(out)
+    (items_a, tasks, _), (items_b, _, _) = (read_tasks(run) for run in runs)
+    common, strange = common_items(items_a, items_b)
+    answers = [run.answers().to_pylist() for run in runs]
+    pairs = compare_runs(common, *answers, tasks, options)
+    if not pairs:
+        raise RunError(
+            f"{first} and {second} have no answers to the same questions under the same policy: "
+            f"{sum(map(len, common.values()))} questions in common, {sum(strange.values())} with one id but "
+            "other words"
+        )
+    differ = settings_that_differ(runs[0].meta, runs[1].meta)
+    path = write_comparison(out / "comparison.csv", pairs)
+    show_pairs(pairs, differ, strange, (str(first), str(second)), options)
+    print(f"\n{path}")
+    return 0
+
+
+def refuse_empty(path: Path, items: Mapping[str, Any], unread: Mapping[str, str]) -> None:
+    """RunError where there is nothing to report."""
+    from vllm_flow.eval.sweep.records import RunError
+
+    if not items:
+        reasons = "; ".join(unread.values()) or "it has no items yet"
+        raise RunError(f"{path}: nothing to report: {reasons}")
 
 
 def write_report(path: Path, out: Path, options: Options | None = None) -> tuple[Summary, Path]:
@@ -73,16 +153,14 @@ def write_report(path: Path, out: Path, options: Options | None = None) -> tuple
     from vllm_flow.eval.report.results import Options
     from vllm_flow.eval.report.summary import summarise
     from vllm_flow.eval.report.tables import write_tables
-    from vllm_flow.eval.sweep.records import Run, RunError
+    from vllm_flow.eval.sweep.records import Run
     from vllm_flow.outputs import check_folder
 
     options = options or Options()
     opened = Run.open(path)
     check_folder(out)
     items, tasks, unread = read_tasks(opened)
-    if not items:
-        reasons = "; ".join(unread.values()) or "it has no items yet"
-        raise RunError(f"{path}: nothing to report: {reasons}")
+    refuse_empty(path, items, unread)
     answers = opened.answers().to_pylist()
     summary = summarise(opened.meta, items, answers, tasks, options, unread)
     write_tables(summary, answers, out)
@@ -146,17 +224,17 @@ def show(summary: Summary, options: Options) -> None:
         if any(result.answered for result in task.policies)
     ]
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("task", "metric", "baseline", "cliff", "there", "difference"):
+    for heading in ("task", "metric", "baseline", "shown", "there", "difference"):
         table.add_column(heading, justify="left" if heading in ("task", "metric") else "right")
     for view in views:
-        base, found = view["baseline"], view["found"]
+        base, shown = view["baseline"], view["shown"]
         table.add_row(
             view["title"],
             view["metric"] + (", %" if view["percent"] else ""),
             base["value"] if base else "-",
-            f"{view['found_layer']}/{summary.num_layers}" if found else "-",
-            found["value"] if found else "-",
-            f"{found['difference']} {found['difference_limits']}" if found else "-",
+            view["headline"],
+            shown["value"] if shown else "-",
+            f"{shown['difference']} {shown['difference_limits']}" if shown else "-",
         )
     console.print(table)
     for view in views:

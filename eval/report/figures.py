@@ -143,12 +143,17 @@ def _mark_cliff(axis: Any, task: TaskResult) -> None:
     cliff = task.cliff
     if cliff is None:
         return
-    if cliff.found is not None:
-        axis.axvline(cliff.found, color=GREEN, lw=1.8, label="from here on no loss found", zorder=1)
-    if cliff.shown is not None and cliff.shown != cliff.found:
-        axis.axvline(
-            cliff.shown, color=GREEN, lw=1.4, ls="-.", label="from here on a larger loss is ruled out",
-            zorder=1,
+    if cliff.shown is not None:
+        label = "from here on no larger loss: shown"
+        axis.axvline(cliff.shown, color=GREEN, lw=1.8, label=label, zorder=1)
+    # Not `cliff.found`: with few questions a visible loss is no finding, and the line would cross it.
+    if cliff.seen is not None and cliff.seen != cliff.shown:
+        label = "from here on no larger loss seen or found"
+        axis.axvline(cliff.seen, color=GREEN, lw=1.2, ls="-.", label=label, zorder=1)
+    if cliff.too_few:
+        axis.text(
+            0.98, 0.04, "too few questions\nto show a cliff", transform=axis.transAxes, ha="right",
+            va="bottom", fontsize=8.5, color=GREEN,
         )  # fmt: skip
 
 

@@ -55,10 +55,12 @@ def cells(task: TaskResult, result: PolicyResult, metric: str, options: Options)
         "mcnemar": "",
         "verdict": "",
         "finding": "",
-        "found": task.cliff is not None
-        and task.cliff.found is not None
+        "agreement": text.share_text(result.agreement),
+        "where_reduced_loses": text.share_text(result.where_reduced_loses),
+        "shown": task.cliff is not None
+        and task.cliff.shown is not None
         and result.policy.kind in ("cliff", "text-only")
-        and result.policy.cliff == task.cliff.found,
+        and result.policy.cliff == task.cliff.shown,
     }
     if against:
         comparison = against.comparison
@@ -81,9 +83,9 @@ def task_view(task: TaskResult, layers: int | None, options: Options) -> dict[st
     """Everything the template shows of a task's numbers."""
     rows = [r for r in order(task.policies, layers) if r.answered]
     share = text.is_share(task, task.headline)
-    found = None
-    if task.cliff and task.cliff.found is not None:
-        found = next(r for r in rows if r.policy.layer(layers) == task.cliff.found and r.against)
+    shown = None
+    if task.cliff and task.cliff.shown is not None:
+        shown = next(r for r in rows if r.policy.layer(layers) == task.cliff.shown and r.against)
     floor = next((r for r in rows if r.policy.kind == "text-only"), None)
     return {
         "name": task.name,
@@ -98,9 +100,11 @@ def task_view(task: TaskResult, layers: int | None, options: Options) -> dict[st
         "rows": [cells(task, r, task.headline, options) for r in rows],
         "folded": len(rows) > LONG,
         "baseline": cells(task, task.baseline, task.headline, options) if task.baseline else None,
-        "found": cells(task, found, task.headline, options) if found else None,
-        "found_layer": task.cliff.found if task.cliff else None,
+        "shown": cells(task, shown, task.headline, options) if shown else None,
         "shown_layer": task.cliff.shown if task.cliff else None,
+        "seen_layer": task.cliff.seen if task.cliff else None,
+        "headline": text.cliff_headline(task.cliff),
+        "reduced_loses": task.reduced_loses,
         "floor": cells(task, floor, task.headline, options) if floor else None,
         "cliff": text.cliff_text(task.cliff, options.tolerance, share),
         "swept": task.cliff is not None,

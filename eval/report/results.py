@@ -6,8 +6,9 @@ Made by `vllm_flow.eval.report.summary`; read by figures, tables and the page. K
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from vllm_flow.eval.report.savings import Saving
 from vllm_flow.eval.statistics.bootstrap import Comparison
@@ -50,6 +51,17 @@ class Policy:
         return self.cliff if self.kind in ("cliff", "text-only") else None
 
 
+def policies_of(
+    meta: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]
+) -> tuple[Policy, ...]:
+    """A run's policies, the baseline first; those that only its answers name have the kind `unlisted`."""
+    listed = [Policy(p["name"], p["kind"], p.get("cliff")) for p in meta.get("policies", [])]
+    known = {policy.name for policy in listed}
+    extra = dict.fromkeys(row["policy"] for row in answers if row["policy"] not in known)
+    listed += [Policy(name, "unlisted") for name in extra]
+    return tuple(sorted(listed, key=lambda p: p.kind != "baseline"))
+
+
 @dataclass(frozen=True)
 class Compared:
     """A metric against the baseline."""
@@ -60,6 +72,8 @@ class Compared:
     detectable: float
     """Smallest true difference that would have been found with `Options.power`."""
     verdict: Verdict
+    unseen: float = 0.0
+    """Share of changed answers that the pictures compared may have missed altogether."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,10 @@ class PolicyResult:
     gained: int = 0
     """Pairs whose score is higher than under the baseline."""
     lost: int = 0
+    agreement: Interval | None = None
+    """Share of answers read as the baseline's were; None for the baseline itself."""
+    where_reduced_loses: Interval | None = None
+    """Mean score on `TaskResult.reduced_loses`; None where there are none."""
     mcnemar_p: float | None = None
     """Of right and wrong answers, taking questions for independent; None where scores are not 0/1."""
 
@@ -105,6 +123,8 @@ class TaskResult:
     """None where there is no baseline or no cliff with answers."""
     scores: Mapping[str, Mapping[str, Scored]]
     """Policy's name -> item's id -> what the answer was worth."""
+    reduced_loses: int = 0
+    """Items that score lower than under the baseline with any of the downsampled pictures asked."""
     unclear: str = ""
     """What to say of answers in which the task's rule finds nothing that it looks for."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vllm_flow.eval.report.beside import agreement, lost_items, score_on
 from vllm_flow.eval.report.results import (
     Compared,
     Options,
@@ -20,6 +21,7 @@ from vllm_flow.eval.report.results import (
     PolicyResult,
     Summary,
     TaskResult,
+    policies_of,
 )
 from vllm_flow.eval.report.savings import savings
 from vllm_flow.eval.statistics.bootstrap import Comparison, compare
@@ -27,16 +29,15 @@ from vllm_flow.eval.statistics.intervals import (
     accuracy,
     holm,
     mcnemar_p,
-    minimum_detectable,
     paired_difference,
     unseen_share,
 )
+from vllm_flow.eval.statistics.power import detectable
 from vllm_flow.eval.statistics.verdicts import CliffEvidence, FoundCliff, find_cliff, judge, loss_of
 from vllm_flow.eval.tasks.base import Item, Scored, Task
 
 AnswerRow = Mapping[str, Any]
 """A row of `vllm_flow.eval.sweep.schema.ANSWERS`."""
-
 SAME = 1e-9
 """A metric that equals the mean score up to this, under every policy, is the mean score."""
 
@@ -60,7 +61,7 @@ def summarise(
         unread: reasons for tasks the caller could not read, passed on.
     """
     options = options or Options()
-    policies = _policies(meta, answers)
+    policies = policies_of(meta, answers)
     layers = meta.get("num_layers")
     rows: dict[tuple[str, str], dict[str, AnswerRow]] = {}
     errors: dict[tuple[str, str], Counter[str]] = {}
@@ -90,14 +91,6 @@ def summarise(
     )
 
 
-def _policies(meta: Mapping[str, Any], answers: Sequence[AnswerRow]) -> tuple[Policy, ...]:
-    listed = [Policy(p["name"], p["kind"], p.get("cliff")) for p in meta.get("policies", [])]
-    known = {policy.name for policy in listed}
-    extra = dict.fromkeys(row["policy"] for row in answers if row["policy"] not in known)
-    listed += [Policy(name, "unlisted") for name in extra]
-    return tuple(sorted(listed, key=lambda p: p.kind != "baseline"))
-
-
 def _task_result(
     task: Task,
     items: Sequence[Item],
@@ -119,18 +112,20 @@ def _task_result(
     distinct = len(set(units.values()))
     means = _is_mean(alone, answered, scores) if task.binary and distinct == len(items) else set()
     against = _against(task, compared, pairs, beside, means, units, options)
+    reduced = [scores[p.name] for p in policies if p.kind == "downsample"]
+    lost_there = lost_items(scores[base], reduced) if base else set()
     results = []
     for policy in policies:
         name, given = policy.name, rows[policy.name]
+        own_scores = scores[name]
         failed = sum(given.get(item.id, {}).get("error") is not None for item in items)
         values = {m: alone[m][answered.index(name)].treatment for m in alone if name in answered}
         if name in answered:
-            own = scores[name].values()
-            right = sum(s.score for s in own)
-            values |= {m: accuracy(round(right), len(own), options.confidence) for m in means}
+            right = round(sum(s.score for s in own_scores.values()))
+            values |= {m: accuracy(right, len(own_scores), options.confidence) for m in means}
         pair = pairs[compared.index(name)] if name in compared else ({}, {})
         changes = [pair[1][i].score - pair[0][i].score for i in pair[0]]
-        gained, lost = sum(c > SAME for c in changes), sum(c < -SAME for c in changes)
+        gained, lost = (sum(sign * c > SAME for c in changes) for sign in (1, -1))
         results.append(
             PolicyResult(
                 policy,
@@ -142,6 +137,8 @@ def _task_result(
                 against=against.get(name, {}),
                 gained=gained,
                 lost=lost,
+                agreement=agreement(*pair, units, options.confidence),
+                where_reduced_loses=score_on(lost_there, own_scores, units, options.confidence),
                 mcnemar_p=mcnemar_p(gained, lost) if task.binary and name in compared else None,
             )
         )
@@ -157,6 +154,7 @@ def _task_result(
         tuple(results),
         _found(results, task, layers, options),
         scores,
+        len(lost_there),
         task.unclear,
     )
 
@@ -192,10 +190,18 @@ def _against(
             comparisons = [_exact(*pair, found, options) for pair, found in both]
         corrected = holm([c.p_value for c in comparisons])
         for name, comparison, p, pair in zip(compared, comparisons, corrected, pairs, strict=True):
+            pictures = len({units[i] for i in pair[0]})
+            unseen = unseen_share(pictures, options.confidence)
             against[name][metric] = Compared(
                 comparison,
                 p,
-                _detectable(comparison, len({units[i] for i in pair[0]}), len(compared), options),
+                detectable(
+                    comparison.standard_error,
+                    pictures,
+                    len(compared),
+                    options.confidence,
+                    options.power,
+                ),
                 judge(
                     comparison.difference,
                     p,
@@ -203,7 +209,9 @@ def _against(
                     higher_is_better=task.higher_is_better,
                     tolerance=options.tolerance,
                     level=options.level,
+                    unseen=unseen,
                 ),
+                unseen,
             )
     return against
 
@@ -279,14 +287,6 @@ def _exact(
     )
 
 
-def _detectable(comparison: Comparison, pictures: int, comparisons: int, options: Options) -> float:
-    error = comparison.standard_error
-    if error == 0:
-        # Nothing changed: allow for as many changed pictures as could have been missed.
-        error = float(np.sqrt(unseen_share(pictures, options.confidence) / pictures))
-    return minimum_detectable(error, comparisons, options.confidence, options.power)
-
-
 def _found(
     results: Sequence[PolicyResult], task: Task, layers: int | None, options: Options
 ) -> FoundCliff | None:
@@ -296,5 +296,5 @@ def _found(
         if layer is not None and task.headline in result.against:
             one = result.against[task.headline]
             loss = loss_of(one.comparison.difference, task.higher_is_better)
-            evidence.append(CliffEvidence(layer, loss, one.p_corrected))
+            evidence.append(CliffEvidence(layer, loss, one.p_corrected, one.unseen))
     return find_cliff(evidence, options.tolerance, options.level) if evidence else None

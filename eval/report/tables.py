@@ -11,13 +11,15 @@ from typing import Any
 
 from vllm_flow.eval.report.results import Summary
 from vllm_flow.eval.report.savings import Saving
+from vllm_flow.eval.statistics.intervals import Interval
 from vllm_flow.outputs import write_whole
 
 SCORES = (
     "task", "policy", "kind", "layer", "metric", "headline", "value", "low", "high", "items", "answered", "failed",
     "missing", "paired", "baseline_on_pairs", "value_on_pairs", "difference", "difference_low", "difference_high",
     "standard_error", "p", "p_holm", "detectable", "verdict", "within_tolerance", "gained", "lost",
-    "mcnemar_p", "method",
+    "mcnemar_p", "method", "agreement", "agreement_low", "agreement_high", "where_downsampling_loses",
+    "where_downsampling_loses_low", "where_downsampling_loses_high",
 )  # fmt: skip
 
 
@@ -70,7 +72,8 @@ def score_rows(summary: Summary) -> Iterable[tuple[Any, ...]]:
                     task.items, result.answered, result.failed, result.missing, result.paired,
                     *compared, against.verdict.within_tolerance if against else "",
                     result.gained if against else "", result.lost if against else "",
-                    _blank(result.mcnemar_p), task.method(metric),
+                    _blank(result.mcnemar_p), task.method(metric), *_limits(result.agreement),
+                    *_limits(result.where_reduced_loses),
                 )  # fmt: skip
 
 
@@ -91,6 +94,10 @@ def item_rows(summary: Summary, answers: Sequence[Mapping[str, Any]]) -> Iterabl
                     task.name, item, one.group, policy, one.score,
                     json.dumps(one.parsed, ensure_ascii=False), said[task.name, policy, item],
                 )  # fmt: skip
+
+
+def _limits(interval: Interval | None) -> tuple[Any, ...]:
+    return astuple(interval) if interval is not None else ("",) * 3
 
 
 def _blank(value: Any) -> Any:

@@ -102,18 +102,38 @@ def verdict_text(
 
 
 def cliff_text(cliff: FoundCliff | None, tolerance: float, share: bool = True) -> str:
-    """The two readings of a sweep, in a sentence or two."""
+    """What a sweep shows, then what it found and what it saw, in a sentence or two."""
     if cliff is None:
         return "There is no cliff to compare with the baseline."
-    size = f"{number(tolerance, share).removesuffix('.0')} {'point' if share and tolerance == 0.01 else unit(share)}"
+    size = tolerance_text(tolerance, share)
     if cliff.found is None:
-        first = (
-            f"A loss beyond {size} was found even at the deepest cliff asked, {cliff.asked[-1]}."
-        )
+        return f"A loss beyond {size} was found even at the deepest cliff asked, {cliff.asked[-1]}."
+    if cliff.shown is not None:
+        first = f"From cliff {cliff.shown} on it is shown that no more than {size} is lost."
     else:
-        first = f"From cliff {cliff.found} on, no loss beyond {size} was found."
-    if cliff.shown is None:
-        return first + " At no cliff do these items suffice to show that the loss is no larger."
-    if cliff.shown == cliff.found:
-        return first + " The intervals show as well that it is no larger."
-    return first + f" That it is no larger is shown from cliff {cliff.shown} on."
+        first = f"Too few questions to show of any cliff asked that it loses no more than {size}."
+    if cliff.seen is None:
+        return f"{first} A larger loss is seen even at the deepest one, {cliff.asked[-1]}."
+    if cliff.seen == cliff.shown:
+        return first
+    return f"{first} No larger loss was seen, and none found, from cliff {cliff.seen} on."
+
+
+def cliff_headline(cliff: FoundCliff | None) -> str:
+    """The shown cliff, or why there is none, in a word or three."""
+    if cliff is None:
+        return "none asked"
+    if cliff.shown is not None:
+        return f"cliff {cliff.shown}"
+    return "too few questions" if cliff.too_few else "none: a loss at every cliff"
+
+
+def share_text(interval: Interval | None) -> str:
+    """A share in per cent; a dash where there is none."""
+    return "–" if interval is None else number(interval.value)
+
+
+def tolerance_text(tolerance: float, share: bool = True) -> str:
+    """`1 point`, `0.5 points`."""
+    name = "point" if share and tolerance == 0.01 else unit(share)
+    return f"{number(tolerance, share).removesuffix('.0')} {name}"

@@ -24,6 +24,8 @@ from math import sqrt
 
 from scipy.stats import norm
 
+from vllm_flow.eval.statistics.intervals import minimum_detectable, unseen_share
+
 CHANGED = (0.02, 0.05, 0.1)
 """Shares of changed answers that a forecast is made for. Policies that lose nothing change a few per cent."""
 
@@ -74,7 +76,7 @@ def tolerance_shown(
     changes = changed * questions
     chance = float(norm.ppf(power)) * sqrt(changes)
     limit = float(norm.ppf((1 + confidence) / 2)) * sqrt(changes + 1)
-    unseen = 1 - ((1 - confidence) / 2) ** (1 / questions)
+    unseen = 1 - ((1 - confidence) / 2) ** (1 / questions)  # unseen_share, of any number
     return float(min(max((chance + limit) / questions, unseen), 1.0))
 
 
@@ -122,6 +124,17 @@ def forecast(
     if distinct < number:
         spread += ", one by one or a picture's together"
     return f"{text} ({spread}, as many for the better)."
+
+
+def detectable(
+    standard_error: float, pictures: int, comparisons: int, confidence: float, power: float
+) -> float:
+    """The true difference that a sample would have found with that power, of a paired difference's standard error.
+
+    Where nothing changed the error is 0, and allows for as many changed pictures as could have been missed.
+    """
+    error = standard_error or sqrt(unseen_share(pictures, confidence) / pictures)
+    return minimum_detectable(error, comparisons, confidence, power)
 
 
 def _check(tolerance: float, changed: float, confidence: float, power: float) -> None:

@@ -35,6 +35,9 @@ class CliffEvidence:
     loss: Interval
     """Positive is worse than the baseline."""
     p_corrected: float
+    unseen: float = 0.0
+    """Share of lost answers that so few pictures may have missed altogether (`unseen_share`). Resampled
+    intervals do not know it: where no answer was lost, no resample loses one."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,23 @@ class FoundCliff:
     has one. A small sample finds little, and so puts this too low."""
     shown: int | None
     """Smallest cliff such that at it and at every deeper cliff asked the interval puts the loss at no
-    more than the tolerance. None where the deepest cliff does not. A small sample shows little, and
-    so puts this too high. The cliffs are tested from the deepest down to the first failure, an order
-    fixed beforehand, which needs no correction (W. Maurer, L. A. Hothorn and W. Lehmacher, in
-    Biometrie in der chemisch-pharmazeutischen Industrie 6 (1995) 3-18)."""
+    more than the tolerance, and the pictures are enough to have met a loss of that size. None where the
+    deepest cliff does not. A small sample shows little, and so puts this too high. The cliffs are
+    tested from the deepest down to the first failure, an order fixed beforehand, which needs no
+    correction (W. Maurer, L. A. Hothorn and W. Lehmacher, in Biometrie in der chemisch-pharmazeutischen
+    Industrie 6 (1995) 3-18)."""
     tolerance: float
     asked: tuple[int, ...]
     """Ascending."""
+    seen: int | None = None
+    """Smallest cliff such that at it and at every deeper cliff asked the observed loss is no more than the
+    tolerance, whatever chance made of it. Never above `shown`, never below `found`: where `found` is below it, the
+    questions were too few to call a visible loss one. None where the deepest cliff lost more."""
+
+    @property
+    def too_few(self) -> bool:
+        """Whether the questions show no cliff, though no loss was found at the deepest one either."""
+        return self.shown is None and self.found is not None
 
 
 def judge(
@@ -64,14 +77,16 @@ def judge(
     higher_is_better: bool,
     tolerance: float,
     level: float = 0.05,
+    unseen: float = 0.0,
 ) -> Verdict:
-    """The verdict on one difference (treatment minus baseline)."""
+    """The verdict on one difference (treatment minus baseline); `unseen` as in `CliffEvidence`."""
     finding: Finding = "none"
     if identical:
         finding = "identical"
     elif p_corrected < level and difference.value != 0:
         finding = "better" if (difference.value > 0) == higher_is_better else "worse"
-    return Verdict(finding, -tolerance <= difference.low and difference.high <= tolerance)
+    within = -tolerance <= difference.low and difference.high <= tolerance
+    return Verdict(finding, within and unseen <= tolerance)
 
 
 def loss_of(difference: Interval, higher_is_better: bool) -> Interval:
@@ -86,13 +101,18 @@ def find_cliff(
 ) -> FoundCliff:
     """Read a sweep from its deepest cliff down; see `FoundCliff`."""
     ordered = sorted(evidence, key=lambda e: -e.cliff)
-    found = shown = None
+    found = shown = seen = None
     for one in ordered:
         if one.p_corrected < level and one.loss.value > tolerance:
             break
         found = one.cliff
     for one in ordered:
-        if one.loss.high > tolerance:
+        if one.loss.value > tolerance:
+            break
+        seen = one.cliff
+    for one in ordered:
+        if max(one.loss.high, one.unseen) > tolerance:
             break
         shown = one.cliff
-    return FoundCliff(found, shown, tolerance, tuple(e.cliff for e in reversed(ordered)))
+    asked = tuple(e.cliff for e in reversed(ordered))
+    return FoundCliff(found, shown, tolerance, asked, seen)

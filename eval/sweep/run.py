@@ -7,7 +7,6 @@ the driver stream it through the engines. No Ray and no vLLM in here.
 from __future__ import annotations
 
 import os
-import random
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -27,8 +26,8 @@ from vllm_flow.eval.sweep.model_facts import DEMO_MODELS, ModelError, ModelFacts
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run, RunError, difference
 from vllm_flow.eval.sweep.versions import versions
-from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
-from vllm_flow.eval.tasks import Item, Task, get_task
+from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, sample
+from vllm_flow.eval.tasks import get_task
 from vllm_flow.exits import keeping
 from vllm_flow.layout import default_group_layers
 from vllm_flow.outputs import check_folder, real
@@ -163,24 +162,6 @@ def read_task(
     folder = own if os.path.exists(own) else own.with_name(name.partition("-")[0])
     items = sample(task.read(folder), limit, seed, task)
     return TaskWork(name, items, task.max_tokens, preparation or task.image_preparation, reading)
-
-
-def sample(
-    items: Sequence[Item], limit: int | None, seed: int, task: Task | None = None
-) -> list[Item]:
-    """At most `limit` items, drawn with `seed` and left in their order; what `task` scores together is
-    drawn together."""
-    if limit is None or limit >= len(items):
-        return list(items)
-    bundles: dict[str, list[int]] = {}
-    for index, item in enumerate(items):
-        bundles.setdefault(task.bundle(item)[0] if task else item.id, []).append(index)
-    drawn = list(bundles.values())
-    kept: list[int] = []
-    for choice in random.Random(seed).sample(range(len(drawn)), min(limit, len(drawn))):
-        if len(kept) + len(drawn[choice]) <= limit:
-            kept += drawn[choice]
-    return [items[index] for index in sorted(kept)]
 
 
 def engine_settings(args: Namespace, facts: ModelFacts, on_gpu: bool) -> dict[str, Any]:

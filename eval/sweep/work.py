@@ -5,6 +5,7 @@ Knows the records' schema and policies; nothing of Ray, vLLM or scoring.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from vllm_flow.eval.sweep.policies import Policy
 from vllm_flow.eval.sweep.schema import Key
-from vllm_flow.eval.tasks.base import Item
+from vllm_flow.eval.tasks.base import Item, Task
 from vllm_flow.layout import Geometry, predict_blocks
 
 WORK = pa.schema(
@@ -41,6 +42,24 @@ class TaskWork:
     preparation: str
     reading: str = "server"
     """How pictures are read: one of `vllm_flow.pictures.READINGS`."""
+
+
+def sample(
+    items: Sequence[Item], limit: int | None, seed: int, task: Task | None = None
+) -> list[Item]:
+    """At most `limit` items, drawn with `seed` and left in their order; what `task` scores together is
+    drawn together."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    bundles: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        bundles.setdefault(task.bundle(item)[0] if task else item.id, []).append(index)
+    drawn = list(bundles.values())
+    kept: list[int] = []
+    for choice in random.Random(seed).sample(range(len(drawn)), min(limit, len(drawn))):
+        if len(kept) + len(drawn[choice]) <= limit:
+            kept += drawn[choice]
+    return [items[index] for index in sorted(kept)]
 
 
 def plan_work(

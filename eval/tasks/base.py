@@ -219,6 +219,12 @@ def encoded_image(path: Path, start: int, length: int) -> str:
     return f"{_ENCODED}{path}#from={start}&length={length}"
 
 
+def image_file(image: str) -> Path:
+    """The file that an item's image is in."""
+    place = _PARQUET.fullmatch(image) or _SLICE.fullmatch(image)
+    return Path(place["file"]) if place else Path(image)
+
+
 def load_image(image: str, reading: str = "server", background: Colour = WHITE) -> Image:
     """Open an item's image as RGB.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.eval import files
-from vllm_flow.eval.sweep.run import sample
+from vllm_flow.eval.sweep.work import sample
 from vllm_flow.eval.tasks import get_task
 from vllm_flow.eval.tasks.ai2d import parse_letter
 from vllm_flow.eval.tasks.base import Item, load_image, sum_counts

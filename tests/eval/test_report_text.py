@@ -63,13 +63,25 @@ def test_verdicts_in_words(given: Compared, expected: str) -> None:
 
 
 def test_cliffs_in_words() -> None:
-    def said(found: int | None, shown: int | None) -> str:
-        return text.cliff_text(FoundCliff(found, shown, 0.01, (4, 8, 12)), 0.01)
+    def both(found: int | None, seen: int | None, shown: int | None) -> tuple[str, str]:
+        cliff = FoundCliff(found, shown, 0.01, (4, 8, 12), seen)
+        return text.cliff_headline(cliff), text.cliff_text(cliff, 0.01)
 
-    assert "From cliff 8 on, no loss beyond 1 point was found." in said(8, 12)
-    assert "shown from cliff 12 on" in said(8, 12)
-    assert "even at the deepest cliff asked, 12" in said(None, None)
-    assert "At no cliff do these items suffice" in said(8, None)
+    assert both(8, 8, 8) == (
+        "cliff 8", "From cliff 8 on it is shown that no more than 1 point is lost.",
+    )  # fmt: skip
+    headline, said = both(4, 8, 12)
+    assert headline == "cliff 12" and "shown that no more" in said
+    assert said.endswith("No larger loss was seen, and none found, from cliff 8 on.")
+    headline, said = both(4, 8, None)
+    assert headline == "too few questions" and said.startswith("Too few questions to show")
+    assert "from cliff 8 on" in said and "cliff 4" not in said, "30 points may be lost there"
+    headline, said = both(4, None, None)
+    assert headline == "too few questions"
+    assert said.endswith("A larger loss is seen even at the deepest one, 12.")
+    headline, said = both(None, None, None)
+    assert headline.startswith("none") and "found even at the deepest cliff asked, 12" in said
+    assert text.cliff_headline(None) == "none asked"
     assert "no cliff to compare" in text.cliff_text(None, 0.01)
 
 

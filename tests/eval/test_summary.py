@@ -152,6 +152,7 @@ def test_the_known_curve_is_found(tmp_path: Path) -> None:
     for task in read(run).tasks:
         assert task.cliff is not None and task.cliff.asked == (0, 4, 8, 12, 16, 20, 24, 28)
         assert task.cliff.found in (8, 12)
+        assert task.cliff.seen is None or task.cliff.seen >= task.cliff.found
         finding = task.result("cliff=4").against[task.headline].verdict.finding  # type: ignore[union-attr]
         assert finding == "worse"
 

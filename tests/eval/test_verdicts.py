@@ -41,6 +41,21 @@ def test_found_cliff_of_a_clean_curve() -> None:
     )  # fmt: skip
     cliff = find_cliff(rows, tolerance=0.01)
     assert (cliff.found, cliff.shown, cliff.asked) == (12, 16, (0, 8, 12, 16, 20))
+    assert cliff.seen == 12 and not cliff.too_few
+
+
+def test_few_questions_show_nothing_and_see_what_they_do_not_find() -> None:
+    """30 points lost at cliff 6, and no test that finds it: no cliff is shown, and none marked there."""
+    rows = evidence((6, 0.3, 0.35, 0.2), (12, 0.0, 0.2, 1.0), (18, -0.02, 0.2, 1.0))
+    cliff = find_cliff(rows, tolerance=0.01)
+    assert (cliff.found, cliff.seen, cliff.shown, cliff.too_few) == (6, 12, None, True)
+    lucky = [CliffEvidence(12, Interval(-0.07, -0.1, -0.02), 1.0, 0.26)]
+    assert find_cliff(lucky, tolerance=0.01).shown is None, (
+        "12 pictures, one gained: a loss may be unseen"
+    )
+    assert find_cliff(lucky, tolerance=0.3).shown == 12
+    sure = find_cliff(evidence((6, 0.3, 0.1, 0.0), (12, 0.2, 0.1, 0.0)), tolerance=0.01)
+    assert (sure.seen, sure.shown, sure.too_few) == (None, None, False)
 
 
 def test_a_dip_further_down_spoils_what_is_above_it() -> None:
@@ -73,6 +88,10 @@ def test_found_cliffs_keep_their_promise(rows: list[tuple[int, float, float, flo
             assert not lost
         if cliff.shown is not None and one.cliff >= cliff.shown:
             assert one.loss.high <= 0.01
+        if cliff.seen is not None and one.cliff >= cliff.seen:
+            assert one.loss.value <= 0.01
+    order = [31 if at is None else at for at in (cliff.found, cliff.seen, cliff.shown)]
+    assert order == sorted(order), "found, then seen, then shown"
     # Smallest: the next shallower cliff asked breaks the promise.
     below = [one for one in found if cliff.found is None or one.cliff < cliff.found]
     if below:

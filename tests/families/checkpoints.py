@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tests.families import glm, idefics, internvl, internvl_chat, llava, paper, qwen
+from tests.families import glm, idefics, internvl, internvl_chat, llava, minicpm, paper, qwen
 from tests.families.making import Checkpoint, save
 
 
@@ -58,11 +58,16 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "smolvlm": idefics.smolvlm,
     "glm4_1v": glm.glm4_1v,
     "glm4_5v": glm.glm4_5v,
+    "minicpm_v_2_6": minicpm.minicpm_v_2_6,
+    "minicpm_v_4_0": minicpm.minicpm_v_4_0,
+    "minicpm_v_4_5": minicpm.minicpm_v_4_5,
     "instructblip": paper.instructblip,
     "shikra": paper.shikra,
     "qwen2_vl_video": _film(qwen.qwen2_vl, qwen.VIDEO, "<|video_pad|>"),
     "qwen2_5_vl_video": _film(qwen.qwen2_5_vl, qwen.VIDEO, "<|video_pad|>"),
     "qwen3_vl_video": _film(qwen.qwen3_vl, qwen.VIDEO, "<|video_pad|>"),
+    "internvl_video": _film(internvl.internvl, "<video>", "<video>"),
+    "llava_onevision_video": _film(llava.llava_onevision, "<video>", "<video>"),
     # Last: the backend decorates transformers' classes for the rest of the process.
     "internvl_backend": _backend(internvl.internvl),
     "idefics3_backend": _backend(idefics.idefics3),

@@ -21,7 +21,7 @@ from tests.engine.harness import RANK_TIE
 from tests.families import oracle, staged_oracle
 from tests.families.conftest import COMPILED
 from tests.families.making import Checkpoint, film, picture, words
-from vllm_flow.engine.families.finding import inner_model
+from vllm_flow.engine.families import Decoder, decoder_of
 
 TOLERANCE = 2e-4
 """Of a logprob, in float32; errors of a forward pass are some 1e-5."""
@@ -31,6 +31,9 @@ MOVED = 1e-2
 """What hiding the image must at least change in some logprob, or a test shows nothing."""
 TOP = 20
 STOCK = None
+if not torch.backends.cuda.is_built():
+    # MiniCPM-V's resampler asks, and a torch that is built for CPU raises: vLLM 0.32 does not run it there.
+    torch.cuda.is_current_stream_capturing = lambda: False
 _OPEN: list[Any] = []
 """Every engine of the process: one that is freed destroys the process groups that all of them share."""
 
@@ -111,9 +114,15 @@ class Engine:
         core = self.llm.llm_engine.engine_core.engine_core
         return core.model_executor.driver_worker.worker.model_runner.model
 
+    @property
+    def decoder(self) -> Decoder:
+        """Its language model, as its family keeps it."""
+        return decoder_of(self.model, self.llm.llm_engine.vllm_config.model_config)
+
     def embed(self, ask: Ask) -> oracle.Prompt:
         """What reaches the decoder for a prompt, in however many chunks."""
-        inner = inner_model(self.model)
+        decoder = self.decoder
+        inner = decoder.model
         seen: list[tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]] = []
         injected: tuple[torch.Tensor, ...] = ()
         stock = inner.forward
@@ -125,15 +134,16 @@ class Engine:
             injected = tuple(part.clone() for part in parts)
             return stock(*args, **kwargs)
 
-        def see(_layer: Any, args: Any) -> None:
-            seen.append((args[0].clone(), args[1].clone(), injected))
+        def see(_layer: Any, args: Any, kwargs: Any) -> None:
+            positions, hidden = args[:2] or (kwargs["position_ids"], kwargs["hidden_states"])
+            seen.append((positions.clone(), hidden.clone(), injected))
 
         own = "forward" in vars(inner)
         compiled = not getattr(inner, "do_not_compile", True)
         if compiled:  # the layers' own code runs, which alone calls hooks
             inner.do_not_compile = True
         inner.forward = note
-        hook = inner.layers[0].register_forward_pre_hook(see)
+        hook = decoder.layers[0].register_forward_pre_hook(see, with_kwargs=True)
         params = SamplingParams(temperature=0, max_tokens=1)
         try:
             # A salt of its own: what is cached now would be found by the requests to be compared.

@@ -22,8 +22,8 @@ from tests.families.running import (
     prompts_of,
 )
 
-QUICK = ("qwen2_5_vl", "qwen3_vl", "idefics3")
-"""M-RoPE; features injected between layers; a decoder in another place, markers within a picture."""
+QUICK = ("qwen3_vl", "idefics3")
+"""M-RoPE, and features injected between layers; a decoder in another place, markers within a picture."""
 
 CHOICE = os.environ.get("VLLM_FLOW_FAMILIES", "")
 NAMES = tuple(BUILDERS) if CHOICE == "all" else tuple(filter(None, CHOICE.split(","))) or QUICK

@@ -68,6 +68,9 @@ def test_what_cannot_evict_is_refused_whatever_the_name(fact: str) -> None:
     [
         ("Gemma3nForConditionalGeneration", "embeddings of their own"),
         ("KimiK25ForConditionalGeneration", "'vision_chunk'"),
+        ("Gemma3ForConditionalGeneration", "both directions, and its sliding windows"),
+        ("PaliGemmaForConditionalGeneration", "both directions"),
+        ("DeepseekVLV2ForCausalLM", "multi-head latent attention"),
     ],
 )
 def test_what_cannot_evict_is_refused_by_name(architecture: str, reason: str) -> None:

@@ -8,6 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.test_layout_stages import Case as Staged
+from tests.unit.test_layout_stages import cases as staged_cases
+from tests.unit.test_layout_stages import chunks
 from tests.unit.test_plan import LAYERS, Case, batches, decode_batches
 from vllm_flow.last_layer import LastLayer, spare_last_layers
 from vllm_flow.plan import ScheduledRequest, StepPlan, Variant, plan_step
@@ -136,7 +139,7 @@ def test_nothing_is_spared_where_the_device_chooses_rows(batch: Batch, chosen: i
     if plans is None or all(v.first_layer < chosen for v in plans[0].variants):
         return
     mixed = tuple(
-        v if v.first_layer < chosen else replace(v, rankings=("an image's",))
+        v if v.first_layer < chosen else replace(v, rankings=("an image's",))  # type: ignore[arg-type]
         for v in plans[0].variants
     )
     made = spare_last_layers(replace(plans[0], variants=mixed), scheduled(batch))
@@ -149,3 +152,56 @@ def test_nothing_is_spared_where_the_device_chooses_rows(batch: Batch, chosen: i
             assert not isinstance(variant, LastLayer)
             continue
         assert type(variant) is type(spared) or variant is whole
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(staged_cases(), min_size=1, max_size=3), st.data())
+def test_stages_that_keep_tokens_are_spared_where_the_host_knows_them(
+    batch: list[Staged], data: st.DataObject
+) -> None:
+    """Every step of prompts in chunks, under policies of several stages and ranks."""
+    ends = [data.draw(chunks(case)) for case in batch]
+    for step in range(max(map(len, ends)) - 1):
+        requests = [
+            ScheduledRequest(own[step], own[step + 1] - own[step], case.layout)
+            for case, own in zip(batch, ends, strict=True)
+            if step + 1 < len(own)
+        ]
+        plan = plan_step(requests)
+        if plan is not None:
+            assert_the_same_tokens(plan, spare_last_layers(plan, requests), requests)
+
+
+def assert_the_same_tokens(
+    plan: StepPlan, spared: StepPlan, requests: list[ScheduledRequest]
+) -> None:
+    """Each layer stores what it stored; rows that would leave behind it run no further than that."""
+    tokens = [
+        (index, position)
+        for index, r in enumerate(requests)
+        for position in range(r.num_computed, r.num_computed + r.num_scheduled)
+    ]
+    chosen = min((v.first_layer for v in plan.variants if v.rankings), default=LAYERS + 1)
+    leaving = {v.first_layer for v in plan.variants if v.gather is not None} - {0}
+
+    def stored(of: StepPlan, layer: int) -> dict[int, tuple[int, int]]:
+        """Row -> (request, position in storage)."""
+        variant = of.variant_at(layer)
+        if variant is None:
+            return dict(enumerate(tokens))
+        rows = range(of.num_rows) if variant.rows is None else variant.rows.tolist()
+        places = zip(variant.row_requests.tolist(), variant.positions.tolist(), strict=True)
+        return dict(zip(rows, places, strict=True))
+
+    for layer in range(LAYERS):
+        whole, variant = stored(plan, layer), spared.variant_at(layer)
+        if layer + 1 not in leaving or layer + 1 >= chosen:
+            assert stored(spared, layer) == whole and not isinstance(variant, LastLayer)
+            continue
+        assert isinstance(variant, LastLayer)
+        goes_on = {row: whole[row] for row in whole if row in stored(plan, layer + 1)}
+        last = variant.last
+        places = zip(last.row_requests.tolist(), last.positions.tolist(), strict=True)
+        keys = dict(zip(last.rows.tolist(), places, strict=True))
+        assert stored(spared, layer) == goes_on and goes_on | keys == whole
+        assert seen_by_a_causal_kernel(variant) == [(r, p + 1) for r, p in goes_on.values()]

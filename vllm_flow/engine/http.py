@@ -89,7 +89,7 @@ def refusal_of(line: str, settings: FlowSettings) -> str | None:
         request = parse_json(line)
         check_once(line.encode("utf-8", "surrogatepass"))
         check_body(request.get("body"), settings, PLACES.get(request.get("url")))
-    except NotJSON as error:  # of which vLLM's own reader takes more
+    except NotJSON as error:  # vLLM's own reader has read it, which is another
         return f"this line is no JSON that can be checked: {error}."
     except PolicyError as error:
         return str(error)

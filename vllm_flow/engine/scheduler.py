@@ -119,7 +119,12 @@ class _FlowScheduling:
             )
 
     def _try_schedule_encoder_inputs(
-        self, request: Request, num_computed: int, num_new: int, *args: Any, **kwargs: Any
+        self,
+        request: Request,
+        num_computed_tokens: int,
+        num_new_tokens: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """Of a chunk's tokens, those up to what must be computed in one step and is not whole in it.
 
@@ -130,12 +135,13 @@ class _FlowScheduling:
         layout = self.flow_requests.layouts.get(request.request_id)
         if layout is None or not layout.whole:
             return super()._try_schedule_encoder_inputs(
-                request, num_computed, num_new, *args, **kwargs
+                request, num_computed_tokens, num_new_tokens, *args, **kwargs
             )
-        inputs, num_new, *rest = super()._try_schedule_encoder_inputs(
-            request, num_computed, layout.next_cut(num_computed, num_new), *args, **kwargs
+        num_new_tokens = layout.next_cut(num_computed_tokens, num_new_tokens)
+        inputs, num_new_tokens, *rest = super()._try_schedule_encoder_inputs(
+            request, num_computed_tokens, num_new_tokens, *args, **kwargs
         )
-        return inputs, layout.next_cut(num_computed, num_new), *rest
+        return inputs, layout.next_cut(num_computed_tokens, num_new_tokens), *rest
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Whether a waiting request may be scheduled in this step.

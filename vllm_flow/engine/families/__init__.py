@@ -93,7 +93,9 @@ def _untested(architecture: str, text_type: str) -> str | None:
     if family is None:
         names = sorted({name for known in FAMILIES for name in known.architectures})
         return f"was not tested with {architecture}; it supports {', '.join(names)}"
-    if family.decoders and TEXT_TYPES.get(text_type) not in family.decoders:
+    if text_type == family.own_type or not family.decoders:
+        return None
+    if TEXT_TYPES.get(text_type) not in family.decoders:
         return (
             f"was tested with {family.name} on {_listed(family.decoders)}, but the language model "
             f"of this one is of the type {text_type!r}"

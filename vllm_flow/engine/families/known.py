@@ -49,6 +49,9 @@ class Family:
     """What the answers past a cliff were compared with."""
     beyond: str = ""
     """What else was tried: a real checkpoint, a GPU."""
+    own_type: str = ""
+    """The ``model_type`` of a configuration that does not say which language model it is for: which one it
+    is, is seen when the model is loaded."""
     adapter: Callable[[Any], Decoder] = residual_decoder
 
 
@@ -76,7 +79,8 @@ FAMILIES = (
         ("Qwen2Model",),
         "the picture whole, then its tiles with an embedding per row break",
         "nothing: row breaks are embeddings, and leave",
-        ("llava_onevision",),
+        ("llava_onevision", "llava_onevision_video"),
+        beyond="videos, from vLLM's embeddings on",
     ),
     Family(
         "Qwen2-VL",
@@ -111,8 +115,9 @@ FAMILIES = (
         ("InternVLForConditionalGeneration", "InternS1ForConditionalGeneration"),
         ("Qwen2Model", "Qwen3Model"),
         "tiles of 448 x 448 pixels and a thumbnail, 256 tokens each",
-        "<img>, </img>",
-        ("internvl", "internvl_qwen3"),
+        "<img>, </img>, the number of a video's frame",
+        ("internvl", "internvl_qwen3", "internvl_video"),
+        beyond="videos, from vLLM's embeddings on",
     ),
     Family(
         "InternVL, OpenGVLab's layout",
@@ -151,6 +156,17 @@ FAMILIES = (
         "one token per 28 x 28 pixels, M-RoPE",
         "<|begin_of_image|>, <|end_of_image|>",
         ("glm4_1v", "glm4_5v"),
+    ),
+    Family(
+        "MiniCPM-V 2.6, 4.0, 4.5",
+        ("MiniCPMV",),
+        ("Qwen2Model", "LlamaModel", "Qwen3Model"),
+        "the picture whole, then its slices, a fixed number of tokens each",
+        "the markers around each slice, and the picture's number",
+        ("minicpm_v_2_6", "minicpm_v_4_0", "minicpm_v_4_5"),
+        compared="transformers' language model, from vLLM's embeddings",
+        beyond="on CPU vLLM 0.32 asks torch about CUDA, which the test answers",
+        own_type="minicpmv",
     ),
     Family(
         "InstructBLIP (a model class of vLLM-Flow)",

@@ -11,8 +11,19 @@ _PER_LAYER_EMBEDDINGS = (
 _VISION_CHUNK = (
     "its images arrive as a modality of their own, 'vision_chunk', which no policy reaches"
 )
+_WINDOWS_AND_PREFIX = (
+    "the tokens of a picture attend to one another in both directions, and its sliding windows go by "
+    "position, of which packed storage keeps only the order"
+)
+_PREFIX = "the tokens of a picture and of the prompt attend to one another in both directions"
 
 BY_NAME = {
+    "DeepseekVLV2ForCausalLM": (
+        "DeepSeek-V2's decoder tells by the number of rows whether they are spread over workers, and "
+        "its larger models store multi-head latent attention, which has no packed storage yet"
+    ),
+    "Gemma3ForConditionalGeneration": _WINDOWS_AND_PREFIX,
+    "PaliGemmaForConditionalGeneration": _PREFIX,
     "Gemma3nForConditionalGeneration": _PER_LAYER_EMBEDDINGS,
     "Gemma4ForConditionalGeneration": _PER_LAYER_EMBEDDINGS,
     "Gemma4UnifiedForConditionalGeneration": _PER_LAYER_EMBEDDINGS,

@@ -1,0 +1,156 @@
+"""`vllm-flow report --pack RUN`, and `vllm-flow report A B`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.eval.synthetic_run import make_run
+from vllm_flow.cli import main
+from vllm_flow.eval.report.compare import settings_that_differ
+from vllm_flow.eval.sweep.records import Run
+from vllm_flow.eval.sweep.schema import answers_table
+
+POLICIES = "baseline,cliff=6,cliff=18"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return make_run(tmp_path_factory.mktemp("pack"), ["pope", "scienceqa"], POLICIES, items=16)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_pack_has_all_of_a_run(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pack"
+    assert main(["report", "--pack", str(run.path), "--out", str(out)]) == 0
+    assert f"files of the result pack: {out}" in capsys.readouterr().out
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["run"] == run.meta and settings["report"]["tolerance"] == 0.01
+    asked = [json.loads(line) for line in (out / "questions.jsonl").read_text().splitlines()]
+    for task in ("pope", "scienceqa"):
+        items = {item.id: item for item in run.items(task)}
+        mine = [one for one in asked if one["task"] == task]
+        assert {one["id"]: one["text"] for one in mine} == {i.id: i.text for i in items.values()}
+        assert all(one["truth"] == items[one["id"]].truth for one in mine)
+    answers = run.answers().to_pylist()
+    told = {(r["task"], r["item"], r["policy"]): r["answer"] for r in rows_of(out / "items.csv")}
+    assert told == {(r["task"], r["item_id"], r["policy"]): r["answer"] for r in answers}
+    assert {path.name for path in out.iterdir()} == {
+        "settings.json", "questions.jsonl", "items.csv", "scores.csv", "savings.csv", "errors.csv", "data.sha256",
+        "README.md", "pack.sha256",
+    }  # fmt: skip
+
+
+def test_checksums_are_those_that_sha256sum_makes(run: Run, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(run.meta["data"], data)
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    meta = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(meta | {"data": str(data)}))
+    assert main(["report", "--pack", str(copy)]) == 0
+    for name, base in (("data.sha256", data), ("pack.sha256", copy / "pack")):
+        check = ["sha256sum", "--check", "--quiet", str(copy / "pack" / name)]
+        assert subprocess.run(check, cwd=base).returncode == 0, name
+    named = (copy / "pack/data.sha256").read_text()
+    assert "pope/coco_pope_random.json" in named and ".jpg" in named
+    label = data / "pope/coco_pope_random.json"
+    label.write_text(label.read_text() + "\n")
+    assert subprocess.run(
+        check[:-1] + [str(copy / "pack/data.sha256")], cwd=data, capture_output=True
+    ).returncode
+    shutil.rmtree(data)
+    assert main(["report", "--pack", str(copy)]) == 0, "data that is gone is named, and no failure"
+    told = (copy / "pack/README.md").read_text()
+    assert (
+        "Not there any more when this was written, and so without a checksum: pope, scienceqa"
+        in told
+    )
+
+
+def variant(run: Run, path: Path, change: dict[str, str], drop: str = "", **meta: object) -> Path:
+    """A copy of a run whose POPE answers under cliff 6 are others."""
+    shutil.copytree(run.path, path)
+    opened = Run.open(path)
+    rows = [r for r in opened.answers().to_pylist() if r["item_id"] != drop]
+    for row in rows:
+        if (row["task"], row["policy"]) == ("pope", "cliff=6"):
+            row["answer"] = change.get(row["answer"], row["answer"])
+    shutil.rmtree(path / "answers")
+    (path / "answers").mkdir()
+    written = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps(written | meta))
+    Run.open(path).append(answers_table(rows))
+    return path
+
+
+def test_two_runs_on_their_common_questions(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every answer of the other run under cliff 6 is turned round; one question is missing there."""
+    gone = run.items("pope")[0].id
+    turned = variant(run, tmp_path / "b", {"Yes": "No", "No": "Yes"}, gone, model="another")
+    assert main(["report", str(run.path), str(turned), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "model: synthetic in A, another in B" in printed
+    rows = {(r["task"], r["policy"]): r for r in rows_of(tmp_path / "out/comparison.csv")}
+    assert set(rows) == {(t, p) for t in ("pope", "scienceqa") for p in POLICIES.split(",")}
+    changed, same = rows["pope", "cliff=6"], rows["pope", "cliff=18"]
+    assert int(changed["questions"]) == len(run.items("pope")) - 1
+    assert float(changed["same_answer"]) == 0.0 and float(same["same_answer"]) == 1.0
+    assert float(changed["difference"]) < -0.3 and changed["finding"] != "identical"
+    assert same["finding"] == "identical" and float(same["difference"]) == 0.0
+    assert float(changed["p_holm"]) >= float(changed["p"])
+    # The other way round, the same difference with the other sign.
+    assert main(["report", str(turned), str(run.path), "--out", str(tmp_path / "back")]) == 0
+    back = {(r["task"], r["policy"]): r for r in rows_of(tmp_path / "back/comparison.csv")}
+    assert float(back["pope", "cliff=6"]["difference"]) == pytest.approx(
+        -float(changed["difference"])
+    )
+
+
+def test_questions_with_one_id_and_other_words_are_no_pair(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_run(tmp_path / "other", ["pope"], POLICIES, items=16)
+    items = other.path / "items/pope.parquet"
+    from dataclasses import replace
+
+    import pyarrow.parquet as pq
+
+    from vllm_flow.eval.sweep.schema import items_table
+
+    asked = run.items("pope")
+    reworded = [replace(asked[0], text="Is it?"), *asked[1:]]
+    pq.write_table(items_table("pope", reworded), items)
+    assert main(["report", str(run.path), str(other.path), "--out", str(tmp_path / "out")]) == 0
+    assert "1 questions have one id and other words" in " ".join(capsys.readouterr().out.split())
+    pq.write_table(items_table("pope", [replace(i, text="?") for i in asked]), items)
+    assert main(["report", str(run.path), str(other.path)]) == 2
+    assert "no answers to the same questions" in capsys.readouterr().err
+
+
+def test_what_cannot_be_asked(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    one = str(run.path)
+    for call in ([one] * 3, ["--pack", one, one]):
+        assert main(["report", *call]) == 2
+        assert "give one run, or two" in capsys.readouterr().err
+
+
+def test_settings_that_differ() -> None:
+    a = {"model": "x", "versions": {"vllm": "1", "torch": "2"}, "tasks": [], "seed": 0}
+    b = {"model": "y", "versions": {"vllm": "1", "torch": "3"}, "tasks": ["t"], "seed": 0, "new": 1}
+    assert settings_that_differ(a, b) == {
+        "model": ("x", "y"), "version of torch": ("2", "3"), "new": (None, 1),
+    }  # fmt: skip
