@@ -37,7 +37,7 @@ def test_what_is_shared_follows_from_what_a_rank_needs() -> None:
     assert shared(RANKS["uniform"]) == "any prefix"
     assert shared(RANKS["diversity"]) == shared(RANKS["last_image"])
     assert shared(RANKS["last_image"]) == "any prefix that does not end inside an image"
-    assert shared(RANKS["last_prompt"]) == "what is before the first image"
+    assert shared(RANKS["last_prompt"]).startswith("what is before the first image")
 
 
 def test_presets_in_a_decoder_of_another_depth(capsys: pytest.CaptureFixture[str]) -> None:
