@@ -114,7 +114,7 @@ def shared(rank: Rank) -> str:
     return {
         Needs.NOTHING: "any prefix",
         Needs.IMAGE: "any prefix that does not end inside an image",
-        Needs.PROMPT: "what is before the first image",
+        Needs.PROMPT: "what is before the first image; all of it for the same prompt",
     }[rank.needs]
 
 
