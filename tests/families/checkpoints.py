@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tests.families import glm, idefics, internvl, internvl_chat, llava, minicpm, paper, qwen
+from tests.families import glm, glm4v, idefics, internvl, internvl_chat, llava, minicpm, paper, qwen
 from tests.families.making import Checkpoint, save
 
 
@@ -58,6 +58,7 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "smolvlm": idefics.smolvlm,
     "glm4_1v": glm.glm4_1v,
     "glm4_5v": glm.glm4_5v,
+    "glm4v": glm4v.glm4v,
     "minicpm_v_2_6": minicpm.minicpm_v_2_6,
     "minicpm_v_4_0": minicpm.minicpm_v_4_0,
     "minicpm_v_4_5": minicpm.minicpm_v_4_5,

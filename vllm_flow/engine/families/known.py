@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_flow.engine.families.chatglm import chatglm_decoder
 from vllm_flow.engine.families.decoder_parts import Decoder
 from vllm_flow.engine.families.deepstack import deepstack_decoder
 from vllm_flow.engine.families.finding import residual_decoder
@@ -26,6 +27,7 @@ TEXT_TYPES = {
     "glm4v_text": "Glm4Model",
     "glm4v_moe_text": "Glm4MoeModel",
     "internlm2": "InternLM2Model",
+    "chatglm": "GLMTransformer",
 }
 """``model_type`` of a language model's configuration -> the class of vLLM that runs its layers."""
 
@@ -156,6 +158,16 @@ FAMILIES = (
         "one token per 28 x 28 pixels, M-RoPE",
         "<|begin_of_image|>, <|end_of_image|>",
         ("glm4_1v", "glm4_5v"),
+    ),
+    Family(
+        "GLM-4V",
+        ("GLM4VForCausalLM",),
+        ("GLMTransformer",),
+        "one token per 28 x 28 pixels of the picture at the tower's own size, between two embeddings",
+        "nothing: start and end of the picture are embeddings, and leave",
+        ("glm4v",),
+        compared="transformers' language model, from vLLM's embeddings",
+        adapter=chatglm_decoder,
     ),
     Family(
         "MiniCPM-V 2.6, 4.0, 4.5",
