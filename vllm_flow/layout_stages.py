@@ -65,7 +65,7 @@ class LayoutStage:
     choices: tuple[Choice, ...] = ()
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def layout_stages(policy: FlowPolicy, images: tuple[ImageSpans, ...]) -> tuple[LayoutStage, ...]:
     """The stages of a prompt by ascending layer: one per layer that the policy names.
 

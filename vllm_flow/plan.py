@@ -126,14 +126,15 @@ def plan_step(requests: Sequence[ScheduledRequest]) -> StepPlan | None:
         ValueError: tokens that a rank needs together are computed in parts, which the scheduler never
             does.
     """
-    breaks = sorted({layer for r in requests if r.layout is not None for layer in r.layout.breaks})
+    kinds = {r.layout.breaks for r in requests if r.layout is not None}  # few, of many requests
+    breaks = sorted({layer for layers in kinds for layer in layers})
     if not breaks:
         return None
     if all(
         r.num_scheduled == 1 and (r.layout is None or r.num_computed >= r.layout.spans.end)
         for r in requests
     ):
-        return _plan_decode(requests, breaks)
+        return _plan_decode(requests, breaks, max(map(len, kinds)))
     batch = _Batch.of(requests)
     return StepPlan(batch.num_rows, tuple(_variants(batch, breaks)))
 
@@ -272,26 +273,34 @@ def _ranking(
     )
 
 
-def _plan_decode(requests: Sequence[ScheduledRequest], breaks: Sequence[int]) -> StepPlan:
+def _plan_decode(
+    requests: Sequence[ScheduledRequest], breaks: Sequence[int], depth: int
+) -> StepPlan:
     """The plan of a step of one token per request, each past its images: no row leaves.
 
     Such steps are most of a server's, and short: what is general about :func:`plan_step` would cost
     more than a hundredth of one.
+
+    Args:
+        depth: the most stages that a request has.
     """
     count = len(requests)
     position = np.array([r.num_computed for r in requests], dtype=np.int64)
     index = np.arange(count + 1, dtype=np.int64)
     layouts = [request.layout for request in requests]
-    depth = max(0 if t is None else len(t.breaks) for t in layouts)
-    # [S, N] with a row per stage; what a request has no further stage for never begins.
-    never = (breaks[-1] + 1,) * depth
-    first = np.array([never if t is None else (t.breaks + never)[:depth] for t in layouts]).T
-    none = (0,) * depth
-    missing = np.array([none if t is None else (t.totals + none)[:depth] for t in layouts]).T
+    never = breaks[-1] + 1
+    if depth == 1:  # cliffs, and what else has one stage
+        first = np.array([never if t is None else t.breaks[0] for t in layouts])
+        missing = np.array([0 if t is None else t.totals[0] for t in layouts])
+    else:  # [N, S]; what a request has no further stage for never begins
+        pad, none = (never,) * depth, (0,) * depth
+        first = np.array([pad if t is None else (t.breaks + pad)[:depth] for t in layouts])
+        missing = np.array([none if t is None else (t.totals + none)[:depth] for t in layouts])
     variants = []
     for first_layer in breaks:
+        gone = np.where(first <= first_layer, missing, 0)
         # A later stage has evicted at least as much.
-        stored = position - np.where(first <= first_layer, missing, 0).max(axis=0)
+        stored = position - (gone if depth == 1 else gone.max(axis=1))
         variants.append(
             Variant(
                 first_layer=first_layer,

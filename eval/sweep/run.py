@@ -59,6 +59,9 @@ def evaluate(args: Namespace) -> int:
         )
         for name in args.tasks
     ]
+    kept = [name for name in args.tasks if get_task(name).asked_as(args.prompts) is get_task(name)]
+    if args.prompts != "llava" and kept:
+        print(f"{', '.join(kept)}: no prompts of {args.prompts} for these; asked as ever.")
     for task in tasks:
         if len(policies) > 1:
             told = forecast([item.picture_of for item in task.items], args.tolerance / 100)

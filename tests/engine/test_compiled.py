@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.engine import v2_cpu
@@ -32,6 +34,10 @@ def test_only_steps_in_which_rows_leave_are_eager(
     # Each of them joins alone, with its whole prompt.
     assert calls.eager == len(evicting)
     assert calls.compiled > 2 * len(asks)
+
+    stages = ("1:50% last_image, 2:20% last_prompt", "0:40% diversity", "1:1/3 uniform, 2:0")
+    ranked = [replace(one_image(35 + n), stages=text) for n, text in enumerate(stages)]
+    assert_exact(engine, ranked, engine.run(ranked))
 
 
 @pytest.mark.skipif(v2_cpu.wanted(), reason="without Inductor nothing is left to it")

@@ -140,7 +140,7 @@ def consumed(engine: Engine) -> Iterator[Consumer]:
 def test_a_consumer_holds_what_the_pool_can_serve(
     open_engine: OpenEngine, group_layers: int
 ) -> None:
-    """Mixed policies, evictions, copies, aborts, preemptions and resets."""
+    """Cliffs and stages, evictions, copies, aborts, preemptions and resets."""
     engine = open_engine(
         LONG,
         group_layers,
@@ -151,7 +151,7 @@ def test_a_consumer_holds_what_the_pool_can_serve(
         **EVENTS,
     )
     with consumed(engine) as consumer:
-        went = traffic.run(engine, seed=4, requests=25, resets=0.01)
+        went = traffic.run(engine, seed=4, requests=25, resets=0.01, stages=0.4)
     assert went.preempted and went.resets and consumer.tokens
 
 

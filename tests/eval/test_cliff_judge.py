@@ -145,7 +145,13 @@ LOSSY = {
 TIMES = 40
 
 
-@pytest.mark.parametrize("name", LOSSY)
+LONG = ("CHAIR_i, in one picture of ten",)
+"""Of a kind with another one that make test runs."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in LOSSY]
+)
 def test_a_loss_above_the_tolerance_passes_no_more_often_than_allowed(name: str) -> None:
     make, tolerance = LOSSY[name]
     simulation = at_loss(make, tolerance)

@@ -56,7 +56,9 @@ def finished(data: Path, out: Path, *more: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("more", "at"), [(LABELLED, 3), (UNLABELLED, 14)], ids=["labelled", "unlabelled"]
+    ("more", "at"),
+    [(LABELLED, 3), pytest.param(UNLABELLED, 14, marks=pytest.mark.long)],
+    ids=["labelled", "unlabelled"],
 )
 def test_killed_it_goes_on(
     data: Path,

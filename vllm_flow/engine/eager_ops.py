@@ -20,6 +20,11 @@ from vllm.config.compilation import CompilationMode
 from vllm.model_executor.custom_op import CustomOp
 from vllm.platforms import current_platform
 
+ROOMS = tuple(
+    f"vllm.model_executor.layers.{name}" for name in ("layernorm", "activation", "rotary_embedding")
+)
+"""Where vLLM keeps what Inductor would fuse; others' operators bring their own kernels."""
+
 
 def eager_operators(
     decoder: nn.Module, vllm_config: Any
@@ -50,6 +55,8 @@ def eager_operators(
 
 
 def _left_to_inductor(module: CustomOp, vllm_config: Any) -> bool:
+    if not type(module).__module__.startswith(ROOMS):
+        return False
     name = getattr(type(module), "name", None)
     switched_off = f"-{name}" in vllm_config.compilation_config.custom_ops
     return not (module._enforce_enable or type(module).enabled() or switched_off)

@@ -84,7 +84,8 @@ class Ranker:
     def _reader(self, attention: Any) -> KeyReader | None:
         try:
             return key_reader(attention)
-        except ValueError as error:
+        except (ValueError, RuntimeError, AttributeError) as error:
+            # A cliff, and ranks by place or picture, need no keys: whoever sends others is told.
             self._unreadable = str(error)
             logger.warning("Ranks by attention cannot be served by this engine: %s", error)
             return None
