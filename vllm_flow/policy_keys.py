@@ -1,4 +1,4 @@
-"""A request's flat keys: how a policy and a task are written, and which of them go together.
+"""A request's flat keys: how a policy is written, and which of them go together.
 
 Knows nothing of vLLM, torch or prompts: keys are read from the plain mapping that arrives as
 ``SamplingParams.extra_args`` (offline) or ``vllm_xargs`` (OpenAI-compatible server). What is wrong only
@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 from vllm_flow.log_keys import LOG_KEYS
-from vllm_flow.policy import FlowPolicy, Stage, When, keep_text, stages_text, weaker_layer
+from vllm_flow.policy import FlowPolicy, Stage, When, keep_text, stages_text
 from vllm_flow.policy_values import (
     PolicyError,
     read_choice,
@@ -68,7 +68,7 @@ def parse_policy(keys: Mapping[str, Any] | None, num_layers: int) -> FlowPolicy 
         if isinstance(key, str) and key.startswith(KEY_PREFIX) and key not in REQUEST_KEYS:
             close = difflib.get_close_matches(key, REQUEST_KEYS, n=1)
             hint = (
-                f"did you mean {close[0]!r}?" if close else f"known keys: {_listed(REQUEST_KEYS)}."
+                f"did you mean {close[0]!r}?" if close else f"known keys: {quoted(REQUEST_KEYS)}."
             )
             raise PolicyError(key, value, f"vLLM-Flow does not know this key; {hint}")
     _check_together(keys)
@@ -86,26 +86,11 @@ def parse_policy(keys: Mapping[str, Any] | None, num_layers: int) -> FlowPolicy 
     when = cast(When, read_choice(WHEN_KEY, keys.get(WHEN_KEY, "prefill"), ("prefill", "decode")))
     policy = FlowPolicy(images, read_seed(SEED_KEY, keys.get(SEED_KEY, 0)), when)
     if SEED_KEY in keys and not any(RANKS[rank].draws for rank in policy.ranks):
-        drawing = _listed([name for name, rank in RANKS.items() if rank.draws])
+        drawing = quoted([name for name, rank in RANKS.items() if rank.draws])
         raise PolicyError(
             SEED_KEY, keys[SEED_KEY], f"nothing is drawn; leave it out, or rank by {drawing}."
         )
     return policy if any(images) or not policy.shared else None
-
-
-def operators_policy(keys: Mapping[str, Any], num_layers: int) -> FlowPolicy | None:
-    """A policy that an operator writes for requests of any kind; see :func:`parse_policy`.
-
-    Raises:
-        PolicyError: also where it is meant for prompts with a certain number of images.
-    """
-    policy = parse_policy(keys, num_layers)
-    if policy is not None and not policy.shared:
-        key = next(key for key in (CLIFF_KEY, KEEP_KEY) if isinstance(keys.get(key), (list, tuple)))
-        raise PolicyError(
-            key, keys[key], "requests have any number of images; give one value for all of them."
-        )
-    return policy
 
 
 def request_keys(policy: FlowPolicy) -> dict[str, Any]:
@@ -192,7 +177,7 @@ def _per_image(keys: Mapping[str, Any], num_layers: int) -> tuple[tuple[Stage, .
             keys[RANK_KEY] if RANK_KEY in keys else keys[KEEP_KEY],
             f"no token is kept that could be ranked; leave it out, or send {KEEP_KEY}."
             if RANK_KEY in keys
-            else f"nothing says which tokens; send {RANK_KEY} too: {_listed(RANKS)}.",
+            else f"nothing says which tokens; send {RANK_KEY} too: {quoted(RANKS)}.",
         )
     images = []
     for cliff, keep in zip(cliffs, keeps, strict=True):
@@ -222,105 +207,6 @@ def _stretched(values: Sequence[Any], count: int) -> list[Any]:
     return list(values) * count if len(values) == 1 else list(values)
 
 
-def admit(
-    keys: Mapping[str, Any] | None,
-    num_layers: int,
-    *,
-    allowed: bool = True,
-    strongest: FlowPolicy | None = None,
-) -> FlowPolicy | None:
-    """:func:`parse_policy` within an operator's bounds, as far as they can be told without the prompt.
-
-    Args:
-        allowed: whether requests may carry a policy at all.
-        strongest: the most they may evict.
-
-    Raises:
-        PolicyError: also where the operator's bounds exclude what is asked for.
-    """
-    policy = parse_policy(keys, num_layers)
-    own = next((key for key in FORMS if keys and key in keys), None)
-    if keys and own is not None and not allowed:
-        raise PolicyError(
-            own, keys[own], "the operator of this server sets the policy; leave it out."
-        )
-    if policy is None or strongest is None:
-        return policy
-    if policy.only_withdraws and strongest.only_withdraws:
-        # No picture has a say in this: of any size, one has more tokens than none.
-        check_bound(policy, strongest, [1] * len(policy.images), num_layers)
-    return policy
-
-
-def check_bound(
-    policy: FlowPolicy, strongest: FlowPolicy, image_tokens: Sequence[int], num_layers: int
-) -> None:
-    """Refuse a policy that evicts more than the operator allows.
-
-    Args:
-        image_tokens: tokens of each image, in the order of the prompt.
-
-    Raises:
-        PolicyError: names the layer and what may be evicted there.
-    """
-    layer = weaker_layer(policy, strongest, image_tokens)
-    if layer is None:
-        return
-    keys = request_keys(policy)
-    key = next(key for key in FORMS if key in keys)
-    if strongest.only_withdraws:
-        cliff = strongest.images[0][0].layer
-        raise PolicyError(
-            key,
-            keys[key],
-            f"the operator of this server allows layers from {cliff} on; it must be an "
-            f"integer from {cliff} to {num_layers}.",
-        )
-    raise PolicyError(
-        key,
-        keys[key],
-        f"it evicts more from layer {layer} on than the operator of this server allows, which is "
-        f'"{strongest}".',
-    )
-
-
-def parse_task(keys: Mapping[str, Any] | None, tasks: Collection[str] | None) -> str | None:
-    """Read from a request's extra arguments which task it belongs to.
-
-    A task's policy is the operator's: the front end puts it in the place of the key, so that nothing
-    behind it knows of tasks.
-
-    Args:
-        tasks: the tasks of the operator's profile, None where there is no profile.
-
-    Returns:
-        The task, or None: no ``flow_task``.
-
-    Raises:
-        PolicyError: (a ValueError) a policy beside it, an engine without a profile, or a task
-            that the profile does not have.
-    """
-    if not keys or TASK_KEY not in keys:
-        return None
-    task = keys[TASK_KEY]
-    own = next((key for key in POLICY_KEYS if key in keys), None)
-    if own is not None:
-        raise PolicyError(
-            TASK_KEY, task, f"{own} is there as well, and the task has a policy; send one of them."
-        )
-    if tasks is None:
-        raise PolicyError(
-            TASK_KEY,
-            task,
-            "this engine has no profile of tasks; leave the key out, or start the engine with "
-            '"default_policy": {"profile": "FILE"} in additional_config["vllm_flow"].',
-        )
-    if not isinstance(task, str) or task not in tasks:
-        raise PolicyError(
-            TASK_KEY, task, f"there is no such task; known tasks: {_listed(sorted(tasks))}."
-        )
-    return task
-
-
-def _listed(names: Collection[str]) -> str:
+def quoted(names: Collection[str]) -> str:
+    """Names as a message lists them."""
     return ", ".join(map(repr, names))

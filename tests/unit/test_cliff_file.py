@@ -21,7 +21,8 @@ from vllm_flow.cliff_file import (
 )
 from vllm_flow.engine.settings import FlowSettings, with_profile_read
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.policy_keys import parse_policy, parse_task
+from vllm_flow.policy_bounds import parse_task
+from vllm_flow.policy_keys import parse_policy
 from vllm_flow.policy_values import PolicyError
 
 LAYERS = 32

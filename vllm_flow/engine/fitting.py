@@ -13,7 +13,8 @@ from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.layout import TokenLayout
 from vllm_flow.log_keys import HEAT_KEY, LOG_KEY, parse_log
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.policy_keys import CLIFF_KEY, KEEP_KEY, check_bound
+from vllm_flow.policy_bounds import check_bound
+from vllm_flow.policy_keys import CLIFF_KEY, KEEP_KEY
 from vllm_flow.ranks import RANKS, PositionRank
 
 if TYPE_CHECKING:

@@ -1,0 +1,140 @@
+"""What an operator has a say in: which policies requests may ask for, and the policies of tasks.
+
+Knows keys, not prompts, like `policy_keys`; what is out of bounds only in view of the prompt is for the
+front end to ask with :func:`check_bound`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from vllm_flow.policy import FlowPolicy, weaker_layer
+from vllm_flow.policy_keys import (
+    CLIFF_KEY,
+    FORMS,
+    KEEP_KEY,
+    POLICY_KEYS,
+    TASK_KEY,
+    parse_policy,
+    quoted,
+    request_keys,
+)
+from vllm_flow.policy_values import PolicyError
+
+
+def operators_policy(keys: Mapping[str, Any], num_layers: int) -> FlowPolicy | None:
+    """A policy that an operator writes for requests of any kind; see :func:`parse_policy`.
+
+    Raises:
+        PolicyError: also where it is meant for prompts with a certain number of images.
+    """
+    policy = parse_policy(keys, num_layers)
+    if policy is not None and not policy.shared:
+        key = next(key for key in (CLIFF_KEY, KEEP_KEY) if isinstance(keys.get(key), (list, tuple)))
+        raise PolicyError(
+            key, keys[key], "requests have any number of images; give one value for all of them."
+        )
+    return policy
+
+
+def admit(
+    keys: Mapping[str, Any] | None,
+    num_layers: int,
+    *,
+    allowed: bool = True,
+    strongest: FlowPolicy | None = None,
+) -> FlowPolicy | None:
+    """What a request asks for within an operator's bounds, as far as they can be told without its prompt.
+
+    See :func:`vllm_flow.policy_keys.parse_policy`.
+
+    Args:
+        allowed: whether requests may carry a policy at all.
+        strongest: the most they may evict.
+
+    Raises:
+        PolicyError: also where the operator's bounds exclude what is asked for.
+    """
+    policy = parse_policy(keys, num_layers)
+    own = next((key for key in FORMS if keys and key in keys), None)
+    if keys and own is not None and not allowed:
+        raise PolicyError(
+            own, keys[own], "the operator of this server sets the policy; leave it out."
+        )
+    if policy is None or strongest is None:
+        return policy
+    if policy.only_withdraws and strongest.only_withdraws:
+        # No picture has a say in this: of any size, one has more tokens than none.
+        check_bound(policy, strongest, [1] * len(policy.images), num_layers)
+    return policy
+
+
+def check_bound(
+    policy: FlowPolicy, strongest: FlowPolicy, image_tokens: Sequence[int], num_layers: int
+) -> None:
+    """Refuse a policy that evicts more than the operator allows.
+
+    Args:
+        image_tokens: tokens of each image, in the order of the prompt.
+
+    Raises:
+        PolicyError: names the layer and what may be evicted there.
+    """
+    layer = weaker_layer(policy, strongest, image_tokens)
+    if layer is None:
+        return
+    keys = request_keys(policy)
+    key = next(key for key in FORMS if key in keys)
+    if strongest.only_withdraws:
+        cliff = strongest.images[0][0].layer
+        raise PolicyError(
+            key,
+            keys[key],
+            f"the operator of this server allows layers from {cliff} on; it must be an "
+            f"integer from {cliff} to {num_layers}.",
+        )
+    raise PolicyError(
+        key,
+        keys[key],
+        f"it evicts more from layer {layer} on than the operator of this server allows, which is "
+        f'"{strongest}".',
+    )
+
+
+def parse_task(keys: Mapping[str, Any] | None, tasks: Collection[str] | None) -> str | None:
+    """Read from a request's extra arguments which task it belongs to.
+
+    A task's policy is the operator's: the front end puts it in the place of the key, so that nothing
+    behind it knows of tasks.
+
+    Args:
+        tasks: the tasks of the operator's profile, None where there is no profile.
+
+    Returns:
+        The task, or None: no ``flow_task``.
+
+    Raises:
+        PolicyError: (a ValueError) a policy beside it, an engine without a profile, or a task
+            that the profile does not have.
+    """
+    if not keys or TASK_KEY not in keys:
+        return None
+    task = keys[TASK_KEY]
+    own = next((key for key in POLICY_KEYS if key in keys), None)
+    if own is not None:
+        raise PolicyError(
+            TASK_KEY, task, f"{own} is there as well, and the task has a policy; send one of them."
+        )
+    if tasks is None:
+        raise PolicyError(
+            TASK_KEY,
+            task,
+            "this engine has no profile of tasks; leave the key out, or start the engine with "
+            '"default_policy": {"profile": "FILE"} in additional_config["vllm_flow"].',
+        )
+    if not isinstance(task, str) or task not in tasks:
+        raise PolicyError(
+            TASK_KEY, task, f"there is no such task; known tasks: {quoted(sorted(tasks))}."
+        )
+    return task
