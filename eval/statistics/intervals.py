@@ -73,7 +73,7 @@ def clustered_share(
 
     ValueError unless there is an answer and a unit for each.
     """
-    if not right or len(right) != len(units):
+    if len(right) == 0 or len(right) != len(units):
         raise ValueError(f"a share needs answers, a unit for each; got {len(right)}, {len(units)}")
     number, share = len(right), sum(right) / len(right)
     residuals: dict[int, float] = {}

@@ -127,3 +127,9 @@ def test_clustered_shares_cover_the_truth() -> None:
         found = clustered_share(list(answers.ravel()), [i // 6 for i in range(360)])
         covered += found.low <= 2 / 3 <= found.high
     assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_a_share_takes_a_row_of_an_array() -> None:
+    """As the finder without labels hands them over; an array has no truth value."""
+    row = np.array([1.0, 0.0, 1.0])
+    assert clustered_share(row, [0, 0, 1]) == clustered_share([1.0, 0.0, 1.0], [0, 0, 1])
