@@ -4,7 +4,7 @@ Importing this package imports neither torch nor vLLM.
 """
 
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.policy_values import PolicyError
+from vllm_flow.policy_error import PolicyError
 
 __all__ = ["FlowPolicy", "PolicyError", "__version__"]
 

@@ -21,8 +21,8 @@ from typing import Any
 from vllm_flow.outputs import write_text
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import operators_policy
+from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import CLIFF_KEY, FORMS, POLICY_KEYS
-from vllm_flow.policy_values import PolicyError
 from vllm_flow.user_text import parse_json
 
 FORMAT = "vllm-flow-cliff/1"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_flow.policy_values import PolicyError, shown
+from vllm_flow.policy_error import PolicyError, shown
 
 LOG_KEY = "flow_log_attention"
 HEAT_KEY = "flow_log_attention_heat"

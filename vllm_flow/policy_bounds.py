@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vllm_flow.policy import FlowPolicy, weaker_layer
+from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import (
     CLIFF_KEY,
     FORMS,
@@ -20,7 +21,6 @@ from vllm_flow.policy_keys import (
     quoted,
     request_keys,
 )
-from vllm_flow.policy_values import PolicyError
 
 
 def operators_policy(keys: Mapping[str, Any], num_layers: int) -> FlowPolicy | None:

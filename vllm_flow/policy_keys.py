@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from vllm_flow.log_keys import LOG_KEYS
 from vllm_flow.policy import FlowPolicy, Stage, When, keep_text, stages_text
+from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_values import (
-    PolicyError,
     read_choice,
     read_keep,
     read_layer,

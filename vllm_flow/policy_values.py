@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from vllm_flow.policy import WHOLE, Keep, Stage
+from vllm_flow.policy_error import PolicyError, shown
 from vllm_flow.ranks import RANKS
 from vllm_flow.ranks.base import AttentionRank
 from vllm_flow.user_text import whole_number
@@ -30,27 +31,6 @@ KEEP_FORMS = (
 )
 MAX_SEED = 2**32 - 1
 _STAGE = re.compile(r"\s*(\d{1,9})\s*:\s*([0-9./%]+)(?:\s+(\S+))?\s*\Z")
-
-
-class PolicyError(ValueError):
-    """A request's ``flow_*`` keys cannot be honoured; the message names key, value and remedy."""
-
-    def __init__(self, key: str, value: Any, reason: str) -> None:
-        self.key = key
-        self.value = value
-        super().__init__(f"{key}={shown(value)}: {reason}")
-
-
-def shown(value: Any) -> str:
-    """The value as a message shows it, cut so that a hostile one cannot fill the log."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
-        # repr of an enormous integer is slow and, past 4300 digits, an error of its own.
-        return f"<integer of {value.bit_length()} bits>"
-    if isinstance(value, (list, tuple)):
-        text = f"[{', '.join(shown(item) for item in value[:40])}{', ...' * (len(value) > 40)}]"
-    else:
-        text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def integer(value: Any) -> bool:

@@ -32,6 +32,7 @@ from vllm_flow.eval.sweep.policy import (
     policy_of,
 )
 from vllm_flow.policy import WHOLE, FlowPolicy
+from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import (
     CLIFF_KEY,
     PRESET_KEY,
@@ -40,7 +41,7 @@ from vllm_flow.policy_keys import (
     WHEN_KEY,
     parse_policy,
 )
-from vllm_flow.policy_values import MAX_SEED, PolicyError, read_keep
+from vllm_flow.policy_values import MAX_SEED, read_keep
 from vllm_flow.presets import PRESETS
 from vllm_flow.user_text import whole_number
 

@@ -12,8 +12,8 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
 from vllm_flow.engine.frontend import check_params, check_request
 from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import parse_policy
-from vllm_flow.policy_values import PolicyError
 
 LAYERS = 32
 SETTINGS = FlowSettings.read({}, LAYERS)

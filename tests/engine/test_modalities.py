@@ -11,7 +11,7 @@ from vllm.multimodal.inputs import PlaceholderRange
 
 from vllm_flow.engine.frontend import check_request
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.policy_values import PolicyError
+from vllm_flow.policy_error import PolicyError
 
 KEYS = {"flow_cliff": 2}
 

@@ -18,8 +18,8 @@ from tests.server.requests import CHAT, COMPLETIONS, chat_body, data_url, pictur
 from tests.server.serving import NAME, Server
 from vllm_flow.engine.http import PLACES, check_body, check_once
 from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import CLIFF_KEY, REQUEST_KEYS
-from vllm_flow.policy_values import PolicyError
 
 SETTINGS = FlowSettings.read({}, LAYERS)
 GENERATE = "/inference/v1/generate"

@@ -22,8 +22,8 @@ from vllm_flow.cliff_file import (
 from vllm_flow.engine.settings import FlowSettings, with_profile_read
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import parse_task
+from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import parse_policy
-from vllm_flow.policy_values import PolicyError
 
 LAYERS = 32
 NAMES = st.sampled_from(["pope", "textvqa"]) | st.text(min_size=1, max_size=8)

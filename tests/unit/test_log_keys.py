@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from vllm_flow.log_keys import AttentionLog, parse_log
 from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import parse_policy
-from vllm_flow.policy_values import PolicyError
 
 LAYERS = 32
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from vllm_flow.policy import WHOLE, FlowPolicy, Stage, weaker_layer
 from vllm_flow.policy_bounds import admit, check_bound, operators_policy
+from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import parse_policy, policy_label, request_keys
-from vllm_flow.policy_values import PolicyError
 from vllm_flow.presets import PRESETS
 from vllm_flow.ranks import RANKS
 

@@ -18,8 +18,8 @@ from vllm_flow.engine.prefix import SALT_MARK, policy_salt
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.log_keys import LOG_KEY, parse_log
 from vllm_flow.policy_bounds import admit, parse_task
+from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import FORMS, POLICY_KEYS, TASK_KEY, WHEN_KEY, parse_policy, request_keys
-from vllm_flow.policy_values import PolicyError
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest

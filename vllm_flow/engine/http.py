@@ -25,8 +25,8 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from vllm_flow.engine.frontend import RefusedRequest, check_keys
 from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import KEY_PREFIX
-from vllm_flow.policy_values import PolicyError
 from vllm_flow.user_text import NotJSON, parse_json
 
 XARGS = "vllm_xargs"

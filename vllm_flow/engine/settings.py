@@ -15,8 +15,8 @@ from vllm_flow.cliff_file import Profile, ProfileError, essential, read_profile
 from vllm_flow.layout import default_group_layers, storage_groups
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import operators_policy
+from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import POLICY_KEYS
-from vllm_flow.policy_values import PolicyError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
