@@ -62,7 +62,9 @@ def test_the_key_selects_our_classes(model_dir: Path, asynchronous: bool) -> Non
     expected = plugin.ASYNC_SCHEDULER_CLS if asynchronous else plugin.SCHEDULER_CLS
     assert config.scheduler_config.scheduler_cls == expected
     assert config.parallel_config.worker_cls == plugin.WORKER_CLS
-    assert FlowSettings.of(config) == FlowSettings(num_layers=6, group_layers=1)
+    scheduler = config.scheduler_config
+    room = scheduler.max_num_batched_tokens - (scheduler.max_num_seqs - 1)
+    assert FlowSettings.of(config) == FlowSettings(num_layers=6, group_layers=1, step_tokens=room)
     plugin.configure(config)  # a config may be finished more than once
     assert config.scheduler_config.scheduler_cls == expected
 
@@ -209,7 +211,8 @@ def test_how_compiled_code_may_not_be_cut(
 
 
 def test_breakable_graphs_are_refused(cuda_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "1")
+    # An engine of another test may have had vLLM remember its environment.
+    monkeypatch.setitem(vars(envs), "VLLM_USE_BREAKABLE_CUDAGRAPH", True)
     with pytest.raises(ValueError, match="set VLLM_USE_BREAKABLE_CUDAGRAPH=0"):
         check_supported(cuda_config, version)
     cuda_config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY

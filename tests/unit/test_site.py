@@ -51,7 +51,7 @@ def test_the_site_builds_strictly(site: Path) -> None:
 
 def test_docstrings_are_on_it(site: Path) -> None:
     page = (site / "reference.html").read_text(encoding="utf-8")
-    for name in ("vllm_flow.policy.parse_policy", "vllm_flow.eval.tasks.base.Task"):
+    for name in ("vllm_flow.policy_keys.parse_policy", "vllm_flow.eval.tasks.base.Task"):
         assert f'id="{name}"' in page
     assert ":func:" not in page and ":class:" not in page
 
