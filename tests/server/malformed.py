@@ -25,7 +25,7 @@ JSON = st.recursive(
 
 
 def not_a_layer(layers: int) -> st.SearchStrategy[Any]:
-    """Whatever is no integer from 0 to ``layers``: wrong types, wrong numbers, wrong depth."""
+    """Whatever is no integer from 0 to ``layers`` nor a list of such: wrong types, numbers, depth."""
     return st.one_of(
         st.integers(max_value=-1),
         st.integers(min_value=layers + 1),
@@ -36,9 +36,14 @@ def not_a_layer(layers: int) -> st.SearchStrategy[Any]:
         st.integers(0, layers).map(str),
         st.text(max_size=100),
         st.none(),
-        st.lists(JSON, max_size=3),
+        st.lists(JSON, max_size=3).filter(lambda values: not _layer_each(values, layers)),
         st.dictionaries(st.text(max_size=6), JSON, max_size=3),
     )
+
+
+def _layer_each(values: list[Any], layers: int) -> bool:
+    """Whether a list has a layer for each of some images, which a policy may have."""
+    return bool(values) and all(type(value) is int and 0 <= value <= layers for value in values)
 
 
 UNKNOWN_KEYS = st.one_of(

@@ -98,6 +98,7 @@ def test_bad_keys_are_refused_by_name(
     assert said.startswith(f"{named}="), said
     assert (
         f"it must be an integer from 0 (no layer sees the image) to {LAYERS}" in said
+        or "a list needs one value per image of the prompt." in said
         or any(f"did you mean {key!r}?" in said for key in REQUEST_KEYS)
         or f"known keys: {', '.join(map(repr, REQUEST_KEYS))}." in said
     ), said

@@ -249,10 +249,10 @@ def test_attention_is_logged_under_the_id_that_the_client_sees(server: Tiny) -> 
 
 
 def metrics(server: Tiny) -> dict[str, float]:
-    """The extension's counters by name and policy."""
+    """The extension's counters by name and the values of their labels."""
     return {
-        name if not labels else f"{name}:{labels[0][1]}": value
-        for (name, labels), value in server.running.samples().items()
+        ":".join((name, *(value for _, value in labels))): number
+        for (name, labels), number in server.running.samples().items()
         if name.startswith("vllm_flow:") and "_created" not in name
     }
 
@@ -269,6 +269,7 @@ def test_what_a_policy_did_is_in_its_response_and_in_the_metrics(server: Tiny) -
     block_bytes = 2 * 32 * 2 * 2 * 32 * 4
     assert answer["kv_transfer_params"]["vllm_flow"] == {
         "cliff": 2,
+        "stages": [{"layer": 2, "image_tokens_kept": 0, "image_tokens_evicted": image}],
         "image_tokens_evicted": image,
         "prefill_rows_saved": 2 * image,
         "kv_blocks": blocks,
@@ -280,6 +281,7 @@ def test_what_a_policy_did_is_in_its_response_and_in_the_metrics(server: Tiny) -
     assert {name: value for name, value in grown.items() if value} == {
         "vllm_flow:requests_total:cliff=2": 1,
         "vllm_flow:requests_total:baseline": 1,
+        "vllm_flow:stage_image_tokens_total:1:evicted": image,
         "vllm_flow:image_tokens_evicted_total": image,
         "vllm_flow:prefill_rows_saved_total": 2 * image,
         "vllm_flow:kv_blocks_saved_total": blocks[0] - blocks[1],
