@@ -57,13 +57,27 @@ def positives(text: str) -> tuple[int, ...]:
 
 def positive_number(text: str) -> float:
     """A finite number above 0."""
+    value = _finite(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is no number above 0")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """A finite number of 0 or more."""
+    value = _finite(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is no number of 0 or more")
+    return value
+
+
+def _finite(text: str) -> float:
+    """The number, or one that is not a number for anything that is none or has no end."""
     try:
         value = float(text) if "_" not in text else math.nan
     except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is no number above 0")
-    return value
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 def gib(text: str) -> float:

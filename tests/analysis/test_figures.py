@@ -142,10 +142,13 @@ def test_cam_refuses_in_a_sentence(
         (["--word", "w8"], "does not contain the word 'w8'"),
         (["--box", "0,0,17,4"], "not inside the picture of 16 x 16"),
         (["--prompt", "w1 w2"], "chat template"),
-        (["--sigma", "-1"], "sigma"),
     ):
         assert cli.main([*asked, *extra]) == 2
         assert says in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        cli.main([*asked, "--sigma", "-1"])
+    assert left.value.code == 2
+    assert "--sigma: '-1' is no number" in capsys.readouterr().err
     assert cli.main([*asked, "--model", str(tmp_path / "gone")]) == 1
     assert "cannot be loaded" in capsys.readouterr().err
 

@@ -19,6 +19,7 @@ READERS: dict[Callable[[str], Any], Callable[[Any], bool]] = {
     options.seed: lambda value: 0 <= value < 2**32,
     options.positives: lambda value: len(value) > 0 and min(value) >= 1,
     options.positive_number: lambda value: 0 < value < math.inf,
+    options.not_negative: lambda value: 0 <= value < math.inf,
     options.gib: lambda value: 0 < value <= options.MOST_GIB,
 }
 TEXTS = st.text() | st.text("0123456789.,-+eE_ infa²٣") | st.integers().map(str)
@@ -43,6 +44,7 @@ def test_any_text_is_read_or_refused(read: Callable[[str], Any], text: str) -> N
         (options.seed, "4294967295", 2**32 - 1),
         (options.positives, "8, 1,32", (8, 1, 32)),
         (options.positive_number, "2.5e3", 2500.0),
+        (options.not_negative, "0", 0.0),
         (options.gib, "0.06", 0.06),
     ],
 )

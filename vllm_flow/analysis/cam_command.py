@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_flow.analysis.cam_names import DEFAULT_HOOK, DTYPES, HOOKS
-from vllm_flow.options import count, positive, positive_number, seed
+from vllm_flow.options import count, not_negative, positive, seed
 from vllm_flow.pictures import WHITE, Colour, checked_background, read_picture
 from vllm_flow.user_text import whole_number, whole_numbers
 
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--word", help="explain this word of the answer only (default: the whole answer)")
     add("--layers", type=layer_numbers, default=None, help="all (default), 0,4,8 or 0:30:2")
     add("--samples", type=count, default=8, help="noisy copies (default 8); 0: the picture itself")
-    add("--sigma", type=positive_number, default=0.1, help="noise, as a share of the pixels' range")
+    add("--sigma", type=not_negative, default=0.1, help="noise, as a share of the pixels' range")
     add("--seed", type=seed, default=0, help="of the noise")
     add("--hook", choices=HOOKS, default=DEFAULT_HOOK, help="which features (default %(default)s)")
     add(
