@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+from vllm.config.scheduler import SchedulerConfig
 from vllm.v1.core import kv_cache_manager
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched import async_scheduler, diffusion_scheduler, scheduler
@@ -108,6 +109,7 @@ class _BareScheduler:
             additional_config=_options(LAYERS, num_groups),
             model_config=SimpleNamespace(get_total_num_hidden_layers=lambda: LAYERS),
             parallel_config=SimpleNamespace(tensor_parallel_size=1),
+            scheduler_config=SchedulerConfig.default_factory(),
         )
 
 
