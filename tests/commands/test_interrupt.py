@@ -94,7 +94,7 @@ def loads(child: subprocess.Popen[str], library: str) -> Callable[[], bool]:
         ("demo", ["demo", "--quick"]),
         ("cam", ["cam", "--image", "PICTURE", "--prompt", "What is it?"]),
         ("profile", ["profile", "--shape", "layers=2,hidden=64,heads=2,kv_heads=2,mlp=64"]),
-        ("doctor", ["doctor"]),
+        ("doctor", ["doctor", "--probe"]),
     ],
 )
 def test_while_it_loads(name: str, argv: list[str], data: Path, tmp_path: Path) -> None:
