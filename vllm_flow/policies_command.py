@@ -16,6 +16,7 @@ from vllm_flow.policy import FlowPolicy, stages_text
 from vllm_flow.presets import PRESETS, PUBLISHED_LAYERS, PUBLISHED_TOKENS, Preset
 from vllm_flow.ranks import RANKS, AttentionRank, PictureRank, Rank
 from vllm_flow.ranks.base import Needs
+from vllm_flow.user_text import whole_number
 
 RANK_COLUMNS = (
     "`flow_rank`",
@@ -119,7 +120,7 @@ def shared(rank: Rank) -> str:
 
 
 def _layers(text: str) -> int:
-    number = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
+    number = whole_number(text) or 0
     if not 0 < number <= MOST_LAYERS:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of decoder layers")
     return number

@@ -85,17 +85,9 @@ def run(args: argparse.Namespace) -> int:
 def pack(path: Path, out: Path, options: Options) -> int:
     """Write a run's result pack and say where."""
     from vllm_flow.eval.report.pack import write_pack
-    from vllm_flow.eval.report.summary import summarise
-    from vllm_flow.eval.sweep.records import Run
-    from vllm_flow.outputs import check_folder
 
-    opened = Run.open(path)
-    check_folder(out)
-    items, tasks, unread = read_tasks(opened)
-    refuse_empty(path, items, unread)
-    answers = opened.answers().to_pylist()
-    summary = summarise(opened.meta, items, answers, tasks, options, unread)
-    files = write_pack(out, opened.meta, items, summary, answers, options)
+    meta, items, _, answers, summary = summarised(path, out, options)
+    files = write_pack(out, meta, items, summary, answers, options)
     print(f"{len(files)} files of the result pack: {out}")
     return 0
 
@@ -131,6 +123,28 @@ def compare(first: Path, second: Path, out: Path, options: Options) -> int:
     return 0
 
 
+def summarised(
+    path: Path, out: Path, options: Options
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[dict[str, Any]], Summary]:
+    """What `run.json` says of a run, its items and tasks by name, its answers, and what they come to.
+
+    Raises:
+        RunError: there is no run, or it is damaged, or it has no items yet.
+        OutputError: nothing could be written to ``out``, which is told before the work.
+    """
+    from vllm_flow.eval.report.summary import summarise
+    from vllm_flow.eval.sweep.records import Run
+    from vllm_flow.outputs import check_folder
+
+    opened = Run.open(path)
+    check_folder(out)
+    items, tasks, unread = read_tasks(opened)
+    refuse_empty(path, items, unread)
+    answers = opened.answers().to_pylist()
+    summary = summarise(opened.meta, items, answers, tasks, options, unread)
+    return opened.meta, items, tasks, answers, summary
+
+
 def refuse_empty(path: Path, items: Mapping[str, Any], unread: Mapping[str, str]) -> None:
     """RunError where there is nothing to report."""
     from vllm_flow.eval.sweep.records import RunError
@@ -151,29 +165,21 @@ def write_report(path: Path, out: Path, options: Options | None = None) -> tuple
     from vllm_flow.eval.report.figures import draw_all
     from vllm_flow.eval.report.page import write_page
     from vllm_flow.eval.report.results import Options
-    from vllm_flow.eval.report.summary import summarise
     from vllm_flow.eval.report.tables import write_tables
-    from vllm_flow.eval.sweep.records import Run
-    from vllm_flow.outputs import check_folder
 
     options = options or Options()
-    opened = Run.open(path)
-    check_folder(out)
-    items, tasks, unread = read_tasks(opened)
-    refuse_empty(path, items, unread)
-    answers = opened.answers().to_pylist()
-    summary = summarise(opened.meta, items, answers, tasks, options, unread)
+    meta, items, tasks, answers, summary = summarised(path, out, options)
     write_tables(summary, answers, out)
     figures = draw_all(summary, out, options)
-    equal = equal_cost(path, opened.meta, summary, items, tasks, answers, out, options)
+    equal = equal_cost(path, meta, summary, items, tasks, answers, out, options)
     said = {
         (row["task"], row["policy"], row["item_id"]): row["answer"]
         for row in answers
         if row["answer"] is not None
     }
     page = out / "report.html"
-    note = data_note(opened.meta)
-    write_page(page, summary, opened.meta, items, said, figures, options, note, equal)
+    note = data_note(meta)
+    write_page(page, summary, meta, items, said, figures, options, note, equal)
     return summary, page
 
 

@@ -7,7 +7,7 @@ lemmatiser: the scores would silently be others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -66,30 +66,29 @@ def wordnet_lemmas(tokens: Sequence[str]) -> list[str]:
 
     The tokens are tagged in one sequence, so a token's lemma depends on its neighbours.
     """
-    import nltk
-
-    try:
-        tagged = nltk.pos_tag(list(tokens))
-    except LookupError:
-        raise _missing("nltk's tagger", "averaged_perceptron_tagger_eng") from None
-    lemmatiser = _lemmatiser()
-    try:
-        return [lemmatiser.lemmatize(word, PARTS.get(tag[:1], "n")) for word, tag in tagged]
-    except LookupError:
-        raise _missing("WordNet", "wordnet") from None
+    return _lemmas((word, PARTS.get(tag[:1], "n")) for word, tag in _tagged(tokens))
 
 
 def nouns(text: str) -> list[str]:
     """WordNet's lemmas of a text's nouns, by nltk's tokens and tags, in their order; case is kept."""
+    return _lemmas((word, "n") for word, tag in _tagged(tokenise(text)) if tag.startswith("NN"))
+
+
+def _tagged(tokens: Sequence[str]) -> list[tuple[str, str]]:
+    """Tokens with the parts of speech that nltk's tagger gives them."""
     import nltk
 
     try:
-        tagged = nltk.pos_tag(tokenise(text))
+        return list(nltk.pos_tag(list(tokens)))
     except LookupError:
         raise _missing("nltk's tagger", "averaged_perceptron_tagger_eng") from None
+
+
+def _lemmas(words: Iterable[tuple[str, str]]) -> list[str]:
+    """WordNet's lemmas of words as certain parts of speech."""
     lemmatiser = _lemmatiser()
     try:
-        return [lemmatiser.lemmatize(word) for word, tag in tagged if tag.startswith("NN")]
+        return [lemmatiser.lemmatize(word, part) for word, part in words]
     except LookupError:
         raise _missing("WordNet", "wordnet") from None
 

@@ -158,7 +158,7 @@ def test_nouns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nltk, "pos_tag", lambda tokens: [(token, tags[token]) for token in tokens])
 
     class Lemmatiser:
-        def lemmatize(self, word: str) -> str:
+        def lemmatize(self, word: str, pos: str = "n") -> str:
             return {"dogs": "dog"}.get(word, word)
 
     monkeypatch.setattr(language, "_lemmatiser", Lemmatiser)

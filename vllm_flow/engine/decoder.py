@@ -21,6 +21,7 @@ from vllm.forward_context import get_forward_context
 
 from vllm_flow.engine.calls import FORMS
 from vllm_flow.engine.families import Decoder
+from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.last_layer import KeyWriter
 from vllm_flow.engine.ranking import DeviceRanking, Ranker
 
@@ -135,17 +136,10 @@ class DecoderHook:
     def installed(self, step: FlowStep) -> Iterator[None]:
         """Run the layers on the rows that are alive, for as long as the context lasts."""
         self._step = step
-        # An instance attribute hides the class's forward and leaves other instances alone.
-        own = [vars(module).get("forward") for module, _ in self._replacements]
-        for module, forward in self._replacements:
-            vars(module)["forward"] = forward
         try:
-            yield
+            with hidden("forward", self._replacements):
+                yield
         finally:
-            for (module, _), forward in zip(self._replacements, own, strict=True):
-                vars(module)["forward"] = forward
-                if forward is None:
-                    del vars(module)["forward"]
             self._step = self._variant = self._positions = self._rows = None
             self._ranked = False
             if self.ranker is not None:

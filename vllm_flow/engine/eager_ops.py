@@ -20,6 +20,8 @@ from vllm.config.compilation import CompilationMode
 from vllm.model_executor.custom_op import CustomOp
 from vllm.platforms import current_platform
 
+from vllm_flow.engine.hiding import hidden
+
 ROOMS = tuple(
     f"vllm.model_executor.layers.{name}" for name in ("layernorm", "activation", "rotary_embedding")
 )
@@ -41,15 +43,8 @@ def eager_operators(
 
     @contextmanager
     def active() -> Iterator[None]:
-        own = [module._forward_method for module, _ in kernels]
-        for module, kernel in kernels:
-            vars(module)["_forward_method"] = kernel
-        try:
-            with priority():
-                yield
-        finally:
-            for (module, _), method in zip(kernels, own, strict=True):
-                vars(module)["_forward_method"] = method
+        with hidden("_forward_method", kernels), priority():
+            yield
 
     return active
 

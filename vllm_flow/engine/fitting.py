@@ -82,7 +82,7 @@ def check_bounds(
     """Refuse a client's policy that evicts more of this prompt than the operator allows.
 
     Raises:
-        PolicyError: see :func:`vllm_flow.policy_keys.check_bound`.
+        PolicyError: see :func:`vllm_flow.policy_bounds.check_bound`.
     """
     totals = [image.mm_position.get_num_embeds() for image in evictable(request.mm_features or ())]
     check_bound(policy, strongest, totals, num_layers)

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 
 from vllm_flow.engine.attention.keys import KeyReader, key_reader
 from vllm_flow.engine.farthest_first import fast_order
+from vllm_flow.engine.hiding import hidden
 from vllm_flow.layout_stages import Choice
 from vllm_flow.plan import Ranking
 from vllm_flow.ranks import RANKS, AttentionRank, PictureRank
@@ -140,7 +142,7 @@ class Ranker:
         attention, read = self._attention[layer]
         if read is None:
             raise RuntimeError(self._unreadable)
-        own, forward = vars(attention).get("forward"), attention.forward
+        forward = attention.forward
 
         def watched(query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             output = forward(query, *args, **kwargs)
@@ -149,13 +151,8 @@ class Ranker:
                 self._scores[key] = self._attended(attention, read, query, device, rows)
             return output
 
-        vars(attention)["forward"] = watched
-        try:
+        with hidden("forward", [(attention, watched)]):
             yield
-        finally:
-            vars(attention)["forward"] = own
-            if own is None:
-                del vars(attention)["forward"]
 
     def _attended(
         self,
@@ -251,9 +248,7 @@ class Ranker:
 
     def _token_offsets(self, choice: Choice, device: torch.device) -> torch.Tensor:
         """[N] offsets of the image's tokens in its extent."""
-        text = set(choice.text)
-        offsets = tuple(at for at in range(choice.stop - choice.start) if at not in text)
-        return self._table("tokens", offsets, device)
+        return self._table("tokens", _token_places(choice.stop - choice.start, choice.text), device)
 
     def _token_of_offset(self, choice: Choice, device: torch.device) -> torch.Tensor:
         """[extent] which token of the image stands at each offset; anything at text."""
@@ -272,3 +267,9 @@ class Ranker:
                 host = host.pin_memory()
             self._tables[key] = host.to(device, non_blocking=True)
         return self._tables[key]
+
+
+@lru_cache(maxsize=64)
+def _token_places(extent: int, text: tuple[int, ...]) -> tuple[int, ...]:
+    """Offsets of an extent that are no text; pictures of one size have the same ones."""
+    return tuple(sorted(set(range(extent)) - set(text)))

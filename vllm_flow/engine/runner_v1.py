@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm_flow.engine import adoption, encoder_cache, last_layer, model_call
+from vllm_flow.engine import adoption, encoder_cache, model_call
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
+from vllm_flow.engine.equipment import equip
 from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.metadata import StepBuilder
-from vllm_flow.engine.ranking import Ranker
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
 
@@ -47,17 +47,7 @@ class FlowRunnerV1(model_call.EagerProfile):
         self, kv_cache_config: Any, is_profiling: bool = False, *args: Any, **kwargs: Any
     ) -> None:
         super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
-        self.flow_steps = StepBuilder(self.attn_groups, kv_cache_config, self.device)
-        self.flow_requests.spares_last_layers = last_layer.spares(
-            self.flow_hook.decoder, self.attn_groups
-        )
-        if is_profiling:
-            return
-        layers = self.compilation_config.static_forward_context
-        self.flow_hook.ranker = Ranker(kv_cache_config, layers)
-        if self.flow_settings.attention_log is not None:
-            kernel = self.flow_settings.attention_log_kernel
-            self.flow_tap = AttentionTap(kv_cache_config, layers, kernel)
+        equip(self, self, kv_cache_config, is_profiling)
 
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
         for request_id in scheduler_output.finished_req_ids:

@@ -17,13 +17,13 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
-from vllm_flow.engine import adoption, last_layer, model_call
+from vllm_flow.engine import adoption, model_call
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decode_graphs import DecodeBuffers, unreplayable
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
+from vllm_flow.engine.equipment import equip
 from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.metadata import StepBuilder
-from vllm_flow.engine.ranking import Ranker
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
 
@@ -181,18 +181,7 @@ class FlowRunnerV2(model_call.EagerProfile):
         self, kv_cache_config: Any, is_profiling: bool = False, *args: Any, **kwargs: Any
     ) -> None:
         super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
-        state = self.model_state
-        state.flow_steps = StepBuilder(self.attn_groups, kv_cache_config, self.device)
-        state.flow_requests.spares_last_layers = last_layer.spares(
-            state.flow_hook.decoder, self.attn_groups
-        )
-        if is_profiling:
-            return
-        layers = self.vllm_config.compilation_config.static_forward_context
-        state.flow_hook.ranker = Ranker(kv_cache_config, layers)
-        if self.flow_settings.attention_log is not None:
-            kernel = self.flow_settings.attention_log_kernel
-            self.model_state.flow_tap = AttentionTap(kv_cache_config, layers, kernel)
+        equip(self.model_state, self, kv_cache_config, is_profiling)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         output = super().sample_tokens(*args, **kwargs)

@@ -1,0 +1,33 @@
+"""What either model runner makes once it has a KV cache: who builds steps, ranks, and logs attention.
+
+Seam: a runner's ``initialize_kv_cache``, after vLLM's own; profiling has a cache of its own before that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_flow.engine import last_layer
+from vllm_flow.engine.attention.tap import AttentionTap
+from vllm_flow.engine.metadata import StepBuilder
+from vllm_flow.engine.ranking import Ranker
+
+
+def equip(keeper: Any, runner: Any, kv_cache_config: Any, is_profiling: bool) -> None:
+    """Give ``keeper`` what serves the runner's steps.
+
+    Args:
+        keeper: who holds ``flow_requests`` and ``flow_hook``: the runner itself, or its model state.
+        runner: of either version; its attention groups are made.
+    """
+    settings = runner.flow_settings
+    keeper.flow_steps = StepBuilder(runner.attn_groups, kv_cache_config, runner.device)
+    keeper.flow_requests.spares_last_layers = last_layer.spares(
+        keeper.flow_hook.decoder, runner.attn_groups
+    )
+    if is_profiling:
+        return
+    layers = runner.vllm_config.compilation_config.static_forward_context
+    keeper.flow_hook.ranker = Ranker(kv_cache_config, layers)
+    if settings.attention_log is not None:
+        keeper.flow_tap = AttentionTap(kv_cache_config, layers, settings.attention_log_kernel)
