@@ -59,6 +59,11 @@ def fitted(
     layout = layout_of(policy, features, settings.num_layers, prompt_tokens)
     if layout is None:
         return None
+    if request.resumable:
+        raise Obstacle("streaming input may bring images later; leave out the policy.")
+    _check_log(layout, keys, settings.num_layers)
+    if layout.late:  # the prompt's rows are all there, in steps of any size
+        return layout
     if layout.spans.end >= prompt_tokens:
         raise Obstacle(
             "the prompt ends with an image token, and the first answer token would be read from "
@@ -69,10 +74,7 @@ def fitted(
             "evicted positions have no logits, so prompt_logprobs cannot be given; leave out "
             "prompt_logprobs, or the policy."
         )
-    if request.resumable:
-        raise Obstacle("streaming input may bring images later; leave out the policy.")
     _check_step(layout, settings)
-    _check_log(layout, keys, settings.num_layers)
     return layout
 
 

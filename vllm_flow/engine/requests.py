@@ -20,7 +20,7 @@ from vllm_flow.decode_plan import decode_facts
 from vllm_flow.last_layer import spare_last_layers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.log_keys import AttentionLog, parse_log
-from vllm_flow.plan import ScheduledRequest, StepPlan, plan_step
+from vllm_flow.plan import ScheduledRequest, StepPlan, plan_step, scheduled_request
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_keys import parse_policy
 from vllm_flow.spans import ImageSpans
@@ -195,7 +195,7 @@ class LayoutBook:
         if not any(request_id in self.layouts for request_id in request_ids):
             return None
         return [
-            ScheduledRequest(int(computed), int(scheduled), self.layouts.get(request_id))
+            scheduled_request(int(computed), int(scheduled), self.layouts.get(request_id))
             for request_id, computed, scheduled in zip(
                 request_ids, num_computed, num_scheduled, strict=True
             )

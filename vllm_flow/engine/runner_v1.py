@@ -19,6 +19,7 @@ from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.equipment import equip
 from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.metadata import StepBuilder
+from vllm_flow.engine.moving import Rewrites, RowMover, rewrites_of
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
 
@@ -33,6 +34,7 @@ class FlowRunnerV1(model_call.EagerProfile):
     flow_requests: LayoutBook
     flow_hook: DecoderHook
     flow_steps: StepBuilder
+    flow_mover: RowMover
     flow_tap: AttentionTap | None
     """Only where the operator configured an attention log."""
 
@@ -65,7 +67,19 @@ class FlowRunnerV1(model_call.EagerProfile):
                 logged = logged_request(request, self.flow_settings.num_layers, layout)
                 self.flow_tap.add(request.req_id, logged)
         encoder_cache.restore(self.requests, scheduler_output)
+        if rewrites := rewrites_of(scheduler_output):
+            self.flow_mover.move(rewrites, self.flow_requests.layouts)
+            self._cut_block_tables(rewrites)
         return super()._update_states(scheduler_output)
+
+    def _cut_block_tables(self, rewrites: Rewrites) -> None:
+        """Leave the blocks that stay; vLLM appends the new ones."""
+        for request_id, of_request in rewrites.items():
+            row = self.input_batch.req_id_to_index.get(request_id)
+            for group, rewrite in of_request.items():
+                del self.requests[request_id].block_ids[group][rewrite.kept :]
+                if row is not None:
+                    self.input_batch.block_table[group].num_blocks_per_row[row] = rewrite.kept
 
     def _build_attention_metadata(
         self,

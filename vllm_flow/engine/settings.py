@@ -203,10 +203,7 @@ def _policy(options: Mapping[str, Any], name: str, num_layers: int) -> FlowPolic
     if strange:
         raise ValueError(f"{_named(name)}: {strange[0]!r} is no request key of a policy.")
     try:
-        policy = operators_policy(keys, num_layers)
-        if policy is not None and policy.when != "prefill":
-            raise PolicyError("flow_when", policy.when, "no engine of this version does that.")
-        return policy
+        return operators_policy(keys, num_layers)
     except PolicyError as error:
         raise ValueError(f"{_named(name)}: {error}") from None
 

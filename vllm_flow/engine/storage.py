@@ -25,6 +25,7 @@ from vllm_flow.engine.events import KINDS_APART, announce
 from vllm_flow.engine.groups import FlowAttentionSpec
 from vllm_flow.layout import TokenLayout
 from vllm_flow.layout_stages import LayoutStage
+from vllm_flow.rewriting import Need, Rewrite, is_rewritten, need
 
 POSITION = 0
 """Kinds of keys in the prefix cache are offsets to the group id that vLLM appends to a hash.
@@ -59,6 +60,10 @@ class FlowAttentionManager(FullAttentionManager):
     A prefix hit shares a block only if nobody writes it any more. Packed blocks that the prefix
     fills in part, and mixed ones from the first that is not packed full, are copied on write; where
     the pool has no room for copies, those that nobody holds are taken over instead.
+
+    A request whose images leave after the prefill is one without a policy until then: it finds and
+    shares what others without one do. With its second token, packed and mixed groups give the blocks
+    of its prompt back, from the first token that leaves on, and take others for what stays.
     """
 
     _layouts: Mapping[str, TokenLayout] = {}
@@ -79,6 +84,10 @@ class FlowAttentionManager(FullAttentionManager):
         self._copies: dict[str, list[int]] = {}
         self._takes_over: set[str] = set()
         self._room: dict[str, int] = {}
+        self._rewritten: set[str] = set()
+        """Requests whose images have left this group after the prefill."""
+        self._rewrites: dict[str, Rewrite] = {}
+        """Those of the step being scheduled."""
 
     @property
     def spec(self) -> FlowAttentionSpec:
@@ -90,6 +99,20 @@ class FlowAttentionManager(FullAttentionManager):
         if layout is None:
             return num_tokens
         return layout.stored_tokens(num_tokens, self.spec.first_layer)
+
+    def _layout(self, request_id: str) -> TokenLayout | None:
+        """By which the request's blocks are filled and found; None where that is by position."""
+        layout = self._layouts.get(request_id)
+        return None if layout is not None and layout.late else layout
+
+    def is_rewritten(self, request_id: str) -> bool:
+        """Whether the request's images have left this group after the prefill."""
+        return request_id in self._rewritten
+
+    def take_rewrites(self) -> dict[str, Rewrite]:
+        """Whose blocks were exchanged since the last call, and how; to be copied before the step."""
+        found, self._rewrites = self._rewrites, {}
+        return found
 
     def _shared_blocks(self, layout: TokenLayout, num_tokens: int) -> int:
         """Blocks of a hit of ``num_tokens`` that are never written again, and so can be shared."""
@@ -118,7 +141,14 @@ class FlowAttentionManager(FullAttentionManager):
         if num_tokens <= self._room.get(request_id, 0):
             return 0
         stored = self.stored_tokens(request_id, num_tokens)
-        layout = self._layouts.get(request_id)
+        late = self._to_rewrite(request_id, num_tokens)
+        if late is not None:
+            if total_computed_tokens >= late.prompt_tokens:
+                return self._need(request_id, late, num_tokens).net
+            stored = max(
+                stored, late.prompt_tokens
+            )  # before it answers, a request holds its prompt
+        layout = self._layout(request_id)
         if layout is not None and new_computed_blocks:
             return blocks_taken(
                 -(-stored // self.block_size),
@@ -143,7 +173,7 @@ class FlowAttentionManager(FullAttentionManager):
         num_local_computed_tokens: int,
         num_external_computed_tokens: int,
     ) -> None:
-        layout = self._layouts.get(request_id)
+        layout = self._layout(request_id)
         if layout is None:
             super().add_local_computed_blocks(
                 request_id,
@@ -181,6 +211,9 @@ class FlowAttentionManager(FullAttentionManager):
     ) -> list[KVCacheBlock]:
         if num_tokens <= self._room.get(request_id, 0):
             return []
+        late = self._to_rewrite(request_id, num_tokens)
+        if late is not None:
+            return self._rewrite(request_id, late, num_tokens)
         to_copy = self._copies.pop(request_id, [])
         copies = self.block_pool.get_new_blocks(len(to_copy)) if to_copy else []
         held = self.req_to_blocks[request_id]
@@ -192,6 +225,38 @@ class FlowAttentionManager(FullAttentionManager):
         self._room[request_id] = self._tokens_that_fit(request_id, num_tokens)
         return copies + blocks
 
+    def _to_rewrite(self, request_id: str, num_tokens: int) -> TokenLayout | None:
+        """The layout of a request whose images leave this group before it holds ``num_tokens`` tokens."""
+        layout = self._layouts.get(request_id)
+        if layout is None or request_id in self._rewritten or num_tokens <= layout.prompt_tokens:
+            return None
+        return layout if is_rewritten(layout, self.spec.last_layer) else None
+
+    def _need(self, request_id: str, layout: TokenLayout, num_tokens: int) -> Need:
+        spec, held = self.spec, self.req_to_blocks[request_id]
+        uses = [block.ref_cnt for block in held]
+        return need(layout, spec.first_layer, spec.last_layer, num_tokens, self.block_size, uses)
+
+    def _rewrite(self, request_id: str, layout: TokenLayout, num_tokens: int) -> list[KVCacheBlock]:
+        """Exchange the blocks of a computed prompt, from the first token that leaves on.
+
+        What others hold or may find stays what it is. Blocks are given back before others are taken:
+        the worker reads all of a step's rows before it writes any.
+        """
+        held, needed = self.req_to_blocks[request_id], self._need(request_id, layout, num_tokens)
+        assert len(held) == -(-layout.prompt_tokens // self.block_size), (
+            "a step computes either tokens of the prompt or those behind it"
+        )
+        old = held[needed.kept :]
+        self.block_pool.free_blocks(reversed(old))
+        held[needed.kept :] = new = self.block_pool.get_new_blocks(needed.new)
+        self._rewritten.add(request_id)
+        self._rewrites[request_id] = Rewrite(
+            needed.kept, tuple(b.block_id for b in old), tuple(b.block_id for b in new)
+        )
+        self._room[request_id] = self._tokens_that_fit(request_id, num_tokens)
+        return list(new)
+
     def _tokens_that_fit(self, request_id: str, num_tokens: int) -> int:
         """Tokens of the request, from its start, that the blocks it holds have slots for.
 
@@ -202,6 +267,8 @@ class FlowAttentionManager(FullAttentionManager):
         """
         slots = len(self.req_to_blocks[request_id]) * self.block_size
         layout = self._layouts.get(request_id)
+        if layout is not None and not layout.gone_by(num_tokens):
+            return min(slots, layout.prompt_tokens)
         if layout is None or not self._is_packed(layout):
             return slots
         evicted = layout.evicted(self.spec.first_layer)
@@ -210,7 +277,11 @@ class FlowAttentionManager(FullAttentionManager):
 
     def cache_blocks(self, request: Request, num_tokens: int, *args: Any, **kwargs: Any) -> None:
         request_id = request.request_id
-        layout = self._layouts.get(request_id)
+        whole = self._layouts.get(request_id)
+        if whole is not None and whole.late:
+            # What it answers was computed without the image, which nobody else's is.
+            num_tokens = min(num_tokens, whole.prompt_tokens)
+        layout = self._layout(request_id)
         done = self.num_cached_block if layout is None else self._findable
         if layout is not None and layout.findable is not None:
             num_tokens = min(num_tokens, layout.findable)
@@ -284,6 +355,8 @@ class FlowAttentionManager(FullAttentionManager):
         self._copies.pop(request_id, None)
         self._takes_over.discard(request_id)
         self._room.pop(request_id, None)
+        self._rewritten.discard(request_id)
+        self._rewrites.pop(request_id, None)
         return super().pop_blocks_for_free(request_id)
 
     def _is_packed(self, layout: TokenLayout) -> bool:

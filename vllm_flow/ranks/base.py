@@ -36,6 +36,8 @@ class PositionRank:
     draws: bool = False
     """Whether the request's seed matters."""
     needs: ClassVar[Needs] = Needs.NOTHING
+    late: ClassVar[bool] = True
+    """Whether it can choose when the whole prompt is computed, however that was done."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class PictureRank:
     order of fewer is the beginning of the order of more."""
     draws: ClassVar[bool] = False
     needs: ClassVar[Needs] = Needs.IMAGE
+    late: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class AttentionRank:
     needs: Needs
     """IMAGE: the row is the image's last token that is left. PROMPT: it is the prompt's last token."""
     draws: ClassVar[bool] = False
+    late: ClassVar[bool] = False
 
 
 Rank: TypeAlias = "PositionRank | PictureRank | AttentionRank"
