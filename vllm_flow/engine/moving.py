@@ -69,7 +69,7 @@ class RowMover:
     """
 
     def __init__(self, kv_cache_config: KVCacheConfig, layers: Mapping[str, Any]) -> None:
-        self.reason: str | None = None
+        self.unmovable: str | None = None
         """Why rows of this cache cannot be moved; None where they can."""
         self._memory: dict[Any, list[_Layer]] = {}
         """Layers by the memory that they share with those of other groups."""
@@ -82,7 +82,7 @@ class RowMover:
                     try:
                         found[alike] = token_places(attention)
                     except (ValueError, RuntimeError, AttributeError) as error:
-                        self.reason = str(error)
+                        self.unmovable = str(error)
                         logger.warning("Images cannot leave after the prefill: %s", error)
                         return
                 cache = attention.kv_cache
@@ -98,8 +98,8 @@ class RowMover:
 
     def move(self, rewrites: Rewrites, layouts: Mapping[str, TokenLayout]) -> None:
         """Copy what stays of some requests' prompts from their old blocks into the new ones."""
-        if self.reason is not None:
-            raise RuntimeError(self.reason)
+        if self.unmovable is not None:  # such requests are refused
+            raise RuntimeError(self.unmovable)
         each = [rewrite for of_request in rewrites.values() for rewrite in of_request.values()]
         at_once = overlap(each)
         for layers in self._memory.values():

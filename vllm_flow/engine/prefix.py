@@ -152,9 +152,8 @@ class FlowKVCacheManager(KVCacheManager):
         """The request's blocks in the order in which a prefix needs them, through all groups."""
         request_id = request.request_id
         layout = self.flow_layouts.get(request_id)
-        if layout is not None and layout.late:
-            if not any(manager.is_rewritten(request_id) for manager in self.flow_managers):
-                layout = None  # all is stored by position
+        if not any(manager.packs(request_id) for manager in self.flow_managers):
+            layout = None  # all is stored by position
         return by_position(
             [manager.pop_blocks_for_free(request_id) for manager in self.flow_managers],
             layout,

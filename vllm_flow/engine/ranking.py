@@ -25,7 +25,7 @@ from vllm.distributed import (
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
-from vllm_flow.engine.attention.keys import KeyReader, key_reader
+from vllm_flow.engine.attention.keys import KeyReader, UnreadableKeys, key_reader
 from vllm_flow.engine.farthest_first import fast_order
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.layout_stages import Choice
@@ -69,7 +69,8 @@ class Ranker:
 
     def __init__(self, kv_cache_config: KVCacheConfig, layers: Mapping[str, Any]) -> None:
         self._attention: dict[int, tuple[Any, KeyReader | None]] = {}
-        self._unreadable = ""
+        self.unreadable: str | None = None
+        """Why ranks by attention cannot read the keys of this cache; None where they can."""
         self._orders: OrderedDict[tuple[str, str], torch.Tensor] = OrderedDict()
         self._tables: dict[Any, torch.Tensor] = {}
         self._ordered: dict[tuple[int, int, str], torch.Tensor] = {}
@@ -88,8 +89,8 @@ class Ranker:
             return key_reader(attention)
         except (ValueError, RuntimeError, AttributeError) as error:
             # A cliff, and ranks by place or picture, need no keys: whoever sends others is told.
-            self._unreadable = str(error)
-            logger.warning("Ranks by attention cannot be served by this engine: %s", error)
+            self.unreadable = error.reason if isinstance(error, UnreadableKeys) else str(error)
+            logger.warning("Ranks by attention are refused by this engine: %s.", self.unreadable)
             return None
 
     def forget(self) -> None:
@@ -140,8 +141,8 @@ class Ranker:
             rows: [R] rows of the step that are alive, None where all are.
         """
         attention, read = self._attention[layer]
-        if read is None:
-            raise RuntimeError(self._unreadable)
+        if read is None:  # such requests are refused
+            raise RuntimeError(self.unreadable)
         forward = attention.forward
 
         def watched(query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

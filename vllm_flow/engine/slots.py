@@ -67,8 +67,8 @@ def token_places(attention: Any) -> TokenPlaces:
     numbers = torch.arange(found_NC.numel(), device=cache.device)
     if not torch.equal(found_NC.flatten().sort().values, numbers):
         raise ValueError(
-            f"attention backend {name} ({attention.dtype}, blocks of {slots}) does not keep the keys "
-            "and values of a token as they are"
+            f"how attention backend {name} stores keys and values ({cache.dtype}, blocks of {slots}) "
+            "is not known"
         )
     if torch.equal(found_NC.flatten(), numbers):
         return TokenPlaces(None, None)
@@ -82,7 +82,10 @@ def _written(attention: Any) -> torch.Tensor:
     cache = attention.kv_cache
     (heads, slots, content), size = cache.shape[1:], attention.head_size
     if content != 2 * size or heads != attention.num_kv_heads:
-        raise ValueError("a slot holds more than a key and a value per head")
+        raise ValueError(
+            f"attention backend {attention.attn_backend.get_name()} stores more than a key and a value "
+            "per head and token"
+        )
     number_NC = torch.arange(slots * content, device=cache.device).view(slots, content)
     before = cache[:1].clone()
     found = torch.zeros_like(number_NC)
@@ -100,7 +103,9 @@ def _written(attention: Any) -> torch.Tensor:
             )
             read_KNC = cache[0].float()
             if not torch.equal(read_KNC, read_KNC[:1].expand_as(read_KNC)):
-                raise ValueError("the heads of a block are not stored alike")
+                raise ValueError(
+                    f"attention backend {attention.attn_backend.get_name()} does not store all heads alike"
+                )
             found += read_KNC[0].round().long() * unit
             unit *= _DIGIT
     finally:

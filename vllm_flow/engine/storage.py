@@ -105,9 +105,10 @@ class FlowAttentionManager(FullAttentionManager):
         layout = self._layouts.get(request_id)
         return None if layout is not None and layout.late else layout
 
-    def is_rewritten(self, request_id: str) -> bool:
-        """Whether the request's images have left this group after the prefill."""
-        return request_id in self._rewritten
+    def packs(self, request_id: str) -> bool:
+        """Whether the request has a layout that has had effect on its blocks."""
+        layout = self._layouts.get(request_id)
+        return layout is not None and (not layout.late or request_id in self._rewritten)
 
     def take_rewrites(self) -> dict[str, Rewrite]:
         """Whose blocks were exchanged since the last call, and how; to be copied before the step."""
