@@ -71,8 +71,8 @@ class UnreadableKeys(ValueError):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(
-            f"the attention log reads keys and plain dot products, but {reason}; choose another "
-            "attention backend, or leave out attention_log."
+            f"the attention log reads keys and plain dot products, but {reason}; leave out "
+            "attention_log, or choose another attention backend."
         )
 
 
