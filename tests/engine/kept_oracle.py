@@ -148,6 +148,15 @@ def forward_late(
     return Kept(model.lm_head(decoder.norm(hidden))[0], chosen, float(min(gaps)))
 
 
+def attention_late(
+    model_dir: Path, prompt: Prompt, output: Sequence[int], stages: str | Sequence[str]
+) -> torch.Tensor:
+    """Attention L x T x T averaged over heads, as :func:`forward_late` computes it."""
+    with oracle.attention_weights(oracle.load(model_dir)[0]) as weights:
+        forward_late(model_dir, prompt, output, stages)
+    return torch.stack([weight.mean(0) for weight in weights])
+
+
 def _gone(images: list[list[int]], alive: list[list[int]]) -> set[int]:
     return {p for image in images for p in image} - {p for image in alive for p in image}
 

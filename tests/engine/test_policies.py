@@ -138,6 +138,26 @@ def test_a_late_eviction_shares_the_baselines_prefixes(open_engine: OpenEngine) 
     assert_exact(engine, [replace(ask, max_tokens=60) for ask in (late, deeper, plain)], again)
 
 
+def test_who_was_preempted_does_not_find_the_baselines_answer(open_engine: OpenEngine) -> None:
+    """Both say the same words, and the baseline's were computed with the image."""
+    engine = open_engine(LONG, 2, **CACHED)
+    plain = replace(one_image(537, before=40, after=40), allowed=(20,), max_tokens=70)
+    late = replace(plain, cliff=1, late=True)
+    engine.run([plain])
+    engine.add("victim", late)
+    for _ in range(60):
+        engine.step()
+    scheduler = engine.scheduler
+    [request] = scheduler.requests.values()
+    assert request.num_tokens > request.num_prompt_tokens + BLOCK_SIZE
+    scheduler._preempt_request(scheduler.running.pop(), 0.0)
+    scheduler.prev_step_scheduled_req_ids.clear()  # as when a reset preempts between steps
+    _, hit, _ = scheduler.kv_cache_manager.get_computed_blocks(request)
+    assert hit == (request.num_prompt_tokens - 1) // BLOCK_SIZE * BLOCK_SIZE
+    outputs = engine.drain()
+    assert_exact(engine, [late], [outputs["victim"]], ties=True)
+
+
 @pytest.mark.parametrize("cached", some([False, True], [True]))
 def test_late_evictions_in_a_pool_that_thrashes(open_engine: OpenEngine, cached: bool) -> None:
     """What was preempted computes its prompt with the image anew, and what it had answered without."""

@@ -29,6 +29,7 @@ from tests.engine.test_lifecycle import (
 from tests.engine.test_policies import (
     test_ranks_by_place_are_exact,
     test_ranks_of_the_device_are_exact,
+    test_what_leaves_after_the_prefill_is_exact,
 )
 from tests.engine.test_prefix_caching import test_baseline_beside_policies
 from tests.engine.test_runner import test_model_runner
@@ -57,5 +58,6 @@ __all__ = [
     "test_ranks_of_the_device_are_exact",
     "test_requests_join_a_running_batch",
     "test_stock_baseline_is_the_oracle",
+    "test_what_leaves_after_the_prefill_is_exact",
     "test_without_policy_equals_stock",
 ]
