@@ -52,6 +52,8 @@ class TokenLayout:
     """First layer of each stage."""
     totals: tuple[int, ...] = field(init=False)
     """Tokens that are gone from each stage on, once the whole prompt is computed."""
+    read_layers: tuple[int, ...] = field(init=False)
+    """Layers whose attention a late eviction chooses by; none where places decide."""
     _barred: tuple[Range, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,6 +65,8 @@ class TokenLayout:
         object.__setattr__(self, "whole", whole)
         object.__setattr__(self, "_barred", barred)
         object.__setattr__(self, "shareable", shareable)
+        read = (s.layer - 1 for s in self.stages if any(c.picks is None for c in s.choices))
+        object.__setattr__(self, "read_layers", tuple(read) if self.late else ())
         object.__setattr__(self, "breaks", tuple(stage.layer for stage in self.stages))
         object.__setattr__(self, "totals", tuple(stage.evicted.total for stage in self.stages))
 
@@ -176,8 +180,11 @@ class TokenLayout:
         had answered without. 0 where not even the first of them can be computed alone.
         """
         end = num_computed + num_scheduled
-        if self.late and num_computed < self.prompt_tokens < end:
-            return self.prompt_tokens - num_computed
+        if self.late and num_computed < self.prompt_tokens:
+            end = min(end, self.prompt_tokens)
+            if self.read_layers and end == self.prompt_tokens - 1:
+                end -= 1  # a last token alone may be computed by a captured step, in which nobody reads
+            return end - num_computed
         for start, stop in self.whole:
             if num_computed <= start < end < stop:
                 return start - num_computed

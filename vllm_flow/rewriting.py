@@ -7,12 +7,13 @@ torch nor vLLM. Who allocates is `engine/storage`, who copies `engine/moving`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vllm_flow.layout import TokenLayout
+from vllm_flow.plan import ScheduledRequest, StepPlan, plan_step
 from vllm_flow.spans import IntArray
 
 
@@ -60,33 +61,80 @@ def need(
         first_layer, last_layer: of a storage group that is rewritten.
         uses: of each block that the request holds, how many requests hold it.
     """
-    gone = layout.evicted(last_layer)
-    assert gone is not None and gone.total
-    kept = gone.ranges[0][0] // block_size
+    kept = _first_gone(layout, last_layer) // block_size
     new = -(-layout.stored_tokens(num_tokens, first_layer) // block_size) - kept
     returned = sum(count == 1 for count in uses[kept:])
     return Need(kept, new, max(new - returned, 0))
 
 
-def moved_slots(
+def _first_gone(layout: TokenLayout, layer: int) -> int:
+    """No token before this one is gone in a layer, whatever a device has chosen."""
+    gone = layout.evicted(layer)
+    assert gone is not None and gone.total
+    stages = layout.stages[: layout.stage_at(layer)]
+    chosen = (choice.start for stage in stages for choice in stage.choices)
+    return min(gone.ranges[0][0], *chosen, gone.ranges[0][0])
+
+
+def moved_positions(
     layout: TokenLayout, layer: int, rewrite: Rewrite, block_size: int
 ) -> tuple[IntArray, IntArray]:
-    """[R] slots from which and to which a layer's rows of the prompt move; those in kept blocks do not.
+    """[R] positions, and packed ones, of a layer's rows of the prompt that move.
 
-    A slot is a block's id times ``block_size`` plus the place in the block.
+    Where a device chose, the former are what :func:`choosing_plan` says of the layer, from the first
+    of the latter on.
     """
     gone = layout.evicted(layer)
     first, missing = rewrite.kept * block_size, 0 if gone is None else gone.total
     targets = np.arange(first, layout.prompt_tokens - missing, dtype=np.int64)
-    sources = targets if gone is None else gone.kept_positions(targets)
-    return _slots(sources - first, rewrite.old, block_size), _slots(
-        targets - first, rewrite.new, block_size
-    )
+    return targets if gone is None else gone.kept_positions(targets), targets
 
 
-def _slots(places: IntArray, blocks: Sequence[int], block_size: int) -> IntArray:
-    found: IntArray = np.array(blocks, dtype=np.int64)[places // block_size] * block_size
-    return found + places % block_size
+def choosing_plan(layout: TokenLayout) -> StepPlan | None:
+    """What would leave when, were the whole prompt computed in one step in which images leave.
+
+    Choices of a device are made by it once the prompt is computed, on the scores that were read while
+    it was: rows of the plan are positions. None where all is known here.
+    """
+    if not layout.chooses:
+        return None
+    early = replace(layout, late=False)
+    return plan_step([ScheduledRequest(0, layout.prompt_tokens, early)])
+
+
+@dataclass(frozen=True, slots=True)
+class LateReading:
+    """A row of a step whose attention in one layer decides what stays of its prompt."""
+
+    request: int
+    """Batch index."""
+    layer: int
+    row: int
+    """The prompt's last, among the rows that are alive in the layer."""
+    visible: int
+    """Tokens of the prompt: slots that the row sees."""
+
+
+def late_readings(
+    plan: StepPlan | None, requests: Iterable[tuple[int, int, TokenLayout | None]]
+) -> Iterator[LateReading]:
+    """What a step must read: of requests of which it computes the prompt's last token.
+
+    Args:
+        plan: the step's.
+        requests: computed tokens, scheduled tokens and layout, in the order of the batch's rows.
+    """
+    end = 0
+    for index, (computed, scheduled, layout) in enumerate(requests):
+        end += scheduled
+        if layout is None or computed + scheduled != layout.prompt_tokens:
+            continue
+        for layer in layout.read_layers:
+            variant, row = None if plan is None else plan.variant_at(layer), end - 1
+            if variant is not None and variant.rows is not None:
+                # However a device chooses among an image's rows, as many of them come before this one.
+                row = int(np.searchsorted(variant.rows, row))
+            yield LateReading(index, layer, row, layout.prompt_tokens)
 
 
 def overlap(rewrites: Iterable[Rewrite]) -> bool:

@@ -57,6 +57,15 @@ def device_mixed(layers: int, shift: int = 0) -> tuple[Ask, ...]:
     return (*asks, *place_mixed(layers)[::4])
 
 
+LATE = (
+    "1:50% last_prompt",
+    "2:60% last_prompt, 4:20% random",
+    "1:70% uniform, 3:20% last_prompt, 5:0",
+    "1:60% last_prompt, 3:30% last_prompt, 4:7 last_prompt",
+)
+"""Stages by attention that can be made once the prompt is computed."""
+
+
 def late_mixed(layers: int) -> tuple[Ask, ...]:
     """What leaves after the prefill, by cliffs and stages; and cliffs, stages, the baseline beside it."""
     asks = [
@@ -64,6 +73,11 @@ def late_mixed(layers: int) -> tuple[Ask, ...]:
     ]
     asks += [
         replace(two_images(110 + n), stages=stages, late=True) for n, stages in enumerate(PLACE)
+    ]
+    asks += [
+        replace(ask(n), stages=stages, late=True)
+        for ask, n in ((one_image, 140), (two_images, 150))
+        for n, stages in enumerate(LATE, n)
     ]
     asks += [
         replace(one_image(120, 2, before=33, after=70), late=True, max_tokens=1),

@@ -161,6 +161,13 @@ def test_what_leaves_after_the_prefill_shares_what_has_no_policy() -> None:
     sent.cache_salt, sent.sampling_params.prompt_logprobs = "mine", 1
     check_request(sent, SETTINGS)
     assert (sent.sampling_params.extra_args, sent.cache_salt) == (late, "mine")
+    keys = {"flow_preset": "fastv", "flow_when": "decode"}
+    assert settle(keys, (5, 90), step_tokens=2) == (
+        {"flow_cliff": 2, "flow_keep": "50%", "flow_rank": "last_prompt", "flow_when": "decode"},
+        None,
+    )
+    with pytest.raises(PolicyError, match="must see 2 tokens in one step"):
+        settle(keys, (5, 90), step_tokens=1)
     sent = request(late, (5, 90))
     sent.resumable = True
     with pytest.raises(PolicyError, match="streaming input"):

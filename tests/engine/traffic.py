@@ -50,11 +50,14 @@ FAVOURITES = (
 """Drawn often, so that requests meet others of their policy in the prefix cache."""
 
 
-def random_stages(rng: np.random.Generator, needs: int, images: int) -> str | tuple[str, ...]:
-    """Any stages whose ranks look at no more than ``needs``, or a stage per image."""
+def random_stages(
+    rng: np.random.Generator, needs: int, images: int, late: bool = False
+) -> str | tuple[str, ...]:
+    """Any stages whose ranks look at no more than ``needs``, or a stage per image; or any late ones."""
     if rng.random() < 0.3:
         return str(rng.choice([s for s in FAVOURITES if needs or not ("image" in s or "div" in s)]))
     ranks = [rank for rank, need in RANKS.items() if need <= needs]
+    ranks = ["uniform", "random", "last_prompt"] if late else ranks
 
     def stage(layer: int, amount: str, rank: str) -> str:
         by_attention = rank.startswith("last")
@@ -111,7 +114,7 @@ def random_ask(rng: np.random.Generator) -> Ask:
 def as_late(rng: np.random.Generator, ask: Ask) -> Ask:
     """The same request with a policy of the same kind whose images leave after the prefill."""
     if ask.stages:
-        stages = random_stages(rng, 0, len(ask.images))
+        stages = random_stages(rng, 0, len(ask.images), late=True)
         seed = int(rng.integers(2)) * ("random" in str(stages))
         return replace(ask, stages=stages, seed=seed, late=True)
     return replace(

@@ -64,7 +64,8 @@ def fitted(
         raise Obstacle("streaming input may bring images later; leave out the policy.")
     _check_log(layout, keys, settings.num_layers)
     _check_workers(layout, settings)
-    if layout.late:  # the prompt's rows are all there, in steps of any size
+    _check_step(layout, settings)
+    if layout.late:  # the prompt's rows are all there
         return layout
     if layout.spans.end >= prompt_tokens:
         raise Obstacle(
@@ -76,7 +77,6 @@ def fitted(
             "evicted positions have no logits, so prompt_logprobs cannot be given; leave out "
             "prompt_logprobs, or the policy."
         )
-    _check_step(layout, settings)
     return layout
 
 
@@ -135,6 +135,8 @@ def _check_workers(layout: TokenLayout, settings: FlowSettings) -> None:
 def _check_step(layout: TokenLayout, settings: FlowSettings) -> None:
     """What must be computed in one step must fit one, or the request would wait for ever."""
     longest = max((stop - start for start, stop in layout.whole), default=0)
+    if layout.read_layers:
+        longest = 2  # see TokenLayout.next_cut
     if settings.step_tokens is None or longest <= settings.step_tokens:
         return
     by_place = [name for name, rank in RANKS.items() if isinstance(rank, PositionRank)]

@@ -18,9 +18,10 @@ import torch
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
+from vllm_flow.engine.ranking import Ranker
 from vllm_flow.engine.slots import TokenPlaces, token_places
 from vllm_flow.layout import TokenLayout
-from vllm_flow.rewriting import Rewrite, moved_slots, overlap
+from vllm_flow.rewriting import Rewrite, choosing_plan, moved_positions, overlap
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -96,29 +97,70 @@ class RowMover:
                     )
                 )
 
-    def move(self, rewrites: Rewrites, layouts: Mapping[str, TokenLayout]) -> None:
-        """Copy what stays of some requests' prompts from their old blocks into the new ones."""
+    def move(
+        self, rewrites: Rewrites, layouts: Mapping[str, TokenLayout], ranker: Ranker | None = None
+    ) -> None:
+        """Copy what stays of some requests' prompts from their old blocks into the new ones.
+
+        Args:
+            ranker: has read what the layouts choose by; not needed where places decide.
+        """
         if self.unmovable is not None:  # such requests are refused
             raise RuntimeError(self.unmovable)
+        device = next(iter(self._memory.values()))[0].attention.kv_cache.device
+        moving = []
+        for request_id, of_request in rewrites.items():
+            layout, chosen = layouts[request_id], dict[int, torch.Tensor]()
+            plan = choosing_plan(layout)
+            if plan is not None:
+                assert ranker is not None
+                chosen = ranker.kept_positions(request_id, plan, device)
+            moving.append(_Moving(layout, of_request, chosen))
         each = [rewrite for of_request in rewrites.values() for rewrite in of_request.values()]
         at_once = overlap(each)
         for layers in self._memory.values():
-            parts = list(self._parts(layers, rewrites, layouts))
+            parts = [part for layer in layers for one in moving for part in one.parts(layer)]
             for some in [parts] if at_once else [[part] for part in parts]:
                 _copy(some)
 
-    def _parts(
-        self, layers: Sequence[_Layer], rewrites: Rewrites, layouts: Mapping[str, TokenLayout]
-    ) -> Iterator[_Part]:
-        for layer in layers:
-            for request_id, of_request in rewrites.items():
-                rewrite = of_request.get(layer.group)
-                if rewrite is None:
-                    continue
-                layout = layouts[request_id]
-                slots = moved_slots(layout, layer.index, rewrite, layer.block_size)
-                if len(slots[0]):
-                    yield _Part(layer, *_on_device(slots, layer.attention.kv_cache.device))
+
+@dataclass(frozen=True)
+class _Moving:
+    """One request on its move."""
+
+    layout: TokenLayout
+    rewrites: Mapping[int, Rewrite]
+    chosen: Mapping[int, torch.Tensor]
+    """First layer of a stage -> positions that stay, where the device chose."""
+
+    def parts(self, layer: _Layer) -> Iterator[_Part]:
+        """The rows that move in one layer, if any."""
+        rewrite, size = self.rewrites.get(layer.group), layer.block_size
+        if rewrite is None:
+            return
+        sources, targets = moved_positions(self.layout, layer.index, rewrite, size)
+        if not len(targets):
+            return
+        first = rewrite.kept * size
+        device = layer.attention.kv_cache.device
+        old_S, new_T, source_R, target_R = _on_device(
+            (
+                np.array(rewrite.old),
+                np.array(rewrite.new),
+                sources - first,
+                targets - first,
+            ),
+            device,
+        )
+        stage = self.layout.stage_at(layer.index)
+        if self.chosen and stage:
+            source_R = self.chosen[self.layout.breaks[stage - 1]][first:] - first
+        yield _Part(layer, _slots(source_R, old_S, size), _slots(target_R, new_T, size))
+
+
+def _slots(places_R: torch.Tensor, blocks: torch.Tensor, block_size: int) -> torch.Tensor:
+    """[R] slots of some places in consecutive blocks."""
+    return blocks[places_R // block_size] * block_size + places_R % block_size
 
 
 def _copy(parts: Sequence[_Part]) -> None:
@@ -127,12 +169,9 @@ def _copy(parts: Sequence[_Part]) -> None:
         part.layer.places.put(part.layer.attention.kv_cache, part.target_R, rows)
 
 
-def _on_device(
-    slots: tuple[np.ndarray, np.ndarray], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both in a single copy that nobody waits for."""
-    host = torch.from_numpy(np.stack(slots))
+def _on_device(arrays: Sequence[np.ndarray], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """All of them in a single copy that nobody waits for."""
+    host = torch.from_numpy(np.concatenate(arrays, dtype=np.int64))
     if device.type == "cuda":
         host = host.pin_memory()
-    source_R, target_R = host.to(device, non_blocking=True).unbind()
-    return source_R, target_R
+    return host.to(device, non_blocking=True).split([len(array) for array in arrays])

@@ -68,7 +68,8 @@ class FlowKVCacheManager(KVCacheManager):
         """
         if not self.prefix_cache_lookup_enabled(request):
             return self.empty_kv_cache_blocks, 0, 0
-        longest = min(request.num_tokens, layout.prompt_tokens) - 1
+        last = 2 if layout.read_layers else 1  # see TokenLayout.next_cut
+        longest = min(request.num_tokens - 1, layout.prompt_tokens - last)
         if max_tokens is not None:
             longest = min(longest, max_tokens)
         blocks, num_tokens, *_ = self.coordinator.find_longest_cache_hit(

@@ -23,6 +23,7 @@ from vllm_flow.log_keys import AttentionLog, parse_log
 from vllm_flow.plan import ScheduledRequest, StepPlan, plan_step, scheduled_request
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_keys import parse_policy
+from vllm_flow.rewriting import LateReading, late_readings
 from vllm_flow.spans import ImageSpans
 
 if TYPE_CHECKING:
@@ -174,6 +175,20 @@ class LayoutBook:
         if plan is None or not self.spares_last_layers:
             return plan
         return spare_last_layers(plan, requests)
+
+    def late_readings(
+        self,
+        plan: StepPlan | None,
+        request_ids: Sequence[str],
+        num_computed: Sequence[int],
+        num_scheduled: Sequence[int],
+    ) -> list[LateReading]:
+        """What the step must read; see :func:`vllm_flow.rewriting.late_readings`."""
+        layouts = [self.layouts.get(request_id) for request_id in request_ids]
+        if not any(layout is not None and layout.read_layers for layout in layouts):
+            return []
+        shares = zip(map(int, num_computed), map(int, num_scheduled), layouts, strict=True)
+        return list(late_readings(plan, shares))
 
     def decode_facts(
         self, request_ids: Sequence[str], num_computed: Sequence[int]

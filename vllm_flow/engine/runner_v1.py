@@ -54,6 +54,7 @@ class FlowRunnerV1(model_call.EagerProfile):
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
         for request_id in scheduler_output.finished_req_ids:
             self.flow_requests.remove(request_id)
+            self.flow_hook.forget(request_id)
             if self.flow_tap is not None:
                 self.flow_tap.remove(request_id)
         for request in scheduler_output.scheduled_new_reqs:
@@ -68,7 +69,7 @@ class FlowRunnerV1(model_call.EagerProfile):
                 self.flow_tap.add(request.req_id, logged)
         encoder_cache.restore(self.requests, scheduler_output)
         if rewrites := rewrites_of(scheduler_output):
-            self.flow_mover.move(rewrites, self.flow_requests.layouts)
+            self.flow_mover.move(rewrites, self.flow_requests.layouts, self.flow_hook.ranker)
             self._cut_block_tables(rewrites)
         return super()._update_states(scheduler_output)
 
@@ -108,8 +109,9 @@ class FlowRunnerV1(model_call.EagerProfile):
             [num_scheduled_tokens[request_id] for request_id in batch.req_ids],
         )
         plan = self.flow_requests.plan(*shares)
+        readings = self.flow_requests.late_readings(plan, *shares)
         logs = self.flow_tap is not None and self.flow_tap.requests
-        if plan is None and not logs:
+        if plan is None and not readings and not logs:
             return None
         block_tables = [
             batch.block_table[group].get_device_tensor(batch.num_reqs)
@@ -117,9 +119,10 @@ class FlowRunnerV1(model_call.EagerProfile):
         ]
         if logs:
             self.flow_tap.arm(plan, *shares, block_tables)
-        if plan is None:
+        if plan is None and not readings:
             return None
-        return self.flow_steps.build(plan, block_tables, padded_rows)
+        late = self.flow_steps.late(readings, batch.req_ids, block_tables)
+        return self.flow_steps.build(plan, block_tables, padded_rows, late)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         output = super().sample_tokens(*args, **kwargs)

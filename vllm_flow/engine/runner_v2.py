@@ -60,6 +60,7 @@ class FlowModelState(ModelState):
 
     def remove_request(self, req_id: str) -> None:
         self.flow_requests.remove(req_id)
+        self.flow_hook.forget(req_id)
         if self.flow_tap is not None:
             self.flow_tap.remove(req_id)
         super().remove_request(req_id)
@@ -119,9 +120,13 @@ class FlowModelState(ModelState):
         padded_rows: int,
     ) -> FlowStep | None:
         plan = self.flow_requests.plan(*shares)
+        readings = self.flow_requests.late_readings(plan, *shares)
         if self.flow_tap is not None and self.flow_tap.requests:
             self.flow_tap.arm(plan, *shares, block_tables)
-        return None if plan is None else self.flow_steps.build(plan, block_tables, padded_rows)
+        if plan is None and not readings:
+            return None
+        late = self.flow_steps.late(readings, shares[0], block_tables)
+        return self.flow_steps.build(plan, block_tables, padded_rows, late)
 
     def _prepare_graph(
         self,
@@ -188,7 +193,8 @@ class FlowRunnerV2(model_call.EagerProfile):
     def update_requests(self, scheduler_output: SchedulerOutput) -> None:
         if rewrites := rewrites_of(scheduler_output):
             state = self.model_state
-            state.flow_mover.move(rewrites, state.flow_requests.layouts)
+            layouts, ranker = state.flow_requests.layouts, state.flow_hook.ranker
+            state.flow_mover.move(rewrites, layouts, ranker)
             for request_id, of_request in rewrites.items():
                 row = self.req_states.req_id_to_index[request_id]
                 for group, rewrite in of_request.items():

@@ -66,7 +66,11 @@ class AttentionRank:
     needs: Needs
     """IMAGE: the row is the image's last token that is left. PROMPT: it is the prompt's last token."""
     draws: ClassVar[bool] = False
-    late: ClassVar[bool] = False
+
+    @property
+    def late(self) -> bool:
+        """The prompt's last token is computed with the last step of any prompt, and sees all of it."""
+        return self.needs == Needs.PROMPT
 
 
 Rank: TypeAlias = "PositionRank | PictureRank | AttentionRank"
