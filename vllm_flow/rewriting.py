@@ -43,8 +43,10 @@ class Need:
 
 def is_rewritten(layout: TokenLayout, last_layer: int) -> bool:
     """Whether a storage group that ends with ``last_layer`` holds less after the prompt than in it."""
+    if not layout.late:
+        return False
     gone = layout.evicted(last_layer)
-    return layout.late and gone is not None and gone.total > 0
+    return gone is not None and gone.total > 0
 
 
 def need(

@@ -21,6 +21,7 @@ from tests.engine.test_exactness import (
     test_stock_baseline_is_the_oracle,
 )
 from tests.engine.test_inert import test_without_policy_equals_stock
+from tests.engine.test_late_eviction import test_what_leaves_after_the_prefill_is_exact
 from tests.engine.test_lifecycle import (
     test_abort_during_decode,
     test_abort_during_prefill,
@@ -29,7 +30,6 @@ from tests.engine.test_lifecycle import (
 from tests.engine.test_policies import (
     test_ranks_by_place_are_exact,
     test_ranks_of_the_device_are_exact,
-    test_what_leaves_after_the_prefill_is_exact,
 )
 from tests.engine.test_prefix_caching import test_baseline_beside_policies
 from tests.engine.test_runner import test_model_runner

@@ -18,14 +18,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.distributed import (
-    get_tensor_model_parallel_world_size,
-    tensor_model_parallel_all_reduce,
-)
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
 from vllm_flow.engine.attention.keys import KeyReader, UnreadableKeys, key_reader
+from vllm_flow.engine.attention.row_mass import mass, mean_over_workers
 from vllm_flow.engine.farthest_first import fast_order
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.layout_stages import Choice
@@ -174,7 +171,7 @@ class Ranker:
                 self._scores[key] = self._attended(attention, read, query, device, rows)
             for found in late:
                 row, visible = query[found.reading.row], found.reading.visible
-                mass_P = _mean_over_workers(_mass(attention, read, row, found.blocks, visible))
+                mass_P = mean_over_workers(mass(attention, read, row, found.blocks, visible))
                 self._late.setdefault(found.request_id, {})[layer] = mass_P
             return output
 
@@ -199,9 +196,9 @@ class Ranker:
             last = index_M.masked_fill(text_M, -1).max()
             row = query.index_select(0, (last + ranking.source).view(1))[0]
             last = last + ranking.first_key
-        mass_S = _mass(attention, read, row, device.blocks, ranking.visible, last)
+        mass_S = mass(attention, read, row, device.blocks, ranking.visible, last)
         mass_M = mass_S[ranking.first_key : ranking.first_key + choice.left].contiguous()
-        return _mean_over_workers(mass_M)
+        return mean_over_workers(mass_M)
 
     def kept_positions(
         self, request_id: str, plan: StepPlan, device: torch.device
@@ -316,40 +313,6 @@ class Ranker:
                 host = host.pin_memory()
             self._tables[key] = host.to(device, non_blocking=True)
         return self._tables[key]
-
-
-def _mass(
-    attention: Any,
-    read: KeyReader,
-    row: torch.Tensor,
-    blocks: torch.Tensor,
-    visible: int,
-    last: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """[S] probability that one row gives each of the slots it sees, averaged over this worker's heads.
-
-    Args:
-        row: its query, all heads.
-        blocks: [B] of its request, or more.
-        visible: S.
-        last: of which slot on the row sees nothing, where only the device knows; the last that it sees.
-    """
-    head_size = attention.head_size
-    count = -(-visible // attention.kv_cache.shape[2])
-    keys = read(attention.kv_cache, blocks[:count].long(), head_size)
-    keys_KSD = keys.transpose(0, 1).flatten(1, 2)[:, :visible].float()
-    query_KGD = row.reshape(keys_KSD.shape[0], -1, head_size).float()
-    logits_KGS = (query_KGD * attention.impl.scale) @ keys_KSD.transpose(1, 2)
-    if last is not None:
-        past_S = torch.arange(visible, device=row.device) > last
-        logits_KGS = logits_KGS.masked_fill(past_S, -float("inf"))
-    return logits_KGS.softmax(-1).mean((0, 1))
-
-
-def _mean_over_workers(mass: torch.Tensor) -> torch.Tensor:
-    """Each worker has heads of its own; with other sums they would keep other rows."""
-    workers = get_tensor_model_parallel_world_size()
-    return tensor_model_parallel_all_reduce(mass) / workers if workers > 1 else mass
 
 
 @lru_cache(maxsize=64)

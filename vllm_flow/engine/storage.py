@@ -1,6 +1,7 @@
 """What a storage group stores: all tokens before the first stage, the kept ones packed past it.
 
-Seam: vLLM's ``FullAttentionManager``, one per KV-cache group; `groups` says which layers form one.
+Seam: vLLM's ``FullAttentionManager``, one per KV-cache group; `groups` says which layers form one. What
+happens to blocks of images that leave after the prefill: `late_blocks`.
 Terms, with a drawing: docs/glossary.md.
 
 Knows layouts, not runners. The scheduler hands every manager its book of layouts
@@ -17,15 +18,13 @@ from vllm.v1.core.kv_cache_utils import (
     KVCacheBlock,
     make_block_hash_with_group_id,
 )
-from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import Request
 
 from vllm_flow.boundaries import blocks_taken, packed_boundary
 from vllm_flow.engine.events import KINDS_APART, announce
-from vllm_flow.engine.groups import FlowAttentionSpec
+from vllm_flow.engine.late_blocks import LateBlocks
 from vllm_flow.layout import TokenLayout
 from vllm_flow.layout_stages import LayoutStage
-from vllm_flow.rewriting import Need, Rewrite, is_rewritten, need
 
 POSITION = 0
 """Kinds of keys in the prefix cache are offsets to the group id that vLLM appends to a hash.
@@ -46,7 +45,7 @@ def tail(stage: LayoutStage) -> int:
     return (2 * stage.layer + 2) * KINDS_APART
 
 
-class FlowAttentionManager(FullAttentionManager):
+class FlowAttentionManager(LateBlocks):
     """Allocates blocks for the tokens a storage group keeps, and shares them by policy.
 
     For a request that evicts, a group is one of three kinds:
@@ -66,8 +65,6 @@ class FlowAttentionManager(FullAttentionManager):
     of its prompt back, from the first token that leaves on, and take others for what stays.
     """
 
-    _layouts: Mapping[str, TokenLayout] = {}
-
     def use_layouts(self, layouts: Mapping[str, TokenLayout], in_flight: set[BlockHash]) -> None:
         """Share the scheduler's live mapping from request id to layout.
 
@@ -84,14 +81,7 @@ class FlowAttentionManager(FullAttentionManager):
         self._copies: dict[str, list[int]] = {}
         self._takes_over: set[str] = set()
         self._room: dict[str, int] = {}
-        self._rewritten: set[str] = set()
-        """Requests whose images have left this group after the prefill."""
-        self._rewrites: dict[str, Rewrite] = {}
-        """Those of the step being scheduled."""
-
-    @property
-    def spec(self) -> FlowAttentionSpec:
-        return self.kv_cache_spec
+        self._rewritten, self._rewrites = set(), {}
 
     def stored_tokens(self, request_id: str, num_tokens: int) -> int:
         """Slots that the request's first ``num_tokens`` tokens need in this group."""
@@ -99,21 +89,6 @@ class FlowAttentionManager(FullAttentionManager):
         if layout is None:
             return num_tokens
         return layout.stored_tokens(num_tokens, self.spec.first_layer)
-
-    def _layout(self, request_id: str) -> TokenLayout | None:
-        """By which the request's blocks are filled and found; None where that is by position."""
-        layout = self._layouts.get(request_id)
-        return None if layout is not None and layout.late else layout
-
-    def packs(self, request_id: str) -> bool:
-        """Whether the request has a layout that has had effect on its blocks."""
-        layout = self._layouts.get(request_id)
-        return layout is not None and (not layout.late or request_id in self._rewritten)
-
-    def take_rewrites(self) -> dict[str, Rewrite]:
-        """Whose blocks were exchanged since the last call, and how; to be copied before the step."""
-        found, self._rewrites = self._rewrites, {}
-        return found
 
     def _shared_blocks(self, layout: TokenLayout, num_tokens: int) -> int:
         """Blocks of a hit of ``num_tokens`` that are never written again, and so can be shared."""
@@ -214,7 +189,9 @@ class FlowAttentionManager(FullAttentionManager):
             return []
         late = self._to_rewrite(request_id, num_tokens)
         if late is not None:
-            return self._rewrite(request_id, late, num_tokens)
+            new = self._rewrite(request_id, late, num_tokens)
+            self._room[request_id] = self._tokens_that_fit(request_id, num_tokens)
+            return new
         to_copy = self._copies.pop(request_id, [])
         copies = self.block_pool.get_new_blocks(len(to_copy)) if to_copy else []
         held = self.req_to_blocks[request_id]
@@ -225,38 +202,6 @@ class FlowAttentionManager(FullAttentionManager):
         )
         self._room[request_id] = self._tokens_that_fit(request_id, num_tokens)
         return copies + blocks
-
-    def _to_rewrite(self, request_id: str, num_tokens: int) -> TokenLayout | None:
-        """The layout of a request whose images leave this group before it holds ``num_tokens`` tokens."""
-        layout = self._layouts.get(request_id)
-        if layout is None or request_id in self._rewritten or num_tokens <= layout.prompt_tokens:
-            return None
-        return layout if is_rewritten(layout, self.spec.last_layer) else None
-
-    def _need(self, request_id: str, layout: TokenLayout, num_tokens: int) -> Need:
-        spec, held = self.spec, self.req_to_blocks[request_id]
-        uses = [block.ref_cnt for block in held]
-        return need(layout, spec.first_layer, spec.last_layer, num_tokens, self.block_size, uses)
-
-    def _rewrite(self, request_id: str, layout: TokenLayout, num_tokens: int) -> list[KVCacheBlock]:
-        """Exchange the blocks of a computed prompt, from the first token that leaves on.
-
-        What others hold or may find stays what it is. Blocks are given back before others are taken:
-        the worker reads all of a step's rows before it writes any.
-        """
-        held, needed = self.req_to_blocks[request_id], self._need(request_id, layout, num_tokens)
-        assert len(held) == -(-layout.prompt_tokens // self.block_size), (
-            "a step computes either tokens of the prompt or those behind it"
-        )
-        old = held[needed.kept :]
-        self.block_pool.free_blocks(reversed(old))
-        held[needed.kept :] = new = self.block_pool.get_new_blocks(needed.new)
-        self._rewritten.add(request_id)
-        self._rewrites[request_id] = Rewrite(
-            needed.kept, tuple(b.block_id for b in old), tuple(b.block_id for b in new)
-        )
-        self._room[request_id] = self._tokens_that_fit(request_id, num_tokens)
-        return list(new)
 
     def _tokens_that_fit(self, request_id: str, num_tokens: int) -> int:
         """Tokens of the request, from its start, that the blocks it holds have slots for.
@@ -356,8 +301,6 @@ class FlowAttentionManager(FullAttentionManager):
         self._copies.pop(request_id, None)
         self._takes_over.discard(request_id)
         self._room.pop(request_id, None)
-        self._rewritten.discard(request_id)
-        self._rewrites.pop(request_id, None)
         return super().pop_blocks_for_free(request_id)
 
     def _is_packed(self, layout: TokenLayout) -> bool:
