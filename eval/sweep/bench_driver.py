@@ -33,7 +33,7 @@ from vllm_flow.eval.sweep.records import Run
 from vllm_flow.eval.sweep.run import DEMO_POOL
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
 from vllm_flow.eval.tasks import Item
-from vllm_flow.layout import default_group_layers
+from vllm_flow.grouping import default_group_layers
 
 
 def main() -> None:

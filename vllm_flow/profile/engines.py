@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_flow.eval.sweep.policies import parse_policies
 from vllm_flow.eval.sweep.policy import Policy, presets_of
-from vllm_flow.layout import default_group_layers
+from vllm_flow.grouping import default_group_layers
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_keys import request_keys
 from vllm_flow.ranks import RANKS, PositionRank

@@ -148,7 +148,7 @@ def capacity(bench: Bench) -> tuple[Capacity, ...]:
     first: Capacity | None = None
     for system in tqdm(bench.systems, desc="capacity", unit="run", leave=False, disable=None):
         llm, seen = bench.engine(system), bench.seen(system)
-        starts = watching.group_starts(llm, bench.shape.layers)
+        starts = watching.group_starts(llm)
         block_size = llm.llm_engine.vllm_config.cache_config.block_size
         blocks = watching.pool_blocks(llm)
         each = sum(ideal.kv_blocks(bench.work, seen, starts, block_size))

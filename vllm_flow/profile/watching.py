@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm_flow.layout import storage_groups
-
 if TYPE_CHECKING:
     from vllm import LLM
 
@@ -96,10 +94,10 @@ def pool_blocks(llm: LLM) -> int:
     return len(pool_of(llm).blocks) - POOL_SLACK
 
 
-def group_starts(llm: LLM, num_layers: int) -> tuple[int, ...]:
+def group_starts(llm: LLM) -> tuple[int, ...]:
     """First layer of each KV-cache group; stock vLLM has one group of all layers."""
-    groups = len(core_of(llm).scheduler.kv_cache_manager.coordinator.single_type_managers)
-    return storage_groups(num_layers, num_layers // groups)
+    managers = core_of(llm).scheduler.kv_cache_manager.coordinator.single_type_managers
+    return tuple(getattr(manager.kv_cache_spec, "first_layer", 0) for manager in managers)
 
 
 @contextlib.contextmanager
