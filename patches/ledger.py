@@ -94,13 +94,13 @@ TARGETS = (
         "core_client",
         "vllm.v1.engine.core_client",
         "EngineCoreClient.make_client",
-        ("renderer",),
+        ("vllm_config", "renderer"),
     ),
     Target(
         "core_client",
         "vllm.v1.engine.core_client",
         "EngineCoreClient.make_async_mp_client",
-        ("renderer",),
+        ("vllm_config", "renderer"),
     ),
     Target(
         "run_batch",

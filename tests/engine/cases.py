@@ -29,6 +29,8 @@ class Ask:
     """``flow_stages``, in the place of a cliff; or a stage per image, sent as lists."""
     seed: int = 0
     """``flow_seed``."""
+    late: bool = False
+    """``flow_when="decode"``."""
     log: bool | tuple[int, ...] = False
     """``flow_log_attention``."""
     heat: bool = False
@@ -39,6 +41,8 @@ class Ask:
         if self.cliff is not None:
             keys["flow_cliff"] = self.cliff
         keys |= self._stage_keys()
+        if self.late:
+            keys["flow_when"] = "decode"
         if self.log:
             keys["flow_log_attention"] = self.log if self.log is True else list(self.log)
         if self.heat:
@@ -58,7 +62,7 @@ class Ask:
         return keys | ({"flow_seed": self.seed} if self.seed else {})
 
     def without_policy(self) -> Ask:
-        return replace(self, cliff=None, stages="", seed=0)
+        return replace(self, cliff=None, stages="", seed=0, late=False)
 
 
 @dataclass(frozen=True)

@@ -217,11 +217,19 @@ def assert_exact(
         found = tuple(output.outputs[sample].token_ids)
         pictures = [picture(engine.shape, seed) for seed in ask.images]
         policy = f"cliff {ask.cliff}"
-        if ask.stages:
+        if ask.stages or ask.late:
+            stages = ask.stages or f"{ask.cliff}:0"
             expected, kept = kept_oracle.check_greedy(
-                engine.model_dir, ask.prompt, pictures, ask.stages, ask.seed, found, ask.allowed
+                engine.model_dir,
+                ask.prompt,
+                pictures,
+                stages,
+                ask.seed,
+                found,
+                ask.allowed,
+                ask.late,
             )
-            policy = f"{ask.stages!r} seed {ask.seed}"
+            policy = f"{stages!r} seed {ask.seed}{' late' * ask.late}"
             if kept.gap < RANK_TIE:
                 assert ties, (
                     f"answer {index} ({policy}): choose another seed, two tokens rank alike"

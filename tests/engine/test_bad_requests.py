@@ -70,7 +70,7 @@ def test_bad_value_is_refused(open_engine: OpenEngine, key: str, value: Any) -> 
         ({"flow_cliff": 2, "flow_keep": [3], "flow_rank": "uniform"}, "flow_keep=.*1 values and the prompt has 2"),
         ({"flow_stages": "1:20% uniform, 2:9 uniform"}, "keeps 9 and '1:20% uniform' left 5"),
         ({"flow_cliff": 2, "flow_keep": 3, "flow_rank": "last_prompt"}, "see 6[0-9] tokens in one step"),
-        ({"flow_cliff": 2, "flow_when": "decode"}, "flow_when='decode'"),
+        ({"flow_preset": "divprune", "flow_when": "decode"}, "flow_when='decode': 'diversity'"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_prompt_is_refused(

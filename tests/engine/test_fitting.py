@@ -115,7 +115,10 @@ def test_every_policy_has_a_salt_of_its_own() -> None:
         ),
         ({"flow_cliff": 3, "flow_keep": 9, "flow_rank": "last_image"}, "must see 90 tokens in one step"),
         ({"flow_preset": "fastv"}, "must see 175 tokens in one step"),
-        ({"flow_cliff": 3, "flow_when": "decode"}, "flow_when='decode': no engine of this version"),
+        (
+            {"flow_stages": "2:30% uniform, 9:20% diversity", "flow_when": "decode"},
+            "flow_when='decode': 'diversity' chooses while the image is computed",
+        ),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_the_remedy(keys: Any, said: str) -> None:
@@ -148,6 +151,41 @@ def test_the_most_that_is_allowed_depends_on_the_picture() -> None:
     assert settle({"flow_cliff": 20}, (5, 49), max_policy=strongest)[1] is not None
     with pytest.raises(PolicyError, match="from layer 19 on"):
         settle({"flow_cliff": 19}, (5, 49), max_policy=strongest)
+
+
+def test_what_leaves_after_the_prefill_shares_what_has_no_policy() -> None:
+    """Its salt is the client's, and its prompt may be of any shape: nothing leaves while it is computed."""
+    late = {"flow_cliff": 3, "flow_when": "decode"}
+    assert settle(late, (5, 90), step_tokens=32) == (late, None)
+    sent = request(late, (5, 90), text=0)
+    sent.cache_salt, sent.sampling_params.prompt_logprobs = "mine", 1
+    check_request(sent, SETTINGS)
+    assert (sent.sampling_params.extra_args, sent.cache_salt) == (late, "mine")
+    keys = {"flow_preset": "fastv", "flow_when": "decode"}
+    assert settle(keys, (5, 90), step_tokens=2) == (
+        {"flow_cliff": 2, "flow_keep": "50%", "flow_rank": "last_prompt", "flow_when": "decode"},
+        None,
+    )
+    with pytest.raises(PolicyError, match="must see 2 tokens in one step"):
+        settle(keys, (5, 90), step_tokens=1)
+    sent = request(late, (5, 90))
+    sent.resumable = True
+    with pytest.raises(PolicyError, match="streaming input"):
+        check_request(sent, SETTINGS)
+
+
+def test_an_operator_may_allow_eviction_after_the_prefill_alone() -> None:
+    strongest = parse_policy({"flow_cliff": 3, "flow_when": "decode"}, LAYERS)
+    late = {"flow_cliff": 4, "flow_when": "decode"}
+    assert settle(late, (5, 90), max_policy=strongest)[0] == late
+    with pytest.raises(PolicyError, match="flow_when='prefill': .*send \"decode\""):
+        settle({"flow_cliff": 9}, (5, 90), max_policy=strongest)
+    with pytest.raises(PolicyError, match="flow_cliff=2: the operator"):
+        settle({**late, "flow_cliff": 2}, (5, 90), max_policy=strongest)
+    assert settle(None, (5, 90), default_policy=strongest) == (
+        {"flow_cliff": 3, "flow_when": "decode"},
+        None,
+    )
 
 
 @pytest.mark.parametrize("rank", ["diversity", "last_image"])

@@ -66,10 +66,10 @@ def test_random_traffic_is_exact(open_engine: OpenEngine, name: str, seed: int) 
 
 
 def test_random_traffic_of_every_policy_is_exact(open_engine: OpenEngine) -> None:
-    """The whole grammar: ranks of all kinds, stages, values per image, beside cliffs and the baseline."""
+    """The whole grammar: ranks of all kinds, stages, values per image, late ones, cliffs, the baseline."""
     options = dict(enable_prefix_caching=True, async_scheduling=True, max_num_batched_tokens=512)
     engine = open_engine(LONG, 3, kv_cache_memory_bytes=TINY_POOL, max_num_seqs=12, **options)
-    went = traffic.run(engine, 3, REQUESTS, stages=0.8)
+    went = traffic.run(engine, 3, REQUESTS, stages=0.8, late=0.3)
     assert went.preempted and went.aborted and went.finished > REQUESTS / 4
 
 
@@ -100,7 +100,9 @@ def test_fuzz(open_engine: OpenEngine) -> None:
         engine = open_engine(LONG, group_layers, **options)
         # Shown by pytest where the run fails: what it takes to repeat it.
         print(f"seed {seed}: groups of {group_layers}, {options}")
-        total += traffic.run(engine, seed, REQUESTS, resets=0.01 * (seed % 3), stages=0.6)
+        total += traffic.run(
+            engine, seed, REQUESTS, resets=0.01 * (seed % 3), stages=0.6, late=0.1 * (seed % 4)
+        )
         if time.monotonic() > end:
             break
     print(f"fuzz: {total}")

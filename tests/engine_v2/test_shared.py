@@ -21,6 +21,7 @@ from tests.engine.test_exactness import (
     test_stock_baseline_is_the_oracle,
 )
 from tests.engine.test_inert import test_without_policy_equals_stock
+from tests.engine.test_late_eviction import test_what_leaves_after_the_prefill_is_exact
 from tests.engine.test_lifecycle import (
     test_abort_during_decode,
     test_abort_during_prefill,
@@ -57,5 +58,6 @@ __all__ = [
     "test_ranks_of_the_device_are_exact",
     "test_requests_join_a_running_batch",
     "test_stock_baseline_is_the_oracle",
+    "test_what_leaves_after_the_prefill_is_exact",
     "test_without_policy_equals_stock",
 ]

@@ -268,6 +268,7 @@ def test_what_a_policy_did_is_in_its_response_and_in_the_metrics(server: Tiny) -
     # Two layers per group, keys and values of two heads of 32 float32 numbers each.
     block_bytes = 2 * 32 * 2 * 2 * 32 * 4
     assert answer["kv_transfer_params"]["vllm_flow"] == {
+        "when": "prefill",
         "cliff": 2,
         "stages": [{"layer": 2, "image_tokens_kept": 0, "image_tokens_evicted": image}],
         "image_tokens_evicted": image,

@@ -23,7 +23,7 @@ from vllm_flow.engine.calls import FORMS
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.last_layer import KeyWriter
-from vllm_flow.engine.ranking import DeviceRanking, Ranker
+from vllm_flow.engine.ranking import DeviceRanking, DeviceReading, Ranker
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class FlowStep:
     """Attention layer name -> backend metadata, for layers past the first cliff."""
     slot_mapping: dict[str, torch.Tensor] = field(default_factory=dict)
     """Attention layer name -> [R] slots to write."""
+    late: dict[int, list[DeviceReading]] = field(default_factory=dict)
+    """Layer -> rows whose attention there decides what leaves after the prefill."""
     profiles: bool = False
     """A pass of nobody's rows, run eagerly to see what memory that takes."""
 
@@ -73,9 +75,11 @@ class FlowStep:
 
     @property
     def eager(self) -> bool:
-        """Whether the layers' own code has to run: compiled code knows one number of rows."""
-        return self.profiles or any(
-            variant.gather is not None for variant in self.variants.values()
+        """Whether the layers' own code has to run: compiled code knows one number of rows, and no reader."""
+        return (
+            self.profiles
+            or bool(self.late)
+            or any(variant.gather is not None for variant in self.variants.values())
         )
 
 
@@ -111,6 +115,11 @@ class DecoderHook:
     def arm(self, step: FlowStep | None) -> None:
         """Set what the next call of the model does; None for a stock pass. Good for one call."""
         self._armed = step
+
+    def forget(self, request_id: str) -> None:
+        """Drop what is kept of a request from step to step."""
+        if self.ranker is not None:
+            self.ranker.remove(request_id)
 
     @contextmanager
     def around_call(self) -> Iterator[None]:
@@ -199,10 +208,11 @@ class DecoderHook:
             positions = self._positions
         following = step.variants.get(index + 1)
         watched = [r for r in following.rankings if r.by_attention] if following else []
-        if not watched:
+        late = step.late.get(index, ())
+        if not watched and not late:
             return forward(positions, hidden_RH, residual_RH, **kwargs)
         assert self.ranker is not None, "nobody is served before there is a KV cache"
-        with self.ranker.watching(index, watched, self._rows):
+        with self.ranker.watching(index, watched, self._rows, late):
             return forward(positions, hidden_RH, residual_RH, **kwargs)
 
     def _advance(self, variant: DeviceVariant, gather: torch.Tensor) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.engine import obstacles
 from vllm_flow.engine.requests import evictable, layout_of, unreached_modality
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.layout import TokenLayout
 from vllm_flow.log_keys import HEAT_KEY, LOG_KEY, parse_log
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import check_bound
-from vllm_flow.policy_keys import CLIFF_KEY, KEEP_KEY
-from vllm_flow.ranks import RANKS, PositionRank
+from vllm_flow.policy_keys import CLIFF_KEY, KEEP_KEY, WHEN_KEY
+from vllm_flow.ranks import RANKS, AttentionRank, PositionRank
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -59,6 +60,13 @@ def fitted(
     layout = layout_of(policy, features, settings.num_layers, prompt_tokens)
     if layout is None:
         return None
+    if request.resumable:
+        raise Obstacle("streaming input may bring images later; leave out the policy.")
+    _check_log(layout, keys, settings.num_layers)
+    _check_workers(layout, settings)
+    _check_step(layout, settings)
+    if layout.late:  # the prompt's rows are all there
+        return layout
     if layout.spans.end >= prompt_tokens:
         raise Obstacle(
             "the prompt ends with an image token, and the first answer token would be read from "
@@ -69,10 +77,6 @@ def fitted(
             "evicted positions have no logits, so prompt_logprobs cannot be given; leave out "
             "prompt_logprobs, or the policy."
         )
-    if request.resumable:
-        raise Obstacle("streaming input may bring images later; leave out the policy.")
-    _check_step(layout, settings)
-    _check_log(layout, keys, settings.num_layers)
     return layout
 
 
@@ -107,9 +111,32 @@ def _check_images(policy: FlowPolicy, totals: list[int], keys: Mapping[str, Any]
                 )
 
 
+def _check_workers(layout: TokenLayout, settings: FlowSettings) -> None:
+    """What the workers cannot do would end the engine."""
+    other = "or have the server started with another attention backend (--attention-backend)."
+    reason = settings.obstacles.get(obstacles.LATE)
+    if layout.late and reason is not None:
+        raise Obstacle(
+            f"what stays after the prefill cannot be moved in this engine's KV cache: {reason}; leave "
+            f"this key out, {other}",
+            WHEN_KEY,
+        )
+    asked = {choice.rank for stage in layout.stages for choice in stage.choices}
+    attending = sorted(name for name in asked if isinstance(RANKS[name], AttentionRank))
+    reason = settings.obstacles.get(obstacles.RANKS)
+    if attending and reason is not None:
+        others = [name for name, rank in RANKS.items() if not isinstance(rank, AttentionRank)]
+        raise Obstacle(
+            f"{attending[0]!r} reads keys from this engine's KV cache, which cannot be done: {reason}; "
+            f"rank by {' or '.join(map(repr, others))}, {other}"
+        )
+
+
 def _check_step(layout: TokenLayout, settings: FlowSettings) -> None:
     """What must be computed in one step must fit one, or the request would wait for ever."""
     longest = max((stop - start for start, stop in layout.whole), default=0)
+    if layout.read_layers:
+        longest = 2  # see TokenLayout.next_cut
     if settings.step_tokens is None or longest <= settings.step_tokens:
         return
     by_place = [name for name, rank in RANKS.items() if isinstance(rank, PositionRank)]
