@@ -24,8 +24,8 @@ from vllm_flow.eval.sweep.engine_actor import EngineActor, EngineOptions
 from vllm_flow.eval.sweep.records import Run
 from vllm_flow.exits import CommandError
 
-IN_FLIGHT = 2
-"""Batches at an engine, one of them being answered: the next is there when it is done."""
+IN_FLIGHT = 4
+"""Batches at an engine, answered side by side, so that none waits for another one's slowest request."""
 
 RETRIES = 3
 """How often a batch is given out again after its engine or machine died. A batch that kills every
@@ -224,7 +224,12 @@ def answers(
             fn_constructor_args=[options],
             batch_size=None,  # a block is a batch
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=pool.engines, max_tasks_in_flight_per_actor=IN_FLIGHT),
+            compute=ActorPoolStrategy(
+                size=pool.engines,
+                max_tasks_in_flight_per_actor=IN_FLIGHT,
+                max_concurrent_calls_per_actor=IN_FLIGHT,
+                enable_true_multi_threading=True,
+            ),
             # Dead actors are started again without end, Ray Data's default; batches are not.
             max_task_retries=RETRIES,
             **placement,

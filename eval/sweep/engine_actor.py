@@ -1,6 +1,7 @@
 """One vLLM engine that answers batches of work; what Ray Data runs as an actor.
 
-Reads pictures, asks every policy of an item side by side, and returns rows of the records' schema.
+Reads pictures, asks every policy of an item side by side, and returns rows of the records' schema. Several
+threads may call it at once: their batches overlap in the engine (`shared_engine`).
 What fails for one item becomes its error row; what fails for the engine is raised. Knows nothing of
 Ray: the benchmark and the tests run it in a loop of their own. vLLM is imported when an engine is
 built, after the environment has been set for it.
@@ -13,6 +14,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -21,6 +23,7 @@ from vllm_flow.eval.sweep.budgets import image_rows
 from vllm_flow.eval.sweep.pictures import background_of, picture_key, read_pictures, unreadable
 from vllm_flow.eval.sweep.policies import BASELINE, Policy
 from vllm_flow.eval.sweep.schema import answers_table
+from vllm_flow.eval.sweep.shared_engine import SharedEngine, refusals
 from vllm_flow.eval.sweep.work import savings, waves
 from vllm_flow.pictures import Colour
 
@@ -85,6 +88,9 @@ class Ask:
 class EngineActor:
     """An engine; called with a table of `requests.WORK`, it returns one of `records.ANSWERS`."""
 
+    sampling: Mapping[str, Any] = MappingProxyType({})
+    """Further arguments of every request's `SamplingParams`; the benchmark's fixes its lengths with them."""
+
     def __init__(self, options: EngineOptions, extension: bool = True) -> None:
         """Start the engine.
 
@@ -125,6 +131,7 @@ class EngineActor:
         self.conversation = Conversation(options.conversation, processor)
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.geometry = scheduler_of(self.llm).flow_geometry if extension else None
+        self.shared = SharedEngine(self.llm, self._footprints)
         self.downsampler: Any = None
         if options.embeds:
             from vllm_flow.eval.sweep.downsample import Downsampler
@@ -161,37 +168,55 @@ class EngineActor:
     def _answer(self, asks: Sequence[Ask]) -> list[dict[str, Any]]:
         """Hand all requests to the engine, then let it run until none is left."""
         rows, waiting = [], {}
-        embeddings = self._embeddings(asks)
-        for index, ask in enumerate(asks):
-            try:
-                (request_id,) = self._enqueue(ask, embeddings.get(index))
-            except refusals() as error:
-                rows.append(self._failed(ask.item, ask.policy.name, f"refused: {error}"))
-            else:
-                waiting[request_id] = ask
-        outputs = self.llm.wait_for_completion(use_tqdm=False)
-        by_id = {output.request_id: output for output in outputs}
-        took = self._footprints()
+        grids = {ask.grid for ask in asks if ask.grid is not None}
+        with self.shared.grid(*(grids or {None})):
+            embeddings = self._embeddings(asks)
+            prompts = [
+                self.request(
+                    ask,
+                    ask.policy.request_keys(),
+                    embeddings.get(index),
+                    max_tokens=ask.item["max_tokens"],
+                    **self.sampling,
+                )
+                for index, ask in enumerate(asks)
+            ]
+            added = self.shared.add(prompts, self._tokenization, refusals())
+            for ask, one in zip(asks, added, strict=True):
+                if isinstance(one, Exception):
+                    rows.append(self._failed(ask.item, ask.policy.name, f"refused: {one}"))
+                else:
+                    waiting[one] = ask
+            done = self.shared.wait(list(waiting))
         for internal, ask in waiting.items():
-            # The internal id is the caller's, a dash and random characters.
-            output = by_id.get(internal.rpartition("-")[0])
-            rows.append(self._row(ask, output, took.get(internal)))
+            output, took = done.get(internal, (None, None))
+            rows.append(self._row(ask, output, took))
         return rows
 
-    def _enqueue(self, ask: Ask, embedding: Any) -> list[str]:
-        return self.enqueue(
-            ask, ask.policy.request_keys(), embedding, max_tokens=ask.item["max_tokens"]
-        )
+    @property
+    def _tokenization(self) -> dict[str, Any]:
+        return {"add_special_tokens": self.conversation.add_special_tokens}
 
     def enqueue(
         self, ask: Ask, keys: Mapping[str, Any], embedding: Any = None, **sampling: Any
     ) -> list[str]:
-        """Hand one greedy request to the engine; its internal id, as the only one of a list.
+        """Hand one greedy request to the engine; its internal id, as the only one of a list. Not while batches
+        are answered.
 
         Args:
             keys: the request's extra arguments, whatever the policy of `ask`.
             sampling: further arguments of `SamplingParams`.
         """
+        return self.llm.enqueue(
+            *self.request(ask, keys, embedding, **sampling),
+            use_tqdm=False,
+            tokenization_kwargs=self._tokenization,
+        )
+
+    def request(
+        self, ask: Ask, keys: Mapping[str, Any], embedding: Any = None, **sampling: Any
+    ) -> tuple[dict[str, Any], Any]:
+        """A greedy request as vLLM takes it: its prompt and its sampling parameters."""
         from vllm import SamplingParams
 
         prompt: dict[str, Any] = {
@@ -203,12 +228,7 @@ class EngineActor:
             prompt["multi_modal_uuids"] = {"image": [ask.picture_id]}
         # None, not {}: the baseline is a request as stock vLLM knows it.
         params = SamplingParams(temperature=0, extra_args=dict(keys) or None, **sampling)
-        return self.llm.enqueue(
-            prompt,
-            params,
-            use_tqdm=False,
-            tokenization_kwargs={"add_special_tokens": self.conversation.add_special_tokens},
-        )
+        return prompt, params
 
     def _embeddings(self, asks: Sequence[Ask]) -> dict[int, Any]:
         """Embeddings of the reduced pictures, by request; one pass of the tower for all of them."""
@@ -216,7 +236,8 @@ class EngineActor:
         if not wanted:
             return {}
         (side,) = {ask.grid for ask in wanted.values()}
-        made = self.downsampler.embed([ask.picture for ask in wanted.values()], side)
+        with self.shared.turn():
+            made = self.downsampler.embed([ask.picture for ask in wanted.values()], side)
         by_picture = dict(zip(wanted, made, strict=True))
         return {i: by_picture[a.picture_id] for i, a in enumerate(asks) if a.grid is not None}
 
@@ -280,10 +301,3 @@ def prepare_process() -> None:
     # Ray gives an actor its share of the cores (OMP_NUM_THREADS); pinning would put all engines of
     # a machine on the same ones.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-
-
-def refusals() -> tuple[type[Exception], ...]:
-    """What vLLM raises for a request that it does not take; a later vLLM's may derive from less."""
-    from vllm.exceptions import VLLMClientError
-
-    return (ValueError, VLLMClientError)

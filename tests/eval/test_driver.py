@@ -29,7 +29,7 @@ from vllm_flow.eval.sweep.records import Run  # noqa: E402
 from vllm_flow.eval.sweep.schema import answers_table  # noqa: E402
 from vllm_flow.eval.tasks import get_task  # noqa: E402
 
-QUESTIONS = 40
+QUESTIONS = 28
 
 
 @pytest.fixture(scope="module")
