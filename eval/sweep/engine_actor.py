@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from types import MappingProxyType
@@ -23,7 +24,7 @@ from vllm_flow.eval.sweep.budgets import image_rows
 from vllm_flow.eval.sweep.pictures import background_of, picture_key, read_pictures, unreadable
 from vllm_flow.eval.sweep.policies import BASELINE, Policy
 from vllm_flow.eval.sweep.schema import answers_table
-from vllm_flow.eval.sweep.shared_engine import SharedEngine, refusals
+from vllm_flow.eval.sweep.shared_engine import SharedEngine, refusals, room_in
 from vllm_flow.eval.sweep.work import savings, waves
 from vllm_flow.pictures import Colour
 
@@ -130,8 +131,9 @@ class EngineActor:
         processor = AutoProcessor.from_pretrained(model)
         self.conversation = Conversation(options.conversation, processor)
         self.name = f"{socket.gethostname()}:{os.getpid()}"
-        self.geometry = scheduler_of(self.llm).flow_geometry if extension else None
-        self.shared = SharedEngine(self.llm, self._footprints)
+        self._scheduler = scheduler_of(self.llm) if extension else None
+        self.geometry = self._scheduler.flow_geometry if self._scheduler else None
+        self.shared = SharedEngine(self.llm, self._footprint, room_in(self.llm))
         self.downsampler: Any = None
         if options.embeds:
             from vllm_flow.eval.sweep.downsample import Downsampler
@@ -141,10 +143,18 @@ class EngineActor:
 
     def __call__(self, work: pa.Table) -> pa.Table:
         """Answer a batch; every (item, policy) in it gives one row."""
-        rows: list[dict[str, Any]] = []
-        items = work.to_pylist()
+        with ExitStack() as pictures:
+            pictures.enter_context(self.shared.ahead())
+            asks, rows = self._asks(work.to_pylist())
+            for wave in waves([ask.grid for ask in asks]):
+                rows += self._answer([asks[index] for index in wave], pictures.close)
+        now = datetime.now(timezone.utc)
+        return answers_table([{**row, "written_at": now} for row in rows])
+
+    def _asks(self, items: Sequence[Mapping[str, Any]]) -> tuple[list[Ask], list[dict[str, Any]]]:
+        """The requests of a batch, and rows for those whose picture cannot be read."""
+        asks, rows = [], []
         pictures = read_pictures(items, self.options.background)
-        asks = []
         for item in items:
             picture = pictures.get(picture_key(item))
             for name in item["policies"]:
@@ -155,19 +165,15 @@ class EngineActor:
                     raise ValueError(f"stock vLLM cannot answer under the policy {name}")
                 else:
                     asks.append(Ask(item, policy, picture, self._grid(policy, picture)))
-        for wave in waves([ask.grid for ask in asks]):
-            rows += self._answer([asks[index] for index in wave])
-        now = datetime.now(timezone.utc)
-        return answers_table([{**row, "written_at": now} for row in rows])
+        return asks, rows
 
     def _grid(self, policy: Policy, picture: Any) -> int | None:
         if picture is None or self.options.full_grid is None or self.geometry is None:
             return None
         return policy.grid(self.options.full_grid, self.geometry.num_layers)
 
-    def _answer(self, asks: Sequence[Ask]) -> list[dict[str, Any]]:
-        """Hand all requests to the engine, then let it run until none is left."""
-        rows, waiting = [], {}
+    def _answer(self, asks: Sequence[Ask], added: Callable[[], None]) -> list[dict[str, Any]]:
+        """Hand all requests to the engine, say so, and wait for them."""
         grids = {ask.grid for ask in asks if ask.grid is not None}
         with self.shared.grid(*(grids or {None})):
             embeddings = self._embeddings(asks)
@@ -181,16 +187,21 @@ class EngineActor:
                 )
                 for index, ask in enumerate(asks)
             ]
-            added = self.shared.add(prompts, self._tokenization, refusals())
-            for ask, one in zip(asks, added, strict=True):
-                if isinstance(one, Exception):
-                    rows.append(self._failed(ask.item, ask.policy.name, f"refused: {one}"))
-                else:
-                    waiting[one] = ask
-            done = self.shared.wait(list(waiting))
-        for internal, ask in waiting.items():
-            output, took = done.get(internal, (None, None))
-            rows.append(self._row(ask, output, took))
+            batch = self.shared.add(prompts, self._tokenization, refusals())
+            # The engine has what it needs of the pictures.
+            del prompts, embeddings
+            for ask in asks:
+                ask.picture = None
+            added()
+            self.shared.wait(batch)
+        rows = []
+        for index, ask in enumerate(asks):
+            if index in batch.refused:
+                reason = f"refused: {batch.refused[index]}"
+                rows.append(self._failed(ask.item, ask.policy.name, reason))
+            else:
+                output, took = batch.done.get(batch.ids[index], (None, None))
+                rows.append(self._row(ask, output, took))
         return rows
 
     @property
@@ -236,8 +247,8 @@ class EngineActor:
         if not wanted:
             return {}
         (side,) = {ask.grid for ask in wanted.values()}
-        with self.shared.turn():
-            made = self.downsampler.embed([ask.picture for ask in wanted.values()], side)
+        pictures = [ask.picture for ask in wanted.values()]
+        made = self.shared.between_steps(lambda: self.downsampler.embed(pictures, side))
         by_picture = dict(zip(wanted, made, strict=True))
         return {i: by_picture[a.picture_id] for i, a in enumerate(asks) if a.grid is not None}
 
@@ -287,10 +298,8 @@ class EngineActor:
             "engine": self.name,
         }
 
-    def _footprints(self) -> dict[str, Any]:
-        from vllm_flow.engine.inspect import footprints
-
-        return footprints(self.llm) if self.geometry is not None else {}
+    def _footprint(self, request_id: str) -> Any:
+        return self._scheduler and self._scheduler.flow_footprints.latest.get(request_id)
 
 
 def prepare_process() -> None:

@@ -1,81 +1,78 @@
-"""One engine that several threads keep busy: batches overlap in it, and none waits for another's slowest request.
+"""One engine that several batches keep busy: none of them waits for another one's slowest request.
 
-A thread prepares its batch while the engine computes for the others, adds it between two steps, and sleeps until
-its last request is done. The steps are made by a thread of their own, which lives as long as there is something
-to compute. Knows vLLM's `LLM` and its engine; nothing of items, policies or rows.
+One thread owns the engine: between two steps it adds what has come meanwhile. A batch's own thread prepares its
+requests while the engine computes for the others, hands over each as it is ready, and sleeps until the last of
+them is done. The owner lives as long as there is something to do. Knows vLLM's `LLM` and its engine; nothing of
+items, policies or rows.
 
 The seam in vLLM: `LLM._preprocess_cmpl_one` and `LLM._render_and_add_requests`, the two halves of
-`LLM.enqueue`, taken apart so that pictures are prepared outside of the engine's turn.
+`LLM.enqueue`, taken apart so that pictures are prepared outside of the engine's thread.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+Found = TypeVar("Found")
+Job = tuple[Callable[[], None], Callable[[BaseException], None]]
+"""What the owner is to do, and what is to be done where there is no owner any more."""
+
+AHEAD = 2
+"""Batches whose pictures are read and that are not yet with the engine: one being prepared, one behind it."""
 
 
-class Turns:
-    """A lock that is handed on in the order in which it was asked for.
+class Batch:
+    """The requests of one thread on their way."""
 
-    Python's own may be taken again and again by a thread that steps without a pause.
-    """
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._waiting: deque[threading.Event] = deque()
-        self._taken = False
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for one's turn, and hand it on afterwards."""
-        with self._guard:
-            mine = threading.Event()
-            if self._taken:
-                self._waiting.append(mine)
-            else:
-                self._taken = True
-                mine.set()
-        mine.wait()
-        try:
-            yield
-        finally:
-            with self._guard:
-                if self._waiting:
-                    self._waiting.popleft().set()
-                else:
-                    self._taken = False
+    def __init__(self, size: int) -> None:
+        self.ids: dict[int, str] = {}
+        """The engine's ids by the requests' numbers in the batch, without those that were refused."""
+        self.refused: dict[int, Exception] = {}
+        self.done: dict[str, tuple[Any, Any]] = {}
+        """(output, footprint) by the engine's id, without those that the engine lost."""
+        self.failure: BaseException | None = None
+        self.left = set(range(size))
+        """Numbers of those that are neither done nor refused."""
+        self.ended = threading.Event()
 
 
 class SharedEngine:
     """What of an `LLM` batches share."""
 
-    def __init__(self, llm: Any, footprints: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, llm: Any, footprint: Callable[[str], Any], room: int) -> None:
         """
         Args:
-            footprints: of the latest finished requests, by internal id.
+            footprint: of a request that has just finished, by the engine's id.
+            room: requests that are in the engine at most; whoever has more waits.
         """
         self.llm = llm
-        self._footprints = footprints
-        self._engine = Turns()
-        """Who may touch the engine: whoever adds or steps."""
+        self._footprint, self._room = footprint, room
         self._order = threading.Lock()
-        """Held from preparing to adding: vLLM's two picture caches must see pictures in one order."""
+        """Held while a batch is prepared: vLLM's two picture caches must see pictures in one order."""
+        self._ahead = threading.BoundedSemaphore(AHEAD)
         self._changed = threading.Condition()
         """Of what follows; its lock guards all of it."""
-        self._done: dict[str, tuple[Any, Any]] = {}
-        self._inner: dict[str, str] = {}
-        """The engine's id of a request by the caller's: that, a dash and random characters."""
+        self._jobs: deque[Job] = deque()
+        """What the owner does before its next step."""
+        self._owned = False
+        self._inside: dict[str, tuple[Batch, int, str]] = {}
+        """Whose a request is, by the caller's id: its batch, its number in it, and the engine's id."""
+        self._open: set[Batch] = set()
+        """Batches that have not ended."""
+        self._under_way = 0
+        """Requests handed over and not done."""
         self._failure: BaseException | None = None
-        self._stepping = False
         self._grids: Counter[int] = Counter()
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Between two steps: nobody else touches the engine or its model."""
-        with self._engine.turn():
+    def ahead(self) -> Iterator[None]:
+        """Hold pictures that are not yet with the engine; at most `AHEAD` batches do at a time."""
+        with self._ahead:
             yield
 
     @contextmanager
@@ -98,88 +95,162 @@ class SharedEngine:
                 self._grids = +self._grids
                 self._changed.notify_all()
 
+    def between_steps(self, call: Callable[[], Found]) -> Found:
+        """The call's result, made by the owner while it does not step."""
+        future: Future[Found] = Future()
+
+        def job() -> None:
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._hand_over((job, future.set_exception))
+        return future.result()
+
     def add(
         self,
         prompts: Sequence[tuple[Any, Any]],
         tokenization_kwargs: dict[str, Any],
         refusals: tuple[type[Exception], ...],
-    ) -> list[str | Exception]:
-        """Prepare (prompt, sampling parameters) while the engine computes, then add all of them at once.
+    ) -> Batch:
+        """Prepare (prompt, sampling parameters) one by one, and hand each to the engine as it is ready.
 
-        Returns:
-            For each its internal id, or why it was refused.
+        Raises:
+            Exception: whatever is none of the `refusals`, or made the engine fail.
         """
-        added: list[str | Exception] = []
-        with self._order:
-            prepared: list[Any] = []
-            for prompt, _ in prompts:
-                try:
-                    prepared.append(self.llm._preprocess_cmpl_one(prompt, tokenization_kwargs))
-                except refusals as error:
-                    prepared.append(error)
-            with self.turn():
-                for one, (_, params) in zip(prepared, prompts, strict=True):
-                    try:
-                        if isinstance(one, Exception):
-                            raise one
-                        (inner,) = self.llm._render_and_add_requests([one], [params])
-                        self._inner[_outer(inner)] = inner
-                        added.append(inner)
-                    except refusals as error:
-                        added.append(error)
-        self._step_on()
-        return added
+        batch = Batch(len(prompts))
+        if not prompts:
+            return batch
+        with self._changed:
+            self._open.add(batch)
+        try:
+            with self._order:
+                for number, (prompt, params) in enumerate(prompts):
+                    self._add_one(batch, number, prompt, params, tokenization_kwargs, refusals)
+        except BaseException:
+            with self._changed:
+                self._open.discard(batch)  # nobody will wait for it
+            raise
+        return batch
 
-    def wait(self, ids: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-        """Sleep until the requests are done: internal id -> (output, footprint), without those that are lost.
+    def _add_one(
+        self,
+        batch: Batch,
+        number: int,
+        prompt: Any,
+        params: Any,
+        tokenization_kwargs: dict[str, Any],
+        refusals: tuple[type[Exception], ...],
+    ) -> None:
+        try:
+            ready = self.llm._preprocess_cmpl_one(prompt, tokenization_kwargs)
+        except refusals as error:
+            with self._changed:
+                self._refuse(batch, number, error)
+            return
+
+        def job() -> None:
+            try:
+                (inner,) = self.llm._render_and_add_requests([ready], [params])
+            except refusals as error:
+                with self._changed:
+                    self._under_way -= 1
+                    self._refuse(batch, number, error)
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                batch.ids[number] = inner
+                # The engine's id is the caller's, a dash and random characters.
+                self._inside[inner.rpartition("-")[0]] = (batch, number, inner)
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure or self._under_way < self._room)
+            self._check()
+            self._under_way += 1
+        self._hand_over((job, lambda error: None))  # the batch is told by itself
+
+    def wait(self, batch: Batch) -> Batch:
+        """Sleep until the batch's requests are done, refused, or lost.
 
         Raises:
             Exception: what a step of the engine raised, for every batch in it.
         """
-        outer = {_outer(one): one for one in ids}
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._failure or not self._stepping or outer.keys() <= self._done.keys()
-            )
-            if self._failure:
-                raise self._failure
-            there = outer.keys() & self._done.keys()
-            return {outer[one]: self._done.pop(one) for one in there}
+        if batch.left:
+            batch.ended.wait()
+        if batch.failure is not None:
+            raise batch.failure
+        return batch
 
-    def _step_on(self) -> None:
-        """See to it that somebody steps."""
+    def _hand_over(self, job: Job) -> None:
         with self._changed:
-            if not self._stepping:
-                self._stepping = True
-                threading.Thread(target=self._steps, name="engine steps", daemon=True).start()
+            self._check()
+            self._jobs.append(job)
+            if not self._owned:
+                self._owned = True
+                threading.Thread(target=self._own, name="engine steps", daemon=True).start()
 
-    def _steps(self) -> None:
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _own(self) -> None:
+        """Add and step until there is nothing left to do."""
+        engine = self.llm.llm_engine
         try:
             while True:
-                with self.turn():
-                    if not self.llm.llm_engine.has_unfinished_requests():
-                        # Whoever adds takes a turn, and looks for a stepping thread after it.
-                        with self._changed:
-                            self._stepping = False
-                            self._changed.notify_all()
-                        return
-                    outputs = [one for one in self.llm.llm_engine.step() if one.finished]
-                    took = self._footprints() if outputs else {}
-                    inner = [self._inner.pop(output.request_id, "") for output in outputs]
                 with self._changed:
-                    for output, one in zip(outputs, inner, strict=True):
-                        self._done[output.request_id] = (output, took.get(one))
-                    if outputs:
-                        self._changed.notify_all()
+                    jobs = list(self._jobs)
+                    self._jobs.clear()
+                    if not jobs and not engine.has_unfinished_requests():
+                        self._owned = False
+                        self._lose_the_rest()
+                        return
+                for job, _ in jobs:
+                    job()
+                if engine.has_unfinished_requests():
+                    self._hand_back([one for one in engine.step() if one.finished])
         except BaseException as error:
-            with self._changed:
-                self._failure, self._stepping = error, False
-                self._changed.notify_all()
+            self._fail(error)
 
+    def _hand_back(self, outputs: Sequence[Any]) -> None:
+        if not outputs:
+            return
+        with self._changed:
+            for output in outputs:
+                batch, number, inner = self._inside.pop(output.request_id)
+                batch.done[inner] = (output, self._footprint(inner))
+                self._under_way -= 1
+                self._leave(batch, number)
+            self._changed.notify_all()
 
-def _outer(inner: str) -> str:
-    """The caller's id of a request from the engine's."""
-    return inner.rpartition("-")[0]
+    def _refuse(self, batch: Batch, number: int, error: Exception) -> None:
+        batch.refused[number] = error
+        self._leave(batch, number)
+
+    def _leave(self, batch: Batch, number: int) -> None:
+        batch.left.discard(number)
+        if not batch.left:
+            self._open.discard(batch)
+            batch.ended.set()
+
+    def _lose_the_rest(self) -> None:
+        """What the engine no longer has and never gave back is missing from its batch."""
+        for batch, number, _ in self._inside.values():
+            self._under_way -= 1
+            self._leave(batch, number)
+        self._inside.clear()
+        self._changed.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._failure = error
+            for batch in self._open:
+                batch.failure = error
+                batch.ended.set()
+            for _, fail in self._jobs:
+                fail(error)
+            self._changed.notify_all()
 
 
 def refusals() -> tuple[type[Exception], ...]:
@@ -187,3 +258,8 @@ def refusals() -> tuple[type[Exception], ...]:
     from vllm.exceptions import VLLMClientError
 
     return (ValueError, VLLMClientError)
+
+
+def room_in(llm: Any) -> int:
+    """Requests that an engine computes at once at most: what more it is given would wait in it with its picture."""
+    return int(llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vllm_flow.eval.sweep.shared_engine import SharedEngine, Turns
+from vllm_flow.eval.sweep.shared_engine import AHEAD, Batch, SharedEngine
 
 
 class FakeEngine:
@@ -26,6 +26,7 @@ class FakeEngine:
         self.added: list[int] = []
         self.number = 0
         self.at_step: Callable[[], None] = lambda: None
+        self.most = 0
         self.llm_engine = self
 
     def touch(self) -> None:
@@ -44,7 +45,10 @@ class FakeEngine:
         self.touch()
         self.number += 1
         self.added.append(prompts[0])
+        if prompts[0] == 13:
+            raise ValueError("unlucky")
         self.left[str(self.number)] = prompts[0]
+        self.most = max(self.most, len(self.left))
         return [f"{self.number}-abcd"]
 
     def has_unfinished_requests(self) -> bool:
@@ -62,13 +66,12 @@ class FakeEngine:
         return [SimpleNamespace(request_id=name, finished=True) for name in finished]
 
 
-def shared(fake: FakeEngine) -> SharedEngine:
-    return SharedEngine(fake, lambda: {f"{n}-abcd": f"blocks of {n}" for n in range(1, 400)})
+def shared(fake: FakeEngine, room: int = 256) -> SharedEngine:
+    return SharedEngine(fake, lambda inner: f"blocks of {inner.partition('-')[0]}", room)
 
 
-def ask(engine: SharedEngine, lengths: list[int]) -> dict[str, tuple[Any, Any]]:
-    added = engine.add([(length, None) for length in lengths], {}, (ValueError,))
-    return engine.wait([one for one in added if isinstance(one, str)])
+def ask(engine: SharedEngine, lengths: list[int]) -> Batch:
+    return engine.wait(engine.add([(length, None) for length in lengths], {}, (ValueError,)))
 
 
 def test_a_short_batch_does_not_wait_for_a_long_one() -> None:
@@ -95,34 +98,99 @@ def test_every_batch_gets_its_own_and_nothing_stays_behind() -> None:
     fake = FakeEngine(0.0002)
     engine = shared(fake)
     batches = [[1 + (7 * i + j) % 9 for j in range(1 + i % 5)] for i in range(40)]
-    with ThreadPoolExecutor(4) as threads:
+    with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda lengths: ask(engine, lengths), batches))
-    assert [len(one) for one in found] == [len(lengths) for lengths in batches]
-    ids = [inner for one in found for inner in one]
-    assert len(set(ids)) == len(ids) == sum(map(len, batches))
-    for one in found:
-        for inner, (output, took) in one.items():
+    for batch, lengths in zip(found, batches, strict=True):
+        assert list(batch.ids) == list(range(len(lengths))) and not batch.refused
+        assert batch.done.keys() == set(batch.ids.values())
+        for inner, (output, took) in batch.done.items():
             assert inner == f"{output.request_id}-abcd"
             assert took == f"blocks of {output.request_id}"
+    ids = [inner for batch in found for inner in batch.done]
+    assert len(set(ids)) == len(ids) == sum(map(len, batches))
     assert fake.prepared == fake.added, "pictures are seen in one order"
-    assert not engine._done and not engine._inner and not fake.left
+    assert not engine._inside and not engine._open and not fake.left and not engine._under_way
     time.sleep(0.05)
     assert not [t for t in threading.enumerate() if t.name == "engine steps"], (
         "idle engines have no thread"
     )
 
 
-def test_what_is_refused_hurts_nobody() -> None:
+def test_requests_join_while_their_batch_is_still_prepared() -> None:
+    """The engine computes the first while the others are on their way."""
+    fake = FakeEngine()
+    steps: list[int] = []
+
+    def slowly(prompt: int, kwargs: dict) -> int:
+        steps.append(fake.steps)
+        time.sleep(0.01)
+        return prompt
+
+    fake._preprocess_cmpl_one = slowly  # type: ignore[method-assign]
+    ask(shared(fake), [30, 1, 1, 1])
+    assert steps[0] == 0 < steps[2] < steps[3]
+
+
+def test_the_engine_is_given_what_it_has_room_for() -> None:
+    fake = FakeEngine(0.0002)
+    engine = shared(fake, room=5)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda lengths: ask(engine, lengths), [[3, 4, 2, 5]] * 12))
+    assert len(fake.added) == 48 and fake.most == 5
+
+
+def test_few_batches_hold_pictures_that_the_engine_has_not_got() -> None:
     engine = shared(FakeEngine())
-    added = engine.add([(1, None), (-1, None), (2, None)], {}, (ValueError,))
-    assert [isinstance(one, ValueError) for one in added] == [False, True, False]
-    assert len(engine.wait([one for one in added if isinstance(one, str)])) == 2
+    holding, most = [], []
+
+    def run(name: int) -> None:
+        with engine.ahead():
+            holding.append(name)
+            most.append(len(holding))
+            time.sleep(0.002)
+            holding.remove(name)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(run, range(24)))
+    assert max(most) == AHEAD
+
+
+def test_what_is_refused_hurts_nobody() -> None:
+    """Refused while it is prepared, and by the engine."""
+    engine = shared(FakeEngine(), room=3)
+    batch = ask(engine, [1, -1, 2, 13, 1])
+    assert {number: str(why) for number, why in batch.refused.items()} == {
+        1: "too long",
+        3: "unlucky",
+    }
+    assert list(batch.ids) == [0, 2, 4] and len(batch.done) == 3
+    assert ask(engine, [-1, 13]).done == {} and ask(engine, []).done == {}
     with pytest.raises(TypeError):
         engine.add([(None, None)], {}, (ValueError,))
-    assert len(ask(engine, [1])) == 1
+    assert len(ask(engine, [1, 1, 1, 1]).done) == 4
+    assert not engine._under_way
 
 
-def test_an_engine_that_fails_tells_every_batch() -> None:
+def test_between_two_steps_nobody_else_touches_the_engine() -> None:
+    fake = FakeEngine()
+    engine = shared(fake)
+
+    def touch() -> int:
+        fake.touch()
+        return fake.steps
+
+    with ThreadPoolExecutor(4) as threads:
+        long = threads.submit(ask, engine, [50])
+        seen = [threads.submit(engine.between_steps, touch).result(30) for _ in range(5)]
+        assert len(long.result(30).done) == 1
+    assert seen == sorted(seen)
+    assert engine.between_steps(lambda: "also when nothing is asked") != ""
+    with pytest.raises(KeyError):
+        engine.between_steps({}.popitem)
+    assert len(ask(engine, [1]).done) == 1
+
+
+def test_an_engine_that_fails_tells_everybody() -> None:
     fake = FakeEngine()
 
     def fail() -> None:
@@ -130,10 +198,37 @@ def test_an_engine_that_fails_tells_every_batch() -> None:
             raise RuntimeError("out of memory")
 
     fake.at_step = fail
-    engine = shared(fake)
+    engine = shared(fake, room=2)  # so that one of the batches still waits to be added
     with ThreadPoolExecutor(3) as threads:
-        asked = [threads.submit(ask, engine, [50]) for _ in range(3)]
+        asked = [threads.submit(ask, engine, [50, 50]) for _ in range(3)]
         for one in asked:
+            with pytest.raises(RuntimeError, match="out of memory"):
+                one.result(30)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.between_steps(fake.touch)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        ask(engine, [1])
+
+
+def test_what_waits_for_its_turn_hears_of_a_failure() -> None:
+    fake = FakeEngine()
+    engine = shared(fake)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def fail() -> None:
+        inside.set()
+        go_on.wait(30)
+        raise RuntimeError("out of memory")
+
+    fake.at_step = fail
+    with ThreadPoolExecutor(2) as threads:
+        asked = threads.submit(ask, engine, [5])
+        inside.wait(30)
+        waiting = threads.submit(engine.between_steps, fake.touch)
+        while not engine._jobs:
+            time.sleep(0.001)
+        go_on.set()
+        for one in (asked, waiting):
             with pytest.raises(RuntimeError, match="out of memory"):
                 one.result(30)
 
@@ -141,8 +236,8 @@ def test_an_engine_that_fails_tells_every_batch() -> None:
 def test_a_request_that_the_engine_loses_is_missing() -> None:
     fake = FakeEngine()
     fake.at_step = lambda: fake.left.pop("2", None)  # type: ignore[assignment, return-value]
-    found = ask(shared(fake), [3, 9, 3])
-    assert sorted(found) == ["1-abcd", "3-abcd"]
+    batch = ask(shared(fake), [3, 9, 3])
+    assert list(batch.ids) == [0, 1, 2] and sorted(batch.done) == ["1-abcd", "3-abcd"]
 
 
 def test_embeddings_of_one_size_at_a_time() -> None:
@@ -159,27 +254,4 @@ def test_embeddings_of_one_size_at_a_time() -> None:
     with ThreadPoolExecutor(6) as threads:
         list(threads.map(run, [1, 2, 1, 3, 2, 1] * 5))
     with engine.grid(None), engine.grid(7):
-        pass
-
-
-def test_turns_are_taken_in_order() -> None:
-    turns, order = Turns(), []
-
-    def run(name: int) -> None:
-        with turns.turn():
-            order.append(name)
-
-    with turns.turn():
-        threads = []
-        for name in range(8):
-            threads.append(threading.Thread(target=run, args=(name,)))
-            threads[-1].start()
-            while len(turns._waiting) <= name:
-                time.sleep(0.001)
-    for thread in threads:
-        thread.join()
-    assert order == list(range(8))
-    with pytest.raises(KeyError), turns.turn():
-        raise KeyError
-    with turns.turn():
         pass
