@@ -12,6 +12,7 @@ from vllm_flow.demo_model.datasets import write_datasets
 from vllm_flow.demo_model.datasets.__main__ import main
 from vllm_flow.demo_model.datasets.hub import FORMS, write_hub
 from vllm_flow.eval.tasks import get_task, load_image
+from vllm_flow.eval.tasks.base import Item
 
 PLACES = {
     "pope": ("pope", "POPE"),
@@ -30,15 +31,19 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def key_of(item: Item) -> tuple[str, ...]:
+    return (item.text, *item.truth.get("answers", ()))
+
+
 @pytest.mark.parametrize("task", PLACES)
 def test_the_hubs_rows_are_the_official_questions(written: Path, task: str) -> None:
     folder, name = PLACES[task]
     official = get_task(task).read(written / folder)
     hub = get_task(task).read(written / "hub/lmms-lab-encoder" / name)
     assert len(official) == len(hub) > 10
-    by_text = {(item.text, *item.truth.get("answers", ())): item for item in hub}
+    by_text = {key_of(item): item for item in hub}
     for number, item in enumerate(official):
-        other = by_text[item.text, *item.truth["answers"]] if task == "textvqa" else hub[number]
+        other = by_text[key_of(item)] if task == "textvqa" else hub[number]
         assert other.text == item.text and other.group == item.group
         same = {"answer", "label", "answers", "has_image"}
         assert {key: other.truth[key] for key in same & other.truth.keys()} == {
