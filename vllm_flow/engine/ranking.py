@@ -148,13 +148,13 @@ class Ranker:
             output = forward(query, *args, **kwargs)
             for device in rankings:
                 key = (device.ranking.request, device.ranking.choice.image)
-                self._scores[key] = self._attended(attention, read, query, device, rows)
+                self._scores[key] = self.attended(attention, read, query, device, rows)
             return output
 
         with hidden("forward", [(attention, watched)]):
             yield
 
-    def _attended(
+    def attended(
         self,
         attention: Any,
         read: KeyReader,

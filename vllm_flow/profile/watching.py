@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from vllm_flow.layout import storage_groups
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 POOL_SLACK = 1
 """vLLM keeps one block of a pool as its null block."""
+RANKING = ("look", "attended", "choose")
+"""Methods of :class:`vllm_flow.engine.ranking.Ranker` in which the device ranks."""
 
 
 @dataclass
@@ -121,6 +125,56 @@ def watch(llm: LLM) -> Iterator[Watch]:
             if owner is not None and hasattr(owner, name):
                 stack.enter_context(_wrapped(owner, name, wrapper))
         yield recorder.seen
+
+
+class RankingClock:
+    """Time that choosing which image tokens stay takes: on the host's clock, or the device's own."""
+
+    def __init__(self) -> None:
+        self._host = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def seconds(self) -> float:
+        """So far; waits for the device."""
+        if not self._events:
+            return self._host
+        torch.cuda.synchronize()
+        return sum(start.elapsed_time(end) for start, end in self._events) / 1e3
+
+    def timed(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps a method whose work counts as ranking."""
+
+        def on_device(*args: Any) -> Any:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            result = original(*args)
+            end.record()
+            self._events.append((start, end))
+            return result
+
+        def on_host(*args: Any) -> Any:
+            start = time.perf_counter()
+            result = original(*args)
+            self._host += time.perf_counter() - start
+            return result
+
+        return on_device if torch.cuda.is_available() else on_host
+
+
+@contextlib.contextmanager
+def ranking_clock(llm: LLM) -> Iterator[RankingClock]:
+    """Time the ranking of an engine with the extension until the block ends.
+
+    What counts: putting a picture's tokens in order, the attention row that scores them, and writing
+    what stays. A choice by place, made on the host with the step plan, is no ranking.
+    """
+    runner = runner_of(llm)
+    keeper = runner if hasattr(runner, "flow_hook") else runner.model_state
+    ranker, clock = keeper.flow_hook.ranker, RankingClock()
+    with contextlib.ExitStack() as stack:
+        for name in RANKING:
+            stack.enter_context(_wrapped(ranker, name, clock.timed))
+        yield clock
 
 
 class _Recorder:
