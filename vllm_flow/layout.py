@@ -259,31 +259,6 @@ def _limits(
     return tuple(whole), tuple(sorted(barred.values())), prompt
 
 
-def storage_groups(num_layers: int, group_layers: int) -> tuple[int, ...]:
-    """First layer of each storage group of ``group_layers`` consecutive layers.
-
-    Raises:
-        ValueError: ``group_layers`` does not divide ``num_layers``. vLLM pads unequal groups,
-            which would waste the memory that eviction saves.
-    """
-    if group_layers < 1 or num_layers % group_layers:
-        divisors = [str(d) for d in range(1, num_layers + 1) if num_layers % d == 0]
-        raise ValueError(
-            f"group_layers={group_layers} does not divide the model's {num_layers} decoder "
-            f"layers; use one of {', '.join(divisors)}."
-        )
-    return tuple(range(0, num_layers, group_layers))
-
-
-def default_group_layers(num_layers: int, max_groups: int = 8) -> int:
-    """Smallest divisor of ``num_layers`` that makes at most ``max_groups`` storage groups.
-
-    More groups save memory more finely, but each costs a block table and metadata per step.
-    """
-    divisors = (d for d in range(1, num_layers + 1) if num_layers % d == 0)
-    return next(d for d in divisors if num_layers // d <= max_groups)
-
-
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """How an engine stores keys and values."""

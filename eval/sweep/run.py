@@ -29,7 +29,7 @@ from vllm_flow.eval.sweep.versions import versions
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, sample
 from vllm_flow.eval.tasks import get_task
 from vllm_flow.exits import keeping
-from vllm_flow.layout import default_group_layers
+from vllm_flow.grouping import default_group_layers
 from vllm_flow.outputs import check_folder, real
 
 BATCH_REQUESTS = 2048

@@ -139,7 +139,7 @@ def mixed(layers: int) -> tuple[Ask, ...]:
 
 GQA = Shape("llama", layers=4, heads=4, kv_heads=2, head_dim=32, grid=5, seed=1)
 MHA = Shape("llama", layers=3, heads=2, kv_heads=2, head_dim=64, grid=4, seed=2)
-MISTRAL = Shape("mistral", layers=5, heads=4, kv_heads=1, head_dim=64, grid=8, seed=3)
+MISTRAL = Shape("mistral", layers=7, heads=4, kv_heads=1, head_dim=64, grid=8, seed=3)
 QWEN = Shape("qwen2", layers=4, heads=2, kv_heads=2, head_dim=80, grid=6, seed=4)
 LONG = Shape("llama", layers=6, heads=4, kv_heads=2, head_dim=32, grid=12, seed=5)
 """144 image tokens, more than four blocks: chunks fall inside an image."""
@@ -160,7 +160,7 @@ CLIFFS = tuple(
     for shape, groups, quick in (
         (GQA, 2, True),
         (MHA, 1, False),
-        (MISTRAL, 1, False),
+        (MISTRAL, 4, False),  # the last group has three layers, and a block room for four
         (QWEN, 2, True),
         (NEXT, 2, False),
     )

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.test_layout_stages import LAYERS, Case, apply, cases
-from vllm_flow.layout import TokenLayout, predict_blocks, storage_groups
+from vllm_flow.grouping import storage_groups
+from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.plan import plan_step, scheduled_request
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.ranks import RANKS

@@ -168,7 +168,7 @@ class Ranker:
             output = forward(query, *args, **kwargs)
             for device in rankings:
                 key = (device.ranking.request, device.ranking.choice.image)
-                self._scores[key] = self._attended(attention, read, query, device, rows)
+                self._scores[key] = self.attended(attention, read, query, device, rows)
             for found in late:
                 row, visible = query[found.reading.row], found.reading.visible
                 mass_P = mean_over_workers(mass(attention, read, row, found.blocks, visible))
@@ -178,7 +178,7 @@ class Ranker:
         with hidden("forward", [(attention, watched)]):
             yield
 
-    def _attended(
+    def attended(
         self,
         attention: Any,
         read: KeyReader,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_flow.cliff_file import Profile, ProfileError, essential, read_profile
 from vllm_flow.engine import obstacles
-from vllm_flow.layout import default_group_layers, storage_groups
+from vllm_flow.grouping import default_group_layers, storage_groups
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import operators_policy
 from vllm_flow.policy_error import PolicyError
@@ -118,8 +118,8 @@ class FlowSettings:
             group_layers = default_group_layers(num_layers)
         elif isinstance(group_layers, bool) or not isinstance(group_layers, int):
             raise ValueError(
-                f"{_named('group_layers')}={group_layers!r}: it must be an integer that divides "
-                f"the model's {num_layers} decoder layers."
+                f"{_named('group_layers')}={group_layers!r}: it must be a number of decoder "
+                f"layers, of the model's {num_layers}."
             )
         storage_groups(num_layers, group_layers)
         for name in ("allow_request_policy", "untested_models"):
