@@ -74,9 +74,9 @@ class Steps(Task):
     headline: str
     higher_is_better: bool
     image_preparation: Literal["pad", "plain"]
-    full_marks: Mapping[str, float] = field(default_factory=dict)
     unclear: str
     binary: bool
+    full_marks: Mapping[str, float] = field(default_factory=dict)
     max_tokens: int = 1024
 
     def read(self, data: Path) -> list[Item]:
