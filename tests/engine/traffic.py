@@ -108,7 +108,14 @@ def random_ask(rng: np.random.Generator) -> Ask:
     return Ask(prompt, (picture,), cliff, tokens, samples=samples)
 
 
-def run(engine: Engine, seed: int, requests: int, resets: float = 0, stages: float = 0) -> Traffic:
+def run(
+    engine: Engine,
+    seed: int,
+    requests: int,
+    resets: float = 0,
+    stages: float = 0,
+    several: bool = True,
+) -> Traffic:
     """Send `requests` random requests, abort some, and compare every finished answer with the oracle.
 
     The block pool is checked after every step. Priorities are random, for engines that heed them.
@@ -116,12 +123,15 @@ def run(engine: Engine, seed: int, requests: int, resets: float = 0, stages: flo
     Args:
         resets: how probable it is, before each step, that the prefix cache is reset under what runs.
         stages: the part of the requests that keep image tokens, or take them away stage by stage.
+        several: whether some want several answers, which vLLM samples by top-k.
 
     Raises:
         AssertionError: an answer differs, a block is lost, or the traffic does not end.
     """
     rng = np.random.default_rng(seed)
     asks: dict[str, Ask] = {f"{seed}-{index}": random_ask(rng) for index in range(requests)}
+    if not several:
+        asks = {name: replace(ask, samples=1) for name, ask in asks.items()}
     for name, ask in asks.items() if stages else ():
         if ask.images and rng.random() < stages:
             asks[name] = with_stages(rng, ask, engine.scheduler.flow_settings.step_tokens)

@@ -15,7 +15,7 @@ from vllm_flow.log_keys import HEAT_KEY, LOG_KEY, parse_log
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import check_bound
 from vllm_flow.policy_keys import CLIFF_KEY, KEEP_KEY
-from vllm_flow.ranks import RANKS, PositionRank
+from vllm_flow.ranks import RANKS, AttentionRank, PositionRank
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -43,6 +43,13 @@ def fitted(
     Raises:
         Obstacle: the policy does not fit.
     """
+    if request.prompt_embeds is not None:
+        if any(policy.within(settings.num_layers).images):
+            raise Obstacle(
+                "a prompt given as embeddings does not say which of them are a picture's; leave out "
+                "the policy, or send text and pictures."
+            )
+        return None
     features = request.mm_features or ()
     strange = unreached_modality(features)
     if strange is not None:
@@ -54,8 +61,6 @@ def fitted(
         return None
     _check_images(policy, totals, keys)
     prompt_tokens = len(request.prompt_token_ids or ())
-    if request.prompt_token_ids is None:
-        raise Obstacle("prompts given as embeddings have no placeholders to evict.")
     layout = layout_of(policy, features, settings.num_layers, prompt_tokens)
     if layout is None:
         return None
@@ -64,13 +69,11 @@ def fitted(
             "the prompt ends with an image token, and the first answer token would be read from "
             "an evicted row; put text (or the chat template's turn end) after the image."
         )
-    if request.sampling_params.prompt_logprobs is not None:
-        raise Obstacle(
-            "evicted positions have no logits, so prompt_logprobs cannot be given; leave out "
-            "prompt_logprobs, or the policy."
-        )
     if request.resumable:
         raise Obstacle("streaming input may bring images later; leave out the policy.")
+    _check_ranks(policy, settings)
+    if settings.connected:
+        _check_transfer(request)
     _check_step(layout, settings)
     _check_log(layout, keys, settings.num_layers)
     return layout
@@ -105,6 +108,30 @@ def _check_images(policy: FlowPolicy, totals: list[int], keys: Mapping[str, Any]
                     f"of an image of {total} tokens, stage {str(after)!r} keeps {after.kept(total)} and "
                     f"{str(before)!r} left {before.kept(total)}; tokens that are gone do not come back."
                 )
+
+
+def by_keys(policy: FlowPolicy) -> str | None:
+    """A rank of the policy's that reads keys, None if there is none."""
+    return next((n for n in sorted(policy.ranks) if isinstance(RANKS[n], AttentionRank)), None)
+
+
+def _check_ranks(policy: FlowPolicy, settings: FlowSettings) -> None:
+    rank = by_keys(policy) if settings.quantised_keys else None
+    if rank is not None:
+        others = [name for name, known in RANKS.items() if not isinstance(known, AttentionRank)]
+        raise Obstacle(
+            f"rank {rank!r} reads keys, which this engine stores in eight bits; rank by "
+            f"{' or '.join(map(repr, others))}, or have the server started without kv_cache_dtype."
+        )
+
+
+def _check_transfer(request: EngineCoreRequest) -> None:
+    """Blocks that are asked for, or wanted elsewhere, are not those of a request that evicts."""
+    if (request.sampling_params.extra_args or {}).get("kv_transfer_params"):
+        raise Obstacle(
+            "the KV cache of a request that evicts stays in its engine; leave out kv_transfer_params, "
+            "or the policy."
+        )
 
 
 def _check_step(layout: TokenLayout, settings: FlowSettings) -> None:

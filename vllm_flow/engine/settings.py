@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CONFIG_KEY = "vllm_flow"
 PROFILE = "profile"
-READ = ("num_layers", "profile", "step_tokens")
+READ = ("num_layers", "profile", "step_tokens", "quantised_keys", "connected")
 """Fields that are no options."""
 KERNELS = ("auto", "triton", "torch")
 
@@ -81,6 +81,12 @@ class FlowSettings:
     step_tokens: int | None = None
     """Tokens of one request that a step has room for whatever else runs (read from the engine, not set
     by the operator); None where nobody asked."""
+
+    quantised_keys: bool = False
+    """Whether keys are stored in eight bits (read from the engine, not set by the operator)."""
+
+    connected: bool = False
+    """Whether the engine has a KV connector (read from it, not set by the operator)."""
 
     @property
     def group_starts(self) -> tuple[int, ...]:
@@ -160,7 +166,12 @@ class FlowSettings:
             return None
         num_layers = vllm_config.model_config.get_total_num_hidden_layers()
         settings = cls.read(options[CONFIG_KEY], num_layers)
-        return replace(settings, step_tokens=_step_tokens(vllm_config.scheduler_config))
+        return replace(
+            settings,
+            step_tokens=_step_tokens(vllm_config.scheduler_config),
+            quantised_keys=vllm_config.cache_config.cache_dtype.startswith("fp8"),
+            connected=getattr(vllm_config.kv_transfer_config, "kv_connector", None) is not None,
+        )
 
 
 def _step_tokens(scheduler: Any) -> int:
