@@ -11,7 +11,8 @@ import importlib
 import pkgutil
 from functools import lru_cache
 
-from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, load_image, sum_counts
+from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, sum_counts
+from vllm_flow.eval.tasks.pictures import load_image
 
 __all__ = [
     "Item",
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 NOT_TASKS = {
-    "anls", "base", "boxes", "cells", "choices", "coco", "language", "prompts", "reading",
+    "anls", "base", "boxes", "cells", "choices", "coco", "language", "pictures", "prompts", "reading",
 }  # fmt: skip
 """What the tasks share lives in their room too."""
 
