@@ -33,7 +33,7 @@ from vllm_flow.grouping import default_group_layers
 from vllm_flow.outputs import check_folder, real
 
 BATCH_REQUESTS = 2048
-"""Most requests in a batch: half of the finished requests whose footprint an engine remembers."""
+"""Most requests in a batch, which is retried, and lost with a driver, as a whole."""
 
 DEMO_CONTEXT = 2048
 """Tokens of the demo models' longest request: ScienceQA's 1024 answer tokens, and a prompt."""

@@ -134,7 +134,10 @@ def test_a_killed_driver_resumes_with_the_same_command(
     cluster: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    slowly = ("--engine-args", '{"max_num_seqs": 4}')  # so that there is something left when it is killed
+    slowly = (
+        "--engine-args",
+        '{"max_num_seqs": 4}',
+    )  # so that there is something left when it is killed
     first = command(data, out, "baseline,cliff=2", "--engines", "1", *slowly)
     child = subprocess.Popen(
         [sys.executable, "-m", "vllm_flow.cli", *first, "--ray-address", cluster],
