@@ -210,8 +210,7 @@ def answers(
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
-    # No more than its share, so that the engine that starts first does not take every batch.
-    in_flight = min(IN_FLIGHT, max(1, -(-len(batches) // pool.engines)))
+    at_once = in_flight(len(batches), pool.engines)
     context = DataContext.get_current()
     context.enable_progress_bars = False  # the command's own bar counts answers
     context.print_on_execution_start = False
@@ -229,8 +228,8 @@ def answers(
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
                 size=pool.engines,
-                max_tasks_in_flight_per_actor=in_flight,
-                max_concurrent_calls_per_actor=in_flight,
+                max_tasks_in_flight_per_actor=at_once,
+                max_concurrent_calls_per_actor=at_once,
                 enable_true_multi_threading=True,
             ),
             # Dead actors are started again without end, Ray Data's default; batches are not.
@@ -244,6 +243,11 @@ def answers(
         yield from stream
     except ray.exceptions.RayError as error:
         raise SweepError(explain(error)) from error
+
+
+def in_flight(batches: int, engines: int) -> int:
+    """Batches at an engine: no more than its share, so that the one that starts first does not take them all."""
+    return max(1, min(IN_FLIGHT, -(-batches // engines)))
 
 
 def explain(error: BaseException) -> str:

@@ -9,7 +9,14 @@ import pytest
 
 pytest.importorskip("ray")
 
-from vllm_flow.eval.sweep.driver import Pool, SweepError, collect, pool_of  # noqa: E402
+from vllm_flow.eval.sweep.driver import (  # noqa: E402
+    IN_FLIGHT,
+    Pool,
+    SweepError,
+    collect,
+    in_flight,
+    pool_of,
+)
 from vllm_flow.eval.sweep.records import Run  # noqa: E402
 from vllm_flow.eval.sweep.schema import answers_table  # noqa: E402
 
@@ -46,3 +53,12 @@ def test_engines_fit_the_cluster() -> None:
         pool_of({"GPU": 8.0}, 9)
     with pytest.raises(SweepError, match="5 CPUs"):
         pool_of({"CPU": 5.0}, 6)
+
+
+@pytest.mark.parametrize(
+    ("batches", "engines", "expected"),
+    [(1000, 1, IN_FLIGHT), (7, 2, 4), (2, 8, 1), (0, 1, 1), (3, 1, 3)],
+)
+def test_no_engine_takes_more_than_its_share(batches: int, engines: int, expected: int) -> None:
+    """Two engines and seven batches: the one that starts first leaves three to the other."""
+    assert in_flight(batches, engines) == expected
