@@ -1,7 +1,11 @@
-"""Patch: ``EngineCoreClient``'s factories let requests pass our cache. See the ledger in README.md."""
+"""Patch: ``EngineCoreClient``'s factories let requests pass our cache, and ask what the engine cannot do.
+
+See the ledger in README.md.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +15,27 @@ FACTORIES = ("make_client", "make_async_mp_client")
 
 
 def apply() -> None:
-    """Have each request pass the front end's picture cache on its way to the engine."""
+    """Have each request pass the front end's picture cache, and the front end know its engine.
+
+    An engine without the extension is not asked.
+    """
     from vllm.v1.engine.core_client import EngineCoreClient
 
     def around(original: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(original)
+
         def make(*args: Any, renderer: Any = None, **kwargs: Any) -> Any:
             client = original(*args, renderer=renderer, **kwargs)
             if renderer is not None:
                 from vllm_flow.engine.pictures import pass_through
 
                 pass_through(client, renderer)
+            from vllm_flow.engine import obstacles
+            from vllm_flow.engine.settings import FlowSettings
+
+            config = signature.bind_partial(*args, **kwargs).arguments["vllm_config"]
+            if FlowSettings.of(config) is not None:
+                obstacles.ask(client, config)
             return client
 
         return make

@@ -80,6 +80,8 @@ class LoggedRequest:
         Tokens that a layer does not keep have no slot there; past the cliff an image's span is empty.
         """
         layout = self.layout
+        if layout is not None and not layout.gone_by(num_tokens):
+            layout = None  # the row that predicts the first answer token sees the image
         stage = 0 if layout is None else layout.stage_at(layer)
         starts = self._stored.get(stage)
         if starts is None:

@@ -41,6 +41,8 @@ class TokenLayout:
     the same embeddings."""
     digest: bytes = b""
     """Names the whole prompt, where a rank looks at all of it; known to the scheduler alone."""
+    late: bool = False
+    """Whether images leave when the whole prompt is computed: until then it is stored by position."""
     whole: tuple[Range, ...] = field(init=False)
     """Ranges of positions that must be computed in one step, by ascending start; they may overlap."""
     shareable: int | None = field(init=False)
@@ -50,15 +52,21 @@ class TokenLayout:
     """First layer of each stage."""
     totals: tuple[int, ...] = field(init=False)
     """Tokens that are gone from each stage on, once the whole prompt is computed."""
+    read_layers: tuple[int, ...] = field(init=False)
+    """Layers whose attention a late eviction chooses by; none where places decide."""
     _barred: tuple[Range, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        whole, barred, shareable = _limits(
-            [choice for stage in self.stages for choice in stage.choices], self.prompt_tokens
-        )
+        choices = [choice for stage in self.stages for choice in stage.choices]
+        if self.late and self.prompt_tokens < self.spans.end:
+            raise ValueError("images that leave after the prompt need to know how long it is")
+        # What leaves late is computed like a prompt without a policy, in any parts.
+        whole, barred, shareable = _limits([] if self.late else choices, self.prompt_tokens)
         object.__setattr__(self, "whole", whole)
         object.__setattr__(self, "_barred", barred)
         object.__setattr__(self, "shareable", shareable)
+        read = (s.layer - 1 for s in self.stages if any(c.picks is None for c in s.choices))
+        object.__setattr__(self, "read_layers", tuple(read) if self.late else ())
         object.__setattr__(self, "breaks", tuple(stage.layer for stage in self.stages))
         object.__setattr__(self, "totals", tuple(stage.evicted.total for stage in self.stages))
 
@@ -78,7 +86,8 @@ class TokenLayout:
             pictures: see the field.
 
         Raises:
-            ValueError: a policy for another number of images.
+            ValueError: a policy for another number of images, or one of a late eviction without the
+                prompt's length.
         """
         images = (images,) if isinstance(images, ImageSpans) else tuple(images)
         if policy is None or not any(image.total for image in images):
@@ -93,12 +102,23 @@ class TokenLayout:
         spans = images[0]
         if len(images) > 1:
             spans = ImageSpans.from_ranges(r for image in images for r in image.ranges)
-        return cls(spans, stages, str(policy), prompt_tokens, tuple(pictures))
+        return cls(
+            spans,
+            stages,
+            str(policy),
+            prompt_tokens,
+            tuple(pictures),
+            late=policy.when == "decode",
+        )
 
     @property
     def cliff(self) -> int:
         """How many layers see every image whole."""
         return next(stage.layer for stage in self.stages if stage.evicted.total)
+
+    def gone_by(self, num_tokens: int) -> bool:
+        """Whether stages have effect on who sees the first ``num_tokens`` tokens, the last its own."""
+        return not self.late or num_tokens > self.prompt_tokens
 
     @property
     def chooses(self) -> bool:
@@ -156,9 +176,15 @@ class TokenLayout:
     def next_cut(self, num_computed: int, num_scheduled: int) -> int:
         """Tokens of a chunk from ``num_computed`` on, cut where it would divide what belongs together.
 
-        0 where not even the first of them can be computed alone.
+        Or join what must be apart: a preempted request computes its prompt with the image, and what it
+        had answered without. 0 where not even the first of them can be computed alone.
         """
         end = num_computed + num_scheduled
+        if self.late and num_computed < self.prompt_tokens:
+            end = min(end, self.prompt_tokens)
+            if self.read_layers and end == self.prompt_tokens - 1:
+                end -= 1  # a last token alone may be computed by a captured step, in which nobody reads
+            return end - num_computed
         for start, stop in self.whole:
             if num_computed <= start < end < stop:
                 return start - num_computed
@@ -173,7 +199,9 @@ class TokenLayout:
                 the whole group hold what the stage evicts, since its layers share one block table.
         """
         evicted = self.evicted(first_layer)
-        return num_tokens if evicted is None else num_tokens - evicted.count_before(num_tokens)
+        if evicted is None or not self.gone_by(num_tokens):
+            return num_tokens
+        return num_tokens - evicted.count_before(num_tokens)
 
     def stored_positions(self, positions: IntArray, layer: int) -> IntArray:
         """Slot in ``layer`` of the first stored token at or after each position, same shape."""
@@ -193,9 +221,16 @@ class TokenLayout:
         evicted = self.evicted(first_layer)
         return slots if evicted is None else evicted.kept_positions(slots)
 
-    def evicted_tokens(self) -> tuple[tuple[int, int], ...]:
-        """Per stage its first layer and how many image tokens are gone from there on."""
-        return tuple(zip(self.breaks, self.totals, strict=True))
+    def evicted_tokens(self, num_tokens: int | None = None) -> tuple[tuple[int, int], ...]:
+        """Per stage its first layer and how many image tokens are gone from there on.
+
+        Args:
+            num_tokens: as many are computed; None: any number past the prompt's.
+        """
+        totals = self.totals
+        if num_tokens is not None and not self.gone_by(num_tokens):
+            totals = (0,) * len(totals)
+        return tuple(zip(self.breaks, totals, strict=True))
 
 
 def _limits(
@@ -222,31 +257,6 @@ def _limits(
             found[choice.image] = (choice.start, prompt_tokens)
     whole = sorted(found.values())
     return tuple(whole), tuple(sorted(barred.values())), prompt
-
-
-def storage_groups(num_layers: int, group_layers: int) -> tuple[int, ...]:
-    """First layer of each storage group of ``group_layers`` consecutive layers.
-
-    Raises:
-        ValueError: ``group_layers`` does not divide ``num_layers``. vLLM pads unequal groups,
-            which would waste the memory that eviction saves.
-    """
-    if group_layers < 1 or num_layers % group_layers:
-        divisors = [str(d) for d in range(1, num_layers + 1) if num_layers % d == 0]
-        raise ValueError(
-            f"group_layers={group_layers} does not divide the model's {num_layers} decoder "
-            f"layers; use one of {', '.join(divisors)}."
-        )
-    return tuple(range(0, num_layers, group_layers))
-
-
-def default_group_layers(num_layers: int, max_groups: int = 8) -> int:
-    """Smallest divisor of ``num_layers`` that makes at most ``max_groups`` storage groups.
-
-    More groups save memory more finely, but each costs a block table and metadata per step.
-    """
-    divisors = (d for d in range(1, num_layers + 1) if num_layers % d == 0)
-    return next(d for d in divisors if num_layers // d <= max_groups)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,26 @@ class ScheduledRequest:
     layout: TokenLayout | None = None
 
 
+def scheduled_request(
+    num_computed: int, num_scheduled: int, layout: TokenLayout | None
+) -> ScheduledRequest:
+    """A request's share of a step, with its layout where that has effect on these tokens.
+
+    Raises:
+        ValueError: images leave after the prompt, and the step has tokens of it and behind it, which
+            the scheduler never does.
+    """
+    end = num_computed + num_scheduled
+    if layout is not None and layout.late:
+        if num_computed < layout.prompt_tokens < end:
+            raise ValueError(
+                f"tokens {num_computed} to {end} are computed in one step, but images leave before "
+                f"token {layout.prompt_tokens}"
+            )
+        layout = layout if layout.gone_by(end) else None
+    return ScheduledRequest(num_computed, num_scheduled, layout)
+
+
 @dataclass(frozen=True, slots=True)
 class Ranking:
     """One image of a step of which the device chooses what stays; M rows of which K stay.

@@ -17,6 +17,7 @@ from vllm_flow.policy_keys import (
     KEEP_KEY,
     POLICY_KEYS,
     TASK_KEY,
+    WHEN_KEY,
     parse_policy,
     quoted,
     request_keys,
@@ -81,10 +82,16 @@ def check_bound(
     Raises:
         PolicyError: names the layer and what may be evicted there.
     """
+    keys = request_keys(policy)
+    if strongest.when == "decode" and policy.when == "prefill":
+        raise PolicyError(
+            WHEN_KEY,
+            policy.when,
+            'the operator of this server allows eviction after the prefill; send "decode".',
+        )
     layer = weaker_layer(policy, strongest, image_tokens)
     if layer is None:
         return
-    keys = request_keys(policy)
     key = next(key for key in FORMS if key in keys)
     if strongest.only_withdraws:
         cliff = strongest.images[0][0].layer

@@ -85,6 +85,7 @@ def parse_policy(keys: Mapping[str, Any] | None, num_layers: int) -> FlowPolicy 
         return None
     when = cast(When, read_choice(WHEN_KEY, keys.get(WHEN_KEY, "prefill"), ("prefill", "decode")))
     policy = FlowPolicy(images, read_seed(SEED_KEY, keys.get(SEED_KEY, 0)), when)
+    _check_late(policy)
     if SEED_KEY in keys and not any(RANKS[rank].draws for rank in policy.ranks):
         drawing = quoted([name for name, rank in RANKS.items() if rank.draws])
         raise PolicyError(
@@ -124,13 +125,14 @@ def policy_label(keys: Mapping[str, Any] | None) -> str:
     is named, and of other policies the ranks.
     """
     keys = keys or {}
+    late = " when=decode" if keys.get(WHEN_KEY) == "decode" else ""
     if isinstance(keys.get(CLIFF_KEY), int) and KEEP_KEY not in keys:
-        return f"cliff={keys[CLIFF_KEY]}"
+        return f"cliff={keys[CLIFF_KEY]}{late}"
     text = f"{keys.get(RANK_KEY, '')} {keys.get(STAGES_KEY, '')}"
     ranks = [rank for rank in RANKS if re.search(rf"\b{rank}\b", text)]
     if ranks:
-        return f"ranks={'+'.join(ranks)}"
-    return "cliffs" if CLIFF_KEY in keys or STAGES_KEY in keys else BASELINE
+        return f"ranks={'+'.join(ranks)}{late}"
+    return f"cliffs{late}" if CLIFF_KEY in keys or STAGES_KEY in keys else BASELINE
 
 
 def _keep_value(stage: Stage) -> int | str:
@@ -156,6 +158,21 @@ def _check_together(keys: Mapping[str, Any]) -> None:
         else:
             reason = f"{forms[0]} settles it; leave it out, or write {STAGES_KEY}."
         raise PolicyError(key, keys[key], reason)
+
+
+def _check_late(policy: FlowPolicy) -> None:
+    """Refuse ranks that cannot choose any more once the prompt is computed."""
+    if policy.when == "prefill":
+        return
+    late = [name for name, rank in RANKS.items() if rank.late]
+    early = next((name for name in sorted(policy.ranks) if name not in late), None)
+    if early is not None:
+        raise PolicyError(
+            WHEN_KEY,
+            policy.when,
+            f"{early!r} chooses while the image is computed, parts of which may be found in the cache "
+            f"or be computed in steps of their own; rank by {quoted(late)}, or leave {WHEN_KEY} out.",
+        )
 
 
 def _per_image(keys: Mapping[str, Any], num_layers: int) -> tuple[tuple[Stage, ...], ...]:

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vllm_flow.eval.cliff.evidence import CliffError
-from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor, read_pictures, refusals, unreadable
+from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor, read_pictures, unreadable
 from vllm_flow.eval.sweep.policy import Policy
+from vllm_flow.eval.sweep.shared_engine import refusals
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
 from vllm_flow.eval.tasks.base import Item
 from vllm_flow.log_keys import LOG_KEY

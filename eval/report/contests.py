@@ -161,7 +161,7 @@ def _compare(
     options: Options,
 ) -> list[Comparison]:
     """The headline metric of both points of each pair, on the questions that both answered."""
-    units = {item.id: item.image or f"item {item.id}" for item in items}
+    units = {item.id: item.picture_of for item in items}
     number = {unit: index for index, unit in enumerate(dict.fromkeys(units.values()))}
     names = sorted(
         {n for scored in result.scores.values() for one in scored.values() for n in one.counts}

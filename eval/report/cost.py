@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_flow.eval.report.results import Summary, TaskResult
-from vllm_flow.eval.statistics.intervals import Interval
+from vllm_flow.eval.statistics.intervals import Interval, between
 from vllm_flow.eval.sweep.policy import Policy, presets_of
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.ranks import RANKS
@@ -59,6 +59,8 @@ class Point:
     """The score; over several seeds the mean of their scores and of their limits."""
     seeds: tuple[float, float] | None
     """Lowest and highest score of several seeds."""
+    between: Interval | None = None
+    """The mean score of such seeds, as far as these few tell it (`intervals.between`)."""
 
     @property
     def policy(self) -> str:
@@ -150,6 +152,7 @@ def points(
     policies: Mapping[str, Policy],
     tokens: Mapping[tuple[str, str], float],
     times: Mapping[str, Times],
+    confidence: float = 0.95,
 ) -> list[Point]:
     """A task's policies with a score, by method and cost; those that differ in the seed are one point."""
     groups: dict[tuple[str, str], list[str]] = {}
@@ -180,6 +183,7 @@ def points(
                 seeds=(min(v.value for v in values), max(v.value for v in values))
                 if len(values) > 1
                 else None,
+                between=between([v.value for v in values], confidence),
             )
         )  # fmt: skip
     return sorted(found, key=lambda p: (p.method.name, p.tokens if p.tokens is not None else 0.0))

@@ -21,6 +21,7 @@ from vllm_flow.eval.report.cost import (
 )
 from vllm_flow.eval.report.results import Options, Summary, TaskResult
 from vllm_flow.eval.report.tables import write_table
+from vllm_flow.eval.statistics.intervals import Interval
 from vllm_flow.eval.tasks.base import Item, Task
 
 TIMES = "times.json"
@@ -28,6 +29,7 @@ TIMES = "times.json"
 COSTS = (
     "task", "policy", "method", "control", "presets", "image_tokens_per_layer", "prefill_time", "prefill_time_low",
     "prefill_time_high", "value", "low", "high", "lowest_seed", "highest_seed",
+    "between_seeds_low", "between_seeds_high",
 )  # fmt: skip
 CONTESTS = (
     "task", "budget", "one", "other", "one_tokens", "other_tokens", "difference", "low", "high", "p", "p_holm",
@@ -60,7 +62,10 @@ def equal_cost(
     measured = read_times(path)
     times = times_by_policy(measured)
     tokens = tokens_by_policy(answers, policies, summary.num_layers) if summary.num_layers else {}
-    found = {task.name: points(summary, task, policies, tokens, times) for task in summary.tasks}
+    found = {
+        task.name: points(summary, task, policies, tokens, times, options.confidence)
+        for task in summary.tasks
+    }
     budgets = {
         task.name: contests(tasks[task.name], task, items[task.name], found[task.name], options)
         for task in summary.tasks
@@ -129,10 +134,7 @@ def _budget_view(task: TaskResult, budget: Budget, share: bool, options: Options
                 "tokens": "–" if point.tokens is None else f"{point.tokens:.1f}",
                 "value": text.number(point.value.value, share),
                 "limits": text.limits(point.value, share),
-                "seeds": ""
-                if point.seeds is None
-                else f"{len(point.policies)} seeds: {text.number(point.seeds[0], share)} to "
-                f"{text.number(point.seeds[1], share)}",
+                "seeds": _seeds(point, share),
                 "time": ""
                 if point.times is None
                 else f"{100 * point.times.ratio:.0f} % [{100 * point.times.low:.0f}, {100 * point.times.high:.0f}]",
@@ -152,6 +154,17 @@ def _budget_view(task: TaskResult, budget: Budget, share: bool, options: Options
     }
 
 
+def _seeds(point: Point, share: bool) -> str:
+    """What several seeds say: their range, and how well they tell the mean of all seeds."""
+    if point.seeds is None or point.between is None:
+        return ""
+    low, high = (text.number(end, share) for end in point.seeds)
+    mean = point.between
+    if share:
+        mean = Interval(mean.value, max(mean.low, 0.0), min(mean.high, 1.0))
+    return f"{len(point.policies)} seeds: {low} to {high}; mean of all seeds {text.limits(mean, share)}"
+
+
 def _cost_rows(found: Mapping[str, Sequence[Point]]) -> Iterable[tuple[Any, ...]]:
     for task, own in found.items():
         for p in own:
@@ -159,7 +172,7 @@ def _cost_rows(found: Mapping[str, Sequence[Point]]) -> Iterable[tuple[Any, ...]
             yield (
                 task, p.policy, p.method.name, p.method.control, " ".join(p.names),
                 "" if p.tokens is None else p.tokens, *times, p.value.value, p.value.low, p.value.high,
-                *(p.seeds or ("", "")),
+                *(p.seeds or ("", "")), *((p.between.low, p.between.high) if p.between else ("", "")),
             )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ class Result:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``vllm-flow score``."""
+    from vllm_flow.eval.scoring.lmms_samples import add_parser
     from vllm_flow.eval.scoring.plain_answers import add_parsers
 
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
@@ -86,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="base forms: every token made singular (official, the default), or WordNet lemmas by part "
         "of speech (opera)",
     )
-    for task in (pope, scienceqa, textvqa, chair, *add_parsers(tasks)):
+    for task in (pope, scienceqa, textvqa, chair, *add_parsers(tasks), add_parser(tasks)):
         task.add_argument("--json", type=Path, metavar="OUT", help="write metrics and items there")
 
 
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     except DataError as error:
         raise Refused(str(error)) from error
     if args.json is not None:
-        write_json(args.json, args.task, metrics, result.scored)
+        write_json(args.json, result.task.name, metrics, result.scored)
     for note in [*result.notes, *unclear_note(result)]:
         print(f"vllm-flow score: note: {note}", file=sys.stderr)
     show(result.task, metrics, result.scored)
@@ -202,6 +203,12 @@ def score_chair(args: argparse.Namespace) -> Result:
     return Result(task, scored)
 
 
+def score_lmms_eval(args: argparse.Namespace) -> Result:
+    from vllm_flow.eval.scoring.lmms_samples import score_samples
+
+    return score_samples(args)
+
+
 def unclear_note(result: Result) -> list[str]:
     """What to say of answers in which the rule found nothing that it looks for."""
     answered = [one for one in result.scored if one.parsed is not None or one.unclear]
@@ -214,6 +221,7 @@ SCORERS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "scienceqa": score_scienceqa,
     "textvqa": score_textvqa,
     "chair": score_chair,
+    "lmms-eval": score_lmms_eval,
 }
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from scipy.stats import binomtest, norm
+from scipy.stats import t as student
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,19 @@ def accuracy(correct: int, total: int, confidence: float = 0.95) -> Interval:
     share = correct / total
     # Rounding can put a limit a few ulps on the wrong side of a share of 0 or 1.
     return Interval(share, min(float(limits.low), share), max(float(limits.high), share))
+
+
+def between(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """The mean over further draws of a chance (seeds), from the values of some: Student's interval.
+
+    It says how far the draws alone move the mean, on the same questions; None for fewer than two of them.
+    """
+    if len(values) < 2:
+        return None
+    mean = sum(values) / len(values)
+    spread = sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    half = float(student.ppf((1 + confidence) / 2, len(values) - 1)) * spread
+    return Interval(mean, mean - half, mean + half)
 
 
 def clustered_share(

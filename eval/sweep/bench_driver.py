@@ -9,6 +9,9 @@
    stock vLLM (this package's extension off) for the same items: side by side as well, and pass by
    pass as separate runs would send them.
 
+3. Overlap: long-tailed requests (a caption of 96 tokens among seven answers of 2) in batches, answered side by side in
+   one engine as a sweep does, and one batch after the other; against all of them enqueued at once.
+
 Every item has a picture of its own, new to the engine in every round. One thread per engine.
 """
 
@@ -21,6 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,7 +37,7 @@ from vllm_flow.eval.sweep.records import Run
 from vllm_flow.eval.sweep.run import DEMO_POOL
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
 from vllm_flow.eval.tasks import Item
-from vllm_flow.layout import default_group_layers
+from vllm_flow.grouping import default_group_layers
 
 
 def main() -> None:
@@ -49,7 +53,7 @@ def main() -> None:
     parser.add_argument("--sweep-items", type=int, default=192, help="items of the other one")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--part", choices=("ray", "policies"), help="one of the two alone")
+    parser.add_argument("--part", choices=("ray", "policies", "overlap"), help="one of them alone")
     args = parser.parse_args()
     # Ray would give its engine a share of the cores, the loop's engine would take all of them.
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -60,10 +64,16 @@ def main() -> None:
     policies = parse_policies(spec, layers)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args.model, facts, policies, args.batch, Path(folder))
-        if args.part != "policies":
+        if args.part in (None, "ray"):
             bench.ray_against_loop(args.items, args.rounds)
-        if args.part != "ray":
+        if args.part in (None, "policies"):
             bench.policies_against_stock(args.sweep_items, args.rounds)
+        if args.part in (None, "overlap"):
+            bench.overlap(args.sweep_items, args.rounds)
+
+
+CAPTION, WORD = 96, 2
+"""Tokens of a long and of a short answer."""
 
 
 class Bench:
@@ -189,6 +199,60 @@ class Bench:
             f"   one sweep: {statistics.median(times['sweep']):.1f} s; the extension on, baselines "
             f"only, against stock: {ratio(times['baselines'], times['stock'])}"
         )
+
+    def overlap(self, count: int, rounds: int) -> None:
+        """Print the throughput of batches side by side, and one after the other, against all requests at once."""
+        lengths = [CAPTION if number % 8 == 0 else WORD for number in range(count)]
+
+        def batches(size: int) -> list[pa.Table]:
+            items = zip(self.items(count), lengths, strict=True)
+            tasks = [TaskWork("bench", [item], length, "pad") for item, length in items]
+            return batches_of(plan_work(tasks, [BASELINE], set()), size)
+
+        def side_by_side() -> list[int]:
+            with ThreadPoolExecutor(driver.IN_FLIGHT) as threads:
+                tables = list(threads.map(self.engine, batches(self.batch)))
+            return [length for table in tables for length in table["output_tokens"].to_pylist()]
+
+        ways: dict[str, Callable[[], list[int]]] = {
+            "at once": lambda: self.enqueued(batches(count)),
+            "side by side": side_by_side,
+            "one by one": lambda: self.enqueued(batches(self.batch)),
+        }
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        # Answers of exactly these lengths, so that every way computes the same.
+        self.engine.sampling = {"ignore_eos": True}
+        for number in range(rounds + 1):  # the first warms up
+            for name in random.Random(number).sample(list(ways), len(ways)):
+                began = time.perf_counter()
+                got = ways[name]()
+                if number:
+                    times[name].append(time.perf_counter() - began)
+                assert sorted(got) == sorted(lengths), "the lengths are not those asked for"
+        self.engine.sampling = {}
+        print(
+            f"\n3. {count} requests, {lengths.count(CAPTION)} of {CAPTION} tokens, the others of {WORD}, in "
+            f"batches of {self.batch}, {rounds} rounds\n"
+            f"   throughput, of that of all of them enqueued at once in one engine\n"
+            f"   batches side by side, as sweeps run      "
+            f"{ratio(times['at once'], times['side by side'])}\n"
+            f"   one batch after the other                "
+            f"{ratio(times['at once'], times['one by one'])}\n"
+            f"   all at once: {spread_of(times['at once'])} s"
+        )
+
+    def enqueued(self, batches: Iterable[pa.Table]) -> list[int]:
+        """Lengths of the answers to batch after batch, each enqueued whole before the engine's first step."""
+        lengths = []
+        for batch in batches:
+            asks, _ = self.engine._asks(batch.to_pylist())
+            for ask in asks:
+                self.engine.enqueue(
+                    ask, {}, max_tokens=ask.item["max_tokens"], **self.engine.sampling
+                )
+            outputs = self.engine.llm.wait_for_completion(use_tqdm=False)
+            lengths += [len(output.outputs[0].token_ids) for output in outputs]
+        return lengths
 
     def arrivals(self, tables: Iterable[pa.Table]) -> tuple[float, float]:
         """Seconds to the first batch, and from it to the last; every batch is written to a run."""

@@ -66,7 +66,10 @@ def _add_questions(what: Any) -> None:
         "--model", required=True, help="directory, hub name, or `demo` for the demo model"
     )
     what.add_argument(
-        "--tasks", required=True, type=_names, help=f"comma-separated: {', '.join(task_names())}"
+        "--tasks",
+        required=True,
+        type=_names,
+        help=f"comma-separated: {', '.join(task_names())}; NAME-steps asks step by step",
     )
     what.add_argument("--data", required=True, type=Path, help="folder with one folder per task")
     what.add_argument("--policies", required=True, help=SYNTAX.replace("%", "%%"))

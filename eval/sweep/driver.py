@@ -24,8 +24,9 @@ from vllm_flow.eval.sweep.engine_actor import EngineActor, EngineOptions
 from vllm_flow.eval.sweep.records import Run
 from vllm_flow.exits import CommandError
 
-IN_FLIGHT = 2
-"""Batches at an engine, one of them being answered: the next is there when it is done."""
+IN_FLIGHT = 16
+"""Batches at an engine at most. They are answered side by side, so that none waits for another one's slowest
+request, and so many that long answers fill the engine where short ones have left it."""
 
 RETRIES = 3
 """How often a batch is given out again after its engine or machine died. A batch that kills every
@@ -209,6 +210,8 @@ def answers(
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
+    # No more than its share, so that the engine that starts first does not take every batch.
+    in_flight = min(IN_FLIGHT, max(1, -(-len(batches) // pool.engines)))
     context = DataContext.get_current()
     context.enable_progress_bars = False  # the command's own bar counts answers
     context.print_on_execution_start = False
@@ -224,7 +227,12 @@ def answers(
             fn_constructor_args=[options],
             batch_size=None,  # a block is a batch
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=pool.engines, max_tasks_in_flight_per_actor=IN_FLIGHT),
+            compute=ActorPoolStrategy(
+                size=pool.engines,
+                max_tasks_in_flight_per_actor=in_flight,
+                max_concurrent_calls_per_actor=in_flight,
+                enable_true_multi_threading=True,
+            ),
             # Dead actors are started again without end, Ray Data's default; batches are not.
             max_task_retries=RETRIES,
             **placement,

@@ -1,6 +1,7 @@
 """One vLLM engine that answers batches of work; what Ray Data runs as an actor.
 
-Reads pictures, asks every policy of an item side by side, and returns rows of the records' schema.
+Reads pictures, asks every policy of an item side by side, and returns rows of the records' schema. Several
+threads may call it at once: their batches overlap in the engine (`shared_engine`).
 What fails for one item becomes its error row; what fails for the engine is raised. Knows nothing of
 Ray: the benchmark and the tests run it in a loop of their own. vLLM is imported when an engine is
 built, after the environment has been set for it.
@@ -10,9 +11,11 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -21,6 +24,7 @@ from vllm_flow.eval.sweep.budgets import image_rows
 from vllm_flow.eval.sweep.pictures import background_of, picture_key, read_pictures, unreadable
 from vllm_flow.eval.sweep.policies import BASELINE, Policy
 from vllm_flow.eval.sweep.schema import answers_table
+from vllm_flow.eval.sweep.shared_engine import SharedEngine, refusals, room_in
 from vllm_flow.eval.sweep.work import savings, waves
 from vllm_flow.pictures import Colour
 
@@ -85,6 +89,9 @@ class Ask:
 class EngineActor:
     """An engine; called with a table of `requests.WORK`, it returns one of `records.ANSWERS`."""
 
+    sampling: Mapping[str, Any] = MappingProxyType({})
+    """Further arguments of every request's `SamplingParams`; the benchmark's fixes its lengths with them."""
+
     def __init__(self, options: EngineOptions, extension: bool = True) -> None:
         """Start the engine.
 
@@ -124,7 +131,9 @@ class EngineActor:
         processor = AutoProcessor.from_pretrained(model)
         self.conversation = Conversation(options.conversation, processor)
         self.name = f"{socket.gethostname()}:{os.getpid()}"
-        self.geometry = scheduler_of(self.llm).flow_geometry if extension else None
+        self._scheduler = scheduler_of(self.llm) if extension else None
+        self.geometry = self._scheduler.flow_geometry if self._scheduler else None
+        self.shared = SharedEngine(self.llm, self._footprint, room_in(self.llm))
         self.downsampler: Any = None
         if options.embeds:
             from vllm_flow.eval.sweep.downsample import Downsampler
@@ -134,10 +143,18 @@ class EngineActor:
 
     def __call__(self, work: pa.Table) -> pa.Table:
         """Answer a batch; every (item, policy) in it gives one row."""
-        rows: list[dict[str, Any]] = []
-        items = work.to_pylist()
+        with ExitStack() as pictures:
+            pictures.enter_context(self.shared.ahead())
+            asks, rows = self._asks(work.to_pylist())
+            for wave in waves([ask.grid for ask in asks]):
+                rows += self._answer([asks[index] for index in wave], pictures.close)
+        now = datetime.now(timezone.utc)
+        return answers_table([{**row, "written_at": now} for row in rows])
+
+    def _asks(self, items: Sequence[Mapping[str, Any]]) -> tuple[list[Ask], list[dict[str, Any]]]:
+        """The requests of a batch, and rows for those whose picture cannot be read."""
+        asks, rows = [], []
         pictures = read_pictures(items, self.options.background)
-        asks = []
         for item in items:
             picture = pictures.get(picture_key(item))
             for name in item["policies"]:
@@ -148,50 +165,69 @@ class EngineActor:
                     raise ValueError(f"stock vLLM cannot answer under the policy {name}")
                 else:
                     asks.append(Ask(item, policy, picture, self._grid(policy, picture)))
-        for wave in waves([ask.grid for ask in asks]):
-            rows += self._answer([asks[index] for index in wave])
-        now = datetime.now(timezone.utc)
-        return answers_table([{**row, "written_at": now} for row in rows])
+        return asks, rows
 
     def _grid(self, policy: Policy, picture: Any) -> int | None:
         if picture is None or self.options.full_grid is None or self.geometry is None:
             return None
         return policy.grid(self.options.full_grid, self.geometry.num_layers)
 
-    def _answer(self, asks: Sequence[Ask]) -> list[dict[str, Any]]:
-        """Hand all requests to the engine, then let it run until none is left."""
-        rows, waiting = [], {}
-        embeddings = self._embeddings(asks)
+    def _answer(self, asks: Sequence[Ask], added: Callable[[], None]) -> list[dict[str, Any]]:
+        """Hand all requests to the engine, say so, and wait for them."""
+        grids = {ask.grid for ask in asks if ask.grid is not None}
+        with self.shared.grid(*(grids or {None})):
+            embeddings = self._embeddings(asks)
+            prompts = [
+                self.request(
+                    ask,
+                    ask.policy.request_keys(),
+                    embeddings.get(index),
+                    max_tokens=ask.item["max_tokens"],
+                    **self.sampling,
+                )
+                for index, ask in enumerate(asks)
+            ]
+            batch = self.shared.add(prompts, self._tokenization, refusals())
+            # The engine has what it needs of the pictures.
+            del prompts, embeddings
+            for ask in asks:
+                ask.picture = None
+            added()
+            self.shared.wait(batch)
+        rows = []
         for index, ask in enumerate(asks):
-            try:
-                (request_id,) = self._enqueue(ask, embeddings.get(index))
-            except refusals() as error:
-                rows.append(self._failed(ask.item, ask.policy.name, f"refused: {error}"))
+            if index in batch.refused:
+                reason = f"refused: {batch.refused[index]}"
+                rows.append(self._failed(ask.item, ask.policy.name, reason))
             else:
-                waiting[request_id] = ask
-        outputs = self.llm.wait_for_completion(use_tqdm=False)
-        by_id = {output.request_id: output for output in outputs}
-        took = self._footprints()
-        for internal, ask in waiting.items():
-            # The internal id is the caller's, a dash and random characters.
-            output = by_id.get(internal.rpartition("-")[0])
-            rows.append(self._row(ask, output, took.get(internal)))
+                output, took = batch.done.get(batch.ids[index], (None, None))
+                rows.append(self._row(ask, output, took))
         return rows
 
-    def _enqueue(self, ask: Ask, embedding: Any) -> list[str]:
-        return self.enqueue(
-            ask, ask.policy.request_keys(), embedding, max_tokens=ask.item["max_tokens"]
-        )
+    @property
+    def _tokenization(self) -> dict[str, Any]:
+        return {"add_special_tokens": self.conversation.add_special_tokens}
 
     def enqueue(
         self, ask: Ask, keys: Mapping[str, Any], embedding: Any = None, **sampling: Any
     ) -> list[str]:
-        """Hand one greedy request to the engine; its internal id, as the only one of a list.
+        """Hand one greedy request to the engine; its internal id, as the only one of a list. Not while batches
+        are answered.
 
         Args:
             keys: the request's extra arguments, whatever the policy of `ask`.
             sampling: further arguments of `SamplingParams`.
         """
+        return self.llm.enqueue(
+            *self.request(ask, keys, embedding, **sampling),
+            use_tqdm=False,
+            tokenization_kwargs=self._tokenization,
+        )
+
+    def request(
+        self, ask: Ask, keys: Mapping[str, Any], embedding: Any = None, **sampling: Any
+    ) -> tuple[dict[str, Any], Any]:
+        """A greedy request as vLLM takes it: its prompt and its sampling parameters."""
         from vllm import SamplingParams
 
         prompt: dict[str, Any] = {
@@ -203,12 +239,7 @@ class EngineActor:
             prompt["multi_modal_uuids"] = {"image": [ask.picture_id]}
         # None, not {}: the baseline is a request as stock vLLM knows it.
         params = SamplingParams(temperature=0, extra_args=dict(keys) or None, **sampling)
-        return self.llm.enqueue(
-            prompt,
-            params,
-            use_tqdm=False,
-            tokenization_kwargs={"add_special_tokens": self.conversation.add_special_tokens},
-        )
+        return prompt, params
 
     def _embeddings(self, asks: Sequence[Ask]) -> dict[int, Any]:
         """Embeddings of the reduced pictures, by request; one pass of the tower for all of them."""
@@ -216,7 +247,8 @@ class EngineActor:
         if not wanted:
             return {}
         (side,) = {ask.grid for ask in wanted.values()}
-        made = self.downsampler.embed([ask.picture for ask in wanted.values()], side)
+        pictures = [ask.picture for ask in wanted.values()]
+        made = self.shared.between_steps(lambda: self.downsampler.embed(pictures, side))
         by_picture = dict(zip(wanted, made, strict=True))
         return {i: by_picture[a.picture_id] for i, a in enumerate(asks) if a.grid is not None}
 
@@ -266,10 +298,8 @@ class EngineActor:
             "engine": self.name,
         }
 
-    def _footprints(self) -> dict[str, Any]:
-        from vllm_flow.engine.inspect import footprints
-
-        return footprints(self.llm) if self.geometry is not None else {}
+    def _footprint(self, request_id: str) -> Any:
+        return self._scheduler and self._scheduler.flow_footprints.latest.get(request_id)
 
 
 def prepare_process() -> None:
@@ -280,10 +310,3 @@ def prepare_process() -> None:
     # Ray gives an actor its share of the cores (OMP_NUM_THREADS); pinning would put all engines of
     # a machine on the same ones.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-
-
-def refusals() -> tuple[type[Exception], ...]:
-    """What vLLM raises for a request that it does not take; a later vLLM's may derive from less."""
-    from vllm.exceptions import VLLMClientError
-
-    return (ValueError, VLLMClientError)

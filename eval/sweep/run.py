@@ -29,11 +29,11 @@ from vllm_flow.eval.sweep.versions import versions
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, sample
 from vllm_flow.eval.tasks import get_task
 from vllm_flow.exits import keeping
-from vllm_flow.layout import default_group_layers
+from vllm_flow.grouping import default_group_layers
 from vllm_flow.outputs import check_folder, real
 
 BATCH_REQUESTS = 2048
-"""Most requests in a batch: half of the finished requests whose footprint an engine remembers."""
+"""Most requests in a batch, which is retried, and lost with a driver, as a whole."""
 
 DEMO_CONTEXT = 2048
 """Tokens of the demo models' longest request: ScienceQA's 1024 answer tokens, and a prompt."""

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, sum_counts
 from vllm_flow.eval.tasks.pictures import load_image
+from vllm_flow.eval.tasks.steps import STEPS, with_steps
 
 __all__ = [
     "Item",
@@ -28,6 +29,7 @@ __all__ = [
 
 NOT_TASKS = {
     "anls", "base", "boxes", "cells", "choices", "coco", "language", "pictures", "prompts", "reading",
+    "steps",
 }  # fmt: skip
 """What the tasks share lives in their room too."""
 
@@ -54,8 +56,11 @@ def task_names() -> list[str]:
 
 
 def get_task(name: str) -> Task:
-    """The task of that name; ValueError, listing the names, where there is none."""
+    """The task of that name, `NAME-steps` asked step by step; ValueError, listing the names, where there is none."""
     tasks = _tasks()
+    stem, _, last = name.rpartition("-")
+    if last == STEPS and stem in tasks:
+        return with_steps(tasks[stem])
     if name not in tasks:
         raise ValueError(f"no task {name!r}; there are: {', '.join(sorted(tasks))}")
     return tasks[name]

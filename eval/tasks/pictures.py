@@ -30,6 +30,12 @@ def parquet_image(path: Path, row: int, column: str = "image") -> str:
     return f"{_CELL}{path}#row={row}&column={column}"
 
 
+def parquet_place(image: str | None) -> tuple[Path, int] | None:
+    """The parquet file and the row that `parquet_image` named; None for any other picture."""
+    found = _PARQUET.fullmatch(image or "")
+    return (Path(found["file"]), int(found["row"])) if found else None
+
+
 _ENCODED = "base64://"
 _SLICE = re.compile(
     _ENCODED + r"(?P<file>.+)#from=(?P<start>[0-9]+)&length=(?P<length>[0-9]+)", re.DOTALL

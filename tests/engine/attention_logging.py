@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from vllm import RequestOutput
 
-from tests.engine import oracle
+from tests.engine import kept_oracle, oracle
 from tests.engine.cases import (
     Ask,
 )
@@ -94,7 +94,11 @@ def assert_logged(
         pictures = [picture(engine.shape, seed) for seed in ask.images]
         prompt = oracle.encode(engine.model_dir, ask.prompt, pictures)
         cliff = engine.shape.layers if ask.cliff is None else ask.cliff
-        attention = oracle.attention_removed(engine.model_dir, prompt, tokens[:-1], cliff).numpy()
+        of_model = (engine.model_dir, prompt, tokens[:-1])
+        if ask.late:
+            attention = kept_oracle.attention_late(*of_model, ask.stages or f"{cliff}:0").numpy()
+        else:
+            attention = oracle.attention_removed(*of_model, cliff).numpy()
         for key in wanted:
             _, layer, token = key
             row = by_key[key]
@@ -106,7 +110,7 @@ def assert_logged(
             np.testing.assert_allclose(found, shares, atol=TOLERANCE, rtol=0, err_msg=where)
             assert abs(sum(found) - 1) < 1e-5, where
             np.testing.assert_allclose(row["images"], images, atol=TOLERANCE, rtol=0, err_msg=where)
-            if layer >= cliff and ask.images:
+            if layer >= cliff and ask.images and not (ask.late and token == 0):
                 assert row["image"] == 0 and not any(row["images"])
             if ask.heat:
                 np.testing.assert_allclose(heats[key], heat, atol=TOLERANCE, rtol=0, err_msg=where)

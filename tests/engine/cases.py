@@ -34,6 +34,8 @@ class Ask:
     """``flow_stages``, in the place of a cliff; or a stage per image, sent as lists."""
     seed: int = 0
     """``flow_seed``."""
+    late: bool = False
+    """``flow_when="decode"``."""
     log: bool | tuple[int, ...] = False
     """``flow_log_attention``."""
     heat: bool = False
@@ -44,6 +46,8 @@ class Ask:
         if self.cliff is not None:
             keys["flow_cliff"] = self.cliff
         keys |= self._stage_keys()
+        if self.late:
+            keys["flow_when"] = "decode"
         if self.log:
             keys["flow_log_attention"] = self.log if self.log is True else list(self.log)
         if self.heat:
@@ -63,7 +67,7 @@ class Ask:
         return keys | ({"flow_seed": self.seed} if self.seed else {})
 
     def without_policy(self) -> Ask:
-        return replace(self, cliff=None, stages="", seed=0)
+        return replace(self, cliff=None, stages="", seed=0, late=False)
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def mixed(layers: int) -> tuple[Ask, ...]:
 
 GQA = Shape("llama", layers=4, heads=4, kv_heads=2, head_dim=32, grid=5, seed=1)
 MHA = Shape("llama", layers=3, heads=2, kv_heads=2, head_dim=64, grid=4, seed=2)
-MISTRAL = Shape("mistral", layers=5, heads=4, kv_heads=1, head_dim=64, grid=8, seed=3)
+MISTRAL = Shape("mistral", layers=7, heads=4, kv_heads=1, head_dim=64, grid=8, seed=3)
 QWEN = Shape("qwen2", layers=4, heads=2, kv_heads=2, head_dim=80, grid=6, seed=4)
 LONG = Shape("llama", layers=6, heads=4, kv_heads=2, head_dim=32, grid=12, seed=5)
 """144 image tokens, more than four blocks: chunks fall inside an image."""
@@ -161,7 +165,7 @@ CLIFFS = tuple(
     for shape, groups, quick in (
         (GQA, 2, True),
         (MHA, 1, False),
-        (MISTRAL, 1, False),
+        (MISTRAL, 4, False),  # the last group has three layers, and a block room for four
         (QWEN, 2, True),
         (NEXT, 2, False),
     )

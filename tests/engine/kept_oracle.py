@@ -88,25 +88,12 @@ def forward_kept(
         for index, layer in enumerate(decoder.layers):
             if any(index in policy for policy in own):
                 place = {int(p): row for row, p in enumerate(position_T)}
-                for n, policy in enumerate(own):
-                    if index not in policy:
-                        continue
-                    amount, rank = policy[index]
-                    keep = count(amount, len(images[n]))
-                    if keep < len(alive[n]):
-                        scores = scores_of(
-                            rank, alive[n], images[n], keep, (seed, n, index), embeddings,
-                            weights[-1].mean(0) if weights else None, place, len(prompt.ids) - 1,
-                        )  # fmt: skip
-                        order = sorted(range(len(scores)), key=lambda at: -scores[at])
-                        if keep > 0 and rank in ("last_image", "last_prompt"):
-                            last, first = scores[order[keep - 1]], scores[order[keep]]
-                            gaps.append((last - first) / last)
-                        alive[n] = sorted(alive[n][at] for at in order[:keep])
+                attention_RR = weights[-1].mean(0) if weights else None
+                gaps += _choose(
+                    index, own, images, alive, seed, embeddings, attention_RR, place, len(prompt.ids) - 1
+                )  # fmt: skip
                 chosen[index] = [list(image) for image in alive]
-                gone = {p for image in images for p in image} - {
-                    p for image in alive for p in image
-                }
+                gone = _gone(images, alive)
                 left = torch.tensor([int(p) not in gone for p in position_T])
                 hidden, position_T = hidden[:, left], position_T[left]
             hidden = layer(
@@ -116,6 +103,93 @@ def forward_kept(
                 position_embeddings=decoder.rotary_emb(hidden, position_T[None]),
             )
     return Kept(model.lm_head(decoder.norm(hidden))[0], chosen, float(min(gaps)))
+
+
+@torch.inference_mode()
+def forward_late(
+    model_dir: Path,
+    prompt: Prompt,
+    output: Sequence[int],
+    stages: str | Sequence[str],
+    seed: int = 0,
+) -> Kept:
+    """The forward in which the prompt sees everything, and what follows it not the keys that left.
+
+    Formulated by masks: no row ever leaves. Logits are those of all rows.
+    """
+    model, _ = oracle.load(model_dir)
+    decoder = model.model.language_model
+    hidden = oracle.embed(model, prompt, output)
+    embeddings = hidden[0].double().numpy().copy()
+    tokens, answer = hidden.shape[1], len(prompt.ids)
+    position_T = torch.arange(tokens)
+    images = _images(model, prompt)
+    own = [parse(stages if isinstance(stages, str) else stages[n]) for n in range(len(images))]
+    alive = [list(image) for image in images]
+    chosen: dict[int, list[list[int]]] = {}
+    gaps = [1.0]
+    place = {position: position for position in range(tokens)}
+    with oracle.attention_weights(model) as weights:
+        for index, layer in enumerate(decoder.layers):
+            if any(index in policy for policy in own):
+                attention_TT = weights[-1].mean(0) if weights else None
+                gaps += _choose(
+                    index, own, images, alive, seed, embeddings, attention_TT, place, answer - 1
+                )
+                chosen[index] = [list(image) for image in alive]
+            mask = oracle.causal(tokens)
+            mask[..., answer:, sorted(_gone(images, alive))] = oracle.HIDDEN
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_ids=position_T[None],
+                position_embeddings=decoder.rotary_emb(hidden, position_T[None]),
+            )
+    return Kept(model.lm_head(decoder.norm(hidden))[0], chosen, float(min(gaps)))
+
+
+def attention_late(
+    model_dir: Path, prompt: Prompt, output: Sequence[int], stages: str | Sequence[str]
+) -> torch.Tensor:
+    """Attention L x T x T averaged over heads, as :func:`forward_late` computes it."""
+    with oracle.attention_weights(oracle.load(model_dir)[0]) as weights:
+        forward_late(model_dir, prompt, output, stages)
+    return torch.stack([weight.mean(0) for weight in weights])
+
+
+def _gone(images: list[list[int]], alive: list[list[int]]) -> set[int]:
+    return {p for image in images for p in image} - {p for image in alive for p in image}
+
+
+def _choose(
+    index: int,
+    own: list[Stages],
+    images: list[list[int]],
+    alive: list[list[int]],
+    seed: int,
+    embeddings: np.ndarray,
+    attention_RR: torch.Tensor | None,
+    place: dict[int, int],
+    last_of_prompt: int,
+) -> list[float]:
+    """Let tokens of each image that has a stage at layer ``index`` leave ``alive``; the gaps of the choices."""
+    gaps = []
+    for n, policy in enumerate(own):
+        if index not in policy:
+            continue
+        amount, rank = policy[index]
+        keep = count(amount, len(images[n]))
+        if keep < len(alive[n]):
+            scores = scores_of(
+                rank, alive[n], images[n], keep, (seed, n, index), embeddings,
+                attention_RR, place, last_of_prompt,
+            )  # fmt: skip
+            order = sorted(range(len(scores)), key=lambda at: -scores[at])
+            if keep > 0 and rank in ("last_image", "last_prompt"):
+                last, first = scores[order[keep - 1]], scores[order[keep]]
+                gaps.append((last - first) / last)
+            alive[n] = sorted(alive[n][at] for at in order[:keep])
+    return gaps
 
 
 def scores_of(
@@ -162,9 +236,15 @@ def check_greedy(
     seed: int,
     token_ids: Sequence[int],
     allowed: Sequence[int] | None = None,
+    late: bool = False,
 ) -> tuple[OracleOutput, Kept]:
-    """As :func:`tests.engine.oracle.check_greedy`; also what was chosen."""
+    """As :func:`tests.engine.oracle.check_greedy`; also what was chosen.
+
+    Args:
+        late: tokens leave after the prefill.
+    """
     encoded = oracle.encode(model_dir, prompt, images)
-    kept = forward_kept(model_dir, encoded, list(token_ids[:-1]), stages, seed)
+    forward = forward_late if late else forward_kept
+    kept = forward(model_dir, encoded, list(token_ids[:-1]), stages, seed)
     logprobs = kept.logits[kept.logits.shape[0] - len(token_ids) :].log_softmax(-1)
     return oracle.compare(encoded, logprobs, token_ids, allowed), kept

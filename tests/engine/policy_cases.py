@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.engine.cases import Ask, adjacent_images, mixed, one_image, text_only, two_images
+from tests.engine.tiny_llava import words
 
 PLACE = (
     "1:50% uniform",
@@ -54,3 +55,36 @@ def device_mixed(layers: int, shift: int = 0) -> tuple[Ask, ...]:
         replace(text_only(94), stages=DEVICE[3]),
     ]
     return (*asks, *place_mixed(layers)[::4])
+
+
+LATE = (
+    "1:50% last_prompt",
+    "2:60% last_prompt, 4:20% random",
+    "1:70% uniform, 3:20% last_prompt, 5:0",
+    "1:60% last_prompt, 3:30% last_prompt, 4:7 last_prompt",
+)
+"""Stages by attention that can be made once the prompt is computed."""
+
+
+def late_mixed(layers: int) -> tuple[Ask, ...]:
+    """What leaves after the prefill, by cliffs and stages; and cliffs, stages, the baseline beside it."""
+    asks = [
+        replace(one_image(100 + cliff, cliff), late=True, max_tokens=24) for cliff in range(layers)
+    ]
+    asks += [
+        replace(two_images(110 + n), stages=stages, late=True) for n, stages in enumerate(PLACE)
+    ]
+    asks += [
+        replace(ask(n), stages=stages, late=True)
+        for ask, n in ((one_image, 140), (two_images, 150))
+        for n, stages in enumerate(LATE, n)
+    ]
+    asks += [
+        replace(one_image(120, 2, before=33, after=70), late=True, max_tokens=1),
+        replace(one_image(121, 3), late=True, max_tokens=2),
+        replace(adjacent_images(122), stages=("1:0", "4:25% uniform"), late=True),
+        replace(one_image(123, 2, before=40), late=True, samples=2),
+        replace(text_only(124, 2), late=True),
+        Ask(f"{words(4, 126)} <image>", (126,), 2, late=True),
+    ]
+    return (*asks, *place_mixed(layers)[::3])

@@ -76,6 +76,18 @@ def test_the_log_is_the_oracles_attention(open_logging: Any, case: str) -> None:
     assert_logged(logging, asks, outputs)
 
 
+def test_the_log_of_what_leaves_after_the_prefill(open_logging: Any) -> None:
+    """The first token's row sees the image in every layer, those after it what is left."""
+    shape, group_layers, options = CASES["chunks of 97"]
+    logging = open_logging(shape, group_layers, **options)
+    asks = [replace(one_image(505 + cliff, cliff), late=True) for cliff in (0, 2, 4)]
+    asks += [replace(two_images(508), stages="1:50% uniform, 3:20% uniform, 5:0", late=True)]
+    asks = [replace(ask, log=True, heat=not ask.stages, max_tokens=4) for ask in asks]
+    outputs = logging.engine.run(asks)
+    assert_exact(logging.engine, asks, outputs)
+    assert_logged(logging, asks, outputs)
+
+
 @pytest.mark.parametrize("cliff", v2_cpu.reduced([None, 3], to=[3]))
 def test_a_cached_prefix_is_read_like_any_other(open_logging: Any, cliff: int | None) -> None:
     """The first answer token's keys were written by another request."""

@@ -70,7 +70,7 @@ def test_bad_value_is_refused(open_engine: OpenEngine, key: str, value: Any) -> 
         ({"flow_cliff": 2, "flow_keep": [3], "flow_rank": "uniform"}, "flow_keep=.*1 values and the prompt has 2"),
         ({"flow_stages": "1:20% uniform, 2:9 uniform"}, "keeps 9 and '1:20% uniform' left 5"),
         ({"flow_cliff": 2, "flow_keep": 3, "flow_rank": "last_prompt"}, "see 6[0-9] tokens in one step"),
-        ({"flow_cliff": 2, "flow_when": "decode"}, "flow_when='decode'"),
+        ({"flow_preset": "divprune", "flow_when": "decode"}, "flow_when='decode': 'diversity'"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_prompt_is_refused(
@@ -111,18 +111,6 @@ def test_prompt_that_ends_with_an_image_is_refused(open_engine: OpenEngine) -> N
     prompt = engine.prompt(one_image(34, after=0))
     with pytest.raises(ValueError, match="flow_cliff"):
         engine.llm.generate(prompt, params({"flow_cliff": 2}), use_tqdm=False)
-    still_answers(engine)
-
-
-def test_prompt_logprobs_with_a_policy_are_refused(open_engine: OpenEngine) -> None:
-    """Evicted rows have no logits."""
-    engine = open_engine(GQA, 2)
-    refused, prompt = engine.prompt(one_image(35)), engine.prompt(one_image(36))
-    with pytest.raises(ValueError, match="prompt_logprobs"):
-        engine.llm.generate(refused, params({"flow_cliff": 2}, prompt_logprobs=1), use_tqdm=False)
-    [out] = engine.llm.generate(prompt, params({}, prompt_logprobs=1), use_tqdm=False)
-    assert out.prompt_logprobs is not None
-    assert len(out.prompt_logprobs) == len(out.prompt_token_ids or ())
     still_answers(engine)
 
 

@@ -67,19 +67,19 @@ def strided(
 FLOAT, HALF = torch.float32, torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("write", "cache", "expected"),
-    [
-        (cpu_writer("vec"), strided(KVCacheLayout.LBHNC, FLOAT), column_major),
-        (cpu_writer("vec"), strided(KVCacheLayout.LBHNC, HALF), column_major),
-        (cpu_writer("vec16"), strided(KVCacheLayout.LBHNC, FLOAT), column_major),
-        (cpu_writer("amx"), strided(KVCacheLayout.LBHNC, HALF), tiled_pairs),
-        (slot_writer, strided(KVCacheLayout.LBHNC, HALF), token_major),
-        (slot_writer, strided(KVCacheLayout.LBNHC, HALF), token_major),
-        (slot_writer, strided(KVCacheLayout.LHBNC, FLOAT), token_major),
-    ],
-    ids=["vec", "vec-16-bit", "vec16", "amx", "HND", "NHD", "heads-first"],
-)
+WAYS = {
+    "vec": (cpu_writer("vec"), strided(KVCacheLayout.LBHNC, FLOAT), column_major),
+    "vec-16-bit": (cpu_writer("vec"), strided(KVCacheLayout.LBHNC, HALF), column_major),
+    "vec16": (cpu_writer("vec16"), strided(KVCacheLayout.LBHNC, FLOAT), column_major),
+    "amx": (cpu_writer("amx"), strided(KVCacheLayout.LBHNC, HALF), tiled_pairs),
+    "HND": (slot_writer, strided(KVCacheLayout.LBHNC, HALF), token_major),
+    "NHD": (slot_writer, strided(KVCacheLayout.LBNHC, HALF), token_major),
+    "heads-first": (slot_writer, strided(KVCacheLayout.LHBNC, FLOAT), token_major),
+}
+"""Who writes, into which cache, and which reader finds the keys."""
+
+
+@pytest.mark.parametrize(("write", "cache", "expected"), WAYS.values(), ids=WAYS)
 def test_the_reader_finds_what_the_backend_wrote(write: Any, cache: Any, expected: Any) -> None:
     if current_platform.is_cpu():
         current_platform.import_kernels()
@@ -107,7 +107,9 @@ def test_an_unknown_layout_is_refused() -> None:
         slot_writer(layer, key.flip(-1), value, cache, slots)
 
     cache = strided(KVCacheLayout.LBHNC, FLOAT)
-    with pytest.raises(ValueError, match="SOME_BACKEND .* choose another backend, or leave out"):
+    with pytest.raises(
+        ValueError, match="SOME_BACKEND .* leave out attention_log, or choose another"
+    ):
         key_reader(layer_writing(write, cache))
     assert not cache.any()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
+import itertools
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,11 @@ def counted(policy: str) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("ask", [one_image(51, 2), two_images(52, 0)], ids=["cliff-2", "cliff-0"])
+@pytest.mark.parametrize(
+    "ask",
+    [one_image(51, 2), two_images(52, 0), replace(one_image(51, 2), late=True)],
+    ids=["cliff-2", "cliff-0", "cliff-2-late"],
+)
 def test_a_stop_string_ends_a_request_as_its_length_would(
     open_engine: OpenEngine, ask: Ask
 ) -> None:
@@ -79,15 +84,16 @@ def test_the_front_ends_numbers_are_the_engines(open_engine: OpenEngine) -> None
     """Over lengths that end before, at and after a block's last slot."""
     engine = open_engine(GQA, 2)
     scheduler = engine.scheduler
-    for cliff in range(GQA.layers):
-        ask = two_images(53, cliff)
+    for cliff, late in itertools.product(range(GQA.layers), (False, True)):
+        ask = replace(two_images(53, cliff), late=late)
         for length in (1, 2, 31, 32, 33, 34, 64, 65):
             out = answer(engine, ask, max_tokens=length)
             footprint = list(footprints(engine.llm).values())[-1]
             outline = metrics.Outline(
                 geometry=list(astuple(scheduler.flow_geometry)),
-                evicted=list(footprint.evicted),
+                evicted=[(cliff, footprint.image_tokens)],
                 image_tokens=footprint.image_tokens,
+                late=late,
                 logged_layers=0,
             )
             prompt = len(out.prompt_token_ids)

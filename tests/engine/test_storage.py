@@ -13,31 +13,40 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from tests.engine import v2_cpu
-from tests.engine.cases import LONG, Ask, one_image, text_only, two_images
+from tests.engine.cases import LONG, MISTRAL, Ask, one_image, text_only, two_images
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE
+from tests.engine.tiny_llava import Shape
 from vllm_flow.engine import groups, storage
 from vllm_flow.engine.settings import FlowSettings
 
 
-def blocks_expected(ask: Ask, prompt_tokens: int, group_layers: int) -> tuple[int, ...]:
+def blocks_expected(
+    shape: Shape, ask: Ask, prompt_tokens: int, group_layers: int
+) -> tuple[int, ...]:
     """Blocks per group; the last output token is never stored."""
     stored = prompt_tokens + ask.max_tokens - 1
-    cliff = LONG.layers if ask.cliff is None else ask.cliff
-    image = LONG.image_tokens * len(ask.images)
+    cliff = shape.layers if ask.cliff is None else ask.cliff
+    image = shape.image_tokens * len(ask.images)
     return tuple(
         -(-(stored - (image if first >= cliff else 0)) // BLOCK_SIZE)
-        for first in range(0, LONG.layers, group_layers)
+        for first in range(0, shape.layers, group_layers)
     )
 
 
-@pytest.mark.parametrize("group_layers", v2_cpu.reduced([1, 2, 3, 6], to=[2]))
-def test_blocks_hold_what_the_layers_see(open_engine: OpenEngine, group_layers: int) -> None:
+@pytest.mark.parametrize(
+    "shape, group_layers",
+    v2_cpu.reduced([(LONG, 1), (LONG, 2), (LONG, 6), (MISTRAL, 4)], to=[(LONG, 2)]),
+    ids=str,
+)
+def test_blocks_hold_what_the_layers_see(
+    open_engine: OpenEngine, shape: Shape, group_layers: int
+) -> None:
     from vllm_flow.engine.inspect import footprints
 
     # Asynchronous scheduling may hold one token more than it needs when a request ends.
-    engine = open_engine(LONG, group_layers, async_scheduling=False)
-    asks = [one_image(91, cliff) for cliff in (None, *range(LONG.layers + 1))]
+    engine = open_engine(shape, group_layers, async_scheduling=False)
+    asks = [one_image(91, cliff) for cliff in (None, *range(shape.layers + 1))]
     asks += [two_images(92, 3), text_only(94, 3), text_only(95)]
     for index, ask in enumerate(asks):
         engine.add(f"blocks{index}", ask)
@@ -49,8 +58,8 @@ def test_blocks_hold_what_the_layers_see(open_engine: OpenEngine, group_layers: 
         footprint = found[f"blocks{index}"]
         prompt_tokens = len(outputs[f"blocks{index}"].prompt_token_ids or ())
         assert footprint.prompt_tokens == prompt_tokens
-        assert footprint.image_tokens == LONG.image_tokens * len(ask.images)
-        assert footprint.blocks == blocks_expected(ask, prompt_tokens, group_layers), ask
+        assert footprint.image_tokens == shape.image_tokens * len(ask.images)
+        assert footprint.blocks == blocks_expected(shape, ask, prompt_tokens, group_layers), ask
 
 
 def test_blocks_that_are_not_allocated_serve_others(open_engine: OpenEngine) -> None:

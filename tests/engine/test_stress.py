@@ -17,6 +17,7 @@ import pytest
 from tests.engine import traffic, v2_cpu
 from tests.engine.cases import LONG
 from tests.engine.fixtures import OpenEngine
+from tests.engine.options import DRAFTS
 from tests.longer import some
 
 REQUESTS = 40
@@ -66,10 +67,10 @@ def test_random_traffic_is_exact(open_engine: OpenEngine, name: str, seed: int) 
 
 
 def test_random_traffic_of_every_policy_is_exact(open_engine: OpenEngine) -> None:
-    """The whole grammar: ranks of all kinds, stages, values per image, beside cliffs and the baseline."""
+    """The whole grammar: ranks of all kinds, stages, values per image, late ones, cliffs, the baseline."""
     options = dict(enable_prefix_caching=True, async_scheduling=True, max_num_batched_tokens=512)
     engine = open_engine(LONG, 3, kv_cache_memory_bytes=TINY_POOL, max_num_seqs=12, **options)
-    went = traffic.run(engine, 3, REQUESTS, stages=0.8)
+    went = traffic.run(engine, 3, REQUESTS, stages=0.8, late=0.3)
     assert went.preempted and went.aborted and went.finished > REQUESTS / 4
 
 
@@ -86,7 +87,10 @@ def random_engine(rng: np.random.Generator) -> tuple[int, dict[str, Any]]:
         scheduling_policy=str(rng.choice(["fcfs", "priority"])),
         **{"max_num_batched_tokens": chunk} if small_steps else chunks_of(chunk),
     )
-    return int(rng.choice([1, 2, 3, 6])), options
+    group_layers = int(rng.choice([1, 2, 3, 6]))
+    if not options["async_scheduling"] and rng.random() < 0.4:
+        options["speculative_config"] = DRAFTS
+    return group_layers, options
 
 
 @pytest.mark.slow
@@ -100,7 +104,15 @@ def test_fuzz(open_engine: OpenEngine) -> None:
         engine = open_engine(LONG, group_layers, **options)
         # Shown by pytest where the run fails: what it takes to repeat it.
         print(f"seed {seed}: groups of {group_layers}, {options}")
-        total += traffic.run(engine, seed, REQUESTS, resets=0.01 * (seed % 3), stages=0.6)
+        total += traffic.run(
+            engine,
+            seed,
+            REQUESTS,
+            resets=0.01 * (seed % 3),
+            stages=0.6,
+            late=0.1 * (seed % 4),
+            several="speculative_config" not in options,
+        )
         if time.monotonic() > end:
             break
     print(f"fuzz: {total}")

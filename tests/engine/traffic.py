@@ -50,11 +50,14 @@ FAVOURITES = (
 """Drawn often, so that requests meet others of their policy in the prefix cache."""
 
 
-def random_stages(rng: np.random.Generator, needs: int, images: int) -> str | tuple[str, ...]:
-    """Any stages whose ranks look at no more than ``needs``, or a stage per image."""
+def random_stages(
+    rng: np.random.Generator, needs: int, images: int, late: bool = False
+) -> str | tuple[str, ...]:
+    """Any stages whose ranks look at no more than ``needs``, or a stage per image; or any late ones."""
     if rng.random() < 0.3:
         return str(rng.choice([s for s in FAVOURITES if needs or not ("image" in s or "div" in s)]))
     ranks = [rank for rank, need in RANKS.items() if need <= needs]
+    ranks = ["uniform", "random", "last_prompt"] if late else ranks
 
     def stage(layer: int, amount: str, rank: str) -> str:
         by_attention = rank.startswith("last")
@@ -108,7 +111,29 @@ def random_ask(rng: np.random.Generator) -> Ask:
     return Ask(prompt, (picture,), cliff, tokens, samples=samples)
 
 
-def run(engine: Engine, seed: int, requests: int, resets: float = 0, stages: float = 0) -> Traffic:
+def as_late(rng: np.random.Generator, ask: Ask) -> Ask:
+    """The same request with a policy of the same kind whose images leave after the prefill."""
+    if ask.stages:
+        stages = random_stages(rng, 0, len(ask.images), late=True)
+        seed = int(rng.integers(2)) * ("random" in str(stages))
+        return replace(ask, stages=stages, seed=seed, late=True)
+    return replace(
+        ask,
+        cliff=int(rng.integers(LONG.layers)) if ask.cliff is None else ask.cliff,
+        max_tokens=1 if rng.random() < 0.1 else ask.max_tokens,
+        late=True,
+    )
+
+
+def run(
+    engine: Engine,
+    seed: int,
+    requests: int,
+    resets: float = 0,
+    stages: float = 0,
+    late: float = 0,
+    several: bool = True,
+) -> Traffic:
     """Send `requests` random requests, abort some, and compare every finished answer with the oracle.
 
     The block pool is checked after every step. Priorities are random, for engines that heed them.
@@ -116,15 +141,22 @@ def run(engine: Engine, seed: int, requests: int, resets: float = 0, stages: flo
     Args:
         resets: how probable it is, before each step, that the prefix cache is reset under what runs.
         stages: the part of the requests that keep image tokens, or take them away stage by stage.
+        late: the part of the requests with images that evict after the prefill.
+        several: whether some want several answers, which vLLM samples by top-k.
 
     Raises:
         AssertionError: an answer differs, a block is lost, or the traffic does not end.
     """
     rng = np.random.default_rng(seed)
     asks: dict[str, Ask] = {f"{seed}-{index}": random_ask(rng) for index in range(requests)}
+    if not several:
+        asks = {name: replace(ask, samples=1) for name, ask in asks.items()}
     for name, ask in asks.items() if stages else ():
         if ask.images and rng.random() < stages:
             asks[name] = with_stages(rng, ask, engine.scheduler.flow_settings.step_tokens)
+    for name, ask in asks.items() if late else ():
+        if ask.images and rng.random() < late:
+            asks[name] = as_late(rng, ask)
     waiting, live = list(asks), set[str]()
     outputs: dict[str, Any] = {}
     aborted = set[str]()

@@ -21,6 +21,7 @@ from tests.engine.test_exactness import (
     test_stock_baseline_is_the_oracle,
 )
 from tests.engine.test_inert import test_without_policy_equals_stock
+from tests.engine.test_late_eviction import test_what_leaves_after_the_prefill_is_exact
 from tests.engine.test_lifecycle import (
     test_abort_during_decode,
     test_abort_during_prefill,
@@ -31,6 +32,7 @@ from tests.engine.test_policies import (
     test_ranks_of_the_device_are_exact,
 )
 from tests.engine.test_prefix_caching import test_baseline_beside_policies
+from tests.engine.test_prompt_logprobs import test_entries_are_the_oracles_or_none
 from tests.engine.test_runner import test_model_runner
 from tests.engine.test_storage import test_blocks_hold_what_the_layers_see
 from tests.engine.test_stress import test_random_traffic_is_exact
@@ -48,6 +50,7 @@ __all__ = [
     "test_bad_value_is_refused",
     "test_baseline_beside_policies",
     "test_batch_is_exact",
+    "test_entries_are_the_oracles_or_none",
     "test_blocks_hold_what_the_layers_see",
     "test_model_runner",
     "test_only_steps_in_which_rows_leave_are_eager",
@@ -57,5 +60,6 @@ __all__ = [
     "test_ranks_of_the_device_are_exact",
     "test_requests_join_a_running_batch",
     "test_stock_baseline_is_the_oracle",
+    "test_what_leaves_after_the_prefill_is_exact",
     "test_without_policy_equals_stock",
 ]

@@ -29,7 +29,7 @@ from vllm_flow.eval.sweep.records import Run  # noqa: E402
 from vllm_flow.eval.sweep.schema import answers_table  # noqa: E402
 from vllm_flow.eval.tasks import get_task  # noqa: E402
 
-QUESTIONS = 40
+QUESTIONS = 28
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,11 @@ def test_a_killed_driver_resumes_with_the_same_command(
     cluster: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    first = command(data, out, "baseline,cliff=2", "--engines", "1")
+    slowly = (
+        "--engine-args",
+        '{"max_num_seqs": 4}',
+    )  # so that there is something left when it is killed
+    first = command(data, out, "baseline,cliff=2", "--engines", "1", *slowly)
     child = subprocess.Popen(
         [sys.executable, "-m", "vllm_flow.cli", *first, "--ray-address", cluster],
         stdout=subprocess.PIPE,

@@ -1,9 +1,9 @@
-"""The whole way: four tasks' official files, every layer, two engines, one report."""
+"""The whole way: four tasks' official files, two engines, one report; every layer in make test-long."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,13 +33,19 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_four_tasks_at_every_layer(
-    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "cliffs",
+    [
+        pytest.param((2,), id="a cliff"),
+        pytest.param(range(1, LAYERS), id="every cliff", marks=pytest.mark.long),
+    ],
+)
+def test_four_tasks_to_a_report(
+    cluster: None, cliffs: Iterable[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, run, report = tmp_path / "data", tmp_path / "run", tmp_path / "run" / "report"
     datasets.main(["--out", str(data), "--items", "4"])
-    cliffs = [f"cliff={cliff}" for cliff in range(1, LAYERS)]
-    policies = ["baseline", "text-only", *cliffs, "downsample=3"]
+    policies = ["baseline", "text-only", *(f"cliff={cliff}" for cliff in cliffs), "downsample=3"]
     asked = [
         *("eval", "--model", "demo-small", "--tasks", ",".join(TASKS), "--data", str(data)),
         *("--policies", ",".join(policies), "--limit", str(ITEMS), "--batch", "1"),

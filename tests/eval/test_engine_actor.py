@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,16 @@ def test_sizes_of_reduced_pictures() -> None:
     assert reduced({"height": 384, "width": 384}, 6, 24) == {"height": 96, "width": 96}
     with pytest.raises(ValueError, match="cannot be reduced"):
         reduced({"height": 384, "width": 384}, 2, 27)
+
+
+def test_batches_side_by_side_are_answered_as_alone(engine: EngineActor) -> None:
+    """Reduced pictures of two sizes among them, which vLLM takes one size at a time only."""
+    batches = [[item] for item in items()[:4]]
+    alone = [ask(engine, batch) for batch in batches]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda batch: ask(engine, batch), batches))
+    kept = ("answer", "error", "output_tokens", "image_tokens", "kv_blocks", "prefill_rows_saved")
+    for before, after in zip(alone, together, strict=True):
+        assert before.keys() == after.keys()
+        for key, row in before.items():
+            assert {name: row[name] for name in kept} == {name: after[key][name] for name in kept}

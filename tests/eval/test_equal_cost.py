@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.eval.synthetic_run import LAYERS, make_run
@@ -24,6 +25,7 @@ from vllm_flow.eval.report.cost import (
 )
 from vllm_flow.eval.report.results import Options, Summary
 from vllm_flow.eval.report.summary import summarise
+from vllm_flow.eval.statistics.intervals import Interval, between
 from vllm_flow.eval.sweep.budgets import average_tokens
 from vllm_flow.eval.sweep.policies import parse_policies
 from vllm_flow.eval.sweep.records import Run
@@ -96,7 +98,22 @@ def test_seeds_are_one_point_with_their_range(run: Run) -> None:
     (drawn,) = (point for point in found if point.method.name == "random")
     assert len(drawn.policies) == 3 and drawn.policy == "0:50% random"
     assert drawn.seeds is not None and drawn.seeds[0] <= drawn.value.value <= drawn.seeds[1]
-    assert all(point.seeds is None for point in found if point is not drawn)
+    assert drawn.between is not None and drawn.between.low < drawn.value.value < drawn.between.high
+    assert drawn.between.value == pytest.approx(drawn.value.value)
+    assert all(point.seeds is point.between is None for point in found if point is not drawn)
+
+
+def test_an_interval_over_seeds_holds_their_mean() -> None:
+    """As often as it says, for draws that are normal; and no draws, or one, tell nothing of others."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(2000):
+        found = between(list(rng.normal(0.6, 0.03, 3)), 0.9)
+        assert found is not None
+        held += found.low <= 0.6 <= found.high
+    assert 0.88 < held / 2000 < 0.92
+    assert between([]) is between([0.5]) is None
+    assert between([0.25, 0.25]) == Interval(0.25, 0.25, 0.25)
 
 
 def test_a_budget_is_what_costs_the_same(run: Run) -> None:

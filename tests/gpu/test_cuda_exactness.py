@@ -14,6 +14,7 @@ from tests.engine import oracle
 from tests.engine.cases import GQA, LONG, QUICK, Ask, Case, Shape, every_cliff, mixed, text_around
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, Engine, assert_exact, logprobs_of, picture, tokens_of
+from tests.engine.policy_cases import late_mixed
 from tests.gpu.backends import DEFAULT, EAGER, GRAPHS, WIDE, flash, triton, v1
 
 EXECUTIONS = [
@@ -66,6 +67,16 @@ def test_requests_join_a_running_batch(open_engine: OpenEngine, execution: dict[
         outputs = engine.run_joining(asks)
     assert_exact(engine, asks, outputs)
     assert bool(sizes) == (bool(execution) and not v1())
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_what_leaves_after_the_prefill_is_exact(
+    open_engine: OpenEngine, execution: dict[str, Any]
+) -> None:
+    engine = open_engine(LONG, 2, **triton(**execution), enable_prefix_caching=True)
+    asks = late_mixed(LONG.layers)
+    for run in (engine.run_joining, engine.run):
+        assert assert_exact(engine, asks, run(asks), ties=True) >= len(asks) * 0.8
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)

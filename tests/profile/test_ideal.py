@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vllm_flow.eval.sweep.policies import parse_policies
-from vllm_flow.layout import storage_groups
+from vllm_flow.grouping import storage_groups
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.profile import ideal
 from vllm_flow.profile.ideal import ModelShape, TowerShape, Workload, row_count_ideal

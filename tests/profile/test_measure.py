@@ -135,6 +135,43 @@ def test_prefill_and_decode_cover_every_system(bench: Bench) -> None:
     assert {row.image_tokens for row in decode} == {128}
 
 
+def test_what_is_ranked_says_how_long_ranking_took(bench: Bench) -> None:
+    """Every call that ranks is timed, by look or by attention, and what is chosen by place has none."""
+    policies = "0:16 uniform,0:16 diversity,1:16 last_prompt"
+    systems = engines.parse_systems(policies, bench.shape.layers)
+    rows = measure.prefill(replace(bench, systems=systems), batch=2, rounds=1)
+    shares = {row.system: row.ranking for row in rows}
+    assert shares.pop("0:16 uniform") is None and shares.pop(engines.STOCK) is None
+    assert all(share is not None and 0 < share.median < 1 for share in shares.values()), shares
+
+    ranker = watching.runner_of(bench.flow).flow_hook.ranker
+    before, calls = dict(vars(ranker)), defaultdict(int)
+
+    def counted(name: str):  # type: ignore[no-untyped-def]
+        method = getattr(ranker, name)
+
+        def call(*args: object) -> object:
+            calls[name] += 1
+            return method(*args)
+
+        return call
+
+    for system in systems[2:]:
+        calls.clear()
+        for name in watching.RANKING:
+            setattr(ranker, name, counted(name))
+        try:
+            with watching.ranking_clock(bench.flow) as clock:
+                _, prompts = bench.requests(1)
+                bench.flow.generate(prompts, load.params_of(system, 1), use_tqdm=False)
+        finally:
+            for name in watching.RANKING:
+                delattr(ranker, name)
+        assert calls["choose"] == 1 and clock.seconds() > 0
+        assert calls["attended"] == (1 if "last_prompt" in system.name else 0)
+    assert vars(ranker).keys() == before.keys()
+
+
 def test_watching_leaves_nothing_behind(bench: Bench) -> None:
     core, runner = watching.core_of(bench.flow), watching.runner_of(bench.flow)
     before = {
@@ -170,7 +207,7 @@ def test_policies(text: str, cliffs: list[int | None]) -> None:
 
 
 def test_policies_of_the_whole_grammar() -> None:
-    """A preset under its name; what is ranked has a twin that keeps as many tokens by place."""
+    """A preset under its name; places need no ranking."""
     systems = engines.parse_systems("fastv,0:64 uniform,0:1/2 diversity;2:0,cliff=2", 32)[1:]
     assert [s.name for s in systems] == ["fastv", "0:64 uniform", "0:50% diversity;2:0", "cliff=2"]
     assert systems[0].extra_args == {
@@ -178,13 +215,7 @@ def test_policies_of_the_whole_grammar() -> None:
         "flow_keep": "50%",
         "flow_rank": "last_prompt",
     }
-    twins = [system.twin() for system in systems]
-    assert [None if twin is None else twin.extra_args for twin in twins] == [
-        {"flow_cliff": 2, "flow_keep": "50%", "flow_rank": "uniform"},
-        None,
-        {"flow_stages": "0:50% uniform, 2:0"},
-        None,
-    ]
+    assert [system.ranks for system in systems] == [True, False, True, False]
     with pytest.raises(ValueError, match="pictures as they are"):
         engines.parse_systems("downsample=2", 4)
 

@@ -43,6 +43,22 @@ def test_tokens_and_logprobs_are_the_oracles(
         assert saved["prefill_rows_saved"] == IMAGE_TOKENS * (LAYERS - cliff)
 
 
+def test_an_image_that_leaves_after_the_prefill(small: Server, client: openai.OpenAI) -> None:
+    """The first token is the baseline's, and its prompt is found; no row was saved."""
+    body = chat_body(24, 2, **EXACT)
+    body["vllm_xargs"]["flow_when"] = "decode"
+    counted = ("vllm_flow:requests_total", (("policy", "cliff=2 when=decode"),))
+    before = small.samples().get(counted, 0)
+    plain, late = (chat(client, sent) for sent in (chat_body(24, None, **EXACT), body))
+    first, other = (answer.choices[0].logprobs.content[0] for answer in (plain, late))
+    assert first.token == other.token and abs(first.logprob - other.logprob) < 1e-4
+    assert late.usage.prompt_tokens_details.cached_tokens >= IMAGE_TOKENS
+    saved = report(late)
+    assert (saved["when"], saved["image_tokens_evicted"]) == ("decode", IMAGE_TOKENS)
+    assert saved["prefill_rows_saved"] == 0 < saved["kv_blocks_saved"]
+    assert small.samples()[counted] == before + 1
+
+
 @pytest.mark.parametrize("cliff", [None, 1, 3])
 def test_several_pictures(small: Server, client: openai.OpenAI, cliff: int | None) -> None:
     answer = chat(client, chat_body(8, cliff, pictures=2, **EXACT))

@@ -12,7 +12,8 @@ from vllm_flow.demo.rows import ideal_speedup, summarise
 from vllm_flow.demo_model.facts import Facts, Sign, Thing
 from vllm_flow.demo_model.questions import caption
 from vllm_flow.eval.tasks import Item
-from vllm_flow.layout import TokenLayout, predict_blocks, storage_groups
+from vllm_flow.grouping import storage_groups
+from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans
 

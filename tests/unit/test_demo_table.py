@@ -118,5 +118,6 @@ def test_timed_batch_has_pictures_of_its_own(results: Results) -> None:
 
 
 def test_default_cliffs() -> None:
-    assert default_cliffs(30, quick=False) == [*range(0, 30, 3)]
+    assert default_cliffs(30, quick=False) == [0, 6, 12, 15, 18, 21, 24, 27]
+    assert default_cliffs(32, quick=False) == [0, 6, 12, 18, 21, 24, 27, 30]
     assert default_cliffs(32, quick=True) == [0, 5, 10, 15, 20, 25, 30]

@@ -16,14 +16,9 @@ from hypothesis import strategies as st
 
 from vllm_flow.boundaries import packed_boundary
 from vllm_flow.decode_plan import decode_facts
+from vllm_flow.grouping import storage_groups
 from vllm_flow.last_layer import LastLayer, spare_last_layers
-from vllm_flow.layout import (
-    TokenLayout,
-    evicted_at,
-    predict_blocks,
-    storage_groups,
-    stored_blocks,
-)
+from vllm_flow.layout import TokenLayout, evicted_at, predict_blocks, stored_blocks
 from vllm_flow.plan import Ranking, ScheduledRequest, plan_step
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.ranks import RANKS, PositionRank

@@ -5,17 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_flow.boundaries import blocks_taken, packed_boundary
-from vllm_flow.layout import (
-    TokenLayout,
-    default_group_layers,
-    predict_blocks,
-    storage_groups,
-)
+from vllm_flow.grouping import storage_groups
+from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.plan import ScheduledRequest, StepPlan, plan_step
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.profile.ideal import row_count_ideal
@@ -184,17 +179,6 @@ def test_a_step_of_image_tokens_only_leaves_no_row() -> None:
 def test_a_policy_on_a_prompt_without_image_plans_nothing() -> None:
     assert TokenLayout.of(FlowPolicy.withdrawal(0), ImageSpans()) is None
     assert plan_of([(Case(5, frozenset(), 2), 0, 5)]) is None
-
-
-@pytest.mark.parametrize("group_layers", [0, -1, 4, 5, 7])
-def test_groups_that_vllm_would_pad_are_refused(group_layers: int) -> None:
-    with pytest.raises(ValueError, match="use one of 1, 2, 3, 6"):
-        storage_groups(6, group_layers)
-
-
-@pytest.mark.parametrize(("layers", "expected"), [(32, 4), (30, 5), (28, 4), (4, 1), (31, 31)])
-def test_default_granularity(layers: int, expected: int) -> None:
-    assert default_group_layers(layers) == expected
 
 
 def test_row_count_ideal_of_the_prototype() -> None:

@@ -28,7 +28,7 @@ from vllm_flow.exits import CommandError, Refused, keeping
 from vllm_flow.options import count, gib, positive
 from vllm_flow.outputs import check_folder
 
-QUESTIONS = 24
+QUESTIONS = 20
 """Yes/no questions by default; the other kinds have their share of it."""
 FEW_CLIFFS = 6
 """Cliffs, spread over the range, at which kinds are asked that are not asked at all of them."""
@@ -41,9 +41,16 @@ WIDTH = 144
 
 
 def default_cliffs(num_layers: int, quick: bool) -> list[int]:
-    """Every third layer, or about six values for a quick look; the baseline excluded."""
-    step = max(STEP, num_layers // 6) if quick else STEP
-    return list(range(0, num_layers, step))
+    """Every third layer, in the shallow half every sixth; about six values for a quick look.
+
+    The baseline is left out. Most kinds of questions still need the picture in the shallow half.
+    """
+    if quick:
+        return list(range(0, num_layers, max(STEP, num_layers // 6)))
+    half = num_layers // 2
+    return [
+        cliff for cliff in range(0, num_layers, STEP) if cliff >= half or cliff % (2 * STEP) == 0
+    ]
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
@@ -62,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cliffs",
         type=whole_numbers,
-        help="layers that see the whole image, as 0,4,30 or 0:30:2 (default: every third layer)",
+        help="layers that see the whole image, as 0,4,30 or 0:30:2 (default: every third layer, "
+        "in the shallow half every sixth)",
     )
     parser.add_argument(
         "--questions",

@@ -1,4 +1,4 @@
-"""What either model runner makes once it has a KV cache: who builds steps, ranks, and logs attention.
+"""What either model runner makes once it has a KV cache: who builds steps, ranks, moves, and logs attention.
 
 Seam: a runner's ``initialize_kv_cache``, after vLLM's own; profiling has a cache of its own before that.
 """
@@ -10,6 +10,7 @@ from typing import Any
 from vllm_flow.engine import last_layer
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.metadata import StepBuilder
+from vllm_flow.engine.moving import RowMover
 from vllm_flow.engine.ranking import Ranker
 
 
@@ -29,5 +30,6 @@ def equip(keeper: Any, runner: Any, kv_cache_config: Any, is_profiling: bool) ->
         return
     layers = runner.vllm_config.compilation_config.static_forward_context
     keeper.flow_hook.ranker = Ranker(kv_cache_config, layers)
+    keeper.flow_mover = RowMover(kv_cache_config, layers)
     if settings.attention_log is not None:
         keeper.flow_tap = AttentionTap(kv_cache_config, layers, settings.attention_log_kernel)

@@ -33,7 +33,9 @@ class Footprint:
     blocks: tuple[int, ...]
     """KV blocks held at the end, per storage group, shallowest first."""
     evicted: tuple[tuple[int, int], ...] = ()
-    """Per stage its first layer and how many image tokens were gone from there on."""
+    """Per stage its first layer and how many image tokens were gone from there on, at the end."""
+    late: bool = False
+    """Whether they left after the prefill, which had them all."""
 
 
 class FootprintBook(Observer):
@@ -53,15 +55,17 @@ class FootprintBook(Observer):
 
     def freeing(self, request: Request) -> None:
         layout = self._layouts.get(request.request_id)
+        evicted = () if layout is None else layout.evicted_tokens(request.num_computed_tokens)
         self.latest[request.request_id] = Footprint(
-            cliff=self._num_layers if layout is None else layout.cliff,
+            cliff=next((layer for layer, gone in evicted if gone), self._num_layers),
             prompt_tokens=request.num_prompt_tokens,
             image_tokens=image_spans(request.mm_features).total,
             computed_tokens=request.num_computed_tokens,
             blocks=tuple(
                 len(manager.req_to_blocks.get(request.request_id, ())) for manager in self._managers
             ),
-            evicted=() if layout is None else layout.evicted_tokens(),
+            evicted=evicted,
+            late=layout is not None and layout.late,
         )
         if len(self.latest) > KEPT:
             self.latest.popitem(last=False)

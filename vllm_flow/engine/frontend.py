@@ -19,13 +19,10 @@ from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.log_keys import LOG_KEY, parse_log
 from vllm_flow.policy_bounds import admit, parse_task
 from vllm_flow.policy_error import PolicyError
-from vllm_flow.policy_keys import FORMS, POLICY_KEYS, TASK_KEY, WHEN_KEY, parse_policy, request_keys
+from vllm_flow.policy_keys import FORMS, POLICY_KEYS, TASK_KEY, parse_policy, request_keys
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
-
-
-LATE = "no engine of this version evicts after the prefill; leave the key out."
 
 
 class RefusedRequest(VLLMValidationError, ValueError):
@@ -57,15 +54,12 @@ def check_keys(keys: Mapping[str, Any] | None, settings: FlowSettings) -> None:
         PolicyError: see :func:`vllm_flow.policy.admit`, :func:`vllm_flow.policy.parse_task` and
             :func:`vllm_flow.policy.parse_log`.
     """
-    policy = admit(
+    admit(
         keys,
         settings.num_layers,
         allowed=settings.allow_request_policy,
         strongest=settings.max_policy,
     )
-    if policy is not None and policy.when != "prefill":
-        assert keys is not None, "only keys make a policy"
-        raise PolicyError(WHEN_KEY, keys[WHEN_KEY], LATE)
     # Naming a task asks for a policy of the operator's, not for one of the client's own.
     parse_task(keys, None if settings.profile is None else settings.profile.policies)
     # The operator allows logging by giving a directory; it evicts nothing, so no bound applies.
@@ -104,6 +98,13 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
             keys[LOG_KEY],
             "streaming input has no fixed prompt to tell from the answer; leave the key out.",
         )
+    if request.prompt_embeds is not None and parse_log(keys, settings.num_layers) is not None:
+        raise PolicyError(
+            LOG_KEY,
+            keys[LOG_KEY],
+            "a prompt given as embeddings does not say what is text and what a picture; leave the key "
+            "out.",
+        )
     asked = next((key for key in FORMS if key in keys), None)
     policy, value = parse_policy(keys, settings.num_layers), keys.get(asked or "")
     if asked is None:
@@ -124,5 +125,6 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
         if layout is not None:
             # Nothing behind the front end is told of a policy that evicts nothing.
             others |= request_keys(policy)
-            request.cache_salt = policy_salt(salt, layout)
+            if not layout.late:  # till its images leave, such a request is one without a policy
+                request.cache_salt = policy_salt(salt, layout)
     params.extra_args = others or None

@@ -91,6 +91,6 @@ def group_specs(
             spec,
             FlowAttentionSpec,
             first_layer=first,
-            last_layer=first + settings.group_layers - 1,
+            last_layer=min(first + settings.group_layers, settings.num_layers) - 1,
         )
     return grouped

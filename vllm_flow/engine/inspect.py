@@ -81,7 +81,7 @@ def check_integrity(llm: LLM | Any) -> None:
                 first = owners.setdefault(block.block_id, (group, request_id))
                 if first == (group, request_id):
                     continue
-                # Two holders must have found it by one hash: same group, same policy.
+                # Two holders must have found it by one hash: same group, same policy, or none so far.
                 _check(
                     first[0] == group
                     and block.block_hash is not None
@@ -106,7 +106,7 @@ def check_integrity(llm: LLM | Any) -> None:
 
 def _salt(layouts: Mapping[str, TokenLayout], request_id: str) -> str | None:
     layout = layouts.get(request_id)
-    return None if layout is None else layout.salt
+    return None if layout is None or layout.late else layout.salt
 
 
 def _check(holds: bool, what: str, found: Any) -> None:

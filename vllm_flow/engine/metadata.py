@@ -21,9 +21,10 @@ from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vllm_flow.engine.decoder import DeviceLastKeys, DeviceVariant, FlowStep
-from vllm_flow.engine.ranking import DeviceRanking
+from vllm_flow.engine.ranking import DeviceRanking, DeviceReading
 from vllm_flow.last_layer import LastLayer
 from vllm_flow.plan import Ranking, StepPlan, Variant
+from vllm_flow.rewriting import LateReading
 
 _Shape: TypeAlias = tuple[int, int]
 """Of a block table: tokens per block, blocks per row."""
@@ -60,16 +61,24 @@ class StepBuilder:
         self._places = lru_cache(maxsize=1024)(self._find_places)
 
     def build(
-        self, plan: StepPlan, block_tables: Sequence[torch.Tensor], padded_rows: int = 0
+        self,
+        plan: StepPlan | None,
+        block_tables: Sequence[torch.Tensor],
+        padded_rows: int = 0,
+        late: dict[int, list[DeviceReading]] | None = None,
     ) -> FlowStep:
         """Build what the decoder hook needs for one step.
 
         Args:
-            plan: the step's plan; its batch indices are rows of the block tables.
+            plan: the step's plan; its batch indices are rows of the block tables. None where no row
+                leaves and nothing is stored packed.
             block_tables: per KV-cache group, [requests, blocks] block ids on the device.
             padded_rows: rows that the model is called with, where vLLM pads the step for a CUDA graph.
+            late: see :meth:`late`.
         """
-        step = FlowStep(variants={})
+        step = FlowStep(variants={}, late=late or {})
+        if plan is None:
+            return step
         starts = tuple(variant.first_layer for variant in plan.variants)
         for variant, places in zip(plan.variants, self._places(starts), strict=True):
             tables = _tables(block_tables, places)
@@ -94,6 +103,20 @@ class StepBuilder:
                     step.attn_metadata[name] = metadata
                     step.slot_mapping[name] = common.slot_mapping
         return step
+
+    def late(
+        self,
+        readings: Iterable[LateReading],
+        request_ids: Sequence[str],
+        block_tables: Sequence[torch.Tensor],
+    ) -> dict[int, list[DeviceReading]]:
+        """What a step reads for evictions after the prefill, by layer."""
+        found: dict[int, list[DeviceReading]] = {}
+        for reading in readings:
+            blocks = block_tables[self._group_of_layer[reading.layer]][reading.request]
+            own = DeviceReading(request_ids[reading.request], reading, blocks)
+            found.setdefault(reading.layer, []).append(own)
+        return found
 
     def _device_ranking(
         self, ranking: Ranking, variant: Variant, block_tables: Sequence[torch.Tensor]

@@ -17,6 +17,7 @@ from prometheus_client import Counter
 
 from vllm_flow.engine.footprints import Footprint
 from vllm_flow.layout import Geometry, TokenLayout, evicted_at, predict_blocks, stored_blocks
+from vllm_flow.policy import When
 from vllm_flow.policy_keys import BASELINE, policy_label
 
 REPORT_KEY = "vllm_flow"
@@ -34,6 +35,8 @@ class Outline(TypedDict):
     evicted: list[tuple[int, int]] | None
     """:meth:`vllm_flow.layout.TokenLayout.evicted_tokens`; None where nothing is evicted."""
     image_tokens: int
+    late: bool
+    """:attr:`vllm_flow.layout.TokenLayout.late`."""
     logged_layers: int
 
 
@@ -48,8 +51,10 @@ class StageReport(TypedDict):
 class Report(TypedDict):
     """What a request's policy did; under ``kv_transfer_params["vllm_flow"]`` in its response."""
 
+    when: When
+    """Whether image tokens left during the prefill, or before the second token of the answer."""
     cliff: int
-    """Layers that saw the image whole."""
+    """Layers that saw the image whole; with "decode" in the end, and all layers if it came to none."""
     stages: list[StageReport]
     """By ascending layer."""
     image_tokens_evicted: int
@@ -85,6 +90,7 @@ def report(footprint: Footprint, geometry: Geometry) -> Report:
     saved = sum(full) - sum(footprint.blocks)
     layers = range(geometry.num_layers)
     return Report(
+        when="decode" if footprint.late else "prefill",
         cliff=footprint.cliff,
         stages=[
             StageReport(
@@ -95,7 +101,9 @@ def report(footprint: Footprint, geometry: Geometry) -> Report:
             for layer, gone in footprint.evicted
         ],
         image_tokens_evicted=evicted_at(footprint.evicted, geometry.num_layers),
-        prefill_rows_saved=sum(evicted_at(footprint.evicted, layer) for layer in layers),
+        prefill_rows_saved=0
+        if footprint.late
+        else sum(evicted_at(footprint.evicted, layer) for layer in layers),
         kv_blocks=list(footprint.blocks),
         kv_blocks_saved=saved,
         kv_bytes_saved=saved * geometry.block_bytes,
@@ -115,6 +123,7 @@ def outline(
         ],
         evicted=None if layout is None else list(layout.evicted_tokens()),
         image_tokens=0 if layout is None else layout.spans.total,
+        late=layout is not None and layout.late,
         logged_layers=logged_layers,
     )
     return {OUTLINE_KEY: found}
@@ -136,11 +145,12 @@ def report_from(outline: Outline, prompt_tokens: int, output_tokens: int) -> dic
     geometry = Geometry(num_layers, tuple(group_starts), block_size, block_bytes)
     if outline["evicted"] is not None:
         images = outline["image_tokens"]
-        evicted = tuple((layer, gone) for layer, gone in outline["evicted"])
+        computed, late = prompt_tokens + output_tokens - 1, outline["late"]
+        whole = late and output_tokens == 1
+        evicted = tuple((layer, 0 if whole else gone) for layer, gone in outline["evicted"])
         cliff = next((layer for layer, gone in evicted if gone), num_layers)
-        computed = prompt_tokens + output_tokens - 1
         blocks = stored_blocks(computed, evicted, geometry.group_starts, block_size)
-        footprint = Footprint(cliff, prompt_tokens, images, computed, blocks, evicted)
+        footprint = Footprint(cliff, prompt_tokens, images, computed, blocks, evicted, late)
         found |= report(footprint, geometry)
     if outline["logged_layers"]:
         found |= log_report(output_tokens * outline["logged_layers"], dropped=0)

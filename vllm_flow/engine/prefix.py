@@ -41,6 +41,9 @@ class FlowKVCacheManager(KVCacheManager):
         self, request: Request, max_cache_hit_length: int | None = None
     ) -> tuple[KVCacheBlocks, int, int]:
         layout = self._searchable_layout(request)
+        known = self.flow_layouts.get(request.request_id)
+        if layout is None and known is not None and known.late:
+            return self._hit_in_prompt(request, known, max_cache_hit_length)
         if layout is None:
             # vLLM 0.32 knows no bound, and none is what it hands over.
             bound = () if max_cache_hit_length is None else (max_cache_hit_length,)
@@ -52,6 +55,27 @@ class FlowKVCacheManager(KVCacheManager):
             # request from a pool that has room for it.
             self._take_over(request, True)
         if getattr(request, "kv_cache_report_mode", None) == "full":
+            self._report_hit(request, num_tokens)
+        return self.create_kv_cache_blocks(blocks), num_tokens, 0
+
+    def _hit_in_prompt(
+        self, request: Request, layout: TokenLayout, max_tokens: int | None
+    ) -> tuple[KVCacheBlocks, int, int]:
+        """The hit of a request whose images leave after the prefill: what those without a policy find.
+
+        Of its prompt alone: behind it, they have computed their answers with the image. And not all of
+        it, so that a request that was preempted comes by the end of its prompt again.
+        """
+        if not self.prefix_cache_lookup_enabled(request):
+            return self.empty_kv_cache_blocks, 0, 0
+        last = 2 if layout.read_layers else 1  # see TokenLayout.next_cut
+        longest = min(request.num_tokens - 1, layout.prompt_tokens - last)
+        if max_tokens is not None:
+            longest = min(longest, max_tokens)
+        blocks, num_tokens, *_ = self.coordinator.find_longest_cache_hit(
+            request.block_hashes, longest
+        )
+        if num_tokens and getattr(request, "kv_cache_report_mode", None) == "full":
             self._report_hit(request, num_tokens)
         return self.create_kv_cache_blocks(blocks), num_tokens, 0
 
@@ -89,7 +113,13 @@ class FlowKVCacheManager(KVCacheManager):
 
     def estimate_cached_tokens(self, request: Request) -> int:
         """Prompt tokens of the request that another could find; asked with its first token."""
-        if request.request_id not in self.flow_layouts:
+        layout = self.flow_layouts.get(request.request_id)
+        if layout is not None and layout.late:
+            # Its blocks may have been exchanged by now; what they held is found as before.
+            block_size = self.flow_managers[0].block_size
+            whole = request.num_prompt_tokens // block_size * block_size
+            return whole if self.enable_caching else 0
+        if layout is None:
             return super().estimate_cached_tokens(request)
         # Blocks of a layout are made findable a step late; those of the step that gave the token are
         # made so here. A later step is in flight where scheduling is asynchronous.
@@ -122,9 +152,12 @@ class FlowKVCacheManager(KVCacheManager):
     def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:
         """The request's blocks in the order in which a prefix needs them, through all groups."""
         request_id = request.request_id
+        layout = self.flow_layouts.get(request_id)
+        if not any(manager.packs(request_id) for manager in self.flow_managers):
+            layout = None  # all is stored by position
         return by_position(
             [manager.pop_blocks_for_free(request_id) for manager in self.flow_managers],
-            self.flow_layouts.get(request_id),
+            layout,
             [manager.spec.first_layer for manager in self.flow_managers],
             self.flow_managers[0].block_size,
         )
@@ -136,7 +169,8 @@ class FlowKVCacheManager(KVCacheManager):
     def _searchable_layout(self, request: Request) -> TokenLayout | None:
         if not self.prefix_cache_lookup_enabled(request):
             return None
-        return self.flow_layouts.get(request.request_id)
+        layout = self.flow_layouts.get(request.request_id)
+        return None if layout is not None and layout.late else layout
 
     def _longest_hit(
         self, request: Request, layout: TokenLayout, max_tokens: int | None = None

@@ -18,20 +18,18 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.distributed import (
-    get_tensor_model_parallel_world_size,
-    tensor_model_parallel_all_reduce,
-)
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
-from vllm_flow.engine.attention.keys import KeyReader, key_reader
+from vllm_flow.engine.attention.keys import KeyReader, UnreadableKeys, key_reader
+from vllm_flow.engine.attention.row_mass import mass, mean_over_workers
 from vllm_flow.engine.farthest_first import fast_order
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.layout_stages import Choice
-from vllm_flow.plan import Ranking
+from vllm_flow.plan import Ranking, StepPlan
 from vllm_flow.ranks import RANKS, AttentionRank, PictureRank
 from vllm_flow.ranks.base import Needs
+from vllm_flow.rewriting import LateReading
 
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -59,6 +57,16 @@ class DeviceRanking:
         return isinstance(self.rank, AttentionRank)
 
 
+@dataclass(frozen=True)
+class DeviceReading:
+    """A row whose attention decides what stays of its prompt once that is computed."""
+
+    request_id: str
+    reading: LateReading
+    blocks: torch.Tensor
+    """[B] blocks of the request, or more, in the storage group of the layer."""
+
+
 class Ranker:
     """Chooses for one decoder, one step at a time.
 
@@ -69,11 +77,14 @@ class Ranker:
 
     def __init__(self, kv_cache_config: KVCacheConfig, layers: Mapping[str, Any]) -> None:
         self._attention: dict[int, tuple[Any, KeyReader | None]] = {}
-        self._unreadable = ""
+        self.unreadable: str | None = None
+        """Why ranks by attention cannot read the keys of this cache; None where they can."""
         self._orders: OrderedDict[tuple[str, str], torch.Tensor] = OrderedDict()
         self._tables: dict[Any, torch.Tensor] = {}
         self._ordered: dict[tuple[int, int, str], torch.Tensor] = {}
         self._scores: dict[tuple[int, int], torch.Tensor] = {}
+        self._late: dict[str, dict[int, torch.Tensor]] = {}
+        """Request -> layer -> [P] what the last row of its prompt gave each of its tokens there."""
         found: dict[Any, KeyReader | None] = {}
         for spec in kv_cache_config.kv_cache_groups:
             for name in spec.layer_names:
@@ -88,14 +99,18 @@ class Ranker:
             return key_reader(attention)
         except (ValueError, RuntimeError, AttributeError) as error:
             # A cliff, and ranks by place or picture, need no keys: whoever sends others is told.
-            self._unreadable = str(error)
-            logger.warning("Ranks by attention cannot be served by this engine: %s", error)
+            self.unreadable = error.reason if isinstance(error, UnreadableKeys) else str(error)
+            logger.warning("Ranks by attention are refused by this engine: %s.", self.unreadable)
             return None
 
     def forget(self) -> None:
         """Drop what a step that is over, or was given up, has left."""
         self._ordered.clear()
         self._scores.clear()
+
+    def remove(self, request_id: str) -> None:
+        """Drop what is kept of a request until its images leave."""
+        self._late.pop(request_id, None)
 
     def look(self, rankings: Sequence[DeviceRanking], hidden_TH: torch.Tensor) -> None:
         """Put the tokens of pictures in order, before any layer changes the embeddings in place."""
@@ -132,29 +147,38 @@ class Ranker:
 
     @contextmanager
     def watching(
-        self, layer: int, rankings: Sequence[DeviceRanking], rows: torch.Tensor | None
+        self,
+        layer: int,
+        rankings: Sequence[DeviceRanking],
+        rows: torch.Tensor | None,
+        late: Sequence[DeviceReading] = (),
     ) -> Iterator[None]:
         """Read the attention of one layer while it runs.
 
         Args:
             rows: [R] rows of the step that are alive, None where all are.
+            late: what is kept until :meth:`kept_positions` asks for it.
         """
         attention, read = self._attention[layer]
-        if read is None:
-            raise RuntimeError(self._unreadable)
+        if read is None:  # such requests are refused
+            raise RuntimeError(self.unreadable)
         forward = attention.forward
 
         def watched(query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             output = forward(query, *args, **kwargs)
             for device in rankings:
                 key = (device.ranking.request, device.ranking.choice.image)
-                self._scores[key] = self._attended(attention, read, query, device, rows)
+                self._scores[key] = self.attended(attention, read, query, device, rows)
+            for found in late:
+                row, visible = query[found.reading.row], found.reading.visible
+                mass_P = mean_over_workers(mass(attention, read, row, found.blocks, visible))
+                self._late.setdefault(found.request_id, {})[layer] = mass_P
             return output
 
         with hidden("forward", [(attention, watched)]):
             yield
 
-    def _attended(
+    def attended(
         self,
         attention: Any,
         read: KeyReader,
@@ -164,7 +188,6 @@ class Ranker:
     ) -> torch.Tensor:
         """[M] probability that one row gives each row of the image, averaged over all heads."""
         ranking, choice = device.ranking, device.ranking.choice
-        head_size, slots = attention.head_size, ranking.visible
         row, last = query[ranking.query], None
         if choice.text and device.rank.needs == Needs.IMAGE:
             # Whose row is the image's last token, and not text, is known only here.
@@ -172,19 +195,42 @@ class Ranker:
             index_M = torch.arange(choice.left, device=query.device)
             last = index_M.masked_fill(text_M, -1).max()
             row = query.index_select(0, (last + ranking.source).view(1))[0]
-        count = -(-slots // attention.kv_cache.shape[2])
-        keys = read(attention.kv_cache, device.blocks[:count].long(), head_size)
-        keys_KSD = keys.transpose(0, 1).flatten(1, 2)[:, :slots].float()
-        query_KGD = row.reshape(keys_KSD.shape[0], -1, head_size).float()
-        logits_KGS = (query_KGD * attention.impl.scale) @ keys_KSD.transpose(1, 2)
-        if last is not None:
-            past_S = torch.arange(slots, device=query.device) > last + ranking.first_key
-            logits_KGS = logits_KGS.masked_fill(past_S, -float("inf"))
-        mass_S = logits_KGS.softmax(-1).mean((0, 1))
+            last = last + ranking.first_key
+        mass_S = mass(attention, read, row, device.blocks, ranking.visible, last)
         mass_M = mass_S[ranking.first_key : ranking.first_key + choice.left].contiguous()
-        workers = get_tensor_model_parallel_world_size()
-        # Each worker has heads of its own; with other sums they would keep other rows.
-        return tensor_model_parallel_all_reduce(mass_M) / workers if workers > 1 else mass_M
+        return mean_over_workers(mass_M)
+
+    def kept_positions(
+        self, request_id: str, plan: StepPlan, device: torch.device
+    ) -> dict[int, torch.Tensor]:
+        """First layer of a stage -> positions that stay of a prompt whose images leave after the prefill.
+
+        Args:
+            plan: :func:`vllm_flow.rewriting.choosing_plan` of the request.
+        """
+        masses = self._late.pop(request_id, {})
+        rows: torch.Tensor | None = None
+        found = {}
+        for variant in plan.variants:
+            if variant.gather is not None:
+                gather = torch.from_numpy(variant.gather)
+                if device.type == "cuda":
+                    gather = gather.pin_memory()
+                gather = gather.to(device, non_blocking=True)
+                rankings = [DeviceRanking(ranking, gather) for ranking in variant.rankings]
+                for one in rankings:
+                    if one.by_attention and one.ranking.choice.picks is None:
+                        first, left = one.ranking.source, one.ranking.choice.left
+                        mass_P = masses[variant.first_layer - 1]
+                        mine = slice(first, first + left)
+                        scores = mass_P[mine] if rows is None else mass_P[rows[mine]]
+                        self._scores[one.ranking.request, one.ranking.choice.image] = scores
+                self.choose(rankings, gather, rows)
+                rows = gather if rows is None else rows.index_select(0, gather)
+            found[variant.first_layer] = (
+                torch.arange(plan.num_rows, device=device) if rows is None else rows
+            )
+        return found
 
     def choose(
         self,

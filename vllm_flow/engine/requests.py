@@ -20,9 +20,10 @@ from vllm_flow.decode_plan import decode_facts
 from vllm_flow.last_layer import spare_last_layers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.log_keys import AttentionLog, parse_log
-from vllm_flow.plan import ScheduledRequest, StepPlan, plan_step
+from vllm_flow.plan import ScheduledRequest, StepPlan, plan_step, scheduled_request
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_keys import parse_policy
+from vllm_flow.rewriting import LateReading, late_readings
 from vllm_flow.spans import ImageSpans
 
 if TYPE_CHECKING:
@@ -175,6 +176,20 @@ class LayoutBook:
             return plan
         return spare_last_layers(plan, requests)
 
+    def late_readings(
+        self,
+        plan: StepPlan | None,
+        request_ids: Sequence[str],
+        num_computed: Sequence[int],
+        num_scheduled: Sequence[int],
+    ) -> list[LateReading]:
+        """What the step must read; see :func:`vllm_flow.rewriting.late_readings`."""
+        layouts = [self.layouts.get(request_id) for request_id in request_ids]
+        if not any(layout is not None and layout.read_layers for layout in layouts):
+            return []
+        shares = zip(map(int, num_computed), map(int, num_scheduled), layouts, strict=True)
+        return list(late_readings(plan, shares))
+
     def decode_facts(
         self, request_ids: Sequence[str], num_computed: Sequence[int]
     ) -> NDArray[np.int32] | None:
@@ -195,7 +210,7 @@ class LayoutBook:
         if not any(request_id in self.layouts for request_id in request_ids):
             return None
         return [
-            ScheduledRequest(int(computed), int(scheduled), self.layouts.get(request_id))
+            scheduled_request(int(computed), int(scheduled), self.layouts.get(request_id))
             for request_id, computed, scheduled in zip(
                 request_ids, num_computed, num_scheduled, strict=True
             )

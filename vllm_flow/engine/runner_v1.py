@@ -1,7 +1,7 @@
 """Adapter for Model Runner V1 (CPU's, and CUDA's with ``VLLM_USE_V2_MODEL_RUNNER=0``).
 
 Seams: ``load_model``, ``get_kv_cache_spec``, ``initialize_kv_cache``, ``_update_states``,
-``_build_attention_metadata``, ``_dummy_run`` and ``sample_tokens`` of
+``_build_attention_metadata``, ``_dummy_run``, ``_get_prompt_logprobs_dict`` and ``sample_tokens`` of
 ``vllm/v1/worker/gpu_model_runner.py``. Gathers the step's inputs and arms the decoder hook and the
 attention hook; takes no decision.
 """
@@ -19,6 +19,7 @@ from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.equipment import equip
 from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.metadata import StepBuilder
+from vllm_flow.engine.moving import Rewrites, RowMover, rewrites_of
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
 
@@ -33,6 +34,7 @@ class FlowRunnerV1(model_call.EagerProfile):
     flow_requests: LayoutBook
     flow_hook: DecoderHook
     flow_steps: StepBuilder
+    flow_mover: RowMover
     flow_tap: AttentionTap | None
     """Only where the operator configured an attention log."""
 
@@ -52,6 +54,7 @@ class FlowRunnerV1(model_call.EagerProfile):
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
         for request_id in scheduler_output.finished_req_ids:
             self.flow_requests.remove(request_id)
+            self.flow_hook.forget(request_id)
             if self.flow_tap is not None:
                 self.flow_tap.remove(request_id)
         for request in scheduler_output.scheduled_new_reqs:
@@ -65,7 +68,19 @@ class FlowRunnerV1(model_call.EagerProfile):
                 logged = logged_request(request, self.flow_settings.num_layers, layout)
                 self.flow_tap.add(request.req_id, logged)
         encoder_cache.restore(self.requests, scheduler_output)
+        if rewrites := rewrites_of(scheduler_output):
+            self.flow_mover.move(rewrites, self.flow_requests.layouts, self.flow_hook.ranker)
+            self._cut_block_tables(rewrites)
         return super()._update_states(scheduler_output)
+
+    def _cut_block_tables(self, rewrites: Rewrites) -> None:
+        """Leave the blocks that stay; vLLM appends the new ones."""
+        for request_id, of_request in rewrites.items():
+            row = self.input_batch.req_id_to_index.get(request_id)
+            for group, rewrite in of_request.items():
+                del self.requests[request_id].block_ids[group][rewrite.kept :]
+                if row is not None:
+                    self.input_batch.block_table[group].num_blocks_per_row[row] = rewrite.kept
 
     def _build_attention_metadata(
         self,
@@ -94,8 +109,9 @@ class FlowRunnerV1(model_call.EagerProfile):
             [num_scheduled_tokens[request_id] for request_id in batch.req_ids],
         )
         plan = self.flow_requests.plan(*shares)
+        readings = self.flow_requests.late_readings(plan, *shares)
         logs = self.flow_tap is not None and self.flow_tap.requests
-        if plan is None and not logs:
+        if plan is None and not readings and not logs:
             return None
         block_tables = [
             batch.block_table[group].get_device_tensor(batch.num_reqs)
@@ -103,9 +119,17 @@ class FlowRunnerV1(model_call.EagerProfile):
         ]
         if logs:
             self.flow_tap.arm(plan, *shares, block_tables)
-        if plan is None:
+        if plan is None and not readings:
             return None
-        return self.flow_steps.build(plan, block_tables, padded_rows)
+        late = self.flow_steps.late(readings, batch.req_ids, block_tables)
+        return self.flow_steps.build(plan, block_tables, padded_rows, late)
+
+    def _get_prompt_logprobs_dict(
+        self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        if self.num_prompt_logprobs:
+            hidden_states = self.flow_hook.marked(hidden_states)
+        return super()._get_prompt_logprobs_dict(hidden_states, *args, **kwargs)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         output = super().sample_tokens(*args, **kwargs)

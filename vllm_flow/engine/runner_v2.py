@@ -1,7 +1,7 @@
 """Adapter for Model Runner V2 (CUDA's default).
 
-Seams: the runner's ``load_model``, ``get_kv_cache_spec``, ``initialize_kv_cache``, ``_dummy_run`` and
-``sample_tokens``, and its ``ModelState`` (``vllm/v1/worker/gpu/model_states/interface.py``):
+Seams: the runner's ``load_model``, ``get_kv_cache_spec``, ``initialize_kv_cache``, ``_dummy_run``,
+``update_requests`` and ``sample_tokens``, and its ``ModelState`` (``vllm/v1/worker/gpu/model_states/interface.py``):
 ``add_request``, ``remove_request``, ``get_additional_cg_support`` and ``prepare_attn``. Gathers the
 step's inputs and arms the decoder hook and the attention hook, or, for a step that was captured in a
 CUDA graph, refreshes what the graph reads; takes no decision.
@@ -24,11 +24,13 @@ from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.equipment import equip
 from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.metadata import StepBuilder
+from vllm_flow.engine.moving import RowMover, rewrites_of
+from vllm_flow.engine.prompt_scores import FlowPromptLogprobs
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
 
 if TYPE_CHECKING:
-    from vllm.v1.core.sched.output import NewRequestData
+    from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 
 
 class FlowModelState(ModelState):
@@ -37,6 +39,7 @@ class FlowModelState(ModelState):
     flow_requests: LayoutBook
     flow_hook: DecoderHook
     flow_steps: StepBuilder
+    flow_mover: RowMover
     flow_attn_groups: Callable[[], Sequence[Sequence[Any]]]
     """The runner's, per KV-cache group, once it has made them."""
     flow_tap: AttentionTap | None
@@ -58,6 +61,7 @@ class FlowModelState(ModelState):
 
     def remove_request(self, req_id: str) -> None:
         self.flow_requests.remove(req_id)
+        self.flow_hook.forget(req_id)
         if self.flow_tap is not None:
             self.flow_tap.remove(req_id)
         super().remove_request(req_id)
@@ -117,9 +121,13 @@ class FlowModelState(ModelState):
         padded_rows: int,
     ) -> FlowStep | None:
         plan = self.flow_requests.plan(*shares)
+        readings = self.flow_requests.late_readings(plan, *shares)
         if self.flow_tap is not None and self.flow_tap.requests:
             self.flow_tap.arm(plan, *shares, block_tables)
-        return None if plan is None else self.flow_steps.build(plan, block_tables, padded_rows)
+        if plan is None and not readings:
+            return None
+        late = self.flow_steps.late(readings, shares[0], block_tables)
+        return self.flow_steps.build(plan, block_tables, padded_rows, late)
 
     def _prepare_graph(
         self,
@@ -135,6 +143,7 @@ class FlowModelState(ModelState):
         Returns:
             Metadata by layer for a capture; a replay runs no Python that would ask for it.
         """
+        self.flow_hook.arm(None)  # a replay calls no model, and loses no row
         buffers = self.flow_buffers
         if cudagraph_mode != CUDAGraphMode.FULL:
             if buffers is None or not buffers.stand_on(block_tables):
@@ -173,6 +182,9 @@ class FlowRunnerV2(model_call.EagerProfile):
         state.flow_attn_groups = lambda: self.attn_groups
         state.flow_tap = None
         state.flow_buffers = None
+        if self.prompt_logprobs_worker is not None:  # of a model that generates
+            adoption.adopt(self.prompt_logprobs_worker, FlowPromptLogprobs)
+            self.prompt_logprobs_worker.flow_hook = state.flow_hook
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
         return group_specs(super().get_kv_cache_spec(), self.flow_settings)
@@ -182,6 +194,18 @@ class FlowRunnerV2(model_call.EagerProfile):
     ) -> None:
         super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
         equip(self.model_state, self, kv_cache_config, is_profiling)
+
+    def update_requests(self, scheduler_output: SchedulerOutput) -> None:
+        if rewrites := rewrites_of(scheduler_output):
+            state = self.model_state
+            layouts, ranker = state.flow_requests.layouts, state.flow_hook.ranker
+            state.flow_mover.move(rewrites, layouts, ranker)
+            for request_id, of_request in rewrites.items():
+                row = self.req_states.req_id_to_index[request_id]
+                for group, rewrite in of_request.items():
+                    # The blocks that stay; vLLM appends the new ones.
+                    self.block_tables.num_blocks.np[group, row] = rewrite.kept
+        super().update_requests(scheduler_output)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         output = super().sample_tokens(*args, **kwargs)

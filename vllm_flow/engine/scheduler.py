@@ -19,7 +19,9 @@ from vllm.v1.request import Request
 from vllm_flow.engine import adoption, encoder_cache, events, groups, metrics
 from vllm_flow.engine.attention.answers import LoggedAnswers
 from vllm_flow.engine.attention.writer import AttentionLogWriter
+from vllm_flow.engine.connectors import FlowConnector
 from vllm_flow.engine.footprints import FootprintBook
+from vllm_flow.engine.moving import REWRITES_FIELD
 from vllm_flow.engine.observers import Observer
 from vllm_flow.engine.prefix import FlowKVCacheManager
 from vllm_flow.engine.reports import Reports
@@ -28,6 +30,7 @@ from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage import managers_of
 from vllm_flow.engine.support import check_hash_unit
 from vllm_flow.layout import Geometry
+from vllm_flow.rewriting import Rewrite
 
 
 class _FlowScheduling:
@@ -50,6 +53,9 @@ class _FlowScheduling:
         self.kv_cache_manager.flow_layouts = self.flow_requests.layouts
         self.kv_cache_manager.flow_managers = self.flow_managers
         self.kv_cache_manager.flow_in_flight = self.flow_in_flight
+        if self.connector is not None:
+            adoption.adopt(self.connector, FlowConnector)
+            self.connector.flow_layouts = self.flow_requests.layouts
         # Of the step being scheduled: encoder outputs, by the picture's hash.
         self.flow_booked: dict[str, encoder_cache.Booking] = {}
         self._observe(settings)
@@ -107,6 +113,12 @@ class _FlowScheduling:
             self.requests,
             with_pictures=not self.use_v2_model_runner,
         )
+        rewrites: dict[str, dict[int, Rewrite]] = {}
+        for group, manager in enumerate(self.flow_managers):
+            for request_id, rewrite in manager.take_rewrites().items():
+                rewrites.setdefault(request_id, {})[group] = rewrite
+        if rewrites:
+            setattr(output, REWRITES_FIELD, rewrites)
         return output
 
     def _allocate_encoder_inputs(
@@ -126,14 +138,15 @@ class _FlowScheduling:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Of a chunk's tokens, those up to what must be computed in one step and is not whole in it.
+        """Of a chunk's tokens, those up to what must be computed in one step and is not whole in it, or
+        up to what must not be computed with it.
 
         vLLM's own switch (``disable_chunked_mm_input``) still divides an image at whose first token a
         chunk begins. Before its work, or it would book an encoder's output for nothing; and after it,
         since a full encoder cache shortens the chunk.
         """
         layout = self.flow_requests.layouts.get(request.request_id)
-        if layout is None or not layout.whole:
+        if layout is None or not (layout.whole or layout.late):
             return super()._try_schedule_encoder_inputs(
                 request, num_computed_tokens, num_new_tokens, *args, **kwargs
             )

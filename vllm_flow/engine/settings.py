@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.cliff_file import Profile, ProfileError, essential, read_profile
-from vllm_flow.layout import default_group_layers, storage_groups
+from vllm_flow.engine import obstacles
+from vllm_flow.grouping import default_group_layers, storage_groups
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import operators_policy
 from vllm_flow.policy_error import PolicyError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 CONFIG_KEY = "vllm_flow"
 PROFILE = "profile"
-READ = ("num_layers", "profile", "step_tokens")
+READ = ("num_layers", "profile", "step_tokens", "obstacles", "quantised_keys", "connected")
 """Fields that are no options."""
 KERNELS = ("auto", "triton", "torch")
 
@@ -82,6 +83,15 @@ class FlowSettings:
     """Tokens of one request that a step has room for whatever else runs (read from the engine, not set
     by the operator); None where nobody asked."""
 
+    obstacles: Mapping[str, str] = field(default_factory=dict)
+    """What the engine's workers cannot do, and why (said by the engine); see `obstacles`."""
+
+    quantised_keys: bool = False
+    """Whether keys are stored in eight bits (read from the engine, not set by the operator)."""
+
+    connected: bool = False
+    """Whether the engine has a KV connector (read from it, not set by the operator)."""
+
     @property
     def group_starts(self) -> tuple[int, ...]:
         """First layer of each storage group."""
@@ -114,8 +124,8 @@ class FlowSettings:
             group_layers = default_group_layers(num_layers)
         elif isinstance(group_layers, bool) or not isinstance(group_layers, int):
             raise ValueError(
-                f"{_named('group_layers')}={group_layers!r}: it must be an integer that divides "
-                f"the model's {num_layers} decoder layers."
+                f"{_named('group_layers')}={group_layers!r}: it must be a number of decoder "
+                f"layers, of the model's {num_layers}."
             )
         storage_groups(num_layers, group_layers)
         for name in ("allow_request_policy", "untested_models"):
@@ -160,7 +170,13 @@ class FlowSettings:
             return None
         num_layers = vllm_config.model_config.get_total_num_hidden_layers()
         settings = cls.read(options[CONFIG_KEY], num_layers)
-        return replace(settings, step_tokens=_step_tokens(vllm_config.scheduler_config))
+        return replace(
+            settings,
+            step_tokens=_step_tokens(vllm_config.scheduler_config),
+            obstacles=obstacles.known(vllm_config),
+            quantised_keys=vllm_config.cache_config.cache_dtype.startswith("fp8"),
+            connected=getattr(vllm_config.kv_transfer_config, "kv_connector", None) is not None,
+        )
 
 
 def _step_tokens(scheduler: Any) -> int:
@@ -203,10 +219,7 @@ def _policy(options: Mapping[str, Any], name: str, num_layers: int) -> FlowPolic
     if strange:
         raise ValueError(f"{_named(name)}: {strange[0]!r} is no request key of a policy.")
     try:
-        policy = operators_policy(keys, num_layers)
-        if policy is not None and policy.when != "prefill":
-            raise PolicyError("flow_when", policy.when, "no engine of this version does that.")
-        return policy
+        return operators_policy(keys, num_layers)
     except PolicyError as error:
         raise ValueError(f"{_named(name)}: {error}") from None
 

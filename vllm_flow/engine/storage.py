@@ -1,6 +1,7 @@
 """What a storage group stores: all tokens before the first stage, the kept ones packed past it.
 
-Seam: vLLM's ``FullAttentionManager``, one per KV-cache group; `groups` says which layers form one.
+Seam: vLLM's ``FullAttentionManager``, one per KV-cache group; `groups` says which layers form one. What
+happens to blocks of images that leave after the prefill: `late_blocks`.
 Terms, with a drawing: docs/glossary.md.
 
 Knows layouts, not runners. The scheduler hands every manager its book of layouts
@@ -17,12 +18,11 @@ from vllm.v1.core.kv_cache_utils import (
     KVCacheBlock,
     make_block_hash_with_group_id,
 )
-from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import Request
 
 from vllm_flow.boundaries import blocks_taken, packed_boundary
 from vllm_flow.engine.events import KINDS_APART, announce
-from vllm_flow.engine.groups import FlowAttentionSpec
+from vllm_flow.engine.late_blocks import LateBlocks
 from vllm_flow.layout import TokenLayout
 from vllm_flow.layout_stages import LayoutStage
 
@@ -45,7 +45,7 @@ def tail(stage: LayoutStage) -> int:
     return (2 * stage.layer + 2) * KINDS_APART
 
 
-class FlowAttentionManager(FullAttentionManager):
+class FlowAttentionManager(LateBlocks):
     """Allocates blocks for the tokens a storage group keeps, and shares them by policy.
 
     For a request that evicts, a group is one of three kinds:
@@ -59,9 +59,11 @@ class FlowAttentionManager(FullAttentionManager):
     A prefix hit shares a block only if nobody writes it any more. Packed blocks that the prefix
     fills in part, and mixed ones from the first that is not packed full, are copied on write; where
     the pool has no room for copies, those that nobody holds are taken over instead.
-    """
 
-    _layouts: Mapping[str, TokenLayout] = {}
+    A request whose images leave after the prefill is one without a policy until then: it finds and
+    shares what others without one do. With its second token, packed and mixed groups give the blocks
+    of its prompt back, from the first token that leaves on, and take others for what stays.
+    """
 
     def use_layouts(self, layouts: Mapping[str, TokenLayout], in_flight: set[BlockHash]) -> None:
         """Share the scheduler's live mapping from request id to layout.
@@ -79,10 +81,7 @@ class FlowAttentionManager(FullAttentionManager):
         self._copies: dict[str, list[int]] = {}
         self._takes_over: set[str] = set()
         self._room: dict[str, int] = {}
-
-    @property
-    def spec(self) -> FlowAttentionSpec:
-        return self.kv_cache_spec
+        self._rewritten, self._rewrites = set(), {}
 
     def stored_tokens(self, request_id: str, num_tokens: int) -> int:
         """Slots that the request's first ``num_tokens`` tokens need in this group."""
@@ -118,7 +117,13 @@ class FlowAttentionManager(FullAttentionManager):
         if num_tokens <= self._room.get(request_id, 0):
             return 0
         stored = self.stored_tokens(request_id, num_tokens)
-        layout = self._layouts.get(request_id)
+        late = self._to_rewrite(request_id, num_tokens)
+        if late is not None:
+            if total_computed_tokens >= late.prompt_tokens:
+                return self._need(request_id, late, num_tokens).net
+            # Before it answers, a request holds its prompt.
+            stored = max(stored, late.prompt_tokens)
+        layout = self._layout(request_id)
         if layout is not None and new_computed_blocks:
             return blocks_taken(
                 -(-stored // self.block_size),
@@ -143,7 +148,7 @@ class FlowAttentionManager(FullAttentionManager):
         num_local_computed_tokens: int,
         num_external_computed_tokens: int,
     ) -> None:
-        layout = self._layouts.get(request_id)
+        layout = self._layout(request_id)
         if layout is None:
             super().add_local_computed_blocks(
                 request_id,
@@ -181,6 +186,11 @@ class FlowAttentionManager(FullAttentionManager):
     ) -> list[KVCacheBlock]:
         if num_tokens <= self._room.get(request_id, 0):
             return []
+        late = self._to_rewrite(request_id, num_tokens)
+        if late is not None:
+            new = self._rewrite(request_id, late, num_tokens)
+            self._room[request_id] = self._tokens_that_fit(request_id, num_tokens)
+            return new
         to_copy = self._copies.pop(request_id, [])
         copies = self.block_pool.get_new_blocks(len(to_copy)) if to_copy else []
         held = self.req_to_blocks[request_id]
@@ -202,6 +212,8 @@ class FlowAttentionManager(FullAttentionManager):
         """
         slots = len(self.req_to_blocks[request_id]) * self.block_size
         layout = self._layouts.get(request_id)
+        if layout is not None and not layout.gone_by(num_tokens):
+            return min(slots, layout.prompt_tokens)
         if layout is None or not self._is_packed(layout):
             return slots
         evicted = layout.evicted(self.spec.first_layer)
@@ -210,7 +222,11 @@ class FlowAttentionManager(FullAttentionManager):
 
     def cache_blocks(self, request: Request, num_tokens: int, *args: Any, **kwargs: Any) -> None:
         request_id = request.request_id
-        layout = self._layouts.get(request_id)
+        whole = self._layouts.get(request_id)
+        if whole is not None and whole.late:
+            # What it answers was computed without the image, which nobody else's is.
+            num_tokens = min(num_tokens, whole.prompt_tokens)
+        layout = self._layout(request_id)
         done = self.num_cached_block if layout is None else self._findable
         if layout is not None and layout.findable is not None:
             num_tokens = min(num_tokens, layout.findable)

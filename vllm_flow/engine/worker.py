@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
-from vllm_flow.engine import runner_v1, runner_v2
+from vllm_flow.engine import obstacles, runner_v1, runner_v2
 from vllm_flow.engine.settings import FlowSettings
 
 if current_platform.is_cpu():
@@ -28,6 +28,16 @@ class FlowWorker(PlatformWorker):  # type: ignore[valid-type, misc]
         assert settings is not None, "this worker class is set by vLLM-Flow's configuration"
         adapter = runner_v2 if self.use_v2_model_runner else runner_v1
         adapter.adopt(self.model_runner, settings)
+
+    def flow_obstacles(self) -> dict[str, str]:
+        """What this worker cannot do, and why; asked by :mod:`vllm_flow.engine.obstacles`."""
+        runner = self.model_runner
+        keeper = runner.model_state if self.use_v2_model_runner else runner
+        found = {
+            obstacles.RANKS: keeper.flow_hook.ranker.unreadable,
+            obstacles.LATE: keeper.flow_mover.unmovable,
+        }
+        return {name: reason for name, reason in found.items() if reason is not None}
 
     def _should_warm_up_model(self) -> bool:
         """Of the CPU's worker. Compiled without it, the first compiled step would be whatever step is

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.eval.sweep.policies import parse_policies
 from vllm_flow.eval.sweep.policy import Policy, presets_of
-from vllm_flow.layout import default_group_layers
+from vllm_flow.grouping import default_group_layers
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_keys import request_keys
 from vllm_flow.ranks import RANKS, PositionRank
@@ -74,20 +74,10 @@ class System:
         """What the ideals count by: the policy, or the layers that see the image."""
         return self.layers_seen(num_layers) if self.policy is None else self.policy
 
-    def twin(self) -> System | None:
-        """The same counts, chosen by place: what is left of its time is what ranking costs. None where
-        nothing is ranked."""
-        if self.policy is None or not any(ranks_rows(rank) for rank in self.policy.ranks):
-            return None
-        images = tuple(
-            tuple(
-                replace(s, rank="uniform") if s.rank is not None and ranks_rows(s.rank) else s
-                for s in stages
-            )
-            for stages in self.policy.images
-        )
-        twin = replace(self.policy, images=images)
-        return System(f"{self.name}, by place", extension=True, policy=twin)
+    @property
+    def ranks(self) -> bool:
+        """Whether the device has to rank: embeddings or attention are looked at, not places alone."""
+        return self.policy is not None and any(ranks_rows(rank) for rank in self.policy.ranks)
 
     def layers_seen(self, num_layers: int) -> int:
         """Layers that see the image."""

@@ -59,8 +59,8 @@ class Prefill:
     ideal_flops: float
     """As ``ideal_rows``, with the quadratic part of attention and the output head."""
     ranking: Spread | None = None
-    """Share of the time that goes when the same numbers of tokens are chosen by place; None where nothing
-    is ranked."""
+    """Share of the time in which tokens are ranked (:func:`vllm_flow.profile.watching.ranking_clock`); None where
+    nothing is."""
 
 
 @dataclass(frozen=True)

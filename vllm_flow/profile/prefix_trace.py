@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.grouping import storage_groups
+
 CONVERSATIONS = 12
 PICTURES = 4
 """Fewer than conversations, so that pictures are asked about again."""
@@ -144,7 +146,7 @@ def open_engine(model: Path, group_layers: int | None, pool: int | None = None) 
     groups = 1
     if group_layers is not None:
         options["additional_config"] = {"vllm_flow": {"group_layers": group_layers}}
-        groups = num_layers(model) // group_layers
+        groups = len(storage_groups(num_layers(model), group_layers))
     if pool is not None:
         # vLLM keeps one block to itself.
         options |= {"num_gpu_blocks_override": groups * pool + 1, "max_num_seqs": AT_ONCE}

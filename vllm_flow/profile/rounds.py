@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -68,11 +69,9 @@ class Bench:
         """The same engines with other requests."""
         return replace(self, work=work, seed=self.seed + 1_000_000)
 
-    def rounds(
-        self, count: int, what: str, more: Sequence[System] = ()
-    ) -> Iterator[tuple[int, System]]:
-        """(round, system), shuffled within each round; round 0 warms up. `more` take their turns as well."""
-        shuffler, order = random.Random(self.seed), [*self.systems, *more]
+    def rounds(self, count: int, what: str) -> Iterator[tuple[int, System]]:
+        """(round, system), shuffled within each round; round 0 warms up."""
+        shuffler, order = random.Random(self.seed), list(self.systems)
         with tqdm(
             total=(count + 1) * len(order),
             desc=what,
@@ -112,16 +111,18 @@ def prefill(bench: Bench, batch: int, rounds: int) -> tuple[Prefill, ...]:
     """The same batch's prefill by every system; vision features stay cached after the warm-up."""
     _, prompts = bench.requests(batch)
     seconds: dict[str, list[float]] = defaultdict(list)
-    twins = {system.name: twin for system in bench.systems if (twin := system.twin())}
-    turns = bench.rounds(rounds, f"prefill, batch {batch}", list(twins.values()))
-    for number, system in turns:
-        outputs = bench.engine(system).generate(prompts, load.params_of(system, 1), use_tqdm=False)
+    ranking: dict[str, list[float]] = defaultdict(list)
+    for number, system in bench.rounds(rounds, f"prefill, batch {batch}"):
+        llm = bench.engine(system)
+        with watching.ranking_clock(llm) if system.ranks else nullcontext() as clock:
+            outputs = llm.generate(prompts, load.params_of(system, 1), use_tqdm=False)
         if number:
             seconds[system.name].append(engine_seconds(outputs))
+            if clock is not None:
+                ranking[system.name].append(clock.seconds() / seconds[system.name][-1])
 
     def row(system: System) -> Prefill:
         seen, own = bench.seen(system), seconds[system.name]
-        twin = twins.get(system.name)
         share = bench.shape.key_share
         return Prefill(
             system=system.name,
@@ -131,9 +132,7 @@ def prefill(bench: Bench, batch: int, rounds: int) -> tuple[Prefill, ...]:
             ideal_rows=ideal.rows_ideal(bench.shape, bench.work, seen, share),
             ideal_whole=ideal.rows_ideal(bench.shape, bench.work, seen),
             ideal_flops=ideal.prefill_ratio(bench.shape, bench.work, seen, with_tower=False),
-            ranking=None
-            if twin is None
-            else Spread.of(1 - b / a for a, b in zip(own, seconds[twin.name], strict=True)),
+            ranking=Spread.of(ranking[system.name]) if system.ranks else None,
         )
 
     return tuple(row(system) for system in bench.systems)
@@ -149,7 +148,7 @@ def capacity(bench: Bench) -> tuple[Capacity, ...]:
     first: Capacity | None = None
     for system in tqdm(bench.systems, desc="capacity", unit="run", leave=False, disable=None):
         llm, seen = bench.engine(system), bench.seen(system)
-        starts = watching.group_starts(llm, bench.shape.layers)
+        starts = watching.group_starts(llm)
         block_size = llm.llm_engine.vllm_config.cache_config.block_size
         blocks = watching.pool_blocks(llm)
         each = sum(ideal.kv_blocks(bench.work, seen, starts, block_size))

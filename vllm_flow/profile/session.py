@@ -104,7 +104,7 @@ def settle(args: argparse.Namespace, scratch: Path) -> Setup:
     """
     import torch
 
-    from vllm_flow.layout import default_group_layers, storage_groups
+    from vllm_flow.grouping import default_group_layers, storage_groups
     from vllm_flow.profile import engines
 
     if args.execution == "graphs" and not torch.cuda.is_available():
@@ -120,7 +120,7 @@ def settle(args: argparse.Namespace, scratch: Path) -> Setup:
     systems = engines.parse_systems(args.policies, shape.layers)
     (peer,) = engines.parse_systems(args.peer_cliff, shape.layers)[1:]
     groups = args.group_layers or default_group_layers(shape.layers)
-    storage_groups(shape.layers, groups)  # refuses a size that does not divide
+    storage_groups(shape.layers, groups)  # refuses sizes that vLLM would split
     image_tokens = args.image_tokens or shape.tower.patches
     contexts = args.decode_image_tokens or (image_tokens,)
     longest = max(image_tokens, *(contexts if "decode" in args.parts else ()), 0)

@@ -51,7 +51,7 @@ def _load_record(
     stock: Sequence[tuple[float, Any, watching.Watch]],
 ) -> Load:
     llm, policy = bench.engine(system), bench.seen(system)
-    starts = watching.group_starts(llm, bench.shape.layers)
+    starts = watching.group_starts(llm)
     block_size = llm.llm_engine.vllm_config.cache_config.block_size
     predicted = ideal.kv_blocks(bench.work, policy, starts, block_size)
     held = [blocks for _, _, seen in runs for blocks in seen.blocks]

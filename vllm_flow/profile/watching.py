@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.layout import storage_groups
+import torch
 
 if TYPE_CHECKING:
     from vllm import LLM
 
 POOL_SLACK = 1
 """vLLM keeps one block of a pool as its null block."""
+RANKING = ("look", "attended", "choose")
+"""Methods of :class:`vllm_flow.engine.ranking.Ranker` in which the device ranks."""
 
 
 @dataclass
@@ -92,10 +94,10 @@ def pool_blocks(llm: LLM) -> int:
     return len(pool_of(llm).blocks) - POOL_SLACK
 
 
-def group_starts(llm: LLM, num_layers: int) -> tuple[int, ...]:
+def group_starts(llm: LLM) -> tuple[int, ...]:
     """First layer of each KV-cache group; stock vLLM has one group of all layers."""
-    groups = len(core_of(llm).scheduler.kv_cache_manager.coordinator.single_type_managers)
-    return storage_groups(num_layers, num_layers // groups)
+    managers = core_of(llm).scheduler.kv_cache_manager.coordinator.single_type_managers
+    return tuple(getattr(manager.kv_cache_spec, "first_layer", 0) for manager in managers)
 
 
 @contextlib.contextmanager
@@ -121,6 +123,56 @@ def watch(llm: LLM) -> Iterator[Watch]:
             if owner is not None and hasattr(owner, name):
                 stack.enter_context(_wrapped(owner, name, wrapper))
         yield recorder.seen
+
+
+class RankingClock:
+    """Time that choosing which image tokens stay takes: on the host's clock, or the device's own."""
+
+    def __init__(self) -> None:
+        self._host = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def seconds(self) -> float:
+        """So far; waits for the device."""
+        if not self._events:
+            return self._host
+        torch.cuda.synchronize()
+        return sum(start.elapsed_time(end) for start, end in self._events) / 1e3
+
+    def timed(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps a method whose work counts as ranking."""
+
+        def on_device(*args: Any) -> Any:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            result = original(*args)
+            end.record()
+            self._events.append((start, end))
+            return result
+
+        def on_host(*args: Any) -> Any:
+            start = time.perf_counter()
+            result = original(*args)
+            self._host += time.perf_counter() - start
+            return result
+
+        return on_device if torch.cuda.is_available() else on_host
+
+
+@contextlib.contextmanager
+def ranking_clock(llm: LLM) -> Iterator[RankingClock]:
+    """Time the ranking of an engine with the extension until the block ends.
+
+    What counts: putting a picture's tokens in order, the attention row that scores them, and writing
+    what stays. A choice by place, made on the host with the step plan, is no ranking.
+    """
+    runner = runner_of(llm)
+    keeper = runner if hasattr(runner, "flow_hook") else runner.model_state
+    ranker, clock = keeper.flow_hook.ranker, RankingClock()
+    with contextlib.ExitStack() as stack:
+        for name in RANKING:
+            stack.enter_context(_wrapped(ranker, name, clock.timed))
+        yield clock
 
 
 class _Recorder:

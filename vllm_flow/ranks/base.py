@@ -36,6 +36,8 @@ class PositionRank:
     draws: bool = False
     """Whether the request's seed matters."""
     needs: ClassVar[Needs] = Needs.NOTHING
+    late: ClassVar[bool] = True
+    """Whether it can choose when the whole prompt is computed, however that was done."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class PictureRank:
     order of fewer is the beginning of the order of more."""
     draws: ClassVar[bool] = False
     needs: ClassVar[Needs] = Needs.IMAGE
+    late: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ class AttentionRank:
     needs: Needs
     """IMAGE: the row is the image's last token that is left. PROMPT: it is the prompt's last token."""
     draws: ClassVar[bool] = False
+
+    @property
+    def late(self) -> bool:
+        """The prompt's last token is computed with the last step of any prompt, and sees all of it."""
+        return self.needs == Needs.PROMPT
 
 
 Rank: TypeAlias = "PositionRank | PictureRank | AttentionRank"

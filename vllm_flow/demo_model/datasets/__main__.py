@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_flow.demo_model.datasets import BENCHMARKS, TASKS, write_datasets
+from vllm_flow.demo_model.datasets.hub import write_hub
 from vllm_flow.demo_model.heldout import DATA, SPLITS
 
 
@@ -41,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=DATA,
         help="folder of scenes that demo.training.heldout_data wrote (default: those shipped)",
     )
+    parser.add_argument(
+        "--hub",
+        action="store_true",
+        help="also OUT/hub/lmms-lab-encoder: POPE, ScienceQA and TextVQA as the hub's parquet, for other "
+        "harnesses started in OUT/hub",
+    )
     args = parser.parse_args(argv)
     try:
         counts = write_datasets(
@@ -50,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     for name, count in counts.items():
         print(f"{args.out / name}: {count} items")
+    if args.hub:
+        for name, count in write_hub(args.out, args.out / "hub").items():
+            print(f"{args.out / 'hub' / name}: {count} rows")
     return 0
 
 

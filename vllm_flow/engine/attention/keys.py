@@ -65,6 +65,17 @@ STRIDED: Mapping[KeyReader, Callable[[torch.Tensor, int], torch.Tensor]] = {
 per dimension reaches every key: what a kernel reads that gathers nothing."""
 
 
+class UnreadableKeys(ValueError):
+    """The attention log cannot be taken; ``reason`` says why, for whoever else reads keys."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the attention log reads keys and plain dot products, but {reason}; leave out "
+            "attention_log, or choose another attention backend."
+        )
+
+
 def key_reader(attention: Any) -> KeyReader:
     """The reader for an attention layer whose KV cache is allocated and not in use yet.
 
@@ -72,16 +83,13 @@ def key_reader(attention: Any) -> KeyReader:
     each reader, and restores the block.
 
     Raises:
-        ValueError: no reader finds the keys, or the layer's logits are not plain dot products.
+        UnreadableKeys: no reader finds the keys, or the layer's logits are not plain dot products.
     """
     impl, backend = attention.impl, attention.attn_backend.get_name()
     for feature in ("sinks", "alibi_slopes", "logits_soft_cap"):
         value = getattr(impl, feature, None)
         if isinstance(value, torch.Tensor) or value:
-            raise ValueError(
-                f"the attention log reads plain dot products, but {attention.layer_name} has "
-                f"{feature}; leave out attention_log."
-            )
+            raise UnreadableKeys(f"{attention.layer_name} has {feature}")
     cache, slots = attention.kv_cache, attention.kv_cache.shape[2]
     # A generator of its own: the default one belongs to the sampler.
     keys_NKD = torch.randn(
@@ -98,10 +106,8 @@ def key_reader(attention: Any) -> KeyReader:
                 return read
     finally:
         cache[:1] = before
-    raise ValueError(
-        f"the attention log cannot read the keys that attention backend {backend} stores "
-        f"({attention.dtype}, blocks of {slots}); choose another backend, or leave out "
-        "attention_log."
+    raise UnreadableKeys(
+        f"how attention backend {backend} stores keys ({cache.dtype}, blocks of {slots}) is not known"
     )
 
 

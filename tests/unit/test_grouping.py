@@ -1,0 +1,66 @@
+"""How many layers share a block table: what vLLM keeps as it is, and what is left empty."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_flow.grouping import (
+    FEW_GROUPS,
+    MAX_PADDING,
+    default_group_layers,
+    group_sizes,
+    storage_groups,
+)
+
+LAYERS = st.integers(1, 130)
+
+
+def sizes_of(num_layers: int, group_layers: int) -> list[int]:
+    starts = [*storage_groups(num_layers, group_layers), num_layers]
+    return [stop - start for start, stop in zip(starts, starts[1:], strict=False)]
+
+
+@pytest.mark.parametrize("group_layers", [0, -1, 4, 5, 7])
+def test_groups_that_vllm_would_split_are_refused(group_layers: int) -> None:
+    with pytest.raises(ValueError, match="use one of 1, 2, 3, 6"):
+        storage_groups(6, group_layers)
+
+
+@given(LAYERS)
+def test_every_size_that_is_left_is_one_that_vllm_keeps(num_layers: int) -> None:
+    """vLLM pads to the largest group where that is less than 1.5 times the smallest, and else splits."""
+    for size in range(1, num_layers + 1):
+        if size not in group_sizes(num_layers):
+            rest = num_layers % size
+            assert rest and size >= 1.5 * rest
+            continue
+        sizes = sizes_of(num_layers, size)
+        assert sum(sizes) == num_layers and set(sizes[:-1]) <= {size}
+        assert max(sizes) == min(sizes) or max(sizes) < 1.5 * min(sizes)
+
+
+@given(LAYERS)
+def test_the_default_is_fine_where_it_can_be_and_wastes_little(num_layers: int) -> None:
+    size = default_group_layers(num_layers)
+    sizes = sizes_of(num_layers, size)
+    assert len(sizes) <= 8
+    padding = len(sizes) * size - num_layers
+    assert padding <= MAX_PADDING * num_layers
+    if padding:  # then equal groups would have been few
+        equal = [s for s in group_sizes(num_layers) if num_layers % s == 0]
+        assert not any(FEW_GROUPS <= num_layers // s <= 8 for s in equal)
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "group_layers", "last"),
+    [
+        *[(32, 4, 4), (30, 5, 5), (28, 4, 4), (80, 10, 10), (4, 1, 1), (22, 11, 11)],
+        # No good divisor: two groups, or one, if they had to be equal.
+        *[(26, 9, 8), (31, 4, 3), (34, 5, 4), (46, 8, 6), (62, 8, 6), (94, 12, 10)],
+    ],
+)
+def test_default_granularity(num_layers: int, group_layers: int, last: int) -> None:
+    assert default_group_layers(num_layers) == group_layers
+    assert sizes_of(num_layers, group_layers)[-1] == last

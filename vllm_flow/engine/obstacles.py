@@ -1,0 +1,63 @@
+"""What this engine's workers found that they cannot do, told to the front end before the first request.
+
+Seams: ``collective_rpc`` of vLLM's clients, answered by our worker. An engine in this process or behind a
+synchronous client is asked when its client is made. An asynchronous client is asked with the first
+question that vLLM has for the engine, which it asks before it looks at the first request.
+
+What a worker cannot do would end the engine with the first request that needs it; the front end refuses
+such requests (:func:`vllm_flow.engine.fitting.fitted`).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+RANKS = "ranks"
+"""Ranks by attention: the keys in the cache cannot be read."""
+LATE = "late"
+"""Eviction after the prefill: the rows of the cache cannot be moved."""
+METHOD = "flow_obstacles"
+"""Of a worker: obstacle -> reason."""
+_FIELD = "flow_obstacles"
+"""On the front end's ``VllmConfig``."""
+
+
+def known(vllm_config: Any) -> Mapping[str, str]:
+    """Obstacle -> reason, as far as the engine of this configuration has said; empty before."""
+    found: Mapping[str, str] = getattr(vllm_config, _FIELD, {})
+    return found
+
+
+def merged(answers: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What one worker cannot do, the engine cannot."""
+    found: dict[str, str] = {}
+    for answer in answers:
+        found = {**answer, **found}
+    return found
+
+
+def ask(client: Any, vllm_config: Any) -> None:
+    """Have what the workers say noted in the front end's configuration.
+
+    Args:
+        client: vLLM's ``EngineCoreClient`` of any kind, whose engine runs the extension.
+        vllm_config: which the front end goes by.
+    """
+    from vllm.v1.engine.core_client import AsyncMPClient
+
+    if not isinstance(client, AsyncMPClient):
+        setattr(vllm_config, _FIELD, merged(client.collective_rpc(METHOD)))
+        return
+    reference = weakref.ref(client)  # the client is to be freed as soon as it is dropped
+
+    async def get_supported_tasks_async() -> Any:
+        client = reference()
+        assert client is not None
+        if not hasattr(vllm_config, _FIELD):
+            answers = await client.collective_rpc_async(METHOD)
+            setattr(vllm_config, _FIELD, merged(answers))
+        return await type(client).get_supported_tasks_async(client)
+
+    client.get_supported_tasks_async = get_supported_tasks_async
