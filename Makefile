@@ -145,7 +145,7 @@ LONG := tests/engine tests/server tests/commands tests/analysis tests/eval
 test-long: setup
 	@failed=0; for suite in $(LONG); do \
 	    echo "tests: $$suite, what make test leaves out"; $(PYTEST_LONG) $$suite || failed=1; \
-	done; exit $$failed
+	done; VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST_LONG) tests/engine_v2 || failed=1; exit $$failed
 
 test-upstream-long: setup
 	@VLLM_FLOW_UPSTREAM_LONG=1 $(PYTEST) tests/upstream

@@ -88,6 +88,12 @@ TARGETS = (
         "RequestState.make_request_output",
         ("new_token_ids", "pooling_output", "finish_reason", "stop_reason", "kv_transfer_params"),
     ),
+    Target(
+        "logprobs",
+        "vllm.v1.engine.logprobs",
+        "LogprobsProcessor._update_prompt_logprobs",
+        ("self", "prompt_logprobs_tensors"),
+    ),
     Target("endpoint_plugins", "vllm.plugins", "load_endpoint_plugins", ("supported_tasks",)),
     Target("renderer", "vllm.renderers.base", "processor_cache_from_config", ("vllm_config",)),
     Target(

@@ -12,7 +12,8 @@ from typing import Any
 from vllm_flow.eval.report import text
 from vllm_flow.eval.report.flips import choose_flips
 from vllm_flow.eval.report.results import Policy, TaskResult
-from vllm_flow.eval.tasks.base import Item, load_image
+from vllm_flow.eval.tasks.base import Item
+from vllm_flow.eval.tasks.pictures import load_image
 from vllm_flow.pictures import PictureError
 
 PICTURE = 320

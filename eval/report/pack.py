@@ -22,7 +22,8 @@ from typing import Any
 
 from vllm_flow.eval.report.results import Options, Summary
 from vllm_flow.eval.report.tables import write_tables
-from vllm_flow.eval.tasks.base import Item, image_file
+from vllm_flow.eval.tasks.base import Item
+from vllm_flow.eval.tasks.pictures import image_file
 from vllm_flow.outputs import write_text
 
 LABELS = {".csv", ".json", ".jsonl", ".p", ".parquet", ".tsv", ".txt"}

@@ -16,6 +16,7 @@ from vllm_flow.eval.tasks.base import Item
 from vllm_flow.eval.tasks.reading import (
     DataError,
     Row,
+    brief,
     by_unique,
     few,
 )
@@ -75,7 +76,7 @@ def textvqa_answers(items: Sequence[Item], rows: Sequence[Row]) -> list[Answer]:
             continue
         if answered[key] == len(same):
             raise DataError(
-                f"{row.place}: a second answer to {key[1]!r} on image {key[0]} "
+                f"{row.place}: a second answer to {brief(key[1])} on image {key[0]} "
                 f"(first: {first[key].place})"
             )
         first.setdefault(key, row)

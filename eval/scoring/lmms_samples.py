@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.eval.tasks.base import Item, parquet_place
+from vllm_flow.eval.tasks.base import Item
+from vllm_flow.eval.tasks.pictures import parquet_place
 from vllm_flow.eval.tasks.reading import DataError, Row, brief, by_unique, few
 
 if TYPE_CHECKING:

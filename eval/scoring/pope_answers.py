@@ -15,7 +15,7 @@ from itertools import permutations
 
 from vllm_flow.eval.scoring.answer_files import Answer
 from vllm_flow.eval.tasks.base import Item
-from vllm_flow.eval.tasks.reading import DataError, Row, by_unique, few
+from vllm_flow.eval.tasks.reading import DataError, Row, brief, by_unique, few
 
 OBJECT = re.compile(r"is there an? (.+?) in the im\w*", re.IGNORECASE)
 """What a question asks about. Some of the published questions end in `imange`."""
@@ -49,7 +49,9 @@ class Record:
         """Why this cannot be the answer to `item`; None where nothing speaks against it."""
         truth = item.truth
         if self.asked is not None and self.asked != asked_object(truth["question"]):
-            return f"asks about {self.asked!r}, the label file about {truth['question']!r}"
+            return (
+                f"asks about {brief(self.asked)}, the label file about {brief(truth['question'])}"
+            )
         if self.image is not None and truth["image"] and self.image != image_name(truth["image"]):
             return f"is on {self.image}, the label file's on {image_name(truth['image'])}"
         return None
@@ -129,7 +131,7 @@ def _records(
                 told.insert(0, category)
             if len(set(told)) > 1:
                 raise DataError(
-                    f"{row.place}: of the category {told[0]!r} or of {told[1]!r}? Its record, the "
+                    f"{row.place}: of the category {brief(told[0])} or of {brief(told[1])}? Its record, the "
                     "question file and --answers CATEGORY=FILE must agree"
                 )
             place = places.get(row.identifier("question_id"), len(records))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.eval.tasks.base import load_image
+from vllm_flow.eval.tasks.pictures import load_image
 from vllm_flow.pictures import WHITE, Colour, PictureError, checked_background
 
 if TYPE_CHECKING:

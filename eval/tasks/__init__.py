@@ -11,7 +11,8 @@ import importlib
 import pkgutil
 from functools import lru_cache
 
-from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, load_image, sum_counts
+from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, sum_counts
+from vllm_flow.eval.tasks.pictures import load_image
 from vllm_flow.eval.tasks.steps import STEPS, with_steps
 
 __all__ = [
@@ -27,7 +28,8 @@ __all__ = [
 ]
 
 NOT_TASKS = {
-    "anls", "base", "boxes", "cells", "choices", "coco", "language", "prompts", "reading", "steps",
+    "anls", "base", "boxes", "cells", "choices", "coco", "language", "pictures", "prompts", "reading",
+    "steps",
 }  # fmt: skip
 """What the tasks share lives in their room too."""
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from vllm_flow.eval.tasks.base import parquet_image
+from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.reading import DataError, Row, parquet_cells, parquet_rows
 
 Found = TypeVar("Found")

@@ -29,17 +29,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from vllm_flow.eval.tasks import coco
-from vllm_flow.eval.tasks.base import (
-    Item,
-    Metrics,
-    Scored,
-    Task,
-    Totals,
-    counts_of,
-    parquet_image,
-    ratio,
-)
+from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, counts_of, ratio
 from vllm_flow.eval.tasks.language import singulars, tokenise, wordnet_lemmas
+from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.reading import (
     DataError,
     brief,

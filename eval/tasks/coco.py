@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from vllm_flow.eval.tasks.reading import DataError, Row, json_rows, read_json
+from vllm_flow.eval.tasks.reading import DataError, Row, brief, json_rows, read_json
 
 FOLDERS = (".", "annotations")
 SPLITS = ("val", "train")
@@ -82,7 +82,7 @@ def _category_names(path: Path, content: Row, names: Mapping[str, str]) -> dict[
     for row in json_rows(path, content.get("categories", list), "category"):
         name = row.get("name", str)
         if name not in names:
-            raise DataError(f"{row.place}: {name!r} is no COCO object of CHAIR's table")
+            raise DataError(f"{row.place}: {brief(name)} is no COCO object of CHAIR's table")
         found[row.get("id", int)] = names[name]
     return found
 

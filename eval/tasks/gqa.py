@@ -18,15 +18,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_flow.eval.tasks.base import (
-    Item,
-    Metrics,
-    Scored,
-    Task,
-    Totals,
-    grouped_accuracy,
-    parquet_image,
-)
+from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, grouped_accuracy
+from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.prompts import short_answer
 from vllm_flow.eval.tasks.reading import (
     DataError,

@@ -28,17 +28,18 @@ from vllm_flow.eval.tasks.base import (
     Task,
     Totals,
     counts_of,
-    encoded_image,
     ratio,
     whole_bundles,
     with_counts,
 )
 from vllm_flow.eval.tasks.cells import Cell, digest, rows_and_pictures, tsv_rows
 from vllm_flow.eval.tasks.choices import infer
+from vllm_flow.eval.tasks.pictures import encoded_image
 from vllm_flow.eval.tasks.prompts import choose
 from vllm_flow.eval.tasks.reading import (
     DataError,
     Row,
+    brief,
     directory,
     parquet_files,
 )
@@ -120,7 +121,7 @@ class MMBench(Task):
         answer, group = row.get("answer", str), str(row.values.get(category) or "")
         if answer not in options:
             raise DataError(
-                f"{row.place}: the answer {answer!r} is none of the {len(options)} options"
+                f"{row.place}: the answer {brief(answer)} is none of the {len(options)} options"
             )
         hint = "" if is_none(row.values.get("hint")) else str(row.values["hint"])
         question = row.get("question", str)

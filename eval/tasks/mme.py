@@ -27,11 +27,11 @@ from vllm_flow.eval.tasks.base import (
     Task,
     Totals,
     counts_of,
-    parquet_image,
     ratio,
     whole_bundles,
     with_counts,
 )
+from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.prompts import short_answer
 from vllm_flow.eval.tasks.reading import (
     DataError,

@@ -21,19 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.eval.tasks.base import (
-    Item,
-    Metrics,
-    Scored,
-    Task,
-    Totals,
-    counts_of,
-    parquet_image,
-    ratio,
-)
+from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, counts_of, ratio
+from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.reading import (
     DataError,
     Row,
+    brief,
     directory,
     few,
     first_file,
@@ -82,7 +75,7 @@ def official_items(problems: Path, splits: Path, split: str, images: Path | None
     for number in map(str, Row(str(splits), chosen).get(split, list)):
         if number not in known:
             raise DataError(
-                f"{problems}: no problem {number}, which {splits} lists under {split!r}"
+                f"{problems}: no problem {brief(number)}, which {splits} lists under {split!r}"
             )
         if number in seen:
             raise DataError(f"{splits}: problem {number} comes twice in {split!r}")

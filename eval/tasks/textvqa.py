@@ -20,16 +20,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_flow.eval.tasks.base import (
-    Item,
-    Metrics,
-    Scored,
-    Task,
-    Totals,
-    counts_of,
-    parquet_image,
-    ratio,
-)
+from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, counts_of, ratio
+from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.reading import (
     DataError,
     Row,

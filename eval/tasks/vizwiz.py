@@ -33,6 +33,7 @@ from vllm_flow.eval.tasks.prompts import short_answer
 from vllm_flow.eval.tasks.reading import (
     DataError,
     Row,
+    brief,
     directory,
     first_directory_with,
     first_file,
@@ -129,7 +130,7 @@ class VizWiz(Task):
             raise DataError(f"{row.place}: no list of answers; is it the validation split?")
         kind = row.values.get("answer_type", "")
         if kind and kind not in TYPES:
-            raise DataError(f"{row.place}: unknown type of answer {kind!r}")
+            raise DataError(f"{row.place}: unknown type of answer {brief(kind)}")
         question = row.get("question", str)
         truth = {"answers": answers, "question": question, "image_id": picture}
         text = question + INSUFFICIENT if self.prompts == "llava" else question

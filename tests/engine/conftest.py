@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 
 from tests.engine import v2_cpu
-from tests.engine.fixtures import bare, engine_store, open_engine, prepare_process, skip_below
+from tests.engine.fixtures import (
+    bare,
+    engine_store,
+    open_engine,
+    prepare_process,
+    skip_below,
+    together,
+)
 
-__all__ = ["bare", "engine_store", "open_engine"]
+__all__ = ["bare", "engine_store", "open_engine", "together"]
 
 prepare_process()
 

@@ -27,6 +27,8 @@ PROCESS = {
     "OMP_NUM_THREADS": "1",
     # vLLM compiles the counting of logprob ranks, anew for every engine: seconds for a comparison of a few floats.
     "TORCHDYNAMO_DISABLE": "1",
+    # vLLM looks for drafts in loops that numba compiles, in half a minute.
+    "NUMBA_DISABLE_JIT": "1",
 }
 
 
@@ -66,6 +68,26 @@ def open_engine(engine_store: Engines) -> Iterator[OpenEngine]:
     yield get
     for engine in used:
         engine.check_idle()
+
+
+@pytest.fixture
+def together(open_engine: OpenEngine) -> Iterator[Engine]:
+    """The engine of ``options.TOGETHER``.
+
+    vLLM keeps the workers' half of a KV connector per process: of every engine in it, were it there.
+    """
+    from vllm.distributed.kv_transfer import kv_transfer_state as state
+
+    from tests.engine import options
+    from tests.engine.cases import LONG
+
+    state._KV_CONNECTOR_AGENT = options.workers_half
+    try:
+        engine = open_engine(LONG, 2, **options.TOGETHER)
+        options.workers_half = state._KV_CONNECTOR_AGENT
+        yield engine
+    finally:
+        state._KV_CONNECTOR_AGENT = None
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +94,9 @@ class Engine:
         asynchronous = bool(options.get("async_scheduling"))
         with asynchronous_on_cpu(asynchronous):
             self.llm = LLM(model=str(self.model_dir), **(settings | options))
+        # numba's, if vLLM drafts with it: an object whose "__dict__" is none, and the next engine of the
+        # process would look into all modules for their objects' when it starts.
+        sys.modules.pop("llvmlite.binding.ffi", None)
         # A test that asked for asynchronous scheduling and did not get it would prove nothing.
         assert isinstance(self.scheduler, AsyncScheduler) == asynchronous
 

@@ -22,11 +22,13 @@ from vllm.v1.worker.cpu.model_runner import CPUModelRunner as CpuRunnerV2
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner as CpuRunnerV1
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
 from vllm.v1.worker.gpu.model_states import default
+from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 
 import vllm_flow.engine
 import vllm_flow.models
 from vllm_flow.engine.model_call import FlowModel
+from vllm_flow.engine.prompt_scores import FlowPromptLogprobs
 from vllm_flow.engine.runner_v1 import FlowRunnerV1
 from vllm_flow.engine.runner_v2 import FlowModelState, FlowRunnerV2
 
@@ -35,6 +37,7 @@ MIXED_BEFORE: dict[type, tuple[type, ...]] = {
     FlowRunnerV2: (RunnerV2, CpuRunnerV2),
     FlowModelState: (default.DefaultModelState,),
     FlowModel: (nn.Module,),
+    FlowPromptLogprobs: (PromptLogprobsWorker,),
 }
 
 _KINDS = inspect.Parameter

@@ -114,18 +114,6 @@ def test_prompt_that_ends_with_an_image_is_refused(open_engine: OpenEngine) -> N
     still_answers(engine)
 
 
-def test_prompt_logprobs_with_a_policy_are_refused(open_engine: OpenEngine) -> None:
-    """Evicted rows have no logits."""
-    engine = open_engine(GQA, 2)
-    refused, prompt = engine.prompt(one_image(35)), engine.prompt(one_image(36))
-    with pytest.raises(ValueError, match="prompt_logprobs"):
-        engine.llm.generate(refused, params({"flow_cliff": 2}, prompt_logprobs=1), use_tqdm=False)
-    [out] = engine.llm.generate(prompt, params({}, prompt_logprobs=1), use_tqdm=False)
-    assert out.prompt_logprobs is not None
-    assert len(out.prompt_logprobs) == len(out.prompt_token_ids or ())
-    still_answers(engine)
-
-
 def test_keys_of_others_are_left_alone(open_engine: OpenEngine) -> None:
     engine = open_engine(GQA, 2)
     [out] = engine.llm.generate(

@@ -28,13 +28,12 @@ def request(
         for n, (offset, length) in enumerate(images)
     ]
     end = max((offset + length for offset, length in images), default=0)
+    usual = {"prompt_token_ids": list(range(end + text)), "prompt_embeds": None, "resumable": False}
     return SimpleNamespace(
         cache_salt=None,
         sampling_params=SamplingParams(extra_args=keys),
         mm_features=features,
-        prompt_token_ids=list(range(end + text)),
-        resumable=False,
-        **more,
+        **(usual | more),
     )
 
 
@@ -197,3 +196,49 @@ def test_single_tokens_cannot_be_logged_where_the_device_chooses(rank: str) -> N
     assert settle({**keys, "flow_rank": "uniform", **log}, (5, 90), attention_log="x")[1]
     del log["flow_log_attention_heat"]
     assert settle({**keys, "flow_rank": rank, **log}, (5, 90), attention_log="x")[1]
+
+
+EMBEDDED = {"prompt_token_ids": None, "prompt_embeds": object()}
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"flow_cliff": 3}, "flow_cliff=3: a prompt given as embeddings does not say which"),
+        ({"flow_log_attention": True}, "flow_log_attention=True: a prompt given as embeddings"),
+    ],
+)
+def test_embeddings_have_no_pictures(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(PolicyError) as error:
+        check_request(request(keys, **EMBEDDED), SETTINGS)
+    assert said in str(error.value)
+
+
+def test_embeddings_have_no_policy() -> None:
+    baseline = request({"flow_cliff": LAYERS, "theirs": 1}, **EMBEDDED)
+    check_request(baseline, SETTINGS)
+    assert baseline.sampling_params.extra_args == {"theirs": 1} and baseline.cache_salt is None
+    sent = request(None, **EMBEDDED)
+    check_request(sent, replace(SETTINGS, default_policy=parse_policy({"flow_cliff": 3}, LAYERS)))
+    assert sent.sampling_params.extra_args is None and sent.cache_salt is None
+
+
+@pytest.mark.parametrize("rank", ["last_image", "last_prompt"])
+def test_keys_of_eight_bits_are_not_read(rank: str) -> None:
+    keys = {"flow_stages": f"2:50% {rank}"}
+    assert settle(keys, IMAGE)[1]
+    with pytest.raises(PolicyError, match=f"rank '{rank}' reads keys, .* rank by 'uniform' or"):
+        settle(keys, IMAGE, quantised_keys=True)
+    for others in ("2:0", "2:50% uniform", "0:50% diversity, 3:10 random"):
+        assert settle({"flow_stages": others}, IMAGE, quantised_keys=True)[1]
+
+
+def test_blocks_of_a_request_that_evicts_are_not_sent() -> None:
+    keys = {"flow_cliff": 3, "kv_transfer_params": {"do_remote_decode": True}}
+    with pytest.raises(PolicyError, match="leave out kv_transfer_params"):
+        settle(keys, IMAGE, connected=True)
+    assert settle(keys, IMAGE)[1]  # nobody there who would send them
+    assert settle({**keys, "flow_cliff": LAYERS}, IMAGE, connected=True)[1] is None
+    default = parse_policy({"flow_cliff": 3}, LAYERS)
+    del keys["flow_cliff"]
+    assert settle(keys, IMAGE, connected=True, default_policy=default) == (keys, None)

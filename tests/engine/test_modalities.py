@@ -30,6 +30,7 @@ def request_with(modalities: tuple[str, ...], keys: dict[str, Any] | None) -> An
         sampling_params=SamplingParams(extra_args=keys),
         mm_features=features,
         prompt_token_ids=[0] * (4 * len(modalities) + 4),
+        prompt_embeds=None,
         cache_salt=None,
         resumable=False,
     )

@@ -34,8 +34,11 @@ REFUSED_BY_STOCK: tuple[tuple[dict[str, Any], str], ...] = (
 REFUSED_WITH_GROUPS: tuple[tuple[dict[str, Any], str], ...] = (
     # get_kv_cache_groups: with a single group for all layers there would be nothing to save.
     ({"disable_hybrid_kv_cache_manager": True}, "leave out disable_hybrid_kv_cache_manager"),
-    # _handle_invalid_blocks, request_finished: connectors are told of one group, or of one by one.
-    ({"kv_offloading_size": 1.0}, "leave out kv_offloading_size"),
+    # request_finished: connectors are told of one group, or of all.
+    (
+        {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+        "'ExampleConnector', which knows one block table per request",
+    ),
     # get_kv_cache_groups: no layer, so no group.
     ({"mm_encoder_only": True}, "leave out mm_encoder_only"),
 )
@@ -55,6 +58,7 @@ MEANS_THE_SAME: tuple[dict[str, Any], ...] = (
     {"scheduler_reserve_full_isl": False},
     {"disable_chunked_mm_input": True},
     {"disable_hybrid_kv_cache_manager": False},
+    {"kv_offloading_size": 0.01},
     {"kv_cache_metrics": True, "kv_cache_metrics_sample": 1.0},
 )
 

@@ -23,7 +23,14 @@ from tests.engine.overriding import (
 from vllm_flow.engine import pictures, plugin
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.pictures import SentPictures
-from vllm_flow.patches import core_client, endpoint_plugins, ledger, renderer, run_batch
+from vllm_flow.patches import (
+    core_client,
+    endpoint_plugins,
+    ledger,
+    logprobs,
+    renderer,
+    run_batch,
+)
 
 
 @pytest.mark.parametrize("override", list(overrides()), ids=str)
@@ -64,9 +71,10 @@ def all_patches() -> Iterator[None]:
     endpoint_plugins.apply(lambda: None)
     renderer.apply()
     core_client.apply()
+    logprobs.apply(lambda entries, own: entries)
     run_batch.apply(lambda line: None)
     yield
-    for patch in (endpoint_plugins, renderer, core_client, run_batch):
+    for patch in (endpoint_plugins, renderer, core_client, logprobs, run_batch):
         patch.revert()
 
 

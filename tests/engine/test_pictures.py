@@ -201,7 +201,7 @@ def check_halves(engine: Engine) -> None:
 
 REFUSED = (
     {"extra_args": {"flow_cliff": -1}},
-    {"extra_args": {"flow_cliff": 2}, "prompt_logprobs": 1},
+    {"extra_args": {"flow_cliff": [2, 2, 2]}},
     {"logit_bias": {9999999: 1.0}},
     {"allowed_token_ids": [1 << 30]},
 )

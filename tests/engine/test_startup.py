@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,9 @@ from vllm_flow.engine import plugin
 from vllm_flow.engine.attention.writer import check_log
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.support import check_supported, check_version
+
+BOTH = {"kv_role": "kv_both"}
+DRAFTS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +119,13 @@ def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message
             {"tensor_parallel_size": 4, "decode_context_parallel_size": 2},
             "decode context parallelism",
         ),
-        ({"enable_lora": True}, "LoRA"),
-        ({"kv_cache_dtype": "fp8"}, "quantised KV cache"),
+        ({"kv_cache_dtype": "int8_per_token_head"}, "='int8_per_token_head', .* set it to 'fp8'"),
+        ({"kv_cache_dtype": "nvfp4"}, "kv_cache_dtype='nvfp4'"),
+        ({"kv_cache_dtype": "turboquant_4bit_nc"}, "kv_cache_dtype='turboquant_4bit_nc'"),
+        (
+            {"kv_cache_dtype": "fp8", "kv_cache_dtype_skip_layers": ["0"]},
+            "leave out kv_cache_dtype_skip_layers",
+        ),
         ({"disable_hybrid_kv_cache_manager": True}, "hybrid KV-cache manager"),
         (
             {"enable_prefix_caching": True, "block_size": 32, "prefix_match_unit": 16},
@@ -124,20 +133,28 @@ def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message
         ),
         ({"runner": "pooling"}, "pooling models"),
         (
-            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
-            "speculative decoding",
+            {"speculative_config": {**DRAFTS, "method": "ngram_gpu"}},
+            "speculative decoding by 'ngram_gpu', .* to 'ngram'",
         ),
         (
-            {"kv_transfer_config": {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}},
-            "KV connectors",
+            {"kv_transfer_config": {**BOTH, "kv_connector": "ExampleHiddenStatesConnector"}},
+            "'ExampleHiddenStatesConnector', which stores hidden states",
         ),
         (
-            {"kv_transfer_config": {"kv_connector": "NixlConnector", "kv_role": "kv_both"}},
-            "KV connectors",
+            {"kv_transfer_config": {**BOTH, "kv_connector": "LMCacheConnectorV1"}},
+            "'LMCacheConnectorV1', which knows one block table per request",
         ),
         (
-            {"kv_transfer_config": {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}},
-            "KV connectors",
+            {
+                "kv_transfer_config": {
+                    **BOTH,
+                    "kv_connector": "MultiConnector",
+                    "kv_connector_extra_config": {
+                        "connectors": [{**BOTH, "kv_connector": "SimpleCPUOffloadConnector"}]
+                    },
+                }
+            },
+            "'SimpleCPUOffloadConnector', which copies blocks",
         ),
         (
             {
@@ -148,7 +165,10 @@ def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message
             },
             "encoder-cache connectors",
         ),
-        ({"enable_prompt_embeds": True}, "prompt embeddings"),
+        (
+            {"kv_cache_dtype": "fp8", "default": {"flow_stages": "2:50% last_image"}},
+            "default_policy ranks by 'last_image', which reads keys",
+        ),
         ({"hf_overrides": {"is_encoder_decoder": True}}, "encoder-decoder models"),
         ({"hf_overrides": {"is_mm_prefix_lm": True}}, "bidirectional attention over the image"),
         ({"video_pruning_rate": 0.5}, "video pruning"),
@@ -160,8 +180,11 @@ def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message
 def test_what_is_not_supported_is_refused(
     model_dir: Path, arguments: dict[str, Any], message: str
 ) -> None:
+    options = (
+        {} if (policy := arguments.pop("default", None)) is None else {"default_policy": policy}
+    )
     with pytest.raises(ValueError, match=message):
-        config_of(model_dir, {}, **arguments)
+        config_of(model_dir, options, **arguments)
 
 
 def test_what_vllm_does_without_a_flag_is_supported(model_dir: Path) -> None:
@@ -219,13 +242,30 @@ def test_breakable_graphs_are_refused(cuda_config: Any, monkeypatch: pytest.Monk
     check_supported(cuda_config, version)
 
 
+def test_drafts_need_positions_that_the_host_knows(
+    cuda_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda_config.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
+    cuda_config.speculative_config = SimpleNamespace(method="ngram")
+    with pytest.raises(ValueError, match="V2, .* set VLLM_USE_V2_MODEL_RUNNER=0"):
+        check_supported(cuda_config, version)
+    monkeypatch.setattr(envs, "VLLM_USE_V2_MODEL_RUNNER", False)
+    check_supported(cuda_config, version)
+
+
 def test_an_attention_log_has_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     config = SimpleNamespace(
         parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1),
         model_config=SimpleNamespace(enforce_eager=True),
+        speculative_config=object(),
     )
     settings = FlowSettings.read({"attention_log": str(tmp_path)}, 6)
+    with pytest.raises(ValueError, match="leave out speculative_config"):
+        check_log(config, settings)
+    config.speculative_config = None
+    with pytest.raises(ValueError, match="leave out kv_cache_dtype"):
+        check_log(config, replace(settings, quantised_keys=True))
     with pytest.raises(ValueError, match=r"pip install 'vllm-flow\[log\]'"):
         check_log(config, settings)
     config.model_config.enforce_eager = False
@@ -257,6 +297,13 @@ def test_a_model_that_nobody_tested_is_refused_unless_allowed(
         {"data_parallel_size": 2},
         {"enable_prefix_caching": True},
         {"enable_chunked_prefill": False},
+        {"enable_lora": True},
+        {"enable_prompt_embeds": True},
+        {"kv_cache_dtype": "fp8"},
+        {"kv_cache_dtype": "fp8_e5m2"},
+        {"speculative_config": DRAFTS},
+        {"kv_offloading_size": 1.0},
+        {"kv_transfer_config": {**BOTH, "kv_connector": "OffloadingConnector"}},
     ],
     ids=lambda arguments: next(iter(arguments)),
 )

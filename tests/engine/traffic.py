@@ -132,6 +132,7 @@ def run(
     resets: float = 0,
     stages: float = 0,
     late: float = 0,
+    several: bool = True,
 ) -> Traffic:
     """Send `requests` random requests, abort some, and compare every finished answer with the oracle.
 
@@ -141,12 +142,15 @@ def run(
         resets: how probable it is, before each step, that the prefix cache is reset under what runs.
         stages: the part of the requests that keep image tokens, or take them away stage by stage.
         late: the part of the requests with images that evict after the prefill.
+        several: whether some want several answers, which vLLM samples by top-k.
 
     Raises:
         AssertionError: an answer differs, a block is lost, or the traffic does not end.
     """
     rng = np.random.default_rng(seed)
     asks: dict[str, Ask] = {f"{seed}-{index}": random_ask(rng) for index in range(requests)}
+    if not several:
+        asks = {name: replace(ask, samples=1) for name, ask in asks.items()}
     for name, ask in asks.items() if stages else ():
         if ask.images and rng.random() < stages:
             asks[name] = with_stages(rng, ask, engine.scheduler.flow_settings.step_tokens)

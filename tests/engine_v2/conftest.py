@@ -10,9 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.engine import v2_cpu
-from tests.engine.fixtures import engine_store, open_engine, prepare_process, skip_below
+from tests.engine.fixtures import (
+    engine_store,
+    open_engine,
+    prepare_process,
+    skip_below,
+    together,
+)
 
-__all__ = ["engine_store", "open_engine"]
+__all__ = ["engine_store", "open_engine", "together"]
 
 prepare_process()
 if v2_cpu.wanted():

@@ -32,6 +32,7 @@ from tests.engine.test_policies import (
     test_ranks_of_the_device_are_exact,
 )
 from tests.engine.test_prefix_caching import test_baseline_beside_policies
+from tests.engine.test_prompt_logprobs import test_entries_are_the_oracles_or_none
 from tests.engine.test_runner import test_model_runner
 from tests.engine.test_storage import test_blocks_hold_what_the_layers_see
 from tests.engine.test_stress import test_random_traffic_is_exact
@@ -49,6 +50,7 @@ __all__ = [
     "test_bad_value_is_refused",
     "test_baseline_beside_policies",
     "test_batch_is_exact",
+    "test_entries_are_the_oracles_or_none",
     "test_blocks_hold_what_the_layers_see",
     "test_model_runner",
     "test_only_steps_in_which_rows_leave_are_eager",

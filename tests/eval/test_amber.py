@@ -9,7 +9,8 @@ import pytest
 from tests.eval import files
 from vllm_flow.eval.tasks import amber, get_task, language
 from vllm_flow.eval.tasks.amber import Words, judge
-from vllm_flow.eval.tasks.base import load_image, sum_counts
+from vllm_flow.eval.tasks.base import sum_counts
+from vllm_flow.eval.tasks.pictures import load_image
 from vllm_flow.eval.tasks.reading import DataError
 
 RELATIONS = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.eval import files
 from vllm_flow.eval.tasks import get_task, language
-from vllm_flow.eval.tasks.base import load_image, sum_counts
+from vllm_flow.eval.tasks.base import sum_counts
 from vllm_flow.eval.tasks.chair import (
     PAIRS,
     Chair,
@@ -20,6 +20,7 @@ from vllm_flow.eval.tasks.chair import (
     read_caption,
     synonyms,
 )
+from vllm_flow.eval.tasks.pictures import load_image
 from vllm_flow.eval.tasks.reading import DataError
 
 TASK = get_task("chair")

@@ -11,10 +11,11 @@ from tests.eval import files
 from vllm_flow.eval.sweep.work import sample
 from vllm_flow.eval.tasks import get_task
 from vllm_flow.eval.tasks.ai2d import parse_letter
-from vllm_flow.eval.tasks.base import Item, load_image, sum_counts
+from vllm_flow.eval.tasks.base import Item, sum_counts
 from vllm_flow.eval.tasks.cells import tsv_rows
 from vllm_flow.eval.tasks.choices import infer
 from vllm_flow.eval.tasks.mme import COGNITION, PERCEPTION, SUBTASKS, parse_yes_no
+from vllm_flow.eval.tasks.pictures import load_image
 from vllm_flow.eval.tasks.reading import DataError
 
 LETTER = "\nAnswer with the option's letter from the given choices directly."

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -199,7 +200,7 @@ def readable(task: str, folder: Path) -> None:
 
 
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
 )
 @given(st.sampled_from(sorted(OFFICIAL)), st.integers(0, 9), st.data())
 def test_official_files(tmp_path: Path, task: str, which: int, data: st.DataObject) -> None:
@@ -232,8 +233,19 @@ def keys_of(value: Any) -> set[str]:
     return {key for one in value for key in keys_of(one)} if isinstance(value, list) else set()
 
 
+@pytest.mark.parametrize(
+    ("task", "key"), [("mmbench", "answer"), ("vizwiz", "answer_type"), ("mmstar", "category")]
+)
+def test_a_value_of_any_length_is_named_shortly(tmp_path: Path, task: str, key: str) -> None:
+    name, row = HUB[task]
+    files.parquet(tmp_path / name, [row | {"image": files.hub_image((1, 2, 3)), key: "9" * 5000}])
+    with pytest.raises(DataError, match="999... [(]5002 characters[)]") as told:
+        get_task(task).read(tmp_path)
+    assert len(str(told.value)) < 1000
+
+
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
 )
 @given(st.sampled_from(sorted(HUB)), st.data())
 def test_hub_files(tmp_path: Path, task: str, data: st.DataObject) -> None:

@@ -10,15 +10,14 @@ import pytest
 pytest.importorskip("ray")
 
 from vllm_flow.eval.sweep.driver import (  # noqa: E402
-    IN_FLIGHT,
     Pool,
     SweepError,
     collect,
-    in_flight,
     pool_of,
 )
 from vllm_flow.eval.sweep.records import Run  # noqa: E402
 from vllm_flow.eval.sweep.schema import answers_table  # noqa: E402
+from vllm_flow.eval.sweep.work import IN_FLIGHT, in_flight  # noqa: E402
 
 
 def batch(*errors: str | None) -> pa.Table:
@@ -61,4 +60,17 @@ def test_engines_fit_the_cluster() -> None:
 )
 def test_no_engine_takes_more_than_its_share(batches: int, engines: int, expected: int) -> None:
     """Two engines and seven batches: the one that starts first leaves three to the other."""
-    assert in_flight(batches, engines) == expected
+    assert in_flight([32] * batches, engines, sequences=256) == expected
+
+
+@pytest.mark.parametrize(
+    ("requests", "sequences", "expected"),
+    [(248, 256, 4), (248, 1024, 10), (5000, 256, 2), (8, 4, 2)],
+)
+def test_large_batches_are_done_one_after_the_other(
+    requests: int, sequences: int, expected: int
+) -> None:
+    """Eight pictures under 31 policies fill an engine: sixteen such batches would all end at the end."""
+    found = in_flight([requests] * 1000, 1, sequences)
+    assert found == expected
+    assert (found - 1) * requests >= 2 * sequences

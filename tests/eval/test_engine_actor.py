@@ -26,7 +26,8 @@ from vllm_flow.eval.sweep.model_facts import resolve_model  # noqa: E402
 from vllm_flow.eval.sweep.policies import parse_policies  # noqa: E402
 from vllm_flow.eval.sweep.schema import ANSWERS  # noqa: E402
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work  # noqa: E402
-from vllm_flow.eval.tasks.base import Item, parquet_image  # noqa: E402
+from vllm_flow.eval.tasks.base import Item  # noqa: E402
+from vllm_flow.eval.tasks.pictures import parquet_image  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,9 @@ import pytest
 
 from tests.eval import files
 from vllm_flow.eval.tasks import get_task
-from vllm_flow.eval.tasks.base import Item, load_image, sum_counts
+from vllm_flow.eval.tasks.base import Item, sum_counts
 from vllm_flow.eval.tasks.mmstar import CATEGORIES, parse_choice
+from vllm_flow.eval.tasks.pictures import load_image
 from vllm_flow.eval.tasks.reading import DataError
 
 TASK = get_task("mmstar")

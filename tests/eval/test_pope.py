@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.eval import files
-from vllm_flow.eval.tasks.base import load_image, sum_counts
+from vllm_flow.eval.tasks.base import sum_counts
+from vllm_flow.eval.tasks.pictures import load_image
 from vllm_flow.eval.tasks.pope import CATEGORIES, SUFFIX, TASK, parse_yes_no
 from vllm_flow.eval.tasks.reading import DataError
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.eval import files
 from vllm_flow.eval.tasks import get_task
-from vllm_flow.eval.tasks.base import Item, load_image, sum_counts
+from vllm_flow.eval.tasks.base import Item, sum_counts
+from vllm_flow.eval.tasks.pictures import load_image
 from vllm_flow.eval.tasks.reading import DataError
 from vllm_flow.eval.tasks.scienceqa import parse_letter, question_text, unanswered
 

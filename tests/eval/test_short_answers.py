@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from tests.eval import files
 from vllm_flow.eval.tasks import get_task
 from vllm_flow.eval.tasks.anls import anls, distance
-from vllm_flow.eval.tasks.base import Item, load_image, sum_counts
+from vllm_flow.eval.tasks.base import Item, sum_counts
 from vllm_flow.eval.tasks.chartqa import relaxed_correct
+from vllm_flow.eval.tasks.pictures import load_image
 from vllm_flow.eval.tasks.reading import DataError
 from vllm_flow.eval.tasks.vizwiz import normalise, soft_accuracy
 

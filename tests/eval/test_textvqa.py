@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.eval import files
 from vllm_flow.eval.tasks import get_task
-from vllm_flow.eval.tasks.base import load_image, sum_counts
+from vllm_flow.eval.tasks.base import sum_counts
+from vllm_flow.eval.tasks.pictures import load_image
 from vllm_flow.eval.tasks.reading import DataError
 from vllm_flow.eval.tasks.textvqa import (
     ARTICLES,

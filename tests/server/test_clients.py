@@ -100,7 +100,7 @@ def hostile(draw: random.Random) -> Sent:
         [
             {"logit_bias": {"9999999": 1}},
             {"vllm_xargs": {"flow_cliff": draw.choice([-1, 0, 7, True, "1", None, 2.5])}},
-            {"vllm_xargs": {"flow_cliff": 2}, "prompt_logprobs": 1},
+            {"vllm_xargs": {"flow_cliff": [2, 2, 2]}},
             {"vllm_xargs": {"flow_cliff": 2}, "use_beam_search": True, "n": 2},
             {"vllm_xargs": {"flow_log_attention": True}},
             {"max_tokens": 100_000},

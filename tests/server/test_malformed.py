@@ -197,9 +197,8 @@ def test_a_broken_picture_is_refused(watched: Watched, cliff: Any, url: Any) -> 
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"vllm_xargs": {"flow_cliff": [2, 3]}}, "the prompt has 1 images"),
         ({"cache_salt": "\x00vllm-flow\x00cliff=2\x00"}, "cache_salt"),
-        ({"echo": True, "logprobs": True, "top_logprobs": 2}, "prompt_logprobs"),
         ({"max_tokens": 5000}, "max_tokens"),
         ({"temperature": -1}, "temperature"),
     ],

@@ -189,9 +189,28 @@ def test_where_the_operator_has_no_profile_a_task_is_a_400(small: Server) -> Non
 
 
 def test_what_a_policy_excludes_is_a_400(server: Tiny) -> None:
-    refused = server.chat(server.body(6, {"flow_cliff": 2}, prompt_logprobs=1))
-    assert refused.status_code == 400 and "prompt_logprobs" in refused.json()["error"]["message"]
-    assert server.chat(server.body(6, prompt_logprobs=1)).status_code == 200
+    refused = server.chat(server.body(6, {"flow_cliff": [2, 3]}))
+    assert refused.status_code == 400
+    assert "the prompt has 1 images" in refused.json()["error"]["message"]
+
+
+def test_evicted_positions_have_no_prompt_logprobs(server: Tiny) -> None:
+    """Null in JSON, as the first position's is; the others stay in their places."""
+    answer = server.chat(server.body(6, {"flow_cliff": 2}, prompt_logprobs=1, echo=True))
+    stock = server.chat(server.body(6, prompt_logprobs=1))
+    entries, others = (found.json()["prompt_logprobs"] for found in (answer, stock))
+    assert len(entries) == len(others) and others.count(None) == 1
+    missing = [place for place, entry in enumerate(entries) if entry is None]
+    images = SHAPE.image_tokens
+    assert missing == [0, *range(missing[1], missing[1] + images + 1)]
+    assert entries[1 : missing[1]] == others[1 : missing[1]]  # before the image nothing changes
+    body = {"model": NAME, "prompt": words(9, 6), "prompt_logprobs": 1, "max_tokens": 4}
+    said = [
+        server.running.post("/v1/completions", {**body, **keys}).json()["choices"][0]
+        for keys in ({}, {"vllm_xargs": {"flow_cliff": 2}})
+    ]
+    assert said[0]["prompt_logprobs"] == said[1]["prompt_logprobs"]
+    assert said[0]["prompt_logprobs"].count(None) == 1
 
 
 def test_text_alone_with_a_policy_is_served(server: Tiny) -> None:

@@ -20,7 +20,7 @@ START = 70
 """Of the questions; their pictures are other tests' no longer."""
 REFUSALS: dict[str, dict[str, Any]] = {
     "by vLLM": {"logit_bias": {"9999999": 1}},
-    "by the policy": {"vllm_xargs": {"flow_cliff": 2}, "prompt_logprobs": 1},
+    "by the policy": {"vllm_xargs": {"flow_cliff": [2, 3]}},
     "after rendering": {"max_tokens": 100_000},
     "by the key": {"vllm_xargs": {"flow_cliff": -1}},
     "as it is sent": {"kv_transfer_params": {"a": "\ud800"}},

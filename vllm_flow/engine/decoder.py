@@ -19,6 +19,7 @@ from torch import nn
 from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import get_forward_context
 
+from vllm_flow.engine.adapters import AdapterRows
 from vllm_flow.engine.calls import FORMS
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.hiding import hidden
@@ -97,6 +98,7 @@ class DecoderHook:
         self._positions: Any = None
         self._rows: torch.Tensor | None = None
         self._ranked = False
+        self._survivors: torch.Tensor | None = None
         self.ranker: Ranker | None = None
         """Set once there is a KV cache to read."""
         self._replacements: list[tuple[nn.Module, Callable[..., Any]]] = []
@@ -105,6 +107,7 @@ class DecoderHook:
         self.decoder = decoder
         self.eager_operators: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered for each eager call; see ``eager_ops.py``."""
+        self._adapters = AdapterRows(decoder.model)
         self._key_writers = [KeyWriter(layer) for layer in decoder.layers]
         for index, layer in enumerate(decoder.layers):
             self._replace(layer, partial(form.layer, partial(self._layer, index)))
@@ -115,6 +118,7 @@ class DecoderHook:
     def arm(self, step: FlowStep | None) -> None:
         """Set what the next call of the model does; None for a stock pass. Good for one call."""
         self._armed = step
+        self._survivors = None
 
     def forget(self, request_id: str) -> None:
         """Drop what is kept of a request from step to step."""
@@ -151,12 +155,25 @@ class DecoderHook:
         finally:
             self._step = self._variant = self._positions = self._rows = None
             self._ranked = False
+            self._adapters.restore()
             if self.ranker is not None:
                 self.ranker.forget()
 
     def alive(self, tensor_TH: torch.Tensor) -> torch.Tensor:
         """The rows of a step's tensor that are alive in the layer that runs or ran last, [R, H]."""
         return tensor_TH if self._rows is None else tensor_TH.index_select(0, self._rows)
+
+    def marked(self, hidden_TH: torch.Tensor) -> torch.Tensor:
+        """The last call's hidden states with rows that left it as not-a-number; as they are if none did.
+
+        Args:
+            hidden_TH: what the model returned, with or without the rows of padding.
+        """
+        if self._survivors is None:
+            return hidden_TH
+        marked_TH = torch.full_like(hidden_TH, torch.nan)
+        marked_TH[self._survivors] = hidden_TH[self._survivors]
+        return marked_TH
 
     def _replace(self, module: nn.Module, replacement: Callable[..., Any]) -> None:
         self._replacements.append((module, partial(replacement, module.forward)))
@@ -188,6 +205,7 @@ class DecoderHook:
         if variant is not None:
             self._variant = variant
             if (last := variant.last) is not None:
+                self._adapters.keep(last.rows)
                 self._key_writers[index].write(
                     self._select(positions, last.rows),
                     hidden_TH.index_select(0, last.gather),
@@ -201,6 +219,8 @@ class DecoderHook:
                     residual_RH = residual_RH.index_select(0, variant.gather)
                 # The model passes every layer the whole step's positions: [T], M-RoPE [3, T].
                 self._positions = self._select(positions, self._rows)
+                if variant.num_rows:
+                    self._adapters.keep(self._rows)
         if self._variant is not None and self._variant.num_rows == 0:
             # A step of image tokens only: nothing is alive, and kernels dislike empty launches.
             return hidden_RH, hidden_RH if residual_RH is None else residual_RH
@@ -236,6 +256,7 @@ class DecoderHook:
         inputs = (hidden_RH,) if residual_RH is None else (hidden_RH, residual_RH)
         if variant is None or self._rows is None:
             return forward(*inputs)
+        self._survivors = self._rows
         # The sampler indexes the step's rows; those of evicted tokens are never sampled.
         hidden_TH = hidden_RH.new_zeros(num_rows, hidden_RH.shape[-1])
         if variant.num_rows:

@@ -44,6 +44,13 @@ def fitted(
     Raises:
         Obstacle: the policy does not fit.
     """
+    if request.prompt_embeds is not None:
+        if any(policy.within(settings.num_layers).images):
+            raise Obstacle(
+                "a prompt given as embeddings does not say which of them are a picture's; leave out "
+                "the policy, or send text and pictures."
+            )
+        return None
     features = request.mm_features or ()
     strange = unreached_modality(features)
     if strange is not None:
@@ -55,15 +62,16 @@ def fitted(
         return None
     _check_images(policy, totals, keys)
     prompt_tokens = len(request.prompt_token_ids or ())
-    if request.prompt_token_ids is None:
-        raise Obstacle("prompts given as embeddings have no placeholders to evict.")
     layout = layout_of(policy, features, settings.num_layers, prompt_tokens)
     if layout is None:
         return None
     if request.resumable:
         raise Obstacle("streaming input may bring images later; leave out the policy.")
     _check_log(layout, keys, settings.num_layers)
+    _check_ranks(policy, settings)
     _check_workers(layout, settings)
+    if settings.connected:
+        _check_transfer(request)
     _check_step(layout, settings)
     if layout.late:  # the prompt's rows are all there
         return layout
@@ -71,11 +79,6 @@ def fitted(
         raise Obstacle(
             "the prompt ends with an image token, and the first answer token would be read from "
             "an evicted row; put text (or the chat template's turn end) after the image."
-        )
-    if request.sampling_params.prompt_logprobs is not None:
-        raise Obstacle(
-            "evicted positions have no logits, so prompt_logprobs cannot be given; leave out "
-            "prompt_logprobs, or the policy."
         )
     return layout
 
@@ -129,6 +132,30 @@ def _check_workers(layout: TokenLayout, settings: FlowSettings) -> None:
         raise Obstacle(
             f"{attending[0]!r} reads keys from this engine's KV cache, which cannot be done: {reason}; "
             f"rank by {' or '.join(map(repr, others))}, {other}"
+        )
+
+
+def by_keys(policy: FlowPolicy) -> str | None:
+    """A rank of the policy's that reads keys, None if there is none."""
+    return next((n for n in sorted(policy.ranks) if isinstance(RANKS[n], AttentionRank)), None)
+
+
+def _check_ranks(policy: FlowPolicy, settings: FlowSettings) -> None:
+    rank = by_keys(policy) if settings.quantised_keys else None
+    if rank is not None:
+        others = [name for name, known in RANKS.items() if not isinstance(known, AttentionRank)]
+        raise Obstacle(
+            f"rank {rank!r} reads keys, which this engine stores in eight bits; rank by "
+            f"{' or '.join(map(repr, others))}, or have the server started without kv_cache_dtype."
+        )
+
+
+def _check_transfer(request: EngineCoreRequest) -> None:
+    """Blocks that are asked for, or wanted elsewhere, are not those of a request that evicts."""
+    if (request.sampling_params.extra_args or {}).get("kv_transfer_params"):
+        raise Obstacle(
+            "the KV cache of a request that evicts stays in its engine; leave out kv_transfer_params, "
+            "or the policy."
         )
 
 

@@ -98,6 +98,13 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
             keys[LOG_KEY],
             "streaming input has no fixed prompt to tell from the answer; leave the key out.",
         )
+    if request.prompt_embeds is not None and parse_log(keys, settings.num_layers) is not None:
+        raise PolicyError(
+            LOG_KEY,
+            keys[LOG_KEY],
+            "a prompt given as embeddings does not say what is text and what a picture; leave the key "
+            "out.",
+        )
     asked = next((key for key in FORMS if key in keys), None)
     policy, value = parse_policy(keys, settings.num_layers), keys.get(asked or "")
     if asked is None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from vllm.logger import init_logger
+from vllm.lora.layers import BaseLayerWithLoRA
 from vllm.model_executor.layers.linear import QKVParallelLinear, UnquantizedLinearMethod
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
@@ -47,7 +48,7 @@ def reason_against(decoder: Decoder, backends: Iterable[Any]) -> str | None:
         if decoder.call != "residual" or type(layer).__name__ not in LAYERS:
             return f"how {type(layer).__name__} makes its keys is not known"
         attn = layer.self_attn
-        if type(attn.qkv_proj) is not QKVParallelLinear:
+        if type(_bare(attn.qkv_proj)) is not QKVParallelLinear:
             return f"its projection is a {type(attn.qkv_proj).__name__}"
         if not isinstance(attn.rotary_emb, RotaryEmbedding | MRotaryEmbedding):
             return f"its positions go through {type(attn.rotary_emb).__name__}"
@@ -77,6 +78,11 @@ def spares(decoder: Decoder, attn_groups: Sequence[Sequence[Any]]) -> bool:
             reason,
         )
     return reason is None
+
+
+def _bare(projection: Any) -> Any:
+    """The projection itself, where vLLM has wrapped it for LoRA adapters."""
+    return projection.base_layer if isinstance(projection, BaseLayerWithLoRA) else projection
 
 
 class KeyWriter:
@@ -128,10 +134,12 @@ def key_value_projection(qkv: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
     Of this rank's heads. A view of the weight where vLLM keeps it as loaded. On CPU vLLM packs the weight
     and gives it back to nobody: it is read off by multiplying the identity, and packed again, which takes
-    the memory of that part once more. A quantised weight cannot be cut: all three are computed.
+    the memory of that part once more. A quantised weight cannot be cut, nor one to which adapters add: all
+    three are computed.
     """
-    first = qkv.num_heads * qkv.head_size
-    if type(qkv.quant_method) is not UnquantizedLinearMethod:
+    bare = _bare(qkv)
+    first = bare.num_heads * bare.head_size
+    if bare is not qkv or type(qkv.quant_method) is not UnquantizedLinearMethod:
         return lambda normed_DH: qkv(normed_DH)[0][:, first:]
     if qkv.weight.numel():
 

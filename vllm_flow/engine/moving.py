@@ -10,7 +10,7 @@ may be another's in the same step. So of each piece of memory all is read before
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -133,34 +133,38 @@ class _Moving:
     chosen: Mapping[int, torch.Tensor]
     """First layer of a stage -> positions that stay, where the device chose."""
 
+    slots: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    """By storage group and stage: layers of both move alike."""
+
     def parts(self, layer: _Layer) -> Iterator[_Part]:
         """The rows that move in one layer, if any."""
-        rewrite, size = self.rewrites.get(layer.group), layer.block_size
+        rewrite = self.rewrites.get(layer.group)
         if rewrite is None:
             return
-        sources, targets = moved_positions(self.layout, layer.index, rewrite, size)
-        if not len(targets):
-            return
+        alike = (layer.group, self.layout.stage_at(layer.index))
+        if alike not in self.slots:
+            self.slots[alike] = self._slots(layer, rewrite)
+        yield _Part(layer, *self.slots[alike])
+
+    def _slots(self, layer: _Layer, rewrite: Rewrite) -> tuple[torch.Tensor, torch.Tensor]:
+        """[R] slots from which and to which the layer's rows move: block times block size plus place."""
+        size, device = layer.block_size, layer.attention.kv_cache.device
         first = rewrite.kept * size
-        device = layer.attention.kv_cache.device
-        old_S, new_T, source_R, target_R = _on_device(
-            (
-                np.array(rewrite.old),
-                np.array(rewrite.new),
-                sources - first,
-                targets - first,
-            ),
+        places = moved_positions(self.layout, layer.index, rewrite, size)
+        source_R, target_R, old_S, new_T = _on_device(
+            [
+                *(positions - first for positions in places),
+                *map(np.array, (rewrite.old, rewrite.new)),
+            ],
             device,
         )
         stage = self.layout.stage_at(layer.index)
         if self.chosen and stage:
             source_R = self.chosen[self.layout.breaks[stage - 1]][first:] - first
-        yield _Part(layer, _slots(source_R, old_S, size), _slots(target_R, new_T, size))
-
-
-def _slots(places_R: torch.Tensor, blocks: torch.Tensor, block_size: int) -> torch.Tensor:
-    """[R] slots of some places in consecutive blocks."""
-    return blocks[places_R // block_size] * block_size + places_R % block_size
+        return (
+            old_S[source_R // size] * size + source_R % size,
+            new_T[target_R // size] * size + target_R % size,
+        )
 
 
 def _copy(parts: Sequence[_Part]) -> None:

@@ -35,9 +35,10 @@ def configure(config: Any) -> None:
 
     from vllm_flow.engine import metrics
     from vllm_flow.engine.attention.writer import check_log
+    from vllm_flow.engine.prompt_scores import blank
     from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings, with_profile_read
-    from vllm_flow.engine.support import check_supported
-    from vllm_flow.patches import core_client, endpoint_plugins, renderer, run_batch
+    from vllm_flow.engine.support import check_policies, check_supported
+    from vllm_flow.patches import core_client, endpoint_plugins, logprobs, renderer, run_batch
 
     options = config.additional_config
     if not isinstance(options, dict) or CONFIG_KEY not in options:
@@ -50,6 +51,7 @@ def configure(config: Any) -> None:
         config.additional_config = {**options, CONFIG_KEY: read}
     check_supported(config, __version__)
     settings = FlowSettings.of(config)
+    check_policies(settings)
     check_log(config, settings)
     asynchronous = config.scheduler_config.async_scheduling
     _select(
@@ -71,6 +73,7 @@ def configure(config: Any) -> None:
     endpoint_plugins.apply(_key_check)
     renderer.apply()
     core_client.apply()
+    logprobs.apply(blank)
     run_batch.apply(lambda line: _line_check(line, settings))
 
 

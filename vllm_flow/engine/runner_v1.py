@@ -1,7 +1,7 @@
 """Adapter for Model Runner V1 (CPU's, and CUDA's with ``VLLM_USE_V2_MODEL_RUNNER=0``).
 
 Seams: ``load_model``, ``get_kv_cache_spec``, ``initialize_kv_cache``, ``_update_states``,
-``_build_attention_metadata``, ``_dummy_run`` and ``sample_tokens`` of
+``_build_attention_metadata``, ``_dummy_run``, ``_get_prompt_logprobs_dict`` and ``sample_tokens`` of
 ``vllm/v1/worker/gpu_model_runner.py``. Gathers the step's inputs and arms the decoder hook and the
 attention hook; takes no decision.
 """
@@ -123,6 +123,13 @@ class FlowRunnerV1(model_call.EagerProfile):
             return None
         late = self.flow_steps.late(readings, batch.req_ids, block_tables)
         return self.flow_steps.build(plan, block_tables, padded_rows, late)
+
+    def _get_prompt_logprobs_dict(
+        self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        if self.num_prompt_logprobs:
+            hidden_states = self.flow_hook.marked(hidden_states)
+        return super()._get_prompt_logprobs_dict(hidden_states, *args, **kwargs)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         output = super().sample_tokens(*args, **kwargs)

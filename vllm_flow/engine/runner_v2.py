@@ -25,6 +25,7 @@ from vllm_flow.engine.equipment import equip
 from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.moving import RowMover, rewrites_of
+from vllm_flow.engine.prompt_scores import FlowPromptLogprobs
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
 
@@ -142,6 +143,7 @@ class FlowModelState(ModelState):
         Returns:
             Metadata by layer for a capture; a replay runs no Python that would ask for it.
         """
+        self.flow_hook.arm(None)  # a replay calls no model, and loses no row
         buffers = self.flow_buffers
         if cudagraph_mode != CUDAGraphMode.FULL:
             if buffers is None or not buffers.stand_on(block_tables):
@@ -180,6 +182,9 @@ class FlowRunnerV2(model_call.EagerProfile):
         state.flow_attn_groups = lambda: self.attn_groups
         state.flow_tap = None
         state.flow_buffers = None
+        if self.prompt_logprobs_worker is not None:  # of a model that generates
+            adoption.adopt(self.prompt_logprobs_worker, FlowPromptLogprobs)
+            self.prompt_logprobs_worker.flow_hook = state.flow_hook
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
         return group_specs(super().get_kv_cache_spec(), self.flow_settings)

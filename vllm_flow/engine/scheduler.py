@@ -19,6 +19,7 @@ from vllm.v1.request import Request
 from vllm_flow.engine import adoption, encoder_cache, events, groups, metrics
 from vllm_flow.engine.attention.answers import LoggedAnswers
 from vllm_flow.engine.attention.writer import AttentionLogWriter
+from vllm_flow.engine.connectors import FlowConnector
 from vllm_flow.engine.footprints import FootprintBook
 from vllm_flow.engine.moving import REWRITES_FIELD
 from vllm_flow.engine.observers import Observer
@@ -52,6 +53,9 @@ class _FlowScheduling:
         self.kv_cache_manager.flow_layouts = self.flow_requests.layouts
         self.kv_cache_manager.flow_managers = self.flow_managers
         self.kv_cache_manager.flow_in_flight = self.flow_in_flight
+        if self.connector is not None:
+            adoption.adopt(self.connector, FlowConnector)
+            self.connector.flow_layouts = self.flow_requests.layouts
         # Of the step being scheduled: encoder outputs, by the picture's hash.
         self.flow_booked: dict[str, encoder_cache.Booking] = {}
         self._observe(settings)

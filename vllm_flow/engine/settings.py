@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CONFIG_KEY = "vllm_flow"
 PROFILE = "profile"
-READ = ("num_layers", "profile", "step_tokens", "obstacles")
+READ = ("num_layers", "profile", "step_tokens", "obstacles", "quantised_keys", "connected")
 """Fields that are no options."""
 KERNELS = ("auto", "triton", "torch")
 
@@ -85,6 +85,12 @@ class FlowSettings:
 
     obstacles: Mapping[str, str] = field(default_factory=dict)
     """What the engine's workers cannot do, and why (said by the engine); see `obstacles`."""
+
+    quantised_keys: bool = False
+    """Whether keys are stored in eight bits (read from the engine, not set by the operator)."""
+
+    connected: bool = False
+    """Whether the engine has a KV connector (read from it, not set by the operator)."""
 
     @property
     def group_starts(self) -> tuple[int, ...]:
@@ -168,6 +174,8 @@ class FlowSettings:
             settings,
             step_tokens=_step_tokens(vllm_config.scheduler_config),
             obstacles=obstacles.known(vllm_config),
+            quantised_keys=vllm_config.cache_config.cache_dtype.startswith("fp8"),
+            connected=getattr(vllm_config.kv_transfer_config, "kv_connector", None) is not None,
         )
 
 

@@ -121,9 +121,8 @@ class FlowAttentionManager(LateBlocks):
         if late is not None:
             if total_computed_tokens >= late.prompt_tokens:
                 return self._need(request_id, late, num_tokens).net
-            stored = max(
-                stored, late.prompt_tokens
-            )  # before it answers, a request holds its prompt
+            # Before it answers, a request holds its prompt.
+            stored = max(stored, late.prompt_tokens)
         layout = self._layout(request_id)
         if layout is not None and new_computed_blocks:
             return blocks_taken(

@@ -14,6 +14,9 @@ TESTED_VLLM = ("0.32.0", "0.34.0")
 NEXT_VLLM = "0.33.0"
 """The version that has no CPU build yet; see ``make test-next-vllm``."""
 
+FP8 = ("fp8", "fp8_e4m3", "fp8_e5m2")
+"""Types of keys and values that are numbers of eight bits with one scale per layer."""
+
 HOW_TESTED = {
     "0.32": "the whole test suite, on its CPU build",
     "0.33": "seams, exactness, prefix caching and request lifecycles, its Python over 0.32's CPU "
@@ -35,9 +38,32 @@ def check_supported(vllm_config: Any, vllm_version: str) -> None:
     options = vllm_config.additional_config.get(CONFIG_KEY)
     untested = isinstance(options, dict) and options.get(families.UNTESTED) is True
     families.check_supported(vllm_config.model_config, untested)
+    # First, since a connector may have had vLLM turn off what is asked for below.
+    for reason_against in _REASONS:
+        reason = reason_against(vllm_config)
+        if reason is not None:
+            raise ValueError(f"vLLM-Flow does not support {reason}")
     for sentence, applies in _REFUSALS:
         if applies(vllm_config):
             raise ValueError(f"vLLM-Flow does not support {sentence}")
+
+
+def check_policies(settings: Any) -> None:
+    """Refuse an operator's policy that no request of this engine could have.
+
+    Raises:
+        ValueError: names the rank.
+    """
+    from vllm_flow.engine.fitting import by_keys
+
+    tasks = () if settings.profile is None else settings.profile.policies.values()
+    for policy in (settings.default_policy, *tasks):
+        rank = None if policy is None else by_keys(policy)
+        if rank is not None and settings.quantised_keys:
+            raise ValueError(
+                f"default_policy ranks by {rank!r}, which reads keys, and this KV cache stores them in "
+                "eight bits: leave out kv_cache_dtype, or rank by place or picture."
+            )
 
 
 def check_version(version: str) -> None:
@@ -107,6 +133,76 @@ def _finer_hashes(cache: Any) -> bool:
     )
 
 
+def speculation(config: Any) -> str | None:
+    """Why drafts cannot be checked with eviction, None if they can."""
+    speculative = config.speculative_config
+    if speculative is None:
+        return None
+    if speculative.method != "ngram":
+        return (
+            f"speculative decoding by {speculative.method!r}, which reads rows that were evicted, or "
+            "positions that the host does not know: set the method of speculative_config to 'ngram', "
+            "or leave it out."
+        )
+    if config.use_v2_model_runner:
+        return (
+            "speculative decoding with Model Runner V2, which tells the host no positions: set "
+            "VLLM_USE_V2_MODEL_RUNNER=0, or leave out speculative_config."
+        )
+    return None
+
+
+def stored_keys(config: Any) -> str | None:
+    """Why storage groups cannot hold keys of the configured type, None if they can."""
+    cache = config.cache_config
+    if cache.cache_dtype not in ("auto", "bfloat16", "float16", *FP8):
+        return (
+            f"kv_cache_dtype={cache.cache_dtype!r}, whose slots hold packed numbers or scales of their "
+            "own: set it to 'fp8', or leave it at 'auto'."
+        )
+    if cache.cache_dtype in FP8 and cache.kv_cache_dtype_skip_layers:
+        return (
+            "layers with keys of another type than the others', since those of a storage group share "
+            "blocks: leave out kv_cache_dtype_skip_layers."
+        )
+    return None
+
+
+UNFIT_CONNECTORS = {
+    "SimpleCPUOffloadConnector": "copies blocks from the pool without asking whose they are",
+    "HiSparseConnector": "moves blocks of sparse attention by a table of its own",
+    "ExampleHiddenStatesConnector": "stores hidden states of rows that were evicted",
+}
+"""Connectors that support vLLM's hybrid KV cache manager, and would see packed blocks all the same."""
+
+
+def connection(config: Any) -> str | None:
+    """Why a KV connector cannot be used by requests without a policy, None if it can."""
+    transfer = config.kv_transfer_config
+    if transfer is None or transfer.kv_connector is None:
+        return None
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    instead = "use 'OffloadingConnector' or another one, or leave out kv_transfer_config."
+    for name in _connectors(transfer):
+        if name in UNFIT_CONNECTORS:
+            return f"the KV connector {name!r}, which {UNFIT_CONNECTORS[name]}: {instead}"
+    if not KVConnectorFactory.supports_hma_config(transfer):
+        return (
+            f"the KV connector {transfer.kv_connector!r}, which knows one block table per request and "
+            f"not one per storage group (vLLM's SupportsHMA): {instead}"
+        )
+    return None
+
+
+def _connectors(transfer: Any) -> list[str]:
+    """A connector's name, and those of the ones it consists of."""
+    parts = transfer.kv_connector_extra_config.get("connectors") or ()
+    return [transfer.kv_connector, *(part.get("kv_connector") for part in parts)]
+
+
+_REASONS: tuple[Callable[[Any], str | None], ...] = (speculation, stored_keys, connection)
+
 _REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     (
         "torch.compile of the whole model, which leaves no step to run eagerly: leave out the mode "
@@ -156,25 +252,8 @@ _REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
         lambda config: config.parallel_config.use_ubatching,
     ),
     (
-        "speculative decoding: leave out speculative_config.",
-        lambda config: config.speculative_config is not None,
-    ),
-    ("LoRA adapters: leave out enable_lora.", lambda config: config.lora_config is not None),
-    (
-        "offloading of the KV cache: leave out kv_offloading_size.",
-        lambda config: config.cache_config.kv_offloading_size is not None,
-    ),
-    (
-        "KV connectors: leave out kv_transfer_config.",
-        lambda config: config.kv_transfer_config is not None,
-    ),
-    (
         "encoder-cache connectors: leave out ec_transfer_config.",
         lambda config: config.ec_transfer_config is not None,
-    ),
-    (
-        "a quantised KV cache: leave kv_cache_dtype at 'auto'.",
-        lambda config: config.cache_config.cache_dtype not in ("auto", "bfloat16", "float16"),
     ),
     (
         "KV-sharing fast prefill: leave out kv_sharing_fast_prefill.",
@@ -212,9 +291,5 @@ _REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
         "instances that run the vision tower alone, in which there is nothing to evict: leave out "
         "mm_encoder_only.",
         lambda config: config.is_mm_encoder_only,
-    ),
-    (
-        "prompt embeddings: leave out enable_prompt_embeds.",
-        lambda config: config.model_config.enable_prompt_embeds,
     ),
 )

@@ -55,7 +55,7 @@ def _file(node_id: str) -> str:
 BY_HAND = "puts the scheduler together by hand"
 
 COUNTS = "counts the blocks of one group"
-CONNECTOR = "uses a KV connector, which the extension refuses"
+CONNECTOR = "uses a KV connector of one block table per request, which the extension refuses"
 
 EXPECTED: tuple[Difference, ...] = (
     Difference(

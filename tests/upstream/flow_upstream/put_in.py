@@ -102,6 +102,8 @@ def _manager(num_groups: int, used: Callable[[], None]) -> type:
 class _BareScheduler:
     """What a scheduler has once vLLM's constructor is through, as far as ours looks."""
 
+    connector = None
+
     def __init__(self, manager: KVCacheManager, num_groups: int) -> None:
         self.kv_cache_manager = manager
         self.hash_block_size = manager.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
@@ -110,6 +112,8 @@ class _BareScheduler:
             model_config=SimpleNamespace(get_total_num_hidden_layers=lambda: LAYERS),
             parallel_config=SimpleNamespace(tensor_parallel_size=1),
             scheduler_config=SchedulerConfig.default_factory(),
+            cache_config=SimpleNamespace(cache_dtype="auto"),
+            kv_transfer_config=None,
         )
 
 

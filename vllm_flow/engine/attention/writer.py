@@ -60,6 +60,16 @@ def check_log(config: Any, settings: FlowSettings) -> None:
             "the attention log looks into layers while they run, which CUDA graphs and "
             "torch.compile do not allow: pass enforce_eager=True, or leave out attention_log."
         )
+    if config.speculative_config is not None:
+        raise ValueError(
+            "the attention log follows one answer token per step, and drafts are several: leave out "
+            "speculative_config, or attention_log."
+        )
+    if settings.quantised_keys:
+        raise ValueError(
+            "the attention log reads keys as they were computed, and this KV cache rounds them to "
+            "eight bits: leave out kv_cache_dtype, or attention_log."
+        )
     if importlib.util.find_spec("pyarrow") is None:
         raise ValueError(
             "the attention log is written with pyarrow, which is not installed: "

@@ -1,0 +1,42 @@
+"""Triton's interpreter without what it does anew at every launch although nothing has changed.
+
+Before each kernel, and before each function that a kernel calls, Triton 3.7 replaces a few hundred members of
+``triton.language``; it puts them back after the kernel, and copies every argument's whole storage to the host
+and back. In a process that only interprets, and whose tensors are on the host, once is enough and nothing has
+to be copied: what the kernels compute is the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class _Stays:
+    """In the place of the scope that would take the members back."""
+
+    def restore(self) -> None:
+        pass
+
+
+def install() -> None:
+    """Patch the interpreter of this process."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch_lang = interpreter._patch_lang
+    patched: set[bool] = set()
+
+    def patch_once(fn: Any) -> _Stays:
+        # A kernel's module knows triton.language, or its core alone, which has fewer members.
+        whole = any(value is tl for value in fn.__globals__.values())
+        if whole not in patched:
+            patch_lang(fn)
+            patched.add(whole)
+        return _Stays()
+
+    def as_they_are(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        return args, kwargs
+
+    interpreter._patch_lang = patch_once
+    interpreter.GridExecutor._init_args_hst = as_they_are
+    interpreter.GridExecutor._restore_args_dev = lambda self, *args: None

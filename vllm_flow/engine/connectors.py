@@ -1,0 +1,135 @@
+"""KV connectors serve requests without a policy; those that evict are kept away from them.
+
+A connector takes block ``i`` of a request for tokens ``i * block_size`` and on, which packed blocks do not
+hold. Of a request that evicts, it is told nothing: it is asked for no tokens, given no blocks and shown no
+step.
+
+Seam: ``Scheduler.connector``, on which vLLM calls the scheduler's half of a connector's methods. The
+workers' half acts on what that half sends along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
+    from vllm.v1.request import Request
+
+    from vllm_flow.layout import TokenLayout
+
+
+class FlowConnector(KVConnectorBase_V1):
+    """Mixed in before a connector's own class by :func:`vllm_flow.engine.adoption.adopt`."""
+
+    flow_layouts: Mapping[str, TokenLayout]
+    """The scheduler's live mapping from request id to layout."""
+
+    def _evicts(self, request: Request) -> bool:
+        return request.request_id in self.flow_layouts
+
+    def on_new_request(self, request: Request) -> None:
+        if not self._evicts(request):
+            super().on_new_request(request)
+
+    def get_num_new_matched_tokens(
+        self, request: Request, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        if self._evicts(request):
+            return 0, False
+        return super().get_num_new_matched_tokens(request, num_computed_tokens)  # type: ignore[safe-super]
+
+    def update_state_after_alloc(
+        self, request: Request, blocks: Any, num_external_tokens: int
+    ) -> None:
+        if not self._evicts(request):
+            super().update_state_after_alloc(request, blocks, num_external_tokens)  # type: ignore[safe-super]
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Any:
+        gone = [
+            request_id
+            for request_id in scheduler_output.num_scheduled_tokens
+            if request_id in self.flow_layouts
+        ]
+        if not gone:
+            return super().build_connector_meta(scheduler_output)  # type: ignore[safe-super]
+        shown = without(scheduler_output, gone)
+        meta = super().build_connector_meta(shown)  # type: ignore[safe-super]
+        # The one field that a connector may change: blocks that it fills need no zeros.
+        scheduler_output.new_block_ids_to_zero = shown.new_block_ids_to_zero
+        return meta
+
+    def request_finished(
+        self, request: Request, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        if self._evicts(request):
+            return False, None
+        return super().request_finished(request, block_ids)
+
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        if self._evicts(request):
+            return False, None
+        finished: tuple[bool, dict[str, Any] | None] = super().request_finished_all_groups(  # type: ignore[misc]
+            request, block_ids
+        )
+        return finished
+
+    def register_finished_partial_tail(
+        self, request: Request, block_ids: tuple[list[int], ...], *args: Any, **kwargs: Any
+    ) -> bool:
+        if self._evicts(request):
+            return False
+        return super().register_finished_partial_tail(request, block_ids, *args, **kwargs)
+
+
+def without(output: SchedulerOutput, gone: Collection[str]) -> SchedulerOutput:
+    """A step's output as if some requests were not in it; the original stays as it is.
+
+    Which requests have *finished* stays: a connector must know those that it never saw, too.
+    """
+    scheduled = _others(output.num_scheduled_tokens, gone)
+    state = output.kv_connector_block_state
+    if state is not None:
+        state = replace(
+            state,
+            req_ids=state.req_ids - set(gone),
+            boundary_state_offloads=_others(state.boundary_state_offloads, gone),
+        )
+    return replace(
+        output,
+        scheduled_new_reqs=[new for new in output.scheduled_new_reqs if new.req_id not in gone],
+        scheduled_cached_reqs=_cached_without(output.scheduled_cached_reqs, gone),
+        num_scheduled_tokens=scheduled,
+        total_num_scheduled_tokens=sum(scheduled.values()),
+        scheduled_spec_decode_tokens=_others(output.scheduled_spec_decode_tokens, gone),
+        scheduled_encoder_inputs=_others(output.scheduled_encoder_inputs, gone),
+        kv_connector_block_state=state,
+    )
+
+
+def _cached_without(cached: CachedRequestData, gone: Collection[str]) -> CachedRequestData:
+    stays = [index for index, request_id in enumerate(cached.req_ids) if request_id not in gone]
+
+    def left(values: list[Any]) -> list[Any]:
+        return [values[index] for index in stays] if values else values
+
+    return replace(
+        cached,
+        req_ids=left(cached.req_ids),
+        resumed_req_ids=cached.resumed_req_ids - set(gone),
+        new_token_ids=left(cached.new_token_ids),
+        all_token_ids=_others(cached.all_token_ids, gone),
+        new_block_ids=left(cached.new_block_ids),
+        num_computed_tokens=left(cached.num_computed_tokens),
+        num_output_tokens=left(cached.num_output_tokens),
+    )
+
+
+def _others(values: Mapping[str, Any], gone: Collection[str]) -> dict[str, Any]:
+    return {request_id: value for request_id, value in values.items() if request_id not in gone}
