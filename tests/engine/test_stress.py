@@ -17,7 +17,6 @@ import pytest
 from tests.engine import traffic, v2_cpu
 from tests.engine.cases import LONG
 from tests.engine.fixtures import OpenEngine
-from tests.engine.options import DRAFTS
 from tests.longer import some
 
 REQUESTS = 40
@@ -87,10 +86,7 @@ def random_engine(rng: np.random.Generator) -> tuple[int, dict[str, Any]]:
         scheduling_policy=str(rng.choice(["fcfs", "priority"])),
         **{"max_num_batched_tokens": chunk} if small_steps else chunks_of(chunk),
     )
-    group_layers = int(rng.choice([1, 2, 3, 6]))
-    if not options["async_scheduling"] and rng.random() < 0.4:
-        options["speculative_config"] = DRAFTS
-    return group_layers, options
+    return int(rng.choice([1, 2, 3, 6])), options
 
 
 @pytest.mark.slow
@@ -104,14 +100,7 @@ def test_fuzz(open_engine: OpenEngine) -> None:
         engine = open_engine(LONG, group_layers, **options)
         # Shown by pytest where the run fails: what it takes to repeat it.
         print(f"seed {seed}: groups of {group_layers}, {options}")
-        total += traffic.run(
-            engine,
-            seed,
-            REQUESTS,
-            resets=0.01 * (seed % 3),
-            stages=0.6,
-            several="speculative_config" not in options,
-        )
+        total += traffic.run(engine, seed, REQUESTS, resets=0.01 * (seed % 3), stages=0.6)
         if time.monotonic() > end:
             break
     print(f"fuzz: {total}")
