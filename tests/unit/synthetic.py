@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 from vllm_flow.demo import material
 from vllm_flow.demo.kinds import BY_KEY, KINDS, how_many
-from vllm_flow.demo.measurements import Answer, Engine, Question, Results
-from vllm_flow.demo.rows import ideal_speedup, summarise
+from vllm_flow.demo.measurements import Answer, Engine, Question, Reading, Results, Setting
+from vllm_flow.demo.rows import flow_of, ideal_speedup, layers_that_see, summarise
 from vllm_flow.demo_model.facts import Facts, Sign, Thing
 from vllm_flow.demo_model.questions import caption
 from vllm_flow.eval.tasks import Item
@@ -82,9 +84,16 @@ def said(question: Question, right: bool) -> str:
 
 
 def synthetic_results(
-    directory: Path, headline: int = 40, cliffs: tuple[int, ...] = CLIFFS
+    directory: Path,
+    headline: int = 40,
+    cliffs: tuple[int, ...] = CLIFFS,
+    policies: Mapping[str, FlowPolicy] | None = None,
 ) -> Results:
-    """Each kind rises from guessing at cliff 2 to its level; blocks as predicted."""
+    """Each kind rises from guessing at cliff 2 to its level; blocks as predicted.
+
+    Under a policy a kind is as good as at a cliff of four layers more than those of equal cost.
+    """
+    policies = policies or {}
     rng = random.Random(1)
     questions = []
     for kind in KINDS:
@@ -96,30 +105,45 @@ def synthetic_results(
     for question in questions:
         luck = rng.random()
         prompt = IMAGE_TOKENS + rng.randrange(28, 36)
-        for cliff in cliffs if BY_KEY[question.kind].every_cliff else FEW_CLIFFS:
-            share = min(max((cliff - 2) / (SEEN_FROM[question.kind] - 2), 0), 1)
+        asked = cliffs if BY_KEY[question.kind].every_cliff else FEW_CLIFFS
+        for setting in (*asked, *policies):
+            flow = flow_of(setting, ENGINE, policies)
+            seen = setting if isinstance(setting, int) else 4 + cost(flow)
+            share = min(max((seen - 2) / (SEEN_FROM[question.kind] - 2), 0), 1)
             right = luck < question.chance + share * (LEVEL[question.kind] - question.chance)
-            answers.append(synthetic_answer(question, cliff, prompt, said(question, right)))
+            answers.append(synthetic_answer(question, setting, flow, prompt, said(question, right)))
     timed = [a for a in answers if a.question_id.startswith("yes_no")]
     speedups = {
-        cliff: [
-            1 + (ideal_speedup(ENGINE, cliff, timed) - 1) * rng.uniform(0.8, 0.95) for _ in range(5)
+        setting: [
+            1
+            + (ideal_speedup(ENGINE, flow_of(setting, ENGINE, policies), timed) - 1)
+            * rng.uniform(0.8, 0.95)
+            for _ in range(5)
         ]
-        for cliff in cliffs
+        for setting in (*cliffs, *policies)
     }
-    return summarise(ENGINE, questions, answers, speedups)
+    return summarise(ENGINE, questions, answers, speedups, policies)
 
 
-def synthetic_answer(question: Question, cliff: int, prompt: int, text: str) -> Answer:
+def cost(flow: FlowPolicy | None) -> float:
+    """Layers through which an image token goes, on average."""
+    return layers_that_see(ENGINE, flow, [dataclasses.replace(NOTHING, image_tokens=IMAGE_TOKENS)])
+
+
+NOTHING = Answer("", 0, "", Reading(0, {}), 0, 0, 0, ())
+
+
+def synthetic_answer(
+    question: Question, setting: Setting, flow: FlowPolicy | None, prompt: int, text: str
+) -> Answer:
     """An answer whose blocks are the predicted ones."""
     spans = ImageSpans.from_ranges([(20, 20 + IMAGE_TOKENS)])
-    layout = (
-        TokenLayout.of(FlowPolicy.withdrawal(cliff), spans) if cliff < ENGINE.num_layers else None
-    )
+    layout = TokenLayout.of(flow, spans, prompt)
     computed = prompt + (20 if BY_KEY[question.kind].key == "captions" else 1)
     return Answer(
         question_id=question.id,
-        cliff=cliff,
+        cliff=setting if isinstance(setting, int) else None,
+        policy=setting if isinstance(setting, str) else None,
         said=text,
         reading=material.read_answer(question, text),
         prompt_tokens=prompt,

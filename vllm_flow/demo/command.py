@@ -1,7 +1,7 @@
 """Serves a vision-language model and asks it about pictures while its image tokens are evicted.
 
-Model, engine, questions, times, results, in this order: a range of cliffs, per request, in one
-engine; table, figure and page in the folder of results.
+Model, engine, questions, times, results, in this order: a range of cliffs, and policies beside them, per
+request, in one engine; table, figure and page in the folder of results.
 
     vllm-flow demo --quick
 """
@@ -19,14 +19,17 @@ from rich.console import Console
 from vllm_flow import user_text
 from vllm_flow.demo import material, results_figure, results_page, results_table
 from vllm_flow.demo.kinds import HEADLINE
-from vllm_flow.demo.measurements import Answer, Question, Results
+from vllm_flow.demo.measurements import Answer, Question, Results, Setting
+from vllm_flow.demo.policies import read_policies
 from vllm_flow.demo.results_page import spread_over
 from vllm_flow.demo.rows import summarise
-from vllm_flow.demo.serving import Asker, EngineOptions, start_engine
+from vllm_flow.demo.serving import Asker, EngineOptions, full_grid, start_engine
 from vllm_flow.engine.process import quieten
+from vllm_flow.eval.sweep.policies import PolicySpecError
 from vllm_flow.exits import CommandError, Refused, keeping
 from vllm_flow.options import count, gib, positive
 from vllm_flow.outputs import check_folder
+from vllm_flow.policy import FlowPolicy
 
 QUESTIONS = 20
 """Yes/no questions by default; the other kinds have their share of it."""
@@ -38,6 +41,8 @@ TIMED_BATCH = 2
 """Yes/no questions in a batch whose prefill is timed."""
 WIDTH = 144
 """Least width of the output, so that a row of the table stays one line when it is piped."""
+UNBOUNDED = 10_000
+"""Characters; wider than any table."""
 
 
 def default_cliffs(num_layers: int, quick: bool) -> list[int]:
@@ -73,6 +78,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "in the shallow half every sixth)",
     )
     parser.add_argument(
+        "--policies",
+        metavar="TEXT",
+        help="what every question is asked under beside the cliffs: policies as in `vllm-flow eval`, such as "
+        "'fastv,0:1/3 uniform,budget=1/3 cliff diversity'; pictures stay as they are",
+    )
+    parser.add_argument(
         "--questions",
         type=positive,
         help=f"yes/no questions (default: {QUESTIONS}); other kinds have their share of it",
@@ -102,33 +113,64 @@ def run(args: argparse.Namespace) -> int:
         llm, engine = start_engine(options)
     except (ValueError, OSError) as error:  # as vLLM refuses models and settings
         raise CommandError(f"{options.model} cannot be served: {error}") from error
-    chosen = args.cliffs or default_cliffs(engine.num_layers, args.quick)
-    cliffs = sorted({*chosen, engine.num_layers})
-    if cliffs[0] < 0 or cliffs[-1] > engine.num_layers:
-        raise Refused(f"--cliffs: this model has the layers 0 to {engine.num_layers}")
+    cliffs, policies = settings_of(args, engine.num_layers, full_grid(llm))
     build = material.demo_prompt() if args.model is None else material.template_prompt(args.model)
-    asker = Asker(llm, engine, build)
+    asker = Asker(llm, engine, build, policies)
+    beside = f" and under {len(policies)} policies" if policies else ""
     console.print(
         f"{len(questions)} questions of {len({q.kind for q in questions})} kinds at {len(cliffs)} "
-        f"cliffs each (captions at {min(len(cliffs), FEW_CLIFFS)}), mixed in one engine "
+        f"cliffs each (captions at {min(len(cliffs), FEW_CLIFFS)}){beside}, mixed in one engine "
         f"({engine.num_layers} layers, {len(engine.group_starts)} storage groups)"
     )
     rounds = min(args.rounds, 2) if args.quick else args.rounds
-    speedups = asker.time_prefill(timed_batch(questions), cliffs, rounds) if rounds else {}
-    answers: list[Answer] = []
-    told: list[int] = []
-    with keeping(lambda: f"{len(told)} cliffs are in {args.out}" if told else None):
-        for done, found in asker.ask(questions, cliffs, spread_over(cliffs, FEW_CLIFFS)):
-            answers += found
-            results = summarise(engine, questions, answers, speedups)
-            write_numbers(results, args.out)
-            told += done
-            for row in reversed([row for row in results.rows if row.cliff in done]):
-                console.print(results_table.line(row, results), soft_wrap=True)
-        written = write_all(results, args.out)
+    results, written = ask(asker, questions, cliffs, rounds, args.out, console)
     show(console, results, written, time.monotonic() - started)
     next_steps(console, options, questions[0], args.model is None)
     return 0
+
+
+def settings_of(
+    args: argparse.Namespace, num_layers: int, grid: int | None
+) -> tuple[list[int], dict[str, FlowPolicy]]:
+    """Ascending cliffs with the baseline at the end, and policies by name.
+
+    Raises:
+        Refused: one of them does not fit the model, or is none.
+    """
+    try:
+        asked = read_policies(args.policies, num_layers, grid)
+    except PolicySpecError as error:
+        raise Refused(f"--policies: {error}") from error
+    chosen = args.cliffs or default_cliffs(num_layers, args.quick)
+    cliffs = sorted({*chosen, *asked.cliffs, num_layers})
+    if cliffs[0] < 0 or cliffs[-1] > num_layers:
+        raise Refused(f"--cliffs: this model has the layers 0 to {num_layers}")
+    return cliffs, asked.policies
+
+
+def ask(
+    asker: Asker,
+    questions: list[Question],
+    cliffs: list[int],
+    rounds: int,
+    out: Path,
+    console: Console,
+) -> tuple[Results, list[Path]]:
+    """Time, ask, and write what is known after each step; the results and their files."""
+    speedups = asker.time_prefill(timed_batch(questions), cliffs, rounds) if rounds else {}
+    answers: list[Answer] = []
+    told: list[Setting] = []
+    kept = "cliffs and policies" if asker.policies else "cliffs"
+    with keeping(lambda: f"{len(told)} {kept} are in {out}" if told else None):
+        for done, found in asker.ask(questions, cliffs, spread_over(cliffs, FEW_CLIFFS)):
+            answers += found
+            results = summarise(asker.engine, questions, answers, speedups, asker.policies)
+            write_numbers(results, out)
+            told += done
+            for row in (*reversed(results.rows), *results.policies):
+                if row.setting in done:
+                    console.print(results_table.line(row, results), soft_wrap=True)
+        return results, write_all(results, out)
 
 
 def engine_options(args: argparse.Namespace, console: Console) -> EngineOptions:
@@ -182,8 +224,12 @@ def write_numbers(results: Results, out: Path) -> list[Path]:
 
 def show(console: Console, results: Results, written: list[Path], seconds: float) -> None:
     """Print the table, what its columns mean and where the files are."""
+    table = results_table.table(results)
+    # A policy's name may be long; a row of the table stays one line.
+    unbounded = console.options.update(max_width=UNBOUNDED)
+    console.width = max(console.width, console.measure(table, options=unbounded).maximum)
     console.print()
-    console.print(results_table.table(results))
+    console.print(table)
     for note in results_table.notes(results):
         console.print(note, soft_wrap=True)
     console.print(f"\nDone in {seconds:.0f} s. Written:")

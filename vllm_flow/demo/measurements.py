@@ -6,7 +6,7 @@ Knows no engine, no files and no layout of tables or pages; `rows` makes rows of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vllm_flow.demo.kinds import BY_KEY, KINDS, Kind
@@ -19,6 +19,15 @@ more."""
 
 TRIMMED = 5
 """Measurements from which on a range is told without the lowest and the highest."""
+
+Setting = int | str
+"""What a question is asked at: a cliff, or a policy by its name."""
+
+
+def setting_of(cliff: int | None, policy: str | None) -> Setting:
+    """A record's setting; it has one of the two."""
+    assert (cliff is None) != (policy is None)
+    return policy if cliff is None else cliff  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -67,10 +76,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said to one question at one cliff, and what serving it took."""
+    """What the model said to one question at one cliff or under one policy, and what serving it took."""
 
     question_id: str
-    cliff: int
+    cliff: int | None
+    """None under a policy."""
     said: str
     reading: Reading
     prompt_tokens: int
@@ -79,6 +89,13 @@ class Answer:
     """Tokens with keys and values when the request ended."""
     blocks: tuple[int, ...]
     """KV blocks held at the end, per storage group, shallowest first (measured)."""
+    policy: str | None = None
+    """Its name; None at a cliff."""
+
+    @property
+    def setting(self) -> Setting:
+        """The cliff, or the policy's name."""
+        return setting_of(self.cliff, self.policy)
 
 
 @dataclass(frozen=True)
@@ -98,10 +115,15 @@ class Engine:
     key_share: float = 1.0
     """Of a layer, what an image row costs in the last one before its cliff; 1: all of it."""
 
+    @property
+    def layers(self) -> int:
+        """`num_layers`, as the ideals of `vllm_flow.profile.ideal` ask for it."""
+        return self.num_layers
+
 
 @dataclass(frozen=True)
 class Score:
-    """One measure of one kind at one cliff."""
+    """One measure of one kind at one cliff or under one policy."""
 
     part: float
     whole: float
@@ -110,7 +132,7 @@ class Score:
     difference: Interval
     """To the baseline on the same questions."""
     p_value: float
-    """Of the hypothesis that the cliff changes nothing; two-sided."""
+    """Of the hypothesis that the cliff, or the policy, changes nothing; two-sided."""
 
     @property
     def differs(self) -> bool:
@@ -135,13 +157,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """Everything about one cliff."""
+    """Everything about one cliff, or one policy."""
 
-    cliff: int
+    cliff: int | None
+    """None for a policy."""
     scores: dict[str, dict[str, Score]]
     """Kind -> measure -> score; kinds that were not asked at this cliff are left out."""
     speedup: Spread | None
-    """Prefill time of the baseline over that of this cliff, per round; None when not timed."""
+    """Prefill time of the baseline over that of this row, per round; None when not timed."""
     speedup_ideal: float
     """The same if time were proportional to rows x layers, for the headline's prompts."""
     blocks: float
@@ -150,6 +173,18 @@ class Row:
     blocks_equal: int
     """Requests of all kinds whose blocks equal the prediction in every storage group."""
     requests: int
+    layers: float
+    """Layers that see the image, on average over its tokens in the headline's prefills: the cliff itself,
+    or for a policy the cliff of equal cost."""
+    policy: str | None = None
+    """Its name; None for a cliff."""
+    stages: str | None = None
+    """The policy's text in the evaluation's grammar; a preset's stages in this model."""
+
+    @property
+    def setting(self) -> Setting:
+        """The cliff, or the policy's name."""
+        return setting_of(self.cliff, self.policy)
 
     def score(self, kind: str) -> Score | None:
         """The first measure of a kind; None where it was not asked."""
@@ -165,6 +200,8 @@ class Results:
     answers: list[Answer]
     rows: list[Row]
     """By ascending cliff; the last is the baseline."""
+    policies: list[Row] = field(default_factory=list)
+    """Beside the cliffs, as they were named."""
 
     @property
     def kinds(self) -> list[Kind]:
@@ -188,4 +225,4 @@ class Results:
 
     def cliffs_of(self, kind: str) -> list[int]:
         """Ascending cliffs at which a kind was asked."""
-        return [row.cliff for row in self.rows if kind in row.scores]
+        return [row.cliff for row in self.rows if row.cliff is not None and kind in row.scores]

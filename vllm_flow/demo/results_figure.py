@@ -1,13 +1,19 @@
-"""The demo's figure: answers, prefill time and KV blocks against the cliff. (matplotlib only)"""
+"""The demo's figure: answers, prefill time and KV blocks against the cliff. (matplotlib only)
+
+A policy is a hollow star in each panel, at the cliff that costs as much.
+"""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vllm_flow import style
 from vllm_flow.demo.kinds import BY_KEY, HEADLINE, Kind
-from vllm_flow.demo.measurements import Results
+from vllm_flow.demo.measurements import Results, Row
+from vllm_flow.demo.results_table import layers_text
 from vllm_flow.demo.rows import equal_from, level_text
 from vllm_flow.style import house, save
 
@@ -33,6 +39,8 @@ def draw(results: Results, directory: Path) -> list[Path]:
         draw_answers(axes[0], results)
         draw_speed(axes[1], results)
         draw_blocks(axes[2], results)
+        if results.policies:
+            draw_policies(axes, results)
         for axis in axes:
             axis.set_xlabel("cliff: layers that see the image")
             axis.set_xlim(-0.6, results.engine.num_layers + 0.6)
@@ -178,3 +186,93 @@ def draw_blocks(axis: Any, results: Results) -> None:
     axis.set_ylim(0, None)
     axis.set_ylabel("KV blocks per yes/no question")
     axis.set_title("Memory: KV-cache blocks")
+
+
+Star = tuple[int, float, float]
+"""A policy's number, its cliff of equal cost, and what is measured."""
+
+AROUND = {
+    "yes_no": (0, 7),
+    "choice": (8, 2),
+    "words": (8, -4),
+    "captions": (0, -14),
+    "unseen_style": (-8, -6),
+}
+"""Kind -> where its stars are labelled, in points: those of one policy stand above each other."""
+NO_BREAK = "\N{NO-BREAK SPACE}"
+LEGEND = 44
+"""Characters of a line of the legend: a longer name would push the panels together."""
+
+
+def draw_policies(axes: Sequence[Any], results: Results) -> None:
+    """Stars in all panels, and in the last one's legend what their numbers stand for."""
+    answers, speed, blocks = axes
+    answers.set_ylim(-3, 109)  # room for numbers above
+    numbered = list(enumerate(results.policies, start=1))
+    for kind in results.kinds:
+        found = [(n, row.layers, row.score(kind.key)) for n, row in numbered]
+        stars = [(n, x, 100 * score.value.value) for n, x, score in found if score is not None]
+        draw_stars(answers, stars, STYLES[kind.key][0], AROUND[kind.key])
+    timed = [(n, row) for n, row in numbered if row.speedup is not None and row.speedup.agrees]
+    speed.vlines(
+        [row.layers for _, row in timed],
+        [row.speedup.low for _, row in timed],
+        [row.speedup.high for _, row in timed],
+        color=BLUE, linewidth=1,
+    )  # fmt: skip
+    # On the side of the curve that is free: one falls, the other rises.
+    draw_stars(speed, [(n, row.layers, row.speedup.median) for n, row in timed], BLUE, (5, 8))
+    draw_stars(blocks, [(n, row.layers, row.blocks) for n, row in numbered], BLUE, (5, -9))
+    look = {"linestyle": "none", "color": style.BLACK}
+    blocks.plot(
+        [], [], marker="*", markersize=9, markerfacecolor="white",
+        label="policy, at the cliff of equal cost", **look,
+    )  # fmt: skip
+    for number, row in numbered:
+        blocks.plot(
+            [], [], marker=f"${number}$", markersize=6, markeredgewidth=0,
+            label=policy_text(row), **look,
+        )  # fmt: skip
+
+
+def policy_text(row: Row) -> str:
+    """A policy and its cost, in lines that are broken between stages."""
+    name = str(row.policy).replace(" ", NO_BREAK).replace(";", "; ")
+    return textwrap.fill(f"{name}, as{NO_BREAK}cliff{NO_BREAK}{layers_text(row)}", LEGEND)
+
+
+def draw_stars(
+    axis: Any, stars: Sequence[Star], colour: str, label_at: tuple[float, float]
+) -> None:
+    """Hollow stars with their numbers; those that fall together share a label."""
+    from matplotlib.patheffects import withStroke
+
+    for _, x, y in stars:
+        axis.plot(
+            x, y, linestyle="none", marker="*", markersize=11, zorder=6,
+            markeredgecolor=colour, markerfacecolor="white", markeredgewidth=1.2,
+        )  # fmt: skip
+    low, high = axis.get_ylim()
+    for group in together(stars, 0.7, 0.03 * (high - low)):
+        numbers = ", ".join(str(number) for number, _, _ in group)
+        _, x, y = group[-1]
+        horizontal = "center" if label_at[0] == 0 else "left" if label_at[0] > 0 else "right"
+        axis.annotate(
+            numbers, (x, y), label_at, textcoords="offset points", fontsize=8, color=colour,
+            ha=horizontal, va="center" if label_at[0] else "baseline", zorder=7,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )  # fmt: skip
+
+
+def together(stars: Sequence[Star], near_x: float, near_y: float) -> list[list[Star]]:
+    """The stars in groups, each near its group's first."""
+    groups: list[list[Star]] = []
+    for star in stars:
+        for group in groups:
+            _, x, y = group[0]
+            if abs(star[1] - x) <= near_x and abs(star[2] - y) <= near_y:
+                group.append(star)
+                break
+        else:
+            groups.append([star])
+    return groups

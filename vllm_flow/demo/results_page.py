@@ -179,7 +179,10 @@ def write_page(results: Results, figure: Path, path: Path) -> None:
         results=results,
         engine=results.engine,
         headings=headings(results),
-        rows=[cells(row, results) for row in results.rows],
+        rows=[
+            (cells(row, results), row is results.baseline)
+            for row in (*results.rows, *results.policies)
+        ],
         notes=notes(results),
         figure=data_uri(figure),
         facts=facts(results),

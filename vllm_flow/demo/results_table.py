@@ -39,6 +39,8 @@ CSV_FIELDS = (
     "speedup_ideal",
     "kv_blocks",
     "kv_blocks_predicted",
+    "layers",
+    "policy",
 )
 
 
@@ -74,7 +76,7 @@ def cells(row: Row, results: Results) -> list[str]:
     headline = row.score(HEADLINE)
     assert headline is not None
     out = [
-        str(row.cliff),
+        str(row.setting),
         f"{percent(headline.value.value)} {bracket(headline.value)}",
         "baseline" if row is results.baseline else difference_text(headline),
     ]
@@ -104,7 +106,8 @@ def line(row: Row, results: Results) -> str:
         shares = " / ".join(percent(scores[m].value.value) for m in kind.measures if scores)
         if shares:
             parts.append(f"{kind.short} {shares} %")
-    said = f"cliff {row.cliff:>2}: {', '.join(parts)}"
+    name = row.policy if row.cliff is None else f"cliff {row.cliff:>2}"
+    said = f"{name}: {', '.join(parts)}"
     if row.speedup is not None:
         said += f"; prefill × {speed_text(row.speedup)}, ideal {row.speedup_ideal:.2f}"
     return f"{said}; {blocks_text(row.blocks)} KV blocks"
@@ -113,7 +116,7 @@ def line(row: Row, results: Results) -> str:
 def headings(results: Results) -> list[str]:
     """The columns of `cells`."""
     return [
-        "cliff",
+        "cliff or policy" if results.policies else "cliff",
         f"{results.kinds[0].short} % [CI]",
         "difference [CI]",
         *(
@@ -133,6 +136,8 @@ def table(results: Results) -> Table:
         out.add_column(heading, justify="right", no_wrap=True)
     for row in results.rows:
         out.add_row(*cells(row, results), style="bold" if row is results.baseline else None)
+    for row in results.policies:
+        out.add_row(*cells(row, results))
     return out
 
 
@@ -148,7 +153,7 @@ def asked_text(kind: Kind, results: Results) -> str:
 
 def notes(results: Results) -> list[str]:
     """What the columns mean, in sentences with this run's numbers."""
-    engine, rows = results.engine, results.rows
+    engine, rows = results.engine, [*results.rows, *results.policies]
     requests = sum(row.requests for row in rows)
     equal = sum(row.blocks_equal for row in rows)
     levels = ", ".join(f"{kind.short} {level_text(results, kind.key)}" for kind in results.kinds)
@@ -164,6 +169,8 @@ def notes(results: Results) -> list[str]:
             "things they name, the share that is not there. By whole words, singular or plural, "
             "of the demo's list of things."
         )
+    if results.policies:
+        out.append(policies_text(results))
     out += [
         f"Where no paired difference to the baseline excludes zero any more: {levels}. An observation "
         "about this run, each comparison by itself: few questions cannot tell small differences.",
@@ -176,7 +183,7 @@ def notes(results: Results) -> list[str]:
         trimmed = ", the lowest and the highest left out," if count >= TRIMMED else ""
         out.append(
             f"Prefill: how many times faster than the baseline, median and range of "
-            f"{count} rounds{trimmed} in which the same batch runs at every cliff, and three times "
+            f"{count} rounds{trimmed} in which the same batch runs {everywhere(results)}, and three times "
             "at the baseline, whose median counts; ideal: rows times layers, of the last layer with image "
             "rows their keys and values. Without the vision tower "
             "and the preparation of pictures."
@@ -184,20 +191,51 @@ def notes(results: Results) -> list[str]:
     disturbed = disturbed_rows(results)
     if disturbed:
         out.append(
-            f"Disturbed at {len(disturbed)} of {len(rows)} cliffs: something else wanted the cores, "
+            f"Disturbed at {len(disturbed)} of {len(rows)} {settings_text(results)}: something else wanted the cores, "
             f"and rounds of the same work differ by more than a factor of {AGREEMENT}. No speed-up is "
             "told or drawn for them; run it again on a quiet machine."
         )
     out.append(
         f"Engine: vLLM {engine.vllm}, torch {engine.torch}, {engine.dtype}, {engine.device}; all "
-        "kinds and cliffs in one engine, mixed in its batches."
+        f"kinds{',' if results.policies else ' and'} {settings_text(results)} in one engine, mixed in its batches."
     )
     return out
 
 
+def settings_text(results: Results) -> str:
+    """What was asked at, in the plural."""
+    return "cliffs and policies" if results.policies else "cliffs"
+
+
+def everywhere(results: Results) -> str:
+    """Where a timed batch runs."""
+    return "at every cliff and under every policy" if results.policies else "at every cliff"
+
+
+def policies_text(results: Results) -> str:
+    """What the policies below the baseline are, and which cliffs cost as much."""
+    told = "; ".join(
+        f"{row.policy}"
+        + (f" ({row.stages})" if row.stages != row.policy else "")
+        + f" as cliff {layers_text(row)}"
+        for row in results.policies
+    )
+    return (
+        "Policies, below the baseline, as `vllm-flow eval` names them (LAYER:KEEP RANK: what stays of an image from "
+        "a layer on) or by their preset. Each costs in prefill as much as a cliff, the number of layers that see an "
+        f"image token, on average over the image: {told}."
+    )
+
+
+def layers_text(row: Row) -> str:
+    """The cliff of equal cost, with a decimal where it is none that could be asked."""
+    return f"{row.layers:.0f}" if round(row.layers, 1) == round(row.layers) else f"{row.layers:.1f}"
+
+
 def disturbed_rows(results: Results) -> list[Row]:
     """Rows whose timing rounds do not agree."""
-    return [row for row in results.rows if row.speedup is not None and not row.speedup.agrees]
+    rows = [*results.rows, *results.policies]
+    return [row for row in rows if row.speedup is not None and not row.speedup.agrees]
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -221,7 +259,7 @@ def write_json(results: Results, path: Path) -> None:
 
 
 def write_csv(results: Results, path: Path) -> None:
-    """`results.csv`: one line per cliff, kind and measure, for spreadsheets."""
+    """`results.csv`: one line per cliff or policy, kind and measure, for spreadsheets."""
     write_whole(path, partial(_write_lines, results))
 
 
@@ -229,15 +267,21 @@ def _write_lines(results: Results, path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow(CSV_FIELDS)
-        for row in results.rows:
+        for row in (*results.rows, *results.policies):
             speed = row.speedup
             for kind in (kind for kind in results.kinds if kind.key in row.scores):
                 for measure, score in row.scores[kind.key].items():
                     writer.writerow(
-                        [row.cliff, kind.key, measure, len(results.of_kind(kind.key))]
+                        [
+                            "" if row.cliff is None else row.cliff,
+                            kind.key,
+                            measure,
+                            len(results.of_kind(kind.key)),
+                        ]
                         + [score.part, score.whole, *dataclasses.astuple(score.value)]
                         + [*dataclasses.astuple(score.difference), score.p_value]
                         + [results.chance(kind.key)]
                         + ([speed.median, speed.low, speed.high] if speed else ["", "", ""])
                         + [row.speedup_ideal, row.blocks, row.blocks_predicted]
+                        + [row.layers, row.policy or ""]
                     )

@@ -1,4 +1,4 @@
-"""The demo's only contact with vLLM: one engine, questions at many cliffs, timed prefills.
+"""The demo's only contact with vLLM: one engine, questions at many cliffs and under policies, timed prefills.
 
 Knows nothing of statistics, tables or pages. vLLM is imported when an engine is built, after the
 environment has been set for it.
@@ -7,7 +7,7 @@ environment has been set for it.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,11 @@ from tqdm import tqdm
 
 from vllm_flow.demo import material
 from vllm_flow.demo.kinds import BY_KEY
-from vllm_flow.demo.measurements import Answer, Engine, Question
+from vllm_flow.demo.measurements import Answer, Engine, Question, Setting
 from vllm_flow.engine.process import device_name
+from vllm_flow.exits import Refused
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy_keys import request_keys
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
@@ -31,11 +34,11 @@ LONG = 16
 """Output tokens from which on an answer counts as long."""
 
 MIXED = 2
-"""Cliffs that are asked side by side: they share the engine's batches, and the rest can follow as
+"""Cliffs, or policies, that are asked side by side: they share the engine's batches, and the rest can follow as
 soon as they are done."""
 
-Job = tuple[Question, int]
-"""A question and the cliff it is asked at."""
+Job = tuple[Question, Setting]
+"""A question and what it is asked at."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,32 @@ def _key_share(llm: LLM, config: Any) -> float:
     return shape_of(config.model_config.hf_config, "bfloat16").key_share
 
 
-class Asker:
-    """Sends requests to one engine, each with its own cliff."""
+def full_grid(llm: LLM) -> int | None:
+    """Side of the square of image tokens that a picture becomes; None where it is no such square."""
+    from vllm_flow.eval.sweep import model_facts
 
-    def __init__(self, llm: LLM, engine: Engine, build_prompt: Callable[[str], str]) -> None:
+    config = llm.llm_engine.vllm_config.model_config.hf_config
+    return None if model_facts.downsampling_obstacle(config) else model_facts.full_grid(config)
+
+
+class Asker:
+    """Sends requests to one engine, each with its own cliff or policy.
+
+    Args:
+        policies: what the names of policies stand for.
+    """
+
+    def __init__(
+        self,
+        llm: LLM,
+        engine: Engine,
+        build_prompt: Callable[[str], str],
+        policies: Mapping[str, FlowPolicy] | None = None,
+    ) -> None:
         self.llm = llm
         self.engine = engine
         self.build_prompt = build_prompt
+        self.policies = dict(policies or {})
 
     def prompt(self, question: Question) -> dict[str, Any]:
         """A question and its picture, as vLLM takes them."""
@@ -112,15 +134,35 @@ class Asker:
             "multi_modal_data": {"image": material.picture_of(question)},
         }
 
-    def sampling(self, cliff: int, max_tokens: int) -> Any:
-        """Greedy decoding; the cliff is the request's own.
-
-        The baseline carries no key at all, so that it is a request as stock vLLM knows it.
-        """
+    def sampling(self, setting: Setting, max_tokens: int) -> Any:
+        """Greedy decoding; the cliff or policy is the request's own."""
         from vllm import SamplingParams
 
-        flow = None if cliff == self.engine.num_layers else {"flow_cliff": cliff}
-        return SamplingParams(temperature=0, max_tokens=max_tokens, extra_args=flow)
+        return SamplingParams(temperature=0, max_tokens=max_tokens, extra_args=self.keys(setting))
+
+    def keys(self, setting: Setting) -> dict[str, Any] | None:
+        """What a request carries.
+
+        The baseline's carries no key at all, so that it is a request as stock vLLM knows it.
+        """
+        if isinstance(setting, str):
+            return request_keys(self.policies[setting])
+        return None if setting == self.engine.num_layers else {"flow_cliff": setting}
+
+    def generate(self, prompts: Sequence[Any], sampling: Any) -> list[RequestOutput]:
+        """As vLLM's, without its bar.
+
+        Raises:
+            Refused: this engine cannot serve a policy, such as a rank by attention that it cannot read.
+        """
+        try:
+            return self.llm.generate(prompts, sampling, use_tqdm=False)
+        except ValueError as error:
+            from vllm_flow.engine.frontend import RefusedRequest
+
+            if isinstance(error, RefusedRequest):
+                raise Refused(f"--policies: {error}") from error
+            raise
 
     def run(self, jobs: Sequence[Job], what: str) -> Iterator[tuple[Job, str, Footprint]]:
         """Each job with what was said and what it took, in the order given."""
@@ -130,10 +172,9 @@ class Asker:
         with tqdm(total=len(jobs), desc=what, unit="request", dynamic_ncols=True) as bar:
             for first in range(0, len(jobs), CHUNK):
                 chunk = jobs[first : first + CHUNK]
-                outputs = self.llm.generate(
+                outputs = self.generate(
                     [prompts[question.id] for question, _ in chunk],
-                    [self.sampling(cliff, BY_KEY[q.kind].max_tokens) for q, cliff in chunk],
-                    use_tqdm=False,
+                    [self.sampling(setting, BY_KEY[q.kind].max_tokens) for q, setting in chunk],
                 )
                 took = {
                     internal.rpartition("-")[0]: footprint
@@ -145,26 +186,25 @@ class Asker:
 
     def ask(
         self, questions: Sequence[Question], cliffs: Sequence[int], few: Sequence[int]
-    ) -> Iterator[tuple[list[int], list[Answer]]]:
-        """Every question at every cliff, or at the `few`, as its kind wants it.
+    ) -> Iterator[tuple[list[Setting], list[Answer]]]:
+        """Every question at every cliff, or at the `few`, as its kind wants it; all under every policy.
 
-        Yields the cliffs that are done with their answers, some at a time: the baseline first, to
-        which the others are compared, then the deepest. Within them kinds and cliffs are shuffled,
-        so that each batch mixes them; long answers come by themselves, since a few would keep a
-        batch of short ones going.
+        Yields what is done with its answers, some at a time: the baseline first, to which the others
+        are compared, then the deepest cliffs, and the policies last. Within them kinds and settings are
+        shuffled, so that each batch mixes them; long answers come by themselves, since a few would keep
+        a batch of short ones going.
         """
-        deepest_first = sorted(cliffs, reverse=True)
-        for first in range(0, len(deepest_first), MIXED):
-            mixed = deepest_first[first : first + MIXED]
+        for number, mixed in enumerate(mixtures(cliffs, self.policies)):
             jobs = [
-                (question, cliff)
+                (question, setting)
                 for question in questions
-                for cliff in mixed
-                if BY_KEY[question.kind].every_cliff or cliff in few
+                for setting in mixed
+                if BY_KEY[question.kind].every_cliff or isinstance(setting, str) or setting in few
             ]
-            random.Random(first).shuffle(jobs)
+            random.Random(number * MIXED).shuffle(jobs)
             jobs.sort(key=lambda job: BY_KEY[job[0].kind].max_tokens > LONG)
-            what = f"asking, cliffs {' and '.join(str(cliff) for cliff in mixed)}"
+            said = " and ".join(str(setting) for setting in mixed)
+            what = f"asking, {'policies' if isinstance(mixed[0], str) else 'cliffs'} {said}"
             yield (
                 mixed,
                 [answer_of(job, said, took) for job, said, took in self.run(jobs, what)],
@@ -172,43 +212,52 @@ class Asker:
 
     def time_prefill(
         self, questions: Sequence[Question], cliffs: Sequence[int], rounds: int
-    ) -> dict[int, list[float]]:
-        """Per cliff, the baseline's prefill time over the cliff's, once per round.
+    ) -> dict[Setting, list[float]]:
+        """Per cliff and policy, the baseline's prefill time over its own, once per round.
 
-        In each round the same batch runs once at every cliff, in shuffled order, and at the baseline
+        In each round the same batch runs once at every setting, in shuffled order, and at the baseline
         at its beginning, middle and end: all of a round is divided by the median of these, since a
-        single one that was disturbed would spoil the round at every cliff. One round before them
+        single one that was disturbed would spoil the round at every setting. One round before them
         warms up; it also leaves the images' features in vLLM's encoder cache, so the vision tower is
         not part of the times.
         """
         prompts = [self.prompt(question) for question in questions]
         baseline = self.engine.num_layers
-        others = [cliff for cliff in cliffs if cliff != baseline]
-        ratios: dict[int, list[float]] = {cliff: [] for cliff in cliffs}
+        settings: list[Setting] = [*cliffs, *self.policies]
+        others = [setting for setting in settings if setting != baseline]
+        ratios: dict[Setting, list[float]] = {setting: [] for setting in settings}
         shuffler = random.Random(0)
         total = (rounds + 1) * (len(others) + 3)
         with tqdm(total=total, desc="timing", unit="batch", dynamic_ncols=True) as bar:
             for number in range(rounds + 1):
                 shuffler.shuffle(others)
                 half = len(others) // 2
-                seconds: dict[int, list[float]] = {cliff: [] for cliff in cliffs}
-                for cliff in (baseline, *others[:half], baseline, *others[half:], baseline):
-                    outputs = self.llm.generate(prompts, self.sampling(cliff, 1), use_tqdm=False)
-                    seconds[cliff].append(engine_seconds(outputs))
+                seconds: dict[Setting, list[float]] = {setting: [] for setting in settings}
+                for setting in (baseline, *others[:half], baseline, *others[half:], baseline):
+                    outputs = self.generate(prompts, self.sampling(setting, 1))
+                    seconds[setting].append(engine_seconds(outputs))
                     bar.update()
                 if number > 0:
                     whole = median(seconds[baseline])
-                    for cliff in cliffs:
-                        ratios[cliff].append(whole / median(seconds[cliff]))
+                    for setting in settings:
+                        ratios[setting].append(whole / median(seconds[setting]))
         return ratios
 
 
+def mixtures(cliffs: Sequence[int], policies: Iterable[str]) -> Iterator[list[Setting]]:
+    """What is asked side by side, in the order it is asked: the deepest cliffs first, then policies."""
+    for settings in (sorted(cliffs, reverse=True), list(policies)):
+        for first in range(0, len(settings), MIXED):
+            yield list(settings[first : first + MIXED])
+
+
 def answer_of(job: Job, said: str, took: Footprint) -> Answer:
-    """What was said to a question at a cliff, read by its kind's rule."""
-    question, cliff = job
+    """What was said to a question at a cliff or under a policy, read by its kind's rule."""
+    question, setting = job
     return Answer(
         question_id=question.id,
-        cliff=cliff,
+        cliff=None if isinstance(setting, str) else setting,
+        policy=setting if isinstance(setting, str) else None,
         said=said,
         reading=material.read_answer(question, said),
         prompt_tokens=took.prompt_tokens,
@@ -221,7 +270,7 @@ def answer_of(job: Job, said: str, took: Footprint) -> Answer:
 def engine_seconds(outputs: Sequence[RequestOutput]) -> float:
     """From the first request scheduled to the last first token, by the engine's own clock.
 
-    Leaves out what does not depend on the cliff: tokenising and preparing the pictures.
+    Leaves out what does not depend on the setting: tokenising and preparing the pictures.
     """
     metrics = [output.metrics for output in outputs]
     return max(m.first_token_ts for m in metrics) - min(m.scheduled_ts for m in metrics)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.policy import FlowPolicy
@@ -107,6 +107,13 @@ class ModelShape:
         return 2 * self.kv_heads * self.head_dim * self.value_bytes
 
 
+class Layered(Protocol):
+    """A decoder of which only the depth counts."""
+
+    @property
+    def layers(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """One request."""
@@ -145,7 +152,7 @@ class Flops:
         return self.linear + self.attention + self.head + self.tower
 
 
-def kept_tokens(shape: ModelShape, work: Workload, policy: Policy) -> tuple[int, ...]:
+def kept_tokens(shape: Layered, work: Workload, policy: Policy) -> tuple[int, ...]:
     """Image tokens that each decoder layer stores, once the prompt is computed and before decoding ends.
 
     Raises:
@@ -168,14 +175,14 @@ def _sizes(work: Workload) -> list[int]:
     return [each] * (images - 1) + [work.image_tokens - each * (images - 1)]
 
 
-def _prefilled(shape: ModelShape, work: Workload, policy: Policy) -> tuple[int, ...]:
+def _prefilled(shape: Layered, work: Workload, policy: Policy) -> tuple[int, ...]:
     """Image tokens that each decoder layer needs in prefill."""
     if isinstance(policy, FlowPolicy) and policy.when == "decode":
         return (work.image_tokens,) * shape.layers
     return kept_tokens(shape, work, policy)
 
 
-def key_rows(shape: ModelShape, work: Workload, policy: Policy) -> tuple[int, ...]:
+def key_rows(shape: Layered, work: Workload, policy: Policy) -> tuple[int, ...]:
     """Prompt rows of which each layer computes and stores the keys and values only: they leave after it.
 
     Not before a stage that attention ranks: who leaves is known only once the layer has attended.
@@ -196,7 +203,7 @@ def key_rows(shape: ModelShape, work: Workload, policy: Policy) -> tuple[int, ..
     )
 
 
-def layer_rows(shape: ModelShape, work: Workload, policy: Policy) -> tuple[int, ...]:
+def layer_rows(shape: Layered, work: Workload, policy: Policy) -> tuple[int, ...]:
     """Prompt rows that run through each decoder layer; those of which it only stores keys do not.
 
     Raises:
@@ -206,16 +213,20 @@ def layer_rows(shape: ModelShape, work: Workload, policy: Policy) -> tuple[int, 
     return tuple(work.text_tokens + n - k for n, k in zip(kept, keys, strict=True))
 
 
-def rows_ideal(shape: ModelShape, work: Workload, policy: Policy, key_share: float = 1.0) -> float:
+def rows_ideal(
+    shape: Layered, work: Workload | Sequence[Workload], policy: Policy, key_share: float = 1.0
+) -> float:
     """:func:`row_count_ideal` of any policy: its rows, stage by stage.
 
     Args:
+        work: a request, or all of a batch.
         key_share: what a row costs of which a layer needs the keys and values alone; 1 where every
             layer runs whole.
     """
-    rows = sum(layer_rows(shape, work, policy))
-    keys = sum(key_rows(shape, work, policy))
-    return shape.layers * work.prompt_tokens / (rows + key_share * keys)
+    batch = [work] if isinstance(work, Workload) else work
+    rows = sum(sum(layer_rows(shape, one, policy)) for one in batch)
+    keys = sum(sum(key_rows(shape, one, policy)) for one in batch)
+    return shape.layers * sum(one.prompt_tokens for one in batch) / (rows + key_share * keys)
 
 
 def tower_flops(tower: TowerShape | None, images: int, hidden: int) -> int:
