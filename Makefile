@@ -91,7 +91,8 @@ bench: setup
 JOBS   ?= 2
 # Two of Ray's clusters at a time are more than two cores bear: these run one after the other.
 STARTS_RAY := tests/commands/test_cluster.py tests/commands/test_interrupt.py
-SUITES := test-engine test-unit test-server test-eval test-engine-v2 test-rest test-upstream test-speed
+# The longest first, so that both lanes end at about the same time.
+SUITES := test-engine test-engine-v2 test-unit test-eval test-upstream test-rest test-server test-speed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not long"
 PYTEST_LONG := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "long"
 
@@ -116,7 +117,7 @@ test-rest: setup
 
 test-speed: setup
 	@echo "tests: no gross regression beside stock vLLM, by ratio"
-	@$(BIN)/vllm-flow profile --preset guard --out out/guard
+	@OMP_NUM_THREADS=1 $(BIN)/vllm-flow profile --preset guard --out out/guard
 
 test-engine: setup
 	@echo "tests: engine, model runner V1"
@@ -140,12 +141,14 @@ test-upstream: setup
 	@$(PYTEST) tests/upstream
 
 # What the suites of make test leave out: more seeds, cliffs, engines and servers of the same kinds.
-LONG := tests/engine tests/server tests/commands tests/analysis tests/eval
+LONG := tests/unit tests/demo_model tests/engine tests/server tests/commands tests/analysis tests/eval
 
 test-long: setup
 	@failed=0; for suite in $(LONG); do \
 	    echo "tests: $$suite, what make test leaves out"; $(PYTEST_LONG) $$suite || failed=1; \
-	done; VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST_LONG) tests/engine_v2 || failed=1; exit $$failed
+	done; \
+	echo "tests: tests/engine_v2, what make test leaves out"; \
+	VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST_LONG) tests/engine_v2 || failed=1; exit $$failed
 
 test-upstream-long: setup
 	@VLLM_FLOW_UPSTREAM_LONG=1 $(PYTEST) tests/upstream

@@ -77,7 +77,7 @@ PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
             "guard",
             "--shape layers=8,hidden=256,heads=4,kv_heads=4,mlp=704,image_tokens=576,vocab=500 "
             "--parts prefill,load,capacity --policies baseline,cliff=2 --concurrency 4 --requests 8 "
-            "--rounds 5 --batch 4 --block-size 32 --kv-cache-gib 0.05 --guard",
+            "--rounds 3 --batch 4 --block-size 32 --kv-cache-gib 0.05 --guard",
         ),
     ),
     "quick": (
