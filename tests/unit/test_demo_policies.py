@@ -378,7 +378,9 @@ def test_figure_has_a_star_per_policy_and_panel(beside: Results) -> None:
     # Two policies of one cost share a label.
     groups = results_figure.together([(1, 16, 9), (2, 10, 5), (3, 10.4, 5.2), (4, 10, 9)], 0.7, 0.3)
     assert [[number for number, _, _ in group] for group in groups] == [[1], [2, 3], [4]]
-    long = dataclasses.replace(rows[0], policy="8:50% last_prompt;16:25% last_prompt;24:0")
+    long = dataclasses.replace(
+        rows[0], policy="8:50% last_prompt;16:25% last_prompt;24:9 last_prompt"
+    )
     lines = results_figure.policy_text(long).splitlines()
     assert (
         len(lines) == 2
