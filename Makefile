@@ -61,7 +61,7 @@ demo: setup
 # The demo's pictures in the formats of four benchmarks, asked under a range of policies; then the report.
 # LIMIT questions of each task: at CLIFFS, and by METHODS that cost the same, at BUDGETS (shares of the image tokens per layer).
 # All questions at every layer (LIMIT=2000 CLIFFS=1:29) take hours on two cores.
-LIMIT   ?= 20
+LIMIT   ?= 16
 CLIFFS  ?= 5:25:5
 BUDGETS ?= 1/2 1/3 1/9
 METHODS ?= cliff uniform random diversity last_prompt horizon downsample

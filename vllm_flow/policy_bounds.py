@@ -23,6 +23,9 @@ from vllm_flow.policy_keys import (
     request_keys,
 )
 
+NOTHING = FlowPolicy(((),))
+"""Evicts nothing."""
+
 
 def operators_policy(keys: Mapping[str, Any], num_layers: int) -> FlowPolicy | None:
     """A policy that an operator writes for requests of any kind; see :func:`parse_policy`.
@@ -83,7 +86,8 @@ def check_bound(
         PolicyError: names the layer and what may be evicted there.
     """
     keys = request_keys(policy)
-    if strongest.when == "decode" and policy.when == "prefill":
+    late = strongest.when == "decode" and policy.when == "prefill"
+    if late and weaker_layer(policy.within(num_layers), NOTHING, image_tokens) is not None:
         raise PolicyError(
             WHEN_KEY,
             policy.when,

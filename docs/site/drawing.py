@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from vllm_flow.boundaries import packed_boundary
-from vllm_flow.layout import TokenLayout, predict_blocks, storage_groups
+from vllm_flow.grouping import storage_groups
+from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.plan import ScheduledRequest, plan_step
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vllm_flow.layout import TokenLayout, predict_blocks, storage_groups
+from vllm_flow.grouping import storage_groups
+from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.policy import FlowPolicy, stages_text
 from vllm_flow.policy_keys import parse_policy
 from vllm_flow.spans import ImageSpans

@@ -151,9 +151,11 @@ def _mark_cliff(axis: Any, task: TaskResult) -> None:
         label = "from here on no larger loss seen or found"
         axis.axvline(cliff.seen, color=GREEN, lw=1.2, ls="-.", label=label, zorder=1)
     if cliff.too_few:
+        # Below the curve, which ends at the baseline: above it where lower is better.
+        higher = task.higher_is_better
         axis.text(
-            0.98, 0.04, "too few questions\nto show a cliff", transform=axis.transAxes, ha="right",
-            va="bottom", fontsize=8.5, color=GREEN,
+            0.98, 0.04 if higher else 0.9, "too few questions\nto show a cliff", ha="right",
+            va="bottom" if higher else "top", transform=axis.transAxes, fontsize=8.5, color=GREEN,
         )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from vllm_flow.eval.sweep.model_facts import ModelFacts, read_facts
 from vllm_flow.eval.sweep.policies import BASELINE, Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run
 from vllm_flow.eval.sweep.run import DEMO_POOL
-from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
+from vllm_flow.eval.sweep.work import IN_FLIGHT, TaskWork, batches_of, plan_work
 from vllm_flow.eval.tasks import Item
 from vllm_flow.grouping import default_group_layers
 
@@ -210,7 +210,7 @@ class Bench:
             return batches_of(plan_work(tasks, [BASELINE], set()), size)
 
         def side_by_side() -> list[int]:
-            with ThreadPoolExecutor(driver.IN_FLIGHT) as threads:
+            with ThreadPoolExecutor(IN_FLIGHT) as threads:
                 tables = list(threads.map(self.engine, batches(self.batch)))
             return [length for table in tables for length in table["output_tokens"].to_pylist()]
 

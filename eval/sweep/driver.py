@@ -3,7 +3,7 @@
 Placement, backpressure and retries are Ray's: engines are the stateful actors of one `map_batches`.
 A batch is one block, so that it is given out, retried and handed back by itself. Only this process
 writes: what a killed driver loses is what the engines have not handed back, at most
-`IN_FLIGHT` batches per engine. Knows nothing of models, prompts or scoring.
+`work.IN_FLIGHT` batches per engine. Knows nothing of models, prompts or scoring.
 """
 
 from __future__ import annotations
@@ -22,11 +22,8 @@ import pyarrow as pa
 from vllm_flow.eval.sweep import cluster
 from vllm_flow.eval.sweep.engine_actor import EngineActor, EngineOptions
 from vllm_flow.eval.sweep.records import Run
+from vllm_flow.eval.sweep.work import SEQUENCES, in_flight
 from vllm_flow.exits import CommandError
-
-IN_FLIGHT = 16
-"""Batches at an engine at most. They are answered side by side, so that none waits for another one's slowest
-request, and so many that long answers fill the engine where short ones have left it."""
 
 RETRIES = 3
 """How often a batch is given out again after its engine or machine died. A batch that kills every
@@ -210,8 +207,10 @@ def answers(
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
-    # No more than its share, so that the engine that starts first does not take every batch.
-    in_flight = min(IN_FLIGHT, max(1, -(-len(batches) // pool.engines)))
+    sequences = options.engine_args.get(
+        "max_num_seqs", SEQUENCES["gpu" if pool.num_gpus else "cpu"]
+    )
+    at_once = in_flight([batch.num_rows for batch in batches], pool.engines, sequences)
     context = DataContext.get_current()
     context.enable_progress_bars = False  # the command's own bar counts answers
     context.print_on_execution_start = False
@@ -229,8 +228,8 @@ def answers(
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
                 size=pool.engines,
-                max_tasks_in_flight_per_actor=in_flight,
-                max_concurrent_calls_per_actor=in_flight,
+                max_tasks_in_flight_per_actor=at_once,
+                max_concurrent_calls_per_actor=at_once,
                 enable_true_multi_threading=True,
             ),
             # Dead actors are started again without end, Ray Data's default; batches are not.

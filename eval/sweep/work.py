@@ -17,6 +17,13 @@ from vllm_flow.eval.sweep.schema import Key
 from vllm_flow.eval.tasks.base import Item, Task
 from vllm_flow.layout import Geometry, predict_blocks
 
+SEQUENCES = {"cpu": 256, "gpu": 1024}
+"""``max_num_seqs`` of vLLM where nobody says otherwise, on the largest devices."""
+
+IN_FLIGHT = 16
+"""Batches at an engine at most. They are answered side by side, so that none waits for another one's slowest
+request, and so many that long answers fill the engine where short ones have left it."""
+
 WORK = pa.schema(
     [
         pa.field("task", pa.string()),
@@ -92,6 +99,21 @@ def batches_of(rows: Sequence[Mapping[str, Any]], size: int) -> list[pa.Table]:
         pa.Table.from_pylist(list(rows[first : first + size]), schema=WORK)
         for first in range(0, len(rows), size)
     ]
+
+
+def in_flight(batches: Sequence[int], engines: int, sequences: int) -> int:
+    """Batches at an engine.
+
+    No more than its share, so that the one that starts first does not take them all; nor than fill the
+    engine twice with one in preparation, so that large ones are done, and written, one after the other.
+
+    Args:
+        batches: requests of each.
+        sequences: that run at once in an engine.
+    """
+    share = -(-len(batches) // engines)
+    filling = -(-2 * sequences // max(batches, default=1)) + 1
+    return max(1, min(IN_FLIGHT, share, filling))
 
 
 def savings(

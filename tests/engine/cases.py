@@ -9,9 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tests.engine import v2_cpu
 from tests.engine.tiny_llava import IMAGE_TOKEN_ID, Shape, words
 
 MAX_MODEL_LEN = 512
+LONG_ANSWER = 32
+"""Tokens; fills a block of them whatever it began with."""
+ANSWER = 12 if v2_cpu.wanted() else LONG_ANSWER
+"""Of most answers; Model Runner V2's kernels take most of a second per step of a batch on CPU."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Ask:
     prompt: str
     images: tuple[int, ...] = ()
     cliff: int | None = None
-    max_tokens: int = 32
+    max_tokens: int = ANSWER
     allowed: tuple[int, ...] | None = None
     samples: int = 1
     """Answers wanted; all are greedy, so all must be the oracle's."""
@@ -122,7 +127,7 @@ def mixed(layers: int) -> tuple[Ask, ...]:
     """One batch of everything: several cliffs, baseline, text-only with and without a policy."""
     middle = layers // 2
     return (
-        one_image(11, middle),
+        replace(one_image(11, middle), max_tokens=LONG_ANSWER),
         one_image(12, None, before=33),
         text_only(13),
         two_images(14, 1),
@@ -200,3 +205,6 @@ SCHEDULERS = (
 EXACT = (*CLIFFS, *GROUPS, *CHUNKS, *SCHEDULERS)
 
 QUICK = tuple(case for case in EXACT if case.quick)
+
+KINDS = (*CLIFFS, *GROUPS[:2], CHUNKS[0], CHUNKS[3], *SCHEDULERS[1:3])
+"""Every shape; a group per layer and a cliff inside a group; chunks of a block and across pictures; schedulers."""

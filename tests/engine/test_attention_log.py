@@ -30,6 +30,7 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, Engine, assert_exact, assert_same, params_of, tokens_of
 from tests.engine.test_lifecycle import TINY_POOL
 from tests.engine.tiny_llava import Shape
+from tests.longer import some
 from vllm_flow.engine.attention import writer
 from vllm_flow.engine.attention.answers import LoggedAnswers
 from vllm_flow.engine.attention.tap import OUTPUT_FIELD
@@ -64,9 +65,10 @@ CASES = {
     "head size 80": (QWEN, 2, {}),
     "few": (GQA, 2, {"max_num_batched_tokens": 48, "max_num_seqs": 3}),
 }
+QUICK = ("chunks of 97", "one key head", "few")
 
 
-@pytest.mark.parametrize("case", v2_cpu.reduced(CASES, to=["few"]))
+@pytest.mark.parametrize("case", v2_cpu.reduced(some(CASES, QUICK), to=["few"]))
 def test_the_log_is_the_oracles_attention(open_logging: Any, case: str) -> None:
     shape, group_layers, options = CASES[case]
     logging = open_logging(shape, group_layers, **options)
@@ -103,7 +105,7 @@ def test_a_cached_prefix_is_read_like_any_other(open_logging: Any, cliff: int | 
     assert_logged(logging, asks, outputs)
 
 
-@pytest.mark.parametrize("asynchronous", v2_cpu.reduced([True, False], to=[False]))
+@pytest.mark.parametrize("asynchronous", v2_cpu.reduced(some([True, False], [True]), to=[False]))
 def test_a_preempted_request_logs_each_token_once(open_logging: Any, asynchronous: bool) -> None:
     """Recomputed in chunks, outputs included: a chunk may end in a row whose token was logged."""
     options = {} if asynchronous else {"max_num_batched_tokens": 97, "max_num_seqs": 12}

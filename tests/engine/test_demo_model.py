@@ -1,4 +1,4 @@
-"""The demo model, 30 pretrained layers: exact at every tenth cliff and around the middle.
+"""The demo model, 30 pretrained layers: exact at some cliffs; at more, and for longer, in ``make test-long``.
 
 The tiny models have random weights; here attention is what training made it.
 """
@@ -17,8 +17,9 @@ from vllm_flow.demo_model.assemble import assemble
 from vllm_flow.demo_model.heldout import HeldoutScene, Question, load_questions, load_scenes
 from vllm_flow.engine.inspect import check_integrity
 
-CLIFFS = (None, 0, 1, 7, 14, 15, 23, 29, 30)
-TOKENS = 32
+SOME = ((None, 0, 7, 15), 12)
+"""Cliffs, and tokens of an answer."""
+MORE = ((None, 0, 1, 7, 14, 15, 23, 29, 30), 32)
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +40,14 @@ def engine() -> Iterator[LLM]:
 
 
 @pytest.mark.slow
-def test_the_demo_model_is_exact(engine: LLM) -> None:
+@pytest.mark.parametrize(
+    ("cliffs", "tokens"),
+    [pytest.param(*SOME, id="some"), pytest.param(*MORE, id="more", marks=pytest.mark.long)],
+)
+def test_the_demo_model_is_exact(engine: LLM, cliffs: tuple[int | None, ...], tokens: int) -> None:
     """Greedy tokens equal, logprobs within 1e-4; all questions and cliffs in one call."""
     asked: list[Question | HeldoutScene] = [load_questions("seen")[0], load_scenes()[1]]
-    jobs = [(item, cliff) for item in asked for cliff in CLIFFS]
+    jobs = [(item, cliff) for item in asked for cliff in cliffs]
     outputs = engine.generate(
         [
             {
@@ -54,7 +59,7 @@ def test_the_demo_model_is_exact(engine: LLM) -> None:
         [
             SamplingParams(
                 temperature=0,
-                max_tokens=TOKENS,
+                max_tokens=tokens,
                 logprobs=1,
                 ignore_eos=True,
                 extra_args=None if cliff is None else {"flow_cliff": cliff},

@@ -5,15 +5,29 @@ from __future__ import annotations
 import pytest
 
 from tests.engine import v2_cpu
-from tests.engine.cases import EXACT, GQA, LONG, QUICK, QWEN, SHAPES, Case, mixed, one_image
+from tests.engine.cases import (
+    EXACT,
+    GQA,
+    KINDS,
+    LONG,
+    MISTRAL,
+    NEXT,
+    QUICK,
+    QWEN,
+    SHAPES,
+    Case,
+    mixed,
+    one_image,
+)
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, assert_exact
 from tests.engine.tiny_llava import Shape
+from tests.longer import some
 
 
 @pytest.mark.parametrize(
     "shape",
-    v2_cpu.reduced(SHAPES, to=[GQA, QWEN]),
+    v2_cpu.reduced(some(SHAPES, [GQA, MISTRAL, QWEN, NEXT]), to=[GQA, QWEN]),
     ids=lambda shape: f"{shape.family}-{shape.head_dim}-{shape.image_tokens}",
 )
 def test_stock_baseline_is_the_oracle(open_engine: OpenEngine, shape: Shape) -> None:
@@ -23,7 +37,7 @@ def test_stock_baseline_is_the_oracle(open_engine: OpenEngine, shape: Shape) -> 
     assert_exact(engine, asks, engine.run(asks))
 
 
-@pytest.mark.parametrize("case", v2_cpu.reduced(EXACT, to=QUICK), ids=str)
+@pytest.mark.parametrize("case", v2_cpu.reduced(some(EXACT, KINDS), to=QUICK), ids=str)
 def test_batch_is_exact(open_engine: OpenEngine, case: Case) -> None:
     engine = open_engine(case.shape, case.group_layers, **case.options)
     assert_exact(engine, case.asks, engine.run(case.asks))

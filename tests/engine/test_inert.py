@@ -10,6 +10,7 @@ from tests.engine import v2_cpu
 from tests.engine.cases import LONG, mixed
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, assert_same
+from tests.longer import some
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "whole prefills": {},
@@ -18,12 +19,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
-@pytest.mark.parametrize("group_layers", v2_cpu.reduced([2, 6], to=[2]))
-def test_without_policy_equals_stock(
-    open_engine: OpenEngine, group_layers: int, options: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("name", v2_cpu.reduced(OPTIONS, to=["chunks", "prefix caching"]))
+@pytest.mark.parametrize("group_layers", v2_cpu.reduced(some([2, 6], [2]), to=[2]))
+def test_without_policy_equals_stock(open_engine: OpenEngine, group_layers: int, name: str) -> None:
+    options = OPTIONS[name]
     asks = [ask.without_policy() for ask in mixed(LONG.layers)]
+    asks = v2_cpu.reduced(asks, to=asks[:7])
     stock = open_engine(LONG, STOCK, **options).run(asks)
     assert_same(open_engine(LONG, group_layers, **options).run(asks), stock)
 

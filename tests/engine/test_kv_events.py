@@ -23,6 +23,7 @@ from tests.engine.cases import LONG, Ask, one_image
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, STOCK, Engine, assert_exact
 from tests.engine.tiny_llava import words
+from tests.longer import some
 
 EVENTS = {
     "enable_prefix_caching": True,
@@ -136,7 +137,7 @@ def consumed(engine: Engine) -> Iterator[Consumer]:
         del manager.take_events
 
 
-@pytest.mark.parametrize("group_layers", [2, 6])
+@pytest.mark.parametrize("group_layers", some([2, 6], [2]))
 def test_a_consumer_holds_what_the_pool_can_serve(
     open_engine: OpenEngine, group_layers: int
 ) -> None:

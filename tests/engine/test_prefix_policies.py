@@ -70,7 +70,7 @@ def test_one_image_many_questions(open_engine: OpenEngine, cliff: int) -> None:
 
 
 @pytest.mark.parametrize("chunk", [512, 64])
-@pytest.mark.parametrize("cliff", range(LONG.layers))
+@pytest.mark.parametrize("cliff", some(range(LONG.layers), QUICK))
 def test_what_arrives_together_shares_as_in_stock_vllm(
     open_engine: OpenEngine, cliff: int, chunk: int
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from vllm_flow.engine.inspect import footprints
 
 WORD_IDS = list(range(len(SPECIALS), len(SPECIALS) + len(WORDS)))
 """Whose text is not skipped."""
+LENGTHS = (1, 2, 31, 32, 33, 34, 64, 65)
+"""Of answers: they end before, at and after a block's last slot."""
 SAVED = ("image_tokens_evicted", "prefill_rows_saved", "kv_blocks_saved", "kv_bytes_saved")
 
 
@@ -34,6 +37,21 @@ def answer(engine: Engine, ask: Ask, **params: Any) -> Any:
     )
     [out] = engine.llm.generate(engine.prompt(ask), settings, use_tqdm=False)
     return out
+
+
+def answers(engine: Engine, ask: Ask, lengths: Sequence[int]) -> list[Any]:
+    """The same request with several lengths, side by side."""
+    settings = [
+        SamplingParams(
+            temperature=0,
+            ignore_eos=True,
+            allowed_token_ids=WORD_IDS,
+            extra_args=ask.extra_args,
+            max_tokens=length,
+        )
+        for length in lengths
+    ]
+    return engine.llm.generate([engine.prompt(ask)] * len(lengths), settings, use_tqdm=False)
 
 
 def piece(engine: Engine, ask: Ask, share: float) -> str:
@@ -86,9 +104,10 @@ def test_the_front_ends_numbers_are_the_engines(open_engine: OpenEngine) -> None
     scheduler = engine.scheduler
     for cliff, late in itertools.product(range(GQA.layers), (False, True)):
         ask = replace(two_images(53, cliff), late=late)
-        for length in (1, 2, 31, 32, 33, 34, 64, 65):
-            out = answer(engine, ask, max_tokens=length)
-            footprint = list(footprints(engine.llm).values())[-1]
+        outputs = answers(engine, ask, LENGTHS)
+        latest = {name.rpartition("-")[0]: one for name, one in footprints(engine.llm).items()}
+        for length, out in zip(LENGTHS, outputs, strict=True):
+            footprint = latest[out.request_id]
             outline = metrics.Outline(
                 geometry=list(astuple(scheduler.flow_geometry)),
                 evicted=[(cliff, footprint.image_tokens)],

@@ -79,11 +79,19 @@ def test_a_cache_with_room_for_more_is_refused() -> None:
         token_places(layer_writing(slot_writer, cache))
 
 
+class Backend:
+    """Hashable, as backends are."""
+
+    get_name = staticmethod(lambda: "SOME_BACKEND")
+
+
 def test_blocks_that_go_round_between_requests_and_groups() -> None:
     """A full pool: what one gives back, another takes in the same step, in memory that both share."""
     cache = strided(KVCacheLayout.LBHNC, FLOAT)
     names = [f"model.layers.{layer}.self_attn.attn" for layer in range(2)]
     layers = {name: layer_writing(slot_writer, cache) for name in names}
+    for layer in layers.values():
+        layer.attn_backend = Backend
     spec = SimpleNamespace(block_size=SLOTS)
     groups = [SimpleNamespace(layer_names=[name], kv_cache_spec=spec) for name in names]
     mover = RowMover(SimpleNamespace(kv_cache_groups=groups), layers)

@@ -1,7 +1,8 @@
 """What the other tests arrange one by one happens here at once: random traffic on a small pool.
 
-``test_random_traffic_is_exact`` is a fixed selection; ``test_fuzz`` draws engines, pools and traffic until
-its time is up: ``VLLM_FLOW_FUZZ_SECONDS`` (``make fuzz`` for an hour), from ``VLLM_FLOW_FUZZ_SEED`` on.
+``test_random_traffic_is_exact`` is a fixed selection; ``test_fuzz``, no part of ``make test``, draws engines,
+pools and traffic until its time is up: ``VLLM_FLOW_FUZZ_SECONDS`` (``make fuzz`` for an hour), from
+``VLLM_FLOW_FUZZ_SEED`` on.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ ENGINES: dict[str, tuple[int, dict[str, Any]]] = {
     "groups-of-3-async": (3, dict(max_num_batched_tokens=48, async_scheduling=True)),
     "cache-groups-of-6": (6, dict(enable_prefix_caching=True, **chunks_of(150))),
 }
-QUICK = ("cache-groups-of-2", "cache-groups-of-3-async", "groups-of-3-async")
+QUICK = ("cache-groups-of-2", "groups-of-3-async")
 
 
 @pytest.mark.parametrize("seed", v2_cpu.reduced(some([1, 2], [1]), to=[1]))
@@ -93,6 +94,7 @@ def random_engine(rng: np.random.Generator) -> tuple[int, dict[str, Any]]:
     return group_layers, options
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(FUZZ_SECONDS + 600)
 def test_fuzz(open_engine: OpenEngine) -> None:

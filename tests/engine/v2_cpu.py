@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import TypeVar
 
+from tests.engine import interpreter
+
 T = TypeVar("T")
 
 SWITCH = "VLLM_USE_V2_MODEL_RUNNER"
@@ -49,3 +51,4 @@ def install() -> None:
     from triton.backends import backends
 
     backends["cpu"] = SimpleNamespace(driver=_Driver, compiler=None)  # type: ignore[assignment]
+    interpreter.install()

@@ -9,9 +9,15 @@ import pytest
 
 pytest.importorskip("ray")
 
-from vllm_flow.eval.sweep.driver import Pool, SweepError, collect, pool_of  # noqa: E402
+from vllm_flow.eval.sweep.driver import (  # noqa: E402
+    Pool,
+    SweepError,
+    collect,
+    pool_of,
+)
 from vllm_flow.eval.sweep.records import Run  # noqa: E402
 from vllm_flow.eval.sweep.schema import answers_table  # noqa: E402
+from vllm_flow.eval.sweep.work import IN_FLIGHT, in_flight  # noqa: E402
 
 
 def batch(*errors: str | None) -> pa.Table:
@@ -46,3 +52,25 @@ def test_engines_fit_the_cluster() -> None:
         pool_of({"GPU": 8.0}, 9)
     with pytest.raises(SweepError, match="5 CPUs"):
         pool_of({"CPU": 5.0}, 6)
+
+
+@pytest.mark.parametrize(
+    ("batches", "engines", "expected"),
+    [(1000, 1, IN_FLIGHT), (7, 2, 4), (2, 8, 1), (0, 1, 1), (3, 1, 3)],
+)
+def test_no_engine_takes_more_than_its_share(batches: int, engines: int, expected: int) -> None:
+    """Two engines and seven batches: the one that starts first leaves three to the other."""
+    assert in_flight([32] * batches, engines, sequences=256) == expected
+
+
+@pytest.mark.parametrize(
+    ("requests", "sequences", "expected"),
+    [(248, 256, 4), (248, 1024, 10), (5000, 256, 2), (8, 4, 2)],
+)
+def test_large_batches_are_done_one_after_the_other(
+    requests: int, sequences: int, expected: int
+) -> None:
+    """Eight pictures under 31 policies fill an engine: sixteen such batches would all end at the end."""
+    found = in_flight([requests] * 1000, 1, sequences)
+    assert found == expected
+    assert (found - 1) * requests >= 2 * sequences

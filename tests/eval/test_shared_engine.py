@@ -119,16 +119,18 @@ def test_every_batch_gets_its_own_and_nothing_stays_behind() -> None:
 def test_requests_join_while_their_batch_is_still_prepared() -> None:
     """The engine computes the first while the others are on their way."""
     fake = FakeEngine()
-    steps: list[int] = []
+    seen: list[int] = []
 
-    def slowly(prompt: int, kwargs: dict) -> int:
-        steps.append(fake.steps)
-        time.sleep(0.01)
+    def once_it_steps(prompt: int, kwargs: dict) -> int:
+        end = time.monotonic() + 30
+        while seen and fake.steps <= seen[-1] and time.monotonic() < end:
+            time.sleep(0.001)
+        seen.append(fake.steps)
         return prompt
 
-    fake._preprocess_cmpl_one = slowly  # type: ignore[method-assign]
-    ask(shared(fake), [30, 1, 1, 1])
-    assert steps[0] == 0 < steps[2] < steps[3]
+    fake._preprocess_cmpl_one = once_it_steps  # type: ignore[method-assign]
+    ask(shared(fake), [3, 3, 3, 3])
+    assert seen == sorted(set(seen)), "the engine stepped before the next one was prepared"
 
 
 def test_the_engine_is_given_what_it_has_room_for() -> None:

@@ -87,7 +87,8 @@ def test_an_operator_bounds_what_requests_ask_for(
 @st.composite
 def policies(draw: st.DrawFn) -> FlowPolicy:
     """Any policy that keys can write."""
-    ranks = st.sampled_from(sorted(RANKS))
+    when = draw(st.sampled_from(["prefill", "decode"]))
+    ranks = st.sampled_from(sorted(n for n in RANKS if when == "prefill" or RANKS[n].late))
     shares = st.fractions(0, 1, max_denominator=1000).filter(lambda share: 0 < share < 1)
     keeps = st.integers(0, 700) | shares | st.just(WHOLE)
 
@@ -116,7 +117,7 @@ def policies(draw: st.DrawFn) -> FlowPolicy:
         images = [tuple(map(stage, layers, amounts))]
     draws = any(s.rank == "random" for stages in images for s in stages)
     seed = draw(st.integers(0, 2**32 - 1)) if draws else 0
-    return FlowPolicy(tuple(images), seed, draw(st.sampled_from(["prefill", "decode"])))
+    return FlowPolicy(tuple(images), seed, when)
 
 
 @given(policies())
@@ -183,6 +184,10 @@ def test_lists_are_image_by_image() -> None:
         ({"flow_keep": 3}, "send flow_cliff too"),
         ({"flow_when": "decode"}, "send flow_cliff too"),
         ({"flow_cliff": 4, "flow_when": "later"}, "known: 'prefill', 'decode'"),
+        (
+            {"flow_stages": "2:9 uniform, 4:3 last_image", "flow_when": "decode"},
+            "'last_image' chooses while the image is computed",
+        ),
         ({"flow_cliff": 4, "flow_keep": 3}, "send flow_rank too"),
         ({"flow_cliff": 4, "flow_rank": "uniform"}, "no token is kept"),
         ({"flow_cliff": 4, "flow_keep": 0, "flow_rank": "uniform"}, "no token is kept"),
@@ -261,7 +266,11 @@ def test_a_bound_compares_layer_by_layer(
     ]
     found = weaker_layer(policy, strongest, totals[: len(images)])
     assert found == min(weaker, default=None)
-    if found is None:
+    evicts = any(
+        policy.kept(layer, i, totals[i]) < totals[i] for layer in range(LAYERS) for i in images
+    )
+    early = evicts and (policy.when, strongest.when) == ("prefill", "decode")
+    if found is None and not early:
         check_bound(policy, strongest, totals[: len(images)], LAYERS)
     else:
         with pytest.raises(PolicyError, match="the operator of this server allows"):
@@ -274,6 +283,8 @@ def test_a_bound_compares_layer_by_layer(
         (None, "baseline"),
         ({"flow_log_attention": True}, "baseline"),
         ({"flow_cliff": 4}, "cliff=4"),
+        ({"flow_cliff": 4, "flow_when": "decode"}, "cliff=4 when=decode"),
+        ({"flow_stages": "4:0", "flow_when": "decode"}, "cliffs when=decode"),
         ({"flow_cliff": [4, 5]}, "cliffs"),
         ({"flow_stages": "4:0"}, "cliffs"),
         ({"flow_cliff": 4, "flow_keep": "25%", "flow_rank": "random", "flow_seed": 77}, "ranks=random"),
