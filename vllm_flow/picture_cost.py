@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_flow.profile.ideal import ModelShape, Workload, kv_bytes, prefill_flops
+from vllm_flow.profile.dimensions import ModelShape, Workload
+from vllm_flow.profile.ideal import kv_bytes, prefill_flops
 
 TEXT_TOKENS = 64
 """Text beside the picture, where costs are compared."""

@@ -13,7 +13,8 @@ from vllm_flow.eval.sweep.policies import parse_policies
 from vllm_flow.grouping import storage_groups
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.profile import ideal
-from vllm_flow.profile.ideal import ModelShape, TowerShape, Workload, row_count_ideal
+from vllm_flow.profile.dimensions import ModelShape, TowerShape, Workload
+from vllm_flow.profile.ideal import row_count_ideal
 
 small = st.integers(1, 12)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_flow.profile import scale
-from vllm_flow.profile.ideal import Workload
+from vllm_flow.profile.dimensions import Workload
 from vllm_flow.profile.scale import MODELS, Assumptions, fleet_row
 
 SHAPE = MODELS["llava-1.5-7b"]

@@ -11,7 +11,7 @@ from vllm_flow.cli import main
 from vllm_flow.engine.families.known import FAMILIES
 from vllm_flow.models_command import size, table
 from vllm_flow.picture_cost import TEXT_TOKENS, savings
-from vllm_flow.profile.ideal import ModelShape
+from vllm_flow.profile.dimensions import ModelShape
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -30,7 +30,8 @@ from vllm_flow.eval.sweep.policy import text_of
 from vllm_flow.eval.tasks.base import ratio
 from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.profile.ideal import Workload, rows_ideal
+from vllm_flow.profile.dimensions import Workload
+from vllm_flow.profile.ideal import rows_ideal
 from vllm_flow.spans import ImageSpans
 
 SWAPS = 1999

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from vllm_flow.profile import engines, ideal, load, watching
+from vllm_flow.profile.dimensions import ModelShape, Workload
 from vllm_flow.profile.engines import System
 from vllm_flow.profile.findings import Capacity, Decode, Prefill, Spread, ratios
-from vllm_flow.profile.ideal import ModelShape, Workload
 
 if TYPE_CHECKING:
     from vllm import LLM

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 
 from vllm_flow.options import count, positive, positive_number, positives
 from vllm_flow.profile import ideal
-from vllm_flow.profile.ideal import ModelShape, TowerShape, Workload
+from vllm_flow.profile.dimensions import ModelShape, TowerShape, Workload
 
 # Shapes as their config.json on the hub states them.
 _CLIP_L_336 = TowerShape(layers=23, hidden=1024, mlp=4096, patches=576, patch_values=588)

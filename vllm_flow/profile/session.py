@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.exits import keeping
+from vllm_flow.profile.dimensions import ModelShape
 from vllm_flow.profile.findings import Results
-from vllm_flow.profile.ideal import ModelShape
 from vllm_flow.profile.shape import PREFIX, LlavaShape
 
 if TYPE_CHECKING:

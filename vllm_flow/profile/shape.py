@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.outputs import OutputError
-from vllm_flow.profile.ideal import ModelShape, TowerShape
+from vllm_flow.profile.dimensions import ModelShape, TowerShape
 from vllm_flow.user_text import whole_number
 
 if TYPE_CHECKING:
