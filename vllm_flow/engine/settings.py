@@ -124,8 +124,8 @@ class FlowSettings:
             group_layers = default_group_layers(num_layers)
         elif isinstance(group_layers, bool) or not isinstance(group_layers, int):
             raise ValueError(
-                f"{_named('group_layers')}={group_layers!r}: it must be a number of decoder "
-                f"layers, of the model's {num_layers}."
+                f"{_named('group_layers')}={group_layers!r}: it must be an integer, a number of "
+                f"the model's {num_layers} decoder layers."
             )
         storage_groups(num_layers, group_layers)
         for name in ("allow_request_policy", "untested_models"):
