@@ -23,7 +23,7 @@ prepare_process()
 
 LAST = "test_speculative.py"
 """Whatever engine starts after one that drafts, in the same process, gives wrong answers about pictures
-(seen with vLLM 0.32 on CPU; the drafting engine itself, and those before it, are exact)."""
+(vLLM 0.32 on CPU, without the extension too; the drafting engine and those before it are exact)."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
