@@ -21,6 +21,12 @@ __all__ = ["bare", "engine_store", "open_engine", "together"]
 prepare_process()
 
 
+LAST = "test_speculative.py"
+"""Whatever engine starts after one that drafts, in the same process, gives wrong answers about pictures
+(seen with vLLM 0.32 on CPU; the drafting engine itself, and those before it, are exact)."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name == LAST)
     if v2_cpu.wanted():
         skip_below(Path(__file__).parent, items, f"this process runs V2; unset {v2_cpu.SWITCH}")

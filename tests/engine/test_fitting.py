@@ -167,6 +167,8 @@ def test_what_leaves_after_the_prefill_shares_what_has_no_policy() -> None:
     )
     with pytest.raises(PolicyError, match="must see 2 tokens in one step"):
         settle(keys, (5, 90), step_tokens=1)
+    with pytest.raises(PolicyError, match="flow_when='decode': this engine has a KV connector"):
+        settle(late, (5, 90), connected=True)
     sent = request(late, (5, 90))
     sent.resumable = True
     with pytest.raises(PolicyError, match="streaming input"):

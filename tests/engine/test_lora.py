@@ -73,7 +73,7 @@ def test_a_batch_of_two_adapters_and_none(together: Engine) -> None:
     pairs = mixed()
     outputs = run(together, pairs)
     assert_merged(together, pairs, outputs)
-    # Else an together that ignored the adapters would pass.
+    # Else an engine that ignored the adapters would pass.
     first = outputs[: len(ADAPTERS) + 1]
     assert len({tokens_of(output) for output in first}) == len(first)
 

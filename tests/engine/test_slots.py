@@ -73,6 +73,13 @@ def test_what_does_not_keep_tokens_as_they_are_is_refused(write: Any) -> None:
     assert not cache.any()
 
 
+def test_a_quantised_cache_is_refused() -> None:
+    layer = layer_writing(slot_writer, strided(KVCacheLayout.LBHNC, torch.uint8))
+    layer.dtype = FLOAT
+    with pytest.raises(ValueError, match="stored as torch.uint8"):
+        token_places(layer)
+
+
 def test_a_cache_with_room_for_more_is_refused() -> None:
     cache = strided(KVCacheLayout.LBHNC, FLOAT, (BLOCKS, HEADS, SLOTS, 2 * SIZE + 1))
     with pytest.raises(ValueError, match="SOME_BACKEND stores more"):

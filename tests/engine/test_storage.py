@@ -9,7 +9,7 @@ import pytest
 import torch
 from vllm.v1 import kv_cache_spec_registry as registry
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
-from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from tests.engine import v2_cpu
@@ -94,3 +94,18 @@ def test_a_spec_is_registered_where_it_is_made_and_where_it_arrives(
 
 def managers(specs: dict[str, groups.FlowAttentionSpec]) -> set[type]:
     return {KVCacheSpecRegistry.get_manager_class(spec) for spec in specs.values()}
+
+
+def test_a_storage_group_is_as_quantised_as_its_layers() -> None:
+    """Eight bits a number: blocks of half the bytes, and the mode that backends read."""
+    plain = FullAttentionSpec(block_size=32, num_kv_heads=2, head_size=64, dtype=torch.bfloat16)
+    eight = replace(plain, dtype=torch.uint8, kv_quant_mode=KVQuantMode.FP8_PER_TENSOR)
+    settings = FlowSettings.read({"group_layers": 2}, 4)
+    found = groups.group_specs({f"layers.{n}.attn": eight for n in range(4)}, settings)
+    for name, spec in found.items():
+        assert (spec.dtype, spec.kv_quant_mode) == (eight.dtype, eight.kv_quant_mode), name
+        assert spec.page_size_bytes == eight.page_size_bytes == plain.page_size_bytes // 2
+    one, other = found["layers.0.attn"], found["layers.1.attn"]
+    assert type(one).merge([one, other]) == one
+    with pytest.raises(AssertionError, match="do not share"):
+        type(one).merge([one, replace(other, kv_quant_mode=KVQuantMode.NONE)])

@@ -18,7 +18,6 @@ import pytest
 from tests.engine import traffic, v2_cpu
 from tests.engine.cases import LONG
 from tests.engine.fixtures import OpenEngine
-from tests.engine.options import DRAFTS
 from tests.longer import some
 
 REQUESTS = 40
@@ -88,10 +87,7 @@ def random_engine(rng: np.random.Generator) -> tuple[int, dict[str, Any]]:
         scheduling_policy=str(rng.choice(["fcfs", "priority"])),
         **{"max_num_batched_tokens": chunk} if small_steps else chunks_of(chunk),
     )
-    group_layers = int(rng.choice([1, 2, 3, 6]))
-    if not options["async_scheduling"] and rng.random() < 0.4:
-        options["speculative_config"] = DRAFTS
-    return group_layers, options
+    return int(rng.choice([1, 2, 3, 6])), options
 
 
 @pytest.mark.long
@@ -107,13 +103,7 @@ def test_fuzz(open_engine: OpenEngine) -> None:
         # Shown by pytest where the run fails: what it takes to repeat it.
         print(f"seed {seed}: groups of {group_layers}, {options}")
         total += traffic.run(
-            engine,
-            seed,
-            REQUESTS,
-            resets=0.01 * (seed % 3),
-            stages=0.6,
-            late=0.1 * (seed % 4),
-            several="speculative_config" not in options,
+            engine, seed, REQUESTS, resets=0.01 * (seed % 3), stages=0.6, late=0.1 * (seed % 4)
         )
         if time.monotonic() > end:
             break

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -33,6 +34,10 @@ POLICIES = "baseline,cliff=2,cliff=4,text-only"
 QUESTIONS = 120
 
 
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+"""A cluster's secret, which every process shows that talks to it: Ray asks for one unless it is told not to."""
+
+
 def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -56,6 +61,7 @@ class Node:
             ],
             stdout=self.log,
             stderr=subprocess.STDOUT,
+            env=os.environ | TOKEN,
         )
 
     def processes(self) -> list[psutil.Process]:
@@ -75,6 +81,10 @@ class Node:
         for process in there:
             process.send_signal(signal.SIGKILL)
         self.block.wait(30)
+
+    def joined(self) -> bool:
+        assert self.block.poll() is None, self.said()
+        return "Ray runtime started" in self.said()
 
     def said(self) -> str:
         return Path(self.log.name).read_text(errors="replace")
@@ -165,13 +175,17 @@ def cluster() -> Iterator[Cluster]:
 def test_a_node_is_cut_off_and_another_joins(cluster: Cluster, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     second = cluster.join()
-    wait_for(lambda: second.said().count("Ray runtime started") or second.block.poll(), 120)
+    wait_for(second.joined, 120)
     asked = sweep(data, out, "--engines", "2", "--ray-address", cluster.address)
-    child = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        child = subprocess.Popen(asked, stdout=file, stderr=file, env=os.environ | TOKEN)
     try:
 
         def answered_on(node: Node) -> bool:
-            assert child.poll() is None, "it ended too early to show anything"
+            assert child.poll() is None, (
+                f"it ended too early to show anything: {output.read_text()}"
+            )
             return any(node.runs(pid) for pid in engines(out))
 
         wait_for(lambda: answered_on(second), 240)
@@ -181,10 +195,10 @@ def test_a_node_is_cut_off_and_another_joins(cluster: Cluster, data: Path, tmp_p
         second.cut_off()
         third = cluster.join()
         wait_for(lambda: answered_on(third), 240)
-        said = child.communicate(timeout=400)[0].decode()
+        child.wait(400)
     finally:
         child.kill()
-    assert child.returncode == 0, said
+    assert child.returncode == 0, output.read_text()
     rows = check_complete(out)
     kept = {(row["item_id"], row["policy"]): row for row in rows}
     assert all(kept[row["item_id"], row["policy"]] == row for row in before)
@@ -199,13 +213,13 @@ def test_a_driver_that_was_submitted_as_a_job(data: Path, tmp_path: Path) -> Non
     ray.shutdown()
     cluster = Cluster(dashboard=True)
     try:
-        cluster.join()
+        wait_for(cluster.join().joined, 120)
         job = [
             *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit"),
             *("--address", f"http://127.0.0.1:{cluster.dashboard}", "--"),
             *sweep(data, out, "--engines", "2"),
         ]
-        environment = {**os.environ, "RAY_ADDRESS": ""}
+        environment = os.environ | TOKEN | {"RAY_ADDRESS": ""}
 
         def submitted() -> subprocess.CompletedProcess[str] | None:
             done = subprocess.run(

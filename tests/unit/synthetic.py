@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 
 from vllm_flow.demo import material
@@ -16,7 +17,7 @@ from vllm_flow.demo_model.questions import caption
 from vllm_flow.eval.tasks import Item
 from vllm_flow.grouping import storage_groups
 from vllm_flow.layout import TokenLayout, predict_blocks
-from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.spans import ImageSpans
 
 ENGINE = Engine(
@@ -32,6 +33,12 @@ ENGINE = Engine(
 IMAGE_TOKENS = 144
 CLIFFS = (*range(0, 30, 2), 30)
 FEW_CLIFFS = (0, 10, 20, 30)
+POLICIES = {
+    "fastv": FlowPolicy(((Stage(2, Fraction(1, 2), "last_prompt"),),)),
+    "0:1/3 uniform": FlowPolicy(((Stage(0, Fraction(1, 3), "uniform"),),)),
+    "0:1/3 diversity": FlowPolicy(((Stage(0, Fraction(1, 3), "diversity"),),)),
+}
+"""Beside the cliffs, where there are any; of 144 tokens a third is whole."""
 LEVEL = {"yes_no": 0.97, "choice": 0.9, "words": 0.85, "captions": 0.9, "unseen_style": 0.75}
 """Share of right answers from `SEEN_FROM` on."""
 SEEN_FROM = {"yes_no": 12, "choice": 14, "words": 20, "captions": 16, "unseen_style": 12}

@@ -117,6 +117,12 @@ def _check_images(policy: FlowPolicy, totals: list[int], keys: Mapping[str, Any]
 def _check_workers(layout: TokenLayout, settings: FlowSettings) -> None:
     """What the workers cannot do would end the engine."""
     other = "or have the server started with another attention backend (--attention-backend)."
+    if layout.late and settings.connected:
+        raise Obstacle(
+            "this engine has a KV connector, which may fill blocks that were given back before what "
+            "stays is copied out of them; leave this key out, or the connector.",
+            WHEN_KEY,
+        )
     reason = settings.obstacles.get(obstacles.LATE)
     if layout.late and reason is not None:
         raise Obstacle(

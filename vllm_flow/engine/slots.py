@@ -80,6 +80,8 @@ def token_places(attention: Any) -> TokenPlaces:
 def _written(attention: Any) -> torch.Tensor:
     """[N, C] which number of a block, counted token by token, its keys first, lies at each place."""
     cache = attention.kv_cache
+    if cache.dtype != attention.dtype:
+        raise ValueError(f"keys and values are stored as {cache.dtype}, and not as they are")
     (heads, slots, content), size = cache.shape[1:], attention.head_size
     if content != 2 * size or heads != attention.num_kv_heads:
         raise ValueError(
