@@ -165,16 +165,3 @@ def savings(
         "kv_bytes_saved": (baseline - held) * geometry.block_bytes,
         "prefill_rows_saved": full_image_tokens * geometry.num_layers - image_rows,
     }
-
-
-def waves(grids: Sequence[int | None]) -> list[list[int]]:
-    """Which requests, by index, may be in the engine together.
-
-    vLLM's LLaVA stacks the embeddings that it is given in one step and so takes those of one size
-    only. Requests without embeddings (None) go first, with those of one grid.
-    """
-    sizes = sorted({grid for grid in grids if grid is not None})
-    if not sizes:
-        return [list(range(len(grids)))] if grids else []
-    first = [i for i, grid in enumerate(grids) if grid is None or grid == sizes[0]]
-    return [first] + [[i for i, grid in enumerate(grids) if grid == size] for size in sizes[1:]]

@@ -50,9 +50,18 @@ def items(*more: Item) -> list[Item]:
     return [*asked, *more]
 
 
+def under_new_names(asked: list[Item]) -> list[Item]:
+    """The same pictures, of which no cache knows."""
+    return [
+        Item(i.id, i.text, f"{Path(i.image).parent}/./{Path(i.image).name}", {})
+        for i in asked
+        if i.image
+    ]
+
+
 def ask(engine: EngineActor, asked: list[Item], policies: str = POLICIES) -> dict[Any, dict]:
     work = TaskWork("t", asked, 4, "pad")
-    (batch,) = batches_of(plan_work([work], parse_policies(policies, LAYERS), set()), 1000)
+    (batch,) = batches_of(plan_work([work], parse_policies(policies, LAYERS), set()), 1000, 1000)
     table = engine(batch)
     assert table.schema == ANSWERS
     rows = {(row["item_id"], row["policy"]): row for row in table.to_pylist()}
@@ -112,11 +121,8 @@ def test_every_policy_of_every_item_is_answered_and_measured(engine: EngineActor
 
 def test_a_picture_is_encoded_once_for_all_policies(engine: EngineActor) -> None:
     pictures = {q.image_path for q in QUESTIONS}
-    fresh = [
-        Item(i.id, i.text, f"{Path(i.image).parent}/./{Path(i.image).name}", {}) for i in items()
-    ]
     with pictures_encoded(engine) as seen:
-        ask(engine, fresh, "baseline,cliff=2,cliff=3,text-only")
+        ask(engine, under_new_names(items()), "baseline,cliff=2,cliff=3,text-only")
     assert sum(seen) == len(pictures)
 
 
@@ -232,8 +238,28 @@ def test_sizes_of_reduced_pictures() -> None:
         reduced({"height": 384, "width": 384}, 2, 27)
 
 
+def test_reduced_pictures_of_several_sizes_go_through_one_step(
+    engine: EngineActor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies = ("downsample=1", "downsample=3", "baseline")
+    alone = {key: row for one in policies for key, row in ask(engine, items()[:3], one).items()}
+    (model,) = engine.llm.apply_model(lambda model: model)
+    given: list[Any] = []
+
+    def watched(taking: Any = model.embed_multimodal, **kwargs: Any) -> Any:
+        given.append(kwargs.get("image_embeds"))
+        return taking(**kwargs)
+
+    monkeypatch.setattr(model, "embed_multimodal", watched)
+    together = ask(engine, under_new_names(items()[:3]), ",".join(policies))
+    sizes = [{len(embedding) for embedding in one} for one in given if isinstance(one, list)]
+    assert {9, 36} in sizes
+    assert {k: r["answer"] for k, r in together.items()} == {
+        k: r["answer"] for k, r in alone.items()
+    }
+
+
 def test_batches_side_by_side_are_answered_as_alone(engine: EngineActor) -> None:
-    """Reduced pictures of two sizes among them, which vLLM takes one size at a time only."""
     batches = [[item] for item in items()[:4]]
     alone = [ask(engine, batch) for batch in batches]
     with ThreadPoolExecutor(4) as threads:
