@@ -21,7 +21,7 @@ prepare_process()
 from tests.eval.demo_pope import GRID, LAYERS, small_options  # noqa: E402
 from vllm_flow.demo_model.heldout import ANSWER_SUFFIX, load_questions, parse_yes_no  # noqa: E402
 from vllm_flow.eval.sweep.downsample import encode, interpolate, reduced  # noqa: E402
-from vllm_flow.eval.sweep.engine_actor import EngineActor  # noqa: E402
+from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor  # noqa: E402
 from vllm_flow.eval.sweep.model_facts import resolve_model  # noqa: E402
 from vllm_flow.eval.sweep.policies import parse_policies  # noqa: E402
 from vllm_flow.eval.sweep.schema import ANSWERS  # noqa: E402
@@ -241,22 +241,27 @@ def test_sizes_of_reduced_pictures() -> None:
 def test_reduced_pictures_of_several_sizes_go_through_one_step(
     engine: EngineActor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policies = ("downsample=1", "downsample=3", "baseline")
+    asked, policies = under_new_names(items()[:3]), ("downsample=1", "downsample=3")
     alone = {key: row for one in policies for key, row in ask(engine, items()[:3], one).items()}
     (model,) = engine.llm.apply_model(lambda model: model)
     given: list[Any] = []
 
     def watched(taking: Any = model.embed_multimodal, **kwargs: Any) -> Any:
-        given.append(kwargs.get("image_embeds"))
+        given.append(kwargs["image_embeds"])
         return taking(**kwargs)
 
     monkeypatch.setattr(model, "embed_multimodal", watched)
-    together = ask(engine, under_new_names(items()[:3]), ",".join(policies))
-    sizes = [{len(embedding) for embedding in one} for one in given if isinstance(one, list)]
-    assert {9, 36} in sizes
-    assert {k: r["answer"] for k, r in together.items()} == {
-        k: r["answer"] for k, r in alone.items()
-    }
+    names = []
+    for row in plan_work([TaskWork("t", asked, 4, "pad")], parse_policies(POLICIES, LAYERS), set()):
+        for policy, side in zip(policies, (3, 6), strict=True):
+            one = Ask(row, engine.policies[policy], Image.open(row["image"]).convert("RGB"), side)
+            (embedding,) = engine.downsampler.embed([one.picture], side)
+            engine.enqueue(one, {}, embedding, max_tokens=4)
+            names.append((row["item_id"], policy))
+    outputs = engine.llm.wait_for_completion(use_tqdm=False)
+    assert {len(embedding) for embedding in given[0]} == {9, 36}, "not one step"
+    found = [output.outputs[0].text.strip() for output in outputs]
+    assert found == [alone[name]["answer"] for name in names]
 
 
 def test_batches_side_by_side_are_answered_as_alone(engine: EngineActor) -> None:
