@@ -64,6 +64,14 @@ def test_calls_that_an_object_makes_on_itself_meet_our_methods() -> None:
     assert Plain().work() == ["built", "theirs"], "its class is untouched"
 
 
+def test_objects_of_a_class_stay_of_one_class() -> None:
+    """vLLM tells by its type whether another builder's work can be shared."""
+    one, other = Plain(), Plain()
+    adopt(one, Mixin)
+    adopt(other, Mixin)
+    assert type(one) is type(other)
+
+
 def test_a_subclass_of_its_own_class() -> None:
     instance = Plain()
     adopt(instance, Derived)

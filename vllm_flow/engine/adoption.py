@@ -10,6 +10,7 @@ own. Where vLLM has a setting (``worker_cls``, ``scheduler_cls``) we use that in
 from __future__ import annotations
 
 import types
+from functools import cache
 from typing import Any
 
 
@@ -29,12 +30,18 @@ def adopt(instance: Any, ours: type[Any]) -> None:
     kind = type(instance)
     if isinstance(instance, ours):
         raise TypeError(f"{kind.__name__} has the methods of {ours.__name__} already")
-    bases = (ours,) if issubclass(ours, kind) else (ours, kind)
-    adopted = types.new_class(f"Flow{kind.__name__}", bases)
-    adopted.__module__ = ours.__module__
     try:
-        instance.__class__ = adopted
+        instance.__class__ = _adopted(kind, ours)
     except TypeError as error:
         raise TypeError(
             f"a {kind.__name__} of this vLLM cannot take the methods of {ours.__name__}: {error}"
         ) from None
+
+
+@cache
+def _adopted(kind: type[Any], ours: type[Any]) -> type[Any]:
+    """One class for all objects of a kind: vLLM may compare their types."""
+    bases = (ours,) if issubclass(ours, kind) else (ours, kind)
+    adopted = types.new_class(f"Flow{kind.__name__}", bases)
+    adopted.__module__ = ours.__module__
+    return adopted

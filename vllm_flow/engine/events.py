@@ -26,7 +26,7 @@ from vllm.v1.core.kv_cache_utils import (
 )
 from vllm.v1.request import Request
 
-from vllm_flow.engine.adoption import adopt
+from vllm_flow.engine import adoption
 from vllm_flow.engine.cache_keys import KINDS_APART
 
 
@@ -140,7 +140,7 @@ class FlowBlockPool(BlockPool):
 def tell(pool: BlockPool) -> None:
     """Let a pool that has events enabled tell them as above; others stay as they are."""
     if pool.enable_kv_cache_events:
-        adopt(pool, FlowBlockPool)
+        adoption.adopt(pool, FlowBlockPool)
         pool.flow_announced = set()  # type: ignore[attr-defined]
 
 
