@@ -17,6 +17,7 @@ from typing import Any
 
 from vllm_flow.engine.families.known import FAMILIES, Family
 from vllm_flow.exits import CommandError, Refused
+from vllm_flow.options import pixels
 
 COLUMNS = ("Family", "Language model in vLLM", "A picture becomes", "Stays as text", "Verified")
 
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="look at this model: a folder, or a hub name")
     parser.add_argument(
         "--picture",
-        type=size,
+        type=pixels,
         metavar="WIDTHxHEIGHT",
         help="with a model: its tokens for a picture of this size, and what each cliff saves",
     )
@@ -49,14 +50,6 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         raise CommandError(f"{args.model}: {error}") from error
     return 0
-
-
-def size(text: str) -> tuple[int, int]:
-    """``640x480``: width and height in pixels."""
-    width, cross, height = text.partition("x")
-    if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 640x480")
-    return int(width), int(height)
 
 
 def table() -> Iterator[str]:
@@ -90,20 +83,11 @@ def about(model: str, picture: tuple[int, int] | None = None) -> Iterator[str]:
         ValueError: it would be refused; names the reason and the remedy.
         OSError: there is no such model.
     """
-    from vllm.engine.arg_utils import EngineArgs
+    from vllm_flow.engine import families
+    from vllm_flow.engine.settings import FlowSettings
+    from vllm_flow.profile.picture_cost import read_config
 
-    from vllm_flow.engine import families, plugin
-    from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
-
-    plugin.register()
-    arguments = EngineArgs(model=model, additional_config={CONFIG_KEY: {families.UNTESTED: True}})
-    try:
-        config = arguments.create_engine_config().model_config
-    except (ValueError, OSError):
-        raise
-    # Of foreign files, which may lack anything or hold it in any type.
-    except Exception as error:
-        raise ValueError(f"its configuration cannot be read ({error!r})") from error
+    config = read_config(model)
     families.check_supported(config)
     family = families.family_of(config.architecture)
     assert family is not None, "check_supported refuses what has no row"
@@ -123,7 +107,7 @@ def about(model: str, picture: tuple[int, int] | None = None) -> Iterator[str]:
 
 
 def _about_picture(model_config: Any, picture: tuple[int, int]) -> Iterator[str]:
-    from vllm_flow.picture_cost import TEXT_TOKENS, decoder_shape, picture_tokens, savings
+    from vllm_flow.profile.picture_cost import TEXT_TOKENS, decoder_shape, picture_tokens, savings
 
     tokens = picture_tokens(model_config, *picture)
     yield ""

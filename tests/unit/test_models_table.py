@@ -9,9 +9,10 @@ import pytest
 
 from vllm_flow.cli import main
 from vllm_flow.engine.families.known import FAMILIES
-from vllm_flow.models_command import size, table
-from vllm_flow.picture_cost import TEXT_TOKENS, savings
+from vllm_flow.models_command import table
+from vllm_flow.options import pixels
 from vllm_flow.profile.dimensions import ModelShape
+from vllm_flow.profile.picture_cost import TEXT_TOKENS, savings
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -25,10 +26,10 @@ def test_the_readme_shows_what_the_command_prints(capsys: pytest.CaptureFixture[
 
 
 def test_a_size_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert size("640x480") == (640, 480)
+    assert pixels("640x480") == (640, 480)
     for text in ("640", "640x", "x480", "0x4", "-1x4", "a x b"):
         with pytest.raises(ArgumentTypeError, match="not a size such as 640x480"):
-            size(text)
+            pixels(text)
     assert main(["models", "--picture", "640x480"]) == 2
     assert "needs a model" in capsys.readouterr().err
 

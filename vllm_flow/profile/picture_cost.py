@@ -27,6 +27,33 @@ class PictureTokens:
     """Markers within its placeholder, which are text."""
 
 
+def read_config(model: str, **arguments: Any) -> Any:
+    """vLLM's ``ModelConfig`` of a folder or a name of the hub, as its server builds it; no weights are loaded.
+
+    Args:
+        arguments: further ones of vLLM's ``EngineArgs``.
+
+    Raises:
+        ValueError: vLLM, or the extension, refuses it; names the reason.
+        OSError: there is no such model.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    from vllm_flow.engine import families, plugin
+    from vllm_flow.engine.settings import CONFIG_KEY
+
+    plugin.register()
+    flow = {CONFIG_KEY: {families.UNTESTED: True}}
+    try:
+        made = EngineArgs(model=model, additional_config=flow, **arguments)
+        return made.create_engine_config().model_config
+    except (ValueError, OSError):
+        raise
+    # Of foreign files, which may lack anything or hold it in any type.
+    except Exception as error:
+        raise ValueError(f"its configuration cannot be read ({error!r})") from error
+
+
 def picture_tokens(model_config: Any, width: int, height: int) -> PictureTokens:
     """Tokens of one picture, by the processor that a request would go through.
 
