@@ -1,6 +1,6 @@
 """Which model families can evict, and what leaves and what stays; with a model, whether that one can.
 
-Without a model a Markdown table, the one of the README. With one (a folder, or a name of the hub) its
+Without a model a Markdown table, the one of docs/models.md. With one (a folder, or a name of the hub) its
 configuration is built as the server builds it; no weights are loaded. Exit status 1 where the model
 would be refused, with the reason.
 
@@ -15,7 +15,8 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from vllm_flow.engine.families.known import FAMILIES, Family
+from vllm_flow.engine.families.family import Family
+from vllm_flow.engine.families.known import FAMILIES
 from vllm_flow.exits import CommandError, Refused
 
 COLUMNS = ("Family", "Language model in vLLM", "A picture becomes", "Stays as text", "Verified")
@@ -29,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=size,
         metavar="WIDTHxHEIGHT",
         help="with a model: its tokens for a picture of this size, and what each cliff saves",
+    )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="with a model that brings its configuration or processor as code: run that code",
     )
 
 
@@ -44,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     # vLLM logs how it comes to its choices, which would drown what is said here.
     logging.getLogger("vllm").setLevel(logging.ERROR)
     try:
-        for line in about(args.model, args.picture):
+        for line in about(args.model, args.picture, args.trust_remote_code):
             print(line)
     except (ValueError, OSError) as error:
         raise CommandError(f"{args.model}: {error}") from error
@@ -75,6 +81,11 @@ def table() -> Iterator[str]:
         )
 
 
+def names() -> str:
+    """The families on one line, as in the README."""
+    return "; ".join(family.name for family in FAMILIES)
+
+
 def verified(family: Family) -> str:
     """How a family was verified: what ran, and what its answers were compared with."""
     kinds = len(family.checkpoints)
@@ -83,8 +94,13 @@ def verified(family: Family) -> str:
     return f"{text}; {family.beyond}" if family.beyond else text
 
 
-def about(model: str, picture: tuple[int, int] | None = None) -> Iterator[str]:
+def about(
+    model: str, picture: tuple[int, int] | None = None, trust_remote_code: bool = False
+) -> Iterator[str]:
     """Lines about one model, and about a picture of a width and height.
+
+    Args:
+        trust_remote_code: whether code that comes with the model may run, as vLLM's option says.
 
     Raises:
         ValueError: it would be refused; names the reason and the remedy.
@@ -96,7 +112,11 @@ def about(model: str, picture: tuple[int, int] | None = None) -> Iterator[str]:
     from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
 
     plugin.register()
-    arguments = EngineArgs(model=model, additional_config={CONFIG_KEY: {families.UNTESTED: True}})
+    arguments = EngineArgs(
+        model=model,
+        trust_remote_code=trust_remote_code,
+        additional_config={CONFIG_KEY: {families.UNTESTED: True}},
+    )
     try:
         config = arguments.create_engine_config().model_config
     except (ValueError, OSError):
@@ -133,7 +153,7 @@ def _about_picture(model_config: Any, picture: tuple[int, int]) -> Iterator[str]
     )
     shape = decoder_shape(model_config)
     if shape is None:
-        yield "What a cliff saves is not counted for mixtures of experts."
+        yield "What a cliff saves is not counted for mixtures of experts and sliding windows."
         return
     yield f"Saved of a prefill with {TEXT_TOKENS} tokens of text (language model only):"
     yield "  flow_cliff    FLOPs   KV bytes"

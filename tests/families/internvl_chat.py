@@ -94,7 +94,6 @@ def config_of(text: Any) -> dict[str, Any]:
     llm = text.to_dict() | {"torch_dtype": "float32"}
     llm.pop("dtype", None)
     return dict(
-        architectures=["InternVLChatModel"],
         model_type="internvl_chat",
         auto_map={"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"},
         vision_config=dict(
@@ -160,13 +159,13 @@ def as_internlm2(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def _write(made: Any, internlm2: bool, model: Any, where: Path) -> None:
+def _write(made: Any, internlm2: bool, architecture: str, model: Any, where: Path) -> None:
     weights = tower_weights()
     text = as_internlm2(model) if internlm2 else model.state_dict()
     for name, value in text.items():
         weights[f"language_model.{name}"] = value.contiguous().clone()
     save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
-    config = config_of(model.config)
+    config = config_of(model.config) | {"architectures": [architecture]}
     if internlm2:
         config["llm_config"] |= {
             "model_type": "internlm2",
@@ -178,7 +177,9 @@ def _write(made: Any, internlm2: bool, model: Any, where: Path) -> None:
     made.save_pretrained(where)
 
 
-def _chat(kind: str, internlm2: bool = False, **text: Any) -> Checkpoint:
+def _chat(
+    kind: str, internlm2: bool = False, architecture: str = "InternVLChatModel", **text: Any
+) -> Checkpoint:
     made, vocab = tokenizer(MARKS)
     config = getattr(hf, f"{kind}Config")(
         architectures=[f"{kind}ForCausalLM"], **text_settings(vocab, **text)
@@ -192,7 +193,7 @@ def _chat(kind: str, internlm2: bool = False, **text: Any) -> Checkpoint:
         sizes=((SIDE, 2 * SIDE), (SIDE, SIDE)),
         decoder=lambda model: model.model,
         options={"trust_remote_code": True},
-        write=partial(_write, made, internlm2),
+        write=partial(_write, made, internlm2, architecture),
     )
 
 
@@ -211,3 +212,8 @@ def internvl_chat_llama() -> Checkpoint:
 def internvl_chat_internlm2() -> Checkpoint:
     """Most checkpoints of InternVL 2 and 2.5."""
     return _chat("Llama", internlm2=True)
+
+
+def skywork_r1v() -> Checkpoint:
+    """The same layout under another name."""
+    return _chat("Qwen2", architecture="SkyworkR1VChatModel")

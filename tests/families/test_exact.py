@@ -102,7 +102,10 @@ def test_what_stays_of_a_picture_is_exact(
     checkpoint = checkpoint_of(name)
     engine = Engine(checkpoint, group_layers=1)
     judge, (ask, _) = Judge(engine), prompts_of(checkpoint)
-    asks = [replace(ask, stages=stages) for stages in STAGES]
+    # Ranks by attention are refused where a layer does not see every token.
+    unread = ("last_image", "last_prompt") if checkpoint.windows else ()
+    kinds = [stages for stages in STAGES if not any(rank in stages for rank in unread)]
+    asks = [replace(ask, stages=stages) for stages in kinds]
     outputs = engine.run(asks, TOKENS)
     _record(table, name, "stages and ranks", asks, judge.assert_exact(asks, outputs))
     engine.check_idle()
