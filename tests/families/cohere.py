@@ -41,7 +41,7 @@ def _write(processor: Any, model: Any, where: Path) -> None:
 
 def cohere2_vision() -> Checkpoint:
     made, vocab = tokenizer(tuple(NAMED.values()), NAMED)
-    text = text_settings(vocab, tie_word_embeddings=True, num_hidden_layers=6)
+    text = text_settings(vocab, tie_word_embeddings=True)
     config = hf.Cohere2VisionConfig(
         text_config=hf.Cohere2Config(
             architectures=["Cohere2ForCausalLM"], **text, sliding_window=SEEN, logit_scale=SCALE
