@@ -22,7 +22,7 @@ import pyarrow as pa
 from vllm_flow.eval.sweep import cluster
 from vllm_flow.eval.sweep.engine_actor import EngineActor, EngineOptions
 from vllm_flow.eval.sweep.records import Run
-from vllm_flow.eval.sweep.work import SEQUENCES, in_flight
+from vllm_flow.eval.sweep.work import SEQUENCES, in_flight, requests_of
 from vllm_flow.exits import CommandError
 
 RETRIES = 3
@@ -207,10 +207,7 @@ def answers(
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
-    sequences = options.engine_args.get(
-        "max_num_seqs", SEQUENCES["gpu" if pool.num_gpus else "cpu"]
-    )
-    at_once = in_flight([batch.num_rows for batch in batches], pool.engines, sequences)
+    at_once = batches_at_once(batches, options, pool)
     context = DataContext.get_current()
     context.enable_progress_bars = False  # the command's own bar counts answers
     context.print_on_execution_start = False
@@ -243,6 +240,14 @@ def answers(
         yield from stream
     except ray.exceptions.RayError as error:
         raise SweepError(explain(error)) from error
+
+
+def batches_at_once(batches: Sequence[pa.Table], options: EngineOptions, pool: Pool) -> int:
+    """Batches at an engine, see :func:`work.in_flight`."""
+    sequences = options.engine_args.get(
+        "max_num_seqs", SEQUENCES["gpu" if pool.num_gpus else "cpu"]
+    )
+    return in_flight([requests_of(batch) for batch in batches], pool.engines, sequences)
 
 
 def explain(error: BaseException) -> str:

@@ -26,14 +26,11 @@ from vllm_flow.eval.sweep.model_facts import DEMO_MODELS, ModelError, ModelFacts
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run, RunError, difference
 from vllm_flow.eval.sweep.versions import versions
-from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, sample
+from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, requests_of, sample
 from vllm_flow.eval.tasks import get_task
 from vllm_flow.exits import keeping
 from vllm_flow.grouping import default_group_layers
 from vllm_flow.outputs import check_folder, real
-
-BATCH_REQUESTS = 2048
-"""Most requests in a batch, which is retried, and lost with a driver, as a whole."""
 
 DEMO_CONTEXT = 2048
 """Tokens of the demo models' longest request: ScienceQA's 1024 answer tokens, and a prompt."""
@@ -124,9 +121,8 @@ def answer_all(
         session if rows else None,
     )
     options = engine_options(args, facts, meta, policies)
-    size = max(1, min(args.batch, BATCH_REQUESTS // len(policies)))
     total = sum(len(task.items) for task in tasks) * len(policies)
-    stream(run, batches_of(rows, size), options, pool, total, args.max_errors)
+    stream(run, batches_of(rows, args.batch), options, pool, total, args.max_errors)
     run.compact()
 
 
@@ -236,7 +232,7 @@ def stream(
     max_errors: int,
 ) -> None:
     """Answer what is left, under a bar that shows the rate and the time left."""
-    left = sum(len(names) for batch in batches for names in batch["policies"].to_pylist())
+    left = sum(map(requests_of, batches))
     if not left:
         print(f"Nothing left to ask: {run.path} has all {total} answers.")
         return

@@ -15,8 +15,9 @@ from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
 from vllm.v1.request import Request
 
 from vllm_flow.boundaries import packed_boundary
+from vllm_flow.engine.cache_keys import POSITION, completed, tail
 from vllm_flow.engine.freeing import by_position
-from vllm_flow.engine.storage import POSITION, FlowAttentionManager, completed, tail
+from vllm_flow.engine.storage import FlowAttentionManager
 from vllm_flow.layout import TokenLayout
 from vllm_flow.layout_stages import LayoutStage
 

@@ -89,11 +89,11 @@ def images_of(shape: ModelShape, tokens: int) -> int:
         ValueError: no whole number of images has.
     """
     assert shape.tower is not None
-    if tokens % shape.tower.patches:
+    if tokens % shape.tower.tokens:
         raise ValueError(
-            f"{tokens} image tokens: one image has {shape.tower.patches}; use a multiple."
+            f"{tokens} image tokens: one image has {shape.tower.tokens}; use a multiple."
         )
-    return tokens // shape.tower.patches
+    return tokens // shape.tower.tokens
 
 
 def settle(args: argparse.Namespace, scratch: Path) -> Setup:
@@ -121,7 +121,7 @@ def settle(args: argparse.Namespace, scratch: Path) -> Setup:
     (peer,) = engines.parse_systems(args.peer_cliff, shape.layers)[1:]
     groups = args.group_layers or default_group_layers(shape.layers)
     storage_groups(shape.layers, groups)  # refuses sizes that vLLM would split
-    image_tokens = args.image_tokens or shape.tower.patches
+    image_tokens = args.image_tokens or shape.tower.tokens
     contexts = args.decode_image_tokens or (image_tokens,)
     longest = max(image_tokens, *(contexts if "decode" in args.parts else ()), 0)
     options = engines.EngineOptions(
