@@ -93,6 +93,7 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "glm_ocr": glm.glm_ocr,
     "paddleocr_vl": paddle.paddleocr_vl,
     "skywork_r1v": internvl_chat.skywork_r1v,
+    "eagle2_5": internvl_chat.eagle2_5,
     "pixtral_mistral": mistral_format.pixtral_mistral,
     "instructblip": paper.instructblip,
     "shikra": paper.shikra,

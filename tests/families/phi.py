@@ -79,6 +79,16 @@ class {name}ImageProcessor(BaseImageProcessor):
         image = image.convert("RGB").resize((width, height))
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
+    def _fitting(self, image, width, height):
+        ratio = min(width / image.width, height / image.height)
+        return int(image.width * ratio), int(image.height * ratio)
+
+    def _padded(self, image, width, height):
+        inner_width, inner_height = self._fitting(image, width, height)
+        padded = torch.ones(3, height, width)
+        padded[:, :inner_height, :inner_width] = self._pixels(image, inner_width, inner_height)
+        return padded
+
 {rest}"""
 
 PHI3 = """
@@ -89,7 +99,7 @@ PHI3 = """
         parts, sizes, side = [], [], self.side
         for image in images:
             rows, columns = self.tiles(*image.size)
-            whole = self._pixels(image, columns * side, rows * side)
+            whole = self._padded(image, columns * side, rows * side)
             tiles = [
                 whole[:, side * row : side * (row + 1), side * column : side * (column + 1)]
                 for row in range(rows)
@@ -107,10 +117,8 @@ PHI4 = """
         found = {"input_image_embeds": [], "image_attention_mask": [], "image_sizes": []}
         side, patch = self.side, 14
         for image in images:
-            ratio = min(side / image.width, side / image.height)
-            width, height = int(image.width * ratio), int(image.height * ratio)
-            tile = torch.ones(3, side, side)
-            tile[:, :height, :width] = self._pixels(image, width, height)
+            width, height = self._fitting(image, side, side)
+            tile = self._padded(image, side, side)
             mask = torch.zeros(side // patch, side // patch)
             mask[: len(mask) - (side - height) // patch, : len(mask) - (side - width) // patch] = 1
             whole = self._pixels(image, side, side)
@@ -257,7 +265,7 @@ def phi3v() -> Checkpoint:
         "<|image|>",
         rope,
         lambda made: partial(_write, made, "Phi3V", PHI3, weights, settings),
-        ((168, 168), (120, 240)),
+        ((200, 300), (120, 240)),
         lambda vocab: {
             "phi3v.CLIP_VIT_LARGE_PATCH14_336_CONFIG": lambda _: tower,
             "phi3v._IMAGE_TOKEN_ID": lambda _: vocab["<|image|>"],

@@ -118,7 +118,6 @@ UNTESTED = {
     "Blip2ForConditionalGeneration",
     "CohereCompassForConditionalGeneration",
     "Cosmos3ForConditionalGeneration",
-    "Eagle2_5_VLForConditionalGeneration",
     "Exaone4_5_ForConditionalGeneration",
     "H2OVLChatModel",
     "InternS1ProForConditionalGeneration",

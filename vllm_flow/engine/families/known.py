@@ -103,8 +103,8 @@ FAMILIES = (
         beyond="videos, from vLLM's embeddings on",
     ),
     Family(
-        "InternVL, OpenGVLab's layout, Skywork-R1V",
-        ("InternVLChatModel", "SkyworkR1VChatModel"),
+        "InternVL, OpenGVLab's layout, Skywork-R1V, Eagle 2.5",
+        ("InternVLChatModel", "SkyworkR1VChatModel", "Eagle2_5_VLForConditionalGeneration"),
         ("Qwen2Model", "Qwen3Model", "LlamaModel", "InternLM2Model"),
         "tiles of 448 x 448 pixels and a thumbnail, 256 tokens each",
         "<img>, </img>",
@@ -114,6 +114,7 @@ FAMILIES = (
             "internvl_chat_llama",
             "internvl_chat_internlm2",
             "skywork_r1v",
+            "eagle2_5",
         ),
         compared=FROM_EMBEDDINGS,
     ),
