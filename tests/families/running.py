@@ -141,9 +141,12 @@ class Engine:
             seen.append((positions.clone(), hidden.clone(), injected))
 
         own = "forward" in vars(inner)
-        compiled = not getattr(inner, "do_not_compile", True)
-        if compiled:  # the layers' own code runs, which alone calls hooks
-            inner.do_not_compile = True
+        # The layers' own code runs, which alone calls hooks; some models compile more than the decoder.
+        compiled = [
+            part for part in self.model.modules() if not getattr(part, "do_not_compile", True)
+        ]
+        for part in compiled:
+            part.do_not_compile = True
         inner.forward = note
         hook = decoder.layers[0].register_forward_pre_hook(see, with_kwargs=True)
         params = SamplingParams(temperature=0, max_tokens=1)
@@ -153,8 +156,8 @@ class Engine:
             ids = list(self.llm.generate(prompt, params, use_tqdm=False)[0].prompt_token_ids)
         finally:
             hook.remove()
-            if compiled:
-                inner.do_not_compile = False
+            for part in compiled:
+                part.do_not_compile = False
             if own:
                 inner.forward = stock
             else:
