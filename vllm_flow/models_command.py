@@ -1,6 +1,6 @@
 """Which model families can evict, and what leaves and what stays; with a model, whether that one can.
 
-Without a model a Markdown table, the one of the README. With one (a folder, or a name of the hub) its
+Without a model a Markdown table, the one of docs/models.md. With one (a folder, or a name of the hub) its
 configuration is built as the server builds it; no weights are loaded. Exit status 1 where the model
 would be refused, with the reason.
 
@@ -15,7 +15,8 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from vllm_flow.engine.families.known import FAMILIES, Family
+from vllm_flow.engine.families.family import Family
+from vllm_flow.engine.families.known import FAMILIES
 from vllm_flow.exits import CommandError, Refused
 from vllm_flow.options import pixels
 
@@ -31,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WIDTHxHEIGHT",
         help="with a model: its tokens for a picture of this size, and what each cliff saves",
     )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="with a model that brings its configuration or processor as code: run that code",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     # vLLM logs how it comes to its choices, which would drown what is said here.
     logging.getLogger("vllm").setLevel(logging.ERROR)
     try:
-        for line in about(args.model, args.picture):
+        for line in about(args.model, args.picture, args.trust_remote_code):
             print(line)
     except (ValueError, OSError) as error:
         raise CommandError(f"{args.model}: {error}") from error
@@ -68,6 +74,11 @@ def table() -> Iterator[str]:
         )
 
 
+def names() -> str:
+    """The families on one line, as in the README."""
+    return "; ".join(family.name for family in FAMILIES)
+
+
 def verified(family: Family) -> str:
     """How a family was verified: what ran, and what its answers were compared with."""
     kinds = len(family.checkpoints)
@@ -76,8 +87,13 @@ def verified(family: Family) -> str:
     return f"{text}; {family.beyond}" if family.beyond else text
 
 
-def about(model: str, picture: tuple[int, int] | None = None) -> Iterator[str]:
+def about(
+    model: str, picture: tuple[int, int] | None = None, trust_remote_code: bool = False
+) -> Iterator[str]:
     """Lines about one model, and about a picture of a width and height.
+
+    Args:
+        trust_remote_code: whether code that comes with the model may run, as vLLM's option says.
 
     Raises:
         ValueError: it would be refused; names the reason and the remedy.
@@ -87,7 +103,7 @@ def about(model: str, picture: tuple[int, int] | None = None) -> Iterator[str]:
     from vllm_flow.engine.settings import FlowSettings
     from vllm_flow.profile.picture_cost import read_config
 
-    config = read_config(model)
+    config = read_config(model, trust_remote_code=trust_remote_code)
     families.check_supported(config)
     family = families.family_of(config.architecture)
     assert family is not None, "check_supported refuses what has no row"
@@ -117,7 +133,7 @@ def _about_picture(model_config: Any, picture: tuple[int, int]) -> Iterator[str]
     )
     shape = decoder_shape(model_config)
     if shape is None:
-        yield "What a cliff saves is not counted for mixtures of experts."
+        yield "What a cliff saves is not counted for mixtures of experts and sliding windows."
         return
     yield f"Saved of a prefill with {TEXT_TOKENS} tokens of text (language model only):"
     yield "  flow_cliff    FLOPs   KV bytes"

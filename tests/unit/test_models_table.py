@@ -1,4 +1,4 @@
-"""`vllm-flow models`: its table is the README's."""
+"""`vllm-flow models`: its table is that of docs/models.md, and the README names the families."""
 
 from __future__ import annotations
 
@@ -9,20 +9,26 @@ import pytest
 
 from vllm_flow.cli import main
 from vllm_flow.engine.families.known import FAMILIES
-from vllm_flow.models_command import table
+from vllm_flow.models_command import names, table
 from vllm_flow.options import pixels
 from vllm_flow.profile.dimensions import ModelShape
 from vllm_flow.profile.picture_cost import TEXT_TOKENS, savings
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
-def test_the_readme_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def between_marks(page: str) -> str:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return text.split("<!-- vllm-flow models -->")[1].split("<!-- /vllm-flow models -->")[0].strip()
+
+
+def test_the_page_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
-    printed = capsys.readouterr().out.strip()
-    shown = README.read_text(encoding="utf-8")
-    between = shown.split("<!-- vllm-flow models -->")[1].split("<!-- /vllm-flow models -->")[0]
-    assert between.strip() == printed
+    assert between_marks("docs/models.md") == capsys.readouterr().out.strip()
+
+
+def test_the_readme_names_the_families() -> None:
+    assert between_marks("README.md") == names()
 
 
 def test_a_size_is_checked(capsys: pytest.CaptureFixture[str]) -> None:

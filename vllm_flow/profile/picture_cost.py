@@ -6,6 +6,7 @@ Tokens come from vLLM's processor of the model, on a black picture; costs from s
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -62,10 +63,19 @@ def picture_tokens(model_config: Any, width: int, height: int) -> PictureTokens:
     """
     from PIL import Image
     from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.processing.context import TimingContext
 
     processor = MULTIMODAL_REGISTRY.create_processor(model_config)
-    items = processor.info.parse_mm_data({"image": [Image.new("RGB", (width, height))]})
-    found = processor(processor.dummy_inputs.get_dummy_text({"image": 1}), items)
+    picture = {"image": [Image.new("RGB", (width, height))]}
+    if "mm_data" in inspect.signature(processor.get_dummy_inputs).parameters:
+        # Mistral's tokenizer writes a picture's tokens into the prompt itself.
+        asked = processor.get_dummy_inputs(
+            model_config.max_model_len, {"image": 1}, {}, mm_data=picture
+        )
+        found = processor.apply(asked, TimingContext(enabled=False))
+    else:
+        items = processor.info.parse_mm_data(picture)
+        found = processor(processor.dummy_inputs.get_dummy_text({"image": 1}), items)
     places = found["mm_placeholders"]["image"]
     evicted = sum(
         end + 1 - start for place in places for start, end in place.extract_embeds_range()
@@ -74,9 +84,13 @@ def picture_tokens(model_config: Any, width: int, height: int) -> PictureTokens:
 
 
 def decoder_shape(model_config: Any) -> ModelShape | None:
-    """The language model's shape; None for a mixture of experts, whose FLOPs are not counted here."""
+    """The language model's shape; None where costs are not counted here: mixtures of experts, sliding windows."""
     text = model_config.hf_text_config
-    if model_config.is_moe or not isinstance(getattr(text, "intermediate_size", None), int):
+    if (
+        model_config.is_moe
+        or _has_windows(text)
+        or not isinstance(getattr(text, "intermediate_size", None), int)
+    ):
         return None
     return ModelShape(
         layers=model_config.get_total_num_hidden_layers(),
@@ -88,6 +102,13 @@ def decoder_shape(model_config: Any) -> ModelShape | None:
         vocab=model_config.get_vocab_size(),
         value_bytes=model_config.dtype.itemsize,
     )
+
+
+def _has_windows(text: Any) -> bool:
+    types = getattr(text, "layer_types", None)
+    if types:
+        return "sliding_attention" in types
+    return bool(getattr(text, "sliding_window", None))
 
 
 def savings(shape: ModelShape, image_tokens: int) -> Iterator[tuple[int, float, float]]:
