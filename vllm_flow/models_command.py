@@ -1,8 +1,8 @@
 """Which model families can evict, and what leaves and what stays; with a model, whether that one can.
 
-Without a model a Markdown table, the one of docs/models.md. With one (a folder, or a name of the hub) its
-configuration is built as the server builds it; no weights are loaded. Exit status 1 where the model
-would be refused, with the reason.
+Without a model a table, which is Markdown (that of docs/models.md) where it goes to a file or a pipe. With
+one (a folder, or a name of the hub) its configuration is built as the server builds it; no weights are
+loaded. Exit status 1 where the model would be refused, with the reason.
 
     vllm-flow models
     vllm-flow models Qwen/Qwen2.5-VL-7B-Instruct --picture 1024x768
@@ -11,8 +11,12 @@ would be refused, with the reason.
 from __future__ import annotations
 
 import argparse
+import html
 import logging
+import re
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from vllm_flow.engine.families.family import Family
@@ -20,7 +24,15 @@ from vllm_flow.engine.families.known import FAMILIES
 from vllm_flow.exits import CommandError, Refused
 from vllm_flow.options import pixels
 
-COLUMNS = ("Family", "Language model in vLLM", "A picture becomes", "Stays as text", "Verified")
+COLUMNS = (
+    "Family",
+    "Language model in vLLM",
+    "A picture becomes",
+    "Stays as text",
+    "Verified at every cliff, with random weights",
+)
+MARKER = re.compile(r"<[^ ,]+>|\[[A-Z_]+\]")
+"""A token of text around pictures."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             "--picture needs a model: its processor decides how many tokens a picture becomes"
         )
     if args.model is None:
-        print("\n".join(table()))
+        show_table()
         return 0
     # vLLM logs how it comes to its choices, which would drown what is said here.
     logging.getLogger("vllm").setLevel(logging.ERROR)
@@ -58,20 +70,46 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def show_table() -> None:
+    """Print the registry: for people on a terminal, else as Markdown."""
+    # rich comes with vllm-flow[eval].
+    if not sys.stdout.isatty() or find_spec("rich") is None:
+        print("\n".join(table()))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    shown = Table(*(Column(name, overflow="fold") for name in COLUMNS), show_lines=True)
+    for family in FAMILIES:
+        shown.add_row(*(escape(cell) for cell in cells(family)))
+    Console().print(shown)
+
+
 def table() -> Iterator[str]:
     """The registry as a Markdown table, a row per family."""
     yield _row(COLUMNS)
     yield _row(["---"] * len(COLUMNS))
     for family in FAMILIES:
-        yield _row(
-            (
-                f"{family.name} (`{'`, `'.join(family.architectures)}`)",
-                ", ".join(family.decoders) or "any",
-                family.layout,
-                family.stays.replace("<", "\\<").replace("|", "\\|"),
-                verified(family),
-            )
-        )
+        _, decoders, layout, stays, compared = cells(family)
+        name = f"{family.name} (`{'`, `'.join(family.architectures)}`)"
+        yield _row((name, decoders, layout, MARKER.sub(_as_code, stays), compared))
+
+
+def cells(family: Family) -> tuple[str, ...]:
+    """A family's row."""
+    return (
+        f"{family.name} ({', '.join(family.architectures)})",
+        ", ".join(family.decoders) or "any",
+        family.layout,
+        family.stays,
+        verified(family),
+    )
+
+
+def _as_code(marker: re.Match[str]) -> str:
+    """As HTML: a bar within backticks would end the cell, or be shown with what escapes it."""
+    return f"<code>{html.escape(marker[0]).replace('|', '&#124;')}</code>"
 
 
 def names() -> str:
@@ -82,8 +120,8 @@ def names() -> str:
 def verified(family: Family) -> str:
     """How a family was verified: what ran, and what its answers were compared with."""
     kinds = len(family.checkpoints)
-    made = "a tiny random checkpoint" if kinds == 1 else f"{kinds} tiny random checkpoints"
-    text = f"{made}, every cliff, against {family.compared}"
+    made = "a tiny checkpoint" if kinds == 1 else f"{kinds} tiny checkpoints"
+    text = f"{made}, against {family.compared}"
     return f"{text}; {family.beyond}" if family.beyond else text
 
 

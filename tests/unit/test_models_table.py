@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -25,6 +26,31 @@ def between_marks(page: str) -> str:
 def test_the_page_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     assert between_marks("docs/models.md") == capsys.readouterr().out.strip()
+
+
+def test_on_a_terminal_nothing_is_escaped_or_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["models"]) == 0
+    columns = zip(
+        *(line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line),
+        strict=True,
+    )
+    family, *_, stays, _ = ("".join(cell.strip() for cell in column) for column in columns)
+    for known in FAMILIES:
+        assert all(architecture in family for architecture in known.architectures)
+    assert "<|vision_start|>" in stays and "[IMG_BREAK]" in stays and "&" not in stays
+
+
+def test_without_rich_it_is_markdown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("vllm_flow.models_command.find_spec", lambda name: None)
+    assert main(["models"]) == 0
+    assert capsys.readouterr().out.startswith("| Family |")
 
 
 def test_the_readme_names_the_families() -> None:
