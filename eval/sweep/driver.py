@@ -29,11 +29,18 @@ RETRIES = 3
 """How often a batch is given out again after its engine or machine died. A batch that kills every
 engine it meets then ends the run instead of going round for ever."""
 
+UNREACHABLE = ("ActorUnavailableError", "NodeDiedError")
+"""Ray gives a batch out again at once, to an engine of whose machine it does not know yet that it is gone."""
+
 DEATHS = ("ActorDiedError", "ActorUnavailableError", "RayActorError", "NodeDiedError")
 
 
 class SweepError(CommandError):
     """The sweep cannot go on; what was answered is kept. The message is for the user."""
+
+
+class MachineLost(SweepError):
+    """An engine cannot be reached any more: what is left can be asked of the others."""
 
 
 @dataclass
@@ -202,6 +209,7 @@ def answers(
     """Answers of every batch, in the order in which they are done.
 
     Raises:
+        MachineLost: an engine cannot be reached.
         SweepError: an engine cannot start, failed, or died more often than `RETRIES`.
     """
     import ray
@@ -242,7 +250,8 @@ def answers(
     try:
         yield from stream
     except ray.exceptions.RayError as error:
-        raise SweepError(explain(error)) from error
+        kind = MachineLost if type(error).__name__ in UNREACHABLE else SweepError
+        raise kind(explain(error)) from error
 
 
 def explain(error: BaseException) -> str:

@@ -114,8 +114,8 @@ def answer_all(
     """Get every answer that the run lacks; ``meta`` is what this command says of itself."""
     for task in tasks:
         run.write_items(task.task, task.items)
-    done = run.done() - (run.failed() if args.retry_errors else set())
-    rows = plan_work(tasks, policies, done)
+    failed = run.failed() if args.retry_errors else set()
+    rows = plan_work(tasks, policies, run.done() - failed)
     session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     session |= {name: meta[name] for name in ("command", "engines", "hardware", "versions")}
     run.extend(
@@ -126,7 +126,16 @@ def answer_all(
     options = engine_options(args, facts, meta, policies)
     size = max(1, min(args.batch, BATCH_REQUESTS // len(policies)))
     total = sum(len(task.items) for task in tasks) * len(policies)
-    stream(run, batches_of(rows, size), options, pool, total, args.max_errors)
+    for lost in range(driver.RETRIES + 1):
+        try:
+            stream(run, batches_of(rows, size), options, pool, total, args.max_errors)
+            break
+        except driver.MachineLost as error:
+            if lost == driver.RETRIES:
+                raise
+            print(f"{error}\nAsking the others for what is left.", flush=True)
+            # Errors of this command are not asked again, those that it is to retry are.
+            rows = plan_work(tasks, policies, run.done() - (failed & run.failed()))
     run.compact()
 
 
