@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_flow.plan import ScheduledRequest
+from vllm_flow.step import ScheduledRequest
 
 EVERYTHING = np.iinfo(np.int32).max
 """More tokens than any request has: nothing is stored."""

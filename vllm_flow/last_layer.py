@@ -19,8 +19,8 @@ from itertools import takewhile
 
 import numpy as np
 
-from vllm_flow.plan import ScheduledRequest, StepPlan, Variant
 from vllm_flow.spans import IntArray
+from vllm_flow.step import ScheduledRequest, StepPlan, Variant
 
 
 @dataclass(frozen=True, slots=True)

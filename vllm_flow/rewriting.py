@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vllm_flow.layout import TokenLayout
-from vllm_flow.plan import ScheduledRequest, StepPlan, plan_step
+from vllm_flow.plan import plan_step
 from vllm_flow.spans import IntArray
+from vllm_flow.step import ScheduledRequest, StepPlan
 
 
 @dataclass(frozen=True, slots=True)

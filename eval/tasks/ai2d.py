@@ -113,7 +113,7 @@ class Ai2d(Task):
         picture: str,
     ) -> Item:
         if not 0 <= at < len(options) <= 26:
-            raise DataError(f"{row.place}: answer {at} of {len(options)} options")
+            raise DataError(f"{row.place}: answer {brief(at)} of {len(options)} options")
         truth = {"answer": chr(ord("A") + at), "question": question, "image_id": picture}
         return Item(name, choose(question, options, style=self.prompts), image, truth)
 

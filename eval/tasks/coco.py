@@ -91,7 +91,9 @@ def _categories(rows: Iterator[Row], names: Mapping[int, str]) -> Iterator[tuple
     for row in rows:
         category = row.get("category_id", int)
         if category not in names:
-            raise DataError(f"{row.place}: category {category} is not among the file's categories")
+            raise DataError(
+                f"{row.place}: category {brief(category)} is not among the file's categories"
+            )
         yield row, [names[category]]
 
 

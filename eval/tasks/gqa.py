@@ -24,6 +24,7 @@ from vllm_flow.eval.tasks.prompts import short_answer
 from vllm_flow.eval.tasks.reading import (
     DataError,
     Row,
+    brief,
     directory,
     first_directory_with,
     first_file,
@@ -81,7 +82,7 @@ class Gqa(Task):
                 continue
             image = row.identifier("imageId")
             if image not in images:
-                raise DataError(f"{row.place}: no picture {image} among the files")
+                raise DataError(f"{row.place}: no picture {brief(image)} among the files")
             types = row.get("types", dict)
             group = "open" if types.get("structural") == "query" else "binary"
             question = row.get("question", str)

@@ -34,6 +34,7 @@ from vllm_flow.eval.tasks.reading import (
     Row,
     brief,
     by_unique,
+    clipped,
     directory,
     first_directory_with,
     parquet_files,
@@ -210,7 +211,7 @@ def _check_unique(items: list[Item]) -> None:
     seen = set()
     for item in items:
         if item.id in seen:
-            raise DataError(f"question {item.id} comes twice in the parquet files")
+            raise DataError(f"question {clipped(item.id)} comes twice in the parquet files")
         seen.add(item.id)
 
 

@@ -58,7 +58,11 @@ class Row(NamedTuple):
 
 def brief(value: Any) -> str:
     """A value as a message shows it."""
-    text = repr(value)
+    return clipped(repr(value))
+
+
+def clipped(text: str) -> str:
+    """A text as a message shows it, where it needs no quotes."""
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 

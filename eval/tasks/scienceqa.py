@@ -27,6 +27,7 @@ from vllm_flow.eval.tasks.reading import (
     DataError,
     Row,
     brief,
+    clipped,
     directory,
     few,
     first_file,
@@ -75,14 +76,14 @@ def official_items(problems: Path, splits: Path, split: str, images: Path | None
     for number in map(str, Row(str(splits), chosen).get(split, list)):
         if number not in known:
             raise DataError(
-                f"{problems}: no problem {brief(number)}, which {splits} lists under {split!r}"
+                f"{problems}: no problem {clipped(number)}, which {splits} lists under {split!r}"
             )
         if number in seen:
-            raise DataError(f"{splits}: problem {number} comes twice in {split!r}")
+            raise DataError(f"{splits}: problem {clipped(number)} comes twice in {split!r}")
         seen.add(number)
         if not isinstance(known[number], dict):
-            raise DataError(f"{problems}, problem {number}: not an object")
-        row = Row(f"{problems}, problem {number}", known[number])
+            raise DataError(f"{problems}, problem {clipped(number)}: not an object")
+        row = Row(f"{problems}, problem {clipped(number)}", known[number])
         name = row.get("image", str) if row.values.get("image") else None
         image = str((images or Path()) / split / number / name) if name else None
         items.append(_item(row, number, image))
@@ -170,7 +171,7 @@ def _item(row: Row, number: str, image: str | None) -> Item:
     answer = row.get("answer", int)
     if not 0 <= answer < len(choices) <= len(LETTERS):
         raise DataError(
-            f"{row.place}: answer {answer} of {len(choices)} choices (at most {len(LETTERS)})"
+            f"{row.place}: answer {brief(answer)} of {len(choices)} choices (at most {len(LETTERS)})"
         )
     text = question_text(
         row.get("question", str),

@@ -22,9 +22,10 @@ from vllm_flow.engine.last_layer import key_value_projection, reason_against
 from vllm_flow.engine.metadata import _VariantTensors
 from vllm_flow.last_layer import LastLayer, spare_last_layers
 from vllm_flow.layout import TokenLayout
-from vllm_flow.plan import ScheduledRequest, plan_step
+from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans
+from vllm_flow.step import ScheduledRequest
 
 
 def runner_of(engine: Engine) -> Any:

@@ -22,9 +22,10 @@ from tests.engine_v2.recorded_graphs import recorded_graphs
 from vllm_flow.decode_plan import decode_facts
 from vllm_flow.engine.decode_graphs import DecodeBuffers, unreplayable
 from vllm_flow.layout import TokenLayout
-from vllm_flow.plan import ScheduledRequest, plan_step
+from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.spans import ImageSpans
+from vllm_flow.step import ScheduledRequest
 
 LAYERS, BLOCK, BLOCKS = 6, 4, 8
 

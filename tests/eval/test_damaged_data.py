@@ -234,10 +234,14 @@ def keys_of(value: Any) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("task", "key"), [("mmbench", "answer"), ("vizwiz", "answer_type"), ("mmstar", "category")]
+    ("task", "key"), [("mmbench", "answer"), ("gqa", "imageId"), ("mmstar", "category")]
 )
 def test_a_value_of_any_length_is_named_shortly(tmp_path: Path, task: str, key: str) -> None:
     name, row = HUB[task]
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    if task == "gqa":
+        shown = row | {"image": files.hub_image((1, 2, 3))}
+        files.parquet(tmp_path / name.replace("instructions", "images"), [shown])
     files.parquet(tmp_path / name, [row | {"image": files.hub_image((1, 2, 3)), key: "9" * 5000}])
     with pytest.raises(DataError, match="999... [(]5002 characters[)]") as told:
         get_task(task).read(tmp_path)

@@ -183,6 +183,19 @@ policies = st.sampled_from(
 )
 
 
+def test_what_leaves_with_the_second_token_stays_where_there_is_none() -> None:
+    shape, flow = (
+        ModelShape(3, 8, 2, 2, 4, 8, 8),
+        parse_policies("cliff=2 when=decode", 3)[0].flow(),
+    )
+    assert flow is not None
+    for output_tokens, kept in ((1, (5, 5, 5)), (2, (5, 5, 0))):
+        work = Workload(4, 5, output_tokens)
+        assert ideal.kept_tokens(shape, work, flow) == kept
+        stored = tuple(work.computed_tokens - 5 + n for n in kept)
+        assert ideal.kv_blocks(work, flow, (0, 1, 2), 1) == stored
+
+
 def policy_of(text: str, layers: int) -> FlowPolicy | None:
     """None where it does not fit so few layers, or evicts nothing of them."""
     try:

@@ -13,7 +13,8 @@ from tests.unit.test_layout_stages import cases as staged_cases
 from tests.unit.test_layout_stages import chunks
 from tests.unit.test_plan import LAYERS, Case, batches, decode_batches
 from vllm_flow.last_layer import LastLayer, spare_last_layers
-from vllm_flow.plan import ScheduledRequest, StepPlan, Variant, plan_step
+from vllm_flow.plan import plan_step
+from vllm_flow.step import ScheduledRequest, StepPlan, Variant
 
 Batch = list[tuple[Case, int, int]]
 

@@ -19,11 +19,12 @@ from vllm_flow.decode_plan import decode_facts
 from vllm_flow.grouping import storage_groups
 from vllm_flow.last_layer import LastLayer, spare_last_layers
 from vllm_flow.layout import TokenLayout, evicted_at, predict_blocks, stored_blocks
-from vllm_flow.plan import Ranking, ScheduledRequest, plan_step
+from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.ranks import RANKS, PositionRank
 from vllm_flow.ranks.base import Draw
 from vllm_flow.spans import ImageSpans
+from vllm_flow.step import Ranking, ScheduledRequest
 
 LAYERS = 6
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from vllm_flow.boundaries import blocks_taken, packed_boundary
 from vllm_flow.grouping import storage_groups
 from vllm_flow.layout import TokenLayout, predict_blocks
-from vllm_flow.plan import ScheduledRequest, StepPlan, plan_step
+from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.profile.ideal import row_count_ideal
 from vllm_flow.spans import ImageSpans
+from vllm_flow.step import ScheduledRequest, StepPlan
 
 LAYERS = 6
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.unit.test_layout_stages import LAYERS, Case, apply, cases
 from vllm_flow.grouping import storage_groups
 from vllm_flow.layout import TokenLayout, predict_blocks
-from vllm_flow.plan import plan_step, scheduled_request
+from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.ranks import RANKS
 from vllm_flow.rewriting import (
@@ -28,6 +28,7 @@ from vllm_flow.rewriting import (
     overlap,
 )
 from vllm_flow.spans import ImageSpans
+from vllm_flow.step import scheduled_request
 
 LATE = tuple(name for name, rank in RANKS.items() if rank.late)
 

@@ -31,7 +31,7 @@ from vllm_flow.options import count, gib, positive
 from vllm_flow.outputs import check_folder
 from vllm_flow.policy import FlowPolicy
 
-QUESTIONS = 20
+QUESTIONS = 24
 """Yes/no questions by default; the other kinds have their share of it."""
 FEW_CLIFFS = 6
 """Cliffs, spread over the range, at which kinds are asked that are not asked at all of them."""

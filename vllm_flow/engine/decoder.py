@@ -41,7 +41,7 @@ class DeviceLastKeys:
 
 @dataclass(frozen=True)
 class DeviceVariant:
-    """A plan's variant on the device; see :class:`vllm_flow.plan.Variant` for R."""
+    """A plan's variant on the device; see :class:`vllm_flow.step.Variant` for R."""
 
     num_rows: int
     rows: torch.Tensor | None

@@ -23,8 +23,8 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm_flow.engine.decoder import DeviceLastKeys, DeviceVariant, FlowStep
 from vllm_flow.engine.ranking import DeviceRanking, DeviceReading
 from vllm_flow.last_layer import LastLayer
-from vllm_flow.plan import Ranking, StepPlan, Variant
 from vllm_flow.rewriting import LateReading
+from vllm_flow.step import Ranking, StepPlan, Variant
 
 _Shape: TypeAlias = tuple[int, int]
 """Of a block table: tokens per block, blocks per row."""

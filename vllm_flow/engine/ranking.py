@@ -26,10 +26,10 @@ from vllm_flow.engine.attention.row_mass import mass, mean_over_workers
 from vllm_flow.engine.farthest_first import fast_order
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.layout_stages import Choice
-from vllm_flow.plan import Ranking, StepPlan
 from vllm_flow.ranks import RANKS, AttentionRank, PictureRank
 from vllm_flow.ranks.base import Needs
 from vllm_flow.rewriting import LateReading
+from vllm_flow.step import Ranking, StepPlan
 
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig

@@ -78,6 +78,8 @@ def kept_tokens(shape: Layered, work: Workload, policy: Policy) -> tuple[int, ..
         if not 0 <= policy <= shape.layers:
             raise ValueError(f"cliff={policy}: it must be in 0 ... {shape.layers}.")
         return tuple(work.image_tokens if n < policy else 0 for n in range(shape.layers))
+    if policy.when == "decode" and work.output_tokens < 2:  # they leave with the second token
+        return (work.image_tokens,) * shape.layers
     return tuple(
         sum(policy.kept(layer, image, size) for image, size in enumerate(_sizes(work)))
         for layer in range(shape.layers)

@@ -21,7 +21,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput
 from vllm_flow.attention import AnswerRow, LoggedRequest, TokenAttention, answer_rows
 from vllm_flow.engine.attention.keys import KeyReader, key_reader, span_mass
 from vllm_flow.engine.attention.span_lse_triton import Kernel, SpanLse, lse_function
-from vllm_flow.plan import StepPlan, Variant
+from vllm_flow.step import StepPlan, Variant
 
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig

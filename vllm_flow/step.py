@@ -1,0 +1,126 @@
+"""What a step is planned from, and what its plan says. Integers only.
+
+Terms. A *row* is one token of the step's flattened batch. A *variant* is a range of layers in which
+the same rows are alive. Packed positions: see `layout`. With a drawing: docs/glossary.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_flow.layout import TokenLayout
+from vllm_flow.layout_stages import Choice
+from vllm_flow.spans import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRequest:
+    """One request's share of a step: tokens ``[num_computed, num_computed + num_scheduled)``."""
+
+    num_computed: int
+    num_scheduled: int
+    layout: TokenLayout | None = None
+
+
+def scheduled_request(
+    num_computed: int, num_scheduled: int, layout: TokenLayout | None
+) -> ScheduledRequest:
+    """A request's share of a step, with its layout where that has effect on these tokens.
+
+    Raises:
+        ValueError: images leave after the prompt, and the step has tokens of it and behind it, which
+            the scheduler never does.
+    """
+    end = num_computed + num_scheduled
+    if layout is not None and layout.late:
+        if num_computed < layout.prompt_tokens < end:
+            raise ValueError(
+                f"tokens {num_computed} to {end} are computed in one step, but images leave before "
+                f"token {layout.prompt_tokens}"
+            )
+        layout = layout if layout.gone_by(end) else None
+    return ScheduledRequest(num_computed, num_scheduled, layout)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """One image of a step of which the device chooses what stays; M rows of which K stay.
+
+    Rows of a variant and slots of a request: all integers are known before anything runs.
+    """
+
+    request: int
+    """Batch index."""
+    choice: Choice
+    picture: str
+    """What names the image's embeddings, see :attr:`vllm_flow.layout.TokenLayout.pictures`."""
+    first_row: int
+    """Row of the step that is the image's first."""
+    source: int
+    """First of the M rows in the variant before."""
+    target: int
+    """First of the K rows in this variant."""
+    query: int
+    """Row of the variant before whose attention ranks: the last of the M, or the prompt's last."""
+    first_key: int
+    """Slot of the first of the M rows in the layer before the variant."""
+    visible: int
+    """Slots that the query row sees there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Rows and positions for the layers from ``first_layer`` up to the next variant's.
+
+    R rows of Q requests are alive. A request whose scheduled tokens are all evicted has no row
+    and is left out of ``requests``; with R = 0 the layers have nothing to do at all.
+    """
+
+    first_layer: int
+    rows: IntArray | None
+    """[R] indices into the step's rows, ascending; None where every row is alive."""
+    gather: IntArray | None
+    """[R] indices into the rows of the variant before; None where nothing is dropped here."""
+    row_requests: IntArray
+    """[R] batch index of each row's request."""
+    positions: IntArray
+    """[R] position of each row in its request's storage: packed where the request evicts."""
+    requests: IntArray
+    """[Q] batch indices of the requests with at least one row, ascending."""
+    query_start_loc: IntArray
+    """[Q + 1] first row of each request, then R."""
+    seq_lens: IntArray
+    """[Q] stored tokens of each request after the step."""
+    rankings: tuple[Ranking, ...] = ()
+    """Images whose part of ``gather``, and so of ``rows``, only the device knows: each takes its K
+    places in it. Until then the first rows of the image stand there."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.row_requests)
+
+    @property
+    def max_query_len(self) -> int:
+        starts = self.query_start_loc
+        return int((starts[1:] - starts[:-1]).max(initial=0))
+
+    @property
+    def max_seq_len(self) -> int:
+        return int(self.seq_lens.max(initial=0))
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What a step's layers past the first stage do; the layers before it run as in stock vLLM."""
+
+    num_rows: int
+    variants: tuple[Variant, ...]
+    """By ascending ``first_layer``; never empty."""
+
+    def variant_at(self, layer: int) -> Variant | None:
+        """The variant of a layer, None before the first stage."""
+        current = None
+        for variant in self.variants:
+            if variant.first_layer <= layer:
+                current = variant
+        return current
