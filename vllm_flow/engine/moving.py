@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from vllm.logger import init_logger
-from vllm.model_executor.models.utils import extract_layer_index
 
+from vllm_flow.engine.caches import CachedLayer, cached_layers
 from vllm_flow.engine.ranking import Ranker
 from vllm_flow.engine.slots import TokenPlaces, token_places
 from vllm_flow.layout import TokenLayout
@@ -40,16 +40,7 @@ def rewrites_of(output: SchedulerOutput) -> Rewrites:
     return getattr(output, REWRITES_FIELD, {})
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """One decoder layer's cache."""
-
-    index: int
-    group: int
-    block_size: int
-    """Of the block tables; a kernel may divide their blocks."""
-    attention: Any
-    places: TokenPlaces
+_Layer = CachedLayer[TokenPlaces]
 
 
 @dataclass(frozen=True)
@@ -74,28 +65,13 @@ class RowMover:
         """Why rows of this cache cannot be moved; None where they can."""
         self._memory: dict[Any, list[_Layer]] = {}
         """Layers by the memory that they share with those of other groups."""
-        found: dict[Any, TokenPlaces] = {}
-        for group, spec in enumerate(kv_cache_config.kv_cache_groups):
-            for name in spec.layer_names:
-                attention = layers[name]
-                alike = (attention.attn_backend, attention.dtype, attention.kv_cache.stride())
-                if alike not in found:
-                    try:
-                        found[alike] = token_places(attention)
-                    except (ValueError, RuntimeError, AttributeError) as error:
-                        self.unmovable = str(error)
-                        logger.warning("Images cannot leave after the prefill: %s", error)
-                        return
-                cache = attention.kv_cache
-                self._memory.setdefault((cache.device, cache.data_ptr()), []).append(
-                    _Layer(
-                        extract_layer_index(name),
-                        group,
-                        spec.kv_cache_spec.block_size,
-                        attention,
-                        found[alike],
-                    )
-                )
+        try:
+            for layer in cached_layers(kv_cache_config, layers, token_places):
+                cache = layer.attention.kv_cache
+                self._memory.setdefault((cache.device, cache.data_ptr()), []).append(layer)
+        except (ValueError, RuntimeError, AttributeError) as error:
+            self.unmovable = str(error)
+            logger.warning("Images cannot leave after the prefill: %s", error)
 
     def move(
         self, rewrites: Rewrites, layouts: Mapping[str, TokenLayout], ranker: Ranker | None = None
@@ -148,7 +124,8 @@ class _Moving:
 
     def _slots(self, layer: _Layer, rewrite: Rewrite) -> tuple[torch.Tensor, torch.Tensor]:
         """[R] slots from which and to which the layer's rows move: block times block size plus place."""
-        size, device = layer.block_size, layer.attention.kv_cache.device
+        # The block tables' size: a kernel may divide their blocks.
+        size, device = layer.spec.block_size, layer.attention.kv_cache.device
         first = rewrite.kept * size
         places = moved_positions(self.layout, layer.index, rewrite, size)
         source_R, target_R, old_S, new_T = _on_device(
@@ -168,9 +145,9 @@ class _Moving:
 
 
 def _copy(parts: Sequence[_Part]) -> None:
-    taken = [part.layer.places.take(part.layer.attention.kv_cache, part.source_R) for part in parts]
+    taken = [part.layer.found.take(part.layer.attention.kv_cache, part.source_R) for part in parts]
     for part, rows in zip(parts, taken, strict=True):
-        part.layer.places.put(part.layer.attention.kv_cache, part.target_R, rows)
+        part.layer.found.put(part.layer.attention.kv_cache, part.target_R, rows)
 
 
 def _on_device(arrays: Sequence[np.ndarray], device: torch.device) -> tuple[torch.Tensor, ...]:

@@ -54,9 +54,7 @@ class FlowKVCacheManager(KVCacheManager):
             # Waiting might not help: with nobody else running, copies would be all that keeps the
             # request from a pool that has room for it.
             self._take_over(request, True)
-        if getattr(request, "kv_cache_report_mode", None) == "full":
-            self._report_hit(request, num_tokens)
-        return self.create_kv_cache_blocks(blocks), num_tokens, 0
+        return self._hit(request, blocks, num_tokens)
 
     def _hit_in_prompt(
         self, request: Request, layout: TokenLayout, max_tokens: int | None
@@ -75,7 +73,13 @@ class FlowKVCacheManager(KVCacheManager):
         blocks, num_tokens, *_ = self.coordinator.find_longest_cache_hit(
             request.block_hashes, longest
         )
-        if num_tokens and getattr(request, "kv_cache_report_mode", None) == "full":
+        return self._hit(request, blocks, num_tokens)
+
+    def _hit(
+        self, request: Request, blocks: tuple[Sequence[KVCacheBlock], ...], num_tokens: int
+    ) -> tuple[KVCacheBlocks, int, int]:
+        """What vLLM wants to know of a hit; told to listeners where the request asks for that."""
+        if getattr(request, "kv_cache_report_mode", None) == "full":
             self._report_hit(request, num_tokens)
         return self.create_kv_cache_blocks(blocks), num_tokens, 0
 

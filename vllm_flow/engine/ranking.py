@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.logger import init_logger
-from vllm.model_executor.models.utils import extract_layer_index
 
 from vllm_flow.engine.attention.keys import KeyReader, UnreadableKeys, key_reader
 from vllm_flow.engine.attention.row_mass import mass, mean_over_workers
+from vllm_flow.engine.caches import cached_layers
 from vllm_flow.engine.farthest_first import fast_order
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.layout_stages import Choice
@@ -85,14 +85,8 @@ class Ranker:
         self._scores: dict[tuple[int, int], torch.Tensor] = {}
         self._late: dict[str, dict[int, torch.Tensor]] = {}
         """Request -> layer -> [P] what the last row of its prompt gave each of its tokens there."""
-        found: dict[Any, KeyReader | None] = {}
-        for spec in kv_cache_config.kv_cache_groups:
-            for name in spec.layer_names:
-                attention = layers[name]
-                alike = (attention.attn_backend, attention.dtype, attention.kv_cache.stride())
-                if alike not in found:
-                    found[alike] = self._reader(attention)
-                self._attention[extract_layer_index(name)] = attention, found[alike]
+        for layer in cached_layers(kv_cache_config, layers, self._reader):
+            self._attention[layer.index] = layer.attention, layer.found
 
     def _reader(self, attention: Any) -> KeyReader | None:
         try:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from vllm_flow.attention import AnswerRow, LoggedRequest, TokenAttention, answer_rows
 from vllm_flow.engine.attention.keys import KeyReader, key_reader, span_mass
 from vllm_flow.engine.attention.span_lse_triton import Kernel, SpanLse, lse_function
+from vllm_flow.engine.caches import cached_layers
 from vllm_flow.step import StepPlan, Variant
 
 if TYPE_CHECKING:
@@ -71,21 +71,20 @@ class AttentionTap:
         self._rows: list[tuple[str, AnswerRow]] = []
         self._reads: dict[int, list[_Reads]] = {}
         self._masses: list[tuple[_Reads, torch.Tensor]] = []
-        found: dict[Any, tuple[KeyReader, SpanLse]] = {}
-        for group, spec in enumerate(kv_cache_config.kv_cache_groups):
-            for name in spec.layer_names:
-                attention, layer = layers[name], extract_layer_index(name)
-                alike = (attention.attn_backend, attention.dtype, attention.kv_cache.stride())
-                if alike not in found:
-                    read = key_reader(attention)
-                    found[alike] = read, lse_function(kernel, attention.kv_cache.device, read)
-                self._groups[layer] = group
-                # Of the kernel's blocks, which the block tables count in, too.
-                self._block_size[layer] = attention.kv_cache.shape[2]
-                # An instance attribute hides the class's forward and leaves other instances alone.
-                attention.forward = partial(
-                    self._forward, layer, attention, *found[alike], attention.forward
-                )
+
+        def ways(attention: Any) -> tuple[KeyReader, SpanLse]:
+            read = key_reader(attention)
+            return read, lse_function(kernel, attention.kv_cache.device, read)
+
+        for layer in cached_layers(kv_cache_config, layers, ways):
+            attention = layer.attention
+            self._groups[layer.index] = layer.group
+            # Of the kernel's blocks, which the block tables count in, too.
+            self._block_size[layer.index] = attention.kv_cache.shape[2]
+            # An instance attribute hides the class's forward and leaves other instances alone.
+            attention.forward = partial(
+                self._forward, layer.index, attention, *layer.found, attention.forward
+            )
 
     def add(self, request_id: str, request: LoggedRequest | None) -> None:
         """Log a request until :meth:`remove`; nothing for one that does not ask for it."""

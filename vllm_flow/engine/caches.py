@@ -1,0 +1,52 @@
+"""The layers of an allocated KV cache, with what was found out of how each stores its tokens.
+
+Finding out writes into the cache and reads it back, so layers that store alike are asked once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from vllm.model_executor.models.utils import extract_layer_index
+
+if TYPE_CHECKING:
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True)
+class CachedLayer(Generic[Found]):
+    """One decoder layer's cache."""
+
+    index: int
+    group: int
+    spec: KVCacheSpec
+    """Of its storage group."""
+    attention: Any
+    """vLLM's ``Attention``."""
+    found: Found
+
+
+def cached_layers(
+    kv_cache_config: KVCacheConfig, layers: Mapping[str, Any], ask: Callable[[Any], Found]
+) -> Iterator[CachedLayer[Found]]:
+    """Every layer with a cache, group by group.
+
+    Args:
+        kv_cache_config: names the layers of each group, whose caches are allocated.
+        layers: attention layer name -> vLLM's ``Attention``.
+        ask: what to find out of an ``Attention``; of those alike in backend, type and strides of one only.
+    """
+    known: dict[Any, Found] = {}
+    for group, spec in enumerate(kv_cache_config.kv_cache_groups):
+        for name in spec.layer_names:
+            attention = layers[name]
+            alike = (attention.attn_backend, attention.dtype, attention.kv_cache.stride())
+            if alike not in known:
+                known[alike] = ask(attention)
+            yield CachedLayer(
+                extract_layer_index(name), group, spec.kv_cache_spec, attention, known[alike]
+            )
