@@ -26,7 +26,7 @@ from vllm_flow.eval.sweep.pictures import picture_key, read_pictures, unreadable
 from vllm_flow.eval.sweep.schema import answers_table
 
 SECONDS = 0.05
-"""Per question, so that a run can be met at work."""
+"""Per question, so that a run can be met at work; `--engine-args '{"seconds": 1}'` for others."""
 
 
 class FakeActor:
@@ -36,6 +36,7 @@ class FakeActor:
         self.background = options.background
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.turn = threading.Lock()
+        self.seconds = options.engine_args.get("seconds", SECONDS)
 
     def __call__(self, work: pa.Table) -> pa.Table:
         """A batch's answers; of those that are given out together, one after the other."""
@@ -46,7 +47,7 @@ class FakeActor:
         pictures = read_pictures(items, self.background)
         rows: list[dict[str, Any]] = []
         for item in items:
-            time.sleep(SECONDS)
+            time.sleep(self.seconds)
             picture = pictures.get(picture_key(item))
             said: dict[str, Any] = {"answer": "Yes"}
             if isinstance(picture, Exception):
