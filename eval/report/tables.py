@@ -36,7 +36,17 @@ def write_tables(
         ),
         "items": write_table(
             directory / "items.csv",
-            ("task", "item", "group", "policy", "score", "parsed", "answer", "tokens", "finish_reason"),
+            (
+                "task",
+                "item",
+                "group",
+                "policy",
+                "score",
+                "parsed",
+                "answer",
+                "tokens",
+                "finish_reason",
+            ),
             item_rows(summary, answers),
         ),
         "errors": write_table(
