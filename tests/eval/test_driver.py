@@ -206,8 +206,8 @@ def test_machines_that_go_cost_their_batches_only(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One of two goes, then the other; which are there is made up, the engines are Ray's. Real machines:
-    test_cluster_nodes.py."""
+    """One of two goes, then the other; which are there is made up, the engines are Ray's. Machines, and the same
+    command afterwards: test_cluster_nodes.py."""
     out = tmp_path / "run"
     monkeypatch.setattr(driver, "answers", fake_engine.fake_answers)
     monkeypatch.setattr(machines, "INTERVAL", 0.1)
@@ -237,15 +237,8 @@ def test_machines_that_go_cost_their_batches_only(
         "vllm-flow eval: no machine of the cluster has room for an engine (1 CPU) any more; the "
         f"answers so far are in {out}, and the same command goes on."
     )
-    before = rows_of(out)
-    assert 0 < len(before) < 2 * QUESTIONS
-
-    monkeypatch.undo()
-    monkeypatch.setattr(driver, "answers", fake_engine.fake_answers)
-    assert cli.main(first) == 0
-    kept = {(row["item_id"], row["policy"]): row for row in rows_of(out)}
-    assert len(kept) == len(rows_of(out)) == 2 * QUESTIONS
-    assert all(kept[row["item_id"], row["policy"]] == row for row in before)
+    rows = rows_of(out)
+    assert len(rows) == len({(row["item_id"], row["policy"]) for row in rows}) < 2 * QUESTIONS
 
 
 @pytest.mark.parametrize(
