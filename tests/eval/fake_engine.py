@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from vllm_flow import cli
-from vllm_flow.eval.sweep import driver
+from vllm_flow.eval.sweep import driver, machines
 from vllm_flow.eval.sweep.engine_actor import EngineOptions
 from vllm_flow.eval.sweep.pictures import picture_key, read_pictures, unreadable
 from vllm_flow.eval.sweep.schema import answers_table
@@ -64,6 +64,7 @@ fake_answers = partial(driver.answers, actor=FakeActor)  # type: ignore[arg-type
 def main(argv: list[str]) -> int:
     """The command's exit status."""
     driver.answers = fake_answers  # type: ignore[assignment]
+    machines.PATIENCE = float(os.environ.get("VLLM_FLOW_TEST_PATIENCE", machines.PATIENCE))
     return cli.main(argv)
 
 

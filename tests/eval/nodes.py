@@ -109,9 +109,9 @@ class Node:
     def runs(self, pid: int) -> bool:
         return pid in {process.pid for process in self.processes()}
 
-    def cut_off(self) -> None:
-        """Everything at once, as when the power goes."""
-        if self.cable:
+    def cut_off(self, cable: bool = True) -> None:
+        """Everything at once, as when the power goes; with its cable left in, the system still refuses connections."""
+        if self.cable and cable:
             ip("link", "set", self.cable, "down")
         there = self.processes()
         for sent in (signal.SIGSTOP, signal.SIGKILL):
