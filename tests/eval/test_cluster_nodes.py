@@ -122,7 +122,8 @@ def test_a_node_is_cut_off_and_another_joins(
 def test_a_node_is_cut_off_and_the_other_goes_on(
     cable: bool, cluster: Cluster, sweeps: list[Sweep], data: Path, tmp_path: Path
 ) -> None:
-    """Ray's retries are spent in seconds where a connection is refused; where nobody answers, they wait for ever."""
+    """Where connections are refused, Ray's retries are spent in seconds, and what is left is planned anew. Where nobody
+    answers, Ray waits until it misses heartbeats, and may find room for the engine itself when the other is idle."""
     second = cluster.join()
     wait_for(second.joined, 120)
     sweeps.append(run := Sweep(cluster, FAKE, data, tmp_path / "run"))
@@ -130,8 +131,9 @@ def test_a_node_is_cut_off_and_the_other_goes_on(
     before = rows_of(run.out)
     second.cut_off(cable)
     check_complete(run.ended(0), before)
-    assert "A machine of the cluster is gone." in run.said()
-    assert "starting 1 of 2 engines, more when a machine with room for one joins" in run.said()
+    if not cable:
+        assert "A machine of the cluster is gone." in run.said()
+        assert "starting 1 of 2 engines, more when a machine with room for one joins" in run.said()
 
 
 @pytest.mark.parametrize("cluster", [0], indirect=True)
