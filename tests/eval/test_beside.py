@@ -40,8 +40,9 @@ def test_scores_where_reduced_pictures_lose() -> None:
 
 def test_lengths_are_of_what_was_answered() -> None:
     """An answer that the limit cut is counted; errors, and rows that do not say their length, are left out."""
-    recorded = [("Yes", 2, "stop"), ("A very", 8, "length"), (None, None, None), ("No", None, None)]
+    recorded = [("Yes", 2, "stop"), ("No", 2, "stop"), ("A very", 8, "length")]
+    recorded += [(None, None, None), ("No", None, None)]
     names = ("answer", "output_tokens", "finish_reason")
     rows = [dict(zip(names, row, strict=True)) for row in recorded]
-    assert lengths(rows) == Lengths(5.0, 1)
-    assert lengths(rows[2:]) is None
+    assert lengths(rows) == Lengths(4.0, 1)
+    assert lengths(rows[3:]) is None
