@@ -118,9 +118,11 @@ def batches_of(
     return [pa.Table.from_pylist(batch, schema=WORK) for batch in batches]
 
 
-def requests_of(batch: pa.Table) -> int:
-    """Requests of a table of `WORK`: one for each policy of each row."""
-    return sum(map(len, batch["policies"].to_pylist()))
+def requests_of(rows: pa.Table | Sequence[Mapping[str, Any]]) -> int:
+    """Requests of rows of `WORK`, or of a table of them: one for each policy of each row."""
+    if isinstance(rows, pa.Table):
+        return sum(map(len, rows["policies"].to_pylist()))
+    return sum(len(row["policies"]) for row in rows)
 
 
 def in_flight(batches: Sequence[int], engines: int, sequences: int) -> int:

@@ -1,4 +1,4 @@
-"""The driver without Ray: when a run stops, and how many engines a cluster holds."""
+"""The driver without Ray: when a run stops, and how many batches an engine has at a time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("ray")
 
-from vllm_flow.eval.sweep.driver import (  # noqa: E402
-    Pool,
-    SweepError,
-    batches_at_once,
-    collect,
-    pool_of,
-)
+from vllm_flow.eval.sweep.driver import SweepError, batches_at_once, collect  # noqa: E402
 from vllm_flow.eval.sweep.engine_actor import EngineOptions  # noqa: E402
+from vllm_flow.eval.sweep.machines import Pool  # noqa: E402
 from vllm_flow.eval.sweep.records import Run  # noqa: E402
 from vllm_flow.eval.sweep.schema import answers_table  # noqa: E402
 from vllm_flow.eval.sweep.work import (  # noqa: E402
@@ -51,17 +46,6 @@ def test_too_many_errors_stop_the_run_and_are_kept(tmp_path: Path) -> None:
     for limit in (3, None):
         progress = collect(Run.create(tmp_path / f"run {limit}", {}), batches, limit)
         assert (progress.answered, progress.errors) == (6, 3)
-
-
-def test_engines_fit_the_cluster() -> None:
-    assert pool_of({"GPU": 8.0, "CPU": 64.0}, None) == Pool(8, 1, None)
-    assert pool_of({"GPU": 8.0, "CPU": 64.0}, 2) == Pool(2, 1, None)
-    assert pool_of({"CPU": 4.0}, None) == Pool(1, 0, 4)
-    assert pool_of({"CPU": 5.0}, 2) == Pool(2, 0, 2)
-    with pytest.raises(SweepError, match="8 GPUs"):
-        pool_of({"GPU": 8.0}, 9)
-    with pytest.raises(SweepError, match="5 CPUs"):
-        pool_of({"CPU": 5.0}, 6)
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,16 @@ def test_tables_hold_the_summary(written: tuple[Run, Summary, Path]) -> None:
                 assert float(line["difference"]) == compared.comparison.difference.value
                 assert float(line["p_holm"]) == compared.p_corrected
     answered = [row for row in run.answers().to_pylist() if row["answer"] is not None]
+    for line in table:
+        own = [r for r in answered if (r["task"], r["policy"]) == (line["task"], line["policy"])]
+        cut = sum(row["finish_reason"] == "length" for row in own)
+        assert int(line["cut_off"]) == cut and (cut > 0) == (line["task"] == "chair")
+        tokens = sum(row["output_tokens"] for row in own) / len(own)
+        assert float(line["answer_tokens"]) == pytest.approx(tokens)
+    # The page tells lengths where answers are long, or are cut off.
+    sections = page.read_text(encoding="utf-8").partition("Every policy")[2]
+    pope_part, chair_part = re.split('<h3 id="(?:pope|chair)">', sections)[1:3]
+    assert "cut off" in chair_part and "cut off" not in pope_part
     items = rows(page.parent / "items.csv")
     assert len(items) == len(answered)
     accuracy = [

@@ -31,7 +31,7 @@ from vllm_flow.spans import ImageSpans
 from vllm_flow.step import ScheduledRequest
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(cases(), min_size=1, max_size=3), st.booleans(), st.data())
 def test_every_layer_of_every_step_matches_the_naive_model(
     batch: list[Case], spares: bool, data: st.DataObject
@@ -46,7 +46,7 @@ def test_every_layer_of_every_step_matches_the_naive_model(
         check_step(now, [own[0] for own in ends if step + 1 < len(own)], spares)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(cases(), st.integers(1, 5), st.sampled_from([1, 2, 3, 6]))
 def test_blocks_and_boundaries_match_the_naive_model(
     case: Case, block_size: int, group_layers: int
@@ -84,7 +84,7 @@ def test_blocks_and_boundaries_match_the_naive_model(
         )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(cases(), st.data())
 def test_a_prefix_that_may_end_has_all_that_stays(case: Case, data: st.DataObject) -> None:
     """Of an image in which it ends, that is more than the tokens before its end, which leave."""
@@ -102,7 +102,7 @@ def test_a_prefix_that_may_end_has_all_that_stays(case: Case, data: st.DataObjec
         assert all(evicted is not None and evicted.is_image(p) for p in inside if p >= end)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(cases(), min_size=1, max_size=4), st.data())
 def test_decode_facts_say_what_the_plan_says(batch: list[Case], data: st.DataObject) -> None:
     requests = []
