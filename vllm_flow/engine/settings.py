@@ -26,7 +26,7 @@ CONFIG_KEY = "vllm_flow"
 PROFILE = "profile"
 READ = ("num_layers", "profile", "step_tokens", "obstacles", "quantised_keys", "connected")
 """Fields that are no options."""
-KERNELS = ("auto", "triton", "torch")
+KERNELS = ("auto", "triton", "torch", "xformers")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class FlowSettings:
     attention_log_kernel: str = "auto"
     """What computes the attention log's masses: "triton", a kernel that reads the keys where they lie,
     or "torch", its reference, which gathers them. "auto" takes the kernel on CUDA wherever it can run;
-    "triton" refuses to start where it cannot."""
+    "triton" refuses to start where it cannot. "xformers" takes that package's kernel in its place, or
+    refuses to start."""
 
     untested_models: bool = False
     """True tries models that nobody has tested, and says so in the log; else they are refused. Those
