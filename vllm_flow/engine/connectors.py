@@ -2,7 +2,8 @@
 
 A connector takes block ``i`` of a request for tokens ``i * block_size`` and on, which packed blocks do not
 hold. Of a request that evicts, it is told nothing: it is asked for no tokens, given no blocks and shown no
-step.
+step. But it is told which blocks such a request takes: one that stores blocks of a finished request while the
+engine goes on must be done with them first.
 
 Seam: ``Scheduler.connector``, on which vLLM calls the scheduler's half of a connector's methods. The
 workers' half acts on what that half sends along.
@@ -15,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
+from vllm.v1.core.kv_cache_utils import KVCacheBlockCopy
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
@@ -91,8 +93,12 @@ class FlowConnector(KVConnectorBase_V1):
 def without(output: SchedulerOutput, gone: Collection[str]) -> SchedulerOutput:
     """A step's output as if some requests were not in it; the original stays as it is.
 
-    Which requests have *finished* stays: a connector must know those that it never saw, too.
+    Which requests have *finished* stays: a connector must know those that it never saw, too. So do the blocks
+    that these requests took, which lose what they held: as copies of themselves, since of a copy a connector
+    knows that it overwrites a block, whoever the block is for.
     """
+    copies = list(output.kv_cache_block_copies or ())
+    copies += [KVCacheBlockCopy(block, block) for block in _taken(output, gone)]
     scheduled = _others(output.num_scheduled_tokens, gone)
     state = output.kv_connector_block_state
     if state is not None:
@@ -110,7 +116,20 @@ def without(output: SchedulerOutput, gone: Collection[str]) -> SchedulerOutput:
         scheduled_spec_decode_tokens=_others(output.scheduled_spec_decode_tokens, gone),
         scheduled_encoder_inputs=_others(output.scheduled_encoder_inputs, gone),
         kv_connector_block_state=state,
+        kv_cache_block_copies=copies or None,
     )
+
+
+def _taken(output: SchedulerOutput, requests: Collection[str]) -> list[int]:
+    """Blocks that some requests were given for this step, and those that they share with others."""
+    cached = output.scheduled_cached_reqs
+    new = [request.block_ids for request in output.scheduled_new_reqs if request.req_id in requests]
+    more = [
+        blocks
+        for request_id, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True)
+        if request_id in requests and blocks is not None
+    ]
+    return [block for groups in (*new, *more) for group in groups for block in group]
 
 
 def _cached_without(cached: CachedRequestData, gone: Collection[str]) -> CachedRequestData:
