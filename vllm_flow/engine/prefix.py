@@ -15,6 +15,7 @@ from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
 from vllm.v1.request import Request
 
 from vllm_flow.boundaries import packed_boundary
+from vllm_flow.engine.connectors import comes_from_elsewhere
 from vllm_flow.engine.freeing import by_position
 from vllm_flow.engine.storage import POSITION, FlowAttentionManager, completed, tail
 from vllm_flow.layout import TokenLayout
@@ -42,6 +43,8 @@ class FlowKVCacheManager(KVCacheManager):
     ) -> tuple[KVCacheBlocks, int, int]:
         layout = self._searchable_layout(request)
         known = self.flow_layouts.get(request.request_id)
+        if known is not None and comes_from_elsewhere(request):
+            return self.empty_kv_cache_blocks, 0, 0
         if layout is None and known is not None and known.late:
             return self._hit_in_prompt(request, known, max_cache_hit_length)
         if layout is None:
