@@ -67,9 +67,9 @@ class FlowConnector(KVConnectorBase_V1):
         return request_id in self.flow_layouts and request_id not in self.flow_handed
 
     def on_new_request(self, request: Request) -> None:
-        if request.kv_transfer_params and getattr(self, PACKED, False):
-            if request.request_id in self.flow_layouts:
-                self.flow_handed.add(request.request_id)
+        asks = request.kv_transfer_params and getattr(self, PACKED, False)
+        if asks and request.request_id in self.flow_layouts:
+            self.flow_handed.add(request.request_id)
         if not self._evicts(request):
             super().on_new_request(request)
 
