@@ -121,7 +121,7 @@ def test_zeros_that_a_connector_makes_needless_stay_so() -> None:
 
     filling = Fills.__new__(Fills)
     adoption.adopt(filling, FlowConnector)
-    filling.flow_layouts = {"b": object()}
+    filling.flow_layouts, filling.flow_handed = {"b": object()}, set()
     output = step(new_block_ids_to_zero=[7, 8])
     assert filling.build_connector_meta(output) == Orders()
     assert output.new_block_ids_to_zero == [8]

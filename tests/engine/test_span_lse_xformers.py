@@ -110,6 +110,13 @@ def test_what_stands_against_it_is_said(
         span_lse_xformers.lse_function(attention, read)
 
 
+def test_a_triton_without_block_pointers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(span_lse_xformers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(span_lse_xformers, "version", lambda name: "3.9.1")
+    with pytest.raises(ValueError, match="kernel='xformers': .*Triton 3.9.1 has no longer; leave"):
+        span_lse_xformers.lse_function(layer(CACHE), token_major)
+
+
 @pytest.mark.parametrize(
     ("attention", "says"),
     [
@@ -118,8 +125,11 @@ def test_what_stands_against_it_is_said(
         (layer(strided(KVCacheLayout.LBNHC, HALF, (3, 2, 16, 160)), 80), "Embed dim 80"),
     ],
 )
-def test_what_its_op_does_not_take_it_says_itself(attention: Any, says: str) -> None:
+def test_what_its_op_does_not_take_it_says_itself(
+    monkeypatch: pytest.MonkeyPatch, attention: Any, says: str
+) -> None:
     xformers_or_skip()
+    monkeypatch.setattr(span_lse_xformers, "version", lambda name: "3.8.0")
     with pytest.raises(ValueError, match=f"kernel='xformers': .*{says}.*; leave it out"):
         span_lse_xformers.lse_function(attention, token_major)
 
