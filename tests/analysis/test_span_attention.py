@@ -11,6 +11,7 @@ import torch
 from vllm_flow.analysis import span_attention
 from vllm_flow.analysis.attention_reference import Rows, attention_masses
 from vllm_flow.analysis.llava import Encoded, Llava
+from vllm_flow.engine.attention import xformers_needs
 
 ANSWER = [20, 33, 47]
 
@@ -28,7 +29,7 @@ def test_masses_are_those_of_the_maps(
 ) -> None:
     pytest.importorskip("xformers", reason="xformers is not installed (extra 'xformers')")
     monkeypatch.setattr(span_attention, "partial_lse", materialised)
-    monkeypatch.setattr(span_attention, "MOST_PROGRAMS", 7)  # many launches
+    monkeypatch.setattr(xformers_needs, "MOST_PROGRAMS", 7)  # many launches
     found = span_attention.span_masses(tiny, encoded, ANSWER, rows)
     expected = attention_masses(eager, encoded, ANSWER, rows)
     for name in ("spans_LAS", "images_LAI", "heat_LAP", "flow_LSS"):
@@ -51,10 +52,11 @@ def test_the_model_is_as_before_where_it_fails(tiny: Llava, encoded: Encoded) ->
 def test_what_stands_against_it_is_said(
     tiny: Llava, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(span_attention.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(xformers_needs, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="eager.*xformers is not installed"):
         attention_masses(tiny, encoded, ANSWER)
-    monkeypatch.setattr(span_attention.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(xformers_needs, "find_spec", lambda name: object())
+    monkeypatch.setattr(xformers_needs, "version", lambda name: "3.8.0")
     with pytest.raises(ValueError, match="the model is on cpu"):
         attention_masses(tiny, encoded, ANSWER)
     monkeypatch.setattr(Llava, "device", torch.device("cuda"))

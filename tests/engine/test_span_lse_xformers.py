@@ -14,7 +14,7 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 from tests.engine.span_cases import BATCHES, GROUPS, Case, Heads, make
 from tests.engine.test_keys import strided
 from tests.engine.xformers_masks import materialised_lse, xformers_or_skip
-from vllm_flow.engine.attention import span_lse_xformers, tap
+from vllm_flow.engine.attention import span_lse_xformers, tap, xformers_needs
 from vllm_flow.engine.attention.keys import column_major, span_lse, tiled_pairs, token_major
 from vllm_flow.engine.settings import FlowSettings
 
@@ -54,7 +54,7 @@ def test_pairs_go_in_as_many_launches_as_a_grid_needs(monkeypatch: pytest.Monkey
         return materialised_lse(query, *rest)
 
     monkeypatch.setattr(span_lse_xformers, "partial_lse", counted)
-    monkeypatch.setattr(span_lse_xformers, "MOST_PROGRAMS", 11)
+    monkeypatch.setattr(xformers_needs, "MOST_PROGRAMS", 11)
     case = make(BY_TOKEN[1], BATCHES["heat"], 0, HALF, "cpu")
     assert_equal(case)
     pairs = len(case[0]) * (case[4].shape[1] - 1)
@@ -105,14 +105,15 @@ def test_what_stands_against_it_is_said(
     monkeypatch: pytest.MonkeyPatch, attention: Any, read: Any, there: bool, says: str
 ) -> None:
     spec = object() if there else None
-    monkeypatch.setattr(span_lse_xformers.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(xformers_needs, "find_spec", lambda name: spec)
+    monkeypatch.setattr(xformers_needs, "version", lambda name: "3.8.0")
     with pytest.raises(ValueError, match=f"kernel='xformers': .*{says}.*; leave it out"):
         span_lse_xformers.lse_function(attention, read)
 
 
 def test_a_triton_without_block_pointers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(span_lse_xformers.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(span_lse_xformers, "version", lambda name: "3.9.1")
+    monkeypatch.setattr(xformers_needs, "find_spec", lambda name: object())
+    monkeypatch.setattr(xformers_needs, "version", lambda name: "3.9.1")
     with pytest.raises(ValueError, match="kernel='xformers': .*Triton 3.9.1 has no longer; leave"):
         span_lse_xformers.lse_function(layer(CACHE), token_major)
 
@@ -129,7 +130,7 @@ def test_what_its_op_does_not_take_it_says_itself(
     monkeypatch: pytest.MonkeyPatch, attention: Any, says: str
 ) -> None:
     xformers_or_skip()
-    monkeypatch.setattr(span_lse_xformers, "version", lambda name: "3.8.0")
+    monkeypatch.setattr(xformers_needs, "version", lambda name: "3.8.0")
     with pytest.raises(ValueError, match=f"kernel='xformers': .*{says}.*; leave it out"):
         span_lse_xformers.lse_function(attention, token_major)
 
@@ -138,7 +139,7 @@ def test_the_setting_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """At start-up, for every layer; what stands against it ends the start."""
     monkeypatch.setattr(tap, "key_reader", lambda attention: column_major)
     monkeypatch.setattr(tap, "cached_layers", lambda config, layers, ways: [ways(layers["only"])])
-    monkeypatch.setattr(span_lse_xformers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(xformers_needs, "missing", lambda: None)
     with pytest.raises(ValueError, match="kernel='xformers': .*column_major.*; leave it out"):
         tap.AttentionTap(None, {"only": layer(CACHE)}, "xformers")
     assert (

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.metadata import version
 
 import pytest
 import torch
-from packaging.version import Version
 
 from tests.engine.span_cases import BATCHES, GROUPS, Heads, Row, make
 from tests.engine.xformers_masks import xformers_or_skip
-from vllm_flow.engine.attention import span_lse_xformers
+from vllm_flow.engine.attention import span_lse_xformers, xformers_needs
 from vllm_flow.engine.attention.keys import span_lse, token_major
 
 # The logarithm of an empty span's sum, in the interpreter's numpy.
@@ -25,8 +23,8 @@ HEADS = [replace(heads, size=64) for heads in GROUPS if heads.read is token_majo
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """xformers loads its kernel without a device, and its op takes tensors that lie on the CPU."""
     xformers_or_skip()
-    if Version(version("triton")) >= span_lse_xformers.WITHOUT_BLOCK_POINTERS:
-        pytest.skip(f"Triton {version('triton')} has none of the block pointers that xformers uses")
+    if (lacking := xformers_needs.missing()) is not None:
+        pytest.skip(lacking)
     monkeypatch.setenv("XFORMERS_ENABLE_TRITON", "1")
     from xformers.ops.fmha.triton_splitk import FwOp
 

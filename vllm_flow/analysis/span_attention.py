@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from vllm_flow.analysis.attention_reference import (
     mean_flow,
     span_of,
 )
+from vllm_flow.engine.attention import xformers_needs
 from vllm_flow.style import SPANS
 
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from vllm_flow.analysis.llava import Encoded, Llava
 
 NAME = "vllm_flow_span_masses"
-MOST_PROGRAMS = 65535
-"""Of a CUDA grid's second dimension, in which the op counts pairs times key heads."""
-
 Take = Callable[[torch.Tensor, torch.Tensor, float], None]
 """``take(query_THD, key_TKD, scale)``, once per layer, in order."""
 _TAKE: contextvars.ContextVar[Take] = contextvars.ContextVar(NAME)
@@ -45,8 +42,9 @@ _TAKE: contextvars.ContextVar[Take] = contextvars.ContextVar(NAME)
 
 def against(llava: Llava) -> str | None:
     """What keeps xformers from this model's attention; None if nothing does."""
-    if importlib.util.find_spec("xformers") is None:
-        return "xformers is not installed (pip install 'vllm-flow[xformers]')"
+    lacking = xformers_needs.missing()
+    if lacking is not None:
+        return lacking
     if llava.device.type != "cuda":
         return f"the model is on {llava.device.type}"
     if llava.model.dtype not in (torch.float16, torch.bfloat16):
@@ -112,7 +110,7 @@ def row_lse(
     num_tokens, num_key_heads, _ = key_TKD.shape
     group = query_THD.shape[1] // num_key_heads
     key = key_TKD[None, :, :, None].expand(-1, -1, -1, group, -1)
-    at_once = max(1, MOST_PROGRAMS // num_key_heads)
+    at_once = max(1, xformers_needs.MOST_PROGRAMS // num_key_heads)
     found = []
     for begin in range(0, len(owner_P), at_once):
         part = slice(begin, begin + at_once)

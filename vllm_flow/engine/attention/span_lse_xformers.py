@@ -14,21 +14,15 @@ memory twice.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from importlib.metadata import version
 from typing import Any
 
 import torch
-from packaging.version import Version
 
+from vllm_flow.engine.attention import xformers_needs
 from vllm_flow.engine.attention.keys import STRIDED, KeyReader
 from vllm_flow.engine.attention.span_lse_triton import SpanLse
 
-MOST_PROGRAMS = 65535
-"""Of a CUDA grid's second dimension, in which the op counts pairs times key heads."""
-WITHOUT_BLOCK_POINTERS = Version("3.9")
-"""Triton from here on; torch 2.14, and so vLLM 0.33, comes with 3.8."""
 LARGEST_TILE = 64
 """Slots that the op reads at a time unless pages are smaller; it needs 16 for its matrix products."""
 
@@ -52,7 +46,7 @@ def span_lse_xformers(
     starts_P, ends_P = bounds_QS1[:, :-1].flatten(), bounds_QS1[:, 1:].flatten()
     query_PHD = query_QHD.repeat_interleave(num_spans, 0)
     pages_PM = (blocks_QM * pages_of_a_block(keys_BKND)).int().repeat_interleave(num_spans, 0)
-    at_once = max(1, MOST_PROGRAMS // num_key_heads)
+    at_once = max(1, xformers_needs.MOST_PROGRAMS // num_key_heads)
     found = [
         partial_lse(
             query_PHD[part],
@@ -149,9 +143,9 @@ def against(attention: Any, read: KeyReader) -> str | None:
 
     What its op takes (devices, types, sizes of heads) it is asked itself, with one row.
     """
-    for name in ("xformers", "triton"):
-        if importlib.util.find_spec(name) is None:
-            return f"{name} is not installed (pip install 'vllm-flow[xformers]')"
+    lacking = xformers_needs.missing()
+    if lacking is not None:
+        return lacking
     if read not in STRIDED:
         return f"the backend stores keys as {read.__name__}, out of the reach of strides"
     keys_BKND = STRIDED[read](attention.kv_cache, attention.head_size)
@@ -160,8 +154,6 @@ def against(attention: Any, read: KeyReader) -> str | None:
         return f"blocks of {slots} slots are not a multiple of 16"
     if stride_dim != 1 or stride_block % (stride_slot * slots):
         return f"the backend stores keys as {read.__name__}, not key after key"
-    if Version(version("triton")) >= WITHOUT_BLOCK_POINTERS:
-        return f"its kernel needs Triton's block pointers, which Triton {version('triton')} has no longer"
     device = attention.kv_cache.device
     no_page, no_slot = torch.zeros((1, 1), dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     row = torch.zeros((1, attention.num_heads, attention.head_size), dtype=attention.dtype)
