@@ -6,6 +6,7 @@ nothing of the extension but what it says of itself.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ class HandingConnector(KVConnectorBase_V1, SupportsHMA):
         self.orders = Orders()
         self.received: set[str] = set()
         self.bytes: dict[str, int] = {}
+        """Of each request that was sent."""
+        self.computed: Counter[str] = Counter()
+        """Tokens of each request that steps computed."""
 
     def on_new_request(self, request: Any) -> None:
         if (request.kv_transfer_params or {}).get("do_remote_decode"):
@@ -61,6 +65,7 @@ class HandingConnector(KVConnectorBase_V1, SupportsHMA):
     def build_connector_meta(self, scheduler_output: Any) -> Orders:
         orders, self.orders = self.orders, Orders()
         for request_id, tokens in scheduler_output.num_scheduled_tokens.items():
+            self.computed[request_id] += tokens
             request = self.sending.get(request_id)
             if request and request.num_computed_tokens + tokens >= request.num_prompt_tokens:
                 state = scheduler_output.kv_connector_block_state

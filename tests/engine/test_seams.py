@@ -159,6 +159,7 @@ OF_NO_REQUEST = {
     *("finished_req_ids", "preempted_req_ids", "num_invalid_spec_tokens"),
     # Of the step, of blocks, of pictures, or somebody else's.
     *("free_encoder_mm_hashes", "scheduled_encoder_input_stats", "has_structured_output_requests"),
+    *("encoder_input_updates", "skip_drafts"),  # vLLM 0.33; pictures for workers, and of the step
     *("pending_structured_output_tokens", "kv_connector_metadata", "has_sync_kv_loads"),
     *("aux_output_connector_metadata", "ec_connector_metadata", "ec_manager_metadata"),
     *("new_block_ids_to_zero", "kv_cache_block_copies", "num_spec_tokens_to_schedule"),

