@@ -44,7 +44,7 @@ class FlowKVCacheManager(KVCacheManager):
         layout = self._searchable_layout(request)
         known = self.flow_layouts.get(request.request_id)
         if known is not None and comes_from_elsewhere(request):
-            return self.empty_kv_cache_blocks, 0, 0
+            return self.empty_kv_cache_blocks, 0, 0  # a connector fills all of its blocks
         if layout is None and known is not None and known.late:
             return self._hit_in_prompt(request, known, max_cache_hit_length)
         if layout is None:
@@ -141,6 +141,8 @@ class FlowKVCacheManager(KVCacheManager):
         """
         layout = self._searchable_layout(request)
         if layout is None or not self.flow_in_flight or request.num_computed_tokens:
+            return False
+        if comes_from_elsewhere(request):
             return False
         block_size = self.flow_managers[0].block_size
         limit = (request.num_tokens - 1) // block_size
