@@ -164,6 +164,24 @@ class FlowAttentionManager(LateBlocks):
             if index >= first_written and block.block_id not in taken
         ]
 
+    def allocate_external_computed_blocks(
+        self,
+        request_id: str,
+        num_local_computed_tokens: int,
+        num_external_computed_tokens: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        if self._layout(request_id) is not None:
+            # What another engine computed is loaded whole.
+            assert num_local_computed_tokens == 0
+            num_external_computed_tokens = self.stored_tokens(
+                request_id, num_external_computed_tokens
+            )
+        super().allocate_external_computed_blocks(
+            request_id, num_local_computed_tokens, num_external_computed_tokens, *args, **kwargs
+        )
+
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
