@@ -253,7 +253,7 @@ def write_page(
         note=note,
         tasks=[task_view(t, layers, options) for t in summary.tasks if any(r.answered for r in t.policies)],
         figures={name: data_uri(svg, "svg+xml") for name, svg in figures.items()},
-        reduced=any(p.kind == "downsample" for p in summary.policies),
+        reduced=any(p.kind == "downsample" and p.cliff is not None for p in summary.policies),
         savings=saving_rows(summary),
         equal=equal,
         equal_figures={} if equal is None else {

@@ -23,7 +23,7 @@ from vllm_flow.eval.sweep import cluster, machines
 from vllm_flow.eval.sweep.engine_actor import EngineActor, EngineOptions
 from vllm_flow.eval.sweep.machines import Pool, SweepError, Watch, pool_of
 from vllm_flow.eval.sweep.records import Run
-from vllm_flow.eval.sweep.work import SEQUENCES, in_flight
+from vllm_flow.eval.sweep.work import SEQUENCES, in_flight, requests_of
 
 RETRIES = 3
 """How often a batch is given out again after its engine or machine died. A batch that kills every
@@ -224,10 +224,7 @@ def answering(
     import ray
     from ray.data import ActorPoolStrategy
 
-    sequences = options.engine_args.get(
-        "max_num_seqs", SEQUENCES["gpu" if pool.num_gpus else "cpu"]
-    )
-    at_once = in_flight([batch.num_rows for batch in batches], pool.engines, sequences)
+    at_once = batches_at_once(batches, options, pool)
     placement: dict[str, Any] = {"num_gpus": pool.num_gpus} if pool.num_gpus else {}
     if pool.num_cpus is not None:
         placement["num_cpus"] = pool.num_cpus
@@ -263,6 +260,14 @@ def gone_with_a_machine() -> tuple[type[Exception], ...]:
         exceptions.WorkerCrashedError,
         exceptions.ObjectLostError,
     )
+
+
+def batches_at_once(batches: Sequence[pa.Table], options: EngineOptions, pool: Pool) -> int:
+    """Batches at an engine, see :func:`work.in_flight`."""
+    sequences = options.engine_args.get(
+        "max_num_seqs", SEQUENCES["gpu" if pool.num_gpus else "cpu"]
+    )
+    return in_flight([requests_of(batch) for batch in batches], pool.engines, sequences)
 
 
 def explain(error: BaseException) -> str:

@@ -26,14 +26,11 @@ from vllm_flow.eval.sweep.model_facts import DEMO_MODELS, ModelError, ModelFacts
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run, RunError, difference
 from vllm_flow.eval.sweep.versions import versions
-from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, sample
+from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, requests_of, sample
 from vllm_flow.eval.tasks import get_task
 from vllm_flow.exits import keeping
 from vllm_flow.grouping import default_group_layers
 from vllm_flow.outputs import check_folder, real
-
-BATCH_REQUESTS = 2048
-"""Most requests in a batch, which is retried, and lost with a driver, as a whole."""
 
 DEMO_CONTEXT = 2048
 """Tokens of the demo models' longest request: ScienceQA's 1024 answer tokens, and a prompt."""
@@ -124,17 +121,18 @@ def answer_all(
         session if rows else None,
     )
     options = engine_options(args, facts, meta, policies)
-    size = max(1, min(args.batch, BATCH_REQUESTS // len(policies)))
     total = sum(len(task.items) for task in tasks) * len(policies)
     progress, barren = driver.Progress(), 0
     while True:
         try:
-            stream(run, batches_of(rows, size), options, pool, total, args.max_errors, progress)
+            stream(
+                run, batches_of(rows, args.batch), options, pool, total, args.max_errors, progress
+            )
             break
         except driver.MachineLost:
             # Errors of this command are not asked again, those that it is to retry are.
             left = plan_work(tasks, policies, run.done() - (failed & run.failed()))
-            barren = barren + 1 if requests(left) == requests(rows) else 0
+            barren = barren + 1 if requests_of(left) == requests_of(rows) else 0
             if barren > driver.RETRIES:
                 raise
             print("A machine of the cluster is gone.", flush=True)
@@ -249,7 +247,7 @@ def stream(
     progress: driver.Progress,
 ) -> None:
     """Answer what is left, under a bar that shows the rate and the time left; `progress` goes on."""
-    left = sum(requests(batch.to_pylist()) for batch in batches)
+    left = sum(map(requests_of, batches))
     if not left:
         print(f"Nothing left to ask: {run.path} has all {total} answers.")
         return
@@ -267,11 +265,6 @@ def stream(
         # Closed at once where a batch cannot be kept, so that Ray ends its work.
         with closing(driver.answers(batches, options, pool)) as answers:
             driver.collect(run, answers, limit, tell, progress)
-
-
-def requests(rows: Sequence[Mapping[str, Any]]) -> int:
-    """How many requests rows of `work.WORK` ask for."""
-    return sum(len(row["policies"]) for row in rows)
 
 
 def starting(pool: driver.Pool) -> str:

@@ -18,7 +18,7 @@ from vllm_flow.eval.sweep import machines
 from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor, EngineOptions
 from vllm_flow.eval.sweep.machines import Pool
 from vllm_flow.eval.sweep.pictures import picture_key, read_pictures
-from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
+from vllm_flow.eval.sweep.work import TaskWork, plan_work
 from vllm_flow.outputs import write_text
 from vllm_flow.user_text import parse_json
 
@@ -125,9 +125,5 @@ def items_of(tasks: Sequence[TaskWork], options: EngineOptions) -> list[dict[str
                 chosen.setdefault(item.image, item)
         if chosen:
             one = replace(work, items=list(chosen.values()))
-            return [
-                row
-                for batch in batches_of(plan_work([one], options.policies, set()), REQUESTS)
-                for row in batch.to_pylist()
-            ]
+            return plan_work([one], options.policies, set())
     return []

@@ -195,6 +195,33 @@ def test_an_unfinished_run_says_what_is_missing(tmp_path: Path, no_figures: None
     assert "TextVQA could not be read" in shown
 
 
+@pytest.mark.parametrize("reduced", ["downsample=12", "downsample=4x4"])
+def test_the_caption_speaks_of_squares_where_there_are_some(
+    tmp_path: Path, no_figures: None, monkeypatch: pytest.MonkeyPatch, reduced: str
+) -> None:
+    """A picture reduced to k x k has no cliff of the same cost, and no square beside it."""
+    monkeypatch.setattr(
+        "vllm_flow.eval.report.figures.draw_all", lambda *_: {"scores": Path(__file__)}
+    )
+    run = make_run(tmp_path, ["scienceqa"], f"baseline,cliff=6,{reduced}", items=10)
+    _, page = write_report(run.path, tmp_path / "out", FAST)
+    assert ("Squares have the prefill cost" in words(page)) == (reduced == "downsample=12")
+
+
+@pytest.mark.parametrize(("items", "shown"), [(12, False), (400, True)])
+def test_results_have_columns_for_a_shown_cliff_where_one_is(
+    tmp_path: Path, no_figures: None, items: int, shown: bool
+) -> None:
+    run = make_run(tmp_path, ["pope"], "baseline,cliff=6,cliff=29", items=items)
+    summary, page = write_report(
+        run.path, tmp_path / "out", Options(resamples=100, swaps=199, tolerance=0.2)
+    )
+    (cliff,) = (task.cliff for task in summary.tasks)
+    assert cliff is not None and (cliff.shown is not None) == shown
+    results = words(page).partition("Results")[2].partition("Every policy")[0]
+    assert ("score there" in results) == ("verdict there" in results) == shown
+
+
 def test_one_policy_is_enough_for_a_report(tmp_path: Path) -> None:
     run = make_run(tmp_path, ["scienceqa"], "cliff=12", items=10)
     _, page = write_report(run.path, tmp_path / "out", FAST)

@@ -8,7 +8,24 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tests.families import glm, glm4v, idefics, internvl, internvl_chat, llava, minicpm, paper, qwen
+from tests.families import (
+    cohere,
+    dots,
+    glm,
+    glm4v,
+    idefics,
+    internvl,
+    internvl_chat,
+    llava,
+    minicpm,
+    mistral_format,
+    molmo,
+    ovis,
+    paddle,
+    paper,
+    phi,
+    qwen,
+)
 from tests.families.making import Checkpoint, save
 
 
@@ -62,6 +79,22 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "minicpm_v_2_6": minicpm.minicpm_v_2_6,
     "minicpm_v_4_0": minicpm.minicpm_v_4_0,
     "minicpm_v_4_5": minicpm.minicpm_v_4_5,
+    "molmo_qwen2": molmo.molmo_qwen2,
+    "molmo_olmo": molmo.molmo_olmo,
+    "ovis1_6": ovis.ovis1_6,
+    "ovis2": ovis.ovis2,
+    "ovis2_5": ovis.ovis2_5,
+    "ovis2_6_moe": ovis.ovis2_6_moe,
+    "phi3v": phi.phi3v,
+    "phi4mm": phi.phi4mm,
+    "cohere2_vision": cohere.cohere2_vision,
+    "dots_ocr": dots.dots_ocr,
+    "lighton_ocr": llava.lighton_ocr,
+    "glm_ocr": glm.glm_ocr,
+    "paddleocr_vl": paddle.paddleocr_vl,
+    "skywork_r1v": internvl_chat.skywork_r1v,
+    "eagle2_5": internvl_chat.eagle2_5,
+    "pixtral_mistral": mistral_format.pixtral_mistral,
     "instructblip": paper.instructblip,
     "shikra": paper.shikra,
     "qwen2_vl_video": _film(qwen.qwen2_vl, qwen.VIDEO, "<|video_pad|>"),

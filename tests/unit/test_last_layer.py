@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.test_layout_stages import Case as Staged
-from tests.unit.test_layout_stages import cases as staged_cases
-from tests.unit.test_layout_stages import chunks
+from tests.unit.staged_cases import Case as Staged
+from tests.unit.staged_cases import cases as staged_cases
+from tests.unit.staged_cases import chunks
 from tests.unit.test_plan import LAYERS, Case, batches, decode_batches
 from vllm_flow.last_layer import LastLayer, spare_last_layers
 from vllm_flow.plan import plan_step
