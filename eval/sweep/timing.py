@@ -14,9 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.eval.sweep import machines
 from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor, EngineOptions
-from vllm_flow.eval.sweep.machines import Pool
+from vllm_flow.eval.sweep.machines import Machine, Pool, alive
 from vllm_flow.eval.sweep.pictures import picture_key, read_pictures
 from vllm_flow.eval.sweep.work import TaskWork, plan_work
 from vllm_flow.outputs import write_text
@@ -92,12 +91,7 @@ def time_policies(
         print("No question has a picture, so that no prefill is timed.")
         return
     print(f"Timing prefills of {len(rows)} requests, {rounds} rounds of {len(names)} policies.")
-    # Whole machines are rare in a cluster of GPUs; on one without, the engine gets every core.
-    place: dict[str, Any] = {"num_gpus": pool.num_gpus} if pool.num_gpus else {}
-    if pool.num_cpus is not None:
-        largest = max((machine.cpus for machine in machines.alive()), default=1)
-        place["num_cpus"] = min(pool.num_cpus * pool.engines, largest)
-    actor = ray.remote(Stopwatch).options(**place).remote(options)
+    actor = ray.remote(Stopwatch).options(**placement(pool, alive())).remote(options)
     try:
         seconds = ray.get(actor.measure.remote(rows, rounds, options.seed))
     finally:
@@ -106,6 +100,17 @@ def time_policies(
         "requests": len(rows), "rounds": rounds, "hardware": hardware, "seconds": seconds,
     }  # fmt: skip
     write_text(path / FILE, json.dumps(record, indent=1) + "\n")
+
+
+def placement(pool: Pool, machines: Sequence[Machine]) -> dict[str, float]:
+    """What the engine takes of the cluster: a GPU, or all the cores that the sweep's engines had and one machine has.
+
+    Whole machines are rare in a cluster of GPUs.
+    """
+    if pool.num_gpus:
+        return {"num_gpus": pool.num_gpus}
+    largest = max((machine.cpus for machine in machines), default=1)
+    return {"num_cpus": min((pool.num_cpus or 1) * pool.engines, largest)}
 
 
 def known(path: Path) -> Mapping[str, Any]:

@@ -32,10 +32,16 @@ def _missing(what: str, package: str, by_setup: bool = False) -> MissingLanguage
 
 def tokenise(text: str) -> list[str]:
     """nltk's word_tokenize: sentences first (Punkt, English), then Penn Treebank tokens."""
+    return list(_tokens(text))
+
+
+@lru_cache(maxsize=1 << 14)
+def _tokens(text: str) -> tuple[str, ...]:
+    """Remembered, since policies that agree describe a picture in the same words."""
     import nltk
 
     try:
-        return list(nltk.word_tokenize(text))
+        return tuple(nltk.word_tokenize(text))
     except LookupError:
         raise _missing("nltk's sentence splitter", "punkt_tab", by_setup=True) from None
 

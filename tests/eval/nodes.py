@@ -65,11 +65,17 @@ class Network:
         return space, cable, address
 
     def end(self) -> None:
-        for number in range(1, self.count + 1):
+        spaces = [f"flw{self.tag}{number}" for number in range(1, self.count + 1)]
+        # A namespace stays until its last process is gone, and would keep its cable so long.
+        for what in [
+            *(("link", "del", f"v{space}") for space in spaces),
+            ("link", "del", self.switch),
+        ]:
             with contextlib.suppress(subprocess.CalledProcessError):
-                ip("netns", "del", f"flw{self.tag}{number}")
-        with contextlib.suppress(subprocess.CalledProcessError):
-            ip("link", "del", self.switch)
+                ip(*what)
+        for space in spaces:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                ip("netns", "del", space)
 
 
 def free_port() -> int:

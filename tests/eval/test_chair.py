@@ -285,6 +285,7 @@ def test_missing_data_is_said_with_its_remedy(call, package, monkeypatch, tmp_pa
 
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     nltk.tokenize._get_punkt_tokenizer.cache_clear()
+    language._tokens.cache_clear()
     with pytest.raises(language.MissingLanguageData, match=f"nltk.downloader {package}"):
         call()
     nltk.tokenize._get_punkt_tokenizer.cache_clear()

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from vllm_flow.eval.sweep import timing
-from vllm_flow.eval.sweep.driver import Pool
 from vllm_flow.eval.sweep.engine_actor import EngineOptions
+from vllm_flow.eval.sweep.machines import Machine, Pool
 from vllm_flow.eval.sweep.policies import parse_policies
 from vllm_flow.eval.sweep.work import Geometry, TaskWork
 from vllm_flow.eval.tasks.base import Item
@@ -84,3 +84,12 @@ def test_what_is_known_is_not_timed_again(tmp_path: Path, work: TaskWork) -> Non
     for spoilt in ("", "[]", '{"seconds": 3}'):
         (tmp_path / timing.FILE).write_text(spoilt)
         assert timing.known(tmp_path) == {}
+
+
+def test_an_engine_that_is_timed_fits_on_one_machine() -> None:
+    """Engines of a core each on two machines: no machine has two cores."""
+    small, large = Machine("small", 0, 1), Machine("large", 1, 4)
+    assert timing.placement(Pool(2, 0, 1), [small, small]) == {"num_cpus": 1}
+    assert timing.placement(Pool(2, 0, 2), [small, large]) == {"num_cpus": 4}
+    assert timing.placement(Pool(2, 0, 1), [large]) == {"num_cpus": 2}
+    assert timing.placement(Pool(3, 1, None), [large]) == {"num_gpus": 1}
