@@ -8,7 +8,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tests.families import glm, glm4v, idefics, internvl, internvl_chat, llava, minicpm, paper, qwen
+from tests.families import (
+    glm,
+    glm4v,
+    idefics,
+    internvl,
+    internvl_chat,
+    llava,
+    minicpm,
+    paper,
+    qwen,
+    qwen_vl,
+)
 from tests.families.making import Checkpoint, save
 
 
@@ -64,6 +75,7 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "minicpm_v_4_5": minicpm.minicpm_v_4_5,
     "instructblip": paper.instructblip,
     "shikra": paper.shikra,
+    "qwen_vl": qwen_vl.qwen_vl,
     "qwen2_vl_video": _film(qwen.qwen2_vl, qwen.VIDEO, "<|video_pad|>"),
     "qwen2_5_vl_video": _film(qwen.qwen2_5_vl, qwen.VIDEO, "<|video_pad|>"),
     "qwen3_vl_video": _film(qwen.qwen3_vl, qwen.VIDEO, "<|video_pad|>"),
