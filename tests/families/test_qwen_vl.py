@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -226,10 +227,14 @@ def test_pixels_are_as_published() -> None:
 
 
 @torch.inference_mode()
-def test_the_tower_is_the_published_one() -> None:
+def test_the_tower_is_the_published_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """24 x 24 patches on 16 x 16 learned positions, two heads in the tower and two in the resampler."""
+    from vllm.distributed import parallel_state
+
     from vllm_flow.models.qwen_vl_tower import QwenVLTower
 
+    # vLLM's linear layers ask which of the workers they are on.
+    monkeypatch.setattr(parallel_state, "_TP", SimpleNamespace(rank_in_group=0, world_size=1))
     reference = Tower(CONFIG["visual"], 256)
     fill(reference, 1)
     tower = QwenVLTower(**CONFIG["visual"])

@@ -81,8 +81,13 @@ class QwenVLProcessingInfo(BaseProcessingInfo):
         return self.ctx.get_hf_config(QwenVLConfig)
 
     def get_hf_processor(self, **kwargs: object) -> Any:
-        size = self.get_hf_config().visual["image_size"]  # type: ignore[index]
-        return self.ctx.init_processor(QwenVLImages, image_size=size, **kwargs)
+        options = self.ctx.get_merged_mm_kwargs(kwargs)
+        if options:
+            raise ValueError(
+                "Qwen-VL's pictures have one size and one form: leave out mm_processor_kwargs, it has "
+                f"{', '.join(sorted(options))}."
+            )
+        return QwenVLImages(self.get_hf_config().visual["image_size"])  # type: ignore[index]
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {"image": None}

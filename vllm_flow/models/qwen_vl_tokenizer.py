@@ -1,8 +1,9 @@
 """Qwen-VL's tokenizer from its ``qwen.tiktoken``, as a fast tokenizer of transformers.
 
-The published one is code beside the checkpoint, written for transformers 4: it keeps bytes where
-transformers 5 wants text, and writes a picture's URL into the prompt as tokens. This one reads the
-same file into the same ids, and leaves pictures to the model's processor.
+The published one is code beside the checkpoint. transformers 5 still runs it, where that is allowed and
+matplotlib is installed; but its vocabulary is bytes, which structured outputs cannot use, it names no token
+that ends an answer, writes a picture's URL into the prompt as tokens, and fails on an ``<img>`` without an end.
+This one reads the same file into the same ids, and leaves pictures to the model's processor.
 
 A chat's prompt, and the token that ends an answer, follow ``chat_format`` in ``generation_config.json``:
 ChatML for Qwen-VL-Chat, plain text for Qwen-VL.
