@@ -116,6 +116,11 @@ class TokenLayout:
         """How many layers see every image whole."""
         return next(stage.layer for stage in self.stages if stage.evicted.total)
 
+    def name(self, group_layers: int) -> str:
+        """Says what blocks of a prompt hold in storage groups of so many layers: the same name, the same slots."""
+        told = repr((self.salt, self.late, self.spans.ranges, self.prompt_tokens, group_layers))
+        return sha256(told.encode()).hexdigest()[:16]
+
     def gone_by(self, num_tokens: int) -> bool:
         """Whether stages have effect on who sees the first ``num_tokens`` tokens, the last its own."""
         return not self.late or num_tokens > self.prompt_tokens

@@ -1,8 +1,8 @@
 """Which model families can evict, and what leaves and what stays; with a model, whether that one can.
 
-Without a model a Markdown table, the one of the README. With one (a folder, or a name of the hub) its
-configuration is built as the server builds it; no weights are loaded. Exit status 1 where the model
-would be refused, with the reason.
+Without a model a table, which is Markdown (that of docs/models.md) where it goes to a file or a pipe. With
+one (a folder, or a name of the hub) its configuration is built as the server builds it; no weights are
+loaded. Exit status 1 where the model would be refused, with the reason.
 
     vllm-flow models
     vllm-flow models Qwen/Qwen2.5-VL-7B-Instruct --picture 1024x768
@@ -11,14 +11,28 @@ would be refused, with the reason.
 from __future__ import annotations
 
 import argparse
+import html
 import logging
+import re
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
-from vllm_flow.engine.families.known import FAMILIES, Family
+from vllm_flow.engine.families.family import Family
+from vllm_flow.engine.families.known import FAMILIES
 from vllm_flow.exits import CommandError, Refused
+from vllm_flow.options import pixels
 
-COLUMNS = ("Family", "Language model in vLLM", "A picture becomes", "Stays as text", "Verified")
+COLUMNS = (
+    "Family",
+    "Language model in vLLM",
+    "A picture becomes",
+    "Stays as text",
+    "Verified at every cliff, with random weights",
+)
+MARKER = re.compile(r"<[^ ,]+>|\[[A-Z_]+\]")
+"""A token of text around pictures."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,9 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="look at this model: a folder, or a hub name")
     parser.add_argument(
         "--picture",
-        type=size,
+        type=pixels,
         metavar="WIDTHxHEIGHT",
         help="with a model: its tokens for a picture of this size, and what each cliff saves",
+    )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="with a model that brings its configuration or processor as code: run that code",
     )
 
 
@@ -39,24 +58,32 @@ def run(args: argparse.Namespace) -> int:
             "--picture needs a model: its processor decides how many tokens a picture becomes"
         )
     if args.model is None:
-        print("\n".join(table()))
+        show_table()
         return 0
     # vLLM logs how it comes to its choices, which would drown what is said here.
     logging.getLogger("vllm").setLevel(logging.ERROR)
     try:
-        for line in about(args.model, args.picture):
+        for line in about(args.model, args.picture, args.trust_remote_code):
             print(line)
     except (ValueError, OSError) as error:
         raise CommandError(f"{args.model}: {error}") from error
     return 0
 
 
-def size(text: str) -> tuple[int, int]:
-    """``640x480``: width and height in pixels."""
-    width, cross, height = text.partition("x")
-    if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 640x480")
-    return int(width), int(height)
+def show_table() -> None:
+    """Print the registry: for people on a terminal, else as Markdown."""
+    # rich comes with vllm-flow[eval].
+    if not sys.stdout.isatty() or find_spec("rich") is None:
+        print("\n".join(table()))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    shown = Table(*(Column(name, overflow="fold") for name in COLUMNS), show_lines=True)
+    for family in FAMILIES:
+        shown.add_row(*(escape(cell) for cell in cells(family)))
+    Console().print(shown)
 
 
 def table() -> Iterator[str]:
@@ -64,46 +91,57 @@ def table() -> Iterator[str]:
     yield _row(COLUMNS)
     yield _row(["---"] * len(COLUMNS))
     for family in FAMILIES:
-        yield _row(
-            (
-                f"{family.name} (`{'`, `'.join(family.architectures)}`)",
-                ", ".join(family.decoders) or "any",
-                family.layout,
-                family.stays.replace("<", "\\<").replace("|", "\\|"),
-                verified(family),
-            )
-        )
+        _, decoders, layout, stays, compared = cells(family)
+        name = f"{family.name} (`{'`, `'.join(family.architectures)}`)"
+        yield _row((name, decoders, layout, MARKER.sub(_as_code, stays), compared))
+
+
+def cells(family: Family) -> tuple[str, ...]:
+    """A family's row."""
+    return (
+        f"{family.name} ({', '.join(family.architectures)})",
+        ", ".join(family.decoders) or "any",
+        family.layout,
+        family.stays,
+        verified(family),
+    )
+
+
+def _as_code(marker: re.Match[str]) -> str:
+    """As HTML: a bar within backticks would end the cell, or be shown with what escapes it."""
+    return f"<code>{html.escape(marker[0]).replace('|', '&#124;')}</code>"
+
+
+def names() -> str:
+    """The families on one line, as in the README."""
+    return "; ".join(family.name for family in FAMILIES)
 
 
 def verified(family: Family) -> str:
     """How a family was verified: what ran, and what its answers were compared with."""
     kinds = len(family.checkpoints)
-    made = "a tiny random checkpoint" if kinds == 1 else f"{kinds} tiny random checkpoints"
-    text = f"{made}, every cliff, against {family.compared}"
+    made = "a tiny checkpoint" if kinds == 1 else f"{kinds} tiny checkpoints"
+    text = f"{made}, against {family.compared}"
     return f"{text}; {family.beyond}" if family.beyond else text
 
 
-def about(model: str, picture: tuple[int, int] | None = None) -> Iterator[str]:
+def about(
+    model: str, picture: tuple[int, int] | None = None, trust_remote_code: bool = False
+) -> Iterator[str]:
     """Lines about one model, and about a picture of a width and height.
+
+    Args:
+        trust_remote_code: whether code that comes with the model may run, as vLLM's option says.
 
     Raises:
         ValueError: it would be refused; names the reason and the remedy.
         OSError: there is no such model.
     """
-    from vllm.engine.arg_utils import EngineArgs
+    from vllm_flow.engine import families
+    from vllm_flow.engine.settings import FlowSettings
+    from vllm_flow.profile.picture_cost import read_config
 
-    from vllm_flow.engine import families, plugin
-    from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
-
-    plugin.register()
-    arguments = EngineArgs(model=model, additional_config={CONFIG_KEY: {families.UNTESTED: True}})
-    try:
-        config = arguments.create_engine_config().model_config
-    except (ValueError, OSError):
-        raise
-    # Of foreign files, which may lack anything or hold it in any type.
-    except Exception as error:
-        raise ValueError(f"its configuration cannot be read ({error!r})") from error
+    config = read_config(model, trust_remote_code=trust_remote_code)
     families.check_supported(config)
     family = families.family_of(config.architecture)
     assert family is not None, "check_supported refuses what has no row"
@@ -123,7 +161,7 @@ def about(model: str, picture: tuple[int, int] | None = None) -> Iterator[str]:
 
 
 def _about_picture(model_config: Any, picture: tuple[int, int]) -> Iterator[str]:
-    from vllm_flow.picture_cost import TEXT_TOKENS, decoder_shape, picture_tokens, savings
+    from vllm_flow.profile.picture_cost import TEXT_TOKENS, decoder_shape, picture_tokens, savings
 
     tokens = picture_tokens(model_config, *picture)
     yield ""
@@ -133,7 +171,7 @@ def _about_picture(model_config: Any, picture: tuple[int, int]) -> Iterator[str]
     )
     shape = decoder_shape(model_config)
     if shape is None:
-        yield "What a cliff saves is not counted for mixtures of experts."
+        yield "What a cliff saves is not counted for mixtures of experts and sliding windows."
         return
     yield f"Saved of a prefill with {TEXT_TOKENS} tokens of text (language model only):"
     yield "  flow_cliff    FLOPs   KV bytes"

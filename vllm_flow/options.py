@@ -44,6 +44,14 @@ def seed(text: str) -> int:
     return value
 
 
+def pixels(text: str) -> tuple[int, int]:
+    """``640x480``: width and height of a picture."""
+    width, cross, height = text.partition("x")
+    if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 640x480")
+    return int(width), int(height)
+
+
 def positives(text: str) -> tuple[int, ...]:
     """Whole numbers above 0 between commas, in the order they are written."""
     found = [whole_number(part.strip()) for part in text.split(",")]

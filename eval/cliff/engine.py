@@ -65,8 +65,7 @@ class CliffEngine:
         self.requests += len(known)
         tell(len(known))
         yield from known
-        widest = max((len(row["policies"]) for row in rows), default=1)
-        for batch in batches_of(rows, max(1, BATCH_REQUESTS // widest)):
+        for batch in batches_of(rows, BATCH_REQUESTS, BATCH_REQUESTS):
             answered = self.actor(batch)
             if self.record is not None:
                 self.record.add(answered)

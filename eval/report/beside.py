@@ -1,12 +1,15 @@
 """What a sceptic asks beside the scores: same answers as the baseline? right where fewer tokens go wrong? (pure)
 
 Equal scores can hide different answers, so a policy's answers are compared with the baseline's as the task read
-them. And the questions that reduced pictures lose tell whether a cliff keeps what they throw away.
+them. The questions that reduced pictures lose tell whether a cliff keeps what they throw away. And a long
+answer that does not come to its end in time is scored on what there is of it, so its length is told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from vllm_flow.eval.statistics.intervals import Interval, clustered_share
 from vllm_flow.eval.tasks.base import Scored
@@ -14,6 +17,25 @@ from vllm_flow.eval.tasks.base import Scored
 ScoresById = Mapping[str, Scored]
 CHANGE = 1e-9
 """Scores that differ by less are equal."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long answers are."""
+
+    mean: float
+    """Tokens."""
+    cut: int
+    """Answers that ended because of the task's limit of tokens."""
+
+
+def lengths(rows: Iterable[Mapping[str, Any]]) -> Lengths | None:
+    """Of rows with an answer, as recorded; None where no row says its length."""
+    told = [row for row in rows if row["answer"] is not None and row.get("output_tokens")]
+    if not told:
+        return None
+    cut = sum(row.get("finish_reason") == "length" for row in told)
+    return Lengths(sum(row["output_tokens"] for row in told) / len(told), cut)
 
 
 def agreement(

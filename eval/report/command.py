@@ -101,6 +101,7 @@ def compare(first: Path, second: Path, out: Path, options: Options) -> int:
         write_comparison,
     )
     from vllm_flow.eval.report.pairs import show_pairs
+    from vllm_flow.eval.report.results import policies_of
     from vllm_flow.eval.sweep.records import Run, RunError
     from vllm_flow.outputs import check_folder
 
@@ -109,7 +110,8 @@ def compare(first: Path, second: Path, out: Path, options: Options) -> int:
     (items_a, tasks, _), (items_b, _, _) = (read_tasks(run) for run in runs)
     common, strange = common_items(items_a, items_b)
     answers = [run.answers().to_pylist() for run in runs]
-    pairs = compare_runs(common, *answers, tasks, options)
+    order = [policy.name for policy in policies_of(runs[0].meta, ())]
+    pairs = compare_runs(common, *answers, tasks, options, order)
     if not pairs:
         raise RunError(
             f"{first} and {second} have no answers to the same questions under the same policy: "

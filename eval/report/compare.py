@@ -25,7 +25,7 @@ COLUMNS = (
     "task", "policy", "metric", "questions", "a", "b", "difference", "difference_low", "difference_high", "p",
     "p_holm", "same_answer", "finding", "within_tolerance",
 )  # fmt: skip
-NOT_SETTINGS = ("tasks", "policies", "sessions", "version", "command", "data")
+NOT_SETTINGS = ("tasks", "policies", "sessions", "version", "created", "command", "data")
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,23 @@ def compare_runs(
     answers_b: Sequence[Mapping[str, Any]],
     tasks: Mapping[str, Task],
     options: Options,
+    order: Sequence[str] = (),
 ) -> list[Pair]:
-    """Every task and policy that both runs answered, B beside A; p values corrected per task."""
+    """Every task and policy that both runs answered, B beside A; p values corrected per task.
+
+    Args:
+        order: of policies, as far as they are named.
+    """
     rows = {"A": answers_a, "B": answers_b}
     asked = {
         role: {(row["task"], row["policy"]) for row in answers if row["answer"] is not None}
         for role, answers in rows.items()
     }
     pairs: list[Pair] = []
-    for task, policy in sorted(asked["A"] & asked["B"]):
-        if not items.get(task):
+    both = asked["A"] & asked["B"]
+    named = dict.fromkeys([*order, *sorted({policy for _, policy in both})])
+    for task, policy in ((task, policy) for task in items for policy in named):
+        if (task, policy) not in both or not items[task]:
             continue
         renamed = [
             {**row, "policy": role}

@@ -156,6 +156,7 @@ def _mark_cliff(axis: Any, task: TaskResult) -> None:
         axis.text(
             0.98, 0.04 if higher else 0.9, "too few questions\nto show a cliff", ha="right",
             va="bottom" if higher else "top", transform=axis.transAxes, fontsize=8.5, color=GREEN,
+            bbox={"facecolor": axis.get_facecolor(), "edgecolor": "none", "pad": 1.5, "alpha": 0.85},
         )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -98,18 +99,24 @@ def checksums(files: Iterable[Path], base: Path) -> tuple[dict[str, str], list[s
     return found, missing
 
 
+def commands(meta: Mapping[str, Any]) -> list[str]:
+    """The commands that asked, in their order, as a shell takes them."""
+    given = [meta.get("command"), *(one.get("command") for one in meta.get("sessions", []))]
+    told = [one if isinstance(one, str) else shlex.join(map(str, one)) for one in given if one]
+    return list(dict.fromkeys(told))
+
+
 def readme(
     meta: Mapping[str, Any], summary: Summary, found: Mapping[str, str], missing: Sequence[str]
 ) -> str:
     """The pack's own description."""
-    given = meta.get("command", "(not recorded)")
-    command = given if isinstance(given, str) else " ".join(map(str, given))
     versions = ", ".join(f"{name} {value}" for name, value in meta.get("versions", {}).items())
     lines = [
         f"# Results of {meta.get('model', 'a model')}",
         "",
-        f"Made by `{command}`",
-        f"on {meta.get('hardware', 'hardware that was not recorded')}; {versions or 'no versions recorded'}.",
+        f"Made on {meta.get('hardware', 'hardware that was not recorded')}; {versions or 'no versions recorded'}, by",
+        "",
+        *(f"    {command}" for command in commands(meta) or ["(a command that was not recorded)"]),
         "",
         "| task | questions | pictures | policies | answers | errors |",
         "|---|---:|---:|---:|---:|---:|",
@@ -124,8 +131,11 @@ def readme(
         "",
         "`settings.json`: everything the answers depend on. `questions.jsonl`: what was asked. `items.csv`: every "
         "answer with its score. `scores.csv`: every number of the report, unrounded.",
-        f"`data.sha256`: {len(found)} data files and pictures, by their paths from the folder of the data "
-        "(`cd DATA && sha256sum -c data.sha256`). `pack.sha256`: the files here.",
+        f"`data.sha256`: {len(found)} data files and pictures, by their paths from the folder of the data; "
+        "`pack.sha256`: the files here. To check both, in this folder:",
+        "",
+        "    sha256sum -c pack.sha256",
+        f'    list=$PWD/data.sha256; (cd {shlex.quote(str(meta.get("data", "DATA")))} && sha256sum -c "$list")',
     ]
     if missing:
         shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if missing[10:] else "")

@@ -20,6 +20,8 @@ from vllm_flow.outputs import write_text
 
 LONG = 12
 """A task's table with more rows starts folded."""
+WORDS = 8
+"""Tokens of an answer from which on its length is shown: it is more than a word or a name."""
 
 
 def data_uri(path: Path, kind: str) -> str:
@@ -57,6 +59,8 @@ def cells(task: TaskResult, result: PolicyResult, metric: str, options: Options)
         "finding": "",
         "agreement": text.share_text(result.agreement),
         "where_reduced_loses": text.share_text(result.where_reduced_loses),
+        "tokens": f"{result.lengths.mean:.1f}" if result.lengths else "–",
+        "cut": result.lengths.cut if result.lengths else 0,
         "shown": task.cliff is not None
         and task.cliff.shown is not None
         and result.policy.kind in ("cliff", "text-only")
@@ -105,6 +109,7 @@ def task_view(task: TaskResult, layers: int | None, options: Options) -> dict[st
         "seen_layer": task.cliff.seen if task.cliff else None,
         "headline": text.cliff_headline(task.cliff),
         "reduced_loses": task.reduced_loses,
+        "long": any(r.lengths and (r.lengths.cut or r.lengths.mean > WORDS) for r in rows),
         "floor": cells(task, floor, task.headline, options) if floor else None,
         "cliff": text.cliff_text(task.cliff, options.tolerance, share),
         "swept": task.cliff is not None,
@@ -248,7 +253,7 @@ def write_page(
         note=note,
         tasks=[task_view(t, layers, options) for t in summary.tasks if any(r.answered for r in t.policies)],
         figures={name: data_uri(svg, "svg+xml") for name, svg in figures.items()},
-        reduced=any(p.kind == "downsample" for p in summary.policies),
+        reduced=any(p.kind == "downsample" and p.cliff is not None for p in summary.policies),
         savings=saving_rows(summary),
         equal=equal,
         equal_figures={} if equal is None else {

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_flow.eval.report.beside import Lengths
 from vllm_flow.eval.report.savings import Saving
 from vllm_flow.eval.statistics.bootstrap import Comparison
 from vllm_flow.eval.statistics.intervals import Interval
@@ -97,6 +98,8 @@ class PolicyResult:
     """Share of answers read as the baseline's were; None for the baseline itself."""
     where_reduced_loses: Interval | None = None
     """Mean score on `TaskResult.reduced_loses`; None where there are none."""
+    lengths: Lengths | None = None
+    """Of its answers; None where they were not recorded."""
     mcnemar_p: float | None = None
     """Of right and wrong answers, taking questions for independent; None where scores are not 0/1."""
 

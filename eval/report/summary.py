@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from vllm_flow.eval.report.beside import ScoresById, agreement, lost_items, score_on
+from vllm_flow.eval.report.beside import ScoresById, agreement, lengths, lost_items, score_on
 from vllm_flow.eval.report.comparing import (
     against_baseline,
     changed,
@@ -133,6 +133,7 @@ def _task_result(
                 lost=lost,
                 agreement=agreement(*pair, units, options.confidence),
                 where_reduced_loses=score_on(lost_there, own_scores, units, options.confidence),
+                lengths=lengths(given[item.id] for item in items if item.id in given),
                 mcnemar_p=mcnemar_p(gained, lost) if task.binary and name in compared else None,
             )
         )

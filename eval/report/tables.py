@@ -19,7 +19,7 @@ SCORES = (
     "missing", "paired", "baseline_on_pairs", "value_on_pairs", "difference", "difference_low", "difference_high",
     "standard_error", "p", "p_holm", "detectable", "verdict", "within_tolerance", "gained", "lost",
     "mcnemar_p", "method", "agreement", "agreement_low", "agreement_high", "where_downsampling_loses",
-    "where_downsampling_loses_low", "where_downsampling_loses_high",
+    "where_downsampling_loses_low", "where_downsampling_loses_high", "answer_tokens", "cut_off",
 )  # fmt: skip
 
 
@@ -36,7 +36,17 @@ def write_tables(
         ),
         "items": write_table(
             directory / "items.csv",
-            ("task", "item", "group", "policy", "score", "parsed", "answer"),
+            (
+                "task",
+                "item",
+                "group",
+                "policy",
+                "score",
+                "parsed",
+                "answer",
+                "tokens",
+                "finish_reason",
+            ),
             item_rows(summary, answers),
         ),
         "errors": write_table(
@@ -74,6 +84,7 @@ def score_rows(summary: Summary) -> Iterable[tuple[Any, ...]]:
                     result.gained if against else "", result.lost if against else "",
                     _blank(result.mcnemar_p), task.method(metric), *_limits(result.agreement),
                     *_limits(result.where_reduced_loses),
+                    *(astuple(result.lengths) if result.lengths else ("", "")),
                 )  # fmt: skip
 
 
@@ -86,13 +97,14 @@ def saving_rows(summary: Summary) -> Iterable[tuple[Any, ...]]:
 
 def item_rows(summary: Summary, answers: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Any, ...]]:
     """A line per scored answer, with what was read from it."""
-    said = {(row["task"], row["policy"], row["item_id"]): row["answer"] for row in answers}
+    said = {(row["task"], row["policy"], row["item_id"]): row for row in answers}
     for task in summary.tasks:
         for policy, scored in task.scores.items():
             for item, one in scored.items():
+                row = said[task.name, policy, item]
                 yield (
-                    task.name, item, one.group, policy, one.score,
-                    json.dumps(one.parsed, ensure_ascii=False), said[task.name, policy, item],
+                    task.name, item, one.group, policy, one.score, json.dumps(one.parsed, ensure_ascii=False),
+                    row["answer"], _blank(row.get("output_tokens")), _blank(row.get("finish_reason")),
                 )  # fmt: skip
 
 

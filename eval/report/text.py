@@ -98,6 +98,8 @@ def verdict_text(
         text = "no difference found"
     if verdict.within_tolerance:
         return f"{text}; {within}"
+    if share and compared.detectable >= 1:
+        return f"{text}; too few questions to show any"
     return f"{text}; ±{number(compared.detectable, share)} or more would likely show"
 
 

@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 FAILED = "[LMMS_EVAL_"
 """What it records in an answer's place where the server gave none."""
 
+NO_SCORES = {
+    "doc_id",
+    "target",
+    "filtered_resps",
+    "resps",
+    "arguments",
+    "doc_hash",
+    "token_counts",
+    "input",
+}
+"""Fields of every record, whatever the task; a target may be a number."""
+
 
 def add_parser(tasks: Any) -> argparse.ArgumentParser:
     """The subcommand."""
@@ -109,8 +121,8 @@ def _own(row: Row) -> float | None:
         if isinstance(score, (int, float)):
             return float(score)
     for name, value in row.values.items():
-        if name != "doc_id" and isinstance(value, float):
-            return value
+        if name not in NO_SCORES and isinstance(value, (int, float)):  # TextVQA's 1 is an integer
+            return float(value)
     return None
 
 

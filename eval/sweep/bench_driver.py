@@ -207,7 +207,7 @@ class Bench:
         def batches(size: int) -> list[pa.Table]:
             items = zip(self.items(count), lengths, strict=True)
             tasks = [TaskWork("bench", [item], length, "pad") for item, length in items]
-            return batches_of(plan_work(tasks, [BASELINE], set()), size)
+            return batches_of(plan_work(tasks, [BASELINE], set()), size, size)
 
         def side_by_side() -> list[int]:
             with ThreadPoolExecutor(IN_FLIGHT) as threads:

@@ -116,7 +116,11 @@ def _add_questions(what: Any) -> None:
 
 def _add_running(running: Any) -> None:
     running.add_argument(
-        "--batch", type=positive, default=BATCH_ITEMS, help="items given to an engine at once"
+        "--batch",
+        type=positive,
+        default=BATCH_ITEMS,
+        help="items of a batch, which is retried and written as a whole; fewer where each is asked under many "
+        f"policies (default: {BATCH_ITEMS})",
     )
     running.add_argument(
         "--max-errors",

@@ -5,7 +5,8 @@ embeddings interpolated to that grid, and through its projector. vLLM takes the 
 `image_embeds` and prefills k * k image tokens.
 
 Seam: `LLM.apply_model`, and the modules `vision_tower` and `multi_modal_projector` of vLLM's
-`LlavaForConditionalGeneration`. A forward hook, removed again, replaces the position embeddings.
+`LlavaForConditionalGeneration`. A forward hook, removed again, replaces the position embeddings; the live
+model's `embed_multimodal` is hidden by one that takes embeddings of several sizes.
 
 Shapes: B pictures, k the side of the grid, W the tower's width, H the decoder's.
 """
@@ -30,6 +31,7 @@ class Downsampler:
         self.llm = llm
         self.image_processor = image_processor
         self.full_grid = full_grid
+        llm.apply_model(accept_several_sizes)
 
     def embed(self, pictures: Sequence[Image], side: int) -> list[torch.Tensor]:
         """One (side * side, H) tensor per picture, on the CPU."""
@@ -71,6 +73,23 @@ def encode(model: Any, pixels: torch.Tensor, side: int) -> torch.Tensor:
             f"the vision tower gave {embeddings.shape[1]} tokens for {side} x {side} patches"
         )
     return embeddings
+
+
+def accept_several_sizes(model: Any) -> None:
+    """Let vLLM's LLaVA be given, in one step, embeddings of several grids.
+
+    vLLM hands embeddings of one size over as a tensor and of several as a list, and the model's check of its
+    inputs knows the tensor only: the list would end the engine. There is nothing more to do to either.
+    """
+    stock = model.embed_multimodal
+
+    def embed_multimodal(**kwargs: Any) -> Any:
+        embeddings = kwargs.get("image_embeds")
+        if isinstance(embeddings, (list, tuple)):
+            return tuple(embeddings)
+        return stock(**kwargs)
+
+    model.embed_multimodal = embed_multimodal
 
 
 @contextmanager

@@ -19,11 +19,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from vllm_flow.eval.sweep import cluster
+from vllm_flow.eval.sweep import cluster, machines
 from vllm_flow.eval.sweep.engine_actor import EngineActor, EngineOptions
+from vllm_flow.eval.sweep.machines import Pool, SweepError, Watch, pool_of
 from vllm_flow.eval.sweep.records import Run
-from vllm_flow.eval.sweep.work import SEQUENCES, in_flight
-from vllm_flow.exits import CommandError
+from vllm_flow.eval.sweep.work import SEQUENCES, in_flight, requests_of
 
 RETRIES = 3
 """How often a batch is given out again after its engine or machine died. A batch that kills every
@@ -32,8 +32,8 @@ engine it meets then ends the run instead of going round for ever."""
 DEATHS = ("ActorDiedError", "ActorUnavailableError", "RayActorError", "NodeDiedError")
 
 
-class SweepError(CommandError):
-    """The sweep cannot go on; what was answered is kept. The message is for the user."""
+class MachineLost(SweepError):
+    """A machine is gone: what is left can be asked of the others."""
 
 
 @dataclass
@@ -66,13 +66,17 @@ def collect(
     batches: Iterable[pa.Table],
     max_errors: int | None,
     tell: Callable[[Progress, pa.Table], None] = lambda progress, batch: None,
+    progress: Progress | None = None,
 ) -> Progress:
     """Write every batch of answers as it comes.
+
+    Args:
+        progress: of an earlier stream of the same sweep, which goes on.
 
     Raises:
         SweepError: more than `max_errors` rows are errors; they are written all the same.
     """
-    progress = Progress()
+    progress = progress or Progress()
     for batch in batches:
         run.append(batch)
         progress.count(batch)
@@ -93,18 +97,10 @@ def most_frequent(progress: Progress, count: int = 3) -> str:
     return "Most frequent: " + "; ".join(told) + "." if told else ""
 
 
-@dataclass(frozen=True)
-class Pool:
-    """The engines of a sweep and what each of them takes of the cluster."""
-
-    engines: int
-    num_gpus: float
-    num_cpus: float | None
-    """None where a GPU places the engine."""
-
-
 def connect(address: str | None, engines: int | None) -> Pool:
     """Join the cluster at `address`, or start Ray on this machine; one engine per GPU, else one.
+
+    A cluster that is joined may grow, so that engines may start later for which there is no room yet.
 
     Raises:
         cluster.ClusterError: nothing that is Ray answers at the address, in a few seconds' time.
@@ -120,10 +116,12 @@ def connect(address: str | None, engines: int | None) -> Pool:
 
     named = os.environ.get("RAY_ADDRESS")
     address = named if address in (None, "", "auto") and named else address
+    growing = False
     if ray.is_initialized():
         pass
     elif address and address != "local":
         join(address)
+        growing = True
     else:
         # Ray's own processes on this machine would print beside the progress bar; their files have it.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -138,7 +136,7 @@ def connect(address: str | None, engines: int | None) -> Pool:
         # Of Ray's own processes that did not come up, Ray says so with a bare Exception.
         except Exception as error:
             raise SweepError(f"Ray cannot start here: {_short(str(error), 600)}") from error
-    return pool_of(ray.cluster_resources(), engines)
+    return pool_of(machines.alive(), engines, growing)
 
 
 @contextmanager
@@ -174,25 +172,6 @@ def join(address: str) -> None:
         raise cluster.ClusterError(address, "it does not let this machine join") from None
 
 
-def pool_of(resources: dict[str, float], engines: int | None) -> Pool:
-    """How many engines of which size a cluster takes.
-
-    Raises:
-        SweepError: fewer than `engines` fit.
-    """
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-    count = engines if engines is not None else max(gpus, 1)
-    if gpus:
-        if count > gpus:
-            raise SweepError(f"--engines {count}: the cluster has {gpus} GPUs, one per engine.")
-        return Pool(count, num_gpus=1, num_cpus=None)
-    if count > cpus:
-        raise SweepError(
-            f"--engines {count}: the cluster has {cpus} CPUs, at least one per engine."
-        )
-    return Pool(count, num_gpus=0, num_cpus=cpus // count)
-
-
 def answers(
     batches: Sequence[pa.Table],
     options: EngineOptions,
@@ -202,26 +181,58 @@ def answers(
     """Answers of every batch, in the order in which they are done.
 
     Raises:
-        SweepError: an engine cannot start, failed, or died more often than `RETRIES`.
+        MachineLost: a machine is gone, and Ray cannot go on without it.
+        SweepError: an engine cannot start, failed, or died more often than `RETRIES`, or no machine has room.
     """
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import DataContext
 
-    sequences = options.engine_args.get(
-        "max_num_seqs", SEQUENCES["gpu" if pool.num_gpus else "cpu"]
-    )
-    at_once = in_flight([batch.num_rows for batch in batches], pool.engines, sequences)
+    room(pool)
     context = DataContext.get_current()
     context.enable_progress_bars = False  # the command's own bar counts answers
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
+    with Watch(pool) as watch:
+        dataset = answering(batches, options, pool, actor, watch)
+        hush()
+        # No prefetching: a batch that is done is written at once.
+        stream = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        try:
+            yield from stream
+        except ray.exceptions.RayError as error:
+            if isinstance(error, gone_with_a_machine()) and watch.lost_a_machine():
+                raise MachineLost("a machine of the cluster is gone") from error
+            raise SweepError(explain(error)) from error
+
+
+def room(pool: Pool) -> int:
+    """Engines of the pool that the cluster has machines for now; SweepError if there is none for any."""
+    found = pool.room(machines.alive())
+    if not found:
+        raise SweepError(f"no machine of the cluster has room for an engine ({pool.size}) any more")
+    return found
+
+
+def answering(
+    batches: Sequence[pa.Table],
+    options: EngineOptions,
+    pool: Pool,
+    actor: type[EngineActor],
+    watch: Watch,
+) -> Any:
+    """The Ray dataset of the batches' answers, which nothing has begun to compute."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    at_once = batches_at_once(batches, options, pool)
     placement: dict[str, Any] = {"num_gpus": pool.num_gpus} if pool.num_gpus else {}
     if pool.num_cpus is not None:
         placement["num_cpus"] = pool.num_cpus
     with warnings.catch_warnings():
-        # Up to Ray 2.63 nothing else says how often a task is retried; pyproject.toml has the bound.
-        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        dataset = ray.data.from_arrow(list(batches)).map_batches(
+        # Up to Ray 2.63 nothing else says how often a task is retried and what an actor is called;
+        # pyproject.toml has the bound.
+        warnings.filterwarnings("ignore", message="`ray_remote_args(_fn)?` is deprecated")
+        return ray.data.from_arrow(list(batches)).map_batches(
             actor,
             fn_constructor_args=[options],
             batch_size=None,  # a block is a batch
@@ -234,15 +245,29 @@ def answers(
             ),
             # Dead actors are started again without end, Ray Data's default; batches are not.
             max_task_retries=RETRIES,
+            ray_remote_args_fn=watch.naming(),
             **placement,
         )
-    hush()
-    # No prefetching: a batch that is done is written at once.
-    stream = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    try:
-        yield from stream
-    except ray.exceptions.RayError as error:
-        raise SweepError(explain(error)) from error
+
+
+def gone_with_a_machine() -> tuple[type[Exception], ...]:
+    """Ray's errors for what a machine takes with it: engines, their work, and answers nobody had fetched."""
+    from ray import exceptions
+
+    return (
+        exceptions.RayActorError,
+        exceptions.NodeDiedError,
+        exceptions.WorkerCrashedError,
+        exceptions.ObjectLostError,
+    )
+
+
+def batches_at_once(batches: Sequence[pa.Table], options: EngineOptions, pool: Pool) -> int:
+    """Batches at an engine, see :func:`work.in_flight`."""
+    sequences = options.engine_args.get(
+        "max_num_seqs", SEQUENCES["gpu" if pool.num_gpus else "cpu"]
+    )
+    return in_flight([requests_of(batch) for batch in batches], pool.engines, sequences)
 
 
 def explain(error: BaseException) -> str:

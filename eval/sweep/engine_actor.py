@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from vllm_flow.eval.sweep.pictures import background_of, picture_key, read_pictu
 from vllm_flow.eval.sweep.policies import BASELINE, Policy
 from vllm_flow.eval.sweep.schema import answers_table
 from vllm_flow.eval.sweep.shared_engine import SharedEngine, refusals, room_in
-from vllm_flow.eval.sweep.work import savings, waves
+from vllm_flow.eval.sweep.work import savings
 from vllm_flow.pictures import Colour
 
 if TYPE_CHECKING:
@@ -146,8 +147,7 @@ class EngineActor:
         with ExitStack() as pictures:
             pictures.enter_context(self.shared.ahead())
             asks, rows = self._asks(work.to_pylist())
-            for wave in waves([ask.grid for ask in asks]):
-                rows += self._answer([asks[index] for index in wave], pictures.close)
+            rows += self._answer(asks, pictures.close)
         now = datetime.now(timezone.utc)
         return answers_table([{**row, "written_at": now} for row in rows])
 
@@ -174,26 +174,24 @@ class EngineActor:
 
     def _answer(self, asks: Sequence[Ask], added: Callable[[], None]) -> list[dict[str, Any]]:
         """Hand all requests to the engine, say so, and wait for them."""
-        grids = {ask.grid for ask in asks if ask.grid is not None}
-        with self.shared.grid(*(grids or {None})):
-            embeddings = self._embeddings(asks)
-            prompts = [
-                self.request(
-                    ask,
-                    ask.policy.request_keys(),
-                    embeddings.get(index),
-                    max_tokens=ask.item["max_tokens"],
-                    **self.sampling,
-                )
-                for index, ask in enumerate(asks)
-            ]
-            batch = self.shared.add(prompts, self._tokenization, refusals())
-            # The engine has what it needs of the pictures.
-            del prompts, embeddings
-            for ask in asks:
-                ask.picture = None
-            added()
-            self.shared.wait(batch)
+        embeddings = self._embeddings(asks)
+        prompts = [
+            self.request(
+                ask,
+                ask.policy.request_keys(),
+                embeddings.get(ask.picture_id),
+                max_tokens=ask.item["max_tokens"],
+                **self.sampling,
+            )
+            for ask in asks
+        ]
+        batch = self.shared.add(prompts, self._tokenization, refusals())
+        # The engine has what it needs of the pictures.
+        del prompts, embeddings
+        for ask in asks:
+            ask.picture = None
+        added()
+        self.shared.wait(batch)
         rows = []
         for index, ask in enumerate(asks):
             if index in batch.refused:
@@ -241,16 +239,17 @@ class EngineActor:
         params = SamplingParams(temperature=0, extra_args=dict(keys) or None, **sampling)
         return prompt, params
 
-    def _embeddings(self, asks: Sequence[Ask]) -> dict[int, Any]:
-        """Embeddings of the reduced pictures, by request; one pass of the tower for all of them."""
-        wanted: dict[str, Ask] = {ask.picture_id: ask for ask in asks if ask.grid is not None}
-        if not wanted:
-            return {}
-        (side,) = {ask.grid for ask in wanted.values()}
-        pictures = [ask.picture for ask in wanted.values()]
-        made = self.shared.between_steps(lambda: self.downsampler.embed(pictures, side))
-        by_picture = dict(zip(wanted, made, strict=True))
-        return {i: by_picture[a.picture_id] for i, a in enumerate(asks) if a.grid is not None}
+    def _embeddings(self, asks: Sequence[Ask]) -> dict[str, Any]:
+        """Embeddings of the reduced pictures, by the ids that name them; one pass of the tower for each grid."""
+        wanted: dict[int, dict[str, Any]] = {}
+        for ask in asks:
+            if ask.grid is not None:
+                wanted.setdefault(ask.grid, {})[ask.picture_id] = ask.picture
+        made: dict[str, Any] = {}
+        for side, pictures in wanted.items():
+            embed = partial(self.downsampler.embed, list(pictures.values()), side)
+            made.update(zip(pictures, self.shared.between_steps(embed), strict=True))
+        return made
 
     def _row(self, ask: Ask, output: RequestOutput | None, took: Any) -> dict[str, Any]:
         if output is None or output.outputs[0].finish_reason not in ("stop", "length"):

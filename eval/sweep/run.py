@@ -26,14 +26,11 @@ from vllm_flow.eval.sweep.model_facts import DEMO_MODELS, ModelError, ModelFacts
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run, RunError, difference
 from vllm_flow.eval.sweep.versions import versions
-from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, sample
+from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, requests_of, sample
 from vllm_flow.eval.tasks import get_task
 from vllm_flow.exits import keeping
 from vllm_flow.grouping import default_group_layers
 from vllm_flow.outputs import check_folder, real
-
-BATCH_REQUESTS = 2048
-"""Most requests in a batch, which is retried, and lost with a driver, as a whole."""
 
 DEMO_CONTEXT = 2048
 """Tokens of the demo models' longest request: ScienceQA's 1024 answer tokens, and a prompt."""
@@ -114,8 +111,8 @@ def answer_all(
     """Get every answer that the run lacks; ``meta`` is what this command says of itself."""
     for task in tasks:
         run.write_items(task.task, task.items)
-    done = run.done() - (run.failed() if args.retry_errors else set())
-    rows = plan_work(tasks, policies, done)
+    failed = run.failed() if args.retry_errors else set()
+    rows = plan_work(tasks, policies, run.done() - failed)
     session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     session |= {name: meta[name] for name in ("command", "engines", "hardware", "versions")}
     run.extend(
@@ -124,9 +121,22 @@ def answer_all(
         session if rows else None,
     )
     options = engine_options(args, facts, meta, policies)
-    size = max(1, min(args.batch, BATCH_REQUESTS // len(policies)))
     total = sum(len(task.items) for task in tasks) * len(policies)
-    stream(run, batches_of(rows, size), options, pool, total, args.max_errors)
+    progress, barren = driver.Progress(), 0
+    while True:
+        try:
+            stream(
+                run, batches_of(rows, args.batch), options, pool, total, args.max_errors, progress
+            )
+            break
+        except driver.MachineLost:
+            # Errors of this command are not asked again, those that it is to retry are.
+            left = plan_work(tasks, policies, run.done() - (failed & run.failed()))
+            barren = barren + 1 if requests_of(left) == requests_of(rows) else 0
+            if barren > driver.RETRIES:
+                raise
+            print("A machine of the cluster is gone.", flush=True)
+            rows = left
     run.compact()
 
 
@@ -234,18 +244,18 @@ def stream(
     pool: driver.Pool,
     total: int,
     max_errors: int,
+    progress: driver.Progress,
 ) -> None:
-    """Answer what is left, under a bar that shows the rate and the time left."""
-    left = sum(len(names) for batch in batches for names in batch["policies"].to_pylist())
+    """Answer what is left, under a bar that shows the rate and the time left; `progress` goes on."""
+    left = sum(map(requests_of, batches))
     if not left:
         print(f"Nothing left to ask: {run.path} has all {total} answers.")
         return
-    plural = "engine" if pool.engines == 1 else "engines"
-    print(f"{left} of {total} answers to get; starting {pool.engines} {plural}.", flush=True)
+    print(f"{left} of {total} answers to get; {starting(pool)}.", flush=True)
     with tqdm(total=total, initial=total - left, unit="answer", dynamic_ncols=True) as bar:
 
         def tell(progress: driver.Progress, batch: pa.Table) -> None:
-            if progress.answered == batch.num_rows:
+            if bar.n == bar.initial:
                 bar.unpause()  # the engines' start is not part of the rate
             if progress.errors:
                 bar.set_postfix(errors=progress.errors, refresh=False)
@@ -254,7 +264,15 @@ def stream(
         limit = None if max_errors < 0 else max_errors
         # Closed at once where a batch cannot be kept, so that Ray ends its work.
         with closing(driver.answers(batches, options, pool)) as answers:
-            driver.collect(run, answers, limit, tell)
+            driver.collect(run, answers, limit, tell, progress)
+
+
+def starting(pool: driver.Pool) -> str:
+    """Which engines start, as a clause; those without room wait for it."""
+    now = driver.room(pool)
+    if now == pool.engines:
+        return f"starting {now} {'engine' if now == 1 else 'engines'}"
+    return f"starting {now} of {pool.engines} engines, more when a machine with room for one joins"
 
 
 def report(run: Run, tasks: Sequence[str], policies: Sequence[Policy]) -> int:

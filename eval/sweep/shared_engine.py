@@ -12,7 +12,7 @@ The seam in vLLM: `LLM._preprocess_cmpl_one` and `LLM._render_and_add_requests`,
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -67,33 +67,12 @@ class SharedEngine:
         self._under_way = 0
         """Requests handed over and not done."""
         self._failure: BaseException | None = None
-        self._grids: Counter[int] = Counter()
 
     @contextmanager
     def ahead(self) -> Iterator[None]:
         """Hold pictures that are not yet with the engine; at most `AHEAD` batches do at a time."""
         with self._ahead:
             yield
-
-    @contextmanager
-    def grid(self, side: int | None) -> Iterator[None]:
-        """Keep requests with embeddings of another size out of the engine meanwhile; None has none.
-
-        vLLM's LLaVA stacks the embeddings that it is given in one step, and so takes those of one size only.
-        """
-        if side is None:
-            yield
-            return
-        with self._changed:
-            self._changed.wait_for(lambda: not set(self._grids) - {side})
-            self._grids[side] += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._grids[side] -= 1
-                self._grids = +self._grids
-                self._changed.notify_all()
 
     def between_steps(self, call: Callable[[], Found]) -> Found:
         """The call's result, made by the owner while it does not step."""

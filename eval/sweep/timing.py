@@ -14,10 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.eval.sweep.driver import Pool
+from vllm_flow.eval.sweep import machines
 from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor, EngineOptions
+from vllm_flow.eval.sweep.machines import Pool
 from vllm_flow.eval.sweep.pictures import picture_key, read_pictures
-from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
+from vllm_flow.eval.sweep.work import TaskWork, plan_work
 from vllm_flow.outputs import write_text
 from vllm_flow.user_text import parse_json
 
@@ -94,7 +95,8 @@ def time_policies(
     # Whole machines are rare in a cluster of GPUs; on one without, the engine gets every core.
     place: dict[str, Any] = {"num_gpus": pool.num_gpus} if pool.num_gpus else {}
     if pool.num_cpus is not None:
-        place["num_cpus"] = pool.num_cpus * pool.engines
+        largest = max((machine.cpus for machine in machines.alive()), default=1)
+        place["num_cpus"] = min(pool.num_cpus * pool.engines, largest)
     actor = ray.remote(Stopwatch).options(**place).remote(options)
     try:
         seconds = ray.get(actor.measure.remote(rows, rounds, options.seed))
@@ -123,9 +125,5 @@ def items_of(tasks: Sequence[TaskWork], options: EngineOptions) -> list[dict[str
                 chosen.setdefault(item.image, item)
         if chosen:
             one = replace(work, items=list(chosen.values()))
-            return [
-                row
-                for batch in batches_of(plan_work([one], options.policies, set()), REQUESTS)
-                for row in batch.to_pylist()
-            ]
+            return plan_work([one], options.policies, set())
     return []

@@ -20,7 +20,11 @@ from vllm_flow.layout import Geometry, predict_blocks
 SEQUENCES = {"cpu": 256, "gpu": 1024}
 """``max_num_seqs`` of vLLM where nobody says otherwise, on the largest devices."""
 
-IN_FLIGHT = 16
+BATCH_REQUESTS = 64
+"""Requests in a batch, which is retried, written, and lost with a driver as a whole; more only where one item
+is asked under more policies."""
+
+IN_FLIGHT = 32
 """Batches at an engine at most. They are answered side by side, so that none waits for another one's slowest
 request, and so many that long answers fill the engine where short ones have left it."""
 
@@ -93,12 +97,32 @@ def plan_work(
     return rows
 
 
-def batches_of(rows: Sequence[Mapping[str, Any]], size: int) -> list[pa.Table]:
-    """The rows in tables of `size`, the unit that is given to an engine, retried and written."""
-    return [
-        pa.Table.from_pylist(list(rows[first : first + size]), schema=WORK)
-        for first in range(0, len(rows), size)
-    ]
+def batches_of(
+    rows: Sequence[Mapping[str, Any]], size: int, requests: int = BATCH_REQUESTS
+) -> list[pa.Table]:
+    """The rows in tables, the unit that is given to an engine, retried and written.
+
+    Args:
+        size: rows of a table, at most.
+        requests: of a table, at most, as long as that is one row or more.
+    """
+    batches: list[list[Mapping[str, Any]]] = []
+    held = 0
+    for row in rows:
+        asked = len(row["policies"])
+        if not batches or len(batches[-1]) == size or held + asked > requests:
+            batches.append([])
+            held = 0
+        batches[-1].append(row)
+        held += asked
+    return [pa.Table.from_pylist(batch, schema=WORK) for batch in batches]
+
+
+def requests_of(rows: pa.Table | Sequence[Mapping[str, Any]]) -> int:
+    """Requests of rows of `WORK`, or of a table of them: one for each policy of each row."""
+    if isinstance(rows, pa.Table):
+        return sum(map(len, rows["policies"].to_pylist()))
+    return sum(len(row["policies"]) for row in rows)
 
 
 def in_flight(batches: Sequence[int], engines: int, sequences: int) -> int:
@@ -143,16 +167,3 @@ def savings(
         "kv_bytes_saved": (baseline - held) * geometry.block_bytes,
         "prefill_rows_saved": full_image_tokens * geometry.num_layers - image_rows,
     }
-
-
-def waves(grids: Sequence[int | None]) -> list[list[int]]:
-    """Which requests, by index, may be in the engine together.
-
-    vLLM's LLaVA stacks the embeddings that it is given in one step and so takes those of one size
-    only. Requests without embeddings (None) go first, with those of one grid.
-    """
-    sizes = sorted({grid for grid in grids if grid is not None})
-    if not sizes:
-        return [list(range(len(grids)))] if grids else []
-    first = [i for i, grid in enumerate(grids) if grid is None or grid == sizes[0]]
-    return [first] + [[i for i, grid in enumerate(grids) if grid == size] for size in sizes[1:]]

@@ -18,6 +18,8 @@ from typing import Any
 
 import vllm
 from torch import nn
+from vllm.distributed.kv_transfer.kv_connector.v1.base import SupportsHMA
+from vllm.v1.worker.block_table import MultiGroupBlockTable
 from vllm.v1.worker.cpu.model_runner import CPUModelRunner as CpuRunnerV2
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner as CpuRunnerV1
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
@@ -27,6 +29,8 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 
 import vllm_flow.engine
 import vllm_flow.models
+from vllm_flow.engine.connectors import FlowConnector
+from vllm_flow.engine.cpu_groups import DirectSlots
 from vllm_flow.engine.model_call import FlowModel
 from vllm_flow.engine.prompt_scores import FlowPromptLogprobs
 from vllm_flow.engine.runner_v1 import FlowRunnerV1
@@ -38,6 +42,8 @@ MIXED_BEFORE: dict[type, tuple[type, ...]] = {
     FlowModelState: (default.DefaultModelState,),
     FlowModel: (nn.Module,),
     FlowPromptLogprobs: (PromptLogprobsWorker,),
+    DirectSlots: (MultiGroupBlockTable,),
+    FlowConnector: (SupportsHMA,),
 }
 
 _KINDS = inspect.Parameter

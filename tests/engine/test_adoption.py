@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 import pytest
 
@@ -50,6 +51,18 @@ class NotOfInterface:
         return "ours, then " + super().work()
 
 
+class Supports(Protocol):
+    """vLLM's interfaces of models are such."""
+
+
+class ProtocolFirst(Supports, Implementation):
+    """vLLM's Transformers backend derives its models so."""
+
+
+class Slotted:
+    __slots__ = ("calls",)
+
+
 class Derived(Plain):
     def inner(self) -> list[str]:
         return [*super().inner(), "derived"]
@@ -64,21 +77,33 @@ def test_calls_that_an_object_makes_on_itself_meet_our_methods() -> None:
     assert Plain().work() == ["built", "theirs"], "its class is untouched"
 
 
+def test_objects_of_a_class_stay_of_one_class() -> None:
+    """vLLM tells by its type whether another builder's work can be shared."""
+    one, other = Plain(), Plain()
+    adopt(one, Mixin)
+    adopt(other, Mixin)
+    assert type(one) is type(other)
+
+
 def test_a_subclass_of_its_own_class() -> None:
     instance = Plain()
     adopt(instance, Derived)
     assert instance.work() == ["built", "theirs", "derived"]
 
 
-def test_beside_an_abstract_base() -> None:
-    instance = Implementation()
-    adopt(instance, OfInterface)
+@pytest.mark.parametrize("ours", [OfInterface, NotOfInterface])
+@pytest.mark.parametrize("kind", [Implementation, ProtocolFirst])
+def test_whatever_the_first_base(kind: type[Implementation], ours: type) -> None:
+    instance = kind()
+    adopt(instance, ours)
     assert instance.work() == "ours, then theirs"
+    assert isinstance(instance, kind) and isinstance(instance, ours)
+    assert kind().work() == "theirs", "its class is untouched"
 
 
-def test_another_layout_is_refused_by_name() -> None:
-    with pytest.raises(TypeError, match="Implementation of this vLLM cannot take .*NotOfInterface"):
-        adopt(Implementation(), NotOfInterface)
+def test_an_object_without_a_dict_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="Slotted of this vLLM cannot take .* Mixin .*; serve this"):
+        adopt(Slotted(), Mixin)
 
 
 def test_never_twice() -> None:
@@ -89,11 +114,13 @@ def test_never_twice() -> None:
 
 
 def test_what_vllm_builds_can_be_adopted() -> None:
-    """vLLM's classes keep the layout that adoption needs: no slots, and one abstract base at most."""
+    """vLLM's classes keep their state in a ``__dict__``."""
+    from vllm.model_executor.models.transformers import TransformersMultiModalForCausalLM
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.worker.gpu.model_states.default import DefaultModelState
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+    from vllm_flow.engine.model_call import FlowModel
     from vllm_flow.engine.prefix import FlowKVCacheManager
     from vllm_flow.engine.runner_v1 import FlowRunnerV1
     from vllm_flow.engine.runner_v2 import FlowModelState
@@ -102,6 +129,7 @@ def test_what_vllm_builds_can_be_adopted() -> None:
         (KVCacheManager, FlowKVCacheManager),
         (GPUModelRunner, FlowRunnerV1),
         (DefaultModelState, FlowModelState),
+        (TransformersMultiModalForCausalLM, FlowModel),
     ):
         assert not inspect.isabstract(kind)
         instance = object.__new__(kind)

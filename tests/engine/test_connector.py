@@ -7,8 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.config import KVTransferConfig
 from vllm.v1.core.sched.output import CachedRequestData, KVConnectorBlockState, SchedulerOutput
+from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
 
+from tests.engine.bare_prompts import prompt
+from tests.engine.bare_scheduler import LENGTH, OpenBare
 from tests.engine.cases import LONG, one_image, text_only, two_images
 from tests.engine.file_connector import FileConnector, Orders
 from tests.engine.harness import BLOCK_SIZE, Engine, assert_exact, params_of
@@ -73,7 +77,9 @@ def step(**more: Any) -> SchedulerOutput:
     )
     return replace(
         SchedulerOutput.make_empty(),
-        scheduled_new_reqs=[SimpleNamespace(req_id=name) for name in "cd"],
+        scheduled_new_reqs=[
+            SimpleNamespace(req_id=name, block_ids=([ord(name)], [])) for name in "cd"
+        ],
         scheduled_cached_reqs=cached,
         num_scheduled_tokens={"a": 1, "b": 1, "c": 7, "d": 9},
         total_num_scheduled_tokens=18,
@@ -100,6 +106,9 @@ def test_a_step_without_some_requests() -> None:
     state = shown.kv_connector_block_state
     assert state is not None and state.req_ids == {"a", "c"}
     assert not state.boundary_state_offloads and state.get_block_ids("b") is None
+    # What the others took is overwritten, which who still stores it must know.
+    assert shown.kv_cache_block_copies == [(block, block) for block in (ord("d"), 3, 4)]
+    assert whole.kv_cache_block_copies is None
     assert whole.num_scheduled_tokens == {"a": 1, "b": 1, "c": 7, "d": 9}
 
 
@@ -112,7 +121,40 @@ def test_zeros_that_a_connector_makes_needless_stay_so() -> None:
 
     filling = Fills.__new__(Fills)
     adoption.adopt(filling, FlowConnector)
-    filling.flow_layouts = {"b": object()}
+    filling.flow_layouts, filling.flow_handed = {"b": object()}, set()
     output = step(new_block_ids_to_zero=[7, 8])
     assert filling.build_connector_meta(output) == Orders()
     assert output.new_block_ids_to_zero == [8]
+
+
+@pytest.mark.parametrize("cliff", [None, 2], ids=["plain", "evicts"])
+def test_blocks_are_taken_when_what_they_held_is_stored(
+    bare: OpenBare, monkeypatch: pytest.MonkeyPatch, cliff: int | None
+) -> None:
+    """vLLM's offloading stores the last blocks of a finished request a step later, if nobody takes them."""
+    original = CPUOffloadingSpec.__init__
+
+    def with_room(self: Any, config: Any) -> None:
+        original(self, config)
+        self.num_chunks = 1000  # there is no cache whose size says how many
+
+    monkeypatch.setattr(CPUOffloadingSpec, "__init__", with_room)
+    transfer = KVTransferConfig(
+        kv_connector="OffloadingConnector",
+        kv_role="kv_both",
+        kv_connector_extra_config={"cpu_bytes_to_use": 1 << 20},
+    )
+    engine = bare(2, kv_transfer_config=transfer)
+    connector = engine.scheduler.connector
+    assert isinstance(connector, FlowConnector)
+    told: list[Any] = []
+    build = connector.build_connector_meta
+    connector.build_connector_meta = lambda output: told.append(build(output)) or told[-1]
+    engine.add("first", prompt(9, 60, 200))
+    while engine.scheduler.has_unfinished_requests():
+        engine.step()
+    storing = set[int]().union(*(meta.store_jobs for meta in told))
+    assert storing and not any(meta.jobs_to_flush for meta in told)
+    engine.add("second", prompt(9, 60, LENGTH - 80, word=90), cliff)
+    engine.step()
+    assert told[-1].jobs_to_flush and told[-1].jobs_to_flush <= storing | set(told[-1].store_jobs)

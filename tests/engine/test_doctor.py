@@ -233,7 +233,10 @@ def test_a_model_that_is_not_supported(
         json.dumps({**config, "architectures": ["BeeForConditionalGeneration"]})
     )
     _, problems, _ = doctor_says(capsys, "--model", str(model))
-    assert "was not tested with BeeForConditionalGeneration; it supports" in problems["model"]
+    assert (
+        "was not tested with BeeForConditionalGeneration (`vllm-flow models` lists"
+        in problems["model"]
+    )
 
 
 def test_a_decoder_that_is_not_supported(

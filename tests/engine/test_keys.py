@@ -128,6 +128,20 @@ def test_attention_that_is_more_than_softmax_is_refused(impl: Any, name: str) ->
         key_reader(layer)
 
 
+@pytest.mark.parametrize("window", [64, (63, 0), (63, 63)])
+def test_a_layer_that_sees_a_window_is_refused(window: Any) -> None:
+    """As CPU's backend and as FlashAttention hold it."""
+    cache = strided(KVCacheLayout.LBHNC, FLOAT)
+    with pytest.raises(ValueError, match="sees a sliding window, not every token; leave out"):
+        key_reader(layer_writing(slot_writer, cache, sliding_window=window))
+
+
+@pytest.mark.parametrize("none", [None, -1, (-1, -1)])
+def test_no_window_is_none(none: Any) -> None:
+    cache = strided(KVCacheLayout.LBHNC, FLOAT)
+    assert key_reader(layer_writing(slot_writer, cache, sliding_window=none)) is token_major
+
+
 @st.composite
 def reads(draw: st.DrawFn) -> tuple[torch.Tensor, ...]:
     """Random queries and caches, random blocks, bounds with empty spans, large logits."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, SupportsHMA
 from vllm.entrypoints.launchers import run_batch as upstream_run_batch
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.engine.core_client import EngineCoreClient
@@ -22,6 +24,7 @@ from tests.engine.overriding import (
 )
 from vllm_flow.engine import pictures, plugin
 from vllm_flow.engine.attention.tap import AttentionTap
+from vllm_flow.engine.connectors import FlowConnector
 from vllm_flow.engine.pictures import SentPictures
 from vllm_flow.patches import (
     core_client,
@@ -50,6 +53,7 @@ def test_overrides_of_every_kind_are_found() -> None:
         "FlowWorker.init_device",
         "FlowBlockPool.cache_full_blocks",
         "FlowModel.__call__",
+        "FlowConnector.request_finished_all_groups",
     } <= found
 
 
@@ -62,6 +66,20 @@ def test_every_class_that_is_mixed_in_is_compared() -> None:
     }
     assert adopted_names() <= known | derived
     assert known <= adopted_names()
+
+
+def test_a_connector_is_told_of_a_request_through_us() -> None:
+    """By no method that vLLM adds, either."""
+    told = {
+        name
+        for kind in (KVConnectorBase_V1, SupportsHMA)
+        for name, method in vars(kind).items()
+        if inspect.isfunction(method)
+        and {"request", "scheduler_output"} & inspect.signature(method).parameters.keys()
+    }
+    # Asked of what it loads, which is nothing of a request that evicts.
+    of_loads = {"get_loaded_kv_cache_group_ids", "get_external_cache_hit_sources"}
+    assert told - vars(FlowConnector).keys() == of_loads
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import vllm.plugins
 from vllm.config import ParallelConfig, SchedulerConfig, VllmConfig
+from vllm.lora.ops.triton_ops.lora_kernel_metadata import LoRAKernelMeta
+from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 from vllm.model_executor.layers.attention import Attention
 from vllm.multimodal.cache import BaseMultiModalProcessorCache, LruKeyReplicatedReceiverCache
 from vllm.v1.attention.backend import CommonAttentionMetadata
@@ -24,7 +26,12 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
 from vllm.v1.core.kv_cache_manager import KVCacheManager
-from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+from vllm.v1.core.sched.output import (
+    CachedRequestData,
+    KVConnectorBlockState,
+    NewRequestData,
+    SchedulerOutput,
+)
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.engine import EngineCoreOutput
@@ -115,6 +122,8 @@ from vllm_flow.patches import endpoint_plugins, input_processor, output_processo
         (EngineCoreClient.add_request, ["request"]),
         (EngineCoreClient.add_request_async, ["request"]),
         (vllm.plugins.load_endpoint_plugins, ["supported_tasks"]),
+        (PunicaWrapperBase._update_prefill_metadata, ["token_lora_tensor"]),
+        (LoRAKernelMeta.prepare_tensors, ["token_lora_mapping"]),
     ],
     ids=lambda value: getattr(value, "__qualname__", None),
 )
@@ -132,11 +141,49 @@ def test_a_seam_is_where_we_stand(function: Callable[..., Any], parameters: list
         (VllmConfig, {"additional_config"}),
         (EngineCoreOutput, {"finish_reason", "kv_transfer_params", "prefill_stats"}),
         (NewRequestData, {"req_id", "prompt_token_ids", "mm_features", "sampling_params"}),
+        (
+            SchedulerOutput,
+            {"scheduled_spec_decode_tokens", "scheduled_encoder_inputs", "new_block_ids_to_zero"},
+        ),
+        (KVConnectorBlockState, {"req_ids", "boundary_state_offloads"}),
+        (LoRAKernelMeta, {"no_lora_flag_cpu"}),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_a_record_has_the_fields_we_use(kind: type, names: set[str]) -> None:
     assert names <= set(inspect.signature(kind).parameters)
+
+
+OF_NO_REQUEST = {
+    # Of those that are over or interrupted, which a connector must take even if it never saw them.
+    *("finished_req_ids", "preempted_req_ids", "num_invalid_spec_tokens"),
+    # Of the step, of blocks, of pictures, or somebody else's.
+    *("free_encoder_mm_hashes", "scheduled_encoder_input_stats", "has_structured_output_requests"),
+    *("encoder_input_updates", "skip_drafts"),  # vLLM 0.33; pictures for workers, and of the step
+    *("pending_structured_output_tokens", "kv_connector_metadata", "has_sync_kv_loads"),
+    *("aux_output_connector_metadata", "ec_connector_metadata", "ec_manager_metadata"),
+    *("new_block_ids_to_zero", "kv_cache_block_copies", "num_spec_tokens_to_schedule"),
+    "num_common_prefix_blocks",
+}
+"""Fields of a step that name no request that a connector could be kept from."""
+
+
+@pytest.mark.parametrize("kind", [SchedulerOutput, CachedRequestData, KVConnectorBlockState])
+def test_a_step_without_some_requests_knows_every_field(kind: type) -> None:
+    """Else a connector would be shown requests that it is kept from, in a field that vLLM added."""
+    known = {
+        SchedulerOutput: {
+            *("scheduled_new_reqs", "scheduled_cached_reqs", "num_scheduled_tokens"),
+            *("total_num_scheduled_tokens", "scheduled_spec_decode_tokens"),
+            *("scheduled_encoder_inputs", "kv_connector_block_state"),
+        },
+        CachedRequestData: {
+            *("req_ids", "resumed_req_ids", "new_token_ids", "all_token_ids"),
+            *("new_block_ids", "num_computed_tokens", "num_output_tokens"),
+        },
+        KVConnectorBlockState: {"req_ids", "resolve_block_ids", "boundary_state_offloads"},
+    }
+    assert set(inspect.signature(kind).parameters) - known[kind] <= OF_NO_REQUEST
 
 
 def test_an_output_takes_a_field_of_ours_to_the_scheduler() -> None:

@@ -9,7 +9,12 @@ import pytest
 import torch
 from vllm.v1 import kv_cache_spec_registry as registry
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode
+from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    FullAttentionSpec,
+    KVQuantMode,
+    SlidingWindowSpec,
+)
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from tests.engine import v2_cpu
@@ -109,3 +114,19 @@ def test_a_storage_group_is_as_quantised_as_its_layers() -> None:
     assert type(one).merge([one, other]) == one
     with pytest.raises(AssertionError, match="do not share"):
         type(one).merge([one, replace(other, kv_quant_mode=KVQuantMode.NONE)])
+
+
+def test_layers_with_a_window_share_a_storage_group_with_those_without() -> None:
+    """Stored whole: the window is the attention's own affair, and counts what is stored."""
+    shape = dict(block_size=16, num_kv_heads=1, head_size=8, dtype=torch.float32)
+    windowed = SlidingWindowSpec(sliding_window=64, **shape)
+    settings = FlowSettings.read({"group_layers": 2}, 4)
+    names = [f"layers.{n}.attn" for n in range(4)]
+    mixed = dict.fromkeys(names, windowed) | {names[1]: FullAttentionSpec(**shape)}
+    found = groups.group_specs(mixed, settings)
+    assert found == groups.group_specs(dict.fromkeys(names, FullAttentionSpec(**shape)), settings)
+    local = ChunkedLocalAttentionSpec(attention_chunk_size=64, **shape)
+    with pytest.raises(
+        ValueError, match=r"'layers\.2\.attn' stores ChunkedLocalAttentionSpec; serve"
+    ):
+        groups.group_specs(mixed | {names[2]: local}, settings)

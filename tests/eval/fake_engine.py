@@ -20,13 +20,13 @@ from typing import Any
 import pyarrow as pa
 
 from vllm_flow import cli
-from vllm_flow.eval.sweep import driver
+from vllm_flow.eval.sweep import driver, machines
 from vllm_flow.eval.sweep.engine_actor import EngineOptions
 from vllm_flow.eval.sweep.pictures import picture_key, read_pictures, unreadable
 from vllm_flow.eval.sweep.schema import answers_table
 
 SECONDS = 0.05
-"""Per question, so that a run can be met at work."""
+"""Per question, so that a run can be met at work; `--engine-args '{"seconds": 1}'` for others."""
 
 
 class FakeActor:
@@ -36,6 +36,7 @@ class FakeActor:
         self.background = options.background
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.turn = threading.Lock()
+        self.seconds = options.engine_args.get("seconds", SECONDS)
 
     def __call__(self, work: pa.Table) -> pa.Table:
         """A batch's answers; of those that are given out together, one after the other."""
@@ -46,7 +47,7 @@ class FakeActor:
         pictures = read_pictures(items, self.background)
         rows: list[dict[str, Any]] = []
         for item in items:
-            time.sleep(SECONDS)
+            time.sleep(self.seconds)
             picture = pictures.get(picture_key(item))
             said: dict[str, Any] = {"answer": "Yes"}
             if isinstance(picture, Exception):
@@ -63,6 +64,7 @@ fake_answers = partial(driver.answers, actor=FakeActor)  # type: ignore[arg-type
 def main(argv: list[str]) -> int:
     """The command's exit status."""
     driver.answers = fake_answers  # type: ignore[assignment]
+    machines.PATIENCE = float(os.environ.get("VLLM_FLOW_TEST_PATIENCE", machines.PATIENCE))
     return cli.main(argv)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_flow.eval.report.beside import agreement, lost_items, score_on
+from vllm_flow.eval.report.beside import Lengths, agreement, lengths, lost_items, score_on
 from vllm_flow.eval.statistics.intervals import accuracy
 from vllm_flow.eval.tasks.base import Scored
 
@@ -36,3 +36,13 @@ def test_scores_where_reduced_pictures_lose() -> None:
     assert on_base is not None and on_base.value == 0.75
     assert on_other is not None and on_other.value == 0.25
     assert score_on(set(), BASE, ALONE, 0.95) is None
+
+
+def test_lengths_are_of_what_was_answered() -> None:
+    """An answer that the limit cut is counted; errors, and rows that do not say their length, are left out."""
+    recorded = [("Yes", 2, "stop"), ("No", 2, "stop"), ("A very", 8, "length")]
+    recorded += [(None, None, None), ("No", None, None)]
+    names = ("answer", "output_tokens", "finish_reason")
+    rows = [dict(zip(names, row, strict=True)) for row in recorded]
+    assert lengths(rows) == Lengths(4.0, 1)
+    assert lengths(rows[3:]) is None

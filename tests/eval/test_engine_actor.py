@@ -21,7 +21,7 @@ prepare_process()
 from tests.eval.demo_pope import GRID, LAYERS, small_options  # noqa: E402
 from vllm_flow.demo_model.heldout import ANSWER_SUFFIX, load_questions, parse_yes_no  # noqa: E402
 from vllm_flow.eval.sweep.downsample import encode, interpolate, reduced  # noqa: E402
-from vllm_flow.eval.sweep.engine_actor import EngineActor  # noqa: E402
+from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor  # noqa: E402
 from vllm_flow.eval.sweep.model_facts import resolve_model  # noqa: E402
 from vllm_flow.eval.sweep.policies import parse_policies  # noqa: E402
 from vllm_flow.eval.sweep.schema import ANSWERS  # noqa: E402
@@ -50,9 +50,18 @@ def items(*more: Item) -> list[Item]:
     return [*asked, *more]
 
 
+def under_new_names(asked: list[Item]) -> list[Item]:
+    """The same pictures, of which no cache knows."""
+    return [
+        Item(i.id, i.text, f"{Path(i.image).parent}/./{Path(i.image).name}", {})
+        for i in asked
+        if i.image
+    ]
+
+
 def ask(engine: EngineActor, asked: list[Item], policies: str = POLICIES) -> dict[Any, dict]:
     work = TaskWork("t", asked, 4, "pad")
-    (batch,) = batches_of(plan_work([work], parse_policies(policies, LAYERS), set()), 1000)
+    (batch,) = batches_of(plan_work([work], parse_policies(policies, LAYERS), set()), 1000, 1000)
     table = engine(batch)
     assert table.schema == ANSWERS
     rows = {(row["item_id"], row["policy"]): row for row in table.to_pylist()}
@@ -112,11 +121,8 @@ def test_every_policy_of_every_item_is_answered_and_measured(engine: EngineActor
 
 def test_a_picture_is_encoded_once_for_all_policies(engine: EngineActor) -> None:
     pictures = {q.image_path for q in QUESTIONS}
-    fresh = [
-        Item(i.id, i.text, f"{Path(i.image).parent}/./{Path(i.image).name}", {}) for i in items()
-    ]
     with pictures_encoded(engine) as seen:
-        ask(engine, fresh, "baseline,cliff=2,cliff=3,text-only")
+        ask(engine, under_new_names(items()), "baseline,cliff=2,cliff=3,text-only")
     assert sum(seen) == len(pictures)
 
 
@@ -232,8 +238,33 @@ def test_sizes_of_reduced_pictures() -> None:
         reduced({"height": 384, "width": 384}, 2, 27)
 
 
+def test_reduced_pictures_of_several_sizes_go_through_one_step(
+    engine: EngineActor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, policies = under_new_names(items()[:3]), ("downsample=1", "downsample=3")
+    alone = {key: row for one in policies for key, row in ask(engine, items()[:3], one).items()}
+    (model,) = engine.llm.apply_model(lambda model: model)
+    given: list[Any] = []
+
+    def watched(taking: Any = model.embed_multimodal, **kwargs: Any) -> Any:
+        given.append(kwargs["image_embeds"])
+        return taking(**kwargs)
+
+    monkeypatch.setattr(model, "embed_multimodal", watched)
+    names = []
+    for row in plan_work([TaskWork("t", asked, 4, "pad")], parse_policies(POLICIES, LAYERS), set()):
+        for policy, side in zip(policies, (3, 6), strict=True):
+            one = Ask(row, engine.policies[policy], Image.open(row["image"]).convert("RGB"), side)
+            (embedding,) = engine.downsampler.embed([one.picture], side)
+            engine.enqueue(one, {}, embedding, max_tokens=4)
+            names.append((row["item_id"], policy))
+    outputs = engine.llm.wait_for_completion(use_tqdm=False)
+    assert {len(embedding) for embedding in given[0]} == {9, 36}, "not one step"
+    found = [output.outputs[0].text.strip() for output in outputs]
+    assert found == [alone[name]["answer"] for name in names]
+
+
 def test_batches_side_by_side_are_answered_as_alone(engine: EngineActor) -> None:
-    """Reduced pictures of two sizes among them, which vLLM takes one size at a time only."""
     batches = [[item] for item in items()[:4]]
     alone = [ask(engine, batch) for batch in batches]
     with ThreadPoolExecutor(4) as threads:

@@ -144,6 +144,16 @@ def test_tables_hold_the_summary(written: tuple[Run, Summary, Path]) -> None:
                 assert float(line["difference"]) == compared.comparison.difference.value
                 assert float(line["p_holm"]) == compared.p_corrected
     answered = [row for row in run.answers().to_pylist() if row["answer"] is not None]
+    for line in table:
+        own = [r for r in answered if (r["task"], r["policy"]) == (line["task"], line["policy"])]
+        cut = sum(row["finish_reason"] == "length" for row in own)
+        assert int(line["cut_off"]) == cut and (cut > 0) == (line["task"] == "chair")
+        tokens = sum(row["output_tokens"] for row in own) / len(own)
+        assert float(line["answer_tokens"]) == pytest.approx(tokens)
+    # The page tells lengths where answers are long, or are cut off.
+    sections = page.read_text(encoding="utf-8").partition("Every policy")[2]
+    pope_part, chair_part = re.split('<h3 id="(?:pope|chair)">', sections)[1:3]
+    assert "cut off" in chair_part and "cut off" not in pope_part
     items = rows(page.parent / "items.csv")
     assert len(items) == len(answered)
     accuracy = [
@@ -183,6 +193,33 @@ def test_an_unfinished_run_says_what_is_missing(tmp_path: Path, no_figures: None
     assert "This run is not complete" in shown
     assert f"POPE: {missing} of 240 answers are not there yet" in shown
     assert "TextVQA could not be read" in shown
+
+
+@pytest.mark.parametrize("reduced", ["downsample=12", "downsample=4x4"])
+def test_the_caption_speaks_of_squares_where_there_are_some(
+    tmp_path: Path, no_figures: None, monkeypatch: pytest.MonkeyPatch, reduced: str
+) -> None:
+    """A picture reduced to k x k has no cliff of the same cost, and no square beside it."""
+    monkeypatch.setattr(
+        "vllm_flow.eval.report.figures.draw_all", lambda *_: {"scores": Path(__file__)}
+    )
+    run = make_run(tmp_path, ["scienceqa"], f"baseline,cliff=6,{reduced}", items=10)
+    _, page = write_report(run.path, tmp_path / "out", FAST)
+    assert ("Squares have the prefill cost" in words(page)) == (reduced == "downsample=12")
+
+
+@pytest.mark.parametrize(("items", "shown"), [(12, False), (400, True)])
+def test_results_have_columns_for_a_shown_cliff_where_one_is(
+    tmp_path: Path, no_figures: None, items: int, shown: bool
+) -> None:
+    run = make_run(tmp_path, ["pope"], "baseline,cliff=6,cliff=29", items=items)
+    summary, page = write_report(
+        run.path, tmp_path / "out", Options(resamples=100, swaps=199, tolerance=0.2)
+    )
+    (cliff,) = (task.cliff for task in summary.tasks)
+    assert cliff is not None and (cliff.shown is not None) == shown
+    results = words(page).partition("Results")[2].partition("Every policy")[0]
+    assert ("score there" in results) == ("verdict there" in results) == shown
 
 
 def test_one_policy_is_enough_for_a_report(tmp_path: Path) -> None:

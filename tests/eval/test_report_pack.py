@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -79,6 +80,24 @@ def test_checksums_are_those_that_sha256sum_makes(run: Run, tmp_path: Path) -> N
     )
 
 
+def test_a_pack_names_every_command_as_a_shell_takes_it(run: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    meta = json.loads((copy / "run.json").read_text())
+    first = ["vllm-flow", "eval", "--policies", "baseline,0:16 random seed=0:2", "--data", "d e"]
+    sessions = [{"command": first}, {"command": [*first, "--engine-args", '{"a": 1}']}]
+    written = meta | {"command": first, "sessions": sessions}
+    (copy / "run.json").write_text(json.dumps(written))
+    assert main(["report", "--pack", str(copy)]) == 0
+    told = (copy / "pack/README.md").read_text().splitlines()
+    named = [shlex.split(line) for line in told if line.startswith("    vllm-flow ")]
+    assert named == [session["command"] for session in sessions]
+    # What checks the data works as it is written, in the pack's folder.
+    (check,) = (line for line in told if "data.sha256; (cd" in line)
+    done = subprocess.run(check, shell=True, cwd=copy / "pack", capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count(": OK") > 2, done.stderr
+
+
 def variant(run: Run, path: Path, change: dict[str, str], drop: str = "", **meta: object) -> Path:
     """A copy of a run whose POPE answers under cliff 6 are others."""
     shutil.copytree(run.path, path)
@@ -103,9 +122,10 @@ def test_two_runs_on_their_common_questions(
     turned = variant(run, tmp_path / "b", {"Yes": "No", "No": "Yes"}, gone, model="another")
     assert main(["report", str(run.path), str(turned), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "model: synthetic in A, another in B" in printed
+    assert "model: synthetic in A, another in B" in printed and "created" not in printed
     rows = {(r["task"], r["policy"]): r for r in rows_of(tmp_path / "out/comparison.csv")}
-    assert set(rows) == {(t, p) for t in ("pope", "scienceqa") for p in POLICIES.split(",")}
+    # In the run's order, the baseline first.
+    assert list(rows) == [(t, p) for t in ("pope", "scienceqa") for p in POLICIES.split(",")]
     changed, same = rows["pope", "cliff=6"], rows["pope", "cliff=18"]
     assert int(changed["questions"]) == len(run.items("pope")) - 1
     assert float(changed["same_answer"]) == 0.0 and float(same["same_answer"]) == 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,6 +57,8 @@ def compared(value: float, half: float, p: float, corrected: float, **verdict: A
          "worse by 4.0, but not beyond chance after correction"),
         (compared(0.0, 0.02, 1, 1, finding="identical", within_tolerance=False),
          "every answer scored the same; ±3.0 or more would likely show"),
+        (replace(compared(0.0, 0.9, 1, 1, finding="none", within_tolerance=False), detectable=1.8),
+         "no difference found; too few questions to show any"),
     ],
 )  # fmt: skip
 def test_verdicts_in_words(given: Compared, expected: str) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_flow.eval.sweep.policies import parse_policies
-from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, savings, waves
+from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, savings
 from vllm_flow.eval.tasks.base import Item
 from vllm_flow.layout import Geometry, TokenLayout, predict_blocks
 from vllm_flow.policy import FlowPolicy
@@ -40,15 +40,6 @@ def test_done_and_left_are_everything_once(
     batches = batches_of(rows, size)
     assert [row for batch in batches for row in batch.to_pylist()] == rows
     assert all(1 <= batch.num_rows <= size for batch in batches)
-
-
-@given(st.lists(st.none() | st.integers(1, 5)))
-def test_waves_hold_embeddings_of_one_size(grids: list[int | None]) -> None:
-    found = waves(grids)
-    assert sorted(index for wave in found for index in wave) == list(range(len(grids)))
-    for wave in found:
-        assert wave and len({grids[i] for i in wave} - {None}) <= 1
-    assert len(found) == max(len(set(grids) - {None}), min(1, len(grids)))
 
 
 @given(st.integers(0, 8), st.integers(0, 40), st.integers(1, 60))

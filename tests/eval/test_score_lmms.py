@@ -76,11 +76,11 @@ def test_a_part_of_the_questions(command: Command, data: Path) -> None:
 def test_a_score_that_is_a_number(command: Command, data: Path) -> None:
     rows = [
         {key: value for key, value in one.items() if not key.startswith("pope")}
-        | {"exact_match": 1.0}
-        for one in SAMPLES
+        | {"target": 7, "exact_match": score}
+        for one, score in zip(SAMPLES, (1, 1, 0.4, True), strict=True)
     ]
     command.scores(*call(command.folder, data, rows))
-    assert "100.00 % by lmms-eval" in command.errors
+    assert "85.00 % by lmms-eval, 100.00 % by our rule; 1 of 4 answers" in command.errors
     bare = [{key: value for key, value in one.items() if key != "exact_match"} for one in rows]
     command.scores(*call(command.folder, data, bare))
     assert "by lmms-eval" not in command.errors

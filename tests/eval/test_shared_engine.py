@@ -240,20 +240,3 @@ def test_a_request_that_the_engine_loses_is_missing() -> None:
     fake.at_step = lambda: fake.left.pop("2", None)  # type: ignore[assignment, return-value]
     batch = ask(shared(fake), [3, 9, 3])
     assert list(batch.ids) == [0, 1, 2] and sorted(batch.done) == ["1-abcd", "3-abcd"]
-
-
-def test_embeddings_of_one_size_at_a_time() -> None:
-    engine = shared(FakeEngine())
-    inside: list[int] = []
-
-    def run(side: int) -> None:
-        with engine.grid(side):
-            inside.append(side)
-            assert set(inside) == {side}
-            time.sleep(0.002)
-            inside.remove(side)
-
-    with ThreadPoolExecutor(6) as threads:
-        list(threads.map(run, [1, 2, 1, 3, 2, 1] * 5))
-    with engine.grid(None), engine.grid(7):
-        pass

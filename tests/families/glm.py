@@ -1,4 +1,4 @@
-"""GLM-4.1V, and GLM-4.5V with its mixture of experts."""
+"""GLM-4.1V, GLM-4.5V with its mixture of experts, and GLM-OCR."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import transformers as hf
 from tests.families.making import Checkpoint, text_settings, tokenizer
 
 MARKS = ("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>")
+
+BIAS = {"attention_bias": True}
+"""Without it vLLM's weights would miss it, silently; GLM-OCR has none."""
 
 
 def _glm(kind: str, **text: Any) -> Checkpoint:
@@ -21,8 +24,7 @@ def _glm(kind: str, **text: Any) -> Checkpoint:
         partial_rotary_factor=0.5,
     )
     config = getattr(hf, f"{kind}Config")(
-        # Without the bias vLLM's weights would miss it, silently.
-        text_config=text_settings(vocab, attention_bias=True, rope_parameters=rope, **text),
+        text_config=text_settings(vocab, rope_parameters=rope, **text),
         vision_config=dict(
             depth=2,
             hidden_size=64,
@@ -60,13 +62,14 @@ def _glm(kind: str, **text: Any) -> Checkpoint:
 
 
 def glm4_1v() -> Checkpoint:
-    return _glm("Glm4v")
+    return _glm("Glm4v", **BIAS)
 
 
 def glm4_5v() -> Checkpoint:
     """The first layer dense, the others with four experts and a shared one."""
     return _glm(
         "Glm4vMoe",
+        **BIAS,
         head_dim=32,
         moe_intermediate_size=64,
         n_routed_experts=4,
@@ -79,3 +82,8 @@ def glm4_5v() -> Checkpoint:
         norm_topk_prob=True,
         routed_scaling_factor=1.0,
     )
+
+
+def glm_ocr() -> Checkpoint:
+    # Three times the width: what transformers says of the tower's merger, vLLM says of the language model's MLP.
+    return _glm("GlmOcr", head_dim=32, intermediate_size=384)

@@ -1,4 +1,4 @@
-"""InternVL in OpenGVLab's own layout, ``InternVLChatModel``, around several language models.
+"""InternVL in OpenGVLab's own layout, ``InternVLChatModel``, around several language models, and its kin.
 
 transformers has no class for it: the tower's weights are drawn here under the layout's names, and the
 language model alone is the reference, asked from the embeddings that vLLM made.
@@ -7,15 +7,16 @@ language model alone is the reference, asked from the embeddings that vLLM made.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as hf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from tests.families.making import Checkpoint, text_settings, tokenizer
+from tests.families.making import Checkpoint, fill, text_settings, tokenizer, tower_settings
 
 WIDTH, PATCH, SIDE, LAYERS = 64, 8, 64, 2
 MARKS = ("<img>", "</img>", "<IMG_CONTEXT>")
@@ -94,7 +95,6 @@ def config_of(text: Any) -> dict[str, Any]:
     llm = text.to_dict() | {"torch_dtype": "float32"}
     llm.pop("dtype", None)
     return dict(
-        architectures=["InternVLChatModel"],
         model_type="internvl_chat",
         auto_map={"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"},
         vision_config=dict(
@@ -160,13 +160,13 @@ def as_internlm2(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def _write(made: Any, internlm2: bool, model: Any, where: Path) -> None:
+def _write(made: Any, internlm2: bool, architecture: str, model: Any, where: Path) -> None:
     weights = tower_weights()
     text = as_internlm2(model) if internlm2 else model.state_dict()
     for name, value in text.items():
         weights[f"language_model.{name}"] = value.contiguous().clone()
     save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
-    config = config_of(model.config)
+    config = config_of(model.config) | {"architectures": [architecture]}
     if internlm2:
         config["llm_config"] |= {
             "model_type": "internlm2",
@@ -178,7 +178,9 @@ def _write(made: Any, internlm2: bool, model: Any, where: Path) -> None:
     made.save_pretrained(where)
 
 
-def _chat(kind: str, internlm2: bool = False, **text: Any) -> Checkpoint:
+def _chat(
+    kind: str, internlm2: bool = False, architecture: str = "InternVLChatModel", **text: Any
+) -> Checkpoint:
     made, vocab = tokenizer(MARKS)
     config = getattr(hf, f"{kind}Config")(
         architectures=[f"{kind}ForCausalLM"], **text_settings(vocab, **text)
@@ -192,7 +194,8 @@ def _chat(kind: str, internlm2: bool = False, **text: Any) -> Checkpoint:
         sizes=((SIDE, 2 * SIDE), (SIDE, SIDE)),
         decoder=lambda model: model.model,
         options={"trust_remote_code": True},
-        write=partial(_write, made, internlm2),
+        saved=made,
+        write=partial(_write, made, internlm2, architecture),
     )
 
 
@@ -211,3 +214,36 @@ def internvl_chat_llama() -> Checkpoint:
 def internvl_chat_internlm2() -> Checkpoint:
     """Most checkpoints of InternVL 2 and 2.5."""
     return _chat("Llama", internlm2=True)
+
+
+def _write_eagle(made: Any, model: Any, where: Path) -> None:
+    """SigLIP in the place of InternViT; the projector is the same."""
+    _write(made, False, "Eagle2_5_VLForConditionalGeneration", model, where)
+    vision = hf.SiglipVisionConfig(
+        **tower_settings(image_size=SIDE, patch_size=PATCH, vision_use_head=False)
+    )
+    tower = hf.SiglipVisionModel(vision)
+    fill(tower, 3)
+    file = where / "model.safetensors"
+    weights = {
+        name: value
+        for name, value in load_file(file).items()
+        if not name.startswith("vision_model.")
+    }
+    for name, value in tower.state_dict().items():
+        name = "vision_model.vision_model." + name.removeprefix("vision_model.")
+        weights[name] = value.contiguous().clone()
+    save_file(weights, file, metadata={"format": "pt"})
+    config = json.loads((where / "config.json").read_text())
+    config["vision_config"] = vision.to_dict()
+    (where / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def eagle2_5() -> Checkpoint:
+    made = _chat("Qwen2")
+    return replace(made, write=partial(_write_eagle, made.saved))
+
+
+def skywork_r1v() -> Checkpoint:
+    """The same layout under another name."""
+    return _chat("Qwen2", architecture="SkyworkR1VChatModel")

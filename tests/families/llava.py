@@ -1,12 +1,15 @@
-"""LLaVA's line, and Mistral's vision models: Mistral 3, and Pixtral in transformers' layout.
+"""LLaVA's line, and Mistral's vision models: Mistral 3, LightOnOCR, and Pixtral in transformers' layout.
 
 What LLaVA-1.5 and -NeXT do in every other respect is asked of ``tests/engine/tiny_llava.py``.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 import transformers as hf
 
 from tests.families.making import Checkpoint, text_settings, tokenizer, tower_settings
@@ -98,6 +101,58 @@ def _mistral(kind: str, settings: dict[str, Any], merge: dict[str, int]) -> Chec
 def mistral3() -> Checkpoint:
     settings = dict(spatial_merge_size=2, multimodal_projector_bias=False)
     return _mistral("Mistral3", settings, dict(spatial_merge_size=2))
+
+
+def _write_lighton(saved: Any, config: Any, model: Any, where: Path) -> None:
+    """As published: Mistral 3's configuration and processor around weights under other names."""
+    model.config.dtype = config.dtype = torch.float32
+    model.save_pretrained(where)
+    config.architectures = ["LightOnOCRForConditionalGeneration"]
+    config.save_pretrained(where)
+    saved.save_pretrained(where)
+
+
+def lighton_ocr() -> Checkpoint:
+    """Qwen3 behind Pixtral's tower; rows of a picture have no breaks between them."""
+    named = dict(image_token="[IMG]", image_break_token="[IMG_BREAK]", image_end_token="[IMG_END]")
+    made, vocab = tokenizer(tuple(named.values()), named)
+    settings: dict[str, Any] = dict(
+        text_config=hf.Qwen3Config(
+            architectures=["Qwen3ForCausalLM"],
+            # vLLM's projector has this epsilon, transformers' that of the language model.
+            **text_settings(vocab, head_dim=32, rms_norm_eps=1e-5),
+        ),
+        vision_config=hf.PixtralVisionConfig(
+            **tower_settings(image_size=168, patch_size=14, head_dim=32)
+        ),
+        spatial_merge_size=2,
+        tie_word_embeddings=False,
+    )
+    published = hf.Mistral3Config(
+        **settings,
+        image_token_index=vocab["[IMG]"],
+        vision_feature_layer=-1,
+        multimodal_projector_bias=False,
+    )
+    images = hf.PixtralImageProcessor(
+        patch_size={"height": 28, "width": 28}, size={"longest_edge": 168}
+    )
+    saved = hf.PixtralProcessor(
+        image_processor=images, tokenizer=made, patch_size=14, spatial_merge_size=2, **named
+    )
+    model = hf.LightOnOcrForConditionalGeneration(
+        hf.LightOnOcrConfig(**settings, image_token_id=vocab["[IMG]"])
+    )
+    return Checkpoint(
+        model=model,
+        processor=hf.LightOnOcrProcessor(image_processor=images, tokenizer=made),
+        vocab=vocab,
+        image="[IMG]",
+        image_ids=(vocab["[IMG]"],),
+        sizes=((112, 168), (84, 112)),
+        decoder=_inner,
+        write=partial(_write_lighton, saved, published),
+    )
 
 
 def pixtral() -> Checkpoint:

@@ -56,8 +56,17 @@ class Checkpoint:
     """The processor to save where it is not the reference's."""
     video: str = ""
     """What stands for a video in a prompt, where videos are asked about."""
+    second: str = ""
+    """What stands for the second picture of a prompt, where pictures are numbered."""
     single: bool = False
     """Whether a prompt holds one picture only."""
+    shrunk: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    """What vLLM's own code fixes and no configuration says: "module.name" below vLLM's models -> what makes
+    of it the same in small, for the rest of the process."""
+    windows: Mapping[int, int] = field(default_factory=dict)
+    """Layer -> how many tokens a row sees there, its own included: past the cliff, of those that are left."""
+    write_ids: Callable[[str, Sequence[Image.Image]], list[int]] | None = None
+    """A prompt as ids, where vLLM takes no text about pictures."""
     nested: bool = False
     """Whether the processor takes a list of pictures per prompt."""
     rename: Callable[[str], str] | None = None
@@ -131,6 +140,30 @@ def fill(model: nn.Module, seed: int, unit_offset: bool = False) -> None:
         else:
             noise = noise * GAINS.get(key, 1.0) / weight[0].numel() ** 0.5
         weight.data.copy_(noise)
+
+
+def drawn(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, torch.Tensor]:
+    """Weights by name and shape, drawn as :func:`fill` does: of a tower that transformers does not have."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, shape in shapes.items():
+        noise = torch.randn(tuple(shape), generator=generator)
+        if len(shape) > 1:
+            found[name] = noise / noise[0].numel() ** 0.5
+        else:
+            found[name] = 1 + 0.1 * noise if name.endswith("weight") else 0.3 * noise
+    return found
+
+
+def linear(name: str, rows: int, columns: int, bias: bool = True) -> dict[str, tuple[int, ...]]:
+    """Shapes of a linear layer's weights."""
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": (rows, columns)}
+    return shapes | ({f"{name}.bias": (rows,)} if bias else {})
+
+
+def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a layer norm's weights."""
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
 def save(checkpoint: Checkpoint, where: Path) -> Checkpoint:

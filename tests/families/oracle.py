@@ -1,15 +1,15 @@
 """What an answer must be: Hugging Face's own forward with image keys hidden from layer ``cliff`` on.
 
-Pre-hooks on its decoder layers change nothing but the attention mask, so position tables, injected
-features and windows are transformers' own. An image row keeps seeing itself: nobody reads it, but a
-row without any key would turn into NaN.
+Pre-hooks on its decoder layers change nothing but the attention mask, so position tables and injected
+features are transformers' own, and windows up to the cliff. Past it a window counts the tokens that are
+left. An image row keeps seeing itself: nobody reads it, but a row without any key would turn into NaN.
 
 Shapes: T tokens (prompt, then answer), V vocabulary. Knows nothing of vLLM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -65,8 +65,7 @@ def logprobs(
     """Logprobs (len(answer) + 1) x V: row t is the distribution of answer token t."""
     decoder = checkpoint.decoder(checkpoint.model)
     hide_T = torch.cat([prompt.is_image_T, torch.zeros(len(answer), dtype=torch.bool)])
-    past = hide_T & ~torch.eye(len(hide_T), dtype=torch.bool)
-    with _masked(decoder.layers[cliff:], past):
+    with _masked(decoder.layers, cliff, hide_T, checkpoint.windows):
         logits = forward(checkpoint, prompt, answer)
     return logits[len(prompt.ids) - 1 :].log_softmax(-1)
 
@@ -113,14 +112,37 @@ def _longer(inputs: dict[str, Any], answer: Sequence[int]) -> dict[str, Any]:
     return longer
 
 
-@contextmanager
-def _masked(layers: Sequence[nn.Module], past_TT: torch.Tensor) -> Iterator[None]:
-    def hide(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        mask = kwargs["attention_mask"]
-        assert mask.dtype == torch.float32 and mask.dim() == 4, "attention must be eager"
-        return args, {**kwargs, "attention_mask": mask.masked_fill(past_TT, HIDDEN)}
+def without(mask_11TT: torch.Tensor, gone_T: torch.Tensor, window: int | None) -> torch.Tensor:
+    """A layer's mask with keys hidden from every row but their own.
 
-    hooks = [layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in layers]
+    Args:
+        window: how many of the tokens that are left a row sees, its own included; None: all of them.
+    """
+    if window is not None:
+        rank_T = (~gone_T).cumsum(0)
+        far_TT = rank_T[:, None] - rank_T[None, :] >= window
+        later_TT = torch.ones_like(far_TT).triu(1)
+        mask_11TT = torch.zeros_like(mask_11TT).masked_fill(far_TT | later_TT, HIDDEN)
+    return mask_11TT.masked_fill(gone_T & ~torch.eye(len(gone_T), dtype=torch.bool), HIDDEN)
+
+
+@contextmanager
+def _masked(
+    layers: Sequence[nn.Module], cliff: int, gone_T: torch.Tensor, windows: Mapping[int, int]
+) -> Iterator[None]:
+    def hide(index: int) -> Any:
+        def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            mask = kwargs["attention_mask"]
+            assert mask.dtype == torch.float32 and mask.dim() == 4, "attention must be eager"
+            return args, {**kwargs, "attention_mask": without(mask, gone_T, windows.get(index))}
+
+        return hook
+
+    hooks = [
+        layer.register_forward_pre_hook(hide(index), with_kwargs=True)
+        for index, layer in enumerate(layers)
+        if index >= cliff
+    ]
     try:
         yield
     finally:

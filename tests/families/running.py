@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
@@ -59,7 +60,7 @@ class Ask:
 def prompts_of(checkpoint: Checkpoint) -> tuple[Ask, Ask]:
     """Text around one picture; around two of different sizes, or the same one under other words."""
     first, second = checkpoint.sizes
-    mark = checkpoint.image
+    mark, numbered = checkpoint.image, checkpoint.second or checkpoint.image
     if checkpoint.video:
         film_of_two, mixed = film(4, first), f"{words(3, 2)} {checkpoint.video} {words(6, 502)}"
         return (
@@ -72,7 +73,7 @@ def prompts_of(checkpoint: Checkpoint) -> tuple[Ask, Ask]:
     return (
         Ask(f"{words(5, 1)} {mark} {words(7, 501)}", (picture(1, first),)),
         Ask(
-            f"{words(3, 2)} {mark} {words(6, 502)} {mark} {words(4, 503)}",
+            f"{words(3, 2)} {mark} {words(6, 502)} {numbered} {words(4, 503)}",
             (picture(2, first), picture(3, second)),
         ),
     )
@@ -104,6 +105,7 @@ class Engine:
             settings["additional_config"] = {"vllm_flow": {"group_layers": group_layers}}
         # vLLM looks at a model class in a process of its own, to keep CUDA out of this one: seconds per
         # architecture, and here is no CUDA.
+        _shrink(checkpoint)
         with mock.patch.object(registry, "_run_in_subprocess", lambda look: look()):
             _OPEN.append(self)
             self.llm = LLM(model=str(checkpoint.where), **(settings | checkpoint.options | options))
@@ -139,9 +141,12 @@ class Engine:
             seen.append((positions.clone(), hidden.clone(), injected))
 
         own = "forward" in vars(inner)
-        compiled = not getattr(inner, "do_not_compile", True)
-        if compiled:  # the layers' own code runs, which alone calls hooks
-            inner.do_not_compile = True
+        # The layers' own code runs, which alone calls hooks; some models compile more than the decoder.
+        compiled = [
+            part for part in self.model.modules() if not getattr(part, "do_not_compile", True)
+        ]
+        for part in compiled:
+            part.do_not_compile = True
         inner.forward = note
         hook = decoder.layers[0].register_forward_pre_hook(see, with_kwargs=True)
         params = SamplingParams(temperature=0, max_tokens=1)
@@ -151,8 +156,8 @@ class Engine:
             ids = list(self.llm.generate(prompt, params, use_tqdm=False)[0].prompt_token_ids)
         finally:
             hook.remove()
-            if compiled:
-                inner.do_not_compile = False
+            for part in compiled:
+                part.do_not_compile = False
             if own:
                 inner.forward = stock
             else:
@@ -181,6 +186,9 @@ class Engine:
             data["image"] = list(ask.pictures)
         if ask.films:
             data["video"] = list(ask.films)
+        if self.checkpoint.write_ids is not None:
+            ids = self.checkpoint.write_ids(ask.text, ask.pictures)
+            return {"prompt_token_ids": ids, "multi_modal_data": data}
         return {"prompt": ask.text, "multi_modal_data": data}
 
     def run(self, asks: Sequence[Ask], max_tokens: int) -> list[RequestOutput]:
@@ -204,6 +212,13 @@ class Engine:
         pool = scheduler.kv_cache_manager.block_pool
         assert not scheduler.requests
         assert pool.get_num_free_blocks() == len(pool.blocks) - 1, "KV blocks leaked"
+
+
+def _shrink(checkpoint: Checkpoint) -> None:
+    for where, shrink in checkpoint.shrunk.items():
+        module, name = where.rsplit(".", 1)
+        owner = import_module(f"vllm.model_executor.models.{module}")
+        setattr(owner, name, shrink(getattr(owner, name)))
 
 
 def close_all() -> None:

@@ -6,7 +6,7 @@ the tokens that it does not keep are hidden. One picture per prompt; text may st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,10 @@ from tests.families.making import Checkpoint
 class Masks:
     """Hides keys layer by layer, and chooses which from the layer before."""
 
-    def __init__(self, prompt: oracle.Prompt, length: int, stages: str) -> None:
+    def __init__(
+        self, prompt: oracle.Prompt, length: int, stages: str, windows: Mapping[int, int]
+    ) -> None:
+        self.windows = windows
         self.image = prompt.is_image_T.nonzero()[:, 0].tolist()
         self.alive = list(self.image)
         self.last = len(prompt.ids) - 1
@@ -38,8 +41,7 @@ class Masks:
             self._choose(layer, *self.stages[layer])
         gone = torch.zeros(self.length, dtype=torch.bool)
         gone[[p for p in self.image if p not in self.alive]] = True
-        # A row that is gone keeps seeing itself, or it would turn into NaN.
-        return mask.masked_fill(gone & ~torch.eye(self.length, dtype=torch.bool), oracle.HIDDEN)
+        return oracle.without(mask, gone, self.windows.get(layer))
 
     def _choose(self, layer: int, amount: str, rank: str | None) -> None:
         keep = kept_oracle.count(amount, len(self.image))
@@ -90,7 +92,7 @@ def logprobs(
 ) -> tuple[torch.Tensor, float]:
     """As :func:`tests.families.oracle.logprobs`; and the smallest gap between scores, see `kept_oracle`."""
     decoder = checkpoint.decoder(checkpoint.model)
-    masks = Masks(prompt, len(prompt.ids) + len(answer), stages)
+    masks = Masks(prompt, len(prompt.ids) + len(answer), stages, checkpoint.windows)
     with _hooked(decoder.layers, masks):
         logits = oracle.forward(checkpoint, prompt, answer)
     return logits[len(prompt.ids) - 1 :].log_softmax(-1), masks.gap

@@ -29,6 +29,26 @@ def test_a_picture_becomes_as_many_tokens_as_the_processor_makes(
     assert f"{share:6.1%}" in shown.splitlines()[-4], "cliff 0 saves the picture's KV bytes"
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "leave", "stay"),
+    [("molmo_qwen2", 12, 8), ("ovis2", 16, 0), ("pixtral_mistral", 64, 8)],
+)
+def test_so_it_does_where_that_is_code_or_mistrals(
+    name: str,
+    leave: int,
+    stay: int,
+    checkpoint_of: Callable[[str], Checkpoint],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = checkpoint_of(name)
+    height, width = checkpoint.sizes[0]
+    picture_of = ("--picture", f"{width}x{height}", "--trust-remote-code")
+    assert main(["models", str(checkpoint.where), *picture_of]) == 0
+    shown = capsys.readouterr().out
+    assert f"{leave} tokens leave at the cliff, {stay} around them stay" in shown
+
+
 def test_what_is_refused_says_why(
     checkpoint_of: Callable[[str], Checkpoint], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,7 +68,7 @@ def test_what_cannot_evict_is_refused_whatever_the_name(fact: str) -> None:
     [
         ("Gemma3nForConditionalGeneration", "embeddings of their own"),
         ("KimiK25ForConditionalGeneration", "'vision_chunk'"),
-        ("Gemma3ForConditionalGeneration", "both directions, and its sliding windows"),
+        ("Gemma3ForConditionalGeneration", "both directions, over ranges that go by position"),
         ("PaliGemmaForConditionalGeneration", "both directions"),
         ("DeepseekVLV2ForCausalLM", "multi-head latent attention"),
     ],
@@ -81,6 +81,90 @@ def test_what_cannot_evict_is_refused_by_name(architecture: str, reason: str) ->
 @pytest.mark.parametrize("name", sorted(refused.BY_NAME))
 def test_what_is_refused_by_name_has_no_row(name: str) -> None:
     assert family_of(name) is None
+
+
+BY_CONFIGURATION = {
+    # linear attention, convolutions or state spaces
+    "BailingMoeV3VLForConditionalGeneration",
+    "Cosmos3EdgeForConditionalGeneration",
+    "Glm5NextForConditionalGeneration",
+    "InternS2MobiusForConditionalGeneration",
+    "InternS2PreviewForConditionalGeneration",
+    "Lfm2VlForConditionalGeneration",
+    "MiniCPMV4_6ForConditionalGeneration",
+    "MiniCPMV4_7ForConditionalGeneration",
+    "NemotronH_Nano_Omni_Reasoning_V3",
+    "NemotronH_Nano_VL_V2",
+    "NemotronH_Omni_Reasoning_V3",
+    "NemotronH_Super_Omni_Reasoning_V3",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForConditionalGeneration",
+    "Qwen4ExpForConditionalGeneration",
+    # latent attention
+    "DeepseekV4ForConditionalGeneration",
+    "DeepseekV41ForCausalLM",
+    "Dots3NoteForCausalLM",
+    "KimiVLForConditionalGeneration",
+    # an encoder and a decoder
+    "CohereAsrForConditionalGeneration",
+    "NemotronParseForConditionalGeneration",
+    "WhisperForConditionalGeneration",
+}
+"""Refused by what their configuration says; some of a name may not be, and are untested then."""
+
+UNTESTED = {
+    "AriaForConditionalGeneration",
+    "BeeForConditionalGeneration",
+    "Blip2ForConditionalGeneration",
+    "CohereCompassForConditionalGeneration",
+    "Cosmos3ForConditionalGeneration",
+    "Exaone4_5_ForConditionalGeneration",
+    "H2OVLChatModel",
+    "InternS1ProForConditionalGeneration",
+    "IsaacForConditionalGeneration",
+    "KananaVForConditionalGeneration",
+    "KeyeForConditionalGeneration",
+    "KeyeVL1_5ForConditionalGeneration",
+    "Llama_Nemotron_Nano_VL",
+    "LlavaNextVideoForConditionalGeneration",
+    "LlavaOnevision2ForConditionalGeneration",
+    "MiMoV2OmniForCausalLM",
+    "MiniCPMO",
+    "MiniMaxM3SparseForConditionalGeneration",
+    "MuseGlimmerForConditionalGeneration",
+    "NVLM_D",
+    "OpenCUAForConditionalGeneration",
+    "OpenPanguVLForConditionalGeneration",
+    "OpenVLAForActionPrediction",
+    "Phi4ForCausalLMV",
+    "QianfanOCRForConditionalGeneration",
+    "Qwen2_5OmniForConditionalGeneration",
+    "Qwen2_5OmniModel",
+    "Qwen3OmniMoeForConditionalGeneration",
+    "RForConditionalGeneration",
+    "Step3VLForConditionalGeneration",
+    "Step3p7ForConditionalGeneration",
+    "StepVLForConditionalGeneration",
+}
+"""Refused until somebody tests them; ``untested_models`` tries them."""
+
+
+def test_every_multimodal_architecture_of_vllm_was_looked_at() -> None:
+    """One that vLLM adds gets a row, a reason, or its name here."""
+    from vllm.model_executor.models.registry import _MULTIMODAL_MODELS
+
+    tested = {name for name in _MULTIMODAL_MODELS if family_of(name)}
+    by_name = set(refused.BY_NAME) & set(_MULTIMODAL_MODELS)
+    kinds = (tested, by_name, BY_CONFIGURATION, UNTESTED)
+    assert sum(map(len, kinds)) == len(set().union(*kinds)), "each in one of them"
+    assert set().union(*kinds) == set(_MULTIMODAL_MODELS)
+    assert set(refused.BY_NAME) <= set(_MULTIMODAL_MODELS), "renamed upstream"
+
+
+@pytest.mark.parametrize("name", sorted(UNTESTED | BY_CONFIGURATION))
+def test_what_is_untested_is_refused_with_the_setting_that_tries_it(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"not tested with {name} .*'untested_models'\] to true"):
+        check_supported(config(name))
 
 
 class Layer(nn.Module):

@@ -22,6 +22,13 @@ SUITES = (
     "tests/engine/test_prefix_caching.py",
     "tests/engine/test_prefix_policies.py",
     "tests/engine/test_lifecycle.py",
+    "tests/engine/test_last_layer.py",
+    "tests/engine/test_late_eviction.py",
+    "tests/engine/test_connector.py",
+    "tests/engine/test_handing_over.py",
+    "tests/engine/test_lora.py",
+    "tests/engine/test_prompt_logprobs.py",
+    "tests/engine/test_prompt_embeds.py",
 )
 
 

@@ -21,7 +21,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """A stock engine and one with the extension on dummy weights, in one process."""
     from vllm_flow.profile import engines, rounds
     from vllm_flow.profile.load import Limits
-    from vllm_flow.profile.shape import LlavaShape, shape_of, write_folder
+    from vllm_flow.profile.shape import LlavaShape, write_folder
+    from vllm_flow.profile.subject import subject_of
 
     folder: Path = write_folder(
         LlavaShape.parse(SHAPE), tmp_path_factory.mktemp("shape"), "float32"
@@ -32,6 +33,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     )  # fmt: skip
     stock, flow = (engines.open_engine(options, extension=on, num_layers=4) for on in (False, True))
     systems = engines.parse_systems("baseline,cliff=2,cliff=L/4", 4)
-    work = rounds.workload_of(stock, 20, 6, 1)
-    shape = shape_of(stock.model_config.hf_config, "float32")
-    yield rounds.Bench(stock, flow, systems, shape, work, Limits(60_000, 60_000))
+    subject = subject_of(str(folder), "float32")
+    work = rounds.workload_of(stock, 20, 6, subject, subject.image_tokens)
+    yield rounds.Bench(stock, flow, systems, subject, work, 20, Limits(60_000, 60_000))

@@ -22,7 +22,7 @@ CLIFF = System("cliff=2", extension=True, cliff=2)
 
 def test_work_is_counted_as_the_engine_sees_it(bench: Bench) -> None:
     assert (bench.work.text_tokens, bench.work.image_tokens) == (20, 64)
-    assert measure.workload_of(bench.stock, 9, 5, 2).image_tokens == 128
+    assert measure.workload_of(bench.stock, 9, 5, bench.subject, 128).text_tokens == 9
 
 
 def test_rows_through_each_layer_are_the_ideals(bench: Bench) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,11 +45,19 @@ def test_what_does_not_fit_is_refused() -> None:
         Assumptions(batch=0)
 
 
-def test_the_document_has_the_commands_table(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--model", "qwen2.5-vl-7b", "--images", "1"],
+        ["--model", "internvl3-8b", "--images", "1"],
+    ],
+)
+def test_the_document_has_the_commands_table(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """docs/scale.md shows what the command prints, character by character."""
-    from pathlib import Path
-
-    assert scale.main([]) == 0
+    assert scale.main(arguments) == 0
     document = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
     printed = [line for line in capsys.readouterr().out.splitlines() if line]
     missing = [line for line in printed if line not in document]
@@ -69,3 +80,69 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(
     with pytest.raises(SystemExit) as ended:
         scale.main(arguments)
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def matrices(module: Any) -> int:
+    """Weights of a module's linear layers and of its convolutions."""
+    import torch
+
+    kinds = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv3d)
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, kinds))
+
+
+def test_towers_hold_the_weights_of_transformers_own() -> None:
+    """Matrices of every layer, of the patches' embedding and of the projector."""
+    import torch
+    from transformers import InternVLConfig, InternVLVisionConfig
+    from transformers.models.internvl.modeling_internvl import (
+        InternVLMultiModalProjector,
+        InternVLVisionModel,
+    )
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+        Qwen2_5_VisionTransformerPretrainedModel,
+    )
+
+    qwen = Qwen2_5_VLVisionConfig(hidden_size=1280, out_hidden_size=3584)
+    intern = InternVLVisionConfig(image_size=[448, 448])
+    with torch.device("meta"):
+        parts = {
+            "qwen2.5-vl-7b": [Qwen2_5_VisionTransformerPretrainedModel(qwen)],
+            "internvl3-8b": [
+                InternVLVisionModel(intern),
+                InternVLMultiModalProjector(
+                    InternVLConfig(vision_config=intern, text_config={"hidden_size": 3584})
+                ),
+            ],
+        }
+    assert (qwen.depth - len(qwen.fullatt_block_indexes), qwen.window_size // qwen.patch_size) == (
+        28,
+        8,
+    )
+    for name, modules in parts.items():
+        shape = MODELS[name]
+        tower = shape.tower
+        assert tower is not None
+        layers = tower.layers * (4 * tower.hidden**2 + (2 + tower.gated) * tower.hidden * tower.mlp)
+        between = tower.projector or shape.hidden
+        project = tower.merged * tower.hidden * between + between * shape.hidden
+        counted = layers + tower.patch_values * tower.hidden + project
+        assert counted == sum(map(matrices, modules)), name
+
+
+def test_pictures_become_as_many_tokens_as_the_processors_make_of_them() -> None:
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+    from vllm.transformers_utils.processors import internvl
+
+    width, height = scale.PICTURE
+    rows, columns = (side // 28 for side in smart_resize(height, width, factor=28))
+    assert MODELS["qwen2.5-vl-7b"].tower.tokens == rows * columns
+    ratios = internvl.get_internvl_target_ratios(1, 12)
+    tiles, *_ = internvl.calculate_internvl_targets(
+        orig_width=width,
+        orig_height=height,
+        target_ratios=ratios,
+        image_size=448,
+        use_thumbnail=True,
+    )
+    assert MODELS["internvl3-8b"].tower.tokens == tiles * 256

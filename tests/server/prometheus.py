@@ -39,12 +39,17 @@ class Prometheus:
         result: list[Any] = found["data"]["result"]
         return result
 
-    def wait_for(self, expression: str, seconds: float = 30) -> None:
-        """Until the expression has a result."""
+    def wait_for(self, expression: str, seconds: float = 60) -> list[Any]:
+        """The expression's result, as soon as there is one.
+
+        A busy server misses scrapes; after one that it missed, what it told is stale, and an expression has
+        no result until the next one.
+        """
         end = time.monotonic() + seconds
-        while not self.query(expression):
+        while not (found := self.query(expression)):
             assert time.monotonic() < end, f"{expression} has no result after {seconds} s"
             time.sleep(0.2)
+        return found
 
 
 @contextmanager
@@ -72,7 +77,10 @@ def scraping(target: str, folder: Path) -> Iterator[Prometheus]:
         yield running
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _ready(running: Prometheus) -> bool:

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.test_layout_stages import Case as Staged
-from tests.unit.test_layout_stages import cases as staged_cases
-from tests.unit.test_layout_stages import chunks
+from tests.unit.staged_cases import Case as Staged
+from tests.unit.staged_cases import cases as staged_cases
+from tests.unit.staged_cases import chunks
 from tests.unit.test_plan import LAYERS, Case, batches, decode_batches
 from vllm_flow.last_layer import LastLayer, spare_last_layers
 from vllm_flow.plan import plan_step
@@ -35,7 +35,7 @@ def computed(case: Case, position: int, layer: int) -> bool:
     return case.alive(position, layer) and case.alive(position, layer + 1)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(batches() | decode_batches())
 def test_every_layer_of_a_spared_plan_matches_the_naive_model(batch: Batch) -> None:
     # The last layer that sees an image may be the model's last.
@@ -155,7 +155,7 @@ def test_nothing_is_spared_where_the_device_chooses_rows(batch: Batch, chosen: i
         assert type(variant) is type(spared) or variant is whole
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(staged_cases(), min_size=1, max_size=3), st.data())
 def test_stages_that_keep_tokens_are_spared_where_the_host_knows_them(
     batch: list[Staged], data: st.DataObject

@@ -1,7 +1,8 @@
-"""`vllm-flow models`: its table is the README's."""
+"""`vllm-flow models`: its table is that of docs/models.md, and the README names the families."""
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -9,26 +10,58 @@ import pytest
 
 from vllm_flow.cli import main
 from vllm_flow.engine.families.known import FAMILIES
-from vllm_flow.models_command import size, table
-from vllm_flow.picture_cost import TEXT_TOKENS, savings
+from vllm_flow.models_command import names, table
+from vllm_flow.options import pixels
 from vllm_flow.profile.dimensions import ModelShape
+from vllm_flow.profile.picture_cost import TEXT_TOKENS, savings
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
-def test_the_readme_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def between_marks(page: str) -> str:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return text.split("<!-- vllm-flow models -->")[1].split("<!-- /vllm-flow models -->")[0].strip()
+
+
+def test_the_page_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
-    printed = capsys.readouterr().out.strip()
-    shown = README.read_text(encoding="utf-8")
-    between = shown.split("<!-- vllm-flow models -->")[1].split("<!-- /vllm-flow models -->")[0]
-    assert between.strip() == printed
+    assert between_marks("docs/models.md") == capsys.readouterr().out.strip()
+
+
+def test_on_a_terminal_nothing_is_escaped_or_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["models"]) == 0
+    columns = zip(
+        *(line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line),
+        strict=True,
+    )
+    family, *_, stays, _ = ("".join(cell.strip() for cell in column) for column in columns)
+    for known in FAMILIES:
+        assert all(architecture in family for architecture in known.architectures)
+    assert "<|vision_start|>" in stays and "[IMG_BREAK]" in stays and "&" not in stays
+
+
+def test_without_rich_it_is_markdown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("vllm_flow.models_command.find_spec", lambda name: None)
+    assert main(["models"]) == 0
+    assert capsys.readouterr().out.startswith("| Family |")
+
+
+def test_the_readme_names_the_families() -> None:
+    assert between_marks("README.md") == names()
 
 
 def test_a_size_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert size("640x480") == (640, 480)
+    assert pixels("640x480") == (640, 480)
     for text in ("640", "640x", "x480", "0x4", "-1x4", "a x b"):
         with pytest.raises(ArgumentTypeError, match="not a size such as 640x480"):
-            size(text)
+            pixels(text)
     assert main(["models", "--picture", "640x480"]) == 2
     assert "needs a model" in capsys.readouterr().err
 

@@ -72,7 +72,7 @@ def plan_of(batch: list[tuple[Case, int, int]]) -> StepPlan | None:
     return plan_step([ScheduledRequest(a, b - a, case.layout) for case, a, b in batch])
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(batches() | decode_batches())
 def test_every_layer_of_a_plan_matches_the_naive_model(batch: list[tuple[Case, int, int]]) -> None:
     plan = plan_of(batch)
@@ -116,7 +116,7 @@ def test_gathers_compose_to_the_rows(batch: list[tuple[Case, int, int]]) -> None
         assert alive.tolist() == rows.tolist()
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(cases(), st.data())
 def test_chunking_never_changes_where_tokens_are_stored(case: Case, data: st.DataObject) -> None:
     cuts = data.draw(
@@ -148,7 +148,7 @@ def test_block_needs_match_a_naive_model(case: Case, block_size: int, group_laye
         assert predict_blocks(tokens, case.layout, starts, block_size) == tuple(expected)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(cases(), st.integers(1, 6))
 def test_boundaries_name_every_packed_block_once(case: Case, block_size: int) -> None:
     """Going through a prompt block by block, the packed blocks fill up one after the other."""

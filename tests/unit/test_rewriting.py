@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.test_layout_stages import LAYERS, Case, apply, cases
+from tests.unit.staged_cases import LAYERS, Case, apply, cases
 from vllm_flow.grouping import storage_groups
 from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.plan import plan_step

@@ -84,9 +84,8 @@ def reduce_maps(
 ) -> Masses:
     """Masses from head-averaged attention maps [T, T], one per layer; `images` are token ranges."""
     spans = span_of(is_image, prompt_length)
-    member_TS = (spans[:, None] == np.arange(len(SPANS))).astype(np.float64)
+    member_TS = _members(spans)
     at = answer_rows(prompt_length, len(spans) - prompt_length, rows)
-    member_count = member_TS.sum(0)
     where = np.flatnonzero(spans == IMAGE)
     found: dict[str, list[NDArray[Any]]] = {"spans": [], "images": [], "heat": [], "flow": []}
     for map_TT in maps:
@@ -98,10 +97,22 @@ def reduce_maps(
             else np.zeros((at.stop - at.start, 0))
         )
         found["heat"].append(map_TT[at][:, where])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found["flow"].append((member_TS.T @ to_spans) / member_count[:, None])
+        found["flow"].append(mean_flow(to_spans, spans))
     arrays = {key: np.stack(value).astype(np.float32) for key, value in found.items()}
     return Masses(arrays["spans"], arrays["images"], arrays["heat"], arrays["flow"])
+
+
+def mean_flow(to_spans_TS: NDArray[Any], spans_T: NDArray[np.int64]) -> NDArray[Any]:
+    """[4, 4]: mean over a span's rows of the mass on each span; NaN for a span without rows."""
+    member_TS = _members(spans_T)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean: NDArray[Any] = (member_TS.T @ to_spans_TS) / member_TS.sum(0)[:, None]
+    return mean
+
+
+def _members(spans_T: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[T, 4]: 1 where a position belongs to a span."""
+    return (spans_T[:, None] == np.arange(len(SPANS))).astype(np.float64)
 
 
 @torch.inference_mode()
@@ -110,13 +121,29 @@ def attention_masses(
 ) -> Masses:
     """Masses of `answer` after the prompt, in one forward.
 
-    ValueError unless the model was loaded with `attention="eager"`: others return no maps.
+    By the model's maps where it was loaded with `attention="eager"`; others return none, and on a CUDA
+    device xformers takes their place. ValueError where neither can be.
     """
     if llava.model.config.text_config._attn_implementation != "eager":
-        raise ValueError('attention maps need a model loaded with attention="eager"')
+        from vllm_flow.analysis.span_attention import against, span_masses
+
+        reason = against(llava)
+        if reason is not None:
+            raise ValueError(
+                'attention maps need a model loaded with attention="eager", and xformers cannot do '
+                f"without them: {reason}"
+            )
+        return span_masses(llava, encoded, answer, rows)
+    out = forward(llava, encoded, answer, output_attentions=True)
+    maps = [layer[0].float().mean(0).double().cpu().numpy() for layer in out.attentions]
+    is_image = np.concatenate([encoded.is_image_T.numpy(), np.zeros(len(answer), dtype=bool)])
+    return reduce_maps(maps, is_image, len(encoded.ids_T), [encoded.image], rows)
+
+
+def forward(llava: Llava, encoded: Encoded, answer: Sequence[int], **options: Any) -> Any:
+    """The model's output for the prompt and `answer` after it."""
     tail = torch.tensor(list(answer), dtype=encoded.ids_T.dtype)
     ids = torch.cat([encoded.ids_T, tail])
-    prompt_length = len(encoded.ids_T)
     embedded = llava.model.get_input_embeddings()(ids[None].to(llava.device)).clone()
     config = llava.model.config
     features = llava.model.get_image_features(
@@ -125,12 +152,7 @@ def attention_masses(
         vision_feature_select_strategy=config.vision_feature_select_strategy,
     )
     embedded[0, encoded.image] = torch.cat(list(features.pooler_output)).to(embedded)
-    out = llava.model(
-        inputs_embeds=embedded, use_cache=False, output_attentions=True, logits_to_keep=1
-    )
-    maps = [layer[0].float().mean(0).double().cpu().numpy() for layer in out.attentions]
-    is_image = np.concatenate([encoded.is_image_T.numpy(), np.zeros(len(answer), dtype=bool)])
-    return reduce_maps(maps, is_image, prompt_length, [encoded.image], rows)
+    return llava.model(inputs_embeds=embedded, use_cache=False, logits_to_keep=1, **options)
 
 
 def mass_table(by_request: Mapping[str, Masses]) -> Any:

@@ -10,6 +10,7 @@ own. Where vLLM has a setting (``worker_cls``, ``scheduler_cls``) we use that in
 from __future__ import annotations
 
 import types
+from functools import cache
 from typing import Any
 
 
@@ -19,22 +20,45 @@ def adopt(instance: Any, ours: type[Any]) -> None:
     Args:
         instance: any object whose class keeps its state in a ``__dict__``.
         ours: a mixin whose methods call ``super()``; its annotations name the attributes that the
-            caller sets afterwards. Beside an abstract base class it must derive from that base: an
-            object only takes a class of the same memory layout.
+            caller sets afterwards.
 
     Raises:
-        TypeError: the instance was adopted already, or the layouts differ. Both are faults of this
-            package or a change of vLLM's, never of the user's.
+        TypeError: the instance was adopted already, or keeps its state elsewhere. Both are faults of
+            this package or a change of vLLM's, never of the user's.
     """
     kind = type(instance)
     if isinstance(instance, ours):
         raise TypeError(f"{kind.__name__} has the methods of {ours.__name__} already")
-    bases = (ours,) if issubclass(ours, kind) else (ours, kind)
-    adopted = types.new_class(f"Flow{kind.__name__}", bases)
-    adopted.__module__ = ours.__module__
     try:
-        instance.__class__ = adopted
+        instance.__class__ = _derived(kind, ours)
     except TypeError as error:
         raise TypeError(
-            f"a {kind.__name__} of this vLLM cannot take the methods of {ours.__name__}: {error}"
+            f"a {kind.__name__} of this vLLM cannot take the methods of {ours.__name__} ({error}); "
+            "serve this model without additional_config['vllm_flow']."
         ) from None
+
+
+@cache
+def _derived(kind: type[Any], ours: type[Any]) -> type[Any]:
+    """A class of ``kind``'s memory layout that looks for methods in ``ours`` first.
+
+    One for all objects of a kind: vLLM may compare their types.
+
+    A class has the layout of its first base, and an object takes only a class of its own layout. For an
+    ordinary class any first base would do; one whose own first base is a ``Protocol`` (vLLM's Transformers
+    backend) or an abstract class has another layout than a mixin.
+    """
+    name = f"Flow{kind.__name__}"
+    if issubclass(ours, kind):
+        derived = types.new_class(name, (ours,))
+        derived.__module__ = ours.__module__
+        return derived
+    order = types.new_class(name, (ours, kind)).__mro__[1:]
+
+    class OursFirst(type(kind)):  # type: ignore[misc]
+        def mro(cls) -> list[type[Any]]:
+            return [cls, *order]
+
+    derived = types.new_class(name, (kind, ours), {"metaclass": OursFirst})
+    derived.__module__ = ours.__module__
+    return derived

@@ -38,13 +38,15 @@ def cached_layers(
     Args:
         kv_cache_config: names the layers of each group, whose caches are allocated.
         layers: attention layer name -> vLLM's ``Attention``.
-        ask: what to find out of an ``Attention``; of those alike in backend, type and strides of one only.
+        ask: what to find out of an ``Attention``; of those alike in backend, type, strides and sliding window
+            of one only.
     """
     known: dict[Any, Found] = {}
     for group, spec in enumerate(kv_cache_config.kv_cache_groups):
         for name in spec.layer_names:
             attention = layers[name]
-            alike = (attention.attn_backend, attention.dtype, attention.kv_cache.stride())
+            window = getattr(attention.impl, "sliding_window", None)
+            alike = (attention.attn_backend, attention.dtype, attention.kv_cache.stride(), window)
             if alike not in known:
                 known[alike] = ask(attention)
             yield CachedLayer(

@@ -1,8 +1,13 @@
-"""KV connectors serve requests without a policy; those that evict are kept away from them.
+"""KV connectors serve requests without a policy; those that evict are kept away from most of them.
 
 A connector takes block ``i`` of a request for tokens ``i * block_size`` and on, which packed blocks do not
 hold. Of a request that evicts, it is told nothing: it is asked for no tokens, given no blocks and shown no
-step.
+step. But it is told which blocks such a request takes: one that stores blocks of a finished request while the
+engine goes on must be done with them first.
+
+One that sends a request's blocks from one engine to another, for prefill and decode apart, need not know what
+they hold: block ``i`` of a storage group is block ``i`` of it there. If its class says so (:data:`PACKED`), requests
+that evict are handed over like others, with the name of their layout, which the receiving front end compares.
 
 Seam: ``Scheduler.connector``, on which vLLM calls the scheduler's half of a connector's methods. The
 workers' half acts on what that half sends along.
@@ -14,13 +19,37 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
+from vllm.v1.core.kv_cache_utils import KVCacheBlockCopy
 
 if TYPE_CHECKING:
+    from vllm.config import KVTransferConfig
     from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
     from vllm.v1.request import Request
 
     from vllm_flow.layout import TokenLayout
+
+
+PACKED = "flow_packed_blocks"
+"""Attribute of a connector's class, true where it pairs the blocks of a request with ``kv_transfer_params`` by
+storage group and place alone, counts no tokens in them, and loads them whole, no local prefix before them."""
+LAYOUT_KEY = "vllm_flow_layout"
+"""In ``kv_transfer_params`` that a connector returns with a request: the name of its layout."""
+REMOTE_PREFILL = "do_remote_prefill"
+"""In those that a request brings, by vLLM's convention: another engine computed the prompt."""
+
+
+def hands_over(transfer: KVTransferConfig | None) -> bool:
+    """Whether an engine's connector takes requests that evict, too."""
+    if transfer is None or transfer.kv_connector is None:
+        return False
+    return bool(getattr(KVConnectorFactory.get_connector_class(transfer), PACKED, False))
+
+
+def comes_from_elsewhere(request: Request) -> bool:
+    """Whether another engine computed the request's prompt."""
+    return bool((request.kv_transfer_params or {}).get(REMOTE_PREFILL))
 
 
 class FlowConnector(KVConnectorBase_V1):
@@ -28,11 +57,19 @@ class FlowConnector(KVConnectorBase_V1):
 
     flow_layouts: Mapping[str, TokenLayout]
     """The scheduler's live mapping from request id to layout."""
+    flow_group_layers: int
+    flow_handed: set[str]
+    """Requests with a layout that are handed over."""
 
     def _evicts(self, request: Request) -> bool:
-        return request.request_id in self.flow_layouts
+        """Whether the request is kept away."""
+        request_id = request.request_id
+        return request_id in self.flow_layouts and request_id not in self.flow_handed
 
     def on_new_request(self, request: Request) -> None:
+        asks = request.kv_transfer_params and getattr(self, PACKED, False)
+        if asks and request.request_id in self.flow_layouts:
+            self.flow_handed.add(request.request_id)
         if not self._evicts(request):
             super().on_new_request(request)
 
@@ -53,7 +90,7 @@ class FlowConnector(KVConnectorBase_V1):
         gone = [
             request_id
             for request_id in scheduler_output.num_scheduled_tokens
-            if request_id in self.flow_layouts
+            if request_id in self.flow_layouts and request_id not in self.flow_handed
         ]
         if not gone:
             return super().build_connector_meta(scheduler_output)  # type: ignore[safe-super]
@@ -78,7 +115,14 @@ class FlowConnector(KVConnectorBase_V1):
         finished: tuple[bool, dict[str, Any] | None] = super().request_finished_all_groups(  # type: ignore[misc]
             request, block_ids
         )
-        return finished
+        if request.request_id not in self.flow_handed:
+            return finished
+        self.flow_handed.discard(request.request_id)
+        delays, params = finished
+        if params is not None:
+            layout = self.flow_layouts[request.request_id]
+            params = {**params, LAYOUT_KEY: layout.name(self.flow_group_layers)}
+        return delays, params
 
     def register_finished_partial_tail(
         self, request: Request, block_ids: tuple[list[int], ...], *args: Any, **kwargs: Any
@@ -91,8 +135,12 @@ class FlowConnector(KVConnectorBase_V1):
 def without(output: SchedulerOutput, gone: Collection[str]) -> SchedulerOutput:
     """A step's output as if some requests were not in it; the original stays as it is.
 
-    Which requests have *finished* stays: a connector must know those that it never saw, too.
+    Which requests have *finished* stays: a connector must know those that it never saw, too. So do the blocks
+    that these requests took, which lose what they held: as copies of themselves, since of a copy a connector
+    knows that it overwrites a block, whoever the block is for.
     """
+    copies = list(output.kv_cache_block_copies or ())
+    copies += [KVCacheBlockCopy(block, block) for block in _taken(output, gone)]
     scheduled = _others(output.num_scheduled_tokens, gone)
     state = output.kv_connector_block_state
     if state is not None:
@@ -110,7 +158,20 @@ def without(output: SchedulerOutput, gone: Collection[str]) -> SchedulerOutput:
         scheduled_spec_decode_tokens=_others(output.scheduled_spec_decode_tokens, gone),
         scheduled_encoder_inputs=_others(output.scheduled_encoder_inputs, gone),
         kv_connector_block_state=state,
+        kv_cache_block_copies=copies or None,
     )
+
+
+def _taken(output: SchedulerOutput, requests: Collection[str]) -> list[int]:
+    """Blocks that some requests were given for this step, and those that they share with others."""
+    cached = output.scheduled_cached_reqs
+    new = [request.block_ids for request in output.scheduled_new_reqs if request.req_id in requests]
+    more = [
+        blocks
+        for request_id, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True)
+        if request_id in requests and blocks is not None
+    ]
+    return [block for groups in (*new, *more) for group in groups for block in group]
 
 
 def _cached_without(cached: CachedRequestData, gone: Collection[str]) -> CachedRequestData:

@@ -2,7 +2,7 @@
 
 Seam: the events of vLLM's ``BlockPool`` (``--kv-events-config``). vLLM announces a block when it is
 cached and again when its key goes. Here a group may need up to three keys for one block of tokens
-(see :data:`vllm_flow.engine.storage.POSITION`), and, in vLLM too, one key may have several blocks. A
+(see :mod:`vllm_flow.engine.cache_keys`), and, in vLLM too, one key may have several blocks. A
 consumer is told of blocks of *tokens*, by hash and group: stored once, when the group has all that a
 prefix needs there, removed once, when something of it is gone. What was stored and not removed is
 then what the pool can serve, whether a consumer keeps a set or counts.
@@ -26,10 +26,8 @@ from vllm.v1.core.kv_cache_utils import (
 )
 from vllm.v1.request import Request
 
-from vllm_flow.engine.adoption import adopt
-
-KINDS_APART = 1 << 16
-"""Kinds of keys are this far apart as group ids; what is left over is the storage group."""
+from vllm_flow.engine import adoption
+from vllm_flow.engine.cache_keys import KINDS_APART
 
 
 class FlowBlockPool(BlockPool):
@@ -142,7 +140,7 @@ class FlowBlockPool(BlockPool):
 def tell(pool: BlockPool) -> None:
     """Let a pool that has events enabled tell them as above; others stay as they are."""
     if pool.enable_kv_cache_events:
-        adopt(pool, FlowBlockPool)
+        adoption.adopt(pool, FlowBlockPool)
         pool.flow_announced = set()  # type: ignore[attr-defined]
 
 

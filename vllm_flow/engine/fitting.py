@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.engine import obstacles
+from vllm_flow.engine.connectors import LAYOUT_KEY, REMOTE_PREFILL
 from vllm_flow.engine.requests import evictable, layout_of, unreached_modality
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.layout import TokenLayout
@@ -71,7 +72,7 @@ def fitted(
     _check_ranks(policy, settings)
     _check_workers(layout, settings)
     if settings.connected:
-        _check_transfer(request)
+        _check_transfer(request, layout, settings)
     _check_step(layout, settings)
     if layout.late:  # the prompt's rows are all there
         return layout
@@ -156,13 +157,32 @@ def _check_ranks(policy: FlowPolicy, settings: FlowSettings) -> None:
         )
 
 
-def _check_transfer(request: EngineCoreRequest) -> None:
-    """Blocks that are asked for, or wanted elsewhere, are not those of a request that evicts."""
-    if (request.sampling_params.extra_args or {}).get("kv_transfer_params"):
+def _check_transfer(
+    request: EngineCoreRequest, layout: TokenLayout, settings: FlowSettings
+) -> None:
+    """Blocks that are asked for, or wanted elsewhere, are not those of a request that evicts.
+
+    But where the connector pairs blocks by their place, and both engines store the prompt alike.
+    """
+    asked = transfer_of(request.sampling_params.extra_args)
+    if not asked:
+        return
+    if not settings.hands_over:
         raise Obstacle(
             "the KV cache of a request that evicts stays in its engine; leave out kv_transfer_params, "
             "or the policy."
         )
+    if asked.get(REMOTE_PREFILL) and asked.get(LAYOUT_KEY) != layout.name(settings.group_layers):
+        raise Obstacle(
+            "its prompt was prefilled without this policy, or by an engine with other storage groups; "
+            "send what the prefill was sent, and give both engines the same group_layers."
+        )
+
+
+def transfer_of(keys: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """A request's ``kv_transfer_params``, empty where it has none."""
+    found = (keys or {}).get("kv_transfer_params")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _check_step(layout: TokenLayout, settings: FlowSettings) -> None:

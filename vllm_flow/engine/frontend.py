@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.exceptions import VLLMValidationError
 
-from vllm_flow.engine.fitting import Obstacle, check_bounds, fitted
+from vllm_flow.engine.connectors import LAYOUT_KEY
+from vllm_flow.engine.fitting import Obstacle, check_bounds, fitted, transfer_of
 from vllm_flow.engine.prefix import SALT_MARK, policy_salt
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.log_keys import LOG_KEY, parse_log
@@ -112,6 +113,7 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
     if task is not None and settings.profile is not None:
         policy = settings.profile.of_task(task)
     others = {key: value for key, value in keys.items() if key not in POLICY_KEYS}
+    layout = None
     if policy is not None:
         try:
             layout = fitted(request, policy, settings, keys)
@@ -119,7 +121,6 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
             if asked is not None:
                 key = obstacle.key or asked
                 raise PolicyError(key, keys.get(key, value), str(obstacle)) from None
-            layout = None
         if asked is not None and settings.max_policy is not None:
             check_bounds(request, policy, settings.max_policy, settings.num_layers)
         if layout is not None:
@@ -127,4 +128,10 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
             others |= request_keys(policy)
             if not layout.late:  # till its images leave, such a request is one without a policy
                 request.cache_salt = policy_salt(salt, layout)
+    if layout is None and settings.connected and LAYOUT_KEY in transfer_of(keys):
+        raise PolicyError(
+            LAYOUT_KEY,
+            transfer_of(keys)[LAYOUT_KEY],
+            "the prompt was prefilled under a policy; send that policy with it.",
+        )
     params.extra_args = others or None

@@ -13,11 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from typing_extensions import Self
+from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, replace_as
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheSpec,
+    SlidingWindowSpec,
+    replace_as,
+)
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from vllm_flow.engine.settings import FlowSettings
+
+logger = init_logger("vllm.vllm_flow.groups")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +83,27 @@ def group_specs(
     Args:
         specs: layer name -> spec, as the model runner collected them.
 
+    A sliding window is stored like full attention, as vLLM itself does where it has no manager for windows:
+    the attention looks no further back than its window in what is stored, which past a cliff are kept tokens.
+    What lies outside a window is not freed.
+
     Raises:
-        ValueError: a layer does not use plain full attention.
+        ValueError: a layer uses neither full attention nor a sliding window.
     """
     register()
     grouped = {}
     for name, spec in specs.items():
+        if type(spec) is SlidingWindowSpec:
+            logger.info_once(
+                "Sliding windows: past the cliff they count kept tokens, and no blocks outside of them are "
+                "freed, with or without a policy."
+            )
+            spec = replace_as(
+                spec, FullAttentionSpec, drop=("extra_retained_tokens",), sliding_window=None
+            )
         if type(spec) is not FullAttentionSpec or spec.sliding_window is not None:
             raise ValueError(
-                f"vLLM-Flow evicts from full attention only, but layer {name!r} stores "
+                f"vLLM-Flow evicts from full and sliding-window attention only, but layer {name!r} stores "
                 f"{type(spec).__name__}; serve this model without additional_config['vllm_flow']."
             )
         first = settings.group_start(extract_layer_index(name))

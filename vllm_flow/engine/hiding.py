@@ -1,4 +1,4 @@
-"""Hides methods of single live objects of vLLM's for as long as a context lasts.
+"""Hides methods and attributes of single live objects of vLLM's for as long as a context lasts.
 
 An instance attribute hides the class's method and leaves other instances alone. `adoption` is for what
 is to stay.
@@ -6,7 +6,7 @@ is to stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,11 +14,11 @@ _NOTHING = object()
 
 
 @contextmanager
-def hidden(name: str, replacements: Iterable[tuple[Any, Callable[..., Any]]]) -> Iterator[None]:
-    """Give each of some objects another method ``name``, and back what it had of its own.
+def hidden(name: str, replacements: Iterable[tuple[Any, Any]]) -> Iterator[None]:
+    """Give each of some objects another method or value ``name``, and back what it had of its own.
 
     Args:
-        replacements: pairs of an object and the method in the place of its own.
+        replacements: pairs of an object and what stands in the place of its own.
     """
     replacements = tuple(replacements)
     own = [vars(instance).get(name, _NOTHING) for instance, _ in replacements]

@@ -14,7 +14,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,9 +22,9 @@ from vllm.logger import init_logger
 from vllm_flow.engine.attention.keys import KeyReader, UnreadableKeys, key_reader
 from vllm_flow.engine.attention.row_mass import mass, mean_over_workers
 from vllm_flow.engine.caches import cached_layers
+from vllm_flow.engine.choice_places import ChoicePlaces
 from vllm_flow.engine.farthest_first import fast_order
 from vllm_flow.engine.hiding import hidden
-from vllm_flow.layout_stages import Choice
 from vllm_flow.ranks import RANKS, AttentionRank, PictureRank
 from vllm_flow.ranks.base import Needs
 from vllm_flow.rewriting import LateReading
@@ -80,7 +79,7 @@ class Ranker:
         self.unreadable: str | None = None
         """Why ranks by attention cannot read the keys of this cache; None where they can."""
         self._orders: OrderedDict[tuple[str, str], torch.Tensor] = OrderedDict()
-        self._tables: dict[Any, torch.Tensor] = {}
+        self._places = ChoicePlaces(ORDERS_KEPT)
         self._ordered: dict[tuple[int, int, str], torch.Tensor] = {}
         self._scores: dict[tuple[int, int], torch.Tensor] = {}
         self._late: dict[str, dict[int, torch.Tensor]] = {}
@@ -130,7 +129,7 @@ class Ranker:
         extent = choice.stop - choice.start
         rows_NH = hidden_TH[ranking.first_row : ranking.first_row + extent]
         if choice.text:
-            rows_NH = rows_NH.index_select(0, self._token_offsets(choice, hidden_TH.device))
+            rows_NH = rows_NH.index_select(0, self._places.tokens(choice, hidden_TH.device))
         order = fast_order(rank, hidden_TH.device)(rows_NH, count)
         if ranking.picture:
             self._orders[name] = order
@@ -185,7 +184,7 @@ class Ranker:
         row, last = query[ranking.query], None
         if choice.text and device.rank.needs == Needs.IMAGE:
             # Whose row is the image's last token, and not text, is known only here.
-            text_M = self._text(choice, self._offsets(ranking, rows, query.device))
+            text_M = self._places.text(choice, self._offsets(ranking, rows, query.device))
             index_M = torch.arange(choice.left, device=query.device)
             last = index_M.masked_fill(text_M, -1).max()
             row = query.index_select(0, (last + ranking.source).view(1))[0]
@@ -242,13 +241,13 @@ class Ranker:
             ranking, choice = device.ranking, device.ranking.choice
             offsets_M = self._offsets(ranking, rows, gather_R.device)
             if choice.picks is not None:
-                scores_M = self._picked(choice, offsets_M)
+                scores_M = self._places.picked(choice, offsets_M)
             elif device.by_attention:
                 scores_M = self._scores.pop((ranking.request, choice.image))
             else:
                 scores_M = self._by_order(ranking, offsets_M)
             if choice.text:
-                scores_M = scores_M.masked_fill(self._text(choice, offsets_M), float("inf"))
+                scores_M = scores_M.masked_fill(self._places.text(choice, offsets_M), float("inf"))
             # Stable, so that of equals the first ones stay, whatever the device.
             best_K = scores_M.argsort(descending=True, stable=True)[: choice.keep].sort().values
             gather_R[ranking.target : ranking.target + choice.keep] = best_K + ranking.source
@@ -261,16 +260,8 @@ class Ranker:
         place_N = torch.full((tokens,), float(tokens), device=order.device)
         place_N[order] = torch.arange(len(order), dtype=place_N.dtype, device=order.device)
         if choice.text:
-            offsets_M = self._token_of_offset(choice, offsets_M.device)[offsets_M]
+            offsets_M = self._places.token_of_offset(choice, offsets_M.device)[offsets_M]
         return -place_N[offsets_M]
-
-    def _picked(self, choice: Choice, offsets_M: torch.Tensor) -> torch.Tensor:
-        """[M] 1 for the tokens that a rank by place picks, counted among those that are left."""
-        picks = self._table("picks", choice.picks or (), offsets_M.device)
-        text_M = self._text(choice, offsets_M)
-        picked = torch.zeros(choice.left + 1, device=offsets_M.device)
-        picked[picks] = 1
-        return picked[(~text_M).cumsum(0).sub(1).clamp_min(0)].masked_fill(text_M, 0)
 
     @staticmethod
     def _offsets(ranking: Ranking, rows: torch.Tensor | None, device: torch.device) -> torch.Tensor:
@@ -279,37 +270,3 @@ class Ranker:
         if rows is None:
             return torch.arange(choice.left, device=device)
         return rows[ranking.source : ranking.source + choice.left].long() - ranking.first_row
-
-    def _text(self, choice: Choice, offsets_M: torch.Tensor) -> torch.Tensor:
-        """[M] whether each row is text."""
-        at = self._table("text", choice.text, offsets_M.device)
-        text = torch.zeros(choice.stop - choice.start, dtype=torch.bool, device=offsets_M.device)
-        return text.index_fill(0, at, True)[offsets_M]
-
-    def _token_offsets(self, choice: Choice, device: torch.device) -> torch.Tensor:
-        """[N] offsets of the image's tokens in its extent."""
-        return self._table("tokens", _token_places(choice.stop - choice.start, choice.text), device)
-
-    def _token_of_offset(self, choice: Choice, device: torch.device) -> torch.Tensor:
-        """[extent] which token of the image stands at each offset; anything at text."""
-        at = self._token_offsets(choice, device)
-        found = torch.zeros(choice.stop - choice.start, dtype=torch.int64, device=device)
-        return found.index_copy(0, at, torch.arange(len(at), device=device))
-
-    def _table(self, name: str, values: tuple[int, ...], device: torch.device) -> torch.Tensor:
-        """Integers of the host on the device; pictures of one kind have the same ones."""
-        key = (name, values)
-        if key not in self._tables:
-            if len(self._tables) >= ORDERS_KEPT:
-                self._tables.clear()
-            host = torch.tensor(values, dtype=torch.int64)
-            if device.type == "cuda":
-                host = host.pin_memory()
-            self._tables[key] = host.to(device, non_blocking=True)
-        return self._tables[key]
-
-
-@lru_cache(maxsize=64)
-def _token_places(extent: int, text: tuple[int, ...]) -> tuple[int, ...]:
-    """Offsets of an extent that are no text; pictures of one size have the same ones."""
-    return tuple(sorted(set(range(extent)) - set(text)))

@@ -8,16 +8,17 @@ attention hook; takes no decision.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm_flow.engine import adoption, encoder_cache, model_call
+from vllm_flow.engine import adoption, cpu_groups, encoder_cache, model_call
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.equipment import equip
 from vllm_flow.engine.groups import group_specs
+from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.moving import Rewrites, RowMover, rewrites_of
 from vllm_flow.engine.requests import LayoutBook, logged_request
@@ -37,6 +38,7 @@ class FlowRunnerV1(model_call.EagerProfile):
     flow_mover: RowMover
     flow_tap: AttentionTap | None
     """Only where the operator configured an attention log."""
+    flow_alike_groups: Sequence[Any] | None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
@@ -50,6 +52,7 @@ class FlowRunnerV1(model_call.EagerProfile):
     ) -> None:
         super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
         equip(self, self, kv_cache_config, is_profiling)
+        self.flow_alike_groups = cpu_groups.share(self, kv_cache_config)
 
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
         for request_id in scheduler_output.finished_req_ids:
@@ -89,9 +92,15 @@ class FlowRunnerV1(model_call.EagerProfile):
         slot_mappings: Mapping[int, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
-        built = super()._build_attention_metadata(
-            *args, num_scheduled_tokens=num_scheduled_tokens, slot_mappings=slot_mappings, **kwargs
-        )
+        alike = self.flow_alike_groups
+        seen = () if alike is None else ((self.kv_cache_config, alike),)
+        with hidden("kv_cache_groups", seen):
+            built = super()._build_attention_metadata(
+                *args,
+                num_scheduled_tokens=num_scheduled_tokens,
+                slot_mappings=slot_mappings,
+                **kwargs,
+            )
         step = None
         if num_scheduled_tokens:  # absent in dummy runs, whose rows belong to no request
             padded = 0 if slot_mappings is None else len(slot_mappings[0])

@@ -56,6 +56,8 @@ class _FlowScheduling:
         if self.connector is not None:
             adoption.adopt(self.connector, FlowConnector)
             self.connector.flow_layouts = self.flow_requests.layouts
+            self.connector.flow_group_layers = settings.group_layers
+            self.connector.flow_handed = set()
         # Of the step being scheduled: encoder outputs, by the picture's hash.
         self.flow_booked: dict[str, encoder_cache.Booking] = {}
         self._observe(settings)

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
 CONFIG_KEY = "vllm_flow"
 PROFILE = "profile"
-READ = ("num_layers", "profile", "step_tokens", "obstacles", "quantised_keys", "connected")
+READ = (
+    *("num_layers", "profile", "step_tokens", "obstacles", "quantised_keys", "connected"),
+    "hands_over",
+)
 """Fields that are no options."""
-KERNELS = ("auto", "triton", "torch")
+KERNELS = ("auto", "triton", "torch", "xformers")
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class FlowSettings:
     attention_log_kernel: str = "auto"
     """What computes the attention log's masses: "triton", a kernel that reads the keys where they lie,
     or "torch", its reference, which gathers them. "auto" takes the kernel on CUDA wherever it can run;
-    "triton" refuses to start where it cannot."""
+    "triton" refuses to start where it cannot. "xformers" takes that package's kernel in its place, or
+    refuses to start."""
 
     untested_models: bool = False
     """True tries models that nobody has tested, and says so in the log; else they are refused. Those
@@ -91,6 +95,9 @@ class FlowSettings:
 
     connected: bool = False
     """Whether the engine has a KV connector (read from it, not set by the operator)."""
+
+    hands_over: bool = False
+    """Whether that connector takes requests that evict, too (said by its class)."""
 
     @property
     def group_starts(self) -> tuple[int, ...]:
@@ -176,7 +183,14 @@ class FlowSettings:
             obstacles=obstacles.known(vllm_config),
             quantised_keys=vllm_config.cache_config.cache_dtype.startswith("fp8"),
             connected=getattr(vllm_config.kv_transfer_config, "kv_connector", None) is not None,
+            hands_over=_hands_over(vllm_config),
         )
+
+
+def _hands_over(vllm_config: VllmConfig) -> bool:
+    from vllm_flow.engine.connectors import hands_over
+
+    return hands_over(vllm_config.kv_transfer_config)
 
 
 def _step_tokens(scheduler: Any) -> int:

@@ -21,28 +21,11 @@ from vllm.v1.core.kv_cache_utils import (
 from vllm.v1.request import Request
 
 from vllm_flow.boundaries import blocks_taken, packed_boundary
-from vllm_flow.engine.events import KINDS_APART, announce
+from vllm_flow.engine.cache_keys import completed, tail
+from vllm_flow.engine.events import announce
 from vllm_flow.engine.late_blocks import LateBlocks
 from vllm_flow.layout import TokenLayout
 from vllm_flow.layout_stages import LayoutStage
-
-POSITION = 0
-"""Kinds of keys in the prefix cache are offsets to the group id that vLLM appends to a hash.
-
-A prefix names by position the block of its last tokens (as in stock vLLM); for each stage of the group's
-layers, as completed the packed block it made full, as tail the packed block it fills in part. A key
-promises what the block holds for whoever has the prefix, whichever request wrote it.
-"""
-
-
-def completed(stage: LayoutStage) -> int:
-    """The kind of key of a packed block that a prefix made full."""
-    return (2 * stage.layer + 1) * KINDS_APART
-
-
-def tail(stage: LayoutStage) -> int:
-    """The kind of key of a packed block that a prefix fills in part."""
-    return (2 * stage.layer + 2) * KINDS_APART
 
 
 class FlowAttentionManager(LateBlocks):
@@ -181,6 +164,24 @@ class FlowAttentionManager(LateBlocks):
             if index >= first_written and block.block_id not in taken
         ]
 
+    def allocate_external_computed_blocks(
+        self,
+        request_id: str,
+        num_local_computed_tokens: int,
+        num_external_computed_tokens: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        if self._layout(request_id) is not None:
+            # What another engine computed is loaded whole.
+            assert num_local_computed_tokens == 0
+            num_external_computed_tokens = self.stored_tokens(
+                request_id, num_external_computed_tokens
+            )
+        super().allocate_external_computed_blocks(
+            request_id, num_local_computed_tokens, num_external_computed_tokens, *args, **kwargs
+        )
+
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
@@ -291,7 +292,7 @@ class FlowAttentionManager(LateBlocks):
         return self._layouts[request_id].last_end(tokens, self.block_size)
 
     def find_cached(self, prefix: BlockHash, kind: int) -> KVCacheBlock | None:
-        """The block that a prefix's hash names: :data:`POSITION`, :func:`completed`, :func:`tail`."""
+        """The block that a prefix's hash names: see `cache_keys`."""
         found = self.block_pool.get_cached_block(prefix, [kind + self.kv_cache_group_id])
         return found[0] if found else None
 

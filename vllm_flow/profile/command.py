@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 
 from vllm_flow.exits import Refused
-from vllm_flow.options import gib, positive, positive_number, positives
+from vllm_flow.options import gib, pixels, positive, positive_number, positives
 from vllm_flow.outputs import check_folder
 from vllm_flow.profile.shape import PREFIX
 
@@ -164,6 +164,12 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="per request, a multiple of the model's tokens per image; default: one image",
     )
+    add(
+        "--picture",
+        type=pixels,
+        metavar="WIDTHxHEIGHT",
+        help="of the requests' pictures; default: as a tower of one square takes them, else 640x480",
+    )
     add("--output-tokens", type=positive, default=16, metavar="N", help="default: %(default)s")
     add(
         "--batch", type=positive, default=8, metavar="N", help="requests of one prefill; default: 8"
@@ -193,6 +199,12 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     """How both engines are started."""
     add = parser.add_argument
+    add(
+        "--load-format",
+        choices=("auto", "dummy"),
+        default="auto",
+        help="dummy: random weights, so that a model's configuration and processor are enough; default: %(default)s",
+    )
     add(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),

@@ -14,9 +14,32 @@ class TowerShape:
     hidden: int
     mlp: int
     patches: int
-    """Patch rows of one image; one class row is added."""
+    """Patch rows of one pass."""
     patch_values: int
-    """Values of one patch: 3 x side x side."""
+    """Values of one patch: 3 x side x side, for each frame that is folded into it."""
+    passes: int = 1
+    """Of one image: its tiles, each of which attends to itself only."""
+    class_rows: int = 1
+    """Rows that a pass has beside its patches."""
+    merged: int = 1
+    """Patches that the projector makes one token of."""
+    projector: int | None = None
+    """Values between the projector's two layers; None: as many as the decoder is wide."""
+    gated: bool = False
+    """Whether the MLP has a gate, and so three matrices instead of two."""
+    window: int | None = None
+    """Patches that a patch attends to in layers with windows; None: no layer has them."""
+    whole_layers: int = 0
+    """Where there are windows, the layers that attend to all of a pass."""
+
+    def __post_init__(self) -> None:
+        if self.patches % self.merged:
+            raise ValueError(f"{self.patches} patches cannot be merged by {self.merged}.")
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens of one image."""
+        return self.passes * self.patches // self.merged
 
 
 @dataclass(frozen=True, slots=True)

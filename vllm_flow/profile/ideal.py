@@ -151,12 +151,15 @@ def tower_flops(tower: TowerShape | None, images: int, hidden: int) -> int:
     """FLOPs of the vision tower and the projector into the decoder's width ``hidden``."""
     if tower is None:
         return 0
-    rows = tower.patches + 1
-    weights = 4 * tower.hidden**2 + 2 * tower.hidden * tower.mlp
-    layers = tower.layers * (2 * rows * weights + 4 * tower.hidden * rows**2)
+    rows = tower.patches + tower.class_rows
+    weights = 4 * tower.hidden**2 + (3 if tower.gated else 2) * tower.hidden * tower.mlp
+    windowed = 0 if tower.window is None else tower.layers - tower.whole_layers
+    seen = (tower.layers - windowed) * rows + windowed * min(tower.window or rows, rows)
+    layers = 2 * rows * tower.layers * weights + 4 * tower.hidden * rows * seen
     embed = 2 * tower.patches * tower.patch_values * tower.hidden
-    project = 2 * tower.patches * (tower.hidden * hidden + hidden**2)
-    return images * (layers + embed + project)
+    enters, between = tower.merged * tower.hidden, tower.projector or hidden
+    project = 2 * (tower.patches // tower.merged) * (enters * between + between * hidden)
+    return images * tower.passes * (layers + embed + project)
 
 
 def prefill_flops(

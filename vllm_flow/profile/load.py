@@ -39,16 +39,23 @@ class Limits:
 
 
 def sample(
-    llm: LLM, count: int, *, text_tokens: int, output_tokens: int, images: int, seed: int = 0
+    llm: LLM,
+    count: int,
+    *,
+    text_tokens: int,
+    output_tokens: int,
+    images: int,
+    picture: tuple[int, int],
+    seed: int = 0,
 ) -> list[SampleRequest]:
     """Requests of equal size with random words and random pictures.
 
-    The pictures' side is the model's own, so that preparing them does not resample.
+    Args:
+        picture: width and height of each.
     """
     from vllm.benchmarks.datasets import RandomMultiModalDataset
 
-    vision = llm.model_config.hf_config.vision_config
-    side = vision.image_size
+    width, height = picture
     return RandomMultiModalDataset(random_seed=seed).sample(
         tokenizer=llm.get_tokenizer(),
         num_requests=count,
@@ -56,7 +63,7 @@ def sample(
         output_len=output_tokens,
         base_items_per_request=images,
         limit_mm_per_prompt={"image": images},
-        bucket_config={(side, side, 1): 1.0},
+        bucket_config={(height, width, 1): 1.0},
     )
 
 
@@ -71,7 +78,8 @@ def prompt_of(llm: LLM, request: SampleRequest) -> dict[str, Any]:
     ]  # without its file's bytes
     kind = get_model_cls(llm.model_config)
     marks = [kind.get_placeholder_str("image", number + 1) for number in range(len(pictures))]
-    prompt: dict[str, Any] = {"prompt": " ".join([*marks, request.prompt])}
+    # A family whose pictures stand before everything else has no mark.
+    prompt: dict[str, Any] = {"prompt": " ".join([*filter(None, marks), request.prompt])}
     if pictures:
         prompt["multi_modal_data"] = {"image": pictures}
     return prompt

@@ -19,6 +19,7 @@ from vllm_flow.profile import engines, ideal, load, watching
 from vllm_flow.profile.dimensions import ModelShape, Workload
 from vllm_flow.profile.engines import System
 from vllm_flow.profile.findings import Capacity, Decode, Prefill, Spread, ratios
+from vllm_flow.profile.subject import Subject
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -34,14 +35,20 @@ class Bench:
     stock: LLM
     flow: LLM
     systems: Sequence[System]
-    shape: ModelShape
+    subject: Subject
     work: Workload
+    words: int
+    """What the requests' text is asked to be long; with a family's markers, and its tokenizer, it is ``work``'s."""
     limits: load.Limits
     seed: int = 0
 
     def __post_init__(self) -> None:
         self._requests: list[SampleRequest] = []
         self._prompts: list[dict[str, Any]] = []
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.subject.shape
 
     def engine(self, system: System) -> LLM:
         return self.flow if system.extension else self.stock
@@ -56,9 +63,10 @@ class Bench:
             made = load.sample(
                 self.stock,
                 missing,
-                text_tokens=self.work.text_tokens,
+                text_tokens=self.words,
                 output_tokens=self.work.output_tokens,
                 images=self.work.images,
+                picture=self.subject.picture,
                 seed=self.seed + len(self._requests),
             )
             self._requests += made
@@ -87,17 +95,24 @@ class Bench:
                     bar.update()
 
 
-def workload_of(bench_llm: LLM, text_tokens: int, output_tokens: int, images: int) -> Workload:
-    """The work as the engine will see it: image tokens counted from one processed request."""
+def workload_of(
+    bench_llm: LLM, text_tokens: int, output_tokens: int, subject: Subject, image_tokens: int
+) -> Workload:
+    """The work as the engine will see it: what is no image token of one processed request is text."""
+    images = subject.images_of(image_tokens)
     request = load.sample(
-        bench_llm, 1, text_tokens=text_tokens, output_tokens=1, images=images, seed=1
+        bench_llm,
+        1,
+        text_tokens=text_tokens,
+        output_tokens=1,
+        images=images,
+        picture=subject.picture,
+        seed=1,
     )[0]
     prompt = load.prompt_of(bench_llm, request)
     params = load.params_of(System("count", False), 1)
     output = bench_llm.generate(prompt, params, use_tqdm=False)[0]
     total = len(output.prompt_token_ids)
-    image_id = bench_llm.model_config.hf_config.image_token_index
-    image_tokens = sum(token == image_id for token in output.prompt_token_ids)
     return Workload(total - image_tokens, image_tokens, output_tokens, images)
 
 

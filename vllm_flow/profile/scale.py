@@ -14,11 +14,25 @@ from vllm_flow.options import count, positive, positive_number, positives
 from vllm_flow.profile import ideal
 from vllm_flow.profile.dimensions import ModelShape, TowerShape, Workload
 
+PICTURE = (1024, 768)
+"""Width and height, in pixels, of the pictures given to models that take them at their own size."""
+
 # Shapes as their config.json on the hub states them.
 _CLIP_L_336 = TowerShape(layers=23, hidden=1024, mlp=4096, patches=576, patch_values=588)
+# A patch is 14 x 14 pixels of two frames, both of them the picture; 37 x 27 squares of 2 x 2 are tokens.
+_QWEN_2_5 = TowerShape(
+    layers=32, hidden=1280, mlp=3420, patches=37 * 27 * 4, patch_values=2 * 588, class_rows=0,
+    merged=4, projector=4 * 1280, gated=True, window=64, whole_layers=4,
+)  # fmt: skip
+# Twelve tiles of 448 x 448 pixels, and the picture whole.
+_INTERN_300M = TowerShape(
+    layers=24, hidden=1024, mlp=4096, patches=1024, patch_values=588, passes=12 + 1, merged=4
+)
 MODELS = {
     "llava-1.5-7b": ModelShape(32, 4096, 32, 32, 128, 11008, 32064, _CLIP_L_336),
     "llava-1.5-13b": ModelShape(40, 5120, 40, 40, 128, 13824, 32064, _CLIP_L_336),
+    "qwen2.5-vl-7b": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, _QWEN_2_5),
+    "internvl3-8b": ModelShape(28, 3584, 28, 4, 128, 18944, 151674, _INTERN_300M),
 }
 
 
@@ -153,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     shape = MODELS[args.model]
     assert shape.tower is not None
+    size = "" if args.model.startswith("llava") else f" of {PICTURE[0]} x {PICTURE[1]} pixels"
     try:
         given = Assumptions(**{f.name: getattr(args, f.name) for f in fields(Assumptions)})
         cliffs = [shape.layers, *args.cliffs]
@@ -160,10 +175,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--cliffs: {args.model} has the layers 0 to {shape.layers}.")
         for images in args.images:
             work = Workload(
-                args.text_tokens, images * shape.tower.patches, args.output_tokens, images
+                args.text_tokens, images * shape.tower.tokens, args.output_tokens, images
             )
             print(
-                f"\n{args.model}, {images} image(s) = {work.image_tokens} image tokens, "
+                f"\n{args.model}, {images} image(s){size} = {work.image_tokens} image tokens, "
                 f"{work.text_tokens} text tokens, {work.output_tokens} out\n"
             )
             rows = [fleet_row(shape, work, cliff, given) for cliff in cliffs]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.exits import keeping
-from vllm_flow.profile.dimensions import ModelShape
 from vllm_flow.profile.findings import Results
 from vllm_flow.profile.shape import PREFIX, LlavaShape
+from vllm_flow.profile.subject import Subject, subject_of
 
 if TYPE_CHECKING:
     from vllm_flow.profile.engines import EngineOptions, System
@@ -40,13 +40,14 @@ def profile(args: argparse.Namespace, scratch: Path) -> Results:
     setup = settle(args, scratch)
     console = Console(width=200 if not sys.stdout.isatty() else None)
     stock, flow = (
-        engines.open_engine(setup.options, extension=on, num_layers=setup.shape.layers)
+        engines.open_engine(setup.options, extension=on, num_layers=setup.subject.shape.layers)
         for on in (False, True)
     )
-    images = images_of(setup.shape, setup.image_tokens)
-    work = rounds.workload_of(stock, args.text_tokens, args.output_tokens, images)
+    work = rounds.workload_of(
+        stock, args.text_tokens, args.output_tokens, setup.subject, setup.image_tokens
+    )
     limits = Limits(args.ttft_ms, args.tpot_ms)
-    bench = rounds.Bench(stock, flow, setup.systems, setup.shape, work, limits)
+    bench = rounds.Bench(stock, flow, setup.systems, setup.subject, work, args.text_tokens, limits)
     results = _empty(args, setup, bench)
     written: list[Path] = []
     # Each part is shown and kept as soon as it is there: a run may be cut short.
@@ -71,7 +72,7 @@ class Setup:
 
     spelled: str | None
     """The shape as the user wrote it, None for a checkpoint."""
-    shape: ModelShape
+    subject: Subject
     options: EngineOptions
     systems: tuple[System, ...]
     peer_cliff: int
@@ -80,20 +81,6 @@ class Setup:
     """Image tokens of the decode steps."""
     loads: tuple[tuple[int, int], ...]
     """(requests at once, requests) of each load."""
-
-
-def images_of(shape: ModelShape, tokens: int) -> int:
-    """How many images have so many tokens.
-
-    Raises:
-        ValueError: no whole number of images has.
-    """
-    assert shape.tower is not None
-    if tokens % shape.tower.patches:
-        raise ValueError(
-            f"{tokens} image tokens: one image has {shape.tower.patches}; use a multiple."
-        )
-    return tokens // shape.tower.patches
 
 
 def settle(args: argparse.Namespace, scratch: Path) -> Setup:
@@ -116,12 +103,13 @@ def settle(args: argparse.Namespace, scratch: Path) -> Setup:
         )
     spelled = args.shape or (args.model if args.model.startswith(PREFIX) else None)
     model, load_format = _checkpoint(args, spelled, scratch)
-    shape = _shape(args, model)
+    subject = _subject(args, model)
+    shape = subject.shape
     systems = engines.parse_systems(args.policies, shape.layers)
     (peer,) = engines.parse_systems(args.peer_cliff, shape.layers)[1:]
     groups = args.group_layers or default_group_layers(shape.layers)
     storage_groups(shape.layers, groups)  # refuses sizes that vLLM would split
-    image_tokens = args.image_tokens or shape.tower.patches
+    image_tokens = args.image_tokens or subject.image_tokens
     contexts = args.decode_image_tokens or (image_tokens,)
     longest = max(image_tokens, *(contexts if "decode" in args.parts else ()), 0)
     options = engines.EngineOptions(
@@ -133,13 +121,13 @@ def settle(args: argparse.Namespace, scratch: Path) -> Setup:
         block_size=args.block_size,
         kv_cache_bytes=int(args.kv_cache_gib * 2**30),
         group_layers=groups,
-        images=images_of(shape, longest),
+        images=subject.images_of(longest),
         execution=args.execution,
         stock_execution=args.stock_execution,
     )
     return Setup(
         spelled=spelled,
-        shape=shape,
+        subject=subject,
         options=options,
         systems=tuple(systems),
         peer_cliff=peer.layers_seen(shape.layers),
@@ -152,7 +140,7 @@ def settle(args: argparse.Namespace, scratch: Path) -> Setup:
 def _checkpoint(args: argparse.Namespace, spelled: str | None, scratch: Path) -> tuple[str, str]:
     """(model, load format); peers need weights in files, vLLM can make its own up."""
     if spelled is None:
-        return args.model, "auto"
+        return args.model, args.load_format
     from vllm_flow.profile.shape import write_folder, write_weights
 
     llava = LlavaShape.parse(spelled)
@@ -161,25 +149,11 @@ def _checkpoint(args: argparse.Namespace, spelled: str | None, scratch: Path) ->
     return str(write_folder(llava, scratch, args.dtype)), "dummy"
 
 
-def _shape(args: argparse.Namespace, model: str) -> ModelShape:
-    from transformers import AutoConfig
-
-    from vllm_flow.profile.shape import shape_of
-
-    try:
-        config = AutoConfig.from_pretrained(model)
-        shape = shape_of(config, args.dtype)
-    # Of foreign files, which may lack anything or hold it in any type.
-    except Exception as error:
-        first = next(iter(str(error).splitlines()), repr(error))
-        raise ValueError(f"no model at {model!r}: {first}") from error
-    if "peers" in args.parts and config.model_type != "llava":
-        raise ValueError(
-            f"the peers are written for LLaVA; leave out peers for {config.model_type}."
-        )
-    if shape.tower is None:
-        raise ValueError(f"{model} has no vision tower; profile a vision-language model.")
-    return shape
+def _subject(args: argparse.Namespace, model: str) -> Subject:
+    subject = subject_of(model, args.dtype, args.picture)
+    if "peers" in args.parts and subject.shape.tower is None:
+        raise ValueError(f"the peers are written for LLaVA; leave out peers for {model}.")
+    return subject
 
 
 def _measurements(
@@ -210,7 +184,9 @@ def _measurements(
                 for row in rounds.decode(
                     bench.with_work(
                         replace(
-                            bench.work, image_tokens=tokens, images=images_of(setup.shape, tokens)
+                            bench.work,
+                            image_tokens=tokens,
+                            images=setup.subject.images_of(tokens),
                         )
                     ),
                     args.decode_batch,
@@ -227,6 +203,11 @@ def _empty(args: argparse.Namespace, setup: Setup, bench: Any) -> Results:
     from vllm_flow.profile import ideal
 
     work, flops = bench.work, ideal.prefill_flops(bench.shape, bench.work, bench.shape.layers)
+    tower = (
+        "without the vision tower, whose FLOPs are not counted for this family"
+        if bench.shape.tower is None
+        else f"{flops.tower / 1e9:.1f} of them the vision tower"
+    )
     engine = _engine_facts(bench.stock, setup.options)
     model = args.model if setup.spelled is None else f"{PREFIX}{LlavaShape.parse(setup.spelled)}"
     return Results(
@@ -240,7 +221,7 @@ def _empty(args: argparse.Namespace, setup: Setup, bench: Any) -> Results:
         notes=(
             f"One request: {work.text_tokens} text + {work.image_tokens} image tokens, "
             f"{work.output_tokens} out; {flops.total / 1e9:.0f} GFLOP of prefill without a policy, "
-            f"{flops.tower / 1e9:.1f} of them the vision tower.",
+            f"{tower}.",
             f"{model}; {engine['dtype']}; vLLM {engine['vllm']}, torch {engine['torch']}, "
             f"{engine['device']}, threads: {engine['threads']}; storage groups of {setup.options.group_layers} layers, "
             f"blocks of {engine['block_size']} tokens; stock and extension are two engines of one "

@@ -76,6 +76,13 @@ class UnreadableKeys(ValueError):
         )
 
 
+def window_of(impl: Any) -> int | None:
+    """How far back a layer looks, in tokens, as its backend holds it; None if as far as there are tokens."""
+    window = getattr(impl, "sliding_window", None)
+    left = window[0] if isinstance(window, tuple) else window
+    return None if left is None or left < 0 else int(left)
+
+
 def key_reader(attention: Any) -> KeyReader:
     """The reader for an attention layer whose KV cache is allocated and not in use yet.
 
@@ -83,13 +90,16 @@ def key_reader(attention: Any) -> KeyReader:
     each reader, and restores the block.
 
     Raises:
-        UnreadableKeys: no reader finds the keys, or the layer's logits are not plain dot products.
+        UnreadableKeys: no reader finds the keys, or the layer's logits are not plain dot products with every
+            key.
     """
     impl, backend = attention.impl, attention.attn_backend.get_name()
     for feature in ("sinks", "alibi_slopes", "logits_soft_cap"):
         value = getattr(impl, feature, None)
         if isinstance(value, torch.Tensor) or value:
             raise UnreadableKeys(f"{attention.layer_name} has {feature}")
+    if window_of(impl) is not None:
+        raise UnreadableKeys(f"{attention.layer_name} sees a sliding window, not every token")
     cache, slots = attention.kv_cache, attention.kv_cache.shape[2]
     # A generator of its own: the default one belongs to the sampler.
     keys_NKD = torch.randn(

@@ -20,7 +20,7 @@ from vllm_flow.engine.attention.keys import STRIDED, KeyReader, span_lse
 
 logger = init_logger("vllm.vllm_flow.attention_log")
 
-Kernel = Literal["auto", "triton", "torch"]
+Kernel = Literal["auto", "triton", "torch", "xformers"]
 SpanLse = Callable[
     [torch.Tensor, torch.Tensor, KeyReader, torch.Tensor, torch.Tensor, float], torch.Tensor
 ]

@@ -18,8 +18,9 @@ import torch
 from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from vllm_flow.attention import AnswerRow, LoggedRequest, TokenAttention, answer_rows
+from vllm_flow.engine.attention import span_lse_triton, span_lse_xformers
 from vllm_flow.engine.attention.keys import KeyReader, key_reader, span_mass
-from vllm_flow.engine.attention.span_lse_triton import Kernel, SpanLse, lse_function
+from vllm_flow.engine.attention.span_lse_triton import Kernel, SpanLse
 from vllm_flow.engine.caches import cached_layers
 from vllm_flow.step import StepPlan, Variant
 
@@ -55,7 +56,8 @@ class AttentionTap:
     Args:
         kv_cache_config: names the layers of each group, whose caches are allocated.
         layers: attention layer name -> vLLM's ``Attention``.
-        kernel: the operator's choice; see :func:`vllm_flow.engine.attention.span_lse_triton.lse_function`.
+        kernel: the operator's choice; see :func:`vllm_flow.engine.attention.span_lse_triton.lse_function`, and
+            for "xformers" :func:`vllm_flow.engine.attention.span_lse_xformers.lse_function`.
 
     Raises:
         ValueError: a layer's keys cannot be read; see :func:`vllm_flow.engine.attention.keys.key_reader`. Or
@@ -74,7 +76,9 @@ class AttentionTap:
 
         def ways(attention: Any) -> tuple[KeyReader, SpanLse]:
             read = key_reader(attention)
-            return read, lse_function(kernel, attention.kv_cache.device, read)
+            if kernel == "xformers":
+                return read, span_lse_xformers.lse_function(attention, read)
+            return read, span_lse_triton.lse_function(kernel, attention.kv_cache.device, read)
 
         for layer in cached_layers(kv_cache_config, layers, ways):
             attention = layer.attention

@@ -11,12 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_flow.engine.families.decoder_parts import Decoder
+from vllm_flow.engine.families.family import Family
 from vllm_flow.engine.families.finding import (
     check_call,
     check_nothing_between,
     residual_decoder,
 )
-from vllm_flow.engine.families.known import FAMILIES, TEXT_TYPES, Family, family_of
+from vllm_flow.engine.families.known import FAMILIES, TEXT_TYPES, family_of
 from vllm_flow.engine.families.refused import reason_against
 
 __all__ = [
@@ -91,8 +92,9 @@ def _untested(architecture: str, text_type: str) -> str | None:
     """What about a model nobody has tested, to go on after "vLLM-Flow"; None if it was tested."""
     family = family_of(architecture)
     if family is None:
-        names = sorted({name for known in FAMILIES for name in known.architectures})
-        return f"was not tested with {architecture}; it supports {', '.join(names)}"
+        return (
+            f"was not tested with {architecture} (`vllm-flow models` lists what it was tested with)"
+        )
     if text_type == family.own_type or not family.decoders:
         return None
     if TEXT_TYPES.get(text_type) not in family.decoders:

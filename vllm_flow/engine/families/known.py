@@ -1,18 +1,13 @@
-"""The families that were tested, a row each. The table of ``vllm-flow models`` and README is this one.
+"""The families that were tested, a row each. ``vllm-flow models`` prints them, as in docs/models.md.
 
 Knows neither torch nor vLLM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 from vllm_flow.engine.families.chatglm import chatglm_decoder
-from vllm_flow.engine.families.decoder_parts import Decoder
 from vllm_flow.engine.families.deepstack import deepstack_decoder
-from vllm_flow.engine.families.finding import residual_decoder
+from vllm_flow.engine.families.family import Family
 from vllm_flow.engine.families.transformers_backend import transformers_decoder
 
 TEXT_TYPES = {
@@ -22,39 +17,25 @@ TEXT_TYPES = {
     "qwen2_vl_text": "Qwen2Model",
     "qwen2_5_vl_text": "Qwen2Model",
     "qwen3": "Qwen3Model",
+    "qwen3_moe": "Qwen3MoeModel",
     "qwen3_vl_text": "Qwen3LLMModel",
     "qwen3_vl_moe_text": "Qwen3MoeLLMModel",
     "glm4v_text": "Glm4Model",
     "glm4v_moe_text": "Glm4MoeModel",
+    "glm_ocr_text": "Glm4Model",
+    "paddleocr_vl_text": "LlamaModel",
     "internlm2": "InternLM2Model",
     "chatglm": "GLMTransformer",
+    "cohere2": "CohereModel",
+    "dots_ocr": "Qwen2Model",
+    "molmo": "MolmoModel",
+    "phi3_v": "LlamaModel",
+    "phi4mm": "LlamaModel",
 }
 """``model_type`` of a language model's configuration -> the class of vLLM that runs its layers."""
 
-
-@dataclass(frozen=True)
-class Family:
-    """One row: a kind of model, and what eviction means for it."""
-
-    name: str
-    architectures: tuple[str, ...]
-    """As vLLM resolves them."""
-    decoders: tuple[str, ...]
-    """Classes of vLLM that run the layers, as tested; empty where the architecture allows any."""
-    layout: str
-    """What a picture becomes in the prompt."""
-    stays: str
-    """What of it is text, and so never leaves."""
-    checkpoints: tuple[str, ...]
-    """Tiny checkpoints of ``tests/families`` that the row was tested on."""
-    compared: str = "transformers' forward"
-    """What the answers past a cliff were compared with."""
-    beyond: str = ""
-    """What else was tried: a real checkpoint, a GPU."""
-    own_type: str = ""
-    """The ``model_type`` of a configuration that does not say which language model it is for: which one it
-    is, is seen when the model is loaded."""
-    adapter: Callable[[Any], Decoder] = residual_decoder
+FROM_EMBEDDINGS = "transformers' language model, from vLLM's embeddings"
+"""What families are compared with that transformers has no tower for."""
 
 
 FAMILIES = (
@@ -122,8 +103,8 @@ FAMILIES = (
         beyond="videos, from vLLM's embeddings on",
     ),
     Family(
-        "InternVL, OpenGVLab's layout",
-        ("InternVLChatModel",),
+        "InternVL, OpenGVLab's layout, Skywork-R1V, Eagle 2.5",
+        ("InternVLChatModel", "SkyworkR1VChatModel", "Eagle2_5_VLForConditionalGeneration"),
         ("Qwen2Model", "Qwen3Model", "LlamaModel", "InternLM2Model"),
         "tiles of 448 x 448 pixels and a thumbnail, 256 tokens each",
         "<img>, </img>",
@@ -132,8 +113,10 @@ FAMILIES = (
             "internvl_chat_qwen3",
             "internvl_chat_llama",
             "internvl_chat_internlm2",
+            "skywork_r1v",
+            "eagle2_5",
         ),
-        compared="transformers' language model, from vLLM's embeddings",
+        compared=FROM_EMBEDDINGS,
     ),
     Family(
         "Idefics3, SmolVLM",
@@ -152,12 +135,51 @@ FAMILIES = (
         ("mistral3",),
     ),
     Family(
-        "GLM-4.1V, GLM-4.5V",
-        ("Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration"),
+        "Command-A-Vision",
+        ("Cohere2VisionForConditionalGeneration",),
+        ("CohereModel",),
+        "tiles of 512 x 512 pixels and a thumbnail, 256 tokens each; sliding windows count kept tokens past the cliff",
+        "<|START_OF_IMG|>, <|END_OF_IMG|>, <|IMG_LINE_BREAK|> behind each tile",
+        ("cohere2_vision",),
+        beyond="windows narrower than a picture",
+    ),
+    Family(
+        "LightOnOCR",
+        ("LightOnOCRForConditionalGeneration",),
+        ("Qwen3Model",),
+        "rows of the picture's own size, 28 x 28 pixels a token",
+        "nothing",
+        ("lighton_ocr",),
+    ),
+    Family(
+        "PaddleOCR-VL",
+        ("PaddleOCRVLForConditionalGeneration",),
+        ("LlamaModel",),
+        "one token per 28 x 28 pixels, M-RoPE",
+        "<|IMAGE_START|>, <|IMAGE_END|>",
+        ("paddleocr_vl",),
+        compared=FROM_EMBEDDINGS,
+    ),
+    Family(
+        "dots.ocr",
+        ("DotsOCRForCausalLM",),
+        ("Qwen2Model",),
+        "one token per 28 x 28 pixels",
+        "<|img|>, <|endofimg|>",
+        ("dots_ocr",),
+        compared=FROM_EMBEDDINGS,
+    ),
+    Family(
+        "GLM-4.1V, GLM-4.5V, GLM-OCR",
+        (
+            "Glm4vForConditionalGeneration",
+            "Glm4vMoeForConditionalGeneration",
+            "GlmOcrForConditionalGeneration",
+        ),
         ("Glm4Model", "Glm4MoeModel"),
         "one token per 28 x 28 pixels, M-RoPE",
         "<|begin_of_image|>, <|end_of_image|>",
-        ("glm4_1v", "glm4_5v"),
+        ("glm4_1v", "glm4_5v", "glm_ocr"),
     ),
     Family(
         "GLM-4V",
@@ -166,7 +188,7 @@ FAMILIES = (
         "one token per 28 x 28 pixels of the picture at the tower's own size, between two embeddings",
         "nothing: start and end of the picture are embeddings, and leave",
         ("glm4v",),
-        compared="transformers' language model, from vLLM's embeddings",
+        compared=FROM_EMBEDDINGS,
         adapter=chatglm_decoder,
     ),
     Family(
@@ -176,9 +198,67 @@ FAMILIES = (
         "the picture whole, then its slices, a fixed number of tokens each",
         "the markers around each slice, and the picture's number",
         ("minicpm_v_2_6", "minicpm_v_4_0", "minicpm_v_4_5"),
-        compared="transformers' language model, from vLLM's embeddings",
+        compared=FROM_EMBEDDINGS,
         beyond="on CPU vLLM 0.32 asks torch about CUDA, which the test answers",
         own_type="minicpmv",
+    ),
+    Family(
+        "Phi-3-vision, Phi-3.5-vision",
+        ("Phi3VForCausalLM",),
+        ("LlamaModel",),
+        "tiles of 336 x 336 pixels, 144 tokens each, then the picture whole, with an embedding per row break",
+        "nothing: row breaks are embeddings, and leave",
+        ("phi3v",),
+        compared=FROM_EMBEDDINGS,
+        beyond="the tower, whose size vLLM fixes, made small",
+    ),
+    Family(
+        "Phi-4-multimodal",
+        ("Phi4MMForCausalLM",),
+        ("LlamaModel",),
+        "tiles of 448 x 448 pixels without their padding, then the picture whole, with an embedding per row break",
+        "nothing: row breaks are embeddings, and leave",
+        ("phi4mm",),
+        compared=FROM_EMBEDDINGS,
+        beyond="the tower, whose size vLLM fixes, made small; without its adapters, and without speech",
+    ),
+    Family(
+        "Molmo",
+        ("MolmoForCausalLM",),
+        ("MolmoModel",),
+        "the picture whole, then its tiles, before the text",
+        "<im_start>, <im_end>, <im_col> at the end of a row",
+        ("molmo_qwen2", "molmo_olmo"),
+        compared=FROM_EMBEDDINGS,
+        beyond="the tower, whose size vLLM fixes, made small",
+    ),
+    Family(
+        "Ovis 1.6, Ovis 2",
+        ("Ovis",),
+        ("LlamaModel", "Qwen2Model"),
+        "the picture whole, then its tiles, a fixed number of tokens each, with an embedding per break",
+        "nothing: start, breaks and end are embeddings, and leave",
+        ("ovis1_6", "ovis2"),
+        compared=FROM_EMBEDDINGS,
+    ),
+    Family(
+        "Ovis 2.5, Ovis 2.6",
+        ("Ovis2_5", "Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"),
+        ("Qwen3Model", "Qwen3MoeModel"),
+        "one token per 32 x 32 pixels, between two embeddings",
+        "nothing: start and end of the picture are embeddings, and leave",
+        ("ovis2_5", "ovis2_6_moe"),
+        compared=FROM_EMBEDDINGS,
+    ),
+    Family(
+        "Pixtral, Mistral Small 3.1 and later, in Mistral's format",
+        ("PixtralForConditionalGeneration",),
+        ("MistralModel",),
+        "rows of the picture's own size",
+        "[IMG_BREAK], [IMG_END]",
+        ("pixtral_mistral",),
+        compared=FROM_EMBEDDINGS,
+        own_type="transformer",
     ),
     Family(
         "InstructBLIP (a model class of vLLM-Flow)",

@@ -11,18 +11,32 @@ _PER_LAYER_EMBEDDINGS = (
 _VISION_CHUNK = (
     "its images arrive as a modality of their own, 'vision_chunk', which no policy reaches"
 )
-_WINDOWS_AND_PREFIX = (
-    "the tokens of a picture attend to one another in both directions, and its sliding windows go by "
-    "position, of which packed storage keeps only the order"
+_BOTH_WAYS = (
+    "the tokens of a picture attend to one another in both directions, over ranges that go by position "
+    "in the prompt"
 )
 _PREFIX = "the tokens of a picture and of the prompt attend to one another in both directions"
+_ROWS_OVER_WORKERS = (
+    "DeepSeek's decoder tells by the number of rows whether they are spread over workers"
+)
+_NO_PICTURES = "it takes neither pictures nor videos, so that there is nothing to evict"
 
 BY_NAME = {
     "DeepseekVLV2ForCausalLM": (
-        "DeepSeek-V2's decoder tells by the number of rows whether they are spread over workers, and "
-        "its larger models store multi-head latent attention, which has no packed storage yet"
+        f"{_ROWS_OVER_WORKERS}, and its larger models store multi-head latent attention, which has no "
+        "packed storage yet"
     ),
-    "Gemma3ForConditionalGeneration": _WINDOWS_AND_PREFIX,
+    "DeepseekOCRForCausalLM": _ROWS_OVER_WORKERS,
+    "DeepseekOCR2ForCausalLM": _ROWS_OVER_WORKERS,
+    "UnlimitedOCRForCausalLM": _ROWS_OVER_WORKERS,
+    "Ernie4_5_VLMoeForConditionalGeneration": (
+        "its layers choose their experts by a mask of the picture's rows in the whole step"
+    ),
+    "BagelForConditionalGeneration": _BOTH_WAYS,
+    "Gemma3ForConditionalGeneration": _BOTH_WAYS,
+    "Molmo2ForConditionalGeneration": _BOTH_WAYS,
+    "Moondream3ForCausalLM": _BOTH_WAYS,
+    "HfMoondream": _BOTH_WAYS,
     "PaliGemmaForConditionalGeneration": _PREFIX,
     "Gemma3nForConditionalGeneration": _PER_LAYER_EMBEDDINGS,
     "Gemma4ForConditionalGeneration": _PER_LAYER_EMBEDDINGS,
@@ -31,6 +45,29 @@ BY_NAME = {
     "KimiK3ForConditionalGeneration": _VISION_CHUNK,
     "Llama4ForConditionalGeneration": "its chunked local attention goes by position in the prompt",
     "Granite4VisionForConditionalGeneration": "it adds image features before its layers",
+    "DiffusionGemmaForBlockDiffusion": "it answers by diffusion, block by block",
+    **dict.fromkeys(
+        (
+            "AudioFlamingo3ForConditionalGeneration",
+            "FireRedASR2ForConditionalGeneration",
+            "FunASRForConditionalGeneration",
+            "FunAudioChatForConditionalGeneration",
+            "GlmAsrForConditionalGeneration",
+            "GraniteSpeechForConditionalGeneration",
+            "GraniteSpeechPlusForConditionalGeneration",
+            "MiDashengLMModel",
+            "MoonshotKimiaForCausalLM",
+            "MossAudioModel",
+            "MossTranscribeDiarizeForConditionalGeneration",
+            "Qwen2AudioForConditionalGeneration",
+            "Qwen3ASRForConditionalGeneration",
+            "Qwen3ASRRealtimeGeneration",
+            "UltravoxModel",
+            "VoxtralForConditionalGeneration",
+            "VoxtralRealtimeGeneration",
+        ),
+        _NO_PICTURES,
+    ),
 }
 """Architecture -> why not."""
 

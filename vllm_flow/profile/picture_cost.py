@@ -6,6 +6,7 @@ Tokens come from vLLM's processor of the model, on a black picture; costs from s
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,33 @@ class PictureTokens:
     """Markers within its placeholder, which are text."""
 
 
+def read_config(model: str, **arguments: Any) -> Any:
+    """vLLM's ``ModelConfig`` of a folder or a name of the hub, as its server builds it; no weights are loaded.
+
+    Args:
+        arguments: further ones of vLLM's ``EngineArgs``.
+
+    Raises:
+        ValueError: vLLM, or the extension, refuses it; names the reason.
+        OSError: there is no such model.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    from vllm_flow.engine import families, plugin
+    from vllm_flow.engine.settings import CONFIG_KEY
+
+    plugin.register()
+    flow = {CONFIG_KEY: {families.UNTESTED: True}}
+    try:
+        made = EngineArgs(model=model, additional_config=flow, **arguments)
+        return made.create_engine_config().model_config
+    except (ValueError, OSError):
+        raise
+    # Of foreign files, which may lack anything or hold it in any type.
+    except Exception as error:
+        raise ValueError(f"its configuration cannot be read ({error!r})") from error
+
+
 def picture_tokens(model_config: Any, width: int, height: int) -> PictureTokens:
     """Tokens of one picture, by the processor that a request would go through.
 
@@ -35,10 +63,19 @@ def picture_tokens(model_config: Any, width: int, height: int) -> PictureTokens:
     """
     from PIL import Image
     from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.processing.context import TimingContext
 
     processor = MULTIMODAL_REGISTRY.create_processor(model_config)
-    items = processor.info.parse_mm_data({"image": [Image.new("RGB", (width, height))]})
-    found = processor(processor.dummy_inputs.get_dummy_text({"image": 1}), items)
+    picture = {"image": [Image.new("RGB", (width, height))]}
+    if "mm_data" in inspect.signature(processor.get_dummy_inputs).parameters:
+        # Mistral's tokenizer writes a picture's tokens into the prompt itself.
+        asked = processor.get_dummy_inputs(
+            model_config.max_model_len, {"image": 1}, {}, mm_data=picture
+        )
+        found = processor.apply(asked, TimingContext(enabled=False))
+    else:
+        items = processor.info.parse_mm_data(picture)
+        found = processor(processor.dummy_inputs.get_dummy_text({"image": 1}), items)
     places = found["mm_placeholders"]["image"]
     evicted = sum(
         end + 1 - start for place in places for start, end in place.extract_embeds_range()
@@ -47,9 +84,13 @@ def picture_tokens(model_config: Any, width: int, height: int) -> PictureTokens:
 
 
 def decoder_shape(model_config: Any) -> ModelShape | None:
-    """The language model's shape; None for a mixture of experts, whose FLOPs are not counted here."""
+    """The language model's shape; None where costs are not counted here: mixtures of experts, sliding windows."""
     text = model_config.hf_text_config
-    if model_config.is_moe or not isinstance(getattr(text, "intermediate_size", None), int):
+    if (
+        model_config.is_moe
+        or _has_windows(text)
+        or not isinstance(getattr(text, "intermediate_size", None), int)
+    ):
         return None
     return ModelShape(
         layers=model_config.get_total_num_hidden_layers(),
@@ -61,6 +102,13 @@ def decoder_shape(model_config: Any) -> ModelShape | None:
         vocab=model_config.get_vocab_size(),
         value_bytes=model_config.dtype.itemsize,
     )
+
+
+def _has_windows(text: Any) -> bool:
+    types = getattr(text, "layer_types", None)
+    if types:
+        return "sliding_attention" in types
+    return bool(getattr(text, "sliding_window", None))
 
 
 def savings(shape: ModelShape, image_tokens: int) -> Iterator[tuple[int, float, float]]:

@@ -1,0 +1,97 @@
+"""What storage groups of a CPU's step share is made once, and is what vLLM makes for each of them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
+from vllm.v1.worker.block_table import MultiGroupBlockTable
+
+from tests.engine.cases import GQA, Ask, one_image
+from tests.engine.fixtures import OpenEngine
+from tests.engine.harness import STOCK, Engine, assert_exact
+from tests.engine.test_last_layer import runner_of
+from vllm_flow.engine import cpu_groups
+
+
+def builds_of(engine: Engine, asks: list[Ask], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Per step: [builds, the layers' metadata]."""
+    steps: list[Any] = []
+    runner, build = runner_of(engine), CPUAttentionMetadataBuilder.build
+    step = runner._build_attention_metadata
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        steps[-1][0] += 1
+        return build(*args, **kwargs)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        steps.append([0, {}])
+        found = step(*args, **kwargs)
+        steps[-1][1] = found[0]
+        return found
+
+    monkeypatch.setattr(CPUAttentionMetadataBuilder, "build", counted)
+    monkeypatch.setattr(runner, "_build_attention_metadata", watched)
+    assert_exact(engine, asks, engine.run(asks))
+    return steps
+
+
+def test_schedules_are_built_once_for_all_groups(
+    open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of requests that evict, once more for each set of rows that is left."""
+    engine = open_engine(GQA, 1)
+    assert len(engine.scheduler.kv_cache_config.kv_cache_groups) == GQA.layers
+    for ask, builds, kinds in ((one_image(1), 1, 1), (one_image(1, 2), 3, 2)):
+        with monkeypatch.context() as patch:
+            steps = builds_of(engine, [ask], patch)
+        assert steps[0][0] == builds, "the layers that see the image, its last, and those past it"
+        for count, layers in steps[1:]:
+            assert count == kinds
+            schedules = {id(one.scheduler_metadata) for one in layers.values()}
+            tables = {one.block_table.data_ptr() for one in layers.values()}
+            slots = {one.slot_mapping.data_ptr() for one in layers.values()}
+            assert (len(schedules), len(tables), len(slots)) == (kinds, GQA.layers, GQA.layers)
+
+
+def test_slots_are_those_of_vllm(open_engine: OpenEngine) -> None:
+    engine = open_engine(GQA, 1)
+    tables = runner_of(engine).input_batch.block_table
+    generator = torch.Generator().manual_seed(1)
+    for table in tables.block_tables:
+        ids = torch.randint(0, 99, table.block_table.cpu.shape, generator=generator)
+        table.block_table.cpu.copy_(ids)
+    starts = torch.tensor([0, 3, 4, 9], dtype=torch.int32)
+    positions = torch.tensor([0, 1, 2, 70, 31, 32, 33, 34, 35])
+    found = []
+    for compute in (MultiGroupBlockTable.compute_slot_mapping, type(tables).compute_slot_mapping):
+        compute(tables, 3, starts, positions)
+        found.append([table.slot_mapping.gpu[:9].clone() for table in tables.block_tables])
+    tables.clear()
+    assert torch.equal(torch.stack(found[0]), torch.stack(found[1]))
+    assert len({tuple(slots.tolist()) for slots in found[0]}) == GQA.layers, "tables differ"
+
+
+def test_nothing_is_shared_among_layers_that_differ(open_engine: OpenEngine) -> None:
+    """Such as layers with windows of their own."""
+    runner = runner_of(open_engine(GQA, STOCK))
+    (group,) = runner.attn_groups[0]
+    one = group.get_metadata_builder(0)
+    other = object.__new__(type(one))
+    vars(other).update(vars(one), window_size=one.window_size + 7)
+    groups = [
+        [SimpleNamespace(get_metadata_builder=lambda _, builder=builder: builder)]
+        for builder in (one, other)
+    ]
+    tables = object.__new__(MultiGroupBlockTable)
+    stand_in = SimpleNamespace(
+        device=torch.device("cpu"),
+        attn_groups=groups,
+        input_batch=SimpleNamespace(block_table=tables),
+    )
+    assert cpu_groups.share(stand_in, None) is None
+    assert not one.supports_update_block_table
+    assert isinstance(tables, cpu_groups.DirectSlots)

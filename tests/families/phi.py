@@ -1,0 +1,335 @@
+"""Phi-3-vision and Phi-4-multimodal: tiles of a padded picture and the picture whole, with an embedding per row.
+
+transformers has neither layout: the tower is drawn here under the checkpoint's names, and the language model,
+Phi-3's, is the reference, from the embeddings that vLLM made. Such a checkpoint brings its configuration,
+processor and image processor as code; these are ours, as small as vLLM allows. vLLM fixes the towers' sizes
+and the picture's token, which are made small.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+from safetensors.torch import save_file
+from tokenizers import decoders
+
+from tests.families.making import (
+    MAX_POSITIONS,
+    Checkpoint,
+    drawn,
+    fill,
+    linear,
+    text_settings,
+    tokenizer,
+    tower_settings,
+)
+
+CONFIGURATION = '''
+from transformers import Phi3Config
+
+
+class {name}Config(Phi3Config):
+    """Phi-3's, and whatever else is in the file."""
+
+    model_type = "{kind}"
+'''
+
+PROCESSING = """
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+
+
+class {name}Processor(ProcessorMixin):
+    attributes = ["image_processor", "tokenizer"]
+    image_processor_class = "AutoImageProcessor"
+    tokenizer_class = "AutoTokenizer"
+    img_tokens = [f"<|image_{{number}}|>" for number in range(1, 9)]
+
+    def __init__(self, image_processor=None, tokenizer=None, **others):
+        super().__init__(image_processor, tokenizer)
+        self.audio_processor = SimpleNamespace(sampling_rate=16000)
+
+    def calc_num_image_tokens_from_image_size(self, width, height):
+        rows, columns = self.image_processor.tiles(width, height)
+        return 12 * rows * (12 * columns + 1) + 1 + 12 * 13
+
+    def __call__(self, text=None, images=None, **others):
+        return self.image_processor.preprocess(images)
+
+
+class {name}ImageProcessor(BaseImageProcessor):
+    model_input_names = ["pixel_values"]
+    dynamic_hd = 1
+
+    def __init__(self, side=336, **others):
+        super().__init__(**others)
+        self.side = side
+
+    def _pixels(self, image, width, height):
+        image = image.convert("RGB").resize((width, height))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+    def _fitting(self, image, width, height):
+        ratio = min(width / image.width, height / image.height)
+        return int(image.width * ratio), int(image.height * ratio)
+
+    def _padded(self, image, width, height):
+        inner_width, inner_height = self._fitting(image, width, height)
+        padded = torch.ones(3, height, width)
+        padded[:, :inner_height, :inner_width] = self._pixels(image, inner_width, inner_height)
+        return padded
+
+{rest}"""
+
+PHI3 = """
+    def tiles(self, width, height):
+        return (1, 2) if width >= 2 * height else (2, 1) if height >= 2 * width else (1, 1)
+
+    def preprocess(self, images, **others):
+        parts, sizes, side = [], [], self.side
+        for image in images:
+            rows, columns = self.tiles(*image.size)
+            whole = self._padded(image, columns * side, rows * side)
+            tiles = [
+                whole[:, side * row : side * (row + 1), side * column : side * (column + 1)]
+                for row in range(rows)
+                for column in range(columns)
+            ]
+            tiles += [torch.zeros(3, side, side)] * (2 - len(tiles))
+            parts.append(torch.stack([self._pixels(image, side, side), *tiles]))
+            sizes.append([rows * side, columns * side])
+        found = {"pixel_values": torch.stack(parts), "image_sizes": torch.tensor(sizes)}
+        return BatchFeature(found)
+"""
+
+PHI4 = """
+    def preprocess(self, images, **others):
+        found = {"input_image_embeds": [], "image_attention_mask": [], "image_sizes": []}
+        side, patch = self.side, 14
+        for image in images:
+            width, height = self._fitting(image, side, side)
+            tile = self._padded(image, side, side)
+            mask = torch.zeros(side // patch, side // patch)
+            mask[: len(mask) - (side - height) // patch, : len(mask) - (side - width) // patch] = 1
+            whole = self._pixels(image, side, side)
+            found["input_image_embeds"].append(torch.stack([whole, tile]))
+            found["image_attention_mask"].append(torch.stack([torch.ones_like(mask), mask]))
+            found["image_sizes"].append([side, side])
+        stacked = {name: torch.stack(found[name]) for name in list(found)[:2]}
+        return BatchFeature(stacked | {"image_sizes": torch.tensor(found["image_sizes"])})
+"""
+
+Weights = dict[str, torch.Tensor]
+
+
+def _tower(model: Any, prefix: str) -> Weights:
+    """A tower of transformers', its weights under the hub's names."""
+    fill(model, 3)
+    return {
+        prefix + name.removeprefix("vision_model."): value
+        for name, value in model.state_dict().items()
+        if "head." not in name and "position_ids" not in name
+    }
+
+
+def _projection(prefix: str, width: int, hidden: int) -> Weights:
+    """Separators between rows and parts, and the projector behind them."""
+    shapes = {
+        f"{prefix}glb_GN": (1, 1, width),
+        f"{prefix}sub_GN": (1, 1, 1, width),
+        **linear(f"{prefix}img_projection.0", hidden, width),
+        **linear(f"{prefix}img_projection.2", hidden, hidden),
+    }
+    return drawn(shapes, 4)
+
+
+def _write(
+    made: Any,
+    name: str,
+    code: str,
+    weights_of: Callable[[Any], Weights],
+    settings: Mapping[str, Any],
+    model: Any,
+    where: Path,
+) -> None:
+    kind = settings["model_type"]
+    weights = {key: value.detach().contiguous().clone() for key, value in weights_of(model).items()}
+    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    auto = {"AutoConfig": f"configuration_{kind}.{name}Config"}
+    config = model.config.to_dict() | dict(settings, auto_map=auto, torch_dtype="float32")
+    config.pop("dtype", None)
+    (where / "config.json").write_text(json.dumps(config, indent=1))
+    (where / f"configuration_{kind}.py").write_text(CONFIGURATION.format(name=name, kind=kind))
+    code = PROCESSING.format(name=name, rest=code)
+    (where / f"processing_{kind}.py").write_text(code)
+    made.save_pretrained(where)
+    image = dict(
+        image_processor_type=f"{name}ImageProcessor",
+        processor_class=f"{name}Processor",
+        auto_map={
+            "AutoProcessor": f"processing_{kind}.{name}Processor",
+            "AutoImageProcessor": f"processing_{kind}.{name}ImageProcessor",
+        },
+        side=settings["side"],
+    )
+    (where / "preprocessor_config.json").write_text(json.dumps(image, indent=1))
+
+
+def _phi(
+    mark: str,
+    rope: Mapping[str, Any],
+    write: Callable[[Any], Callable[[Any, Path], None]],
+    sizes: Any,
+    shrunk: Callable[[Mapping[str, int]], Mapping[str, Any]],
+    **options: Any,
+) -> Checkpoint:
+    made, vocab = tokenizer(("<|image_1|>", "<|image_2|>", mark))
+    # The prompt goes through the tokenizer and back, so words must stay apart.
+    made.backend_tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    config = hf.Phi3Config(
+        **text_settings(
+            vocab,
+            rope_parameters=dict(rope),
+            original_max_position_embeddings=MAX_POSITIONS // 2,
+        )
+    )
+    return Checkpoint(
+        model=hf.Phi3ForCausalLM(config),
+        processor=None,
+        vocab=vocab,
+        image="<|image_1|>",
+        second="<|image_2|>",
+        image_ids=(vocab[mark],),
+        sizes=sizes,
+        decoder=lambda model: model.model,
+        options={
+            "trust_remote_code": True,
+            "max_model_len": 1024,
+            "kv_cache_memory_bytes": 64 << 20,
+            **options,
+        },
+        write=write(made),
+        shrunk=shrunk(vocab),
+    )
+
+
+def phi3v() -> Checkpoint:
+    """24 x 24 patches of a tile, 1024 wide, is what vLLM's code asserts; one layer of the tower runs."""
+    tower = hf.CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    )
+    prefix = "model.vision_embed_tokens."
+
+    def weights(model: Any) -> Weights:
+        parts = _tower(hf.CLIPVisionModel(tower), f"{prefix}img_processor.vision_model.")
+        return model.state_dict() | parts | _projection(prefix, 4 * 1024, model.config.hidden_size)
+
+    settings = dict(
+        architectures=["Phi3VForCausalLM"],
+        model_type="phi3_v",
+        side=336,
+        img_processor=dict(
+            name="clip_vision_model", image_dim_out=1024, num_img_tokens=144, layer_idx=-2
+        ),
+        embd_layer=dict(
+            embedding_cls="image",
+            use_hd_transform=True,
+            with_learnable_separator=True,
+            hd_transform_order="sub_glb",
+        ),
+    )
+    factors = [1 + 0.1 * index for index in range(16)]
+    rope = dict(
+        rope_type="longrope",
+        rope_theta=10000.0,
+        short_factor=factors,
+        long_factor=[4 * factor for factor in factors],
+        original_max_position_embeddings=MAX_POSITIONS // 2,
+    )
+    return _phi(
+        "<|image|>",
+        rope,
+        lambda made: partial(_write, made, "Phi3V", PHI3, weights, settings),
+        ((200, 300), (120, 240)),
+        lambda vocab: {
+            "phi3v.CLIP_VIT_LARGE_PATCH14_336_CONFIG": lambda _: tower,
+            "phi3v._IMAGE_TOKEN_ID": lambda _: vocab["<|image|>"],
+        },
+    )
+
+
+AUDIO = dict(
+    attention_dim=64,
+    attention_heads=2,
+    chunk_size=-1,
+    encoder_embedding_config={"input_size": 80},
+    input_size=80,
+    left_chunk=18,
+    linear_units=64,
+    nemo_conv_settings={"conv_channels": 64},
+    num_blocks=1,
+    relative_attention_bias_args={"type": "t5"},
+    time_reduction=8,
+)
+
+
+def phi4mm() -> Checkpoint:
+    """32 x 32 patches of a tile are halved to 16 x 16; rows and columns of padding leave before that."""
+    small = tower_settings(num_hidden_layers=3)
+    prefix = "model.embed_tokens_extend.image_embed."
+
+    def weights(model: Any) -> Weights:
+        tower = hf.SiglipVisionConfig(**small, image_size=448, patch_size=14, vision_use_head=False)
+        text = {
+            # as published: beside each matrix the adapters for pictures and speech, which vLLM takes as LoRA
+            name.replace("_proj.", "_proj.base_layer.") if ".layers." in name else name: value
+            for name, value in model.state_dict().items()
+        }
+        text |= {"model.layers.0.mlp.down_proj.lora_A.vision.weight": torch.zeros(4, 256)}
+        parts = _tower(hf.SiglipVisionModel(tower), f"{prefix}img_processor.")
+        return text | parts | _projection(prefix, small["hidden_size"], model.config.hidden_size)
+
+    settings = dict(
+        architectures=["Phi4MMForCausalLM"],
+        model_type="phi4mm",
+        side=448,
+        img_processor=None,
+        audio_processor=dict(name="cascades", config=AUDIO),
+        embd_layer=dict(
+            embedding_cls="image_audio",
+            image_embd_layer=dict(embedding_cls="tune_image", use_hd_transform=True),
+            audio_embd_layer=dict(
+                embedding_cls="audio", compression_rate=8, downsample_rate=1, projection_cls="mlp"
+            ),
+        ),
+    )
+
+    def tower(**given: Any) -> Any:
+        return hf.SiglipVisionConfig(**given | small)
+
+    return _phi(
+        "<|endoftext10|>",
+        dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.75),
+        lambda made: partial(_write, made, "Phi4MM", PHI4, weights, settings),
+        ((56, 448), (448, 112)),
+        lambda vocab: {
+            "phi4mm.SiglipVisionConfig": lambda _: tower,
+            "phi4mm._IMAGE_PLACEHOLDER_TOKEN_ID": lambda _: vocab["<|endoftext10|>"],
+        },
+        limit_mm_per_prompt={"image": 2, "audio": 0},
+    )

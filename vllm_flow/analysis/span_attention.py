@@ -1,0 +1,167 @@
+"""Attention masses of a Hugging Face model without its attention maps, by xformers on a CUDA device.
+
+The table of :func:`vllm_flow.analysis.attention_reference.attention_masses`, its reference: a share is
+`exp(lse_span - lse_total)`, with the log-sum-exp of partial attention over the span. Takes any implementation of
+attention for the forward itself, and rows x spans of memory per layer where maps take heads x T x T.
+
+Seam: transformers' registries of attention functions and of masks, under :data:`NAME`, for one forward.
+Shapes: T tokens (prompt expanded, then output), H query heads, K key heads, D head size, P pairs of a row and a span.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vllm_flow.analysis.attention_reference import (
+    Masses,
+    Rows,
+    answer_rows,
+    forward,
+    mean_flow,
+    span_of,
+)
+from vllm_flow.engine.attention import xformers_needs
+from vllm_flow.style import SPANS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vllm_flow.analysis.llava import Encoded, Llava
+
+NAME = "vllm_flow_span_masses"
+Take = Callable[[torch.Tensor, torch.Tensor, float], None]
+"""``take(query_THD, key_TKD, scale)``, once per layer, in order."""
+_TAKE: contextvars.ContextVar[Take] = contextvars.ContextVar(NAME)
+
+
+def against(llava: Llava) -> str | None:
+    """What keeps xformers from this model's attention; None if nothing does."""
+    lacking = xformers_needs.missing()
+    if lacking is not None:
+        return lacking
+    if llava.device.type != "cuda":
+        return f"the model is on {llava.device.type}"
+    if llava.model.dtype not in (torch.float16, torch.bfloat16):
+        return f"the model is in {str(llava.model.dtype).removeprefix('torch.')}, not in 16 bits"
+    return None
+
+
+@torch.inference_mode()
+def span_masses(
+    llava: Llava, encoded: Encoded, answer: Sequence[int], rows: Rows = "predicting"
+) -> Masses:
+    """Masses of `answer` after the prompt, in one forward; :func:`against` must have nothing against it."""
+    prompt, image = len(encoded.ids_T), encoded.image
+    total = prompt + len(answer)
+    cuts = np.array([0, image.start, image.stop, prompt, total])
+    at = answer_rows(prompt, len(answer), rows)
+    row_T = np.arange(total)
+    # Every row over the four spans, and the answer's rows over each image token: as far as a row sees.
+    owner = np.repeat(row_T, len(SPANS))
+    first, last = np.tile(cuts[:-1], total), np.tile(cuts[1:], total)
+    single = np.tile(np.arange(image.start, image.stop), at.stop - at.start)
+    owner = np.concatenate([owner, np.repeat(row_T[at], image.stop - image.start)])
+    first, last = np.concatenate([first, single]), np.concatenate([last, single + 1])
+    last = np.maximum(np.minimum(last, owner + 1), first)
+    shares: list[NDArray[Any]] = []
+    heats: list[NDArray[Any]] = []
+
+    def take(query_THD: torch.Tensor, key_TKD: torch.Tensor, scale: float) -> None:
+        lse_HP = row_lse(query_THD, key_TKD, scale, owner, first, last).double()
+        spans, heat = lse_HP.split([total * len(SPANS), len(single)], 1)
+        spans = spans.unflatten(1, (total, len(SPANS)))
+        heat = heat.unflatten(1, (at.stop - at.start, -1))
+        whole = spans.logsumexp(-1, keepdim=True)
+        shares.append((spans - whole).exp().mean(0).cpu().numpy())
+        heats.append((heat - whole[:, at]).exp().mean(0).cpu().numpy())
+
+    with taking(llava, take):
+        forward(llava, encoded, answer)
+    is_image = np.concatenate([encoded.is_image_T.numpy(), np.zeros(len(answer), dtype=bool)])
+    span_T = span_of(is_image, prompt)
+    to_spans = np.stack(shares)
+    heat_LAP = np.stack(heats)
+    arrays = (
+        to_spans[:, at],
+        heat_LAP.sum(-1, keepdims=True),
+        heat_LAP,
+        np.stack([mean_flow(share, span_T) for share in shares]),
+    )
+    return Masses(*(array.astype(np.float32) for array in arrays))
+
+
+def row_lse(
+    query_THD: torch.Tensor,
+    key_TKD: torch.Tensor,
+    scale: float,
+    owner_P: NDArray[Any],
+    first_P: NDArray[Any],
+    last_P: NDArray[Any],
+) -> torch.Tensor:
+    """[H, P] float32: of pair p the log-sum-exp of row ``owner[p]`` over keys ``first[p]`` up to ``last[p]``."""
+    from xformers.ops.fmha.attn_bias import BlockDiagonalGappyKeysMask
+
+    num_tokens, num_key_heads, _ = key_TKD.shape
+    group = query_THD.shape[1] // num_key_heads
+    key = key_TKD[None, :, :, None].expand(-1, -1, -1, group, -1)
+    at_once = max(1, xformers_needs.MOST_PROGRAMS // num_key_heads)
+    found = []
+    for begin in range(0, len(owner_P), at_once):
+        part = slice(begin, begin + at_once)
+        rows = torch.from_numpy(owner_P[part]).to(query_THD.device)
+        mask = BlockDiagonalGappyKeysMask.from_seqlens(
+            [1] * len(rows),
+            [*first_P[part].tolist(), num_tokens],
+            (last_P - first_P)[part].tolist(),
+            device=query_THD.device,
+        )
+        query = query_THD[rows].unflatten(1, (num_key_heads, group))[None]
+        found.append(partial_lse(query, key, mask, scale)[0].flatten(0, 1).float())
+    return torch.cat(found, 1)
+
+
+def partial_lse(
+    query_1PKGD: torch.Tensor, key_1TKGD: torch.Tensor, mask: Any, scale: float
+) -> torch.Tensor:
+    """[1, K, G, P]: each pair's own log-sum-exp. Keys stand in for values, which are of no interest."""
+    from xformers.ops.fmha import memory_efficient_attention_partial
+    from xformers.ops.fmha.triton_splitk import FwOp
+
+    return memory_efficient_attention_partial(
+        query_1PKGD, key_1TKGD, key_1TKGD, mask, scale=scale, op=FwOp
+    )[1]
+
+
+@contextlib.contextmanager
+def taking(llava: Llava, take: Take) -> Iterator[None]:
+    """While open, a forward of one sequence hands each decoder layer's queries and keys over."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    AttentionInterface.register(NAME, _attend)
+    AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    config = llava.model.config.text_config
+    before = config._attn_implementation
+    token = _TAKE.set(take)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _TAKE.reset(token)
+
+
+def _attend(
+    module: Any, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """Transformers' own attention; queries and keys [1, heads, T, D] have their positions applied."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    _TAKE.get()(query[0].transpose(0, 1), key[0].transpose(0, 1), module.scaling)
+    return sdpa_attention_forward(module, query, key, *args, **kwargs)

@@ -1,0 +1,74 @@
+"""On a CPU, what a step's storage groups have in common is made once, and what differs without detours.
+
+vLLM prepares a step group by group. In an engine with storage groups that is several times the work of one without,
+for requests that evict nothing too: schedules of the attention that are equal, and slots through a launcher
+that inspects its own arguments.
+
+Seams: ``supports_update_block_table`` and ``update_block_table`` of a backend's metadata builder, which
+vLLM's CPU backend lacks; the specifications by which a runner tells builds that can be shared;
+``compute_slot_mapping`` of a runner's block tables, and the operator behind it on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
+
+from vllm_flow.engine import adoption
+
+SAME = ("num_heads", "num_kv_heads", "head_dim", "window_size", "isa", "dtype", "kv_cache_dtype")
+"""What a builder's schedule is made of beside the step: of groups that differ in one nothing is shared."""
+
+
+class SharedSchedule(CPUAttentionMetadataBuilder):
+    """vLLM's builder for CPUs: of a second group only blocks and slots are new."""
+
+    supports_update_block_table = True
+
+    def update_block_table(
+        self, metadata: Any, blk_table: torch.Tensor, slot_mapping: torch.Tensor
+    ) -> Any:
+        return replace(metadata, block_table=blk_table, slot_mapping=slot_mapping)
+
+
+class DirectSlots:
+    """Mixed in before a runner's block tables: one call of the operator for each group."""
+
+    block_tables: list[Any]
+
+    def compute_slot_mapping(
+        self, num_reqs: int, query_start_loc: torch.Tensor, positions: torch.Tensor
+    ) -> None:
+        starts = query_start_loc[: num_reqs + 1]
+        for table in self.block_tables:
+            torch.ops._C.compute_slot_mapping_kernel_impl(
+                starts, positions, table.block_table.gpu, table.slot_mapping.gpu, table.block_size
+            )
+
+
+def share(runner: Any, kv_cache_config: Any) -> Sequence[Any] | None:
+    """Make the runner's groups share; with a cache of its own, each time it gets one.
+
+    Returns:
+        The groups of the cache as the runner shall see them while it builds a step, equal where
+        they differ in their layers alone; None where nothing is shared.
+    """
+    tables = runner.input_batch.block_table
+    if runner.device.type != "cpu":
+        return None
+    if not isinstance(tables, DirectSlots):
+        adoption.adopt(tables, DirectSlots)
+    builders = [group.get_metadata_builder(0) for groups in runner.attn_groups for group in groups]
+    kinds = {tuple(getattr(builder, name) for name in SAME) for builder in builders}
+    if len(kinds) > 1 or any(type(b) is not CPUAttentionMetadataBuilder for b in builders):
+        return None
+    for builder in builders:
+        adoption.adopt(builder, SharedSchedule)
+    return [
+        replace(group, kv_cache_spec=replace(group.kv_cache_spec, first_layer=0, last_layer=0))
+        for group in kv_cache_config.kv_cache_groups
+    ]
