@@ -239,6 +239,8 @@ def test_the_tower_is_the_published_one(monkeypatch: pytest.MonkeyPatch) -> None
     fill(reference, 1)
     tower = QwenVLTower(**CONFIG["visual"])
     tower.load_state_dict(reference.state_dict())
+    projection = tower.attn_pool.kv_proj
+    projection.quant_method.process_weights_after_loading(projection)
     pixels = torch.randn(
         2, 3, qwen_vl.SIDE, qwen_vl.SIDE, generator=torch.Generator().manual_seed(1)
     )
