@@ -18,7 +18,9 @@ TEXT = """The harbour lay quiet before the morning boats returned, and nobody wa
 keeper of the light. She counted the lamps, wrote their number into the book beside the door, and looked out
 over the grey water, where the first sails came out of the mist one after another. When the bell rang, children
 ran down from the houses to see what had been caught; baskets were carried past the chapel, weighed, and sold
-before the sun had reached the roofs. Picture after picture of such days hangs in the narrow hall of the inn."""
+before the sun had reached the roofs. Picture after picture of such days hangs in the narrow hall of the inn,
+of 1021, 1022, 1023 and 1024."""
+"""Also numbers: the vocabulary has pairs of digits, which no text may become."""
 
 SPECIALS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
