@@ -90,7 +90,7 @@ def _add_questions(what: Any) -> None:
         "--conversation",
         choices=NAMES,
         default="auto",
-        help="prompt format (default: LLaVA-1.5's for LLaVA-1.5, else the model's chat template)",
+        help="prompt format (default: LLaVA-1.5's and Qwen-VL's own for these, else the model's chat template)",
     )
     what.add_argument(
         "--prompts",

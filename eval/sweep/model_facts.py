@@ -64,6 +64,9 @@ def read_facts(model: str, conversation: str = "auto") -> ModelFacts:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoConfig, AutoProcessor
 
+    from vllm_flow.models import register_with_transformers
+
+    register_with_transformers()
     path = resolve_model(model)
     try:
         config = AutoConfig.from_pretrained(path)

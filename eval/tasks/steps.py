@@ -30,6 +30,8 @@ REQUESTS: Mapping[str, str] = MappingProxyType(
         SHORT: REASON + "a single word or phrase.",
         "\nAnswer the question with a single word.": REASON + "a single word.",
         short_answer("", "qwen2-vl"): REASON + "a single word or phrase.",
+        "\nAnswer:": REASON + "the letter of the right option.",
+        short_answer("", "qwen-vl"): REASON + "a single word or phrase.",
         LETTER: REASON + "the letter of the right option.",
         " Please answer yes or no.": REASON + "yes or no.",
         "\nPlease select the correct answer from the options above.": REASON

@@ -35,6 +35,12 @@ def config(architecture: str, decoder: str = "llama", tower: str = "clip_vision_
     ("refused", "names"),
     [
         (config("LlavaNextForConditionalGeneration"), "LlavaNextForConditionalGeneration"),
+        (config("Qwen2_5_VLForConditionalGeneration"), "^Qwen2.5-VL evicts, but Qwen2_5_VLFor"),
+        (
+            config("QWenLMHeadModel"),
+            "^Qwen-VL .* evicts, but QWenLMHeadModel is not supported here",
+        ),
+        (config("SomeModel"), "^SomeModel is not supported here"),
         (config("LlavaForConditionalGeneration", decoder="gemma"), "gemma.*llama, mistral, qwen2"),
         (config("LlavaForConditionalGeneration", tower="pixtral"), "pixtral"),
     ],

@@ -96,6 +96,13 @@ def test_mmbench_official(tmp_path: Path) -> None:
         "Question: Which colour?\nOptions:\nA. red\nB. green\nC. blue\n"
         "Please select the correct answer from the options above."
     )
+    first = [task.asked_as("qwen-vl").read(tmp_path)[index].text for index in (0, 3)]
+    assert first[0] == (
+        "Context: N/A\nQuestion: Which colour?\nOptions: A. red\nB. green\nC. blue\nAnswer:"
+    )
+    assert first[1].startswith(
+        'Context: a "hint",\ttwo\nlines\nQuestion: Which colour?\nOptions: A.'
+    )
     assert [task.bundle(i) for i in items] == [("7", 3)] * 3 + [("8", 1)]
     path.write_bytes(path.read_bytes()[:-40] + b'"\n')
     with pytest.raises(DataError, match="a quotation does not end"):

@@ -32,8 +32,10 @@ class Templated:
     def __init__(self, chat_template: str | None) -> None:
         self.chat_template = chat_template
 
-    def apply_chat_template(self, messages: list[Any], add_generation_prompt: bool) -> str:
-        assert add_generation_prompt
+    def apply_chat_template(
+        self, messages: list[Any], add_generation_prompt: bool, tokenize: bool
+    ) -> str:
+        assert add_generation_prompt and not tokenize
         (message,) = messages
         kinds = [part["type"] for part in message["content"]]
         assert kinds in (["image", "text"], ["text"])
@@ -70,6 +72,16 @@ def test_other_models_are_asked_in_their_chat_template() -> None:
     assert choose("llava-1.5", "/models/other", Templated(CHATML)).name == "llava-1.5"
     with pytest.raises(ConversationError, match="has no chat template"):
         choose("auto", "/models/other", Templated(None))
+
+
+def test_qwen_vl_is_asked_as_its_authors_did() -> None:
+    """With the picture and the text alone; Qwen-VL-Chat in its chat template."""
+    raw = Templated("{image}{text}".replace("{image}", "Picture 1: <img></img>\n"))
+    found = choose("auto", "/models/mine", raw)
+    assert (found.name, found.add_special_tokens) == ("qwen-vl", False)
+    assert found.prompt("Is it? Answer:", image=True) == "<img></img>Is it? Answer:"
+    assert found.prompt("Is it? Answer:", image=False) == "Is it? Answer:"
+    assert choose("auto", "/models/mine", Templated(CHATML)).name == "chat-template"
 
 
 def test_the_demo_model_is_asked_as_it_was_taught() -> None:

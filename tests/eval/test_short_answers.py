@@ -64,6 +64,7 @@ def test_gqa_layouts(tmp_path: Path) -> None:
     assert items[0].image == str(tmp_path / "a/images/n1.jpg")
     assert items[0].picture_of == items[1].picture_of != items[2].picture_of
     assert get_task("gqa").asked_as("qwen2-vl").read(tmp_path / "a")[0].text == "Is it red?" + QWEN
+    assert get_task("gqa").asked_as("qwen-vl").read(tmp_path / "a")[0].text == "Is it red? Answer:"
     found = metrics_of("gqa", [(items[0], "Yes"), (items[1], "Car."), (items[2], "right")])
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert (found["accuracy_open"], found["accuracy_binary"]) == (1.0, 0.5)

@@ -13,8 +13,9 @@ from vllm_flow.eval.report.text import task_title
 from vllm_flow.eval.sweep.run import read_task
 from vllm_flow.eval.tasks import get_task, task_names
 from vllm_flow.eval.tasks.base import sum_counts
+from vllm_flow.eval.tasks.prompts import STYLES, choose, short_answer
 from vllm_flow.eval.tasks.reading import DataError
-from vllm_flow.eval.tasks.steps import final_answer
+from vllm_flow.eval.tasks.steps import final_answer, step_by_step
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,15 @@ from vllm_flow.eval.tasks.steps import final_answer
 )
 def test_the_last_line_is_the_answer(text: str, answer: str | None) -> None:
     assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_familys_requests_are_known(style: str) -> None:
+    asked = step_by_step(short_answer("Is it red?", style))
+    assert asked is not None and asked.startswith("Is it red?\nThink step by step")
+    assert asked.endswith("where X is a single word or phrase.")
+    asked = step_by_step(choose("Which?", ["a", "b"], style=style))
+    assert asked is not None and asked.endswith("where X is the letter of the right option.")
 
 
 def test_a_task_keeps_its_rule_and_gets_another_request(tmp_path: Path) -> None:

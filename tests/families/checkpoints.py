@@ -25,6 +25,7 @@ from tests.families import (
     paper,
     phi,
     qwen,
+    qwen_vl,
 )
 from tests.families.making import Checkpoint, save
 
@@ -97,6 +98,7 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "pixtral_mistral": mistral_format.pixtral_mistral,
     "instructblip": paper.instructblip,
     "shikra": paper.shikra,
+    "qwen_vl": qwen_vl.qwen_vl,
     "qwen2_vl_video": _film(qwen.qwen2_vl, qwen.VIDEO, "<|video_pad|>"),
     "qwen2_5_vl_video": _film(qwen.qwen2_5_vl, qwen.VIDEO, "<|video_pad|>"),
     "qwen3_vl_video": _film(qwen.qwen3_vl, qwen.VIDEO, "<|video_pad|>"),

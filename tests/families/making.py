@@ -25,7 +25,7 @@ from tests.word_tokenizer import word_tokenizer
 BASE = ("<unk>", "<s>", "</s>", "<pad>")
 WORDS = tuple(f"w{i}" for i in range(120))
 MAX_POSITIONS = 2048
-GAINS = {"q_proj": 1.5, "k_proj": 1.5, "lm_head": 4.0, "embed_tokens": 1.0}
+GAINS = {"q_proj": 1.5, "k_proj": 1.5, "c_attn": 1.5, "lm_head": 4.0, "embed_tokens": 1.0}
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def fill(model: nn.Module, seed: int, unit_offset: bool = False) -> None:
             noise = noise * 0.1 + (0.0 if unit_offset and "vision" not in name else 1.0)
         elif weight.dim() == 1:
             noise = noise * 0.3
-        elif key == "embed_tokens":
-            noise = noise * (0.3 if unit_offset else GAINS[key])
+        elif key in ("embed_tokens", "wte"):
+            noise = noise * (0.3 if unit_offset else GAINS["embed_tokens"])
         elif weight.dim() == 3 and "experts" in name:  # one matrix per expert
             noise = noise / weight.shape[-1] ** 0.5
         else:

@@ -16,11 +16,17 @@ from tests.server.requests import CHAT, data_url, with_policy
 from tests.server.serving import NAME, serve
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+CHATML = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\nPicture 1: <img></img>\n{question}<|im_end|>\n<|im_start|>assistant\n"
+)
+PROMPTS = {"qwen_vl": CHATML}
+"""What a chat becomes where the checkpoint brings its template; else it is served with `TEMPLATE`."""
 CLIFF = 2
 
 
 @pytest.mark.skipif("VLLM_FLOW_FAMILIES" not in os.environ, reason="make test-families")
-@pytest.mark.parametrize("name", ["instructblip", "shikra"])
+@pytest.mark.parametrize("name", ["instructblip", "shikra", "qwen_vl"])
 def test_a_chat_about_a_picture_is_exact(
     name: str, checkpoint_of: Callable[[str], Checkpoint], tmp_path: Path
 ) -> None:
@@ -40,12 +46,13 @@ def test_a_chat_about_a_picture_is_exact(
     arguments = [
         *("--max-model-len", "512", "--kv-cache-memory-bytes", str(16 << 20)),
         *("--limit-mm-per-prompt", json.dumps({"image": 1}), "--skip-mm-profiling"),
-        *("--chat-template", TEMPLATE),
+        *(() if name in PROMPTS else ("--chat-template", TEMPLATE)),
         *("--additional-config", json.dumps({"vllm_flow": {"group_layers": 2}})),
     ]
     with serve(checkpoint.where, arguments, tmp_path / "server.log") as server:
         found = server.post(CHAT, with_policy(body, CLIFF)).json()
-    prompt = oracle.encode(checkpoint, f"{checkpoint.image}\n{question}".strip(), (shown,))
+    text = PROMPTS.get(name, f"{checkpoint.image}\n{{question}}".strip()).format(question=question)
+    prompt = oracle.encode(checkpoint, text, (shown,))
     assert found["prompt_token_ids"] == prompt.ids
     tokens = found["choices"][0]["token_ids"]
     assert len(tokens) == 8

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vllm_flow.analysis.maps import check_box
+from vllm_flow.engine.families.known import family_of
 from vllm_flow.pictures import as_rgb
 
 ARCHITECTURE = "LlavaForConditionalGeneration"
@@ -55,8 +56,10 @@ def check_config(config: Any) -> None:
     """Raise `Unsupported` unless the analysis knows this architecture."""
     name = (getattr(config, "architectures", None) or [type(config).__name__])[0]
     if name != ARCHITECTURE:
+        known = family_of(name)
+        family = f"{known.name} evicts, but {name} is" if known else f"{name} is"
         raise Unsupported(
-            f"{name} is not supported: the analysis reads {ARCHITECTURE} (LLaVA-1.5 and kin), whose "
+            f"{family} not supported here: the analysis reads {ARCHITECTURE} (LLaVA-1.5 and kin), whose "
             "image tokens are one grid of patches"
         )
     decoder, tower = config.text_config.model_type, config.vision_config.model_type
@@ -89,6 +92,9 @@ class Llava:
         """
         from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
 
+        from vllm_flow.models import register_with_transformers
+
+        register_with_transformers()  # so that such a model is refused by name
         path = name
         if name == DEMO:
             from vllm_flow.demo_model.assemble import assemble

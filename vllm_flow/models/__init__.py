@@ -1,7 +1,8 @@
 """Model classes that vLLM lacks, registered with its model registry by the plugin.
 
 Seam: ``ModelRegistry.register_model`` with a name, so that a class is imported only where its model is
-served. They serve without eviction too.
+served; ``AutoConfig.register`` and ``AutoTokenizer.register`` of transformers for a checkpoint whose
+configuration and tokenizer are code beside it. They serve without eviction too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ MODELS = {
         "vllm_flow.models.instructblip:InstructBlipForConditionalGeneration"
     ),
     "ShikraForConditionalGeneration": "vllm_flow.models.shikra:ShikraForConditionalGeneration",
+    "QWenLMHeadModel": "vllm_flow.models.qwen_vl:QwenVLForConditionalGeneration",
+    # As vLLM called it, with --hf-overrides, until it served it no more.
+    "QwenVLForConditionalGeneration": "vllm_flow.models.qwen_vl:QwenVLForConditionalGeneration",
 }
 """Architecture -> where its class is."""
 
@@ -29,6 +33,29 @@ def register() -> None:
     for architecture, where in MODELS.items():
         if architecture not in known:
             ModelRegistry.register_model(architecture, where)
+    register_with_transformers()
+
+
+def register_with_transformers() -> None:
+    """Make transformers read Qwen-VL's configuration and tokenizer with our classes, not with code of the hub.
+
+    May run more than once; a class of transformers' own is left in its place.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig
+
+    from vllm_flow.models.qwen_vl_config import QwenVLConfig
+    from vllm_flow.models.qwen_vl_tokenizer import QWenTokenizer
+
+    if QwenVLConfig.model_type in CONFIG_MAPPING:
+        return
+    AutoConfig.register(QwenVLConfig.model_type, QwenVLConfig)
+
+    class ByName(PreTrainedConfig):
+        """No model's: a tokenizer that transformers knows by name alone comes before the hub's code."""
+
+        model_type = "qwen_vl_tokenizer"
+
+    AutoTokenizer.register(ByName, QWenTokenizer)
 
 
 def replace_tower_part(model: nn.Module, name: str, make: Callable[[], nn.Module]) -> None:

@@ -279,6 +279,16 @@ FAMILIES = (
         beyond="the checkpoint went through the converter of the published delta",
     ),
     Family(
+        "Qwen-VL (a model class of vLLM-Flow)",
+        ("QWenLMHeadModel", "QwenVLForConditionalGeneration"),
+        ("Qwen2Model",),
+        "256 tokens by cross-attention to the patches of the picture at 448 x 448 pixels",
+        "<img>, </img>",
+        ("qwen_vl",),
+        compared="a forward in plain torch, written from the published description",
+        beyond="the published layout, with a tokenizer of vLLM-Flow for its qwen.tiktoken",
+    ),
+    Family(
         "any, in vLLM's Transformers backend",
         ("TransformersMultiModalForCausalLM",),
         (),
