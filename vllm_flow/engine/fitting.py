@@ -46,12 +46,10 @@ def fitted(
         Obstacle: the policy does not fit.
     """
     if request.prompt_embeds is not None:
-        if any(policy.within(settings.num_layers).images):
-            raise Obstacle(
-                "a prompt given as embeddings does not say which of them are a picture's; leave out "
-                "the policy, or send text and pictures."
-            )
-        return None
+        raise Obstacle(
+            "a prompt given as embeddings does not say which of them are a picture's; leave out "
+            "the policy, or send text and pictures."
+        )
     features = request.mm_features or ()
     strange = unreached_modality(features)
     if strange is not None:
