@@ -41,6 +41,8 @@ class HandingConnector(KVConnectorBase_V1, SupportsHMA):
         self.received: set[str] = set()
         self.bytes: dict[str, int] = {}
         """Of each request that was sent."""
+        self.given: dict[str, tuple[int, ...]] = {}
+        """Blocks of each request that was received, by storage group."""
         self.computed: Counter[str] = Counter()
         """Tokens of each request that steps computed."""
 
@@ -60,7 +62,9 @@ class HandingConnector(KVConnectorBase_V1, SupportsHMA):
         if num_external_tokens:
             source = request.kv_transfer_params["remote_request_id"]
             request.kv_transfer_params = None  # once
-            self.orders.receive[request.request_id] = (source, blocks.get_block_ids())
+            held = blocks.get_block_ids()
+            self.orders.receive[request.request_id] = (source, held)
+            self.given[request.request_id] = tuple(map(len, held))
 
     def build_connector_meta(self, scheduler_output: Any) -> Orders:
         orders, self.orders = self.orders, Orders()

@@ -120,16 +120,20 @@ def test_the_other_engine_goes_on_exactly(open_node: OpenNode, wait: bool) -> No
     before = set(first.worker.bytes)
     handed = first.prefill(ASKS)
     assert first.worker.bytes.keys() - before == {own["remote_request_id"] for own in handed}
-    computed = second.engine.scheduler.connector.computed
-    computed.clear()
+    computed, given = (
+        getattr(second.engine.scheduler.connector, name) for name in ("computed", "given")
+    )
+    computed.clear(), given.clear()
     outputs = second.run(ASKS, handed)
     assert_exact(second.engine, ASKS, outputs)
     # Of a prompt its last token alone, whose logits nobody sent.
     assert list(computed.values()) == [ask.max_tokens for ask in ASKS]
-    for ask, own, output in zip(ASKS, handed, outputs, strict=True):
+    received = list(given.values())
+    for ask, own, output, held in zip(ASKS, handed, outputs, received, strict=True):
         blocks = kv_blocks(work(ask, output), policy_of(ask), STARTS, BLOCK_SIZE)
         bytes_each = GROUP_LAYERS * BLOCK_SIZE * SHAPE.token_bytes
         assert first.worker.bytes[own["remote_request_id"]] == sum(blocks) * bytes_each
+        assert held == blocks, "no more than what is sent"
     second.engine.check_blocks()
 
 
