@@ -78,14 +78,7 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
         PolicyError: the client's policy cannot be combined with its prompt or parameters, or its
             cache salt reads like a policy's.
     """
-    salt = request.cache_salt
-    if salt is not None and salt.startswith(SALT_MARK):
-        raise PolicyError(
-            "cache_salt",
-            salt,
-            f"salts that begin with {SALT_MARK!r} are vLLM-Flow's own, which keep a policy's "
-            "blocks from others; send another.",
-        )
+    _check_salt(request.cache_salt)
     params = request.sampling_params
     if params is None:
         return
@@ -93,19 +86,8 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
         params = request.sampling_params = copy.copy(params)
     keys = dict(params.extra_args or {})
     task = keys.pop(TASK_KEY, None)
-    if request.resumable and parse_log(keys, settings.num_layers) is not None:
-        raise PolicyError(
-            LOG_KEY,
-            keys[LOG_KEY],
-            "streaming input has no fixed prompt to tell from the answer; leave the key out.",
-        )
-    if request.prompt_embeds is not None and parse_log(keys, settings.num_layers) is not None:
-        raise PolicyError(
-            LOG_KEY,
-            keys[LOG_KEY],
-            "a prompt given as embeddings does not say what is text and what a picture; leave the key "
-            "out.",
-        )
+    if parse_log(keys, settings.num_layers) is not None:
+        _check_loggable(request, keys[LOG_KEY])
     asked = next((key for key in FORMS if key in keys), None)
     policy, value = parse_policy(keys, settings.num_layers), keys.get(asked or "")
     if asked is None:
@@ -127,11 +109,41 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
             # Nothing behind the front end is told of a policy that evicts nothing.
             others |= request_keys(policy)
             if not layout.late:  # till its images leave, such a request is one without a policy
-                request.cache_salt = policy_salt(salt, layout)
-    if layout is None and settings.connected and LAYOUT_KEY in transfer_of(keys):
+                request.cache_salt = policy_salt(request.cache_salt, layout)
+    if layout is None and settings.connected:
+        _check_handed(transfer_of(keys))
+    params.extra_args = others or None
+
+
+def _check_salt(salt: str | None) -> None:
+    if salt is not None and salt.startswith(SALT_MARK):
+        raise PolicyError(
+            "cache_salt",
+            salt,
+            f"salts that begin with {SALT_MARK!r} are vLLM-Flow's own, which keep a policy's "
+            "blocks from others; send another.",
+        )
+
+
+def _check_loggable(request: EngineCoreRequest, wanted: Any) -> None:
+    """Whether a request whose attention is to be logged has a prompt of text and pictures."""
+    if request.resumable:
+        reason = "streaming input has no fixed prompt to tell from the answer; leave the key out."
+    elif request.prompt_embeds is not None:
+        reason = (
+            "a prompt given as embeddings does not say what is text and what a picture; leave the key "
+            "out."
+        )
+    else:
+        return
+    raise PolicyError(LOG_KEY, wanted, reason)
+
+
+def _check_handed(asked: Mapping[str, Any]) -> None:
+    """Whether a prompt that another engine computed was computed without a policy, too."""
+    if LAYOUT_KEY in asked:
         raise PolicyError(
             LAYOUT_KEY,
-            transfer_of(keys)[LAYOUT_KEY],
+            asked[LAYOUT_KEY],
             "the prompt was prefilled under a policy; send that policy with it.",
         )
-    params.extra_args = others or None
