@@ -11,7 +11,8 @@ from vllm_flow.patches.wrapping import unwrap, wrap
 def apply() -> None:
     """Validate ``flow_*`` keys in the front end, where a ValueError becomes HTTP 400.
 
-    With the extension off, requests pass as in stock vLLM.
+    With the extension off, requests pass as in stock vLLM; the log says of the first with such keys that
+    nobody reads them.
     """
     from vllm.v1.engine.input_processor import InputProcessor
 
@@ -24,6 +25,7 @@ def apply() -> None:
 
             settings = FlowSettings.of(self.vllm_config)
             if settings is None:
+                frontend.tell_unread(params)
                 return original(self, request_id, prompt, params, *args, **kwargs)
             with frontend.refusals():
                 frontend.check_params(params, settings)

@@ -11,7 +11,8 @@ from vllm import SamplingParams
 from tests.engine import v2_cpu
 from tests.engine.cases import GQA, one_image, two_images
 from tests.engine.fixtures import OpenEngine
-from tests.engine.harness import Engine, assert_exact
+from tests.engine.harness import STOCK, Engine, assert_exact, assert_same
+from vllm_flow.engine import frontend
 
 BAD: tuple[tuple[str, Any], ...] = (
     ("flow_cliff", -1),
@@ -120,3 +121,19 @@ def test_keys_of_others_are_left_alone(open_engine: OpenEngine) -> None:
         engine.prompt(one_image(37)), params({"somebody_elses": "key"}), use_tqdm=False
     )
     assert len(out.outputs[0].token_ids) == 4
+
+
+def test_keys_that_nobody_reads_are_told_of_once(
+    open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that was started without the extension: an answer under no policy must not pass for one under it."""
+    said: list[str] = []
+    monkeypatch.setattr(
+        frontend.logger, "warning_once", lambda text, *values: said.append(text % values)
+    )
+    engine = open_engine(GQA, STOCK)
+    ask = one_image(3, 1)
+    with_keys, without = engine.run([ask]), engine.run([ask.without_policy()])
+    assert_same(with_keys, without)
+    (told,) = said
+    assert "flow_cliff" in told and "--additional-config" in told

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vllm.exceptions import VLLMValidationError
+from vllm.logger import init_logger
 
 from vllm_flow.engine.connectors import LAYOUT_KEY
 from vllm_flow.engine.fitting import Obstacle, check_bounds, fitted, transfer_of
@@ -20,10 +21,20 @@ from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.log_keys import LOG_KEY, parse_log
 from vllm_flow.policy_bounds import admit, parse_task
 from vllm_flow.policy_error import PolicyError
-from vllm_flow.policy_keys import FORMS, POLICY_KEYS, TASK_KEY, parse_policy, request_keys
+from vllm_flow.policy_keys import (
+    FORMS,
+    KEY_PREFIX,
+    POLICY_KEYS,
+    TASK_KEY,
+    parse_policy,
+    request_keys,
+)
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
+
+
+logger = init_logger("vllm.vllm_flow.frontend")
 
 
 class RefusedRequest(VLLMValidationError, ValueError):
@@ -37,6 +48,21 @@ def refusals() -> Iterator[None]:
         yield
     except PolicyError as error:
         raise RefusedRequest(str(error), parameter=error.key) from None
+
+
+def tell_unread(params: Any) -> None:
+    """Say, once, that a request's keys go unread in an engine without the extension.
+
+    Refusing them here would come after its picture was prepared, which vLLM's next request with it relies on.
+    """
+    keys = getattr(params, "extra_args", None) or {}
+    unread = sorted(key for key in keys if isinstance(key, str) and key.startswith(KEY_PREFIX))
+    if unread:
+        logger.warning_once(
+            "A request sends %s, which vLLM-Flow is not there to read: the answer is that of no policy. "
+            "Start this engine with --additional-config '{\"vllm_flow\": {}}'.",
+            ", ".join(unread),
+        )
 
 
 def check_params(params: Any, settings: FlowSettings) -> None:
