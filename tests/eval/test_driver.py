@@ -23,7 +23,7 @@ ray = pytest.importorskip("ray")
 from tests.eval import fake_engine  # noqa: E402
 from tests.eval.demo_pope import small_options, write_pope  # noqa: E402
 from vllm_flow import cli  # noqa: E402
-from vllm_flow.eval.sweep import driver, machines, run  # noqa: E402
+from vllm_flow.eval.sweep import driver, machines  # noqa: E402
 from vllm_flow.eval.sweep.driver import SweepError  # noqa: E402
 from vllm_flow.eval.sweep.engine_actor import EngineOptions  # noqa: E402
 from vllm_flow.eval.sweep.machines import Machine, Pool  # noqa: E402
@@ -199,40 +199,26 @@ def test_a_killed_driver_resumes_with_the_same_command(
     assert rows_of(out) == after
 
 
-def test_machines_that_go_cost_their_batches_only(
+def test_machines_that_go_end_the_wait_for_them(
     cluster: str,
     data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One of two goes, then the other; which are there is made up, the engines are Ray's. Machines, and the same
+    """Both go; which are there is made up, the engines are Ray's. One that stays, one that comes, and the same
     command afterwards: test_cluster_nodes.py."""
     out = tmp_path / "run"
     monkeypatch.setattr(driver, "answers", fake_engine.fake_answers)
     monkeypatch.setattr(machines, "INTERVAL", 0.1)
     monkeypatch.setattr(machines, "PATIENCE", 0.3)
-    rounds: list[int] = []
-    """Files of answers when a stream began."""
-
-    def alive() -> list[Machine]:
-        there = [Machine("first", 0, 1), Machine("second", 0, 1)]
-        some = len(written(out)) > rounds[-1] + 1 if rounds else False
-        return there[: 2 - (len(rounds) - 1) - some] if rounds else there
-
-    def stream(*arguments: Any) -> None:
-        rounds.append(len(written(out)))
-        asked(*arguments)
-
-    asked = run.stream
-    monkeypatch.setattr(machines, "alive", alive)
-    monkeypatch.setattr(run, "stream", stream)
+    both = [Machine("first", 0, 1), Machine("second", 0, 1)]
+    monkeypatch.setattr(machines, "alive", lambda: [] if len(written(out)) > 1 else both)
     slowly = ("--engine-args", '{"seconds": 0.3}', "--batch", "2")
-    first = command(data, out, "baseline,cliff=2", "--engines", "2", *slowly)
-    assert cli.main(first) == 1
+    assert cli.main(command(data, out, "baseline,cliff=2", "--engines", "2", *slowly)) == 1
     said = capsys.readouterr()
-    assert "starting 2 engines" in said.out and "starting 1 of 2 engines, more when" in said.out
-    assert said.out.count("A machine of the cluster is gone.") == 2
+    assert "starting 2 engines" in said.out
+    assert said.out.count("A machine of the cluster is gone.") == 1
     assert said.err.splitlines()[-1] == (
         "vllm-flow eval: no machine of the cluster has room for an engine (1 CPU) any more; the "
         f"answers so far are in {out}, and the same command goes on."
