@@ -48,6 +48,8 @@ def test_another_familys_pictures_are_what_its_processor_makes_of_them(checkpoin
 def test_whom_it_cannot_is_told(checkpoints: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a mixture of experts, whose FLOPs are not counted"):
         subject_of(str(build("qwen3_vl_moe", checkpoints).where), "float32")
+    with pytest.raises(ValueError, match="has sliding windows, whose costs are not counted"):
+        subject_of(str(build("cohere2_vision", checkpoints).where), "float32")
     with pytest.raises(ValueError, match="no model at"):
         subject_of(str(tmp_path / "nothing"), "float32")
     folder = build("qwen2_5_vl", checkpoints).where

@@ -110,10 +110,8 @@ def row_lse(
     num_tokens, num_key_heads, _ = key_TKD.shape
     group = query_THD.shape[1] // num_key_heads
     key = key_TKD[None, :, :, None].expand(-1, -1, -1, group, -1)
-    at_once = max(1, xformers_needs.MOST_PROGRAMS // num_key_heads)
     found = []
-    for begin in range(0, len(owner_P), at_once):
-        part = slice(begin, begin + at_once)
+    for part in xformers_needs.parts(len(owner_P), num_key_heads):
         rows = torch.from_numpy(owner_P[part]).to(query_THD.device)
         mask = BlockDiagonalGappyKeysMask.from_seqlens(
             [1] * len(rows),

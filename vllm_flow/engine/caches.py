@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from vllm.model_executor.models.utils import extract_layer_index
 
+from vllm_flow.engine.attention.keys import window_of
+
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
@@ -45,8 +47,8 @@ def cached_layers(
     for group, spec in enumerate(kv_cache_config.kv_cache_groups):
         for name in spec.layer_names:
             attention = layers[name]
-            window = getattr(attention.impl, "sliding_window", None)
-            alike = (attention.attn_backend, attention.dtype, attention.kv_cache.stride(), window)
+            layout = (attention.attn_backend, attention.dtype, attention.kv_cache.stride())
+            alike = (*layout, window_of(attention.impl))
             if alike not in known:
                 known[alike] = ask(attention)
             yield CachedLayer(

@@ -69,6 +69,6 @@ def share(runner: Any, kv_cache_config: Any) -> Sequence[Any] | None:
     for builder in builders:
         adoption.adopt(builder, SharedSchedule)
     return [
-        replace(group, kv_cache_spec=replace(group.kv_cache_spec, first_layer=0, last_layer=0))
+        replace(group, kv_cache_spec=group.kv_cache_spec.without_layers)
         for group in kv_cache_config.kv_cache_groups
     ]

@@ -9,7 +9,7 @@ is `storage`'s.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from typing_extensions import Self
@@ -47,6 +47,11 @@ class FlowAttentionSpec(FullAttentionSpec):
         if any(spec != specs[0] for spec in specs[1:]):
             raise AssertionError("layers of different storage groups do not share a block table")
         return specs[0]
+
+    @property
+    def without_layers(self) -> Self:
+        """Equal for storage groups that differ in their layers alone."""
+        return replace(self, first_layer=0, last_layer=0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickled by an engine core, which groups the specs of its workers before all else."""

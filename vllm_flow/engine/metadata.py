@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -164,7 +163,7 @@ def _build(attn_group: Any, common: CommonAttentionMetadata, built: dict[Any, An
         or attn_group.kernel_block_size is not None
     ):
         return attn_group.build_metadata(common, **({"fast_build": True} if graphs else {}))
-    kind = (type(builder), replace(attn_group.kv_cache_spec, first_layer=0, last_layer=0))
+    kind = (type(builder), attn_group.kv_cache_spec.without_layers)
     if kind in built:
         return builder.update_block_table(
             built[kind], common.block_table_tensor, common.slot_mapping

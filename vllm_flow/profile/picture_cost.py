@@ -83,15 +83,21 @@ def picture_tokens(model_config: Any, width: int, height: int) -> PictureTokens:
     return PictureTokens(evicted, sum(place.length for place in places) - evicted)
 
 
-def decoder_shape(model_config: Any) -> ModelShape | None:
-    """The language model's shape; None where costs are not counted here: mixtures of experts, sliding windows."""
+def uncounted(model_config: Any) -> str | None:
+    """Why a language model's costs are not counted here, to go on after its name; None where they are."""
     text = model_config.hf_text_config
-    if (
-        model_config.is_moe
-        or _has_windows(text)
-        or not isinstance(getattr(text, "intermediate_size", None), int)
-    ):
+    if _has_windows(text):
+        return "has sliding windows, whose costs are not counted"
+    if model_config.is_moe or not isinstance(getattr(text, "intermediate_size", None), int):
+        return "is a mixture of experts, whose FLOPs are not counted; profile a dense model of its family"
+    return None
+
+
+def decoder_shape(model_config: Any) -> ModelShape | None:
+    """The language model's shape; None where its costs are :func:`uncounted`."""
+    if uncounted(model_config) is not None:
         return None
+    text = model_config.hf_text_config
     return ModelShape(
         layers=model_config.get_total_num_hidden_layers(),
         hidden=model_config.get_hidden_size(),

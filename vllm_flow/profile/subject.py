@@ -71,7 +71,7 @@ def subject_of(model: str, dtype: str, picture: tuple[int, int] | None = None) -
 
 def _as_vllm_sees_it(model: str, dtype: str, picture: tuple[int, int]) -> Subject:
     from vllm_flow.engine import families
-    from vllm_flow.profile.picture_cost import decoder_shape, picture_tokens, read_config
+    from vllm_flow.profile.picture_cost import decoder_shape, picture_tokens, read_config, uncounted
 
     config = read_config(model, dtype=dtype)
     if not config.is_multimodal_model:
@@ -79,7 +79,5 @@ def _as_vllm_sees_it(model: str, dtype: str, picture: tuple[int, int]) -> Subjec
     families.check_supported(config)
     shape = decoder_shape(config)
     if shape is None:
-        raise ValueError(
-            f"{model} is a mixture of experts, whose FLOPs are not counted; profile a dense model of its family."
-        )
+        raise ValueError(f"{model} {uncounted(config)}.")
     return Subject(shape, picture, picture_tokens(config, *picture).evicted)

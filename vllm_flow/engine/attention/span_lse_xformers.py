@@ -46,7 +46,6 @@ def span_lse_xformers(
     starts_P, ends_P = bounds_QS1[:, :-1].flatten(), bounds_QS1[:, 1:].flatten()
     query_PHD = query_QHD.repeat_interleave(num_spans, 0)
     pages_PM = (blocks_QM * pages_of_a_block(keys_BKND)).int().repeat_interleave(num_spans, 0)
-    at_once = max(1, xformers_needs.MOST_PROGRAMS // num_key_heads)
     found = [
         partial_lse(
             query_PHD[part],
@@ -54,7 +53,7 @@ def span_lse_xformers(
             mask_of(pages_PM[part], starts_P[part], ends_P[part], slots),
             scale,
         )
-        for part in (slice(at, at + at_once) for at in range(0, len(query_PHD), at_once))
+        for part in xformers_needs.parts(len(query_PHD), num_key_heads)
     ]
     # Of an empty span that begins within a tile the op makes no number.
     lse_HP = torch.cat(found, 1).masked_fill(starts_P == ends_P, -torch.inf)
