@@ -31,7 +31,7 @@ help:
 	@echo "make test           every test, three suites at a time (JOBS=1: one)"
 	@echo "make test-long      more of the same, which would take make test past half an hour"
 	@echo "make test-families  every model family at every cliff, both model runners (FAMILIES=a,b: those)"
-	@echo "make test-next-vllm vLLM 0.33's Python over 0.32's CPU binaries: seams, exactness, prefixes, lifecycles"
+	@echo "make test-next-vllm vLLM 0.33's Python over 0.32's CPU binaries: seams, exactness, lifecycles, connectors"
 	@echo "make test-gpu       the tests that need a CUDA device (VARIANT=cuda)"
 	@echo "make fuzz           random traffic against the oracle for an hour (SECONDS=3600), then spoilt files"
 	@echo "make lint           ruff, mypy, import-linter"
