@@ -1,6 +1,7 @@
 """Prefill and decode as people run them apart: two servers, and a router that hands on what the first one says.
 
-By a connector of the tests, whose blocks go over as files, and by NIXL where it is installed.
+By a connector of the tests, whose blocks go over as files, and by NIXL where it is installed (on a machine without
+CUDA: ``pip install --no-deps nixl nixl-cu12``). Four engines on two cores take minutes to start.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ STARTS = range(0, LAYERS, GROUP_LAYERS)
 BLOCK_SIZE = 32
 UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """For a connector vLLM sets a second core aside, and starts no worker where there is none left."""
-NO_NIXL = pytest.mark.skipif(importlib.util.find_spec("nixl") is None, reason="needs nixl")
+NO_NIXL = pytest.mark.skipif(
+    importlib.util.find_spec("nixl") is None, reason="nixl is not installed"
+)
 
 
 @dataclass
