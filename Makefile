@@ -127,10 +127,9 @@ test-engine: setup
 	@$(PYTEST) tests/families
 
 test-engine-v2: setup
-	@echo "tests: engine, model runner V2"
-	@VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST) tests/engine_v2
-	@echo "tests: a model family with features injected between layers, model runner V2"
-	@VLLM_USE_V2_MODEL_RUNNER=1 VLLM_FLOW_FAMILIES=qwen3_vl $(PYTEST) tests/families/test_exact.py -k chunks
+	@echo "tests: engine, and a model family with features injected between layers, model runner V2"
+	@VLLM_USE_V2_MODEL_RUNNER=1 VLLM_FLOW_FAMILIES=qwen3_vl $(PYTEST) tests/engine_v2 \
+	    tests/families/test_exact.py::test_chunks_and_cached_prefixes_are_exact
 
 test-server: setup
 	@echo "tests: OpenAI-compatible server"
