@@ -244,3 +244,14 @@ def test_blocks_of_a_request_that_evicts_are_not_sent() -> None:
     default = parse_policy({"flow_cliff": 3}, LAYERS)
     del keys["flow_cliff"]
     assert settle(keys, IMAGE, connected=True, default_policy=default) == (keys, None)
+
+
+def test_blocks_of_an_earlier_turn_are_not_read_back() -> None:
+    """A prefill may ask the decode of the turn before for so many tokens, by NIXL for one."""
+    asked = {"do_remote_decode": True, "remote_block_ids": [[1], [2]]}
+    keys = {"flow_cliff": 3, "kv_transfer_params": asked}
+    with pytest.raises(PolicyError, match="an earlier turn's, .* leave out remote_block_ids"):
+        settle(keys, IMAGE, connected=True, hands_over=True)
+    for blocks in (None, [], ()):  # a router's template has the key all the same
+        asked["remote_block_ids"] = blocks
+        assert settle(keys, IMAGE, connected=True, hands_over=True)[1]

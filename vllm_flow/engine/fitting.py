@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.engine import obstacles
-from vllm_flow.engine.connectors import LAYOUT_KEY, REMOTE_PREFILL
+from vllm_flow.engine.connectors import LAYOUT_KEY, REMOTE_BLOCKS, REMOTE_PREFILL
 from vllm_flow.engine.requests import evictable, layout_of, unreached_modality
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.layout import TokenLayout
@@ -169,6 +169,11 @@ def _check_transfer(
         raise Obstacle(
             "the KV cache of a request that evicts stays in its engine; leave out kv_transfer_params, "
             "or the policy."
+        )
+    if asked.get(REMOTE_BLOCKS) and not asked.get(REMOTE_PREFILL):
+        raise Obstacle(
+            "the blocks that kv_transfer_params names are an earlier turn's, to be read back as so many "
+            f"tokens, which packed blocks are not; leave out {REMOTE_BLOCKS}."
         )
     if asked.get(REMOTE_PREFILL) and asked.get(LAYOUT_KEY) != layout.name(settings.group_layers):
         raise Obstacle(

@@ -19,8 +19,8 @@ FP8 = ("fp8", "fp8_e4m3", "fp8_e5m2")
 
 HOW_TESTED = {
     "0.32": "the whole test suite, on its CPU build",
-    "0.33": "seams, exactness, prefix caching and request lifecycles, its Python over 0.32's CPU "
-    "binaries; it has no CPU build yet",
+    "0.33": "seams, start-up, exactness, compiled steps, prefix caching, request lifecycles, KV connectors, "
+    "LoRA, prompt logprobs and embeddings, its Python over 0.32's CPU binaries; it has no CPU build yet",
 }
 """Minor version -> what ran with it. None of them ran on a GPU yet."""
 
