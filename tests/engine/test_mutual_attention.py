@@ -19,6 +19,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
+from vllm.v1.worker.gpu.attn_utils import compute_mm_prefix_ranges
 
 from tests.engine.bare_prompts import IMAGE
 from tests.engine.bare_scheduler import LENGTH, OpenBare
@@ -44,10 +45,6 @@ def features(draw: st.DrawFn) -> list[MultiModalFeatureSpec]:
 
 @given(features(), st.none() | st.integers(1, 6))
 def test_ranges_are_vllms(of_prompt: list[MultiModalFeatureSpec], window: int | None) -> None:
-    # On CPU vLLM has no Triton, without which this module of its runner cannot be imported.
-    with mock.patch.dict("sys.modules", {"vllm.v1.worker.gpu.block_table": mock.MagicMock()}):
-        from vllm.v1.worker.gpu.attn_utils import compute_mm_prefix_ranges
-
     theirs = compute_mm_prefix_ranges(["a"], {"a": of_prompt}, window)[0]
     ours = ranges_of(reversed(of_prompt), window)
     assert (as_vllm({0: ours}) if ours else {0: []}) == {0: theirs}
