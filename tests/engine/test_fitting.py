@@ -202,22 +202,22 @@ def test_single_tokens_cannot_be_logged_where_the_device_chooses(rank: str) -> N
 
 
 def test_how_many_of_each_crop_stay_must_be_known_where_their_tokens_see_one_another() -> None:
-    shown = torch.tensor([True] * 30 + [False] * 3 + [True] * 30)
-    sent = request({"flow_cliff": 3, "flow_keep": 9, "flow_rank": "diversity"}, (5, 63))
-    whole = sent.mm_features[0].mm_position
-    sent.mm_features[0].mm_position = PlaceholderRange(5, 63, shown)
+    cropped = PlaceholderRange(5, 63, torch.tensor([True] * 30 + [False] * 3 + [True] * 30))
     mutual = replace(SETTINGS, mutual_pictures=True)
-    check_request(sent, SETTINGS)
+
+    def check(place: PlaceholderRange, settings: FlowSettings, **keys: Any) -> None:
+        sent = request({"flow_cliff": 3, "flow_keep": 9, **keys}, (5, 63))
+        sent.mm_features[0].mm_position = place
+        check_request(sent, settings)
+
     with pytest.raises(
-        PolicyError, match="how many of each piece stay .* or leave out do_pan_and_scan"
+        PolicyError, match="how many of each piece stay .* leave out do_pan_and_scan"
     ):
-        check_request(sent, mutual)
-    for keys in ({"flow_rank": "uniform"}, {"flow_when": "decode", "flow_rank": "last_image"}):
-        sent.sampling_params.extra_args = {"flow_cliff": 3, "flow_keep": 9, **keys}
-        check_request(sent, mutual)
-    sent.mm_features[0].mm_position = whole
-    sent.sampling_params.extra_args = {"flow_cliff": 3, "flow_keep": 9, "flow_rank": "diversity"}
-    check_request(sent, mutual)
+        check(cropped, mutual, flow_rank="diversity")
+    check(cropped, SETTINGS, flow_rank="diversity")
+    check(cropped, mutual, flow_rank="uniform")
+    check(cropped, mutual, flow_rank="last_image", flow_when="decode")
+    check(PlaceholderRange(5, 63), mutual, flow_rank="diversity")
 
 
 EMBEDDED = {"prompt_token_ids": None, "prompt_embeds": object()}

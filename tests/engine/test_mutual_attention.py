@@ -54,18 +54,24 @@ def test_no_range_is_no_metadata() -> None:
     assert as_vllm({}) is None
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_no_step_divides_a_picture(bare: OpenBare, seed: int) -> None:
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_step_divides_a_picture(
+    bare: OpenBare, seed: int, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of requests that evict and of others, in steps with room for little more than one picture."""
     engine = bare(2, 8, max_num_batched_tokens=BUDGET, disable_chunked_mm_input=True)
     engine.scheduler.flow_requests._mutual_of = partial(ranges_of, longest=None)
+    if late:  # what this memory does not know
+        monkeypatch.setattr(engine, "_write", lambda *_: None)
+        monkeypatch.setattr(engine, "_check", lambda *_: None)
     rng = np.random.default_rng(seed)
     for index in range(10):
         tokens: list[int] = []
         for _ in range(rng.integers(1, 4)):
             tokens += [5 + int(rng.integers(2))] * rng.integers(0, 30) + [6]
             tokens += [IMAGE] * rng.integers(1, BUDGET - 8)
-        keys: dict[str, Any] = {"flow_when": "decode"} if index % 3 == 1 else {}
+        keys: dict[str, Any] = {"flow_when": "decode"} if late else {}
         cliff = None if index % 3 == 2 else int(rng.integers(5))
         engine.add(str(index), [*tokens, 7, 8], cliff, **({} if cliff is None else keys))
     assert engine.scheduler.max_num_scheduled_tokens == BUDGET < LENGTH

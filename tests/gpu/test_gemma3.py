@@ -29,9 +29,9 @@ EXECUTIONS = [pytest.param(EAGER, id="eager"), pytest.param(DEFAULT, id="default
 CheckpointOf: TypeAlias = "Callable[[int], Checkpoint]"
 
 
-@pytest.fixture(scope="module")
-def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckpointOf]:
-    """``checkpoint_of(head_dim)``."""
+@pytest.fixture(scope="session")
+def gemma_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckpointOf]:
+    """``gemma_of(head_dim)``."""
     built: dict[int, Checkpoint] = {}
     root: Path = tmp_path_factory.mktemp("gemma3")
 
@@ -53,9 +53,9 @@ def asks_of(checkpoint: Checkpoint) -> list[Ask]:
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-def test_every_cliff_is_exact(checkpoint_of: CheckpointOf, execution: dict[str, Any]) -> None:
+def test_every_cliff_is_exact(gemma_of: CheckpointOf, execution: dict[str, Any]) -> None:
     """In float32: in chunks, then from the prefix cache; decode steps in graphs where there are some."""
-    checkpoint = checkpoint_of(64)
+    checkpoint = gemma_of(64)
     options = {**TRITON, **SMALL, **execution, "enable_prefix_caching": True}
     engine = Engine(checkpoint, 2, **options)
     judge, asks = Judge(engine), asks_of(checkpoint)
@@ -66,8 +66,8 @@ def test_every_cliff_is_exact(checkpoint_of: CheckpointOf, execution: dict[str, 
     engine.check_idle()
 
 
-def test_without_a_policy_answers_are_stocks(checkpoint_of: CheckpointOf) -> None:
-    checkpoint = checkpoint_of(64)
+def test_without_a_policy_answers_are_stocks(gemma_of: CheckpointOf) -> None:
+    checkpoint = gemma_of(64)
     plain = every_cliff(checkpoint, [None])
     options = {**TRITON, "gpu_memory_utilization": 0.4}
     stock = Engine(checkpoint, STOCK, **options)
@@ -90,9 +90,9 @@ def worst_error(judge: Judge, asks: Sequence[Ask], outputs: Sequence[RequestOutp
     return worst
 
 
-def test_the_backend_that_vllm_chooses_errs_no_more_than_stock(checkpoint_of: CheckpointOf) -> None:
+def test_the_backend_that_vllm_chooses_errs_no_more_than_stock(gemma_of: CheckpointOf) -> None:
     """In half precision, with heads as wide as the published models': stock's error is the yardstick."""
-    checkpoint = checkpoint_of(256)
+    checkpoint = gemma_of(256)
     options = {**SMALL, "dtype": "bfloat16", "block_size": 16}
     plain, asks = every_cliff(checkpoint, [None]), every_cliff(checkpoint, range(5))
     stock = Engine(checkpoint, STOCK, **options)
