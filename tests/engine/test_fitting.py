@@ -216,7 +216,7 @@ def test_how_many_of_each_crop_stay_must_be_known_where_their_tokens_see_one_ano
         check(cropped, mutual, flow_rank="diversity")
     check(cropped, SETTINGS, flow_rank="diversity")
     check(cropped, mutual, flow_rank="uniform")
-    check(cropped, mutual, flow_rank="last_image", flow_when="decode")
+    check(cropped, mutual, flow_rank="last_prompt", flow_when="decode")
     check(PlaceholderRange(5, 63), mutual, flow_rank="diversity")
 
 

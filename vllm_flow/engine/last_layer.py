@@ -25,6 +25,8 @@ from vllm.model_executor.layers.linear import QKVParallelLinear, UnquantizedLine
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
 
+from vllm_flow.engine.backends import used
+
 if TYPE_CHECKING:
     from vllm_flow.engine.families import Decoder
 
@@ -73,8 +75,7 @@ def spares(decoder: Decoder, attn_groups: Sequence[Sequence[Any]], mutual: bool 
         attn_groups: per KV-cache group, vLLM's ``AttentionGroup`` objects.
         mutual: see :func:`reason_against`.
     """
-    backends = {group.backend: None for of_group in attn_groups for group in of_group}
-    reason = reason_against(decoder, backends, mutual)
+    reason = reason_against(decoder, used(attn_groups), mutual)
     if reason is not None:
         init_logger("vllm.vllm_flow.last_layer").info_once(
             "Image rows run through the whole of the last layer that sees them, where keys and values "

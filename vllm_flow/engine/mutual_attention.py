@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from vllm_flow.engine import backends
 from vllm_flow.mutual import Range
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def check_backends(model_config: Any, attn_groups: Iterable[Iterable[Any]]) -> N
     """
     if not model_config.is_mm_prefix_lm:
         return
-    for backend in {group.backend: None for of_group in attn_groups for group in of_group}:
+    for backend in backends.used(attn_groups):
         if backend.get_name() not in BACKENDS:
             raise ValueError(
                 f"vLLM-Flow does not support {WHICH} with the attention backend {backend.get_name()}: "
