@@ -16,7 +16,7 @@ __all__ = ["engine_store", "open_engine"]
 
 # Engines that compile as vLLM does by default are among those to be tested.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "0")
-# Triton rounds float32 to 10 bits of mantissa before it multiplies matrices, unless told not to.
+# Triton multiplies float32 in 10 bits of mantissa unless told otherwise; read when a kernel is compiled.
 os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
 prepare_process()
 

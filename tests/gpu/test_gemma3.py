@@ -16,13 +16,12 @@ from vllm import RequestOutput
 from tests.families import gemma, oracle, running
 from tests.families.making import Checkpoint, save
 from tests.families.running import STOCK, Ask, Engine, Judge, every_cliff, prompts_of
-from tests.gpu.backends import DEFAULT, EAGER, v1
+from tests.gpu.backends import DEFAULT, EAGER, SHARED, triton, v1
 from tests.gpu.test_cuda_exactness import replays
 
 TOKENS = 8
 STAGES = ("0:40% diversity", "1:60% uniform, 3:30% uniform", "2:50% diversity, 3:0")
-TRITON: dict[str, Any] = {"attention_config": {"backend": "TRITON_ATTN"}, "block_size": 16}
-SMALL: dict[str, Any] = {"gpu_memory_utilization": 0.4, "max_num_batched_tokens": 64}
+SMALL: dict[str, Any] = {"max_num_batched_tokens": 64}
 """Chunks that hold a picture and little more, in which a second one often does not fit."""
 EXECUTIONS = [pytest.param(EAGER, id="eager"), pytest.param(DEFAULT, id="default")]
 
@@ -56,7 +55,7 @@ def asks_of(checkpoint: Checkpoint) -> list[Ask]:
 def test_every_cliff_is_exact(gemma_of: CheckpointOf, execution: dict[str, Any]) -> None:
     """In float32: in chunks, then from the prefix cache; decode steps in graphs where there are some."""
     checkpoint = gemma_of(64)
-    options = {**TRITON, **SMALL, **execution, "enable_prefix_caching": True}
+    options = triton(**SMALL, **execution, enable_prefix_caching=True)
     engine = Engine(checkpoint, 2, **options)
     judge, asks = Judge(engine), asks_of(checkpoint)
     with replays(engine) as sizes:  # type: ignore[arg-type]
@@ -69,8 +68,7 @@ def test_every_cliff_is_exact(gemma_of: CheckpointOf, execution: dict[str, Any])
 def test_without_a_policy_answers_are_stocks(gemma_of: CheckpointOf) -> None:
     checkpoint = gemma_of(64)
     plain = every_cliff(checkpoint, [None])
-    options = {**TRITON, "gpu_memory_utilization": 0.4}
-    stock = Engine(checkpoint, STOCK, **options)
+    stock = Engine(checkpoint, STOCK, **triton())
     Judge(stock).assert_exact(plain, stock.run(plain, TOKENS))
 
 
@@ -93,7 +91,7 @@ def worst_error(judge: Judge, asks: Sequence[Ask], outputs: Sequence[RequestOutp
 def test_the_backend_that_vllm_chooses_errs_no_more_than_stock(gemma_of: CheckpointOf) -> None:
     """In half precision, with heads as wide as the published models': stock's error is the yardstick."""
     checkpoint = gemma_of(256)
-    options = {**SMALL, "dtype": "bfloat16", "block_size": 16}
+    options = {**SHARED, **SMALL, "dtype": "bfloat16"}
     plain, asks = every_cliff(checkpoint, [None]), every_cliff(checkpoint, range(5))
     stock = Engine(checkpoint, STOCK, **options)
     yardstick = worst_error(Judge(stock), plain, stock.run(plain, TOKENS))

@@ -33,6 +33,11 @@ EXECUTIONS: dict[str, dict[str, Any]] = {
 others as they come; or as vLLM does without any flag, compiled and with all its graphs."""
 
 
+_SIDE_BY_SIDE: dict[str, Any] = {"gpu_memory_utilization": 0.1}
+"""vLLM wants this share of a device to be free before it starts, and sizes nothing by it where the pool is given:
+what its default wants is no longer free when the second engine starts."""
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """How both engines are started; None leaves the choice to vLLM."""
@@ -167,6 +172,7 @@ def open_engine(options: EngineOptions, *, extension: bool, num_layers: int) -> 
         max_num_seqs=options.max_num_seqs,
         block_size=options.block_size,
         kv_cache_memory_bytes=options.kv_cache_bytes,
+        **_SIDE_BY_SIDE,
         limit_mm_per_prompt={"image": options.images},
         enable_prefix_caching=False,
         use_tqdm_on_load=False,
