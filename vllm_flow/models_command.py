@@ -23,6 +23,7 @@ from vllm_flow.engine.families.family import Family
 from vllm_flow.engine.families.known import FAMILIES
 from vllm_flow.exits import CommandError, Refused
 from vllm_flow.options import pixels
+from vllm_flow.remote_code import add_option as add_trust
 
 COLUMNS = (
     "Family",
@@ -44,11 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WIDTHxHEIGHT",
         help="with a model: its tokens for a picture of this size, and what each cliff saves",
     )
-    parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="with a model that brings its configuration or processor as code: run that code",
-    )
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
