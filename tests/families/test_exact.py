@@ -10,7 +10,7 @@ import pytest
 
 from tests.engine import v2_cpu
 from tests.families.checkpoints import BUILDERS
-from tests.families.conftest import Rows
+from tests.families.conftest import COMPILED, Rows
 from tests.families.making import Checkpoint
 from tests.families.running import (
     STOCK,
@@ -28,7 +28,7 @@ windows that a picture is wider than."""
 
 CHOICE = os.environ.get("VLLM_FLOW_FAMILIES", "")
 NAMES = tuple(BUILDERS) if CHOICE == "all" else tuple(filter(None, CHOICE.split(","))) or QUICK
-RUNNER = "V2" if v2_cpu.wanted() else "V1"
+RUNNER = ("V2" if v2_cpu.wanted() else "V1") + (", compiled" if COMPILED else "")
 TOKENS = 6 if v2_cpu.wanted() else 16
 """Per answer; V2's kernels go through an interpreter on CPU."""
 BLOCK = 32
