@@ -37,18 +37,14 @@ CONFIGURATION = """
 from transformers import {base}Config, SiglipVisionConfig, WhisperConfig
 
 
-class MiniCPMVConfig({base}Config):
-    model_type = "minicpmv"
+class MiniCPM{letter}Config({base}Config):
+    model_type = "{kind}"
 
     def __init__(self, vision_config=None, audio_config=None, **others):
         super().__init__(**others)
         self.vision_config = SiglipVisionConfig(**(vision_config or {{}}))
         if audio_config is not None:
             self.audio_config = WhisperConfig(**audio_config)
-
-
-class MiniCPMOConfig(MiniCPMVConfig):
-    model_type = "minicpmo"
 """
 
 SPEECH = dict(d_model=32, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=128)
@@ -209,9 +205,10 @@ def _write(made: Any, base: str, version: str, speech: bool, model: Any, where: 
     weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
     save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
     letter = "O" if speech else "V"
+    kind = f"minicpm{letter.lower()}"
     config = model.config.to_dict() | dict(
         architectures=[f"MiniCPM{letter}"],
-        model_type=f"minicpm{letter.lower()}",
+        model_type=kind,
         auto_map={"AutoConfig": f"configuration_minicpm.MiniCPM{letter}Config"},
         version=version,
         vision_config=tower,
@@ -224,7 +221,8 @@ def _write(made: Any, base: str, version: str, speech: bool, model: Any, where: 
     if speech:
         config |= dict(audio_config=SPEECH, audio_pool_step=2, audio_chunk_length=1.0)
     (where / "config.json").write_text(json.dumps(config, indent=1))
-    (where / "configuration_minicpm.py").write_text(CONFIGURATION.format(base=base))
+    code = CONFIGURATION.format(base=base, letter=letter, kind=kind)
+    (where / "configuration_minicpm.py").write_text(code)
     (where / "processing_minicpm.py").write_text(PROCESSING)
     made.save_pretrained(where)
     if speech:
