@@ -142,7 +142,7 @@ test-upstream: setup
 	@$(PYTEST) tests/upstream
 
 # What the suites of make test leave out: more seeds, cliffs, engines and servers of the same kinds.
-LONG := tests/unit tests/demo_model tests/engine tests/server tests/commands tests/analysis tests/eval
+LONG := tests/unit tests/demo_model tests/engine tests/families tests/server tests/commands tests/analysis tests/eval
 
 test-long: setup
 	@failed=0; for suite in $(LONG); do \

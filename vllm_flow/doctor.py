@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 
 from vllm_flow.engine.diagnosis import Diagnosis, diagnose
+from vllm_flow.engine.process import hush
 from vllm_flow.remote_code import add_option as add_trust
 
 WIDTH = 14
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the diagnosis; 1 where serving would not work."""
     # vLLM logs how it comes to its choices, which would drown what is said here.
-    logging.getLogger("vllm").setLevel(logging.ERROR)
+    hush()
     found = diagnose(args.model, probe=args.probe, trust_remote_code=args.trust_remote_code)
     if args.json:
         print(json.dumps({"serves": not found.problems, **asdict(found)}, indent=2))

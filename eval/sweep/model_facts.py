@@ -65,11 +65,13 @@ def read_facts(
         ModelError: nothing can be read there, or only by code that may not run.
         ConversationError: no prompt can be made for it.
     """
+    from vllm_flow.engine.process import hush
+    from vllm_flow.models import read_config
+
     if model in DEMO_MODELS:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from vllm_flow.models import read_config
-
+    hush()
     path = resolve_model(model)
     try:
         config = read_config(path, trust_remote_code)
