@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -12,6 +13,7 @@ import pytest
 from tests.families.chats import PARTS, PRINTED, STRING, give_template
 from tests.families.making import Checkpoint
 from vllm_flow.cli import main
+from vllm_flow.eval.sweep.command import json_object
 from vllm_flow.eval.sweep.conversation import choose, takes_parts
 from vllm_flow.eval.sweep.model_facts import ModelError, read_facts, read_processor
 from vllm_flow.remote_code import OPTION, refusal
@@ -91,6 +93,11 @@ def test_the_cause_behind_an_error_counts() -> None:
     assert refusal(found.value) is not None
     assert refusal(RuntimeError("consider setting `trust_remote_code=True`")) is None
     assert refusal(None) is None
+
+
+def test_there_is_one_way_to_say_it() -> None:
+    with pytest.raises(ArgumentTypeError, match="'trust_remote_code' has an option of its own"):
+        json_object('{"trust_remote_code": true}')
 
 
 @pytest.mark.parametrize(("template", "parts"), [(STRING, False), (PRINTED, False), (PARTS, True)])
