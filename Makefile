@@ -141,7 +141,7 @@ test-upstream: setup
 	@$(PYTEST) tests/upstream
 
 # What the suites of make test leave out: more seeds, cliffs, engines and servers of the same kinds.
-LONG := tests/unit tests/demo_model tests/engine tests/server tests/commands tests/analysis tests/eval
+LONG := tests/unit tests/demo_model tests/engine tests/families tests/server tests/commands tests/analysis tests/eval
 
 test-long: setup
 	@failed=0; for suite in $(LONG); do \
@@ -162,7 +162,7 @@ test-families: setup
 	    VLLM_USE_V2_MODEL_RUNNER=$$v2 VLLM_FLOW_FAMILIES=$$family \
 	    VLLM_FLOW_FAMILIES_TABLE=out/families/$$family-v$$((v2 + 1)).json \
 	    $(PYTEST) tests/families/test_exact.py || failed=1; \
-	done; done; VLLM_FLOW_FAMILIES=all $(PYTEST) tests/families/test_served.py || failed=1; \
+	done; done; VLLM_FLOW_FAMILIES=all $(PYTEST) tests/families/test_served.py tests/families/test_eval.py || failed=1; \
 	$(BIN)/python -m tests.families out/families; exit $${failed:-0}
 
 # Fetches a wheel of 340 MB, once; says so and passes where pip cannot get it.

@@ -81,6 +81,8 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "minicpm_v_2_6": minicpm.minicpm_v_2_6,
     "minicpm_v_4_0": minicpm.minicpm_v_4_0,
     "minicpm_v_4_5": minicpm.minicpm_v_4_5,
+    "minicpm_o_2_6": minicpm.minicpm_o_2_6,
+    "minicpm_o_4_5": minicpm.minicpm_o_4_5,
     "molmo_qwen2": molmo.molmo_qwen2,
     "molmo_olmo": molmo.molmo_olmo,
     "ovis1_6": ovis.ovis1_6,

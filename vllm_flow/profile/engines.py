@@ -56,6 +56,8 @@ class EngineOptions:
     """One of :data:`EXECUTIONS`."""
     stock_execution: str = "same"
     """``same``, or ``default``: stock vLLM as it starts without any flag, compiled where it can."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ def open_engine(options: EngineOptions, *, extension: bool, num_layers: int) -> 
         model=options.model,
         dtype=options.dtype,
         load_format=options.load_format,
+        trust_remote_code=options.trust_remote_code,
         max_model_len=options.max_model_len,
         max_num_batched_tokens=options.max_num_batched_tokens,
         max_num_seqs=options.max_num_seqs,
