@@ -20,7 +20,7 @@ from vllm_flow.analysis.attention_reference import attention_masses, write_table
 from vllm_flow.analysis.cam_command import box_corners, colour, layer_numbers
 from vllm_flow.analysis.cam_file import CamRecord
 from vllm_flow.analysis.figure_cam import blend
-from vllm_flow.analysis.llava import Encoded, Llava
+from vllm_flow.analysis.vlm import Encoded, Vlm
 from vllm_flow.attention import TokenAttention
 from vllm_flow.engine.attention.writer import mass_table, write_table
 
@@ -69,7 +69,7 @@ def test_cam_writes_arrays_numbers_and_figures(cam_run: Path) -> None:
 
 
 def test_figures_draws_all_there_is(
-    cam_run: Path, eager: Llava, encoded: Encoded, tmp_path: Path
+    cam_run: Path, eager: Vlm, encoded: Encoded, tmp_path: Path
 ) -> None:
     (tmp_path / "cam.npz").write_bytes((cam_run / "cam.npz").read_bytes())
     masses = attention_masses(eager, encoded, [20, 33])

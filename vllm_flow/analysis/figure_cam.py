@@ -17,10 +17,10 @@ from vllm_flow.analysis.maps import normalised
 from vllm_flow.style import COLOURS, QUIET, house, save
 
 WRAP = 8
-"""Panels in a row where one CAM fills the figure."""
+"""Square panels in a row where one CAM fills the figure."""
 HEAT_MAP = "inferno"
 SIDE = 1.45
-"""Inches per panel."""
+"""Inches per side of a square panel; others have its area."""
 BOX = "#56B4E9"
 """Okabe and Ito's sky blue stands out on every colour of the heat."""
 
@@ -88,16 +88,21 @@ def draw_overlays(records: Sequence[CamRecord], stem: Path, title: str = "") -> 
         raise ValueError("records in one figure must have the same layers")
     layers = records[0].layers
     single = len(records) == 1
-    columns = min(WRAP, len(layers) + 1) if single else len(layers) + 1
+    tall = [record.view.shape[0] / record.view.shape[1] for record in records]
+    wide = SIDE / math.sqrt(max(tall))
+    wrap = max(1, int(WRAP * SIDE / wide))
+    columns = min(wrap, len(layers) + 1) if single else len(layers) + 1
     rows = math.ceil((len(layers) + 1) / columns) if single else len(records)
+    heights = [wide * each for each in (tall * rows if single else tall)]
     with house() as plt:
         figure, axes = plt.subplots(
             rows,
             columns,
             figsize=(
-                max(SIDE * columns, 5.5) + 0.8,
-                (SIDE + 0.24) * rows + 0.55 if single else (SIDE + 0.05) * rows + 0.6,
+                max(wide * columns, 5.5) + 0.8,
+                sum(heights) + (0.24 * rows + 0.55 if single else 0.05 * rows + 0.6),
             ),
+            height_ratios=heights,
             squeeze=False,
             layout="constrained",
         )
@@ -149,7 +154,7 @@ def default_title(record: CamRecord) -> str:
     """What the CAM explains, and of which answer."""
     whole = len(record.explained) == len(record.answer_tokens)
     what = f"“{record.answer}”" if whole else f"“{record.word}” in “{record.answer}”"
-    return f"LLaVA-CAM of {what}"
+    return f"LLaVA-CAM of {what}, on the picture whole" if record.part else f"LLaVA-CAM of {what}"
 
 
 def draw_convergence(record: CamRecord, stem: Path) -> list[Path]:

@@ -14,13 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.analysis.conftest import PROMPT, SHAPE
-from vllm_flow.analysis.llava import (
-    Encoded,
-    Llava,
-    Unsupported,
-    check_config,
-    tokens_of,
-)
+from vllm_flow.analysis.seen_kinds import Unsupported, check_config
+from vllm_flow.analysis.vlm import Encoded, Vlm, tokens_of
 
 
 def config(architecture: str, decoder: str = "llama", tower: str = "clip_vision_model"):
@@ -34,15 +29,19 @@ def config(architecture: str, decoder: str = "llama", tower: str = "clip_vision_
 @pytest.mark.parametrize(
     ("refused", "names"),
     [
-        (config("LlavaNextForConditionalGeneration"), "LlavaNextForConditionalGeneration"),
-        (config("Qwen2_5_VLForConditionalGeneration"), "^Qwen2.5-VL evicts, but Qwen2_5_VLFor"),
+        (config("QWenLMHeadModel"), "^QWenLMHeadModel is not .*: its image tokens are queries"),
         (
-            config("QWenLMHeadModel"),
-            "^Qwen-VL .* evicts, but QWenLMHeadModel is not supported here",
+            config("InternVLChatModel"),
+            "^InternVLChatModel is not .*: use a checkpoint .* end in -hf",
         ),
-        (config("SomeModel"), "^SomeModel is not supported here"),
+        (
+            config("Phi3VForCausalLM"),
+            "^Phi3VForCausalLM is not supported here: Phi-3-vision, .* evict",
+        ),
+        (config("SomeModel"), "^SomeModel is not supported here: .*It reads LLaVA-1.5, .*InternVL"),
         (config("LlavaForConditionalGeneration", decoder="gemma"), "gemma.*llama, mistral, qwen2"),
-        (config("LlavaForConditionalGeneration", tower="pixtral"), "pixtral"),
+        (config("InternVLForConditionalGeneration", decoder="gpt_oss"), "gpt_oss decoder"),
+        (config("LlavaForConditionalGeneration", tower="dinov2"), "a dinov2 tower"),
     ],
 )
 def test_other_models_are_refused_by_name(refused: SimpleNamespace, names: str) -> None:
@@ -50,31 +49,37 @@ def test_other_models_are_refused_by_name(refused: SimpleNamespace, names: str) 
         check_config(refused)
 
 
-def test_encoding_finds_the_image(tiny: Llava, encoded: Encoded) -> None:
-    assert encoded.image == slice(3, 3 + tiny.grid**2)  # <s> w1 w2
-    assert encoded.pixels_CHW.shape == (3, 16, 16)
+def coverage(vlm: Vlm, box: tuple[float, ...], image: Image.Image) -> np.ndarray:
+    """Share of each patch inside a box."""
+    (part,) = vlm.encode(PROMPT, image).parts
+    return part.shares(vlm.box_in_views(box, image)[0])  # type: ignore[arg-type]
+
+
+def test_encoding_finds_the_image(tiny: Vlm, encoded: Encoded) -> None:
+    assert encoded.image_P.tolist() == list(range(3, 3 + 4**2))  # <s> w1 w2
+    assert encoded.picture.pixels.shape == (3, 16, 16)
     with pytest.raises(Unsupported, match="exactly once"):
         tiny.encode("w1 <image> w2 <image>", Image.new("RGB", (16, 16)))
 
 
-def test_the_view_is_the_picture(tiny: Llava, encoded: Encoded, picture: Image.Image) -> None:
+def test_the_view_is_the_picture(tiny: Vlm, encoded: Encoded, picture: Image.Image) -> None:
     assert (
-        np.asarray(tiny.view(encoded)) == np.asarray(picture)
+        np.asarray(tiny.views(encoded)[0]) == np.asarray(picture)
     ).all()  # no resampling at this size
 
 
-def test_the_answer_is_tokenised_after_the_prompt(tiny: Llava) -> None:
+def test_the_answer_is_tokenised_after_the_prompt(tiny: Vlm) -> None:
     ids = tiny.answer_ids(PROMPT, " w7 w9")
     assert ids == tiny.processor.tokenizer.convert_tokens_to_ids(["w7", "w9"])
     with pytest.raises(ValueError, match="empty"):
         tiny.answer_ids(PROMPT, "")
 
 
-def test_generation_equals_the_model_s_own_choice(tiny: Llava, encoded: Encoded) -> None:
+def test_generation_equals_the_model_s_own_choice(tiny: Vlm, encoded: Encoded) -> None:
     first = tiny.generate(encoded, 1)
     with torch.no_grad():
         logits = tiny.model(
-            input_ids=encoded.ids_T[None], pixel_values=encoded.pixels_CHW[None].double()
+            input_ids=encoded.ids_T[None], pixel_values=encoded.picture.pixels[None].double()
         ).logits
     assert first == [int(logits[0, -1].argmax())]
 
@@ -85,26 +90,26 @@ def test_generation_equals_the_model_s_own_choice(tiny: Llava, encoded: Encoded)
         lambda c: c[0] < c[2] and c[1] < c[3]
     )
 )
-def test_a_box_covers_its_pixels(tiny: Llava, corners: tuple[int, int, int, int]) -> None:
+def test_a_box_covers_its_pixels(tiny: Vlm, corners: tuple[int, int, int, int]) -> None:
     """At the model's own size nothing is resampled: coverage is a count of pixels."""
     left, top, right, bottom = corners
     pixels = np.zeros((16, 16))
     pixels[top:bottom, left:right] = 1
     counted = pixels.reshape(4, SHAPE.patch, 4, SHAPE.patch).mean((1, 3))
-    found = tiny.coverage((left, top, right, bottom), Image.new("RGB", (16, 16)))
+    found = coverage(tiny, (left, top, right, bottom), Image.new("RGB", (16, 16)))
     np.testing.assert_allclose(found, counted, atol=1e-6)
 
 
-def test_a_box_follows_the_crop(tiny: Llava) -> None:
+def test_a_box_follows_the_crop(tiny: Vlm) -> None:
     """A wide picture loses its sides: the box of its middle square is all that is seen."""
     wide = Image.new("RGB", (64, 32))
-    np.testing.assert_allclose(tiny.coverage((16, 0, 48, 32), wide), 1, atol=0.05)
-    np.testing.assert_allclose(tiny.coverage((16, 0, 32, 32), wide)[:, :2], 1, atol=0.1)
-    assert tiny.coverage((16, 0, 32, 32), wide)[:, 2:].max() < 0.1
+    np.testing.assert_allclose(coverage(tiny, (16, 0, 48, 32), wide), 1, atol=0.05)
+    np.testing.assert_allclose(coverage(tiny, (16, 0, 32, 32), wide)[:, :2], 1, atol=0.1)
+    assert coverage(tiny, (16, 0, 32, 32), wide)[:, 2:].max() < 0.1
     with pytest.raises(ValueError, match="nothing of the box"):
-        tiny.coverage((0, 0, 10, 32), wide)
+        coverage(tiny, (0, 0, 10, 32), wide)
     with pytest.raises(ValueError, match="64 x 32"):
-        tiny.coverage((0, 0, 65, 32), wide)
+        coverage(tiny, (0, 0, 65, 32), wide)
 
 
 @settings(deadline=None)
