@@ -170,9 +170,9 @@ def test_what_is_seen_is_the_picture(given: Callable[[str], Given], name: str) -
     masks = vlm.box_in_views((0, 0, width // 2, height), image)
     for view, part, mask in zip(vlm.views(encoded), encoded.parts, masks, strict=True):
         seen = np.asarray(view).astype(int)
-        third = seen.shape[1] // 3
-        assert np.abs(seen[:, :third] - (200, 30, 60)).max() <= 2
-        assert np.abs(seen[:, -third:]).max() <= 2
+        third = seen.shape[1] // 3  # less than a cell of padding may be left at an edge
+        assert np.abs(seen[:, third // 2 : third] - (200, 30, 60)).max() <= 2
+        assert np.abs(seen[:, -third : -third // 2]).max() <= 2
         assert mask.shape == seen.shape[:2]
         np.testing.assert_allclose(mask * 200, seen[..., 0], atol=20)
         assert part.shares(mask).mean() == pytest.approx(0.5, abs=0.05)

@@ -19,7 +19,7 @@ from vllm_flow.analysis import cam_command
 from vllm_flow.analysis.attention_reference import attention_masses, write_tables
 from vllm_flow.analysis.cam_command import box_corners, colour, layer_numbers
 from vllm_flow.analysis.cam_file import CamRecord
-from vllm_flow.analysis.figure_cam import blend
+from vllm_flow.analysis.figure_cam import blend, draw_overlays
 from vllm_flow.analysis.vlm import Encoded, Vlm
 from vllm_flow.attention import TokenAttention
 from vllm_flow.engine.attention.writer import mass_table, write_table
@@ -254,3 +254,32 @@ def test_a_file_that_is_no_cam(tmp_path: Path) -> None:
         ValueError, match="is no CAM: it lacks answer_ids, answer_tokens, explained"
     ):
         CamRecord.load(tmp_path / "cam.npz")
+
+
+def record_of(size: tuple[int, int], grid: tuple[int, int], layers: int) -> CamRecord:
+    """A CAM with some heat of a picture of a height and width."""
+    rng = np.random.default_rng(0)
+    return CamRecord(
+        model="m", prompt="p", answer_tokens=("a",), answer_ids=(1,), explained=(0,),
+        layers=tuple(range(layers)), heat=rng.random((layers, *grid), dtype=np.float32),
+        view=rng.integers(0, 256, (*size, 3), dtype=np.uint8), hook="mlp", samples=0, sigma=0.1, seed=0,
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_panels_have_the_pictures_proportions(tmp_path: Path) -> None:
+    """Of a wide picture, a tall one and strips; matplotlib warns where a panel has no room."""
+    sizes = {}
+    for size, grid in (((100, 160), (5, 8)), ((160, 100), (8, 5)), ((40, 400), (2, 20))):
+        record = record_of(size, grid, layers=2)
+        with Image.open(draw_overlays([record], tmp_path / "one")[0]) as png:
+            sizes[size] = png.size
+    (wide, low), (narrow, high), strip = sizes.values()
+    assert wide > 1.2 * narrow and low < 0.8 * high
+    assert strip[0] > 3 * strip[1]
+    both = [record_of((100, 160), (5, 8), 2), record_of((160, 100), (8, 5), 2)]
+    draw_overlays(both, tmp_path / "both")
+    square = record_of((100, 100), (4, 4), layers=2)
+    record = record_of((100, 160), (5, 8), layers=2)
+    assert CamRecord.load(record.save(tmp_path / "cam.npz")).heat.shape == (2, 5, 8)
+    assert square.part == CamRecord.load(square.save(tmp_path / "cam.npz")).part == ""

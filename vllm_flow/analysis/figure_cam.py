@@ -88,7 +88,7 @@ def draw_overlays(records: Sequence[CamRecord], stem: Path, title: str = "") -> 
         raise ValueError("records in one figure must have the same layers")
     layers = records[0].layers
     single = len(records) == 1
-    tall = [record.view.shape[0] / record.view.shape[1] for record in records]
+    tall = [min(max(record.view.shape[0] / record.view.shape[1], 0.25), 4.0) for record in records]
     wide = SIDE / math.sqrt(max(tall))
     wrap = max(1, int(WRAP * SIDE / wide))
     columns = min(wrap, len(layers) + 1) if single else len(layers) + 1
@@ -133,7 +133,8 @@ def draw_overlays(records: Sequence[CamRecord], stem: Path, title: str = "") -> 
                     )
         scale = plt.cm.ScalarMappable(cmap=_bar_colours(), norm=plt.Normalize(0, 1))
         bar = figure.colorbar(scale, ax=axes, shrink=min(1.0, 2 / rows), aspect=18, pad=0.01)
-        bar.set_label("heat, share of the layer’s maximum", fontsize=8)
+        end = "\n" if sum(heights) < SIDE + 0.2 else " "  # one line is longer than one low row
+        bar.set_label(f"heat, share of{end}the layer’s maximum", fontsize=8)
         bar.ax.tick_params(labelsize=8)
         bar.outline.set_visible(False)
         room = int(figure.get_figwidth() * 9)
