@@ -22,10 +22,11 @@ from tests.families.checkpoints import build
 from tests.families.making import Checkpoint, picture
 from tests.longer import some
 from vllm_flow import cli
+from vllm_flow.analysis import span_attention
 from vllm_flow.analysis.attention_reference import IMAGE, OUTPUT, SYSTEM, USER, attention_masses
-from vllm_flow.analysis.cam import Settings, features_of, heat_maps
+from vllm_flow.analysis.cam import Settings, features_by_hook, features_of, heat_maps
 from vllm_flow.analysis.cam_file import CamRecord
-from vllm_flow.analysis.cam_names import READ
+from vllm_flow.analysis.cam_names import HOOKS, READ
 from vllm_flow.analysis.seen_kinds import KINDS, check_architecture
 from vllm_flow.analysis.vlm import Encoded, Vlm
 from vllm_flow.engine.families.known import FAMILIES
@@ -259,6 +260,22 @@ def test_alpha_and_heat_are_transformers_own(given: Callable[[str], Given], name
     assert any(heat.max() > 0 for _, heat in expected.values())
 
 
+@pytest.mark.parametrize("name", some(NAMES, ["qwen2_5_vl"]))
+def test_every_hook_point_is_there(given: Callable[[str], Given], name: str) -> None:
+    """And what it holds reaches the answer, except behind the last attention."""
+    checkpoint, vlm = given(name)
+    _, encoded, _ = asked(checkpoint, vlm)
+    answer = [checkpoint.vocab[word] for word in ANSWER]
+    last = len(vlm.layers) - 1
+    settings = Settings((1, last), samples=0)
+    pixels = encoded.picture.pixels[None]
+    found = features_by_hook(vlm, encoded, answer, pixels, settings, tuple(HOOKS))
+    for hook, by_layer in found.items():
+        assert by_layer[1].gradients_BPD.abs().max() > 1e-6, hook
+        behind = hook not in ("input_norm", "layer_input")
+        assert (by_layer[last].gradients_BPD.abs().max() == 0) == behind, hook
+
+
 @pytest.mark.parametrize("name", some(NAMES, ONE_OF_A_KIND))
 def test_copies_are_prompts_of_their_own(given: Callable[[str], Given], name: str) -> None:
     """Several in one forward are what each is alone: nothing of a copy's picture goes to another's."""
@@ -311,6 +328,38 @@ def test_masses_are_sums_of_transformers_maps(given: Callable[[str], Given], nam
         heat = row[:first][prompt.is_image_T].numpy()
         np.testing.assert_allclose(found.heat_LAP[layer, token], heat, atol=1e-6)
     np.testing.assert_allclose(found.images_LAI[..., 0], found.spans_LAS[..., IMAGE], atol=1e-6)
+
+
+def lse_of_ranges(
+    query_THD: torch.Tensor,
+    key_TKD: torch.Tensor,
+    scale: float,
+    owner_P: np.ndarray,
+    first_P: np.ndarray,
+    last_P: np.ndarray,
+) -> torch.Tensor:
+    """What `span_attention.row_lse` says, in torch, a pair of a row and a range of keys after the other."""
+    key_THD = key_TKD.repeat_interleave(query_THD.shape[1] // key_TKD.shape[1], 1)
+    logits_HTT = torch.einsum("ihd,jhd->hij", query_THD.double(), key_THD.double()) * scale
+    pairs = zip(owner_P, first_P, last_P, strict=True)
+    return torch.stack([logits_HTT[:, row, a:b].logsumexp(-1) for row, a, b in pairs], 1)
+
+
+@pytest.mark.parametrize("name", some(NAMES, ["mistral3"]))
+def test_masses_without_maps_are_those_of_the_maps(
+    given: Callable[[str], Given], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where text lies between the rows or tiles of a picture."""
+    monkeypatch.setattr(span_attention, "row_lse", lse_of_ranges)
+    checkpoint, vlm = given(name)
+    _, encoded, _ = asked(checkpoint, vlm)
+    answer = [checkpoint.vocab[word] for word in ANSWER]
+    expected = attention_masses(vlm, encoded, answer)
+    found = span_attention.span_masses(vlm, encoded, answer)
+    for field in ("spans_LAS", "images_LAI", "heat_LAP", "flow_LSS"):
+        own, other = getattr(found, field), getattr(expected, field)
+        np.testing.assert_allclose(own, other, atol=1e-6, err_msg=field)
+    assert vlm.decoder.config._attn_implementation == "eager"
 
 
 def _noting(maps: list[torch.Tensor], output: object) -> object:

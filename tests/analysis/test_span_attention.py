@@ -49,6 +49,14 @@ def test_the_model_is_as_before_where_it_fails(tiny: Vlm, encoded: Encoded) -> N
     tiny.forward(encoded, ANSWER)
 
 
+def test_a_window_narrower_than_the_prompt_is_refused(
+    tiny: Vlm, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny.decoder.config, "sliding_window", 24, raising=False)
+    with pytest.raises(ValueError, match="the last 24 tokens only, of 25 .*eager"):
+        span_attention.span_masses(tiny, encoded, ANSWER)
+
+
 def test_what_stands_against_it_is_said(
     tiny: Vlm, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:

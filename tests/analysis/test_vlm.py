@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import accumulate
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.analysis.conftest import PROMPT, SHAPE
+from vllm_flow.analysis.cam import Settings, heat_maps
 from vllm_flow.analysis.seen_kinds import Unsupported, check_config
 from vllm_flow.analysis.vlm import Encoded, Vlm, tokens_of
 
@@ -47,6 +50,25 @@ def config(architecture: str, decoder: str = "llama", tower: str = "clip_vision_
 def test_other_models_are_refused_by_name(refused: SimpleNamespace, names: str) -> None:
     with pytest.raises(Unsupported, match=names):
         check_config(refused)
+
+
+def test_a_model_that_is_code_is_refused_before_its_code_is_asked_for(tmp_path: Path) -> None:
+    config = {"architectures": ["InternVLChatModel"], "model_type": "internvl_chat",
+              "auto_map": {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Unsupported, match="names that end in -hf"):
+        Vlm.load(str(tmp_path))
+
+
+def test_a_class_token_among_image_tokens_leaves_no_grid(
+    tiny: Vlm, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny.model.config, "vision_feature_select_strategy", "full")
+    monkeypatch.setattr(tiny.processor, "vision_feature_select_strategy", "full")
+    encoded = tiny.encode(PROMPT, picture)
+    assert len(encoded.image_P) == 4**2 + 1
+    with pytest.raises(Unsupported, match="class token .* 'default'"):
+        heat_maps(tiny, encoded, [20], Settings((0,), samples=0))
 
 
 def coverage(vlm: Vlm, box: tuple[float, ...], image: Image.Image) -> np.ndarray:

@@ -55,9 +55,18 @@ def against(vlm: Vlm) -> str | None:
 def span_masses(
     vlm: Vlm, encoded: Encoded, answer: Sequence[int], rows: Rows = "predicting"
 ) -> Masses:
-    """Masses of `answer` after the prompt, in one forward; :func:`against` must have nothing against it."""
+    """Masses of `answer` after the prompt, in one forward; :func:`against` must have nothing against it.
+
+    ValueError where rows do not see all that is before them.
+    """
     prompt = len(encoded.ids_T)
     total = prompt + len(answer)
+    window = getattr(vlm.decoder.config, "sliding_window", None)
+    if window is not None and total > window:
+        raise ValueError(
+            f"some layers see the last {window} tokens only, of {total} with the answer: load the "
+            'model with attention="eager"'
+        )
     is_image = np.concatenate([encoded.is_image_T.numpy(), np.zeros(len(answer), dtype=bool)])
     span_T, image_P = span_of(is_image, prompt), encoded.image_P.numpy()
     # A span may be several runs of positions: text lies between the rows of some pictures.
