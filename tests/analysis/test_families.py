@@ -28,6 +28,7 @@ from vllm_flow.analysis.cam import Settings, features_by_hook, features_of, heat
 from vllm_flow.analysis.cam_file import CamRecord
 from vllm_flow.analysis.cam_names import HOOKS, READ
 from vllm_flow.analysis.seen_kinds import KINDS, check_architecture
+from vllm_flow.analysis.seen_picture import PaddedTiles, cells
 from vllm_flow.analysis.vlm import Encoded, Vlm
 from vllm_flow.engine.families.known import FAMILIES
 
@@ -177,6 +178,24 @@ def test_what_is_seen_is_the_picture(given: Callable[[str], Given], name: str) -
         assert mask.shape == seen.shape[:2]
         np.testing.assert_allclose(mask * 200, seen[..., 0], atol=20)
         assert part.shares(mask).mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_tiles_that_patches_do_not_fill_are_put_together_without_the_rest() -> None:
+    """As 384 pixels in patches of 14: a cell's pixels stay those of its patch, in every tile."""
+    side, patch, edge = 3, 2, 7
+    tiles = torch.full((3, 1, edge, edge), -1.0)
+    for tile in (1, 2):
+        numbers = torch.arange(side * side).reshape(side, side) + 10 * tile
+        tiles[tile, 0, : side * patch, : side * patch] = numbers.repeat_interleave(
+            patch, 0
+        ).repeat_interleave(patch, 1)
+    parts = (cells(side, 2 * side), cells(side, side))
+    seen = PaddedTiles(tiles, {}, parts, 0, "", 1, 2, side * patch)
+    canvas, whole = seen.views(tiles)
+    assert whole.shape == (1, edge, edge)
+    found = parts[0].shares(canvas[0].double().numpy())
+    expected = np.concatenate([np.arange(9).reshape(3, 3) + 10 * tile for tile in (1, 2)], 1)
+    assert (found == expected).all()
 
 
 @pytest.mark.long

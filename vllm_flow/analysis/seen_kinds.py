@@ -224,7 +224,7 @@ def _anyres(given: Given) -> SeenPicture:
     fine = Part(cells(high, wide + 1, side * side).places[:, :-1])
     num_tokens = side * side + high * (wide + 1)
     return PaddedTiles(
-        pixels, given.others, (fine, whole), num_tokens, "", rows, columns, crop, size
+        pixels, given.others, (fine, whole), num_tokens, "", rows, columns, side * patch, crop, size
     )
 
 

@@ -114,10 +114,8 @@ class MergedPatches(SeenPicture):
         patches: torch.Tensor, rows: int, columns: int, patch: int, merge: int, frames: int
     ) -> torch.Tensor:
         """[C, H, W] from flat patches of `rows` x `columns` cells; the first of a patch's frames."""
-        cut = patches.reshape(rows, columns, merge, merge, -1, frames, patch, patch)[
-            :, :, :, :, :, 0
-        ]
-        picture = cut.permute(4, 0, 2, 5, 1, 3, 6)
+        cut = patches.reshape(rows, columns, merge, merge, -1, frames, patch, patch)
+        picture = cut[:, :, :, :, :, 0].permute(4, 0, 2, 5, 1, 3, 6)
         unit = patch * merge
         return picture.reshape(-1, rows * unit, columns * unit)
 
@@ -152,13 +150,16 @@ class PaddedTiles(SeenPicture):
 
     rows: int = 1
     columns: int = 1
+    edge: int = 0
+    """Pixels of a tile's side that patches cover: what is left over, nobody sees."""
     crop: tuple[slice, ...] = (slice(None), slice(None))
     """The canvas' pixels that are not padding."""
     size: tuple[int, int] | None = None
     """Height and width to show these in, where the model has merged cells to have fewer."""
 
     def views(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        canvas = stitched(pixels[1:], self.rows, self.columns)[:, self.crop[0], self.crop[1]]
+        tiles = pixels[1:, :, : self.edge, : self.edge]
+        canvas = stitched(tiles, self.rows, self.columns)[:, self.crop[0], self.crop[1]]
         if self.size is not None:
             canvas = functional.interpolate(canvas[None].float(), self.size, mode="area")[0]
         return [canvas, pixels[0]]
