@@ -403,7 +403,10 @@ def test_an_answer_of_the_models_own_is_its_greedy_one(
 
 @pytest.mark.parametrize(
     ("name", "shapes"),
-    [("qwen2_5_vl", {"": (5, 8)}), ("internvl", {"": (4, 8), "whole": (4, 4)})],
+    [
+        ("internvl", {"": (4, 8), "whole": (4, 4)}),
+        pytest.param("qwen2_5_vl", {"": (5, 8)}, marks=pytest.mark.long),
+    ],
 )
 def test_the_command_writes_a_map_per_view(
     given: Callable[[str], Given], tmp_path: Path, name: str, shapes: dict[str, tuple[int, int]]

@@ -20,7 +20,7 @@ from vllm_flow.analysis import cam_command
 from vllm_flow.analysis.attention_reference import attention_masses, write_tables
 from vllm_flow.analysis.cam_command import box_corners, colour, layer_numbers
 from vllm_flow.analysis.cam_file import CamRecord
-from vllm_flow.analysis.figure_cam import blend, draw_overlays
+from vllm_flow.analysis.figure_cam import blend, draw_convergence, draw_overlays
 from vllm_flow.analysis.vlm import Encoded, Vlm
 from vllm_flow.attention import TokenAttention
 from vllm_flow.engine.attention.writer import mass_table, write_table
@@ -280,6 +280,8 @@ def test_panels_have_the_pictures_proportions(tmp_path: Path) -> None:
     both = [record_of((100, 160), (5, 8), 2), record_of((160, 100), (8, 5), 2)]
     draw_overlays(both, tmp_path / "both")
     draw_overlays([both[0]], tmp_path / "few")
+    boxed = dataclasses.replace(both[0], coverage=np.full((5, 8), 0.5), box=(0, 0, 80, 100))
+    draw_convergence(boxed, tmp_path / "boxed")  # with heat in every layer
 
 
 def test_a_map_need_not_be_square(tmp_path: Path) -> None:

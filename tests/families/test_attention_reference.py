@@ -36,7 +36,7 @@ TOLERANCE = 5e-5
 """Of a probability, as for the log."""
 
 
-@pytest.mark.parametrize("name", some(NAMES, ["qwen2_5_vl"]))
+@pytest.mark.parametrize("name", some(NAMES, ["qwen2_5_vl", "internvl"]))
 def test_the_reference_is_the_engines_log(
     name: str, checkpoint_of: Callable[[str], Checkpoint], tmp_path: Path
 ) -> None:

@@ -185,11 +185,11 @@ def draw_convergence(record: CamRecord, stem: Path) -> list[Path]:
             empty = [
                 layer for layer, heat in zip(layers, record.heat, strict=True) if not heat.any()
             ]
-            axis.plot(
-                empty, [0] * len(empty), color=QUIET, marker="x", markersize=5, linestyle="none",
-                clip_on=False, label="no heat in this layer",
-            )  # fmt: skip
-            if empty:
+            if empty:  # drawn outside the axes, a line without points would leave no room for them
+                axis.plot(
+                    empty, [0] * len(empty), color=QUIET, marker="x", markersize=5, linestyle="none",
+                    clip_on=False, label="no heat in this layer",
+                )  # fmt: skip
                 axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(-0.02, -0.13))
             axis.set_xlim(layers[0] - 0.7, layers[-1] + 0.7)
             axis.set_xlabel("decoder layer (0-based)")
