@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.analysis.families import Given
 from tests.engine import tiny_llava
+from tests.families.making import Checkpoint
 from vllm_flow.analysis.vlm import Encoded, Vlm
 
 SHAPE = tiny_llava.Shape(heads=2, kv_heads=1, head_dim=8)
@@ -59,3 +61,18 @@ def picture() -> Image.Image:
 @pytest.fixture(scope="session")
 def encoded(tiny: Vlm, picture: Image.Image) -> Encoded:
     return tiny.encode(PROMPT, picture)
+
+
+@pytest.fixture(scope="session")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
+    """``given(name)``: a checkpoint, and the same as the analysis has it, with attention that keeps its maps."""
+    from tests.families.checkpoints import build
+
+    root = tmp_path_factory.mktemp("families")
+
+    @functools.cache
+    def get(name: str) -> tuple[Checkpoint, Vlm]:
+        checkpoint = build(name, root)
+        return checkpoint, Vlm(checkpoint.model, checkpoint.processor, name)
+
+    return get
