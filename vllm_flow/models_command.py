@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
+from vllm_flow.analysis.cam_names import READ, UNREAD
 from vllm_flow.engine.families.family import Family
 from vllm_flow.engine.families.known import FAMILIES
 from vllm_flow.engine.process import hush
@@ -30,8 +31,10 @@ COLUMNS = (
     "Language model in vLLM",
     "A picture becomes",
     "Stays as text",
+    "LLaVA-CAM",
     "Verified at every cliff, with random weights",
 )
+NOT_READ = "transformers has no model of this layout, or it was not tested with it"
 MARKER = re.compile(r"<[^ ,]+>|\[[A-Z_]+\]")
 """A token of text around pictures."""
 
@@ -88,9 +91,9 @@ def table() -> Iterator[str]:
     yield _row(COLUMNS)
     yield _row(["---"] * len(COLUMNS))
     for family in FAMILIES:
-        _, decoders, layout, stays, compared = cells(family)
+        _, decoders, layout, stays, cam, compared = cells(family)
         name = f"{family.name} (`{'`, `'.join(family.architectures)}`)"
-        yield _row((name, decoders, layout, MARKER.sub(_as_code, stays), compared))
+        yield _row((name, decoders, layout, MARKER.sub(_as_code, stays), cam, compared))
 
 
 def cells(family: Family) -> tuple[str, ...]:
@@ -100,6 +103,7 @@ def cells(family: Family) -> tuple[str, ...]:
         ", ".join(family.decoders) or "any",
         family.layout,
         family.stays,
+        read_by_cam(family),
         verified(family),
     )
 
@@ -107,6 +111,14 @@ def cells(family: Family) -> tuple[str, ...]:
 def _as_code(marker: re.Match[str]) -> str:
     """As HTML: a bar within backticks would end the cell, or be shown with what escapes it."""
     return f"<code>{html.escape(marker[0]).replace('|', '&#124;')}</code>"
+
+
+def read_by_cam(family: Family) -> str:
+    """Whether `vllm-flow cam` and the attention reference read a family: yes, no, or all but some."""
+    left = [name for name in family.architectures if name not in READ]
+    if len(left) == len(family.architectures):
+        return "no"
+    return f"yes, but for {', '.join(left)}" if left else "yes"
 
 
 def names() -> str:
@@ -152,6 +164,10 @@ def about(
     )
     yield f"  a picture        {family.layout}"
     yield f"  stays as text    {family.stays}"
+    if config.architecture in READ:
+        yield "  LLaVA-CAM        yes"
+    else:
+        yield f"  LLaVA-CAM        no: {UNREAD.get(config.architecture, NOT_READ)}"
     yield f"  verified         {verified(family)}"
     if picture is not None:
         yield from _about_picture(config, picture)

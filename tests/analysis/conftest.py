@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.analysis.families import Given
 from tests.engine import tiny_llava
-from vllm_flow.analysis.llava import Encoded, Llava
+from tests.families.making import Checkpoint
+from vllm_flow.analysis.vlm import Encoded, Vlm
 
 SHAPE = tiny_llava.Shape(heads=2, kv_heads=1, head_dim=8)
 PROMPT = "w1 w2 <image> w3 w4 w5"
@@ -21,18 +23,18 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tiny")
 
 
-def load(shape: tiny_llava.Shape, root: Path, attention: str = "sdpa") -> Llava:
+def load(shape: tiny_llava.Shape, root: Path, attention: str = "sdpa") -> Vlm:
     """The checkpoint in float64 throughout.
 
     Transformers computes RMS norms in float32 whatever the model's dtype (and eager attention's
     softmax, so the default is another): the decoder's norms are replaced by the same formula.
     """
-    llava = Llava.load(str(tiny_llava.build(shape, root)), attention=attention)
-    llava.model.double()
-    for module in llava.model.model.language_model.modules():
+    vlm = Vlm.load(str(tiny_llava.build(shape, root)), attention=attention)
+    vlm.model.double()
+    for module in vlm.model.model.language_model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = functools.partial(rms_norm, module)
-    return llava
+    return vlm
 
 
 def rms_norm(module: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -41,12 +43,12 @@ def rms_norm(module: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
-def tiny(checkpoints: Path) -> Llava:
+def tiny(checkpoints: Path) -> Vlm:
     return load(SHAPE, checkpoints)
 
 
 @pytest.fixture(scope="session")
-def eager(checkpoints: Path) -> Llava:
+def eager(checkpoints: Path) -> Vlm:
     """The same model with attention that returns its maps."""
     return load(SHAPE, checkpoints, attention="eager")
 
@@ -57,5 +59,20 @@ def picture() -> Image.Image:
 
 
 @pytest.fixture(scope="session")
-def encoded(tiny: Llava, picture: Image.Image) -> Encoded:
+def encoded(tiny: Vlm, picture: Image.Image) -> Encoded:
     return tiny.encode(PROMPT, picture)
+
+
+@pytest.fixture(scope="session")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
+    """``given(name)``: a checkpoint, and the same as the analysis has it, with attention that keeps its maps."""
+    from tests.families.checkpoints import build
+
+    root = tmp_path_factory.mktemp("families")
+
+    @functools.cache
+    def get(name: str) -> tuple[Checkpoint, Vlm]:
+        checkpoint = build(name, root)
+        return checkpoint, Vlm(checkpoint.model, checkpoint.processor, name)
+
+    return get

@@ -26,14 +26,14 @@ from vllm_flow.analysis.attention_reference import (
 )
 from vllm_flow.analysis.figure_attention import by_layer, read_masses
 from vllm_flow.analysis.figure_flow import read_flow
-from vllm_flow.analysis.llava import Encoded, Llava
+from vllm_flow.analysis.vlm import Encoded, Vlm
 from vllm_flow.style import SPANS
 
 ANSWER = [20, 33, 47]
 
 
 @pytest.fixture(scope="module")
-def masses(eager: Llava, encoded: Encoded) -> Masses:
+def masses(eager: Vlm, encoded: Encoded) -> Masses:
     return attention_masses(eager, encoded, ANSWER)
 
 
@@ -58,12 +58,14 @@ def test_runs_cover_exactly_what_is_true(flags: list[bool]) -> None:
     assert all(a.stop < b.start for a, b in zip(found, found[1:], strict=False))
 
 
-def test_masses_are_sums_of_probabilities(eager: Llava, encoded: Encoded, masses: Masses) -> None:
+def test_masses_are_sums_of_probabilities(eager: Vlm, encoded: Encoded, masses: Masses) -> None:
     """Against the model's own maps on token ids and pixels, summed position by position."""
     ids = torch.cat([encoded.ids_T, torch.tensor(ANSWER)])[None]
     with torch.no_grad():
         maps = eager.model(
-            input_ids=ids, pixel_values=encoded.pixels_CHW[None].double(), output_attentions=True
+            input_ids=ids,
+            pixel_values=encoded.picture.pixels[None].double(),
+            output_attentions=True,
         ).attentions
     first, total = len(encoded.ids_T), ids.shape[1]
     for layer in range(4):
@@ -76,7 +78,7 @@ def test_masses_are_sums_of_probabilities(eager: Llava, encoded: Encoded, masses
                 elif ids[0, position] == eager.model.config.image_token_id:
                     span = IMAGE
                 else:
-                    span = SYSTEM if position < encoded.image.start else USER
+                    span = SYSTEM if position < int(encoded.image_P[0]) else USER
                 expected[span] += float(row[position])
             np.testing.assert_allclose(masses.spans_LAS[layer, token], expected, atol=1e-6)
 
@@ -92,7 +94,7 @@ def test_masses_hang_together(masses: Masses) -> None:
     assert (masses.flow_LSS[:, later] == 0).all()  # nobody reads what comes later
 
 
-def test_own_rows_are_one_further(eager: Llava, encoded: Encoded, masses: Masses) -> None:
+def test_own_rows_are_one_further(eager: Vlm, encoded: Encoded, masses: Masses) -> None:
     own = attention_masses(eager, encoded, ANSWER, rows="own").spans_LAS
     np.testing.assert_allclose(own[:, :-1], masses.spans_LAS[:, 1:], atol=1e-6)
     assert answer_rows(10, 3) == slice(9, 12) and answer_rows(10, 3, "own") == slice(10, 13)
@@ -108,7 +110,7 @@ def test_several_images_have_masses_of_their_own() -> None:
     )
 
 
-def test_other_attention_than_eager_is_refused(tiny: Llava, encoded: Encoded) -> None:
+def test_other_attention_than_eager_is_refused(tiny: Vlm, encoded: Encoded) -> None:
     with pytest.raises(ValueError, match="eager"):
         attention_masses(tiny, encoded, ANSWER)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from vllm_flow.analysis import cam_command
 from vllm_flow.analysis.attention_reference import attention_masses, write_tables
 from vllm_flow.analysis.cam_command import box_corners, colour, layer_numbers
 from vllm_flow.analysis.cam_file import CamRecord
-from vllm_flow.analysis.figure_cam import blend
-from vllm_flow.analysis.llava import Encoded, Llava
+from vllm_flow.analysis.figure_cam import blend, draw_convergence, draw_overlays
+from vllm_flow.analysis.vlm import Encoded, Vlm
 from vllm_flow.attention import TokenAttention
 from vllm_flow.engine.attention.writer import mass_table, write_table
 
@@ -69,7 +70,7 @@ def test_cam_writes_arrays_numbers_and_figures(cam_run: Path) -> None:
 
 
 def test_figures_draws_all_there_is(
-    cam_run: Path, eager: Llava, encoded: Encoded, tmp_path: Path
+    cam_run: Path, eager: Vlm, encoded: Encoded, tmp_path: Path
 ) -> None:
     (tmp_path / "cam.npz").write_bytes((cam_run / "cam.npz").read_bytes())
     masses = attention_masses(eager, encoded, [20, 33])
@@ -254,3 +255,37 @@ def test_a_file_that_is_no_cam(tmp_path: Path) -> None:
         ValueError, match="is no CAM: it lacks answer_ids, answer_tokens, explained"
     ):
         CamRecord.load(tmp_path / "cam.npz")
+
+
+def record_of(size: tuple[int, int], grid: tuple[int, int], layers: int) -> CamRecord:
+    """A CAM with some heat of a picture of a height and width."""
+    rng = np.random.default_rng(0)
+    return CamRecord(
+        model="m", prompt="p", answer_tokens=("a",), answer_ids=(1,), explained=(0,),
+        layers=tuple(range(layers)), heat=rng.random((layers, *grid), dtype=np.float32),
+        view=rng.integers(0, 256, (*size, 3), dtype=np.uint8), hook="mlp", samples=0, sigma=0.1, seed=0,
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_panels_have_the_pictures_proportions(tmp_path: Path) -> None:
+    """Of a wide picture, a tall one and strips; matplotlib warns where a panel has no room."""
+    sizes = []
+    for size, grid in (((100, 160), (5, 8)), ((160, 100), (8, 5)), ((40, 400), (2, 20))):
+        with Image.open(draw_overlays([record_of(size, grid, 5)], tmp_path / "one")[0]) as png:
+            sizes.append(png.size)
+    (wide, low), (narrow, high), strip = sizes
+    assert wide > 1.2 * narrow and low < 0.8 * high
+    assert strip[0] > 3 * strip[1]
+    both = [record_of((100, 160), (5, 8), 2), record_of((160, 100), (8, 5), 2)]
+    draw_overlays(both, tmp_path / "both")
+    draw_overlays([both[0]], tmp_path / "few")
+    boxed = dataclasses.replace(both[0], coverage=np.full((5, 8), 0.5), box=(0, 0, 80, 100))
+    draw_convergence(boxed, tmp_path / "boxed")  # with heat in every layer
+
+
+def test_a_map_need_not_be_square(tmp_path: Path) -> None:
+    for part in ("", "whole"):
+        record = dataclasses.replace(record_of((100, 160), (5, 8), 2), part=part)
+        found = CamRecord.load(record.save(tmp_path / "cam.npz"))
+        assert found.heat.shape == (2, 5, 8) and found.part == part

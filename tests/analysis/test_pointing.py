@@ -9,8 +9,8 @@ import pytest
 
 from vllm_flow.analysis import demo, pointing, pointing_hooks
 from vllm_flow.analysis.cam import Settings
-from vllm_flow.analysis.llava import Llava, tokens_of
 from vllm_flow.analysis.pointing import MEAN, Outcome
+from vllm_flow.analysis.vlm import Vlm, tokens_of
 from vllm_flow.demo_model.assemble import assemble
 from vllm_flow.demo_model.heldout import load_scenes
 from vllm_flow.demo_model.questions import listing
@@ -64,9 +64,9 @@ def test_rounds_ask_about_objects_that_are_there() -> None:
 @pytest.mark.long
 def test_the_heat_is_on_the_object_and_not_by_chance() -> None:
     """A dozen and a half pictures, two layers: better than chance, shuffled weights, another object."""
-    llava = Llava.load(str(assemble()))
+    vlm = Vlm.load(str(assemble()))
     rounds = pointing.draw_rounds(18, "seen")
-    played = list(pointing.play(llava, rounds, "naming", Settings(LAYERS, samples=0)))
+    played = list(pointing.play(vlm, rounds, "naming", Settings(LAYERS, samples=0)))
     mean = pointing.summarise(played, LAYERS)[-1]
     assert mean.target.low > mean.target.chance, pointing.report([mean], mean)
     assert mean.target.hits >= 2 * max(mean.control.hits, mean.other.hits)

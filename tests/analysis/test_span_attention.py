@@ -10,7 +10,7 @@ import torch
 
 from vllm_flow.analysis import span_attention
 from vllm_flow.analysis.attention_reference import Rows, attention_masses
-from vllm_flow.analysis.llava import Encoded, Llava
+from vllm_flow.analysis.vlm import Encoded, Vlm
 from vllm_flow.engine.attention import xformers_needs
 
 ANSWER = [20, 33, 47]
@@ -25,7 +25,7 @@ def materialised(query: torch.Tensor, key: torch.Tensor, mask: Any, scale: float
 
 @pytest.mark.parametrize("rows", ["predicting", "own"])
 def test_masses_are_those_of_the_maps(
-    tiny: Llava, eager: Llava, encoded: Encoded, rows: Rows, monkeypatch: pytest.MonkeyPatch
+    tiny: Vlm, eager: Vlm, encoded: Encoded, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("xformers", reason="xformers is not installed (extra 'xformers')")
     monkeypatch.setattr(span_attention, "partial_lse", materialised)
@@ -39,18 +39,26 @@ def test_masses_are_those_of_the_maps(
     assert tiny.model.config.text_config._attn_implementation == "sdpa"
 
 
-def test_the_model_is_as_before_where_it_fails(tiny: Llava, encoded: Encoded) -> None:
+def test_the_model_is_as_before_where_it_fails(tiny: Vlm, encoded: Encoded) -> None:
     def fail(*args: Any) -> None:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"), span_attention.taking(tiny, fail):
-        span_attention.forward(tiny, encoded, ANSWER)
+        tiny.forward(encoded, ANSWER)
     assert tiny.model.config.text_config._attn_implementation == "sdpa"
-    span_attention.forward(tiny, encoded, ANSWER)
+    tiny.forward(encoded, ANSWER)
+
+
+def test_a_window_narrower_than_the_prompt_is_refused(
+    tiny: Vlm, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny.decoder.config, "sliding_window", 24, raising=False)
+    with pytest.raises(ValueError, match="the last 24 tokens only, of 25 .*eager"):
+        span_attention.span_masses(tiny, encoded, ANSWER)
 
 
 def test_what_stands_against_it_is_said(
-    tiny: Llava, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
+    tiny: Vlm, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(xformers_needs, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="eager.*xformers is not installed"):
@@ -59,6 +67,6 @@ def test_what_stands_against_it_is_said(
     monkeypatch.setattr(xformers_needs, "version", lambda name: "3.8.0")
     with pytest.raises(ValueError, match="the model is on cpu"):
         attention_masses(tiny, encoded, ANSWER)
-    monkeypatch.setattr(Llava, "device", torch.device("cuda"))
+    monkeypatch.setattr(Vlm, "device", torch.device("cuda"))
     with pytest.raises(ValueError, match="in float64, not in 16 bits"):
         attention_masses(tiny, encoded, ANSWER)

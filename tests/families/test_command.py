@@ -27,6 +27,7 @@ def test_a_picture_becomes_as_many_tokens_as_the_processor_makes(
     prompt = oracle.encode(checkpoint, checkpoint.image, (picture(1, checkpoint.sizes[0]),))
     leave = int(prompt.is_image_T.sum())
     assert f"{leave} tokens leave" in shown
+    assert "LLaVA-CAM        yes" in shown
     assert f"4 layers: flow_cliff 0 to {checkpoint.num_layers}" in shown
     share = leave / (leave + 64)
     assert f"{share:6.1%}" in shown.splitlines()[-4], "cliff 0 saves the picture's KV bytes"

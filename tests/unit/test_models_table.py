@@ -38,7 +38,7 @@ def test_on_a_terminal_nothing_is_escaped_or_cut(
         *(line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line),
         strict=True,
     )
-    family, *_, stays, _ = ("".join(cell.strip() for cell in column) for column in columns)
+    family, *_, stays, _, _ = ("".join(cell.strip() for cell in column) for column in columns)
     for known in FAMILIES:
         assert all(architecture in family for architecture in known.architectures)
     assert "<|vision_start|>" in stays and "[IMG_BREAK]" in stays and "&" not in stays

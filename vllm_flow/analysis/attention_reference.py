@@ -2,15 +2,16 @@
 
 Equations 6 to 8 of arXiv 2406.06579: in a layer, the head-averaged probability that a row puts on
 each span of the context; the four sum to 1. The reference for faster ways to the same table, and
-the source of figures where no engine has logged it. Costs a full attention map per layer:
-heads x T x T floats each, all layers at once.
+the source of figures where no engine has logged it. Costs a full attention map, heads x T x T
+floats, in one layer after the other.
 
 Shapes: T tokens (prompt expanded, then output), A answer tokens, P image tokens, S = 4 spans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from vllm_flow.style import SPANS
 
 if TYPE_CHECKING:
-    from vllm_flow.analysis.llava import Encoded, Llava
+    from vllm_flow.analysis.vlm import Encoded, Vlm
 
 SYSTEM, IMAGE, USER, OUTPUT = range(4)
 Rows = Literal["predicting", "own"]
@@ -79,10 +80,10 @@ def reduce_maps(
     maps: Sequence[NDArray[Any]],
     is_image: ArrayLike,
     prompt_length: int,
-    images: Sequence[slice],
+    images: Sequence[slice | NDArray[np.int64]],
     rows: Rows = "predicting",
 ) -> Masses:
-    """Masses from head-averaged attention maps [T, T], one per layer; `images` are token ranges."""
+    """Masses from head-averaged attention maps [T, T], one per layer; `images`: each one's tokens."""
     spans = span_of(is_image, prompt_length)
     member_TS = _members(spans)
     at = answer_rows(prompt_length, len(spans) - prompt_length, rows)
@@ -92,7 +93,7 @@ def reduce_maps(
         to_spans = map_TT @ member_TS
         found["spans"].append(to_spans[at])
         found["images"].append(
-            np.stack([map_TT[at, image].sum(1) for image in images], axis=1)
+            np.stack([map_TT[at][:, image].sum(1) for image in images], axis=1)
             if images
             else np.zeros((at.stop - at.start, 0))
         )
@@ -117,42 +118,43 @@ def _members(spans_T: NDArray[np.int64]) -> NDArray[np.float64]:
 
 @torch.inference_mode()
 def attention_masses(
-    llava: Llava, encoded: Encoded, answer: Sequence[int], rows: Rows = "predicting"
+    vlm: Vlm, encoded: Encoded, answer: Sequence[int], rows: Rows = "predicting"
 ) -> Masses:
     """Masses of `answer` after the prompt, in one forward.
 
     By the model's maps where it was loaded with `attention="eager"`; others return none, and on a CUDA
     device xformers takes their place. ValueError where neither can be.
     """
-    if llava.model.config.text_config._attn_implementation != "eager":
+    if vlm.decoder.config._attn_implementation != "eager":
         from vllm_flow.analysis.span_attention import against, span_masses
 
-        reason = against(llava)
+        reason = against(vlm)
         if reason is not None:
             raise ValueError(
                 'attention maps need a model loaded with attention="eager", and xformers cannot do '
                 f"without them: {reason}"
             )
-        return span_masses(llava, encoded, answer, rows)
-    out = forward(llava, encoded, answer, output_attentions=True)
-    maps = [layer[0].float().mean(0).double().cpu().numpy() for layer in out.attentions]
+        return span_masses(vlm, encoded, answer, rows)
+    with keeping_maps(vlm) as maps:
+        vlm.forward(encoded, answer, logits_to_keep=1)
     is_image = np.concatenate([encoded.is_image_T.numpy(), np.zeros(len(answer), dtype=bool)])
-    return reduce_maps(maps, is_image, len(encoded.ids_T), [encoded.image], rows)
+    return reduce_maps(maps, is_image, len(encoded.ids_T), [encoded.image_P.numpy()], rows)
 
 
-def forward(llava: Llava, encoded: Encoded, answer: Sequence[int], **options: Any) -> Any:
-    """The model's output for the prompt and `answer` after it."""
-    tail = torch.tensor(list(answer), dtype=encoded.ids_T.dtype)
-    ids = torch.cat([encoded.ids_T, tail])
-    embedded = llava.model.get_input_embeddings()(ids[None].to(llava.device)).clone()
-    config = llava.model.config
-    features = llava.model.get_image_features(
-        pixel_values=encoded.pixels_CHW[None].to(llava.device),
-        vision_feature_layer=config.vision_feature_layer,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-    )
-    embedded[0, encoded.image] = torch.cat(list(features.pooler_output)).to(embedded)
-    return llava.model(inputs_embeds=embedded, use_cache=False, logits_to_keep=1, **options)
+@contextlib.contextmanager
+def keeping_maps(vlm: Vlm) -> Iterator[list[NDArray[np.float64]]]:
+    """While open, a forward of one sequence fills the list: per layer its map [T, T], the mean over heads."""
+    maps: list[NDArray[np.float64]] = []
+
+    def keep(_module: object, _args: object, output: Any) -> None:
+        maps.append(output[1][0].float().mean(0).double().cpu().numpy())
+
+    handles = [layer.get_submodule("self_attn").register_forward_hook(keep) for layer in vlm.layers]
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def mass_table(by_request: Mapping[str, Masses]) -> Any:

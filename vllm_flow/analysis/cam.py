@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch.utils.checkpoint import checkpoint
 
 from vllm_flow.analysis.cam_names import DEFAULT_HOOK, HOOKS
-from vllm_flow.analysis.llava import Encoded, Llava
+from vllm_flow.analysis.vlm import Encoded, Vlm
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,16 @@ def reading_rows(prompt_length: int, answer_length: int) -> list[int]:
     return [prompt_length - 1 + token for token in range(answer_length)]
 
 
-def noisy_copies(pixels_CHW: torch.Tensor, settings: Settings) -> Iterator[torch.Tensor]:
+def noisy_copies(pixels: torch.Tensor, settings: Settings) -> Iterator[torch.Tensor]:
     """The copies one by one, drawn in float32 on the CPU: the same for any batch size and device."""
     if settings.samples == 0:
-        yield pixels_CHW
+        yield pixels
         return
     generator = torch.Generator().manual_seed(settings.seed)
-    spread = settings.sigma * float(pixels_CHW.max() - pixels_CHW.min())
+    spread = settings.sigma * float(pixels.max() - pixels.min())
     for _ in range(settings.samples):
-        noise = torch.randn(pixels_CHW.shape, generator=generator)
-        yield pixels_CHW + (spread * noise).to(pixels_CHW)
+        noise = torch.randn(pixels.shape, generator=generator)
+        yield pixels + (spread * noise).to(pixels)
 
 
 @contextlib.contextmanager
@@ -158,23 +158,23 @@ def checkpointed(layers: Sequence[torch.nn.Module]) -> Iterator[None]:
 
 
 def features_of(
-    llava: Llava,
+    vlm: Vlm,
     encoded: Encoded,
     answer: Sequence[int],
-    pixels_BCHW: torch.Tensor,
+    pixels_B: torch.Tensor,
     settings: Settings,
     tokens: Sequence[int] | None = None,
 ) -> dict[int, Features]:
     """Layer -> features and gradients at `settings.hook`; see :func:`features_by_hook`."""
     hook = settings.hook
-    return features_by_hook(llava, encoded, answer, pixels_BCHW, settings, (hook,), tokens)[hook]
+    return features_by_hook(vlm, encoded, answer, pixels_B, settings, (hook,), tokens)[hook]
 
 
 def features_by_hook(
-    llava: Llava,
+    vlm: Vlm,
     encoded: Encoded,
     answer: Sequence[int],
-    pixels_BCHW: torch.Tensor,
+    pixels_B: torch.Tensor,
     settings: Settings,
     hooks: Sequence[str],
     tokens: Sequence[int] | None = None,
@@ -184,69 +184,52 @@ def features_by_hook(
     `tokens` chooses which of the answer's tokens count towards z (all by default); they are all fed.
     `settings.hook` is not looked at.
     """
-    device, copies = llava.device, len(pixels_BCHW)
-    answer_A = torch.tensor(list(answer), device=device)
-    ids = torch.cat([encoded.ids_T.to(device), answer_A])[None].expand(copies, -1)
-    rows = torch.tensor(reading_rows(len(encoded.ids_T), len(answer)), device=device)
-    picked = torch.tensor(list(range(len(answer)) if tokens is None else tokens), device=device)
-    image_features = _image_features(llava, pixels_BCHW.to(device))
-    embedded = llava.model.get_input_embeddings()(ids).clone()
-    embedded[:, encoded.image] = image_features
+    copies = len(pixels_B)
+    answer_A = torch.tensor(list(answer), device=vlm.device)
+    rows = torch.tensor(reading_rows(len(encoded.ids_T), len(answer)), device=vlm.device)
+    picked = torch.tensor(list(range(len(answer)) if tokens is None else tokens), device=vlm.device)
     alone = len(hooks) == 1
     with torch.enable_grad(), contextlib.ExitStack() as stack:
+        if not alone:  # several points share one graph, and each needs what lies above it
+            below = recording(vlm.layers, (min(settings.layers),), "layer_input")
+            stack.enter_context(below)
         seen = {
-            hook: stack.enter_context(recording(llava.layers, settings.layers, hook, leaf=alone))
+            hook: stack.enter_context(recording(vlm.layers, settings.layers, hook, leaf=alone))
             for hook in hooks
         }
         if settings.checkpointing:
-            stack.enter_context(checkpointed(llava.layers))
-        logits = llava.model(
-            # Several points share one graph, and each needs what lies above it.
-            inputs_embeds=embedded if alone else embedded.requires_grad_(),
-            use_cache=False,
-            logits_to_keep=rows[picked],
-        ).logits
+            stack.enter_context(checkpointed(vlm.layers))
+        logits = vlm.forward(encoded, answer, pixels_B, logits_to_keep=rows[picked]).logits
         # Copies do not see each other, so the gradient of the sum is each copy's own.
         z = logits.gather(2, answer_A[picked][None, :, None].expand(copies, -1, 1)).sum()
-        tensors = [tensor for at in hooks for tensor in seen[at].values()]
+        tensors = [tensor for hook in hooks for tensor in seen[hook].values()]
         gradients = iter(torch.autograd.grad(z, tensors, allow_unused=True))
+    at = encoded.image_P.to(vlm.device)
     found: dict[str, dict[int, Features]] = {}
     for hook in hooks:
         found[hook] = {}
         for layer, tensor in seen[hook].items():
             values, gradient = tensor.detach(), next(gradients)
             gradient = torch.zeros_like(values) if gradient is None else gradient
-            found[hook][layer] = Features(values[:, encoded.image], gradient[:, encoded.image])
+            found[hook][layer] = Features(values[:, at], gradient[:, at])
     return found
 
 
-@torch.no_grad()
-def _image_features(llava: Llava, pixels_BCHW: torch.Tensor) -> torch.Tensor:
-    """[B, P, D]: projected image features; never part of the graph."""
-    config = llava.model.config
-    features = llava.model.get_image_features(
-        pixel_values=pixels_BCHW,
-        vision_feature_layer=config.vision_feature_layer,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-    )
-    return torch.stack(list(features.pooler_output))
-
-
 def batches(
-    llava: Llava,
+    vlm: Vlm,
     encoded: Encoded,
     answer: Sequence[int],
     settings: Settings,
     tokens: Sequence[int] | None = None,
 ) -> Iterator[dict[int, Features]]:
     """`features_of` for all noisy copies, `settings.batch` at a time."""
-    for pixels_BCHW in copies_in_batches(encoded, settings):
-        yield features_of(llava, encoded, answer, pixels_BCHW, settings, tokens)
+    for pixels_B in copies_in_batches(encoded, settings):
+        yield features_of(vlm, encoded, answer, pixels_B, settings, tokens)
 
 
 def copies_in_batches(encoded: Encoded, settings: Settings) -> Iterator[torch.Tensor]:
     """The noisy copies, `settings.batch` at a time."""
-    copies = noisy_copies(encoded.pixels_CHW, settings)
+    copies = noisy_copies(encoded.picture.pixels, settings)
     while waiting := list(itertools.islice(copies, settings.batch)):
         yield torch.stack(waiting)
 
@@ -261,25 +244,25 @@ def check_layers(layers: Sequence[int], count: int) -> None:
 
 
 def heat_maps(
-    llava: Llava,
+    vlm: Vlm,
     encoded: Encoded,
     answer: Sequence[int],
     settings: Settings,
     tokens: Sequence[int] | None = None,
-) -> NDArray[np.float32]:
-    """[L, grid, grid]: the mean of the copies' heat maps for `settings.layers`, not normalised.
+) -> list[NDArray[np.float32]]:
+    """[L, rows, columns] per part: the mean of the copies' heat maps for `settings.layers`, not normalised.
 
     The map after the last layer's attention is all zeros, and rightly so: no later attention brings
     the image positions to the answer.
     """
-    check_layers(settings.layers, len(llava.layers))
+    check_layers(settings.layers, len(vlm.layers))
+    parts = encoded.parts
     total: dict[int, torch.Tensor] = {}
     copies = 0
-    for batch in batches(llava, encoded, answer, settings, tokens):
+    for batch in batches(vlm, encoded, answer, settings, tokens):
         for layer, features in batch.items():
             heat = features.heat().double().sum(0).cpu()
             total[layer] = total[layer] + heat if layer in total else heat
         copies += len(next(iter(batch.values())).values_BPD)
-    grid = llava.grid
     stacked = torch.stack([total[layer] for layer in settings.layers]) / copies
-    return stacked.reshape(-1, grid, grid).float().numpy()
+    return [part.map(stacked.float().numpy()) for part in parts]

@@ -2,6 +2,8 @@
 
 Writes heat maps (cam.npz), overlays (overlays.png, .svg) and numbers (cam.csv); with --box also how
 much of the heat is inside it by layer (convergence.png, .svg). `--model demo` is the embedded model.
+Models that see the picture as tiles beside the picture whole get a second map of the latter, in files
+named ..._whole; `vllm-flow models` says which families are read.
 
 The picture is read as vLLM's server reads it: turned as its EXIF data says, what is transparent on white
 (--background), one sentence where the server would refuse it. --box counts in the picture as shown.
@@ -26,10 +28,12 @@ from vllm_flow.pictures import WHITE, Colour, checked_background, read_picture
 from vllm_flow.user_text import whole_number, whole_numbers
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
     from vllm_flow.analysis.cam_file import CamRecord
-    from vllm_flow.analysis.llava import Llava
+    from vllm_flow.analysis.vlm import Vlm
 
 
 def layer_numbers(text: str) -> tuple[int, ...] | None:
@@ -119,29 +123,31 @@ def run(args: argparse.Namespace) -> int:
             check_box(args.box, image.size)
     except ValueError as error:  # before the model is loaded
         raise Refused(str(error)) from error
-    llava = load(args.model, args.dtype, args.device)
+    vlm = load(args.model, args.dtype, args.device)
     try:
-        record = explain(llava, args, image)
+        records = explain(vlm, args, image)
     except ValueError as error:
         raise Refused(str(error)) from error
+    record = records[0]
     print(f"answer: {record.answer}")
     if len(record.explained) < len(record.answer_tokens):
         print(f"explained: {record.word}")
-    for path in write(record, args.out):
-        print(f"  {path}")
+    for each in records:
+        for path in write(each, args.out):
+            print(f"  {path}")
     return 0
 
 
-def explain(llava: Llava, args: argparse.Namespace, image: Image) -> CamRecord:
-    """The CAM of `image` that the arguments ask for."""
+def explain(vlm: Vlm, args: argparse.Namespace, image: Image) -> list[CamRecord]:
+    """The CAM of `image` that the arguments ask for: a record per part in which the model sees it."""
     import numpy as np
 
     from vllm_flow.analysis.cam import Settings, heat_maps
     from vllm_flow.analysis.cam_file import CamRecord
-    from vllm_flow.analysis.llava import tokens_of
+    from vllm_flow.analysis.vlm import tokens_of
 
     settings = Settings(
-        layers=args.layers or tuple(range(len(llava.layers))),
+        layers=args.layers or tuple(range(len(vlm.layers))),
         samples=args.samples,
         sigma=args.sigma,
         seed=args.seed,
@@ -149,39 +155,46 @@ def explain(llava: Llava, args: argparse.Namespace, image: Image) -> CamRecord:
         batch=args.batch,
         checkpointing=args.checkpointing,
     )
-    prompt = llava.prompt(args.prompt)
-    encoded = llava.encode(prompt, image)
+    prompt = vlm.prompt(args.prompt)
+    encoded = vlm.encode(prompt, image)
     if args.answer is None:
-        answer = llava.generate(encoded, args.max_tokens)
+        answer = vlm.generate(encoded, args.max_tokens)
         if not answer:
             raise ValueError("the model's answer is empty: give one with --answer")
     else:
-        answer = llava.answer_ids(prompt, args.answer)
-    words = llava.words(answer)
+        answer = vlm.answer_ids(prompt, args.answer)
+    words = vlm.words(answer)
     explained = list(range(len(answer))) if args.word is None else tokens_of(words, args.word)
-    coverage = corners = None
-    if args.box is not None:
-        coverage = llava.coverage(args.box, image)
-        rows, columns = np.nonzero(llava.box_in_view(args.box, image) > 0.5)
-        corners = (
-            int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
-        )  # fmt: skip
-    return CamRecord(
-        model=args.model,
-        prompt=prompt,
-        answer_tokens=tuple(words),
-        answer_ids=tuple(answer),
-        explained=tuple(explained),
-        layers=settings.layers,
-        heat=heat_maps(llava, encoded, answer, settings, explained),
-        view=np.asarray(llava.view(encoded)),
-        hook=settings.hook,
-        samples=settings.samples,
-        sigma=settings.sigma,
-        seed=settings.seed,
-        coverage=coverage,
-        box=corners,
-    )
+    masks = None if args.box is None else vlm.box_in_views(args.box, image)
+    heats, views = heat_maps(vlm, encoded, answer, settings, explained), vlm.views(encoded)
+    return [
+        CamRecord(
+            model=args.model,
+            prompt=prompt,
+            answer_tokens=tuple(words),
+            answer_ids=tuple(answer),
+            explained=tuple(explained),
+            layers=settings.layers,
+            heat=heats[number],
+            view=np.asarray(views[number]),
+            hook=settings.hook,
+            samples=settings.samples,
+            sigma=settings.sigma,
+            seed=settings.seed,
+            coverage=None if masks is None else part.shares(masks[number]),
+            box=None if masks is None else corners(masks[number]),
+            part=part.name,
+        )
+        for number, part in enumerate(encoded.parts)
+    ]
+
+
+def corners(mask: NDArray[np.float64]) -> tuple[int, int, int, int] | None:
+    """Left, top, right, bottom of what is set in a mask [H, W]; None where nothing is."""
+    if mask.max() == 0:
+        return None
+    rows, columns = (mask > min(0.5, mask.max() / 2)).nonzero()  # small boxes fade in a thumbnail
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 
 
 def write(record: CamRecord, out: Path) -> list[Path]:
@@ -189,8 +202,9 @@ def write(record: CamRecord, out: Path) -> list[Path]:
     from vllm_flow.analysis.cam_file import write_rows
     from vllm_flow.analysis.figure_cam import draw_convergence, draw_overlays
 
-    paths = [record.save(out / "cam.npz"), write_rows(record.rows(), out / "cam.csv")]
-    paths += draw_overlays([record], out / "overlays")
+    end = f"_{record.part}" if record.part else ""
+    paths = [record.save(out / f"cam{end}.npz"), write_rows(record.rows(), out / f"cam{end}.csv")]
+    paths += draw_overlays([record], out / f"overlays{end}")
     if record.box is not None:
-        paths += draw_convergence(record, out / "convergence")
+        paths += draw_convergence(record, out / f"convergence{end}")
     return paths

@@ -26,7 +26,7 @@ class CamRecord:
     """Which of the answer's tokens z sums over."""
     layers: tuple[int, ...]
     heat: NDArray[np.float32]
-    """[layers, grid, grid], mean over the copies, not normalised."""
+    """[layers, rows, columns], mean over the copies, not normalised."""
     view: NDArray[np.uint8]
     """[H, W, 3]: the picture as the model sees it."""
     hook: str
@@ -34,9 +34,11 @@ class CamRecord:
     sigma: float
     seed: int
     coverage: NDArray[np.float64] | None = None
-    """[grid, grid] share of each patch inside the box, where one was given."""
+    """[rows, columns] share of each patch inside the box, where one was given."""
     box: tuple[int, int, int, int] | None = None
     """Left, top, right, bottom in pixels of `view`."""
+    part: str = ""
+    """`whole` for the picture whole, where the model sees it beside finer tiles; empty for these."""
 
     @property
     def answer(self) -> str:
@@ -81,6 +83,7 @@ class CamRecord:
                 seed=int(data["seed"]),
                 coverage=data["coverage"].astype(float) if "coverage" in data else None,
                 box=tuple(int(edge) for edge in data["box"].tolist()) if "box" in data else None,  # type: ignore[arg-type]
+                part=str(data.get("part", "")),
             )
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path} is no CAM ({error})") from None
@@ -91,7 +94,7 @@ class CamRecord:
     def wrong(self) -> str | None:
         """What does not fit together; None if all does."""
         shapes = self.heat.ndim == 3 and len(self.heat) == len(self.layers) > 0 and self.heat.size
-        if not shapes or self.heat.shape[1] != self.heat.shape[2]:
+        if not shapes:
             return f"its heat has the shape {self.heat.shape} for {len(self.layers)} layers"
         if self.view.ndim != 3 or self.view.shape[2] != 3 or not self.view.size:
             return f"its picture has the shape {self.view.shape}"

@@ -20,7 +20,7 @@ from vllm_flow.demo_model.heldout import HeldoutScene, load_questions, load_scen
 if TYPE_CHECKING:
     from vllm_flow.analysis.attention_reference import Masses
     from vllm_flow.analysis.cam_file import CamRecord
-    from vllm_flow.analysis.llava import Llava
+    from vllm_flow.analysis.vlm import Vlm
 
 SHOWN_SCENES = 2
 SHOWN_LAYERS = (0, 4, 6, 8, 12, 16, 20, 24, 28)
@@ -33,7 +33,7 @@ QUESTIONS = 48
 """Presence questions whose answers' attention is measured."""
 
 
-def listed_exactly(llava: Llava, scenes: Sequence[HeldoutScene]) -> Iterator[HeldoutScene]:
+def listed_exactly(vlm: Vlm, scenes: Sequence[HeldoutScene]) -> Iterator[HeldoutScene]:
     """The scenes with two objects or more whose caption by the model is the one it was taught.
 
     Every object comes once, so that each word of the caption has one box.
@@ -43,26 +43,27 @@ def listed_exactly(llava: Llava, scenes: Sequence[HeldoutScene]) -> Iterator[Hel
     for scene in scenes:
         if not 2 <= len(scene.objects) == len(scene.boxes):
             continue
-        encoded = llava.encode(scene.prompt, read_picture(scene.image_path))
-        said = "".join(llava.words(llava.generate(encoded))).strip()
+        encoded = vlm.encode(scene.prompt, read_picture(scene.image_path))
+        said = "".join(vlm.words(vlm.generate(encoded))).strip()
         if said == scene.caption:
             yield scene
 
 
-def cam_of(llava: Llava, scene: HeldoutScene, word: str, samples: int) -> CamRecord:
+def cam_of(vlm: Vlm, scene: HeldoutScene, word: str, samples: int) -> CamRecord:
     """The CAM of one object's name in a scene's caption at every layer, with the object's box."""
     from vllm_flow.analysis import cam_command
 
     parser = argparse.ArgumentParser()
     cam_command.add_arguments(parser)
     box = ",".join(map(str, scene.boxes[word]))
-    return cam_command.explain(
-        llava,
+    (record,) = cam_command.explain(
+        vlm,
         parser.parse_args(
             ["--image", str(scene.image_path), "--prompt", scene.prompt, "--answer", scene.caption,
              "--word", word, "--box", box, "--samples", str(samples)]
         ),
     )  # fmt: skip
+    return record
 
 
 def only(record: CamRecord, layers: Sequence[int]) -> CamRecord:
@@ -72,7 +73,7 @@ def only(record: CamRecord, layers: Sequence[int]) -> CamRecord:
 
 
 def measure_masses(
-    llava: Llava, asked: Mapping[str, tuple[Path, str]]
+    vlm: Vlm, asked: Mapping[str, tuple[Path, str]]
 ) -> tuple[dict[str, Masses], dict[str, list[str]]]:
     """Attention masses of the model's own answers, and their tokens as text.
 
@@ -83,14 +84,14 @@ def measure_masses(
 
     masses, words = {}, {}
     for name, (image, prompt) in asked.items():
-        encoded = llava.encode(prompt, read_picture(image))
-        answer = llava.generate(encoded)
-        masses[name] = attention_masses(llava, encoded, answer)
-        words[name] = llava.words(answer)
+        encoded = vlm.encode(prompt, read_picture(image))
+        answer = vlm.generate(encoded)
+        masses[name] = attention_masses(vlm, encoded, answer)
+        words[name] = vlm.words(answer)
     return masses, words
 
 
-def measure_attention(llava: Llava, out: Path) -> None:
+def measure_attention(vlm: Vlm, out: Path) -> None:
     """Masses of captions (drawn, with their flow) and of presence questions (numbers only)."""
     import pyarrow.parquet as pq
 
@@ -103,13 +104,13 @@ def measure_attention(llava: Llava, out: Path) -> None:
         f"{scene.split}/{scene.image_path.stem}": (scene.image_path, scene.prompt)
         for scene in load_scenes("seen")[:CAPTIONS]
     }
-    masses, words = measure_masses(llava, captions)
+    masses, words = measure_masses(vlm, captions)
     write_tables(masses, out)
     (out / WORDS).write_text(json.dumps(words, indent=1) + "\n", encoding="utf-8")
 
     questions = load_questions("seen")[:QUESTIONS]
     masses, _ = measure_masses(
-        llava, {str(each.question_id): (each.image_path, each.prompt) for each in questions}
+        vlm, {str(each.question_id): (each.image_path, each.prompt) for each in questions}
     )
     path = out / "presence.parquet"
     pq.write_table(mass_table(masses), path)
@@ -133,16 +134,16 @@ def shrink(pictures: Sequence[Path], folder: Path) -> list[Path]:
     return written
 
 
-def draw_cams(llava: Llava, scenes: Sequence[HeldoutScene], samples: int, out: Path) -> list[Path]:
+def draw_cams(vlm: Vlm, scenes: Sequence[HeldoutScene], samples: int, out: Path) -> list[Path]:
     """A CAM of every word of some captions, as NPZ files and as one grid; returns the grid's paths."""
     from vllm_flow.analysis.figure_cam import draw_overlays
 
     print(f"CAM: the words of {SHOWN_SCENES} captions")
-    found = listed_exactly(llava, scenes)
+    found = listed_exactly(vlm, scenes)
     records = []
     for _, scene in zip(range(SHOWN_SCENES), found, strict=False):
         for word in scene.objects:
-            record = cam_of(llava, scene, word, samples)
+            record = cam_of(vlm, scene, word, samples)
             record.save(out / f"cam_{scene.image_path.stem}_{word.replace(' ', '_')}.npz")
             records.append(record)
     shown = [only(record, SHOWN_LAYERS) for record in records]
@@ -151,17 +152,17 @@ def draw_cams(llava: Llava, scenes: Sequence[HeldoutScene], samples: int, out: P
     )
 
 
-def play_pointing(llava: Llava, count: int, out: Path) -> dict[str, Any]:
+def play_pointing(vlm: Vlm, count: int, out: Path) -> dict[str, Any]:
     """The pointing game's summary by kind of question; reports and numbers are written."""
     from vllm_flow.analysis import pointing
     from vllm_flow.analysis.cam import Settings
 
     print(f"pointing game: {count} scenes, two kinds of questions")
-    settings = Settings(tuple(range(len(llava.layers))), samples=0)
+    settings = Settings(tuple(range(len(vlm.layers))), samples=0)
     rounds = pointing.draw_rounds(count, "seen")
     by_task = {}
     for task in pointing.TASKS:
-        outcomes = list(pointing.play(llava, rounds, task, settings))
+        outcomes = list(pointing.play(vlm, rounds, task, settings))
         by_task[task] = pointing.summarise(outcomes, settings.layers)
         report = pointing.report(by_task[task], pointing.judge(outcomes, settings.layers))
         (out / f"pointing_{task}.txt").write_text(report + "\n", encoding="utf-8")
@@ -184,18 +185,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vllm_flow.analysis.loading import load_or_explain
 
     started = time.monotonic()
-    llava = load_or_explain("demo", attention="eager")
-    if llava is None:
+    vlm = load_or_explain("demo", attention="eager")
+    if vlm is None:
         return 1
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
     scenes = load_scenes("seen")
 
     print(f"attention: where {CAPTIONS} captions and {QUESTIONS} answers look")
-    measure_attention(llava, out)
+    measure_attention(vlm, out)
 
-    grid = draw_cams(llava, scenes, args.samples, out)
-    by_task = play_pointing(llava, args.rounds, out)
+    grid = draw_cams(vlm, scenes, args.samples, out)
+    by_task = play_pointing(vlm, args.rounds, out)
     written = [
         *figures_command.draw_all(out, out / "figures"),
         *grid,

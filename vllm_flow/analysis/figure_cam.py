@@ -17,10 +17,10 @@ from vllm_flow.analysis.maps import normalised
 from vllm_flow.style import COLOURS, QUIET, house, save
 
 WRAP = 8
-"""Panels in a row where one CAM fills the figure."""
+"""Square panels in a row where one CAM fills the figure."""
 HEAT_MAP = "inferno"
 SIDE = 1.45
-"""Inches per panel."""
+"""Inches per side of a square panel; others have its area."""
 BOX = "#56B4E9"
 """Okabe and Ito's sky blue stands out on every colour of the heat."""
 
@@ -88,16 +88,21 @@ def draw_overlays(records: Sequence[CamRecord], stem: Path, title: str = "") -> 
         raise ValueError("records in one figure must have the same layers")
     layers = records[0].layers
     single = len(records) == 1
-    columns = min(WRAP, len(layers) + 1) if single else len(layers) + 1
+    tall = [min(max(record.view.shape[0] / record.view.shape[1], 0.25), 4.0) for record in records]
+    wide = SIDE / math.sqrt(max(tall))
+    wrap = max(1, int(WRAP * SIDE / wide))
+    columns = min(wrap, len(layers) + 1) if single else len(layers) + 1
     rows = math.ceil((len(layers) + 1) / columns) if single else len(records)
+    heights = [wide * each for each in (tall * rows if single else tall)]
     with house() as plt:
         figure, axes = plt.subplots(
             rows,
             columns,
             figsize=(
-                max(SIDE * columns, 5.5) + 0.8,
-                (SIDE + 0.24) * rows + 0.55 if single else (SIDE + 0.05) * rows + 0.6,
+                max(wide * columns, 5.5) + 0.8,
+                sum(heights) + (0.24 * rows + 0.55 if single else 0.05 * rows + 0.6),
             ),
+            height_ratios=heights,
             squeeze=False,
             layout="constrained",
         )
@@ -128,7 +133,8 @@ def draw_overlays(records: Sequence[CamRecord], stem: Path, title: str = "") -> 
                     )
         scale = plt.cm.ScalarMappable(cmap=_bar_colours(), norm=plt.Normalize(0, 1))
         bar = figure.colorbar(scale, ax=axes, shrink=min(1.0, 2 / rows), aspect=18, pad=0.01)
-        bar.set_label("heat, share of the layer’s maximum", fontsize=8)
+        end = "\n" if sum(heights) < SIDE + 0.2 else " "  # one line is longer than one low row
+        bar.set_label(f"heat, share of{end}the layer’s maximum", fontsize=8)
         bar.ax.tick_params(labelsize=8)
         bar.outline.set_visible(False)
         room = int(figure.get_figwidth() * 9)
@@ -149,7 +155,7 @@ def default_title(record: CamRecord) -> str:
     """What the CAM explains, and of which answer."""
     whole = len(record.explained) == len(record.answer_tokens)
     what = f"“{record.answer}”" if whole else f"“{record.word}” in “{record.answer}”"
-    return f"LLaVA-CAM of {what}"
+    return f"LLaVA-CAM of {what}, on the picture whole" if record.part else f"LLaVA-CAM of {what}"
 
 
 def draw_convergence(record: CamRecord, stem: Path) -> list[Path]:
@@ -179,11 +185,11 @@ def draw_convergence(record: CamRecord, stem: Path) -> list[Path]:
             empty = [
                 layer for layer, heat in zip(layers, record.heat, strict=True) if not heat.any()
             ]
-            axis.plot(
-                empty, [0] * len(empty), color=QUIET, marker="x", markersize=5, linestyle="none",
-                clip_on=False, label="no heat in this layer",
-            )  # fmt: skip
-            if empty:
+            if empty:  # drawn outside the axes, a line without points would leave no room for them
+                axis.plot(
+                    empty, [0] * len(empty), color=QUIET, marker="x", markersize=5, linestyle="none",
+                    clip_on=False, label="no heat in this layer",
+                )  # fmt: skip
                 axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(-0.02, -0.13))
             axis.set_xlim(layers[0] - 0.7, layers[-1] + 0.7)
             axis.set_xlabel("decoder layer (0-based)")

@@ -9,30 +9,30 @@ from typing import TYPE_CHECKING
 from vllm_flow.exits import CommandError
 
 if TYPE_CHECKING:
-    from vllm_flow.analysis.llava import Llava
+    from vllm_flow.analysis.vlm import Vlm
 
 
 def load(
     model: str, dtype: str = "float32", device: str | None = None, attention: str | None = None
-) -> Llava:
+) -> Vlm:
     """The loaded model; CommandError where it cannot be had."""
     if model == "demo":
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
     from transformers.utils import logging
 
-    from vllm_flow.analysis.llava import Llava
+    from vllm_flow.analysis.vlm import Vlm
 
     logging.disable_progress_bar()
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return Llava.load(model, dtype, chosen, attention)
+        return Vlm.load(model, dtype, chosen, attention)
     # Transformers reads foreign files and raises what it likes for damaged ones (KeyError, TypeError, ...).
     except Exception as error:
         raise CommandError(f"{model} cannot be loaded: {error or repr(error)}") from error
 
 
-def load_or_explain(model: str, attention: str | None = None) -> Llava | None:
+def load_or_explain(model: str, attention: str | None = None) -> Vlm | None:
     """The same, with None after an explanation on stderr."""
     try:
         return load(model, attention=attention)

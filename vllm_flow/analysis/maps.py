@@ -1,6 +1,6 @@
 """What a heat map says in numbers: where its maximum is, how much lies in a box, how spread it is. (pure)
 
-Knows arrays only; nothing of models. A heat map is [grid, grid], not negative.
+Knows arrays only; nothing of models. A heat map is [rows, columns], not negative.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def entropy(heat: Floats) -> float:
 
 
 def mass_inside(heat: Floats, coverage: Floats) -> float:
-    """Share of the heat inside a box that covers [grid, grid] shares of the patches; NaN without heat.
+    """Share of the heat inside a box that covers [rows, columns] shares of the patches; NaN without heat.
 
     By chance, with the heat spread evenly, it is `coverage.mean()`.
     """

@@ -34,7 +34,7 @@ from vllm_flow.demo_model.questions import ANSWER_SUFFIX, presence
 
 if TYPE_CHECKING:
     from vllm_flow.analysis.cam import Settings
-    from vllm_flow.analysis.llava import Llava
+    from vllm_flow.analysis.vlm import Vlm
 
 TASKS = ("naming", "presence")
 MEAN = -1
@@ -93,41 +93,44 @@ def asked(round_: Round, task: str) -> tuple[str, str, str]:
     return build_prompt(presence(round_.target) + ANSWER_SUFFIX), "Yes", "Yes"
 
 
-def play(llava: Llava, rounds: Sequence[Round], task: str, settings: Settings) -> Iterator[Outcome]:
+def play(vlm: Vlm, rounds: Sequence[Round], task: str, settings: Settings) -> Iterator[Outcome]:
     """One outcome per round, at `settings.hook`."""
-    for outcomes in play_hooks(llava, rounds, task, settings, (settings.hook,)):
+    for outcomes in play_hooks(vlm, rounds, task, settings, (settings.hook,)):
         yield outcomes[settings.hook]
 
 
 def play_hooks(
-    llava: Llava, rounds: Sequence[Round], task: str, settings: Settings, hooks: Sequence[str]
+    vlm: Vlm, rounds: Sequence[Round], task: str, settings: Settings, hooks: Sequence[str]
 ) -> Iterator[dict[str, Outcome]]:
     """One outcome per round and hook point, from the same forward and backward."""
     from vllm_flow.analysis.cam import copies_in_batches, features_by_hook
-    from vllm_flow.analysis.llava import tokens_of
+    from vllm_flow.analysis.vlm import tokens_of
     from vllm_flow.pictures import read_picture
 
-    grid = llava.grid
     for number, round_ in enumerate(rounds):
         prompt, answer, word = asked(round_, task)
         image = read_picture(round_.scene.image_path)
-        encoded = llava.encode(prompt, image)
-        ids = llava.answer_ids(prompt, answer)
-        chosen = tokens_of(llava.words(ids), word)
+        encoded = vlm.encode(prompt, image)
+        ids = vlm.answer_ids(prompt, answer)
+        chosen = tokens_of(vlm.words(ids), word)
+        part, *_ = encoded.parts
         rngs = {hook: np.random.default_rng([settings.seed, number]) for hook in hooks}
         heat: dict[str, dict[int, NDArray]] = {hook: {} for hook in hooks}
         control: dict[str, dict[int, NDArray]] = {hook: {} for hook in hooks}
         for pixels in copies_in_batches(encoded, settings):
-            found = features_by_hook(llava, encoded, ids, pixels, settings, hooks, chosen)
+            found = features_by_hook(vlm, encoded, ids, pixels, settings, hooks, chosen)
             for hook, layer in itertools.product(hooks, settings.layers):
                 features = found[hook][layer]
                 alpha = features.alpha()
                 shuffled = alpha[:, rngs[hook].permutation(alpha.shape[1])]
                 for maps, weights in ((heat[hook], alpha), (control[hook], shuffled)):
                     summed = features.heat(weights).double().sum(0).cpu().numpy()
-                    maps[layer] = maps.get(layer, 0) + summed.reshape(grid, grid)
+                    maps[layer] = maps.get(layer, 0) + part.map(summed)
         box = round_.scene.boxes
-        target, other = (llava.coverage(box[name], image) for name in (round_.target, round_.other))
+        target, other = (
+            part.shares(vlm.box_in_views(box[name], image)[0])
+            for name in (round_.target, round_.other)
+        )
         yield {
             hook: Outcome(
                 tuple(
@@ -265,14 +268,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hook", choices=tuple(HOOKS), default=DEFAULT_HOOK)
     parser.add_argument("--csv", type=Path, help="where the table goes as CSV")
     args = parser.parse_args(argv)
-    llava = load_or_explain("demo")
-    if llava is None:
+    vlm = load_or_explain("demo")
+    if vlm is None:
         return 1
     settings = Settings(
-        tuple(range(len(llava.layers))), args.samples, args.sigma, args.seed, args.hook
+        tuple(range(len(vlm.layers))), args.samples, args.sigma, args.seed, args.hook
     )
     rounds = draw_rounds(args.rounds, args.split, args.seed)
-    playing = play(llava, rounds, args.task, settings)
+    playing = play(vlm, rounds, args.task, settings)
     outcomes = list(track(playing, "pointing", total=len(rounds), disable=not sys.stderr.isatty()))
     rows = summarise(outcomes, settings.layers)
     print(f"{args.task}, {args.split} scenes, hook {args.hook}, {args.samples} noisy copies")

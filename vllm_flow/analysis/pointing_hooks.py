@@ -91,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sigma", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    llava = load_or_explain("demo")
-    if llava is None:
+    vlm = load_or_explain("demo")
+    if vlm is None:
         return 1
     started = time.monotonic()
     layers = args.layers
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table: dict[tuple[int, str], Sequence[Row]] = {}
     for samples in args.samples:
         settings = Settings(layers, samples, args.sigma, args.seed)
-        playing = pointing.play_hooks(llava, rounds, args.task, settings, tuple(HOOKS))
+        playing = pointing.play_hooks(vlm, rounds, args.task, settings, tuple(HOOKS))
         shown = track(
             playing, f"{samples} copies", total=len(rounds), disable=not sys.stderr.isatty()
         )

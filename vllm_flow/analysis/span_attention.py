@@ -22,7 +22,6 @@ from vllm_flow.analysis.attention_reference import (
     Masses,
     Rows,
     answer_rows,
-    forward,
     mean_flow,
     span_of,
 )
@@ -32,7 +31,7 @@ from vllm_flow.style import SPANS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vllm_flow.analysis.llava import Encoded, Llava
+    from vllm_flow.analysis.vlm import Encoded, Vlm
 
 NAME = "vllm_flow_span_masses"
 Take = Callable[[torch.Tensor, torch.Tensor, float], None]
@@ -40,33 +39,47 @@ Take = Callable[[torch.Tensor, torch.Tensor, float], None]
 _TAKE: contextvars.ContextVar[Take] = contextvars.ContextVar(NAME)
 
 
-def against(llava: Llava) -> str | None:
+def against(vlm: Vlm) -> str | None:
     """What keeps xformers from this model's attention; None if nothing does."""
     lacking = xformers_needs.missing()
     if lacking is not None:
         return lacking
-    if llava.device.type != "cuda":
-        return f"the model is on {llava.device.type}"
-    if llava.model.dtype not in (torch.float16, torch.bfloat16):
-        return f"the model is in {str(llava.model.dtype).removeprefix('torch.')}, not in 16 bits"
+    if vlm.device.type != "cuda":
+        return f"the model is on {vlm.device.type}"
+    if vlm.model.dtype not in (torch.float16, torch.bfloat16):
+        return f"the model is in {str(vlm.model.dtype).removeprefix('torch.')}, not in 16 bits"
     return None
 
 
 @torch.inference_mode()
 def span_masses(
-    llava: Llava, encoded: Encoded, answer: Sequence[int], rows: Rows = "predicting"
+    vlm: Vlm, encoded: Encoded, answer: Sequence[int], rows: Rows = "predicting"
 ) -> Masses:
-    """Masses of `answer` after the prompt, in one forward; :func:`against` must have nothing against it."""
-    prompt, image = len(encoded.ids_T), encoded.image
+    """Masses of `answer` after the prompt, in one forward; :func:`against` must have nothing against it.
+
+    ValueError where rows do not see all that is before them.
+    """
+    prompt = len(encoded.ids_T)
     total = prompt + len(answer)
-    cuts = np.array([0, image.start, image.stop, prompt, total])
+    window = getattr(vlm.decoder.config, "sliding_window", None)
+    if window is not None and total > window:
+        raise ValueError(
+            f"some layers see the last {window} tokens only, of {total} with the answer: load the "
+            'model with attention="eager"'
+        )
+    is_image = np.concatenate([encoded.is_image_T.numpy(), np.zeros(len(answer), dtype=bool)])
+    span_T, image_P = span_of(is_image, prompt), encoded.image_P.numpy()
+    # A span may be several runs of positions: text lies between the rows of some pictures.
+    edges = np.flatnonzero(np.diff(span_T)) + 1
+    starts, stops = np.array([0, *edges]), np.array([*edges, total])
+    member_RS = (span_T[starts][:, None] == np.arange(len(SPANS))).astype(np.float64)
     at = answer_rows(prompt, len(answer), rows)
     row_T = np.arange(total)
-    # Every row over the four spans, and the answer's rows over each image token: as far as a row sees.
-    owner = np.repeat(row_T, len(SPANS))
-    first, last = np.tile(cuts[:-1], total), np.tile(cuts[1:], total)
-    single = np.tile(np.arange(image.start, image.stop), at.stop - at.start)
-    owner = np.concatenate([owner, np.repeat(row_T[at], image.stop - image.start)])
+    # Every row over the runs, and the answer's rows over each image token: as far as a row sees.
+    owner = np.repeat(row_T, len(starts))
+    first, last = np.tile(starts, total), np.tile(stops, total)
+    single = np.tile(image_P, at.stop - at.start)
+    owner = np.concatenate([owner, np.repeat(row_T[at], len(image_P))])
     first, last = np.concatenate([first, single]), np.concatenate([last, single + 1])
     last = np.maximum(np.minimum(last, owner + 1), first)
     shares: list[NDArray[Any]] = []
@@ -74,17 +87,15 @@ def span_masses(
 
     def take(query_THD: torch.Tensor, key_TKD: torch.Tensor, scale: float) -> None:
         lse_HP = row_lse(query_THD, key_TKD, scale, owner, first, last).double()
-        spans, heat = lse_HP.split([total * len(SPANS), len(single)], 1)
-        spans = spans.unflatten(1, (total, len(SPANS)))
+        runs, heat = lse_HP.split([total * len(starts), len(single)], 1)
+        runs = runs.unflatten(1, (total, len(starts)))
         heat = heat.unflatten(1, (at.stop - at.start, -1))
-        whole = spans.logsumexp(-1, keepdim=True)
-        shares.append((spans - whole).exp().mean(0).cpu().numpy())
+        whole = runs.logsumexp(-1, keepdim=True)
+        shares.append((runs - whole).exp().mean(0).cpu().numpy() @ member_RS)
         heats.append((heat - whole[:, at]).exp().mean(0).cpu().numpy())
 
-    with taking(llava, take):
-        forward(llava, encoded, answer)
-    is_image = np.concatenate([encoded.is_image_T.numpy(), np.zeros(len(answer), dtype=bool)])
-    span_T = span_of(is_image, prompt)
+    with taking(vlm, take):
+        vlm.forward(encoded, answer, logits_to_keep=1)
     to_spans = np.stack(shares)
     heat_LAP = np.stack(heats)
     arrays = (
@@ -137,14 +148,14 @@ def partial_lse(
 
 
 @contextlib.contextmanager
-def taking(llava: Llava, take: Take) -> Iterator[None]:
+def taking(vlm: Vlm, take: Take) -> Iterator[None]:
     """While open, a forward of one sequence hands each decoder layer's queries and keys over."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    config = llava.model.config.text_config
+    config = vlm.decoder.config
     before = config._attn_implementation
     token = _TAKE.set(take)
     config._attn_implementation = NAME

@@ -127,7 +127,7 @@ FAMILIES = (
         "attention; sliding windows count kept tokens past the cliff",
         "<start_of_image>, <end_of_image>, the line breaks around them",
         ("gemma3",),
-        beyond="on CPU through Triton's interpreter",
+        beyond="on CPU through Triton's interpreter, and on an H100",
     ),
     Family(
         "LightOnOCR",

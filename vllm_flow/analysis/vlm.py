@@ -1,16 +1,17 @@
-"""A Hugging Face LLaVA as the analysis sees it: its layers, its grid, one prompt with one picture.
+"""A Hugging Face vision-language model as the analysis sees it: its layers, one prompt with one picture.
 
-Knows transformers; nothing of CAMs, attention or figures. Models whose image tokens are not one
-square grid of patches are refused by name.
+Knows transformers; nothing of CAMs, attention or figures. How a picture becomes image tokens is
+`seen_kinds.py`'s; models that it does not know are refused by name.
 
-Shapes: T prompt tokens (image placeholders expanded), P image tokens, H x W pixels.
+Shapes: B copies, T prompt tokens (image placeholders expanded), A answer tokens, P image tokens,
+H x W pixels.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,18 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vllm_flow.analysis.maps import check_box
-from vllm_flow.engine.families.known import family_of
+from vllm_flow.analysis.seen_kinds import Unsupported, check_architecture, check_config, see
+from vllm_flow.analysis.seen_picture import Part, SeenPicture
 from vllm_flow.pictures import as_rgb
 
-ARCHITECTURE = "LlavaForConditionalGeneration"
-DECODERS = ("llama", "mistral", "qwen2")
-TOWERS = ("clip_vision_model", "siglip_vision_model")
 DEMO = "demo"
 """Stands for the embedded demo model wherever a model is named."""
-
-
-class Unsupported(ValueError):
-    """The model or the request is outside what the analysis does; the text says what is inside."""
+TYPES = ("mm_token_type_ids", "token_type_ids")
+"""Inputs with a value per token, 0 for text."""
 
 
 @dataclass(frozen=True)
@@ -41,39 +38,25 @@ class Encoded:
     ids_T: torch.Tensor
     """int64; every image placeholder expanded, so an index is a row of the decoder."""
     is_image_T: torch.Tensor
-    """bool."""
-    pixels_CHW: torch.Tensor
-    """Preprocessed: resized, cropped, normalised."""
+    """bool; markers around and within a picture that are tokens of their own are text."""
+    picture: SeenPicture
+    types: Mapping[str, torch.Tensor]
+    """Inputs [1, T] of `TYPES`, where the model takes them."""
 
     @property
-    def image(self) -> slice:
-        """Where the image tokens are: one contiguous span."""
-        at = self.is_image_T.nonzero()[:, 0]
-        return slice(int(at[0]), int(at[-1]) + 1)
+    def image_P(self) -> torch.Tensor:
+        """The rows of the image tokens, in order."""
+        return self.is_image_T.nonzero()[:, 0]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The picture's views with a grid, the finest first; `Unsupported` where there is none."""
+        if not self.picture.parts:
+            raise Unsupported(self.picture.placeless)
+        return self.picture.parts
 
 
-def check_config(config: Any) -> None:
-    """Raise `Unsupported` unless the analysis knows this architecture."""
-    name = (getattr(config, "architectures", None) or [type(config).__name__])[0]
-    if name != ARCHITECTURE:
-        known = family_of(name)
-        family = f"{known.name} evicts, but {name} is" if known else f"{name} is"
-        raise Unsupported(
-            f"{family} not supported here: the analysis reads {ARCHITECTURE} (LLaVA-1.5 and kin), whose "
-            "image tokens are one grid of patches"
-        )
-    decoder, tower = config.text_config.model_type, config.vision_config.model_type
-    if decoder not in DECODERS:
-        raise Unsupported(
-            f"LLaVA with a {decoder} decoder is not supported: use one with {', '.join(DECODERS)}"
-        )
-    if tower not in TOWERS:
-        raise Unsupported(
-            f"LLaVA with a {tower} tower is not supported: use one with {', '.join(TOWERS)}"
-        )
-
-
-class Llava:
+class Vlm:
     """A loaded model and its processor. Parameters take no gradients; dropout is off."""
 
     def __init__(self, model: Any, processor: Any, name: str = "") -> None:
@@ -85,47 +68,42 @@ class Llava:
     @classmethod
     def load(
         cls, name: str, dtype: str = "float32", device: str = "cpu", attention: str | None = None
-    ) -> Llava:
+    ) -> Vlm:
         """Load a folder, a hub name, or the demo model (`demo`).
 
         `attention` is transformers' implementation; `eager` is the one that returns attention maps.
         """
-        from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+        from transformers import (
+            AutoConfig,
+            AutoModelForImageTextToText,
+            AutoProcessor,
+            PretrainedConfig,
+        )
 
-        from vllm_flow.models import register_with_transformers
-
-        register_with_transformers()  # so that such a model is refused by name
         path = name
         if name == DEMO:
             from vllm_flow.demo_model.assemble import assemble
 
             path = str(assemble())
+        # Before the configuration is made of it: for some, that is code beside the checkpoint.
+        read, _ = PretrainedConfig.get_config_dict(path)
+        check_architecture((read.get("architectures") or ["a model without architectures"])[0])
         check_config(AutoConfig.from_pretrained(path))
-        model = LlavaForConditionalGeneration.from_pretrained(
+        model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=getattr(torch, dtype), attn_implementation=attention
         )
         return cls(model.to(device), AutoProcessor.from_pretrained(path), name)
 
     @property
-    def layers(self) -> Sequence[torch.nn.Module]:
-        """The decoder layers, in order."""
-        return self.model.model.language_model.layers
+    def decoder(self) -> Any:
+        """Transformers' language model, without its head."""
+        return self.model.get_decoder()
 
     @property
-    def grid(self) -> int:
-        """Patches per side of the picture; `Unsupported` where image tokens are not that grid."""
-        config = self.model.config
-        side = config.vision_config.image_size // config.vision_config.patch_size
-        extra = (
-            config.vision_config.model_type == "clip_vision_model"
-            and config.vision_feature_select_strategy == "full"
-        )
-        if extra:
-            raise Unsupported(
-                "this model keeps the tower's class token among its image tokens, so they are no "
-                "grid; use a checkpoint with vision_feature_select_strategy 'default'"
-            )
-        return side
+    def layers(self) -> Sequence[torch.nn.Module]:
+        """The decoder layers, in order."""
+        layers: Sequence[torch.nn.Module] = self.decoder.layers
+        return layers
 
     @property
     def device(self) -> torch.device:
@@ -147,33 +125,66 @@ class Llava:
             ) from None
 
     def encode(self, prompt: str, image: Image.Image) -> Encoded:
-        """Tokenise and preprocess; `Unsupported` unless the picture is one span of grid x grid tokens."""
+        """Tokenise and preprocess; `Unsupported` unless the picture becomes the tokens that it should."""
         token = self.processor.image_token
         if prompt.count(token) != 1:
             raise Unsupported(
                 f"the prompt names {token} {prompt.count(token)} times: name it exactly once, where "
                 "the picture goes"
             )
+        batch = self._processed(prompt, image)
+        ids_T = batch["input_ids"][0]
+        return Encoded(
+            ids_T,
+            ids_T == self.model.config.image_token_id,
+            self._seen(batch, image),
+            {name: batch[name] for name in TYPES if name in batch},
+        )
+
+    def _processed(self, prompt: str, image: Image.Image, **options: Any) -> Mapping[str, Any]:
         try:
-            batch = self.processor(text=prompt, images=as_rgb(image), return_tensors="pt")
+            batch: Mapping[str, Any] = self.processor(
+                text=prompt, images=as_rgb(image), return_tensors="pt", **options
+            )
         # Foreign code, set up by foreign files: a missing patch size is a TypeError to it.
         except Exception as error:
             raise Unsupported(
                 f"the processor of {self.name or 'this model'} cannot take this ({error!r})"
             ) from error
-        ids_T = batch["input_ids"][0]
-        encoded = Encoded(
-            ids_T,
-            ids_T == self.model.config.image_token_id,
-            batch["pixel_values"][0].to(self.model.dtype),
-        )
-        count = int(encoded.is_image_T.sum())
-        if count != self.grid**2 or encoded.image.stop - encoded.image.start != count:
-            raise Unsupported(
-                f"the picture became {count} image tokens, not {self.grid} x {self.grid} in a row: "
-                "the processor and the model's tower do not belong together"
-            )
-        return encoded
+        return batch
+
+    def _seen(self, batch: Mapping[str, Any], image: Image.Image) -> SeenPicture:
+        pixels = batch["pixel_values"].to(self.model.dtype)
+        size = (image.height, image.width)
+        return see(self.model.config, self.processor, {**batch, "pixel_values": pixels}, size)
+
+    def forward(
+        self,
+        encoded: Encoded,
+        answer: Sequence[int],
+        pixels: torch.Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        """The model's output for the prompt with `answer` after it.
+
+        Args:
+            pixels: [B, ...] copies of the picture's pixels, each with a prompt of its own; None: the
+                picture as it is, B = 1.
+        """
+        copies = encoded.picture.pixels[None] if pixels is None else pixels
+        count, length = len(copies), len(answer)
+        tail = torch.tensor(list(answer), dtype=encoded.ids_T.dtype)
+        types = {
+            name: torch.cat([value, value.new_zeros(1, length)], 1).expand(count, -1)
+            for name, value in encoded.types.items()
+        }
+        inputs = {
+            "input_ids": torch.cat([encoded.ids_T, tail])[None].expand(count, -1),
+            **encoded.picture.inputs(copies),
+            **types,
+        }
+        placed = {name: value.to(self.device) for name, value in inputs.items()}
+        return self.model(**placed, use_cache=False, **options)
 
     def answer_ids(self, prompt: str, answer: str) -> list[int]:
         """The token ids of `answer` as they follow the prompt.
@@ -195,11 +206,15 @@ class Llava:
     @torch.inference_mode()
     def generate(self, encoded: Encoded, max_tokens: int = 32) -> list[int]:
         """The model's greedy answer, without the token that ends it."""
-        ids = encoded.ids_T[None].to(self.device)
+        ids = encoded.ids_T[None]
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            **encoded.picture.inputs(encoded.picture.pixels[None]),
+            **encoded.types,
+        }
         out = self.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            pixel_values=encoded.pixels_CHW[None].to(self.device),
+            **{name: value.to(self.device) for name, value in inputs.items()},
             max_new_tokens=max_tokens,
             do_sample=False,
         )
@@ -215,17 +230,20 @@ class Llava:
         texts = [tokenizer.decode(ids[:end]) for end in range(len(ids) + 1)]
         return [after[len(before) :] for before, after in zip(texts, texts[1:], strict=False)]
 
-    def view(self, encoded: Encoded) -> Image.Image:
-        """What the model sees of the picture: resized and cropped, the normalisation undone."""
+    def views(self, encoded: Encoded) -> list[Image.Image]:
+        """What the model sees of the picture, per part: resized and cropped, the normalisation undone."""
         side = self.processor.image_processor
         mean, std = np.array(side.image_mean), np.array(side.image_std)
-        pixels = encoded.pixels_CHW.float().permute(1, 2, 0).numpy() * std + mean
-        return Image.fromarray(np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8))
+        found = []
+        for view in encoded.picture.views(encoded.picture.pixels):
+            pixels = view.float().permute(1, 2, 0).numpy() * std + mean
+            found.append(Image.fromarray(np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)))
+        return found
 
-    def box_in_view(
+    def box_in_views(
         self, box: tuple[float, float, float, float], image: Image.Image
-    ) -> NDArray[np.float64]:
-        """A box in the picture's own pixels as a mask [H, W] of what the model sees, 1 inside.
+    ) -> list[NDArray[np.float64]]:
+        """A box in the picture's own pixels as a mask [H, W] of what the model sees in each part, 1 inside.
 
         The box is drawn and goes through the model's own preprocessing, whatever that is.
         ValueError where it is not inside the picture or nothing of it is left after cropping.
@@ -236,21 +254,14 @@ class Llava:
         x, y = round(left), round(top)
         corners = (x, y, max(x, round(right) - 1), max(y, round(bottom) - 1))  # one pixel at least
         ImageDraw.Draw(mask).rectangle(corners, fill=(255, 255, 255))
-        pixels = self.processor.image_processor(mask, do_normalize=False, return_tensors="pt")
-        channel: NDArray[np.float64] = pixels["pixel_values"][0, 0].double().clamp(0, 1).numpy()
-        if not (channel > 0.5).any():
+        batch = self._processed(self.processor.image_token, mask, do_normalize=False)
+        picture = see(self.model.config, self.processor, batch, (mask.height, mask.width))
+        found: list[NDArray[np.float64]] = [
+            view[0].double().clamp(0, 1).numpy() for view in picture.views(picture.pixels)
+        ]
+        if not any((channel > 0.5).any() for channel in found):
             raise ValueError("nothing of the box is left in the part of the picture the model sees")
-        return channel
-
-    def coverage(
-        self, box: tuple[float, float, float, float], image: Image.Image
-    ) -> NDArray[np.float64]:
-        """Share of each patch, [grid, grid], that a box in the picture's own pixels covers."""
-        mask = self.box_in_view(box, image)
-        side = mask.shape[0] // self.grid
-        used = mask[: side * self.grid, : side * self.grid]
-        shares: NDArray[np.float64] = used.reshape(self.grid, side, self.grid, side).mean((1, 3))
-        return shares
+        return found
 
 
 def tokens_of(words: Sequence[str], wanted: str) -> list[int]:
