@@ -61,6 +61,8 @@ class Piece:
 
     def __init__(self, run: Callable[..., Any], backend: Any) -> None:
         self._run = run
+        self.runnable = backend
+        """Where vLLM looks for what its wrappers wrap when it keeps compiled code for the next start."""
         self.index: int = backend.piecewise_compile_index
         self.count: int = backend.total_piecewise_compiles
         self.of = backend.vllm_backend
@@ -72,10 +74,6 @@ class Piece:
         """Rows -> graph."""
         if not backend.is_encoder_compilation:
             _made.setdefault(id(backend.compilation_config), []).append(self)
-
-    def __getattr__(self, name: str) -> Any:
-        # vLLM looks through its wrappers for what they wrap.
-        return getattr(self._run, name)
 
     def __call__(self, *args: Any) -> Any:
         if not is_forward_context_available():
