@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from vllm import SamplingParams
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
@@ -198,6 +199,25 @@ def test_single_tokens_cannot_be_logged_where_the_device_chooses(rank: str) -> N
     assert settle({**keys, "flow_rank": "uniform", **log}, (5, 90), attention_log="x")[1]
     del log["flow_log_attention_heat"]
     assert settle({**keys, "flow_rank": rank, **log}, (5, 90), attention_log="x")[1]
+
+
+def test_how_many_of_each_crop_stay_must_be_known_where_their_tokens_see_one_another() -> None:
+    shown = torch.tensor([True] * 30 + [False] * 3 + [True] * 30)
+    sent = request({"flow_cliff": 3, "flow_keep": 9, "flow_rank": "diversity"}, (5, 63))
+    whole = sent.mm_features[0].mm_position
+    sent.mm_features[0].mm_position = PlaceholderRange(5, 63, shown)
+    mutual = replace(SETTINGS, mutual_pictures=True)
+    check_request(sent, SETTINGS)
+    with pytest.raises(
+        PolicyError, match="how many of each piece stay .* or leave out do_pan_and_scan"
+    ):
+        check_request(sent, mutual)
+    for keys in ({"flow_rank": "uniform"}, {"flow_when": "decode", "flow_rank": "last_image"}):
+        sent.sampling_params.extra_args = {"flow_cliff": 3, "flow_keep": 9, **keys}
+        check_request(sent, mutual)
+    sent.mm_features[0].mm_position = whole
+    sent.sampling_params.extra_args = {"flow_cliff": 3, "flow_keep": 9, "flow_rank": "diversity"}
+    check_request(sent, mutual)
 
 
 EMBEDDED = {"prompt_token_ids": None, "prompt_embeds": object()}

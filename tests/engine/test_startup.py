@@ -170,7 +170,7 @@ def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message
             "default_policy ranks by 'last_image', which reads keys",
         ),
         ({"hf_overrides": {"is_encoder_decoder": True}}, "encoder-decoder models"),
-        ({"hf_overrides": {"is_mm_prefix_lm": True}}, "bidirectional attention over the image"),
+        ({"hf_overrides": {"is_mm_prefix_lm": True}}, "in both directions .* on a CPU, where"),
         ({"video_pruning_rate": 0.5}, "video pruning"),
         ({"scheduler_cls": "somebody.Else"}, "cannot be combined with scheduler_cls"),
         ({"worker_cls": "somebody.Else"}, "cannot be combined with worker_cls"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.families import (
     cohere,
     dots,
+    gemma,
     glm,
     glm4v,
     idefics,
@@ -89,6 +90,7 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "phi3v": phi.phi3v,
     "phi4mm": phi.phi4mm,
     "cohere2_vision": cohere.cohere2_vision,
+    "gemma3": gemma.gemma3,
     "dots_ocr": dots.dots_ocr,
     "lighton_ocr": llava.lighton_ocr,
     "glm_ocr": glm.glm_ocr,

@@ -28,7 +28,11 @@ COMPILED = os.environ.get("VLLM_FLOW_COMPILED") == "1"
 if COMPILED:
     os.environ |= {"TORCHDYNAMO_DISABLE": "0", "VLLM_CPU_CI_ENV": "1"}
 prepare_process()
-if v2_cpu.wanted() and os.environ.get("TRITON_INTERPRET") != "1":
+INTERPRETED = ("gemma3",)
+"""Checkpoints whose attention backend is written in Triton, under either model runner."""
+if (
+    v2_cpu.wanted() or set(INTERPRETED) & set(os.environ.get("VLLM_FLOW_FAMILIES", "").split(","))
+) and os.environ.get("TRITON_INTERPRET") != "1":
     v2_cpu.install()
 
 TABLE = "VLLM_FLOW_FAMILIES_TABLE"

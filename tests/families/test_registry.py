@@ -68,7 +68,7 @@ def test_what_cannot_evict_is_refused_whatever_the_name(fact: str) -> None:
     [
         ("Gemma3nForConditionalGeneration", "embeddings of their own"),
         ("KimiK25ForConditionalGeneration", "'vision_chunk'"),
-        ("Gemma3ForConditionalGeneration", "both directions, over ranges that go by position"),
+        ("Molmo2ForConditionalGeneration", "both directions"),
         ("PaliGemmaForConditionalGeneration", "both directions"),
         ("DeepseekVLV2ForCausalLM", "multi-head latent attention"),
     ],

@@ -28,6 +28,7 @@ TEXT_TYPES = {
     "chatglm": "GLMTransformer",
     "cohere2": "CohereModel",
     "dots_ocr": "Qwen2Model",
+    "gemma3_text": "Gemma3Model",
     "molmo": "MolmoModel",
     "phi3_v": "LlamaModel",
     "phi4mm": "LlamaModel",
@@ -142,6 +143,16 @@ FAMILIES = (
         "<|START_OF_IMG|>, <|END_OF_IMG|>, <|IMG_LINE_BREAK|> behind each tile",
         ("cohere2_vision",),
         beyond="windows narrower than a picture",
+    ),
+    Family(
+        "Gemma 3",
+        ("Gemma3ForConditionalGeneration",),
+        ("Gemma3Model",),
+        "256 tokens, and as many for each crop, which see one another in both directions: on CUDA, with Triton "
+        "attention; sliding windows count kept tokens past the cliff",
+        "<start_of_image>, <end_of_image>, the line breaks around them",
+        ("gemma3",),
+        beyond="on CPU through Triton's interpreter",
     ),
     Family(
         "LightOnOCR",

@@ -33,7 +33,6 @@ BY_NAME = {
         "its layers choose their experts by a mask of the picture's rows in the whole step"
     ),
     "BagelForConditionalGeneration": _BOTH_WAYS,
-    "Gemma3ForConditionalGeneration": _BOTH_WAYS,
     "Molmo2ForConditionalGeneration": _BOTH_WAYS,
     "Moondream3ForCausalLM": _BOTH_WAYS,
     "HfMoondream": _BOTH_WAYS,
