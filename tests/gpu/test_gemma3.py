@@ -22,7 +22,7 @@ from tests.gpu.test_cuda_exactness import replays
 TOKENS = 8
 STAGES = ("0:40% diversity", "1:60% uniform, 3:30% uniform", "2:50% diversity, 3:0")
 TRITON: dict[str, Any] = {"attention_config": {"backend": "TRITON_ATTN"}, "block_size": 16}
-SMALL: dict[str, Any] = {"gpu_memory_utilization": 0.4, "max_num_batched_tokens": 64}
+SMALL: dict[str, Any] = {"gpu_memory_utilization": 0.1, "max_num_batched_tokens": 64}
 """Chunks that hold a picture and little more, in which a second one often does not fit."""
 EXECUTIONS = [pytest.param(EAGER, id="eager"), pytest.param(DEFAULT, id="default")]
 
@@ -69,7 +69,7 @@ def test_every_cliff_is_exact(checkpoint_of: CheckpointOf, execution: dict[str, 
 def test_without_a_policy_answers_are_stocks(checkpoint_of: CheckpointOf) -> None:
     checkpoint = checkpoint_of(64)
     plain = every_cliff(checkpoint, [None])
-    options = {**TRITON, "gpu_memory_utilization": 0.4}
+    options = {**TRITON, "gpu_memory_utilization": 0.1}
     stock = Engine(checkpoint, STOCK, **options)
     Judge(stock).assert_exact(plain, stock.run(plain, TOKENS))
 
