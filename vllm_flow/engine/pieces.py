@@ -92,8 +92,8 @@ class Piece:
         """Rows that a call is for."""
         return int(args[self._sizes[0]])
 
-    def plain(self, args: Sequence[Any], num_rows: int) -> Any:
-        """The piece for as many rows as its tensors have."""
+    def for_rows(self, num_rows: int, args: Sequence[Any]) -> Any:
+        """Run it on tensors of so many rows."""
         given = list(args)
         for index in self._sizes:
             given[index] = num_rows
@@ -176,7 +176,7 @@ class LeavingCall:
         if leaves is not None:
             self._advance(*leaves)
         if not self._gathers:
-            found = piece.plain(args, self.total)
+            found = piece.for_rows(self.total, args)
         else:
             found = self._run_alive(piece, args, changed=leaves is not None)
         last = piece.index == piece.count - 1
@@ -214,7 +214,7 @@ class LeavingCall:
         if self._graph is None:
             context.cudagraph_runtime_mode = CUDAGraphMode.NONE
             given = [alive.get(i, arg) for i, arg in enumerate(args)]
-            return piece.plain(given, self._count)
+            return piece.for_rows(self._count, given)
         context.cudagraph_runtime_mode = CUDAGraphMode.PIECEWISE
         context.batch_descriptor = self._graph.descriptor
         given = list(args)
@@ -223,7 +223,7 @@ class LeavingCall:
             given[index] = place
             if alive[index].data_ptr() != place.data_ptr():
                 self._put(place, alive[index], dim, kept=id(args[index]) in self._first)
-        return piece.plain(given, self._graph.inputs[piece._sizes[0]])
+        return piece.for_rows(piece.rows(self._graph.inputs), given)
 
     def _put(self, place: torch.Tensor, rows: torch.Tensor, dim: int, kept: bool) -> None:
         target = place.narrow(dim, 0, self._count)
@@ -242,6 +242,7 @@ class LeavingCall:
         known = self._inputs.get(id(tensor))
         if known is None or known[0] != len(self._gathers):
             assert self.alive is not None
+            assert tensor.shape[dim] == self.total, "what no piece has made, the model was called with"
             source = self._first.setdefault(id(tensor), tensor.clone())
             known = len(self._gathers), source.index_select(dim, self.alive)
             self._inputs[id(tensor)] = known
