@@ -94,6 +94,12 @@ TARGETS = (
         "LogprobsProcessor._update_prompt_logprobs",
         ("self", "prompt_logprobs_tensors"),
     ),
+    Target(
+        "pieces",
+        "vllm.compilation.backends",
+        "wrap_with_cudagraph_if_needed",
+        ("piecewise_backend",),
+    ),
     Target("endpoint_plugins", "vllm.plugins", "load_endpoint_plugins", ("supported_tasks",)),
     Target("renderer", "vllm.renderers.base", "processor_cache_from_config", ("vllm_config",)),
     Target(

@@ -12,10 +12,12 @@ from vllm import RequestOutput
 
 from tests.engine import oracle
 from tests.engine.cases import GQA, LONG, QUICK, Ask, Case, Shape, every_cliff, mixed, text_around
+from tests.engine.compiling import counted_calls
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, Engine, assert_exact, logprobs_of, picture, tokens_of
 from tests.engine.policy_cases import late_mixed
 from tests.gpu.backends import DEFAULT, EAGER, GRAPHS, WIDE, flash, triton, v1
+from vllm_flow.engine.pieces import LeavingCall, Piece
 
 EXECUTIONS = [
     pytest.param(EAGER, id="eager"),
@@ -52,7 +54,7 @@ def replays(engine: Engine) -> Iterator[list[int]]:
 def test_triton_attention_is_exact(
     open_engine: OpenEngine, case: Case, execution: dict[str, Any]
 ) -> None:
-    engine = open_engine(case.shape, case.group_layers, **triton(**execution), **case.options)
+    engine = open_engine(case.shape, case.group_layers, **triton(**execution | case.options))
     with replays(engine) as sizes:
         outputs = engine.run(case.asks)
     assert_exact(engine, case.asks, outputs)
@@ -87,6 +89,29 @@ def test_text_around_images_is_exact(open_engine: OpenEngine, execution: dict[st
     assert getattr(runner, "model_state", runner).flow_requests.spares_last_layers
     asks = [text_around(40, cliff) for cliff in range(1, LONG.layers)]
     assert_exact(engine, asks, engine.run(asks))
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS[-1:])
+def test_rows_leave_in_compiled_pieces(
+    open_engine: OpenEngine, execution: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started as vLLM does without a flag, no layer's own code runs, and what is left of a step is replayed."""
+    engine = open_engine(LONG, 2, **triton(**execution))
+    sizes: list[int] = []
+    fitting = LeavingCall._fitting
+
+    def noted(call: LeavingCall, piece: Piece) -> Any:
+        graph = fitting(call, piece)
+        sizes.append(0 if graph is None else graph.descriptor.num_tokens)
+        return graph
+
+    monkeypatch.setattr(LeavingCall, "_fitting", noted)
+    asks = every_cliff(LONG.layers)[1:-1]
+    with counted_calls(engine) as calls:
+        assert_exact(engine, asks, engine.run(asks))
+        assert_exact(engine, asks[:3], engine.run_joining(asks[:3]))
+    assert calls.eager == 0 and calls.model
+    assert 0 in sizes and max(sizes) > 0, "too many rows for a graph, and few enough"
 
 
 def worst_error(engine: Engine, asks: Sequence[Ask], outputs: Sequence[RequestOutput]) -> float:

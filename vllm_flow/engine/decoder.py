@@ -24,6 +24,7 @@ from vllm_flow.engine.calls import FORMS
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.last_layer import KeyWriter
+from vllm_flow.engine.pieces import Pieces
 from vllm_flow.engine.ranking import DeviceRanking, DeviceReading, Ranker
 
 
@@ -107,6 +108,8 @@ class DecoderHook:
         self.decoder = decoder
         self.eager_operators: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered for each eager call; see ``eager_ops.py``."""
+        self.pieces: Pieces | None = None
+        """Set where vLLM compiles the decoder in pieces, through which rows may leave, too."""
         self._adapters = AdapterRows(decoder.model)
         self._key_writers = [KeyWriter(layer) for layer in decoder.layers]
         for index, layer in enumerate(decoder.layers):
@@ -138,6 +141,11 @@ class DecoderHook:
             context.slot_mapping.update(step.slot_mapping)
         if not step.eager:
             yield
+            return
+        if self.pieces is not None and self.pieces.take(step):
+            with self.pieces.leaving(step) as call:
+                yield
+            self._survivors = call.alive
             return
         context.skip_compiled = True
         # The step may have been padded for the graphs of compiled pieces, none of which runs now.

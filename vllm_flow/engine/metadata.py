@@ -158,18 +158,15 @@ def _build(attn_group: Any, common: CommonAttentionMetadata, built: dict[Any, An
     builder = attn_group.get_metadata_builder(0)
     # With graphs, a builder keeps its schedule in one buffer: that of the layers before the cliff.
     graphs = builder.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
-    if (
-        graphs
-        or not builder.supports_update_block_table
-        or attn_group.kernel_block_size is not None
-    ):
-        return attn_group.build_metadata(common, **({"fast_build": True} if graphs else {}))
+    unscheduled = {"fast_build": True} if graphs else {}
+    if not builder.supports_update_block_table or attn_group.kernel_block_size is not None:
+        return attn_group.build_metadata(common, **unscheduled)
     kind = (type(builder), attn_group.kv_cache_spec.without_layers)
     if kind in built:
         return builder.update_block_table(
             built[kind], common.block_table_tensor, common.slot_mapping
         )
-    built[kind] = metadata = attn_group.build_metadata(common)
+    built[kind] = metadata = attn_group.build_metadata(common, **unscheduled)
     return metadata
 
 

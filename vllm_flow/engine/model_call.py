@@ -13,6 +13,7 @@ from vllm_flow.engine import adoption
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.eager_ops import eager_operators
 from vllm_flow.engine.families import decoder_of
+from vllm_flow.engine.pieces import Pieces
 from vllm_flow.engine.settings import FlowSettings
 
 _EAGER_PASS = FlowStep(variants={}, profiles=True)
@@ -36,6 +37,9 @@ def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> DecoderHook:
     """
     decoder = decoder_of(model, vllm_config.model_config, settings.untested_models)
     hook = DecoderHook(decoder)
+    compilation = vllm_config.compilation_config
+    if compilation.mode.name == "VLLM_COMPILE" and vllm_config.lora_config is None:
+        hook.pieces = Pieces(decoder.layers, compilation)
     hook.eager_operators = eager_operators(decoder.model, vllm_config)
     adoption.adopt(model, FlowModel)
     model.flow_hook = hook

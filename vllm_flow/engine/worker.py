@@ -10,8 +10,9 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
-from vllm_flow.engine import obstacles, runner_v1, runner_v2
+from vllm_flow.engine import obstacles, pieces, runner_v1, runner_v2
 from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.patches import pieces as pieces_patch
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -26,6 +27,8 @@ class FlowWorker(PlatformWorker):  # type: ignore[valid-type, misc]
         super().init_device(*args, **kwargs)
         settings = FlowSettings.of(self.vllm_config)
         assert settings is not None, "this worker class is set by vLLM-Flow's configuration"
+        if self.vllm_config.compilation_config.mode.name == "VLLM_COMPILE":
+            pieces_patch.apply(pieces.piece_of)
         adapter = runner_v2 if self.use_v2_model_runner else runner_v1
         adapter.adopt(self.model_runner, settings)
 

@@ -1,0 +1,96 @@
+"""Lets vLLM compile in pieces on a CPU, where it would compile the decoder as one; graphs of pieces are recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from vllm.config.compilation import CompilationMode, CUDAGraphMode
+from vllm.forward_context import BatchDescriptor, get_forward_context, set_forward_context
+from vllm.platforms import current_platform
+
+from tests.engine.compiling import allow_compiling
+from tests.engine.harness import Engine
+from vllm_flow.engine import pieces
+from vllm_flow.engine.pieces import Piece, pieces_of
+
+
+def compile_in_pieces(monkeypatch: pytest.MonkeyPatch, backend: str = "eager") -> None:
+    """As vLLM does on CUDA; pieces are traced by Dynamo, and compiled by Inductor where ``backend`` says so."""
+    allow_compiling(monkeypatch, inductor=True)
+    platform = type(current_platform)
+    check = platform.check_and_update_config
+
+    def check_and_keep(config: Any) -> None:
+        check(config)
+        compilation = config.compilation_config
+        compilation.mode = CompilationMode.VLLM_COMPILE
+        compilation.backend = backend
+        for name in vars(compilation.pass_config):
+            if name.startswith("fuse_"):  # by kernels of CUDA's
+                setattr(compilation.pass_config, name, False)
+        compilation.compile_sizes = []  # what CUDA takes from the sizes of its graphs
+
+    monkeypatch.setattr(pieces, "weak_ref_tensor", lambda tensor: tensor)  # an operator of CUDA's
+    monkeypatch.setattr(platform, "check_and_update_config", staticmethod(check_and_keep))
+
+
+class RecordedGraphs:
+    """In the place of vLLM's ``CUDAGraphWrapper`` around a piece: replays read and write where the capture did.
+
+    So what a step fails to put there shows as a wrong token.
+    """
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self._run = run
+        self._entries: dict[Any, tuple[tuple[Any, ...], Sequence[torch.Tensor]]] = {}
+        self.replayed: list[int] = []
+
+    def __call__(self, *args: Any) -> Any:
+        context = get_forward_context()
+        if context.cudagraph_runtime_mode != CUDAGraphMode.PIECEWISE:
+            return self._run(*args)
+        key = context.batch_descriptor
+        if key not in self._entries:
+            found = self._run(*args)
+            self._entries[key] = args, found if isinstance(found, tuple | list) else (found,)
+            return found
+        given, outputs = self._entries[key]
+        for now, then in zip(args, given, strict=True):
+            if isinstance(then, torch.Tensor):
+                assert now.data_ptr() == then.data_ptr(), "a graph reads where it was captured"
+            else:
+                assert now == then
+        found = self._run(*given)
+        several = isinstance(found, tuple | list)
+        for output, new in zip(outputs, found if several else (found,), strict=True):
+            output.copy_(new)
+        self.replayed.append(key.num_tokens)
+        return outputs if several else outputs[0]
+
+
+def record_pieces(engine: Engine, sizes: Iterable[int]) -> list[RecordedGraphs]:
+    """Capture the engine's pieces in these sizes; the graphs, one per piece."""
+    runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    found: list[Piece] | None = pieces_of(runner.vllm_config.compilation_config, engine.shape.layers)
+    assert found is not None
+    graphs = []
+    for piece in found:
+        piece._run = RecordedGraphs(piece._run)
+        graphs.append(piece._run)
+    hidden = runner.model_config.get_hidden_size()
+    embeddings, positions = torch.zeros(max(sizes), hidden), torch.zeros(max(sizes), dtype=torch.int64)
+    for size in sizes:
+        with set_forward_context(
+            None,
+            runner.vllm_config,
+            num_tokens=size,
+            cudagraph_runtime_mode=CUDAGraphMode.PIECEWISE,
+            batch_descriptor=BatchDescriptor(size),
+        ):
+            runner.model(
+                input_ids=None, positions=positions[:size], inputs_embeds=embeddings[:size]
+            )
+    return graphs
