@@ -74,14 +74,19 @@ class RecordedGraphs:
 def record_pieces(engine: Engine, sizes: Iterable[int]) -> list[RecordedGraphs]:
     """Capture the engine's pieces in these sizes; the graphs, one per piece."""
     runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
-    found: list[Piece] | None = pieces_of(runner.vllm_config.compilation_config, engine.shape.layers)
+    found: list[Piece] | None = pieces_of(
+        runner.vllm_config.compilation_config, engine.shape.layers
+    )
     assert found is not None
     graphs = []
     for piece in found:
         piece._run = RecordedGraphs(piece._run)
         graphs.append(piece._run)
     hidden = runner.model_config.get_hidden_size()
-    embeddings, positions = torch.zeros(max(sizes), hidden), torch.zeros(max(sizes), dtype=torch.int64)
+    embeddings, positions = (
+        torch.zeros(max(sizes), hidden),
+        torch.zeros(max(sizes), dtype=torch.int64),
+    )
     for size in sizes:
         with set_forward_context(
             None,

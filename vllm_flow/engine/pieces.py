@@ -100,7 +100,10 @@ class Piece:
         return self._run(*given)
 
     def _learn(self, args: Sequence[Any]) -> None:
-        now = self.rows(args), [tuple(a.shape) if isinstance(a, torch.Tensor) else None for a in args]
+        now = (
+            self.rows(args),
+            [tuple(a.shape) if isinstance(a, torch.Tensor) else None for a in args],
+        )
         if self._seen is None or self._seen[0] == now[0]:
             self._seen = now
             return
@@ -108,7 +111,9 @@ class Piece:
         for index, shapes in enumerate(zip(self._seen[1], now[1], strict=True)):
             if None in shapes or shapes[0] == shapes[1]:
                 continue
-            differ = [d for d, sizes in enumerate(zip(*shapes, strict=True)) if sizes[0] != sizes[1]]
+            differ = [
+                d for d, sizes in enumerate(zip(*shapes, strict=True)) if sizes[0] != sizes[1]
+            ]
             if len(differ) == 1 and shapes[1][differ[0]] == now[0]:
                 self.row_dims[index] = differ[0]
             else:
@@ -138,9 +143,7 @@ def pieces_of(compilation_config: Any, num_layers: int) -> list[Piece] | None:
     for piece in _made.get(id(compilation_config), ()):
         found.setdefault(id(piece.of), []).append(piece)
     fitting = [
-        pieces
-        for pieces in found.values()
-        if len(pieces) == num_layers + 1 == pieces[0].count
+        pieces for pieces in found.values() if len(pieces) == num_layers + 1 == pieces[0].count
     ]
     return fitting[0] if len(fitting) == 1 else None
 
@@ -242,7 +245,9 @@ class LeavingCall:
         known = self._inputs.get(id(tensor))
         if known is None or known[0] != len(self._gathers):
             assert self.alive is not None
-            assert tensor.shape[dim] == self.total, "what no piece has made, the model was called with"
+            assert tensor.shape[dim] == self.total, (
+                "what no piece has made, the model was called with"
+            )
             source = self._first.setdefault(id(tensor), tensor.clone())
             known = len(self._gathers), source.index_select(dim, self.alive)
             self._inputs[id(tensor)] = known
