@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,6 +47,8 @@ class RecordedGraphs:
     def __init__(self, run: Callable[..., Any]) -> None:
         self._run = run
         self._entries: dict[Any, tuple[tuple[Any, ...], Sequence[torch.Tensor]]] = {}
+        self.concrete_cudagraph_entries: dict[Any, Any] = {}
+        """As vLLM's wrapper has them."""
         self.replayed: list[int] = []
 
     def __call__(self, *args: Any) -> Any:
@@ -56,6 +59,7 @@ class RecordedGraphs:
         if key not in self._entries:
             found = self._run(*args)
             self._entries[key] = args, found if isinstance(found, tuple | list) else (found,)
+            self.concrete_cudagraph_entries[key] = SimpleNamespace(cudagraph=True)
             return found
         given, outputs = self._entries[key]
         for now, then in zip(args, given, strict=True):

@@ -17,7 +17,7 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, Engine, assert_exact, logprobs_of, picture, tokens_of
 from tests.engine.policy_cases import late_mixed
 from tests.gpu.backends import DEFAULT, EAGER, GRAPHS, WIDE, flash, triton, v1
-from vllm_flow.engine.pieces import LeavingCall, Piece
+from vllm_flow.engine.pieces import Piece
 
 EXECUTIONS = [
     pytest.param(EAGER, id="eager"),
@@ -98,14 +98,14 @@ def test_rows_leave_in_compiled_pieces(
     """Started as vLLM does without a flag, no layer's own code runs, and what is left of a step is replayed."""
     engine = open_engine(LONG, 2, **triton(**execution))
     sizes: list[int] = []
-    fitting = LeavingCall._fitting
+    fitting = Piece.fitting
 
-    def noted(call: LeavingCall, piece: Piece) -> Any:
-        graph = fitting(call, piece)
+    def noted(piece: Piece, num_rows: int) -> Any:
+        graph = fitting(piece, num_rows)
         sizes.append(0 if graph is None else graph.descriptor.num_tokens)
         return graph
 
-    monkeypatch.setattr(LeavingCall, "_fitting", noted)
+    monkeypatch.setattr(Piece, "fitting", noted)
     asks = every_cliff(LONG.layers)[1:-1]
     with counted_calls(engine) as calls:
         assert_exact(engine, asks, engine.run(asks))

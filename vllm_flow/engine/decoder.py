@@ -24,7 +24,7 @@ from vllm_flow.engine.calls import FORMS
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.last_layer import KeyWriter
-from vllm_flow.engine.pieces import Pieces
+from vllm_flow.engine.leaving import Pieces
 from vllm_flow.engine.ranking import DeviceRanking, DeviceReading, Ranker
 
 

@@ -13,7 +13,7 @@ from vllm_flow.engine import adoption
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.eager_ops import eager_operators
 from vllm_flow.engine.families import decoder_of
-from vllm_flow.engine.pieces import Pieces
+from vllm_flow.engine.leaving import Pieces
 from vllm_flow.engine.settings import FlowSettings
 
 _EAGER_PASS = FlowStep(variants={}, profiles=True)
