@@ -76,6 +76,8 @@ def record_pieces(engine: Engine, sizes: Iterable[int]) -> list[RecordedGraphs]:
     runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
     found: list[Piece] | None = pieces_of(runner.vllm_config.compilation_config, engine.shape.layers)
     assert found is not None
+    steps = getattr(runner, "model_state", runner).flow_steps
+    steps.graph_rows = max(sizes)
     graphs = []
     for piece in found:
         piece._run = RecordedGraphs(piece._run)
