@@ -82,6 +82,8 @@ def record_pieces(engine: Engine, sizes: Iterable[int]) -> list[RecordedGraphs]:
         runner.vllm_config.compilation_config, engine.shape.layers
     )
     assert found is not None
+    steps = getattr(runner, "model_state", runner).flow_steps
+    steps.graph_rows = max(sizes)
     graphs = []
     for piece in found:
         piece._run = RecordedGraphs(piece._run)

@@ -24,7 +24,14 @@ def equip(keeper: Any, runner: Any, kv_cache_config: Any, is_profiling: bool) ->
     settings = runner.flow_settings
     backends.check(runner.attn_groups)
     mutual_attention.check_backends(runner.vllm_config.model_config, runner.attn_groups)
-    keeper.flow_steps = StepBuilder(runner.attn_groups, kv_cache_config, runner.device)
+    compilation = runner.vllm_config.compilation_config
+    in_pieces = compilation.cudagraph_mode.has_piecewise_cudagraphs()
+    keeper.flow_steps = StepBuilder(
+        runner.attn_groups,
+        kv_cache_config,
+        runner.device,
+        graph_rows=(compilation.max_cudagraph_capture_size or 0) if in_pieces else 0,
+    )
     keeper.flow_requests.spares_last_layers = last_layer.spares(
         keeper.flow_hook.decoder,
         runner.attn_groups,
@@ -32,7 +39,7 @@ def equip(keeper: Any, runner: Any, kv_cache_config: Any, is_profiling: bool) ->
     )
     if is_profiling:
         return
-    layers = runner.vllm_config.compilation_config.static_forward_context
+    layers = compilation.static_forward_context
     keeper.flow_hook.ranker = Ranker(kv_cache_config, layers)
     keeper.flow_mover = RowMover(kv_cache_config, layers)
     if settings.attention_log is not None:

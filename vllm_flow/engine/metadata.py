@@ -37,6 +37,7 @@ class StepBuilder:
         attn_groups: per KV-cache group, vLLM's ``AttentionGroup`` objects.
         kv_cache_config: names the layers and the block size of each group.
         device: where the model runs.
+        graph_rows: the most rows that a CUDA graph of compiled pieces is captured for; 0 without such.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class StepBuilder:
         attn_groups: Sequence[Sequence[Any]],
         kv_cache_config: KVCacheConfig,
         device: torch.device,
+        graph_rows: int = 0,
     ) -> None:
+        self.graph_rows = graph_rows
         sizes = [spec.kv_cache_spec.block_size for spec in kv_cache_config.kv_cache_groups]
         self._device = device
         self._group_of_layer = {
@@ -83,9 +86,12 @@ class StepBuilder:
         for variant, places in zip(plan.variants, self._places(starts), strict=True):
             tables = _tables(block_tables, places)
             tensors = _VariantTensors(variant, tables, self._device)
-            # Padding stays until the first rows leave; keys of a layer need as many slots as rows.
-            padding = max(0, padded_rows - plan.num_rows) if variant.rows is None else 0
-            slots = tensors.slots(block_tables, tables, padding) if tensors.writes else {}
+            # Keys of a layer need as many slots as rows. Padding stays until the first rows leave; those that
+            # are left may be padded anew.
+            padding = padded_rows - plan.num_rows
+            if variant.rows is not None:
+                padding = 0 if tensors.last else self.graph_rows - variant.num_rows
+            slots = tensors.slots(block_tables, tables, max(0, padding)) if tensors.writes else {}
             step.variants[variant.first_layer] = DeviceVariant(
                 variant.num_rows,
                 tensors.get("rows"),
