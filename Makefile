@@ -31,7 +31,7 @@ help:
 	@echo "make test           every test, three suites at a time (JOBS=1: one)"
 	@echo "make test-long      more of the same, which would take make test past half an hour"
 	@echo "make test-families  every model family at every cliff, both model runners (FAMILIES=a,b: those)"
-	@echo "make test-next-vllm vLLM 0.33's Python over 0.32's CPU binaries: seams, exactness, prefixes, lifecycles"
+	@echo "make test-next-vllm vLLM 0.33's Python over 0.32's CPU binaries: seams, exactness, lifecycles, connectors"
 	@echo "make test-gpu       the tests that need a CUDA device (VARIANT=cuda)"
 	@echo "make fuzz           random traffic against the oracle for an hour (SECONDS=3600), then spoilt files"
 	@echo "make lint           ruff, mypy, import-linter"
@@ -127,10 +127,9 @@ test-engine: setup
 	@$(PYTEST) tests/families
 
 test-engine-v2: setup
-	@echo "tests: engine, model runner V2"
-	@VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST) tests/engine_v2
-	@echo "tests: a model family with features injected between layers, model runner V2"
-	@VLLM_USE_V2_MODEL_RUNNER=1 VLLM_FLOW_FAMILIES=qwen3_vl $(PYTEST) tests/families/test_exact.py -k chunks
+	@echo "tests: engine, and a model family with features injected between layers, model runner V2"
+	@VLLM_USE_V2_MODEL_RUNNER=1 VLLM_FLOW_FAMILIES=qwen3_vl $(PYTEST) tests/engine_v2 \
+	    tests/families/test_exact.py::test_chunks_and_cached_prefixes_are_exact
 
 test-server: setup
 	@echo "tests: OpenAI-compatible server"
@@ -142,7 +141,7 @@ test-upstream: setup
 	@$(PYTEST) tests/upstream
 
 # What the suites of make test leave out: more seeds, cliffs, engines and servers of the same kinds.
-LONG := tests/unit tests/demo_model tests/engine tests/server tests/commands tests/analysis tests/eval
+LONG := tests/unit tests/demo_model tests/engine tests/families tests/server tests/commands tests/analysis tests/eval
 
 test-long: setup
 	@failed=0; for suite in $(LONG); do \
@@ -163,7 +162,7 @@ test-families: setup
 	    VLLM_USE_V2_MODEL_RUNNER=$$v2 VLLM_FLOW_FAMILIES=$$family \
 	    VLLM_FLOW_FAMILIES_TABLE=out/families/$$family-v$$((v2 + 1)).json \
 	    $(PYTEST) tests/families/test_exact.py || failed=1; \
-	done; done; VLLM_FLOW_FAMILIES=all $(PYTEST) tests/families/test_served.py || failed=1; \
+	done; done; VLLM_FLOW_FAMILIES=all $(PYTEST) tests/families/test_served.py tests/families/test_eval.py || failed=1; \
 	$(BIN)/python -m tests.families out/families; exit $${failed:-0}
 
 # Fetches a wheel of 340 MB, once; says so and passes where pip cannot get it.

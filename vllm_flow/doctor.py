@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 
 from vllm_flow.engine.diagnosis import Diagnosis, diagnose
+from vllm_flow.engine.process import hush
+from vllm_flow.remote_code import add_option as add_trust
 
 WIDTH = 14
 
@@ -28,14 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--probe", action="store_true", help="import vLLM: its device, model runner and attention"
     )
     parser.add_argument("--model", help="the same, for this model: a folder, or a name of the hub")
+    add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print an object instead of lines")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the diagnosis; 1 where serving would not work."""
     # vLLM logs how it comes to its choices, which would drown what is said here.
-    logging.getLogger("vllm").setLevel(logging.ERROR)
-    found = diagnose(args.model, probe=args.probe)
+    hush()
+    found = diagnose(args.model, probe=args.probe, trust_remote_code=args.trust_remote_code)
     if args.json:
         print(json.dumps({"serves": not found.problems, **asdict(found)}, indent=2))
     else:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import html
-import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -22,8 +21,10 @@ from typing import Any
 from vllm_flow.analysis.cam_names import READ, UNREAD
 from vllm_flow.engine.families.family import Family
 from vllm_flow.engine.families.known import FAMILIES
+from vllm_flow.engine.process import hush
 from vllm_flow.exits import CommandError, Refused
 from vllm_flow.options import pixels
+from vllm_flow.remote_code import add_option as add_trust
 
 COLUMNS = (
     "Family",
@@ -47,11 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WIDTHxHEIGHT",
         help="with a model: its tokens for a picture of this size, and what each cliff saves",
     )
-    parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="with a model that brings its configuration or processor as code: run that code",
-    )
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         show_table()
         return 0
     # vLLM logs how it comes to its choices, which would drown what is said here.
-    logging.getLogger("vllm").setLevel(logging.ERROR)
+    hush()
     try:
         for line in about(args.model, args.picture, args.trust_remote_code):
             print(line)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_flow.layout_stages import Choice
+from vllm_flow.mutual import Range, stored
 from vllm_flow.ranks.base import Needs
 from vllm_flow.spans import IntArray
 from vllm_flow.step import Ranking, ScheduledRequest, StepPlan, Variant
@@ -115,8 +116,22 @@ def _variants(batch: _Batch, breaks: Sequence[int]) -> Iterator[Variant]:
             rankings=tuple(
                 _ranking(batch, first_layer, index, choice, alive, keep) for index, choice in chosen
             ),
+            mutual=_mutual(batch.requests, first_layer, present),
         )
         alive = keep
+
+
+def _mutual(
+    requests: Sequence[ScheduledRequest], layer: int, present: IntArray
+) -> dict[int, tuple[Range, ...]]:
+    """:attr:`Variant.mutual` of the requests ``present`` in a layer."""
+    found = {}
+    for index, request in enumerate(requests[at] for at in present):
+        if request.mutual:
+            gone = None if request.layout is None else request.layout.evicted(layer)
+            if left := stored(request.mutual, gone):
+                found[index] = left
+    return found
 
 
 def _made_now(request: ScheduledRequest, choices: Sequence[Choice]) -> Iterator[Choice]:

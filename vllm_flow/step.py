@@ -6,10 +6,12 @@ the same rows are alive. Packed positions: see `layout`. With a drawing: docs/gl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from vllm_flow.layout import TokenLayout
 from vllm_flow.layout_stages import Choice
+from vllm_flow.mutual import Range, reached
 from vllm_flow.spans import IntArray
 
 
@@ -20,12 +22,20 @@ class ScheduledRequest:
     num_computed: int
     num_scheduled: int
     layout: TokenLayout | None = None
+    mutual: tuple[Range, ...] = ()
+    """Ranges of its prompt whose tokens see one another, as far as the step reaches them."""
 
 
 def scheduled_request(
-    num_computed: int, num_scheduled: int, layout: TokenLayout | None
+    num_computed: int,
+    num_scheduled: int,
+    layout: TokenLayout | None,
+    mutual: Sequence[Range] = (),
 ) -> ScheduledRequest:
     """A request's share of a step, with its layout where that has effect on these tokens.
+
+    Args:
+        mutual: all ranges of its prompt whose tokens see one another.
 
     Raises:
         ValueError: images leave after the prompt, and the step has tokens of it and behind it, which
@@ -39,7 +49,7 @@ def scheduled_request(
                 f"token {layout.prompt_tokens}"
             )
         layout = layout if layout.gone_by(end) else None
-    return ScheduledRequest(num_computed, num_scheduled, layout)
+    return ScheduledRequest(num_computed, num_scheduled, layout, reached(mutual, num_computed, end))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +104,8 @@ class Variant:
     rankings: tuple[Ranking, ...] = ()
     """Images whose part of ``gather``, and so of ``rows``, only the device knows: each takes its K
     places in it. Until then the first rows of the image stand there."""
+    mutual: Mapping[int, tuple[Range, ...]] = field(default_factory=dict)
+    """Index into ``requests`` -> storage positions whose tokens see one another in both directions."""
 
     @property
     def num_rows(self) -> int:

@@ -41,7 +41,7 @@ def find(args: Namespace) -> dict[str, Any]:
     Raises:
         CliffError, ValueError: (of data, tasks and models) it cannot begin or go on.
     """
-    facts = read_facts(args.model, args.conversation)
+    facts = read_facts(args.model, args.conversation, args.trust_remote_code)
     work, task = read_questions(args)
     ladder = ladder_of(args, facts.num_layers)
     plan = None if args.unlabelled else make_plan(args, work.items, ladder.top)

@@ -95,6 +95,7 @@ class Bench:
             group_layers=default_group_layers(facts.num_layers),
             block_size=32,
             conversation=facts.conversation.name,
+            picture_mark=facts.conversation.mark,
             policies=tuple(policies),
             full_grid=facts.full_grid,
             max_model_len=512,

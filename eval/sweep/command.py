@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_flow.options import gib, positive, seed
+from vllm_flow.remote_code import add_option as add_trust
 from vllm_flow.user_text import NotJSON, parse_json
 
 BATCH_ITEMS = 32
@@ -152,6 +153,7 @@ def add_engine(group: Any) -> None:
     add("--dtype", help="default: the checkpoint's; float32 for the demo model")
     add("--group-layers", type=positive, help="layers per storage group")
     add("--block-size", type=positive, help="tokens per KV block (default: 16, on CPU 32)")
+    add_trust(group)
     add("--max-model-len", type=positive)
     add("--kv-cache-gib", type=gib, help="KV-cache pool of an engine")
     add(
@@ -207,7 +209,7 @@ def json_object(text: str) -> dict[str, Any]:
         value = parse_json(text)
     except NotJSON as error:
         raise argparse.ArgumentTypeError(f"not JSON ({error})") from None
-    taken = {"model", "additional_config", "seed", "dtype", "block_size"}
+    taken = {"model", "additional_config", "seed", "dtype", "block_size", "trust_remote_code"}
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError('it must be a JSON object, like {"max_num_seqs": 64}')
     if taken & value.keys():

@@ -5,6 +5,7 @@ Knows processors of Hugging Face; nothing of tasks or engines.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,10 @@ class Conversation:
 
     name: str
     processor: Any
-    """Of the model; asked for its chat template."""
+    """Of the model; it, or its tokenizer, is asked for its chat template."""
+    mark: str | None = None
+    """What stands for a picture before the text, where the chat template takes a text and no parts; empty
+    where the processor adds the picture by itself."""
 
     @property
     def add_special_tokens(self) -> bool:
@@ -46,33 +50,71 @@ class Conversation:
             return f"{LLAVA_SYSTEM} USER: {placeholder}{text} ASSISTANT:"
         if self.name == "qwen-vl":
             return f"{QWEN_VL_PICTURE if image else ''}{text}"
-        return _render(self.processor, text, image)
+        if self.mark is None:
+            return _render(self.processor, _parts(text, image))
+        # As vLLM's server puts them together.
+        return _render(self.processor, f"{self.mark}\n{text}" if image and self.mark else text)
 
 
-def choose(name: str, model: str, processor: Any) -> Conversation:
+def choose(
+    name: str, model: str, processor: Any, mark: Callable[[], str | None] | None = None
+) -> Conversation:
     """The conversation of a model; `auto` knows LLaVA-1.5 by its name or by its template's turns, and a Qwen-VL
     that is no chat model by a template without turns.
+
+    Args:
+        mark: what stands for a picture in a text, asked only where the chat template takes no parts.
 
     Raises:
         ConversationError: the model has no chat template and is not known.
     """
-    has_template = bool(getattr(processor, "chat_template", None))
+    has_template = _holder(processor) is not None
+    parts = has_template and takes_parts(processor)
     if name == "auto":
         by_name = "llava-1.5" in model.lower() or "llava-v1.5" in model.lower()
-        template = _render(processor, "?", True) if has_template else ""
+        template = _render(processor, _parts("?", True)) if parts else ""
         vicuna = template.startswith("USER:") and template.rstrip().endswith("ASSISTANT:")
         plain = template == f"Picture 1: {QWEN_VL_PICTURE}\n?"
         name = "llava-1.5" if by_name or vicuna else "qwen-vl" if plain else "chat-template"
-    if name == "chat-template" and not has_template:
+    if name != "chat-template":
+        return Conversation(name, processor)
+    if not has_template:
         raise ConversationError(
             f"{model} has no chat template; give it one (chat_template.jinja beside its "
             "tokenizer), or pass --conversation llava-1.5 if it was trained on that."
         )
-    return Conversation(name, processor)
+    return Conversation(name, processor, None if parts or mark is None else mark() or "")
 
 
-def _render(processor: Any, text: str, image: bool) -> str:
-    content = [*([{"type": "image"}] if image else []), {"type": "text", "text": text}]
+def takes_parts(processor: Any) -> bool:
+    """Whether the chat template goes through a message's parts and writes the picture's mark itself.
+
+    One that was written for text joins the list to a string, which fails, or prints it.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        shown = _render(processor, _parts("?", True))
+    except (TypeError, TemplateError):
+        return False
+    return "'type': 'image'" not in shown
+
+
+def _parts(text: str, image: bool) -> list[dict[str, str]]:
+    return [*([{"type": "image"}] if image else []), {"type": "text", "text": text}]
+
+
+def _holder(processor: Any) -> Any:
+    """What has the chat template: the processor, or else its tokenizer, as vLLM looks; None if neither has."""
+    for holder in (processor, getattr(processor, "tokenizer", None)):
+        if getattr(holder, "chat_template", None):
+            return holder
+    return None
+
+
+def _render(processor: Any, content: str | list[dict[str, str]]) -> str:
     messages = [{"role": "user", "content": content}]
     # A processor gives text unless told otherwise; a tokenizer, where a model has no more, gives ids.
-    return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    return str(
+        _holder(processor).apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    )

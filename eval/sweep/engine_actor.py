@@ -44,13 +44,17 @@ class EngineOptions:
     group_layers: int
     block_size: int
     conversation: str
-    """`llava-1.5` or `chat-template`, as decided for the run."""
+    """`llava-1.5`, `qwen-vl` or `chat-template`, as decided for the run."""
     policies: tuple[Policy, ...]
     full_grid: int | None = None
     """Side of the full square of image tokens; needed by `downsample` only."""
     seed: int = 0
     max_model_len: int | None = None
     kv_cache_bytes: int | None = None
+    picture_mark: str | None = None
+    """`Conversation.mark`, as decided for the run."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run, on every machine."""
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of `vllm.LLM`; they win over this module's."""
     flow_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -102,11 +106,10 @@ class EngineActor:
         """
         prepare_process()
         import vllm
-        from transformers import AutoProcessor
 
         from vllm_flow.engine.inspect import scheduler_of
         from vllm_flow.eval.sweep.conversation import Conversation
-        from vllm_flow.eval.sweep.model_facts import resolve_model
+        from vllm_flow.eval.sweep.model_facts import read_processor, resolve_model
 
         self.options = options
         self.policies = {policy.name: policy for policy in options.policies}
@@ -115,6 +118,7 @@ class EngineActor:
         arguments: dict[str, Any] = {
             "dtype": options.dtype,
             "seed": options.seed,
+            "trust_remote_code": options.trust_remote_code,
             "max_model_len": options.max_model_len,
             "kv_cache_memory_bytes": options.kv_cache_bytes,
             "block_size": options.block_size,
@@ -129,8 +133,8 @@ class EngineActor:
             **options.engine_args,
         }
         self.llm = vllm.LLM(model=model, additional_config=flow if extension else {}, **arguments)
-        processor = AutoProcessor.from_pretrained(model)
-        self.conversation = Conversation(options.conversation, processor)
+        processor = read_processor(model, options.trust_remote_code)
+        self.conversation = Conversation(options.conversation, processor, options.picture_mark)
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._scheduler = scheduler_of(self.llm) if extension else None
         self.geometry = self._scheduler.flow_geometry if self._scheduler else None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_flow.eval.sweep.conversation import Conversation, choose
+from vllm_flow.remote_code import refusal
 
 DEMO_MODELS = ("demo", "demo-small")
 """Names that stand for the models of `vllm_flow.demo_model`; each machine assembles its own copy."""
@@ -52,27 +53,33 @@ def resolve_model(model: str) -> str:
         raise ModelError(str(error)) from None
 
 
-def read_facts(model: str, conversation: str = "auto") -> ModelFacts:
+def read_facts(
+    model: str, conversation: str = "auto", trust_remote_code: bool = False
+) -> ModelFacts:
     """Facts of a model given by name or path.
 
+    Args:
+        trust_remote_code: whether code that comes with the model may run.
+
     Raises:
-        ModelError: nothing can be read there.
+        ModelError: nothing can be read there, or only by code that may not run.
         ConversationError: no prompt can be made for it.
     """
+    from vllm_flow.engine.process import hush
+    from vllm_flow.models import read_config
+
     if model in DEMO_MODELS:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers import AutoConfig, AutoProcessor
-
-    from vllm_flow.models import register_with_transformers
-
-    register_with_transformers()
+    hush()
     path = resolve_model(model)
     try:
-        config = AutoConfig.from_pretrained(path)
-        processor = AutoProcessor.from_pretrained(path)
+        config = read_config(path, trust_remote_code)
+        processor = read_processor(path, trust_remote_code)
     # Transformers reads foreign files and raises what it likes for damaged ones (KeyError, TypeError, ...).
     except Exception as error:
+        if needed := refusal(error):
+            raise ModelError(f"model {model!r}: {needed}") from None
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(
             f"model {model!r} cannot be read: {first} (a directory, a hub name, or `demo`; "
@@ -89,8 +96,39 @@ def read_facts(model: str, conversation: str = "auto") -> ModelFacts:
         dtype=str(config.dtype or text.dtype or "float32").removeprefix("torch."),
         full_grid=full_grid(config),
         no_downsampling=downsampling_obstacle(config),
-        conversation=choose(conversation, model, processor),
+        conversation=choose(conversation, model, processor, lambda: picture_mark(config)),
     )
+
+
+def read_processor(path: str, trust_remote_code: bool) -> Any:
+    """The model's processor, or its tokenizer where it has no more."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def picture_mark(config: Any) -> str | None:
+    """What vLLM's server writes for a picture into a text; None where the model's processor adds it by itself.
+
+    Raises:
+        ModelError: vLLM has no such model, or none that takes pictures.
+    """
+    from vllm import ModelRegistry
+
+    from vllm_flow.models import register
+
+    register()
+    found = [
+        ModelRegistry.models[name]
+        for name in config.architectures or ()
+        if name in ModelRegistry.models
+    ]
+    mark = getattr(found[0].load_model_cls(), "get_placeholder_str", None) if found else None
+    if mark is None:
+        raise ModelError(
+            f"vLLM has no model that takes pictures for {', '.join(config.architectures or ('?',))}"
+        )
+    return mark("image", 1)
 
 
 def full_grid(config: Any) -> int | None:

@@ -46,7 +46,7 @@ def evaluate(args: Namespace) -> int:
         CommandError: nothing can be written, there is no cluster, or it cannot go on.
     """
     check_folder(args.out)
-    facts = read_facts(args.model, args.conversation)
+    facts = read_facts(args.model, args.conversation, args.trust_remote_code)
     policies = checked_policies(args.policies, facts, args.model)
     preparation = None if args.image_preparation == "task" else args.image_preparation
     background_of(args.engine_args)  # refused here, not in every engine
@@ -189,6 +189,7 @@ def engine_settings(args: Namespace, facts: ModelFacts, on_gpu: bool) -> dict[st
         "seed": args.seed,
         "max_model_len": args.max_model_len or (DEMO_CONTEXT if demo else None),
         "conversation": facts.conversation.name,
+        "trust_remote_code": args.trust_remote_code,
         "engine_args": dict(args.engine_args),
     }
 
@@ -208,6 +209,8 @@ def engine_options(
         seed=args.seed,
         max_model_len=settings["max_model_len"],
         kv_cache_bytes=pool_bytes(args),
+        picture_mark=facts.conversation.mark,
+        trust_remote_code=args.trust_remote_code,
         engine_args=args.engine_args,
     )
 

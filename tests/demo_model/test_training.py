@@ -95,6 +95,7 @@ def same(one: Path, other: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
+@pytest.mark.long  # the later stages stand for it
 def test_the_vision_stage_goes_on_exactly_where_it_was_stopped(
     tmp_path: Path, assets: Assets, monkeypatch: pytest.MonkeyPatch, quick_checks: None
 ) -> None:

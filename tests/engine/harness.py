@@ -19,7 +19,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
-from tests.engine import kept_oracle, oracle
+from tests.engine import kept_oracle, oracle, v2_cpu
 from tests.engine.cases import MAX_MODEL_LEN, Ask
 from tests.engine.tiny_llava import Shape, build, picture
 
@@ -89,6 +89,9 @@ class Engine:
             enable_prefix_caching=False,
             limit_mm_per_prompt={"image": 2},
         )
+        if v2_cpu.wanted():
+            # vLLM 0.33 would run every kernel once, slowly under an interpreter.
+            settings["kernel_config"] = {"enable_jit_warmup": False}
         if group_layers is not STOCK:
             settings["additional_config"] = {"vllm_flow": {"group_layers": group_layers}}
         asynchronous = bool(options.get("async_scheduling"))

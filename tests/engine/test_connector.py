@@ -17,7 +17,7 @@ from tests.engine.cases import LONG, one_image, text_only, two_images
 from tests.engine.file_connector import FileConnector, Orders
 from tests.engine.harness import BLOCK_SIZE, Engine, assert_exact, params_of
 from vllm_flow.engine import adoption
-from vllm_flow.engine.connectors import FlowConnector, without
+from vllm_flow.engine.connectors import FlowConnector, hands_over, without
 
 
 def connector_of(engine: Engine) -> FileConnector:
@@ -62,6 +62,20 @@ def test_blocks_for_others_are_not_promised(together: Engine) -> None:
     params.extra_args = orders
     outputs = together.llm.generate(together.prompt(ask), params, use_tqdm=False)
     assert_exact(together, [ask], outputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [
+        ("NixlConnector", True),
+        ("NixlPullConnector", True),
+        ("NixlPushConnector", False),
+        ("OffloadingConnector", False),
+    ],
+)
+def test_which_of_vllms_own_hand_packed_blocks_over(name: str, packed: bool) -> None:
+    """What was tried between two servers: tests/server/test_handing_over.py."""
+    assert hands_over(KVTransferConfig(kv_connector=name, kv_role="kv_both")) == packed
 
 
 def step(**more: Any) -> SchedulerOutput:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from vllm import SamplingParams
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
@@ -200,6 +201,25 @@ def test_single_tokens_cannot_be_logged_where_the_device_chooses(rank: str) -> N
     assert settle({**keys, "flow_rank": rank, **log}, (5, 90), attention_log="x")[1]
 
 
+def test_how_many_of_each_crop_stay_must_be_known_where_their_tokens_see_one_another() -> None:
+    cropped = PlaceholderRange(5, 63, torch.tensor([True] * 30 + [False] * 3 + [True] * 30))
+    mutual = replace(SETTINGS, mutual_pictures=True)
+
+    def check(place: PlaceholderRange, settings: FlowSettings, **keys: Any) -> None:
+        sent = request({"flow_cliff": 3, "flow_keep": 9, **keys}, (5, 63))
+        sent.mm_features[0].mm_position = place
+        check_request(sent, settings)
+
+    with pytest.raises(
+        PolicyError, match="how many of each piece stay .* leave out do_pan_and_scan"
+    ):
+        check(cropped, mutual, flow_rank="diversity")
+    check(cropped, SETTINGS, flow_rank="diversity")
+    check(cropped, mutual, flow_rank="uniform")
+    check(cropped, mutual, flow_rank="last_prompt", flow_when="decode")
+    check(PlaceholderRange(5, 63), mutual, flow_rank="diversity")
+
+
 EMBEDDED = {"prompt_token_ids": None, "prompt_embeds": object()}
 
 
@@ -244,3 +264,14 @@ def test_blocks_of_a_request_that_evicts_are_not_sent() -> None:
     default = parse_policy({"flow_cliff": 3}, LAYERS)
     del keys["flow_cliff"]
     assert settle(keys, IMAGE, connected=True, default_policy=default) == (keys, None)
+
+
+def test_blocks_of_an_earlier_turn_are_not_read_back() -> None:
+    """A prefill may ask the decode of the turn before for so many tokens, by NIXL for one."""
+    asked = {"do_remote_decode": True, "remote_block_ids": [[1], [2]]}
+    keys = {"flow_cliff": 3, "kv_transfer_params": asked}
+    with pytest.raises(PolicyError, match="an earlier turn's, .* leave out remote_block_ids"):
+        settle(keys, IMAGE, connected=True, hands_over=True)
+    for blocks in (None, [], ()):  # a router's template has the key all the same
+        asked["remote_block_ids"] = blocks
+        assert settle(keys, IMAGE, connected=True, hands_over=True)[1]

@@ -134,6 +134,11 @@ def test_a_layer_that_sees_a_window_is_refused(window: Any) -> None:
     cache = strided(KVCacheLayout.LBHNC, FLOAT)
     with pytest.raises(ValueError, match="sees a sliding window, not every token; leave out"):
         key_reader(layer_writing(slot_writer, cache, sliding_window=window))
+    combined = layer_writing(slot_writer, cache)
+    variants = (SimpleNamespace(sliding_window=window), SimpleNamespace(sliding_window=window))
+    combined.impl = SimpleNamespace(get_impl_variants=lambda: variants)
+    with pytest.raises(ValueError, match="sees a sliding window, not every token; leave out"):
+        key_reader(combined)
 
 
 @pytest.mark.parametrize("none", [None, -1, (-1, -1)])

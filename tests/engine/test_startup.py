@@ -20,7 +20,7 @@ from tests.engine.tiny_llava import Shape, build
 from vllm_flow.engine import plugin
 from vllm_flow.engine.attention.writer import check_log
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.engine.support import check_supported, check_version
+from vllm_flow.engine.support import FP8, check_supported, check_version
 
 BOTH = {"kv_role": "kv_both"}
 DRAFTS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
@@ -165,12 +165,15 @@ def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message
             },
             "encoder-cache connectors",
         ),
-        (
-            {"kv_cache_dtype": "fp8", "default": {"flow_stages": "2:50% last_image"}},
-            "default_policy ranks by 'last_image', which reads keys",
+        *(
+            (
+                {"kv_cache_dtype": stored, "default": {"flow_stages": "2:50% last_image"}},
+                "default_policy ranks by 'last_image', which reads keys",
+            )
+            for stored in FP8
         ),
         ({"hf_overrides": {"is_encoder_decoder": True}}, "encoder-decoder models"),
-        ({"hf_overrides": {"is_mm_prefix_lm": True}}, "bidirectional attention over the image"),
+        ({"hf_overrides": {"is_mm_prefix_lm": True}}, "in both directions .* on a CPU, where"),
         ({"video_pruning_rate": 0.5}, "video pruning"),
         ({"scheduler_cls": "somebody.Else"}, "cannot be combined with scheduler_cls"),
         ({"worker_cls": "somebody.Else"}, "cannot be combined with worker_cls"),

@@ -33,4 +33,7 @@ def materialised_lse(
     seen = mask.materialize((pairs, pairs * len(columns) * mask.page_size)) == 0
     seen = seen[:, : key.shape[1]]
     logits = torch.einsum("pkgd,tkgd->kgpt", query[0].float(), key[0, : seen.shape[1]].float())
-    return (logits * scale).masked_fill(~seen, -torch.inf).logsumexp(-1).flatten(0, 1)
+    lse_HP = (logits * scale).masked_fill(~seen, -torch.inf).logsumexp(-1).flatten(0, 1)
+    # Of an empty span the op may make anything.
+    starts_P, ends_P = mask.k_seqinfo.seqstart[:pairs], mask.k_seqinfo.seqlen
+    return lse_HP.masked_fill(starts_P == ends_P, torch.nan)

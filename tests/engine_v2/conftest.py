@@ -11,6 +11,7 @@ import pytest
 
 from tests.engine import v2_cpu
 from tests.engine.fixtures import (
+    bare,
     engine_store,
     open_engine,
     prepare_process,
@@ -18,7 +19,7 @@ from tests.engine.fixtures import (
     together,
 )
 
-__all__ = ["engine_store", "open_engine", "together"]
+__all__ = ["bare", "engine_store", "open_engine", "together"]
 
 prepare_process()
 if v2_cpu.wanted():

@@ -10,6 +10,9 @@ from tests.engine.test_attention_log import (
 )
 from tests.engine.test_bad_requests import test_bad_value_is_refused
 from tests.engine.test_compiled import test_only_steps_in_which_rows_leave_are_eager
+from tests.engine.test_connector import (
+    test_blocks_are_taken_when_what_they_held_is_stored,
+)
 from tests.engine.test_encoder_cache import (
     test_a_prefix_that_covered_the_picture_is_lost,
     test_a_request_preempted_in_the_step_that_encodes_its_picture,
@@ -51,6 +54,7 @@ __all__ = [
     "test_baseline_beside_policies",
     "test_batch_is_exact",
     "test_entries_are_the_oracles_or_none",
+    "test_blocks_are_taken_when_what_they_held_is_stored",
     "test_blocks_hold_what_the_layers_see",
     "test_model_runner",
     "test_only_steps_in_which_rows_leave_are_eager",

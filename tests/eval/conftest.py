@@ -1,8 +1,9 @@
-"""Runs `vllm-flow score` in tests."""
+"""Runs `vllm-flow score` in tests; one Ray for those that need it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,16 @@ def labels(tmp_path: Path) -> Path:
 def coco(tmp_path: Path) -> Path:
     splits = {"val": {7: (["dog"], ["A man and a dog."]), 8: (["cat"], [])}}
     return files.coco(tmp_path / "annotations", splits)
+
+
+@pytest.fixture(scope="package")
+def cluster() -> Iterator[str]:
+    """Ray on this machine, two slots; its address. Started once for all files: its processes take seconds each."""
+    import ray
+
+    from vllm_flow.eval.sweep import driver
+
+    ray.shutdown()
+    driver.connect(None, 2)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()

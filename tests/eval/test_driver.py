@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 from tests.engine.fixtures import prepare_process
 
 prepare_process()
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
 
 from tests.eval import fake_engine  # noqa: E402
 from tests.eval.demo_pope import small_options, write_pope  # noqa: E402
@@ -32,15 +32,6 @@ from vllm_flow.eval.sweep.schema import answers_table  # noqa: E402
 from vllm_flow.eval.tasks import get_task  # noqa: E402
 
 QUESTIONS = 28
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """Ray on this machine, two slots; its address."""
-    ray.shutdown()
-    driver.connect(None, 2)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
 
 
 @pytest.fixture

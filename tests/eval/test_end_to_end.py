@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -11,25 +11,15 @@ import pytest
 from tests.engine.fixtures import prepare_process
 
 prepare_process()
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
 
 from vllm_flow import cli  # noqa: E402
 from vllm_flow.demo_model.datasets import __main__ as datasets  # noqa: E402
-from vllm_flow.eval.sweep import driver  # noqa: E402
 from vllm_flow.eval.sweep.records import Run  # noqa: E402
 
 TASKS = ("pope", "scienceqa", "textvqa", "chair")
 LAYERS = 6
 ITEMS = 2
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """Ray on this machine, two slots."""
-    ray.shutdown()
-    driver.connect(None, 2)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.slow
@@ -41,7 +31,7 @@ def cluster() -> Iterator[None]:
     ],
 )
 def test_four_tasks_to_a_report(
-    cluster: None, cliffs: Iterable[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: str, cliffs: Iterable[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, run, report = tmp_path / "data", tmp_path / "run", tmp_path / "run" / "report"
     datasets.main(["--out", str(data), "--items", "4"])

@@ -9,20 +9,21 @@ from pathlib import Path
 
 
 def table(folder: Path) -> Iterator[str]:
-    """A Markdown row per family: cliffs, and the largest logprob error under each model runner."""
+    """A Markdown row per family: cliffs, and the largest logprob error under each model runner that ran."""
     rows = [row for file in sorted(folder.glob("*.json")) for row in json.loads(file.read_text())]
-    yield "| Checkpoint | Cliffs | Answers | Largest logprob error, V1 | V2 |"
-    yield "| --- | --- | --- | --- | --- |"
+    runners = sorted({row["runner"] for row in rows})
+    yield f"| Checkpoint | Cliffs | Answers | Largest logprob error, {' | '.join(runners)} |"
+    yield "| --- " * (3 + len(runners)) + "|"
     for family in dict.fromkeys(row["family"] for row in rows):
         own = [row for row in rows if row["family"] == family]
         cliffs = sorted({cliff for row in own for cliff in row["cliffs"]})
         errors = [
             max((row["error"] for row in own if row["runner"] == runner), default=None)
-            for runner in ("V1", "V2")
+            for runner in runners
         ]
         shown = ["not run" if error is None else f"{error:.1e}" for error in errors]
         answers = sum(row["answers"] for row in own)
-        yield f"| {family} | {cliffs[0]} to {cliffs[-1]} | {answers} | {shown[0]} | {shown[1]} |"
+        yield f"| {family} | {cliffs[0]} to {cliffs[-1]} | {answers} | {' | '.join(shown)} |"
 
 
 def main(arguments: Sequence[str]) -> None:

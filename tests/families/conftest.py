@@ -2,8 +2,9 @@
 
 ``VLLM_FLOW_FAMILIES=all`` runs every checkpoint (``make test-families``), a comma-separated list runs
 those, and without it a few stand for the rest. The model runner is the process's
-(``VLLM_USE_V2_MODEL_RUNNER``), ``VLLM_FLOW_COMPILED=1`` leaves torch.compile on; the table goes to the
-terminal, and to the file that ``VLLM_FLOW_FAMILIES_TABLE`` names.
+(``VLLM_USE_V2_MODEL_RUNNER``), ``VLLM_FLOW_COMPILED=1`` leaves torch.compile on, and ``inductor`` its
+back end too, as vLLM starts by itself; the table goes to the terminal, and to the file that
+``VLLM_FLOW_FAMILIES_TABLE`` names.
 """
 
 from __future__ import annotations
@@ -23,12 +24,17 @@ from tests.engine.fixtures import prepare_process
 if TYPE_CHECKING:
     from tests.families.making import Checkpoint
 
-COMPILED = os.environ.get("VLLM_FLOW_COMPILED") == "1"
-"""Engines as vLLM starts them; Dynamo's trace runs as it is, without Inductor's minutes."""
+COMPILED = os.environ.get("VLLM_FLOW_COMPILED", "")
+"""Engines as vLLM starts them; with 1 Dynamo's trace runs as it is, without Inductor's minutes."""
 if COMPILED:
-    os.environ |= {"TORCHDYNAMO_DISABLE": "0", "VLLM_CPU_CI_ENV": "1"}
+    inductor = COMPILED == "inductor"
+    os.environ |= {"TORCHDYNAMO_DISABLE": "0", "VLLM_CPU_CI_ENV": "0" if inductor else "1"}
 prepare_process()
-if v2_cpu.wanted() and os.environ.get("TRITON_INTERPRET") != "1":
+INTERPRETED = ("gemma3",)
+"""Checkpoints whose attention backend is written in Triton, under either model runner."""
+if (
+    v2_cpu.wanted() or set(INTERPRETED) & set(os.environ.get("VLLM_FLOW_FAMILIES", "").split(","))
+) and os.environ.get("TRITON_INTERPRET") != "1":
     v2_cpu.install()
 
 TABLE = "VLLM_FLOW_FAMILIES_TABLE"

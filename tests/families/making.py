@@ -75,6 +75,9 @@ class Checkpoint:
     """Whether the hub has the experts' matrices the other way round than transformers 5 keeps them."""
     write: Callable[[Any, Path], None] | None = None
     """Writes the whole checkpoint around the filled model, where transformers does not know the layout."""
+    attention: str = ""
+    """The attention backend that the family needs, where that is none of a CPU's: it runs there through Triton's
+    interpreter."""
     unit_offset: bool = False
     """Whether the decoder's norms add one to their weights (Gemma)."""
 

@@ -1,4 +1,5 @@
-"""MiniCPM-V 2.6, 4.0 and 4.5: slices of a picture, each a fixed number of queries of a resampler.
+"""MiniCPM-V 2.6, 4.0 and 4.5, MiniCPM-o 2.6 and 4.5: slices of a picture, each a fixed number of queries of a
+resampler; MiniCPM-o has a tower for speech beside it.
 
 transformers has no class for them: tower and resampler are drawn here under the layout's names, and the
 language model alone is the reference, asked from the embeddings that vLLM made. Such a checkpoint brings
@@ -15,8 +16,17 @@ from typing import Any
 import torch
 import transformers as hf
 from safetensors.torch import save_file
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from tests.families.making import Checkpoint, fill, text_settings, tokenizer, tower_settings
+from tests.families.making import (
+    Checkpoint,
+    drawn,
+    fill,
+    linear,
+    text_settings,
+    tokenizer,
+    tower_settings,
+)
 
 PATCH, SIDE, QUERIES, WIDTH = 14, 56, 16, 128
 MARKS = ("<image>", "</image>", "<slice>", "</slice>", "<image_id>", "</image_id>", "(", ")", "./")
@@ -24,16 +34,47 @@ PLACE = "(<image>./</image>)"
 """What stands for a picture in a prompt, here made of special tokens."""
 
 CONFIGURATION = """
-from transformers import {base}Config, SiglipVisionConfig
+from transformers import {base}Config, SiglipVisionConfig, WhisperConfig
 
 
-class MiniCPMVConfig({base}Config):
-    model_type = "minicpmv"
+class MiniCPM{letter}Config({base}Config):
+    model_type = "{kind}"
 
-    def __init__(self, vision_config=None, **others):
+    def __init__(self, vision_config=None, audio_config=None, **others):
         super().__init__(**others)
         self.vision_config = SiglipVisionConfig(**(vision_config or {{}}))
+        if audio_config is not None:
+            self.audio_config = WhisperConfig(**audio_config)
 """
+
+SPEECH = dict(d_model=32, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=128)
+"""MiniCPM-o's encoder; its output is a fourth of the last number."""
+SPOKEN = ("<|audio_start|>", "<|audio_end|>", "<|spk_bos|>", "<|spk_eos|>")
+
+TOKENIZER = """
+from transformers import PreTrainedTokenizerFast
+
+IDS = {
+    "im_start_id": "<image>",
+    "im_end_id": "</image>",
+    "slice_start_id": "<slice>",
+    "slice_end_id": "</slice>",
+    "audio_start_id": "<|audio_start|>",
+    "audio_end_id": "<|audio_end|>",
+    "spk_start_id": "<|spk_bos|>",
+    "spk_end_id": "<|spk_eos|>",
+}
+
+
+class MiniCPMOTokenizerFast(PreTrainedTokenizerFast):
+    audio_start, audio_end = "<|audio_start|>", "<|audio_end|>"
+
+    def __getattr__(self, name):
+        if name in IDS:
+            return self.convert_tokens_to_ids(IDS[name])
+        return super().__getattr__(name)
+"""
+"""MiniCPM-o's processor asks its tokenizer for these."""
 
 PROCESSING = '''
 import numpy as np
@@ -51,6 +92,18 @@ class MiniCPMVProcessor(ProcessorMixin):
 
     def __init__(self, image_processor=None, tokenizer=None, **others):
         super().__init__(image_processor, tokenizer)
+
+
+class MiniCPMOProcessor(ProcessorMixin):
+    """Its tokenizer is used, and its features of speech."""
+
+    attributes = ["image_processor", "feature_extractor", "tokenizer"]
+    image_processor_class = "AutoImageProcessor"
+    feature_extractor_class = "WhisperFeatureExtractor"
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(self, image_processor=None, feature_extractor=None, tokenizer=None, **others):
+        super().__init__(image_processor, feature_extractor, tokenizer)
 
 
 class MiniCPMVImageProcessor(BaseImageProcessor):
@@ -134,15 +187,29 @@ def _tower(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _write(made: Any, base: str, version: str, model: Any, where: Path) -> None:
+def _speech() -> dict[str, torch.Tensor]:
+    """The encoder of speech and its projector, under the names of the layout."""
+    encoder = WhisperEncoder(hf.WhisperConfig(**SPEECH))
+    fill(encoder, 6)
+    parts = {"apm." + name: value for name, value in encoder.state_dict().items()}
+    shapes = linear("linear1", WIDTH, SPEECH["d_model"]) | linear("linear2", WIDTH, WIDTH)
+    projector = {f"audio_projection_layer.{name}": size for name, size in shapes.items()}
+    return parts | drawn(projector, 7)
+
+
+def _write(made: Any, base: str, version: str, speech: bool, model: Any, where: Path) -> None:
     tower = tower_settings(image_size=SIDE, patch_size=PATCH, vision_use_head=False)
     weights = _tower(tower) | {f"llm.{name}": value for name, value in model.state_dict().items()}
+    if speech:
+        weights |= _speech()
     weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
     save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    letter = "O" if speech else "V"
+    kind = f"minicpm{letter.lower()}"
     config = model.config.to_dict() | dict(
-        architectures=["MiniCPMV"],
-        model_type="minicpmv",
-        auto_map={"AutoConfig": "configuration_minicpm.MiniCPMVConfig"},
+        architectures=[f"MiniCPM{letter}"],
+        model_type=kind,
+        auto_map={"AutoConfig": f"configuration_minicpm.MiniCPM{letter}Config"},
         version=version,
         vision_config=tower,
         query_num=QUERIES,
@@ -151,27 +218,38 @@ def _write(made: Any, base: str, version: str, model: Any, where: Path) -> None:
         drop_vision_last_layer=False,
         torch_dtype="float32",
     )
+    if speech:
+        config |= dict(audio_config=SPEECH, audio_pool_step=2, audio_chunk_length=1.0)
     (where / "config.json").write_text(json.dumps(config, indent=1))
-    (where / "configuration_minicpm.py").write_text(CONFIGURATION.format(base=base))
-    (where / "processing_minicpmv.py").write_text(PROCESSING)
+    code = CONFIGURATION.format(base=base, letter=letter, kind=kind)
+    (where / "configuration_minicpm.py").write_text(code)
+    (where / "processing_minicpm.py").write_text(PROCESSING)
     made.save_pretrained(where)
+    if speech:
+        (where / "tokenization_minicpmo_fast.py").write_text(TOKENIZER)
+        file, name = where / "tokenizer_config.json", "MiniCPMOTokenizerFast"
+        own = {"AutoTokenizer": [None, f"tokenization_minicpmo_fast.{name}"]}
+        told = json.loads(file.read_text()) | {"tokenizer_class": name, "auto_map": own}
+        file.write_text(json.dumps(told, indent=1))
     auto = {
-        "AutoProcessor": "processing_minicpmv.MiniCPMVProcessor",
-        "AutoImageProcessor": "processing_minicpmv.MiniCPMVImageProcessor",
+        "AutoProcessor": f"processing_minicpm.MiniCPM{letter}Processor",
+        "AutoImageProcessor": "processing_minicpm.MiniCPMVImageProcessor",
     }
     image = dict(
         image_processor_type="MiniCPMVImageProcessor",
-        processor_class="MiniCPMVProcessor",
+        processor_class=f"MiniCPM{letter}Processor",
         auto_map=auto,
         side=SIDE,
         patch_size=PATCH,
         image_feature_size=QUERIES,
     )
+    if speech:
+        image["feature_extractor_type"] = "WhisperFeatureExtractor"
     (where / "preprocessor_config.json").write_text(json.dumps(image, indent=1))
 
 
-def _minicpm(base: str, version: str, **text: Any) -> Checkpoint:
-    made, vocab = tokenizer(MARKS)
+def _minicpm(base: str, version: str, speech: bool = False, **text: Any) -> Checkpoint:
+    made, vocab = tokenizer((*MARKS, *(SPOKEN if speech else ())))
     config = getattr(hf, f"{base}Config")(**text_settings(vocab, **text))
     return Checkpoint(
         model=getattr(hf, f"{base}ForCausalLM")(config),
@@ -182,7 +260,7 @@ def _minicpm(base: str, version: str, **text: Any) -> Checkpoint:
         sizes=((SIDE, 2 * SIDE), (SIDE, SIDE)),
         decoder=lambda model: model.model,
         options={"trust_remote_code": True},
-        write=partial(_write, made, base, version),
+        write=partial(_write, made, base, version, speech),
     )
 
 
@@ -196,3 +274,11 @@ def minicpm_v_4_0() -> Checkpoint:
 
 def minicpm_v_4_5() -> Checkpoint:
     return _minicpm("Qwen3", "4.5", head_dim=32)
+
+
+def minicpm_o_2_6() -> Checkpoint:
+    return _minicpm("Qwen2", "2.6", speech=True)
+
+
+def minicpm_o_4_5() -> Checkpoint:
+    return _minicpm("Qwen3", "4.5", speech=True, head_dim=32)

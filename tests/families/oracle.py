@@ -121,7 +121,8 @@ def without(mask_11TT: torch.Tensor, gone_T: torch.Tensor, window: int | None) -
     if window is not None:
         rank_T = (~gone_T).cumsum(0)
         far_TT = rank_T[:, None] - rank_T[None, :] >= window
-        later_TT = torch.ones_like(far_TT).triu(1)
+        # What a row sees of later tokens is of its own picture, which no window is narrower than.
+        later_TT = torch.ones_like(far_TT).triu(1) & (mask_11TT < 0)
         mask_11TT = torch.zeros_like(mask_11TT).masked_fill(far_TT | later_TT, HIDDEN)
     return mask_11TT.masked_fill(gone_T & ~torch.eye(len(gone_T), dtype=torch.bool), HIDDEN)
 

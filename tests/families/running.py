@@ -5,7 +5,9 @@ The only file of this folder that calls vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
@@ -16,14 +18,16 @@ import torch
 from PIL import Image
 from vllm import LLM, RequestOutput, SamplingParams
 from vllm.model_executor.models import registry
+from vllm.platforms import current_platform
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from tests.engine import kept_oracle
 from tests.engine.harness import RANK_TIE
 from tests.families import oracle, staged_oracle
-from tests.families.conftest import COMPILED
 from tests.families.making import Checkpoint, film, picture, words
 from vllm_flow.engine.families import Decoder, decoder_of
 
+COMPILED = os.environ.get("VLLM_FLOW_COMPILED") == "1"
 TOLERANCE = 2e-4
 """Of a logprob, in float32; errors of a forward pass are some 1e-5."""
 TIE = 2 * TOLERANCE
@@ -106,7 +110,10 @@ class Engine:
         # vLLM looks at a model class in a process of its own, to keep CUDA out of this one: seconds per
         # architecture, and here is no CUDA.
         _shrink(checkpoint)
-        with mock.patch.object(registry, "_run_in_subprocess", lambda look: look()):
+        with (
+            mock.patch.object(registry, "_run_in_subprocess", lambda look: look()),
+            attention_of(checkpoint.attention),
+        ):
             _OPEN.append(self)
             self.llm = LLM(model=str(checkpoint.where), **(settings | checkpoint.options | options))
 
@@ -212,6 +219,19 @@ class Engine:
         pool = scheduler.kv_cache_manager.block_pool
         assert not scheduler.requests
         assert pool.get_num_free_blocks() == len(pool.blocks) - 1, "KV blocks leaked"
+
+
+@contextmanager
+def attention_of(backend: str) -> Iterator[None]:
+    """The CPU platform, which has one attention backend only, gives out another one meanwhile."""
+    if not backend or not current_platform.is_cpu():
+        yield
+        return
+    # It sizes a launch by the device, also where an interpreter runs it: for the rest of the process.
+    torch.cuda.get_device_capability = lambda *_args: (9, 0)
+    path = AttentionBackendEnum[backend].get_path()
+    with mock.patch.object(type(current_platform), "get_attn_backend_cls", lambda *_a, **_k: path):
+        yield
 
 
 def _shrink(checkpoint: Checkpoint) -> None:

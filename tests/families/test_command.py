@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +51,21 @@ def test_so_it_does_where_that_is_code_or_mistrals(
     assert main(["models", str(checkpoint.where), *picture_of]) == 0
     shown = capsys.readouterr().out
     assert f"{leave} tokens leave at the cliff, {stay} around them stay" in shown
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", [("models",), ("doctor", "--model")])
+def test_what_vllm_logs_does_not_drown_it(
+    command: tuple[str, ...], checkpoint_of: Callable[[str], Checkpoint]
+) -> None:
+    """In a process of its own: vLLM reads the level when it is imported."""
+    asked = [sys.executable, "-m", "vllm_flow.cli", *command, str(checkpoint_of("idefics3").where)]
+    hidden = {key: value for key, value in os.environ.items() if key != "VLLM_LOGGING_LEVEL"}
+    found = subprocess.run(asked, capture_output=True, text=True, env=hidden)
+    assert found.returncode == 0
+    assert "is supported" in found.stdout
+    assert "INFO" not in found.stdout + found.stderr
+    assert "WARNING" not in found.stdout + found.stderr
 
 
 def test_what_is_refused_says_why(

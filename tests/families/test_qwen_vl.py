@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, Qwen2Config
 
 from tests.families import qwen_vl
 from tests.families.making import fill, picture
@@ -159,6 +159,8 @@ def test_the_configuration_is_a_qwen2_decoder(folder: Path, trusted: bool) -> No
     assert text.intermediate_size == 512, "config.json counts gate and up together"
     assert text.num_key_value_heads == text.num_attention_heads == 4
     assert text.max_position_embeddings == CONFIG["seq_length"]
+    assert text.rms_norm_eps == CONFIG["layer_norm_epsilon"] != Qwen2Config().rms_norm_eps
+    assert text.rope_parameters["rope_theta"] == CONFIG["rotary_emb_base"] == 5000
     assert (found.image_start_id, found.image_token_id, found.image_tokens) == (START, PAD, 256)
     again = QwenVLConfig.from_dict(found.to_dict())
     assert again.to_dict() == found.to_dict()
@@ -226,9 +228,28 @@ def test_pixels_are_as_published() -> None:
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-@torch.inference_mode()
-def test_the_tower_is_the_published_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """24 x 24 patches on 16 x 16 learned positions, two heads in the tower and two in the resampler."""
+def test_what_published_prompts_have_between_marks_never_reaches_the_model(folder: Path) -> None:
+    """vLLM's processor as the server calls it."""
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.processing.context import TimingContext
+    from vllm.multimodal.processing.inputs import ProcessorInputs
+
+    from vllm_flow.profile.picture_cost import read_config
+
+    processor = MULTIMODAL_REGISTRY.create_processor(read_config(str(folder), max_model_len=1024))
+    text, shown = f"The harbour {qwen_vl.MARK} lay quiet", picture(1, (200, 300))
+    expected = REFERENCE([text], [shown], "pt")["input_ids"][0].tolist()
+    assert expected.count(PAD) == 256
+    items = processor.info.parse_mm_data({"image": [shown]})
+    asked = ProcessorInputs(REFERENCE.encode(text), items)
+    found = processor.apply(asked, TimingContext(enabled=False))
+    assert found["prompt_token_ids"] == expected
+
+
+@pytest.fixture
+def towers(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """Ours and the reference with one set of weights, 24 x 24 patches on 16 x 16 learned positions, two heads in
+    the tower and two in the resampler."""
     from vllm.distributed import parallel_state
 
     from vllm_flow.models.qwen_vl_tower import QwenVLTower
@@ -238,12 +259,41 @@ def test_the_tower_is_the_published_one(monkeypatch: pytest.MonkeyPatch) -> None
     reference = Tower(CONFIG["visual"], 256)
     fill(reference, 1)
     tower = QwenVLTower(**CONFIG["visual"])
+    return tower, reference
+
+
+PIXELS = torch.randn(2, 3, qwen_vl.SIDE, qwen_vl.SIDE, generator=torch.Generator().manual_seed(1))
+
+
+def same_weights(tower: Any, reference: Any) -> None:
     tower.load_state_dict(reference.state_dict())
     projection = tower.attn_pool.kv_proj
     projection.quant_method.process_weights_after_loading(projection)
-    pixels = torch.randn(
-        2, 3, qwen_vl.SIDE, qwen_vl.SIDE, generator=torch.Generator().manual_seed(1)
-    )
-    found, expected = tower(pixels), reference(pixels)
+
+
+@torch.inference_mode()
+def test_the_tower_is_the_published_one(towers: tuple[Any, Any]) -> None:
+    tower, reference = towers
+    same_weights(*towers)
+    found, expected = tower(PIXELS), reference(PIXELS)
     assert found.shape == (2, 256, 256)
     assert torch.allclose(found, expected, atol=1e-4)
+
+
+FAINT = (
+    *("conv1.", "positional_embedding", "ln_pre.", "c_proj.", "out_proj.", "attn_pool.query"),
+    "attn_pool.kv_proj",
+)
+"""What each norm's input comes from: with these a thousandth, inputs are as small as the norms' epsilon."""
+
+
+@torch.inference_mode()
+def test_norms_of_almost_nothing_are_the_published_ones(towers: tuple[Any, Any]) -> None:
+    tower, reference = towers
+    for name, weight in reference.named_parameters():
+        if any(part in name for part in FAINT):
+            weight *= 1e-3
+    same_weights(*towers)
+    found, expected = tower(PIXELS), reference(PIXELS)
+    assert float(expected.std()) > 0.1
+    assert torch.allclose(found, expected, atol=1e-3)

@@ -18,6 +18,7 @@ GRAPHS: dict[str, Any] = {
 }
 DEFAULT: dict[str, Any] = {
     "enforce_eager": False,
+    "async_scheduling": True,
     "compilation_config": {
         "cudagraph_mode": "PIECEWISE"
         if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "0"
@@ -27,19 +28,22 @@ DEFAULT: dict[str, Any] = {
 }
 """As vLLM starts without a flag, with fewer sizes to capture."""
 
+SHARED: dict[str, Any] = {"block_size": 16, "gpu_memory_utilization": 0.1}
+"""Of all engines: many share the device, and what vLLM would want free for one is not."""
+
 WIDE = Shape("llama", layers=4, heads=4, kv_heads=2, head_dim=64, grid=12, seed=7)
 """A head size that FlashAttention 3 takes, and an image of 144 tokens."""
 
 
 def triton(**options: Any) -> dict[str, Any]:
     """Triton attention in float32: what the oracle computes, to float tolerance."""
-    return {"attention_config": {"backend": "TRITON_ATTN"}, "block_size": 16, **options}
+    return {"attention_config": {"backend": "TRITON_ATTN"}, **SHARED, **options}
 
 
 def flash(**options: Any) -> dict[str, Any]:
     """FlashAttention, which computes in half precision."""
     config = {"backend": "FLASH_ATTN"}
-    return {"attention_config": config, "block_size": 16, "dtype": "bfloat16", **options}
+    return {"attention_config": config, "dtype": "bfloat16", **SHARED, **options}
 
 
 def v1() -> bool:

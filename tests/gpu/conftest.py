@@ -16,6 +16,8 @@ __all__ = ["engine_store", "open_engine"]
 
 # Engines that compile as vLLM does by default are among those to be tested.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "0")
+# Triton multiplies float32 in 10 bits of mantissa unless told otherwise; read when a kernel is compiled.
+os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
 prepare_process()
 
 

@@ -1,7 +1,8 @@
 """``python -m tests.next_vllm``: the suites that show whether the next vLLM breaks this package.
 
-What follows goes to pytest; a file among it takes the place of those named here. Status 0 as well
-where the version cannot be had, which is said.
+Under Model Runner V1, then, in a process of its own, under V2. What follows goes to pytest; a file among it takes the
+place of those named here, under the model runner of the environment. Status 0 as well where the version cannot be
+had, which is said.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 
+from tests.engine import v2_cpu
 from tests.next_vllm.assemble import Unavailable, assembled
 from vllm_flow.engine.support import NEXT_VLLM
 
@@ -30,6 +32,7 @@ SUITES = (
     "tests/engine/test_prompt_logprobs.py",
     "tests/engine/test_prompt_embeds.py",
 )
+SUITES_V2 = ("tests/engine_v2/test_shared.py", "-m", "not long")
 
 
 def main(arguments: list[str]) -> int:
@@ -39,9 +42,15 @@ def main(arguments: list[str]) -> int:
         print(f"vLLM {NEXT_VLLM} was not tested: {error}")
         return 0
     path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-    chosen = any(os.path.exists(argument.split("::")[0]) for argument in arguments)
-    command = [sys.executable, "-m", "pytest", *(() if chosen else SUITES), *arguments]
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-m", "pytest"]
+    if any(os.path.exists(argument.split("::")[0]) for argument in arguments):
+        return subprocess.run([*command, *arguments], env=environment).returncode
+    done = [
+        subprocess.run([*command, *suites, *arguments], env=environment | runner)
+        for suites, runner in ((SUITES, {}), (SUITES_V2, {v2_cpu.SWITCH: "1"}))
+    ]
+    return max(run.returncode for run in done)
 
 
 if __name__ == "__main__":

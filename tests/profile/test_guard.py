@@ -22,8 +22,8 @@ def results() -> Results:
         prefill=(Prefill("cliff=2", 4, one, spread(5.0), 5.0, 4.0, 5.1),),
         load=(
             Load(
-                "cliff=2", 8, 8, one, spread(4.0), 4.0, one, one, one, 40, 1.0, 1.0, (5, 1), (5, 1),
-                True, one, one, one,
+                "cliff=2", 8, 8, one, spread(4.0), 4.0, one, one, one, one, 40, 1.0, 1.0, (5, 1),
+                (5, 1), True, one, one, one,
             ),
         ),
         capacity=(Capacity("cliff=2", 100.0, 60, 60, 5.0, 5.2),),

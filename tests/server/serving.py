@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def serve(model_dir: Path, arguments: Sequence[str], log: Path) -> Iterator[Server]:
-    """A server for ``model_dir`` with eager float32 on blocks of 32 tokens, and ``arguments``."""
+def serve(
+    model_dir: Path, arguments: Sequence[str], log: Path, more: Mapping[str, str] = {}
+) -> Iterator[Server]:
+    """A server for ``model_dir`` with eager float32 on blocks of 32 tokens, and ``arguments``.
+
+    ``more``: what its environment has beside what every server's has.
+    """
     port = free_port()
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
@@ -96,7 +101,7 @@ def serve(model_dir: Path, arguments: Sequence[str], log: Path) -> Iterator[Serv
     ]
     with log.open("w") as file:
         process = subprocess.Popen(
-            command, stdout=file, stderr=file, env=environment(), start_new_session=True
+            command, stdout=file, stderr=file, env={**environment(), **more}, start_new_session=True
         )
     running = Server(model_dir, f"http://127.0.0.1:{port}")
     try:

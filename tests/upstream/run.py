@@ -44,6 +44,8 @@ class Run:
     """Where the stand-ins for hub models go."""
     long: bool = field(default_factory=lambda: os.environ.get(LONG_RUN) == "1")
     """Whether :data:`LONG` are run, too."""
+    differing: bool = False
+    """Only tests that two storage groups are expected to fail: what a run with two has not shown."""
 
     def command(self, *options: str, files: Sequence[str] = FILES) -> list[str]:
         """The pytest command, for :attr:`folder`."""
@@ -70,6 +72,7 @@ class Run:
             # What vLLM finds out about model classes in a process of its own, kept between runs.
             "VLLM_CACHE_ROOT": str(self.folder.with_name(f"{self.folder.name}-cache")),
             "VLLM_FLOW_UPSTREAM": self.name,
+            "VLLM_FLOW_UPSTREAM_DIFFERING": str(int(self.differing)),
             # Its own plugins and no others: vLLM's tests are not written for those of this house.
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "VLLM_NO_USAGE_STATS": "1",

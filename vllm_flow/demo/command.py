@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -30,6 +31,7 @@ from vllm_flow.exits import CommandError, Refused, keeping
 from vllm_flow.options import count, gib, positive
 from vllm_flow.outputs import check_folder
 from vllm_flow.policy import FlowPolicy
+from vllm_flow.remote_code import add_option as add_trust
 
 QUESTIONS = 24
 """Yes/no questions by default; the other kinds have their share of it."""
@@ -71,6 +73,7 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``vllm-flow demo``."""
     parser.add_argument("--model", help="directory or hub name (default: the demo model)")
+    add_trust(parser)
     parser.add_argument(
         "--cliffs",
         type=whole_numbers,
@@ -104,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     check_folder(args.out)
     quieten(offline=args.model is None)
+    build = prompt_of(args)
     options = engine_options(args, console)
     questions = material.held_out(
         args.questions or (16 if args.quick else QUESTIONS), args.out / "questions"
@@ -114,7 +118,6 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:  # as vLLM refuses models and settings
         raise CommandError(f"{options.model} cannot be served: {error}") from error
     cliffs, policies = settings_of(args, engine.num_layers, full_grid(llm))
-    build = material.demo_prompt() if args.model is None else material.template_prompt(args.model)
     asker = Asker(llm, engine, build, policies)
     beside = f" and under {len(policies)} policies" if policies else ""
     console.print(
@@ -127,6 +130,20 @@ def run(args: argparse.Namespace) -> int:
     show(console, results, written, time.monotonic() - started)
     next_steps(console, options, questions[0], args.model is None)
     return 0
+
+
+def prompt_of(args: argparse.Namespace) -> Callable[[str], str]:
+    """What makes a prompt of a question.
+
+    Raises:
+        Refused: none can be made for the model, or only by code that may not run.
+    """
+    if args.model is None:
+        return material.demo_prompt()
+    try:
+        return material.template_prompt(args.model, args.trust_remote_code)
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 def settings_of(
@@ -184,6 +201,7 @@ def engine_options(args: argparse.Namespace, console: Console) -> EngineOptions:
             max_model_len=1024,
             kv_cache_bytes=pool,
             block_size=None,
+            trust_remote_code=args.trust_remote_code,
         )
     from vllm_flow.demo_model.assemble import AssemblyError, assemble
     from vllm_flow.demo_model.smollm2 import MissingDecoder
@@ -244,6 +262,8 @@ def serve_flags(options: EngineOptions) -> str:
         flags += f" --block-size {options.block_size}"
     if options.kv_cache_bytes is not None:
         flags += f" --kv-cache-memory-bytes {options.kv_cache_bytes}"
+    if options.trust_remote_code:
+        flags += " --trust-remote-code"
     return flags
 
 

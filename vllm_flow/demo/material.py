@@ -153,16 +153,13 @@ def demo_prompt() -> Callable[[str], str]:
     return build_prompt
 
 
-def template_prompt(model: str) -> Callable[[str], str]:
-    """Another model's prompt format: the chat template of its processor."""
-    from transformers import AutoProcessor
+def template_prompt(model: str, trust_remote_code: bool) -> Callable[[str], str]:
+    """Another model's prompt format: its chat template.
 
-    processor = AutoProcessor.from_pretrained(model)
+    Raises:
+        ValueError: the model cannot be read, or has none.
+    """
+    from vllm_flow.eval.sweep.model_facts import read_facts
 
-    def build(text: str) -> str:
-        content = [{"type": "image"}, {"type": "text", "text": text}]
-        return processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-
-    return build
+    conversation = read_facts(model, "chat-template", trust_remote_code).conversation
+    return lambda text: conversation.prompt(text, image=True)

@@ -51,6 +51,8 @@ class EngineOptions:
     max_model_len: int
     kv_cache_bytes: int | None
     block_size: int | None
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
 
 
 def start_engine(options: EngineOptions) -> tuple[LLM, Engine]:
@@ -64,6 +66,7 @@ def start_engine(options: EngineOptions) -> tuple[LLM, Engine]:
     llm = vllm.LLM(
         model=options.model,
         dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
         max_model_len=options.max_model_len,
         kv_cache_memory_bytes=options.kv_cache_bytes,
         block_size=options.block_size,
@@ -93,11 +96,10 @@ def start_engine(options: EngineOptions) -> tuple[LLM, Engine]:
 def _key_share(llm: LLM, config: Any) -> float:
     """See :class:`Engine`; 1 where the model's last layer with image rows runs whole."""
     from vllm_flow.engine.inspect import spares_last_layers
-    from vllm_flow.profile.shape import shape_of
+    from vllm_flow.profile.picture_cost import decoder_shape
 
-    if not spares_last_layers(llm):
-        return 1.0
-    return shape_of(config.model_config.hf_config, "bfloat16").key_share
+    shape = decoder_shape(config.model_config) if spares_last_layers(llm) else None
+    return 1.0 if shape is None else shape.key_share
 
 
 def full_grid(llm: LLM) -> int | None:

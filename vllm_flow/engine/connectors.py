@@ -6,8 +6,9 @@ step. But it is told which blocks such a request takes: one that stores blocks o
 engine goes on must be done with them first.
 
 One that sends a request's blocks from one engine to another, for prefill and decode apart, need not know what
-they hold: block ``i`` of a storage group is block ``i`` of it there. If its class says so (:data:`PACKED`), requests
-that evict are handed over like others, with the name of their layout, which the receiving front end compares.
+they hold: block ``i`` of a storage group is block ``i`` of it there. If its class says so (:data:`PACKED`), or is one
+of vLLM's that was tried (:data:`TRIED`), requests that evict are handed over like others, with the name of their
+layout, which the receiving front end compares.
 
 Seam: ``Scheduler.connector``, on which vLLM calls the scheduler's half of a connector's methods. The
 workers' half acts on what that half sends along.
@@ -34,17 +35,28 @@ if TYPE_CHECKING:
 PACKED = "flow_packed_blocks"
 """Attribute of a connector's class, true where it pairs the blocks of a request with ``kv_transfer_params`` by
 storage group and place alone, counts no tokens in them, and loads them whole, no local prefix before them."""
+TRIED = ("NixlPullConnector",)
+"""Classes of vLLM's own that do so: NIXL, which ``NixlConnector`` names, too."""
 LAYOUT_KEY = "vllm_flow_layout"
 """In ``kv_transfer_params`` that a connector returns with a request: the name of its layout."""
 REMOTE_PREFILL = "do_remote_prefill"
 """In those that a request brings, by vLLM's convention: another engine computed the prompt."""
+REMOTE_BLOCKS = "remote_block_ids"
+"""In them as well: blocks of another engine. Without the above, those of an earlier turn's decode, which a prefill
+reads back as so many tokens."""
 
 
 def hands_over(transfer: KVTransferConfig | None) -> bool:
     """Whether an engine's connector takes requests that evict, too."""
     if transfer is None or transfer.kv_connector is None:
         return False
-    return bool(getattr(KVConnectorFactory.get_connector_class(transfer), PACKED, False))
+    return packs(KVConnectorFactory.get_connector_class(transfer))
+
+
+def packs(connector: type) -> bool:
+    """Whether a connector's class pairs packed blocks: it says so, or is one of vLLM's that was tried."""
+    tried = any(base.__name__ in TRIED for base in connector.__mro__)
+    return bool(getattr(connector, PACKED, tried))
 
 
 def comes_from_elsewhere(request: Request) -> bool:
@@ -67,7 +79,7 @@ class FlowConnector(KVConnectorBase_V1):
         return request_id in self.flow_layouts and request_id not in self.flow_handed
 
     def on_new_request(self, request: Request) -> None:
-        asks = request.kv_transfer_params and getattr(self, PACKED, False)
+        asks = request.kv_transfer_params and packs(type(self))
         if asks and request.request_id in self.flow_layouts:
             self.flow_handed.add(request.request_id)
         if not self._evicts(request):

@@ -63,8 +63,10 @@ def share(runner: Any, kv_cache_config: Any) -> Sequence[Any] | None:
     if not isinstance(tables, DirectSlots):
         adoption.adopt(tables, DirectSlots)
     builders = [group.get_metadata_builder(0) for groups in runner.attn_groups for group in groups]
+    if any(type(builder) is not CPUAttentionMetadataBuilder for builder in builders):
+        return None
     kinds = {tuple(getattr(builder, name) for name in SAME) for builder in builders}
-    if len(kinds) > 1 or any(type(b) is not CPUAttentionMetadataBuilder for b in builders):
+    if len(kinds) > 1:
         return None
     for builder in builders:
         adoption.adopt(builder, SharedSchedule)

@@ -16,6 +16,7 @@ from importlib import metadata
 from typing import Any
 
 from vllm_flow import __version__, setup_env
+from vllm_flow.remote_code import refusal
 
 PLUGIN_GROUP = "vllm.general_plugins"
 PLUGIN_NAME = "vllm_flow"
@@ -50,11 +51,14 @@ class Diagnosis:
         return [finding for finding in self.findings if finding.problem]
 
 
-def diagnose(model: str | None = None, probe: bool = False) -> Diagnosis:
+def diagnose(
+    model: str | None = None, probe: bool = False, trust_remote_code: bool = False
+) -> Diagnosis:
     """Look at this environment, and at a model if one is named. Raises nothing.
 
     Args:
         probe: import vLLM and ask it; so does a model.
+        trust_remote_code: whether code that comes with the model may run.
     """
     probe = probe or model is not None
     questions: list[tuple[str, Callable[[], Iterable[Finding]]]] = [("vLLM", check_vllm)]
@@ -68,7 +72,7 @@ def diagnose(model: str | None = None, probe: bool = False) -> Diagnosis:
             ("platform", check_platform),
             ("engine", lambda: describe_engine(None))
             if model is None
-            else ("model", lambda: check_model(model)),
+            else ("model", lambda: check_model(model, trust_remote_code)),
         ]
     else:
         questions += [
@@ -81,7 +85,7 @@ def diagnose(model: str | None = None, probe: bool = False) -> Diagnosis:
         try:
             findings += ask()
         except Exception as error:  # whatever is broken in there is what the user wants to know
-            text = " ".join(f"{type(error).__name__}: {error}".split())
+            text = " ".join((refusal(error) or f"{type(error).__name__}: {error}").split())
             findings.append(Finding(topic, text, problem=True))
     return Diagnosis(versions(), tuple(findings), probe)
 
@@ -237,15 +241,19 @@ def check_platform() -> Iterable[Finding]:
     yield Finding("platform", f"{current_platform.device_type} ({name}).")
 
 
-def check_model(model: str) -> Iterable[Finding]:
+def check_model(model: str, trust_remote_code: bool = False) -> Iterable[Finding]:
     """Would this model be served? Builds the configuration as the server does."""
     from vllm.engine.arg_utils import EngineArgs
 
     from vllm_flow.engine import plugin
     from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
+    from vllm_flow.models import check_code
 
     plugin.register()
-    arguments = EngineArgs(model=model, additional_config={CONFIG_KEY: {}})
+    check_code(model, trust_remote_code)
+    arguments = EngineArgs(
+        model=model, trust_remote_code=trust_remote_code, additional_config={CONFIG_KEY: {}}
+    )
     config = arguments.create_engine_config()
     settings = FlowSettings.of(config)
     text = config.model_config.hf_text_config.model_type

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_flow.engine import last_layer
+from vllm_flow.engine import backends, last_layer, mutual_attention
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.moving import RowMover
@@ -22,9 +22,13 @@ def equip(keeper: Any, runner: Any, kv_cache_config: Any, is_profiling: bool) ->
         runner: of either version; its attention groups are made.
     """
     settings = runner.flow_settings
+    backends.check(runner.attn_groups)
+    mutual_attention.check_backends(runner.vllm_config.model_config, runner.attn_groups)
     keeper.flow_steps = StepBuilder(runner.attn_groups, kv_cache_config, runner.device)
     keeper.flow_requests.spares_last_layers = last_layer.spares(
-        keeper.flow_hook.decoder, runner.attn_groups
+        keeper.flow_hook.decoder,
+        runner.attn_groups,
+        mutual=runner.vllm_config.model_config.is_mm_prefix_lm,
     )
     if is_profiling:
         return

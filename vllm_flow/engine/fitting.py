@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.engine import obstacles
-from vllm_flow.engine.connectors import LAYOUT_KEY, REMOTE_PREFILL
+from vllm_flow.engine.connectors import LAYOUT_KEY, REMOTE_BLOCKS, REMOTE_PREFILL
 from vllm_flow.engine.requests import evictable, layout_of, unreached_modality
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.layout import TokenLayout
@@ -72,6 +72,7 @@ def fitted(
     if settings.connected:
         _check_transfer(request, layout, settings)
     _check_step(layout, settings)
+    _check_pieces(layout, settings)
     if layout.late:  # the prompt's rows are all there
         return layout
     if layout.spans.end >= prompt_tokens:
@@ -170,6 +171,11 @@ def _check_transfer(
             "the KV cache of a request that evicts stays in its engine; leave out kv_transfer_params, "
             "or the policy."
         )
+    if asked.get(REMOTE_BLOCKS) and not asked.get(REMOTE_PREFILL):
+        raise Obstacle(
+            "the blocks that kv_transfer_params names are an earlier turn's, to be read back as so many "
+            f"tokens, which packed blocks are not; leave out {REMOTE_BLOCKS}."
+        )
     if asked.get(REMOTE_PREFILL) and asked.get(LAYOUT_KEY) != layout.name(settings.group_layers):
         raise Obstacle(
             "its prompt was prefilled without this policy, or by an engine with other storage groups; "
@@ -197,6 +203,18 @@ def _check_step(layout: TokenLayout, settings: FlowSettings) -> None:
         "started with a greater max_num_batched_tokens, a smaller max_num_seqs or without "
         "long_prefill_token_threshold."
     )
+
+
+def _check_pieces(layout: TokenLayout, settings: FlowSettings) -> None:
+    """The tokens of a piece see one another, and the host says where those that stay are stored."""
+    asked = [choice for stage in layout.stages for choice in stage.choices]
+    if settings.mutual_pictures and not layout.late and any(choice.text for choice in asked):
+        by_place = [name for name, rank in RANKS.items() if isinstance(rank, PositionRank)]
+        raise Obstacle(
+            "the tokens of a picture see one another, piece by piece where it is cut into crops, and how many "
+            "of each piece stay is chosen on the device; rank by "
+            f"{' or '.join(map(repr, by_place))}, or leave out do_pan_and_scan."
+        )
 
 
 def _check_log(layout: TokenLayout, keys: Mapping[str, Any], num_layers: int) -> None:

@@ -25,6 +25,8 @@ from vllm.model_executor.layers.linear import QKVParallelLinear, UnquantizedLine
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
 
+from vllm_flow.engine.backends import used
+
 if TYPE_CHECKING:
     from vllm_flow.engine.families import Decoder
 
@@ -38,12 +40,15 @@ BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 """Backends that read all keys of a prefill from the cache, and take more runs than requests."""
 
 
-def reason_against(decoder: Decoder, backends: Iterable[Any]) -> str | None:
+def reason_against(decoder: Decoder, backends: Iterable[Any], mutual: bool = False) -> str | None:
     """Why a model's image rows cannot leave their last layer early; None if they can.
 
     Args:
         backends: the attention backends in use, vLLM's classes.
+        mutual: whether tokens of a picture see one another in both directions, and runs are not causal.
     """
+    if mutual:
+        return "the tokens of a picture attend to one another in both directions"
     for layer in decoder.layers:
         if decoder.call != "residual" or type(layer).__name__ not in LAYERS:
             return f"how {type(layer).__name__} makes its keys is not known"
@@ -63,14 +68,14 @@ def reason_against(decoder: Decoder, backends: Iterable[Any]) -> str | None:
     return None
 
 
-def spares(decoder: Decoder, attn_groups: Sequence[Sequence[Any]]) -> bool:
+def spares(decoder: Decoder, attn_groups: Sequence[Sequence[Any]], mutual: bool = False) -> bool:
     """Whether image rows leave their last layer early; where not, the log says why.
 
     Args:
         attn_groups: per KV-cache group, vLLM's ``AttentionGroup`` objects.
+        mutual: see :func:`reason_against`.
     """
-    backends = {group.backend: None for of_group in attn_groups for group in of_group}
-    reason = reason_against(decoder, backends)
+    reason = reason_against(decoder, used(attn_groups), mutual)
     if reason is not None:
         init_logger("vllm.vllm_flow.last_layer").info_once(
             "Image rows run through the whole of the last layer that sees them, where keys and values "

@@ -20,6 +20,7 @@ from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vllm_flow.engine.decoder import DeviceLastKeys, DeviceVariant, FlowStep
+from vllm_flow.engine.mutual_attention import as_vllm
 from vllm_flow.engine.ranking import DeviceRanking, DeviceReading
 from vllm_flow.last_layer import LastLayer
 from vllm_flow.rewriting import LateReading
@@ -263,6 +264,7 @@ class _VariantTensors:
             if whole
             else block_table.index_select(0, self._on_device["requests"]),
             slot_mapping=slots if self.last is None else slots[: self.variant.num_rows],
+            mm_req_doc_ranges=as_vllm(self.variant.mutual),
         )
 
 

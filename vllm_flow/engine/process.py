@@ -10,11 +10,16 @@ import os
 import warnings
 
 
+def hush() -> None:
+    """Let vLLM log errors only, unless the user says otherwise; before vLLM is imported, which reads the level."""
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(level)  # for what vLLM says before it reads the level
+
+
 def quieten(offline: bool) -> None:
     """Set vLLM's environment for a readable run in one process; before vLLM is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # footprints are read from the scheduler
-    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    logging.getLogger("vllm").setLevel(level)  # for what vLLM says before it reads the level
+    hush()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -20,6 +20,7 @@ from vllm_flow.decode_plan import decode_facts
 from vllm_flow.last_layer import spare_last_layers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.log_keys import AttentionLog, parse_log
+from vllm_flow.mutual import Range
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_keys import parse_policy
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
     from vllm.v1.core.sched.output import NewRequestData
     from vllm.v1.request import Request
+
+    from vllm_flow.engine.mutual_attention import RangesOf
 
 EVICTABLE_MODALITIES = ("image", "video")
 KEPT_MODALITIES = ("audio",)
@@ -140,10 +143,19 @@ def logged_request(
 
 
 class LayoutBook:
-    """The layouts of the requests a process knows of; requests that evict nothing are not in it."""
+    """The layouts of the requests a process knows of; requests that evict nothing are not in it.
 
-    def __init__(self, num_layers: int) -> None:
+    Args:
+        num_layers: of the decoder.
+        mutual_of: what reads off a request which ranges of its prompt see one another, see
+            ``mutual_attention.py``; None where a model has none.
+    """
+
+    def __init__(self, num_layers: int, mutual_of: RangesOf | None = None) -> None:
         self.num_layers = num_layers
+        self.mutual: dict[str, tuple[Range, ...]] = {}
+        """Mutual ranges, of all requests that have some: those that evict share steps with the others."""
+        self._mutual_of = mutual_of
         self.spares_last_layers = False
         """Whether the decoder can store a layer's keys and values alone; see ``last_layer.py``."""
         self.layouts: dict[str, TokenLayout] = {}
@@ -156,6 +168,9 @@ class LayoutBook:
         prompt_tokens: int,
     ) -> TokenLayout | None:
         """Read a request's layout and keep it until :meth:`remove`; None if it evicts nothing."""
+        features = list(features)
+        if self._mutual_of is not None and (mutual := self._mutual_of(features)):
+            self.mutual[request_id] = mutual
         layout = token_layout(params, features, self.num_layers, prompt_tokens)
         if layout is not None:
             self.layouts[request_id] = layout
@@ -163,6 +178,7 @@ class LayoutBook:
 
     def remove(self, request_id: str) -> None:
         self.layouts.pop(request_id, None)
+        self.mutual.pop(request_id, None)
 
     def plan(
         self,
@@ -211,7 +227,12 @@ class LayoutBook:
         if not any(request_id in self.layouts for request_id in request_ids):
             return None
         return [
-            scheduled_request(int(computed), int(scheduled), self.layouts.get(request_id))
+            scheduled_request(
+                int(computed),
+                int(scheduled),
+                self.layouts.get(request_id),
+                self.mutual.get(request_id, ()),
+            )
             for request_id, computed, scheduled in zip(
                 request_ids, num_computed, num_scheduled, strict=True
             )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm_flow.engine import adoption, cpu_groups, encoder_cache, model_call
+from vllm_flow.engine import adoption, cpu_groups, encoder_cache, model_call, mutual_attention
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.equipment import equip
@@ -149,5 +149,6 @@ def adopt(runner: Any, settings: FlowSettings) -> None:
     """Turn a freshly built V1 runner, of whatever platform, into one that evicts."""
     adoption.adopt(runner, FlowRunnerV1)
     runner.flow_settings = settings
-    runner.flow_requests = LayoutBook(settings.num_layers)
+    mutual_of = mutual_attention.reader(runner.model_config)
+    runner.flow_requests = LayoutBook(settings.num_layers, mutual_of)
     runner.flow_tap = None

@@ -17,7 +17,7 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
-from vllm_flow.engine import adoption, model_call
+from vllm_flow.engine import adoption, model_call, mutual_attention
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decode_graphs import DecodeBuffers, unreplayable
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
@@ -177,7 +177,8 @@ class FlowRunnerV2(model_call.EagerProfile):
         super().load_model(*args, **kwargs)
         state = self.model_state
         adoption.adopt(state, FlowModelState)
-        state.flow_requests = LayoutBook(self.flow_settings.num_layers)
+        mutual_of = mutual_attention.reader(self.vllm_config.model_config)
+        state.flow_requests = LayoutBook(self.flow_settings.num_layers, mutual_of)
         state.flow_hook = model_call.adopt(self.model, self.vllm_config, self.flow_settings)
         state.flow_attn_groups = lambda: self.attn_groups
         state.flow_tap = None

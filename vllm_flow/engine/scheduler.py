@@ -16,7 +16,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from vllm_flow.engine import adoption, encoder_cache, events, groups, metrics
+from vllm_flow.engine import adoption, encoder_cache, events, groups, metrics, mutual_attention
 from vllm_flow.engine.attention.answers import LoggedAnswers
 from vllm_flow.engine.attention.writer import AttentionLogWriter
 from vllm_flow.engine.connectors import FlowConnector
@@ -30,6 +30,7 @@ from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage import managers_of
 from vllm_flow.engine.support import check_hash_unit
 from vllm_flow.layout import Geometry
+from vllm_flow.mutual import undivided
 from vllm_flow.rewriting import Rewrite
 
 
@@ -42,7 +43,8 @@ class _FlowScheduling:
         settings = FlowSettings.of(self.vllm_config)
         assert settings is not None, "this scheduler class is set by vLLM-Flow's configuration"
         self.flow_settings = settings
-        self.flow_requests = LayoutBook(settings.num_layers)
+        mutual_of = mutual_attention.reader(self.vllm_config.model_config)
+        self.flow_requests = LayoutBook(settings.num_layers, mutual_of)
         self.flow_managers = managers_of(self.kv_cache_manager.coordinator.single_type_managers)
         check_hash_unit(self.hash_block_size, [m.block_size for m in self.flow_managers])
         self.flow_in_flight: set[BlockHash] = set()
@@ -144,19 +146,26 @@ class _FlowScheduling:
         up to what must not be computed with it.
 
         vLLM's own switch (``disable_chunked_mm_input``) still divides an image at whose first token a
-        chunk begins. Before its work, or it would book an encoder's output for nothing; and after it,
-        since a full encoder cache shortens the chunk.
+        chunk begins. Where the tokens of an image see one another, that is prevented for every request.
+        Before vLLM's work, or it would book an encoder's output for nothing; and after it, since a full
+        encoder cache shortens the chunk.
         """
         layout = self.flow_requests.layouts.get(request.request_id)
-        if layout is None or not (layout.whole or layout.late):
+        mutual = self.flow_requests.mutual.get(request.request_id, ())
+        if (layout is None or not (layout.whole or layout.late)) and not mutual:
             return super()._try_schedule_encoder_inputs(
                 request, num_computed_tokens, num_new_tokens, *args, **kwargs
             )
-        num_new_tokens = layout.next_cut(num_computed_tokens, num_new_tokens)
+
+        def cut(tokens: int) -> int:
+            if layout is not None:
+                tokens = layout.next_cut(num_computed_tokens, tokens)
+            return undivided(mutual, num_computed_tokens, tokens)
+
         inputs, num_new_tokens, *rest = super()._try_schedule_encoder_inputs(
-            request, num_computed_tokens, num_new_tokens, *args, **kwargs
+            request, num_computed_tokens, cut(num_new_tokens), *args, **kwargs
         )
-        return inputs, layout.next_cut(num_computed_tokens, num_new_tokens), *rest
+        return inputs, cut(num_new_tokens), *rest
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Whether a waiting request may be scheduled in this step.

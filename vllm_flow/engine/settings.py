@@ -26,7 +26,7 @@ CONFIG_KEY = "vllm_flow"
 PROFILE = "profile"
 READ = (
     *("num_layers", "profile", "step_tokens", "obstacles", "quantised_keys", "connected"),
-    "hands_over",
+    *("hands_over", "mutual_pictures"),
 )
 """Fields that are no options."""
 KERNELS = ("auto", "triton", "torch", "xformers")
@@ -92,6 +92,10 @@ class FlowSettings:
 
     quantised_keys: bool = False
     """Whether keys are stored in eight bits (read from the engine, not set by the operator)."""
+
+    mutual_pictures: bool = False
+    """Whether tokens of a picture see one another in both directions (read from the engine, not set by
+    the operator)."""
 
     connected: bool = False
     """Whether the engine has a KV connector (read from it, not set by the operator)."""
@@ -181,6 +185,7 @@ class FlowSettings:
             settings,
             step_tokens=_step_tokens(vllm_config.scheduler_config),
             obstacles=obstacles.known(vllm_config),
+            mutual_pictures=vllm_config.model_config.is_mm_prefix_lm,
             quantised_keys=vllm_config.cache_config.cache_dtype.startswith("fp8"),
             connected=getattr(vllm_config.kv_transfer_config, "kv_connector", None) is not None,
             hands_over=_hands_over(vllm_config),

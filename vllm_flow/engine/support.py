@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vllm_flow.engine import mutual_attention
+
 TESTED_VLLM = ("0.32.0", "0.34.0")
 """Tested range of vLLM: from the first, up to but without the second."""
 
@@ -19,8 +21,8 @@ FP8 = ("fp8", "fp8_e4m3", "fp8_e5m2")
 
 HOW_TESTED = {
     "0.32": "the whole test suite, on its CPU build",
-    "0.33": "seams, exactness, prefix caching and request lifecycles, its Python over 0.32's CPU "
-    "binaries; it has no CPU build yet",
+    "0.33": "seams, start-up, exactness, compiled steps, prefix caching, request lifecycles, KV connectors, "
+    "LoRA, prompt logprobs and embeddings, its Python over 0.32's CPU binaries; it has no CPU build yet",
 }
 """Minor version -> what ran with it. None of them ran on a GPU yet."""
 
@@ -201,7 +203,12 @@ def _connectors(transfer: Any) -> list[str]:
     return [transfer.kv_connector, *(part.get("kv_connector") for part in parts)]
 
 
-_REASONS: tuple[Callable[[Any], str | None], ...] = (speculation, stored_keys, connection)
+_REASONS: tuple[Callable[[Any], str | None], ...] = (
+    speculation,
+    stored_keys,
+    connection,
+    mutual_attention.reason_against,
+)
 
 _REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     (
@@ -266,11 +273,6 @@ _REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     (
         "encoder-decoder models: their image is no part of the decoder's prompt.",
         lambda config: config.model_config.is_encoder_decoder,
-    ),
-    (
-        "bidirectional attention over the image (Gemma 3, PaliGemma and others), whose ranges go by "
-        "position in the prompt: leave out additional_config['vllm_flow'].",
-        lambda config: config.model_config.is_mm_prefix_lm,
     ),
     (
         "video pruning, which renumbers the tokens it leaves: leave out video_pruning_rate.",

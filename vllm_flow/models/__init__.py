@@ -8,7 +8,9 @@ configuration and tokenizer are code beside it. They serve without eviction too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from vllm_flow.remote_code import refusal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,6 +58,34 @@ def register_with_transformers() -> None:
         model_type = "qwen_vl_tokenizer"
 
     AutoTokenizer.register(ByName, QWenTokenizer)
+
+
+def read_config(model: str, trust_remote_code: bool) -> Any:
+    """A model's ``config.json`` as vLLM reads it: some families' with classes of vLLM's own, which need no code
+    of the model, and the language model's part where vLLM looks for it.
+
+    Raises:
+        Exception: whatever transformers raises for a foreign file.
+    """
+    from vllm.transformers_utils.config import get_config_parser
+
+    register_with_transformers()
+    return get_config_parser("hf").parse(model, trust_remote_code)[1]
+
+
+def check_code(model: str, trust_remote_code: bool) -> None:
+    """Refuse a model whose configuration is code that may not run.
+
+    For what builds a whole configuration of vLLM, which would try three times, and log that.
+
+    Raises:
+        ValueError: names the option.
+    """
+    try:
+        read_config(model, trust_remote_code)
+    except Exception as error:  # whatever else is wrong, vLLM says
+        if needed := refusal(error):
+            raise ValueError(needed) from None
 
 
 def replace_tower_part(model: nn.Module, name: str, make: Callable[[], nn.Module]) -> None:

@@ -26,6 +26,7 @@ from vllm_flow.exits import Refused
 from vllm_flow.options import gib, pixels, positive, positive_number, positives
 from vllm_flow.outputs import check_folder
 from vllm_flow.profile.shape import PREFIX
+from vllm_flow.remote_code import add_option as add_trust
 
 PARTS = ("prefill", "load", "capacity", "decode", "peers")
 TINY_LLAMA = "layers=22,hidden=2048,heads=32,kv_heads=4,mlp=5632"
@@ -205,6 +206,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="dummy: random weights, so that a model's configuration and processor are enough; default: %(default)s",
     )
+    add_trust(parser)
     add(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),

@@ -33,6 +33,11 @@ EXECUTIONS: dict[str, dict[str, Any]] = {
 others as they come; or as vLLM does without any flag, compiled and with all its graphs."""
 
 
+_SIDE_BY_SIDE: dict[str, Any] = {"gpu_memory_utilization": 0.1}
+"""vLLM wants this share of a device to be free before it starts, and sizes nothing by it where the pool is given:
+what its default wants is no longer free when the second engine starts."""
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """How both engines are started; None leaves the choice to vLLM."""
@@ -51,6 +56,8 @@ class EngineOptions:
     """One of :data:`EXECUTIONS`."""
     stock_execution: str = "same"
     """``same``, or ``default``: stock vLLM as it starts without any flag, compiled where it can."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
 
 
 @dataclass(frozen=True)
@@ -162,11 +169,13 @@ def open_engine(options: EngineOptions, *, extension: bool, num_layers: int) -> 
         model=options.model,
         dtype=options.dtype,
         load_format=options.load_format,
+        trust_remote_code=options.trust_remote_code,
         max_model_len=options.max_model_len,
         max_num_batched_tokens=options.max_num_batched_tokens,
         max_num_seqs=options.max_num_seqs,
         block_size=options.block_size,
         kv_cache_memory_bytes=options.kv_cache_bytes,
+        **_SIDE_BY_SIDE,
         limit_mm_per_prompt={"image": options.images},
         enable_prefix_caching=False,
         use_tqdm_on_load=False,

@@ -76,6 +76,8 @@ class Load:
     ideal_ratio: float
     """Amdahl's: stock's own time, its prefill shrunk by the FLOP ratio, its decode by the bytes'."""
     ttft_ms: Spread
+    """Median of a run's requests, as ``tpot_ms`` is."""
+    ttft_p99_ms: Spread
     tpot_ms: Spread
     good_share: Spread
     """Share of the requests within the limits."""

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_flow.models import check_code
 from vllm_flow.profile.dimensions import ModelShape, Workload
 from vllm_flow.profile.ideal import kv_bytes, prefill_flops
+from vllm_flow.remote_code import named
 
 TEXT_TOKENS = 64
 """Text beside the picture, where costs are compared."""
@@ -44,6 +46,7 @@ def read_config(model: str, **arguments: Any) -> Any:
     from vllm_flow.engine.settings import CONFIG_KEY
 
     plugin.register()
+    check_code(model, bool(arguments.get("trust_remote_code")))
     flow = {CONFIG_KEY: {families.UNTESTED: True}}
     try:
         made = EngineArgs(model=model, additional_config=flow, **arguments)
@@ -60,13 +63,26 @@ def picture_tokens(model_config: Any, width: int, height: int) -> PictureTokens:
 
     Args:
         model_config: vLLM's finished ``ModelConfig``.
+
+    Raises:
+        ValueError: the processor is code of the model, which may not run.
     """
     from PIL import Image
     from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    picture = {"image": [Image.new("RGB", (width, height))]}
+    with named():
+        processor = MULTIMODAL_REGISTRY.create_processor(model_config)
+        places = _placeholders(processor, model_config, picture)
+    evicted = sum(
+        end + 1 - start for place in places for start, end in place.extract_embeds_range()
+    )
+    return PictureTokens(evicted, sum(place.length for place in places) - evicted)
+
+
+def _placeholders(processor: Any, model_config: Any, picture: dict[str, Any]) -> Any:
     from vllm.multimodal.processing.context import TimingContext
 
-    processor = MULTIMODAL_REGISTRY.create_processor(model_config)
-    picture = {"image": [Image.new("RGB", (width, height))]}
     if "mm_data" in inspect.signature(processor.get_dummy_inputs).parameters:
         # Mistral's tokenizer writes a picture's tokens into the prompt itself.
         asked = processor.get_dummy_inputs(
@@ -76,11 +92,7 @@ def picture_tokens(model_config: Any, width: int, height: int) -> PictureTokens:
     else:
         items = processor.info.parse_mm_data(picture)
         found = processor(processor.dummy_inputs.get_dummy_text({"image": 1}), items)
-    places = found["mm_placeholders"]["image"]
-    evicted = sum(
-        end + 1 - start for place in places for start, end in place.extract_embeds_range()
-    )
-    return PictureTokens(evicted, sum(place.length for place in places) - evicted)
+    return found["mm_placeholders"]["image"]
 
 
 def uncounted(model_config: Any) -> str | None:

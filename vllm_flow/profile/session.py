@@ -116,6 +116,7 @@ def settle(args: argparse.Namespace, scratch: Path) -> Setup:
         model=model,
         dtype=args.dtype,
         load_format=load_format,
+        trust_remote_code=args.trust_remote_code,
         max_model_len=longest + args.text_tokens + args.output_tokens + 64,
         max_num_batched_tokens=args.max_num_batched_tokens,
         block_size=args.block_size,
@@ -150,7 +151,7 @@ def _checkpoint(args: argparse.Namespace, spelled: str | None, scratch: Path) ->
 
 
 def _subject(args: argparse.Namespace, model: str) -> Subject:
-    subject = subject_of(model, args.dtype, args.picture)
+    subject = subject_of(model, args.dtype, args.picture, args.trust_remote_code)
     if "peers" in args.parts and subject.shape.tower is None:
         raise ValueError(f"the peers are written for LLaVA; leave out peers for {model}.")
     return subject

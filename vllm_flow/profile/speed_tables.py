@@ -80,6 +80,7 @@ def _load(results: Results) -> Table:
             "ideal",
             "reached",
             "TTFT ms",
+            "p99",
             "TPOT ms",
             "good",
         ),
@@ -93,6 +94,7 @@ def _load(results: Results) -> Table:
             times(row.ideal_ratio),
             times(row.ratio.over(row.ideal_ratio)),
             spread(row.ttft_ms, 0),
+            spread(row.ttft_p99_ms, 0),
             spread(row.tpot_ms, 1),
             share(row.good_share.median),
         )

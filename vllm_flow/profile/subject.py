@@ -38,7 +38,12 @@ class Subject:
         return tokens // self.image_tokens
 
 
-def subject_of(model: str, dtype: str, picture: tuple[int, int] | None = None) -> Subject:
+def subject_of(
+    model: str,
+    dtype: str,
+    picture: tuple[int, int] | None = None,
+    trust_remote_code: bool = False,
+) -> Subject:
     """Look at a model.
 
     Args:
@@ -46,6 +51,7 @@ def subject_of(model: str, dtype: str, picture: tuple[int, int] | None = None) -
         dtype: ``bfloat16``, ``float16`` or ``float32``.
         picture: the requests' pictures, (width, height); None: as the model's tower takes them, or
             :data:`PICTURE`.
+        trust_remote_code: whether code that comes with the model may run.
 
     Raises:
         ValueError: there is no such model, or it cannot be profiled; names the reason.
@@ -66,14 +72,16 @@ def subject_of(model: str, dtype: str, picture: tuple[int, int] | None = None) -
     except Exception as error:
         first = next(iter(str(error).splitlines()), repr(error))
         raise ValueError(f"no model at {model!r}: {first}") from error
-    return _as_vllm_sees_it(model, dtype, picture or PICTURE)
+    return _as_vllm_sees_it(model, dtype, picture or PICTURE, trust_remote_code)
 
 
-def _as_vllm_sees_it(model: str, dtype: str, picture: tuple[int, int]) -> Subject:
+def _as_vllm_sees_it(
+    model: str, dtype: str, picture: tuple[int, int], trust_remote_code: bool
+) -> Subject:
     from vllm_flow.engine import families
     from vllm_flow.profile.picture_cost import decoder_shape, picture_tokens, read_config, uncounted
 
-    config = read_config(model, dtype=dtype)
+    config = read_config(model, dtype=dtype, trust_remote_code=trust_remote_code)
     if not config.is_multimodal_model:
         raise ValueError(f"{model} takes no pictures; profile a vision-language model.")
     families.check_supported(config)

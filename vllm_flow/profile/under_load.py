@@ -87,6 +87,7 @@ def _load_record(
             for s, _, seen in stock
         ).median,
         ttft_ms=Spread.of(metrics.median_ttft_ms for _, metrics, _ in runs),
+        ttft_p99_ms=Spread.of(dict(metrics.percentiles_ttft_ms)[99] for _, metrics, _ in runs),
         tpot_ms=Spread.of(metrics.median_tpot_ms for _, metrics, _ in runs),
         good_share=Spread.of(
             metrics.request_goodput / metrics.request_throughput if goodput else 1.0

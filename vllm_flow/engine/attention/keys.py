@@ -78,9 +78,15 @@ class UnreadableKeys(ValueError):
 
 def window_of(impl: Any) -> int | None:
     """How far back a layer looks, in tokens, as its backend holds it; None if as far as there are tokens."""
-    window = getattr(impl, "sliding_window", None)
+    window = getattr(_whole(impl), "sliding_window", None)
     left = window[0] if isinstance(window, tuple) else window
     return None if left is None or left < 0 else int(left)
+
+
+def _whole(impl: Any) -> Any:
+    """Of a combination of backends the one that takes every step; the combination tells little of itself."""
+    variants = getattr(impl, "get_impl_variants", None)
+    return impl if variants is None else variants()[0]
 
 
 def key_reader(attention: Any) -> KeyReader:
@@ -93,7 +99,7 @@ def key_reader(attention: Any) -> KeyReader:
         UnreadableKeys: no reader finds the keys, or the layer's logits are not plain dot products with every
             key.
     """
-    impl, backend = attention.impl, attention.attn_backend.get_name()
+    impl, backend = _whole(attention.impl), attention.attn_backend.get_name()
     for feature in ("sinks", "alibi_slopes", "logits_soft_cap"):
         value = getattr(impl, feature, None)
         if isinstance(value, torch.Tensor) or value:

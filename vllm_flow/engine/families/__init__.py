@@ -17,8 +17,9 @@ from vllm_flow.engine.families.finding import (
     check_nothing_between,
     residual_decoder,
 )
-from vllm_flow.engine.families.known import FAMILIES, TEXT_TYPES, family_of
+from vllm_flow.engine.families.known import FAMILIES, family_of
 from vllm_flow.engine.families.refused import reason_against
+from vllm_flow.engine.families.text_types import TEXT_TYPES
 
 __all__ = [
     "FAMILIES",

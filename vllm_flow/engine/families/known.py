@@ -10,30 +10,6 @@ from vllm_flow.engine.families.deepstack import deepstack_decoder
 from vllm_flow.engine.families.family import Family
 from vllm_flow.engine.families.transformers_backend import transformers_decoder
 
-TEXT_TYPES = {
-    "llama": "LlamaModel",
-    "mistral": "MistralModel",
-    "qwen2": "Qwen2Model",
-    "qwen2_vl_text": "Qwen2Model",
-    "qwen2_5_vl_text": "Qwen2Model",
-    "qwen3": "Qwen3Model",
-    "qwen3_moe": "Qwen3MoeModel",
-    "qwen3_vl_text": "Qwen3LLMModel",
-    "qwen3_vl_moe_text": "Qwen3MoeLLMModel",
-    "glm4v_text": "Glm4Model",
-    "glm4v_moe_text": "Glm4MoeModel",
-    "glm_ocr_text": "Glm4Model",
-    "paddleocr_vl_text": "LlamaModel",
-    "internlm2": "InternLM2Model",
-    "chatglm": "GLMTransformer",
-    "cohere2": "CohereModel",
-    "dots_ocr": "Qwen2Model",
-    "molmo": "MolmoModel",
-    "phi3_v": "LlamaModel",
-    "phi4mm": "LlamaModel",
-}
-"""``model_type`` of a language model's configuration -> the class of vLLM that runs its layers."""
-
 FROM_EMBEDDINGS = "transformers' language model, from vLLM's embeddings"
 """What families are compared with that transformers has no tower for."""
 
@@ -144,6 +120,16 @@ FAMILIES = (
         beyond="windows narrower than a picture",
     ),
     Family(
+        "Gemma 3",
+        ("Gemma3ForConditionalGeneration",),
+        ("Gemma3Model",),
+        "256 tokens, and as many for each crop, which see one another in both directions: on CUDA, with Triton "
+        "attention; sliding windows count kept tokens past the cliff",
+        "<start_of_image>, <end_of_image>, the line breaks around them",
+        ("gemma3",),
+        beyond="on CPU through Triton's interpreter, and on an H100",
+    ),
+    Family(
         "LightOnOCR",
         ("LightOnOCRForConditionalGeneration",),
         ("Qwen3Model",),
@@ -201,6 +187,17 @@ FAMILIES = (
         compared=FROM_EMBEDDINGS,
         beyond="on CPU vLLM 0.32 asks torch about CUDA, which the test answers",
         own_type="minicpmv",
+    ),
+    Family(
+        "MiniCPM-o 2.6, 4.5",
+        ("MiniCPMO",),
+        ("Qwen2Model", "Qwen3Model"),
+        "the picture whole, then its slices, a fixed number of tokens each",
+        "the markers around each slice, and the picture's number; speech",
+        ("minicpm_o_2_6", "minicpm_o_4_5"),
+        compared=FROM_EMBEDDINGS,
+        beyond="without speech in the prompt; on CPU vLLM 0.32 asks torch about CUDA, which the test answers",
+        own_type="minicpmo",
     ),
     Family(
         "Phi-3-vision, Phi-3.5-vision",

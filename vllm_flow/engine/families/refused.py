@@ -12,10 +12,13 @@ _VISION_CHUNK = (
     "its images arrive as a modality of their own, 'vision_chunk', which no policy reaches"
 )
 _BOTH_WAYS = (
-    "the tokens of a picture attend to one another in both directions, over ranges that go by position "
-    "in the prompt"
+    "the tokens of a picture attend to one another in both directions, which was compared past a cliff "
+    "with Gemma 3 alone"
 )
-_PREFIX = "the tokens of a picture and of the prompt attend to one another in both directions"
+_PREFIX = (
+    "the tokens of a picture and of the prompt attend to one another in both directions, in vLLM those of "
+    "the picture alone, so that transformers' answers are no reference"
+)
 _ROWS_OVER_WORKERS = (
     "DeepSeek's decoder tells by the number of rows whether they are spread over workers"
 )
@@ -33,7 +36,6 @@ BY_NAME = {
         "its layers choose their experts by a mask of the picture's rows in the whole step"
     ),
     "BagelForConditionalGeneration": _BOTH_WAYS,
-    "Gemma3ForConditionalGeneration": _BOTH_WAYS,
     "Molmo2ForConditionalGeneration": _BOTH_WAYS,
     "Moondream3ForCausalLM": _BOTH_WAYS,
     "HfMoondream": _BOTH_WAYS,

@@ -1,0 +1,44 @@
+"""Backends whose builders hand out one metadata at a time are refused, and still do so in this vLLM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import vllm
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+from vllm_flow.engine import backends
+
+FOLDER = Path(vllm.__file__).parent / "v1" / "attention" / "backends"
+
+
+def group(name: str) -> list[list[SimpleNamespace]]:
+    return [[SimpleNamespace(backend=SimpleNamespace(get_name=lambda: name))]]
+
+
+@pytest.mark.parametrize("name", sorted(backends.ONE_AT_A_TIME))
+def test_they_are_refused_with_the_remedy(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"backend {name}, which .* --attention-backend FLASH_ATTN"
+    ):
+        backends.check(group(name))
+    assert name in AttentionBackendEnum.__members__, "renamed upstream"
+
+
+@pytest.mark.parametrize("name", ["CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN", "TRITON_FLASH_ATTN"])
+def test_others_are_not(name: str) -> None:
+    backends.check(group(name))
+
+
+@pytest.mark.parametrize(
+    ("file", "memory"),
+    [
+        ("flashinfer.py", "self._prefill_wrapper is None"),
+        ("flex_attention.py", "seq_lens=self.persistent_seq_lens"),
+    ],
+)
+def test_the_reason_still_holds(file: str, memory: str) -> None:
+    """Once it does not, the refusal can go."""
+    assert memory in (FOLDER / file).read_text()

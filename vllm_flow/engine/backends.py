@@ -1,0 +1,45 @@
+"""Attention backends whose metadata a step cannot have twice, refused when the model is loaded.
+
+A step with eviction has metadata for the layers past each stage beside vLLM's own, made by the same builder. Some
+builders write what they made into memory of their own, which every metadata they hand out points into: the one made
+last would be what all layers read, and answers would be wrong without a word.
+
+Seam: ``build`` of the metadata builders in ``vllm/v1/attention/backends``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+ONE_AT_A_TIME = {
+    "FLASHINFER": "plans every step in one wrapper",
+    "TRITON_FLASHINFER": "plans every step in one wrapper",
+    "FLEX_ATTENTION": "keeps lengths and block tables of every step in one buffer",
+}
+"""Backend -> what of it there is once."""
+
+
+def used(attn_groups: Iterable[Iterable[Any]]) -> list[Any]:
+    """vLLM's backend classes in these groups, each once.
+
+    Args:
+        attn_groups: per KV-cache group, vLLM's ``AttentionGroup`` objects.
+    """
+    return list({group.backend: None for of_group in attn_groups for group in of_group})
+
+
+def check(attn_groups: Iterable[Iterable[Any]]) -> None:
+    """Refuse them.
+
+    Raises:
+        ValueError: names the backend and others.
+    """
+    for backend in used(attn_groups):
+        name = backend.get_name()
+        if name in ONE_AT_A_TIME:
+            raise ValueError(
+                f"vLLM-Flow does not support the attention backend {name}, which {ONE_AT_A_TIME[name]}, where "
+                "layers before and past a cliff differ: start with --attention-backend FLASH_ATTN or "
+                "TRITON_ATTN, or leave out additional_config['vllm_flow']."
+            )

@@ -1,0 +1,31 @@
+"""Which class of vLLM runs a language model's layers, by the type that its configuration names.
+
+Knows neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+TEXT_TYPES = {
+    "llama": "LlamaModel",
+    "mistral": "MistralModel",
+    "qwen2": "Qwen2Model",
+    "qwen2_vl_text": "Qwen2Model",
+    "qwen2_5_vl_text": "Qwen2Model",
+    "qwen3": "Qwen3Model",
+    "qwen3_moe": "Qwen3MoeModel",
+    "qwen3_vl_text": "Qwen3LLMModel",
+    "qwen3_vl_moe_text": "Qwen3MoeLLMModel",
+    "glm4v_text": "Glm4Model",
+    "glm4v_moe_text": "Glm4MoeModel",
+    "glm_ocr_text": "Glm4Model",
+    "paddleocr_vl_text": "LlamaModel",
+    "internlm2": "InternLM2Model",
+    "chatglm": "GLMTransformer",
+    "cohere2": "CohereModel",
+    "dots_ocr": "Qwen2Model",
+    "gemma3_text": "Gemma3Model",
+    "molmo": "MolmoModel",
+    "phi3_v": "LlamaModel",
+    "phi4mm": "LlamaModel",
+}
+"""``model_type`` of a language model's configuration -> the class of vLLM that runs its layers."""
