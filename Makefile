@@ -19,7 +19,7 @@ export PIP_ROOT_USER_ACTION := ignore
 .DEFAULT_GOAL := help
 .PHONY: help setup demo eval-demo analysis-demo bench test test-unit test-eval test-rest test-engine \
         test-engine-v2 test-server test-upstream test-upstream-long test-long test-speed test-families \
-        test-next-vllm test-gpu \
+        test-next-vllm test-gpu gpu-report \
         fuzz lint docs docs-check clean
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make test-families  every model family at every cliff, both model runners (FAMILIES=a,b: those)"
 	@echo "make test-next-vllm vLLM 0.33's Python over 0.32's CPU binaries: seams, exactness, lifecycles, connectors"
 	@echo "make test-gpu       the tests that need a CUDA device (VARIANT=cuda)"
+	@echo "make gpu-report     the same, then times beside stock vLLM on an 80 GB device; writes out/profile/"
 	@echo "make fuzz           random traffic against the oracle for an hour (SECONDS=3600), then spoilt files"
 	@echo "make lint           ruff, mypy, import-linter"
 	@echo "make docs           the documentation as a site, strictly; writes out/site/"
@@ -176,6 +177,10 @@ test-gpu: setup
 	@VLLM_USE_V2_MODEL_RUNNER=1 $(BIN)/python -m pytest tests/gpu
 	@echo "tests: CUDA, model runner V1"
 	@VLLM_USE_V2_MODEL_RUNNER=0 $(BIN)/python -m pytest tests/gpu
+
+# The tests, then the profiles of docs/cuda.md; results in out/profile. Each step takes less than ten minutes.
+gpu-report: test-gpu
+	@$(BIN)/vllm-flow profile --preset cuda
 
 SECONDS ?= 3600
 # The seed is the time, so that every run sees new traffic; a failure prints what repeats it.

@@ -11,6 +11,7 @@ from tests.engine.harness import assert_exact
 from tests.engine.piecewise import compile_in_pieces, record_pieces
 
 
+@pytest.mark.long
 def test_rows_leave_in_compiled_pieces(
     open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

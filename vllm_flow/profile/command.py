@@ -33,6 +33,12 @@ TINY_LLAMA = "layers=22,hidden=2048,heads=32,kv_heads=4,mlp=5632"
 
 _LLAVA_16 = "--shape layers=16,hidden=1024,heads=16,kv_heads=16,mlp=2816 --block-size 32"
 
+_LLAVA_7B = (
+    "--shape layers=32,hidden=4096,heads=32,kv_heads=32,mlp=11008 --execution default "
+    "--rounds 3 --kv-cache-gib 18 --block-size 16"
+)
+_CUDA_POLICIES = "baseline,cliff=2,cliff=L/4,cliff=L/2,0:1/4 uniform"
+
 PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
     # Sized for 15 minutes on two cores.
     "cpu": (
@@ -70,6 +76,20 @@ PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
             "--shape layers=8,hidden=512,heads=8,kv_heads=8,mlp=1408 --block-size 32 "
             "--execution default --parts prefill,decode --policies baseline,cliff=2,cliff=L/2 "
             "--rounds 5 --batch 4 --decode-batch 4 --output-tokens 48 --kv-cache-gib 0.5",
+        ),
+    ),
+    # On a CUDA device with 80 GB, each a few minutes: LLaVA-1.5-7B's shape, then LLaVA-1.6's image length.
+    "cuda": (
+        (
+            "llava-7b",
+            f"{_LLAVA_7B} --parts prefill,load,decode --concurrency 1,64 --requests 8,128 "
+            "--decode-image-tokens 576,2880 --decode-batch 8 --ttft-ms 1000 --tpot-ms 60 "
+            f"--policies '{_CUDA_POLICIES}'",
+        ),
+        (
+            "llava-7b-2880",
+            f"{_LLAVA_7B} --parts prefill,load,capacity --image-tokens 2880 --batch 4 "
+            f"--concurrency 1,16 --requests 4,32 --policies '{_CUDA_POLICIES}'",
         ),
     ),
     # Some forty seconds for continuous integration: no figures to quote, only gross regressions.
