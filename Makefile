@@ -168,7 +168,7 @@ test-families: setup
 
 # Fetches a wheel of 340 MB, once; says so and passes where pip cannot get it.
 test-next-vllm: setup
-	@echo "tests: the next vLLM, model runner V1"
+	@echo "tests: the next vLLM, model runner V1, then some under V2"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.next_vllm
 
 # On a CUDA device: make test-gpu VARIANT=cuda

@@ -27,7 +27,7 @@ def test_only_steps_in_which_rows_leave_are_eager(
     assert (calls.eager, calls.compiled) == (1, first[0].max_tokens - 1)
 
     asks = mixed(MHA.layers)
-    asks = v2_cpu.reduced(asks, to=asks[:7])
+    asks = v2_cpu.reduced(asks, to=asks[1:5])
     evicting = [ask for ask in asks if ask.images and ask.cliff not in (None, MHA.layers)]
     with counted_calls(engine) as calls:
         outputs = engine.run_joining(asks)
