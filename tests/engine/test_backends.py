@@ -15,7 +15,8 @@ FOLDER = Path(vllm.__file__).parent / "v1" / "attention" / "backends"
 
 
 def group(name: str) -> list[list[SimpleNamespace]]:
-    return [[SimpleNamespace(backend=SimpleNamespace(get_name=lambda: name))]]
+    backend = type("SomeBackend", (), {"get_name": staticmethod(lambda: name)})
+    return [[SimpleNamespace(backend=backend)]]
 
 
 @pytest.mark.parametrize("name", sorted(backends.ONE_AT_A_TIME))

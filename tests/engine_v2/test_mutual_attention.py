@@ -14,7 +14,7 @@ import torch
 from tests.engine import v2_cpu
 from tests.families.making import Checkpoint
 
-TOKENS = 2
+TOKENS = 3
 
 
 @pytest.fixture(scope="session")
@@ -29,12 +29,13 @@ def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
 
 @pytest.mark.skipif(not v2_cpu.wanted(), reason="needs Triton's interpreter")
 def test_pictures_that_see_themselves(gemma3: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a policy, at a cliff, and with a part of the picture left, in one batch of chunks."""
+    """Without a policy, at a cliff, after the prefill, and with a part left of the picture: one batch, in chunks."""
     from tests.families.running import Engine, Judge, prompts_of
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_args: (9, 0))
     one, two = prompts_of(gemma3)
-    asks = [two, replace(two, cliff=2), replace(one, stages="1:60% uniform, 3:0")]
+    asks = [two, replace(two, cliff=2), replace(one, cliff=1, late=True)]
+    asks.append(replace(one, stages="1:60% uniform, 3:0"))
     # Two pictures do not fit a step, and beside the text before it not always one.
     engine = Engine(gemma3, 2, max_num_batched_tokens=32)
     Judge(engine).assert_exact(asks, engine.run(asks, TOKENS))

@@ -60,12 +60,17 @@ def is_image(checkpoint: Checkpoint, ids: Sequence[int]) -> torch.Tensor:
 
 @torch.inference_mode()
 def logprobs(
-    checkpoint: Checkpoint, prompt: Prompt, answer: Sequence[int], cliff: int
+    checkpoint: Checkpoint, prompt: Prompt, answer: Sequence[int], cliff: int, late: bool = False
 ) -> torch.Tensor:
-    """Logprobs (len(answer) + 1) x V: row t is the distribution of answer token t."""
+    """Logprobs (len(answer) + 1) x V: row t is the distribution of answer token t.
+
+    Args:
+        late: the keys are hidden from the rows of the answer alone.
+    """
     decoder = checkpoint.decoder(checkpoint.model)
     hide_T = torch.cat([prompt.is_image_T, torch.zeros(len(answer), dtype=torch.bool)])
-    with _masked(decoder.layers, cliff, hide_T, checkpoint.windows):
+    first = len(prompt.ids) if late else 0
+    with _masked(decoder.layers, cliff, hide_T, checkpoint.windows, first):
         logits = forward(checkpoint, prompt, answer)
     return logits[len(prompt.ids) - 1 :].log_softmax(-1)
 
@@ -129,13 +134,19 @@ def without(mask_11TT: torch.Tensor, gone_T: torch.Tensor, window: int | None) -
 
 @contextmanager
 def _masked(
-    layers: Sequence[nn.Module], cliff: int, gone_T: torch.Tensor, windows: Mapping[int, int]
+    layers: Sequence[nn.Module],
+    cliff: int,
+    gone_T: torch.Tensor,
+    windows: Mapping[int, int],
+    first: int,
 ) -> Iterator[None]:
     def hide(index: int) -> Any:
         def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             mask = kwargs["attention_mask"]
             assert mask.dtype == torch.float32 and mask.dim() == 4, "attention must be eager"
-            return args, {**kwargs, "attention_mask": without(mask, gone_T, windows.get(index))}
+            hidden = without(mask, gone_T, windows.get(index))
+            hidden = torch.cat([mask[..., :first, :], hidden[..., first:, :]], -2)
+            return args, {**kwargs, "attention_mask": hidden}
 
         return hook
 

@@ -54,11 +54,15 @@ class Ask:
     stages: str = ""
     """``flow_stages``, in the place of a cliff."""
 
+    late: bool = False
+    """Whether the pictures leave after the prefill."""
+
     @property
     def keys(self) -> dict[str, Any] | None:
         if self.stages:
             return {"flow_stages": self.stages}
-        return None if self.cliff is None else {"flow_cliff": self.cliff}
+        when = {"flow_when": "decode"} if self.late else {}
+        return None if self.cliff is None else {"flow_cliff": self.cliff, **when}
 
 
 def prompts_of(checkpoint: Checkpoint) -> tuple[Ask, Ask]:
@@ -288,7 +292,7 @@ class Judge:
             assert gap > RANK_TIE, f"{ask.stages}: two tokens rank alike; choose another picture"
             cliff = min(kept_oracle.parse(ask.stages))
         else:
-            expected = oracle.logprobs(self.checkpoint, prompt, tokens[:-1], cliff)
+            expected = oracle.logprobs(self.checkpoint, prompt, tokens[:-1], cliff, ask.late)
         if cliff < layers:
             full = oracle.logprobs(self.checkpoint, prompt, tokens[:-1], layers)
             moved = float((full - expected).abs().max())

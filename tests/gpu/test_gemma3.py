@@ -44,11 +44,12 @@ def gemma_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckpointOf]
 
 
 def asks_of(checkpoint: Checkpoint) -> list[Ask]:
-    """Both prompts without a policy and at every cliff, and the first one under stages."""
+    """Both prompts without a policy, at every cliff and after the prefill, and the first one under stages."""
     cliffs = [None, *range(checkpoint.num_layers + 1)]
     first, _ = prompts_of(checkpoint)
     staged = [replace(first, stages=stages) for stages in STAGES]
-    return [*every_cliff(checkpoint, cliffs), *staged]
+    late = [replace(ask, late=True) for ask in every_cliff(checkpoint, (0, 2))]
+    return [*every_cliff(checkpoint, cliffs), *staged, *late]
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
