@@ -2,13 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+import torch
+from vllm.config.compilation import CUDAGraphMode
+from vllm.forward_context import BatchDescriptor, ForwardContext, override_forward_context
 
 from tests.engine.cases import LONG, every_cliff, mixed, one_image
 from tests.engine.compiling import counted_calls
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
 from tests.engine.piecewise import compile_in_pieces, record_pieces
+from vllm_flow.engine import pieces
+from vllm_flow.engine.pieces import Piece
+
+
+class _Config:
+    """What stands for vLLM's compilation config; pieces hold it weakly."""
+
+
+def piece(run: Callable[..., Any]) -> Piece:
+    """A piece whose second argument is the number of rows."""
+    backend = SimpleNamespace(
+        piecewise_compile_index=0,
+        total_piecewise_compiles=3,
+        vllm_backend=None,
+        sym_shape_indices=[1],
+        is_encoder_compilation=True,
+        compilation_config=_Config(),
+    )
+    return Piece(run, backend)
+
+
+def called(found: Piece, *args: Any, graph: BatchDescriptor | None = None) -> Any:
+    """Call it as vLLM does, within a forward context."""
+    mode = CUDAGraphMode.NONE if graph is None else CUDAGraphMode.PIECEWISE
+    context = ForwardContext({}, {}, {}, cudagraph_runtime_mode=mode, batch_descriptor=graph)
+    with override_forward_context(context):
+        return found(*args)
+
+
+def test_what_counts_rows_is_learnt_from_calls_of_different_size() -> None:
+    weight, table = torch.zeros(8, 8), torch.zeros(3, 8)
+    found = piece(lambda *args: args)
+    for rows in (8, 8, 3):
+        assert found.row_dims is None and not found.movable
+        called(found, torch.zeros(rows, 4), rows, weight, torch.zeros(3, rows), table)
+    assert found.row_dims == {0: 0, 3: 1} and found.movable
+    given = found.for_rows(2, (torch.zeros(2, 4), 3, weight, torch.zeros(3, 2), table))
+    assert given[1] == 2
+
+
+def test_a_piece_in_which_more_than_rows_changes_is_left_alone() -> None:
+    found = piece(lambda *args: args)
+    for rows in (8, 3):
+        called(found, torch.zeros(rows, 4), rows, torch.zeros(2 * rows))
+    assert not found.movable
+
+
+def test_graphs_are_read_where_vllm_captured_them_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It captures some, throws them away, and captures anew, elsewhere; sizes that it does not have do not count."""
+    monkeypatch.setattr(pieces, "weak_ref_tensor", lambda tensor: tensor)
+    entries: dict[BatchDescriptor, Any] = {}
+
+    class Wrapper:
+        concrete_cudagraph_entries = entries
+
+        def __call__(self, *args: Any) -> Any:
+            entries[args[-1]] = SimpleNamespace(cudagraph=object())
+
+    found, captured = piece(Wrapper()), {}
+    for attempt in range(2):
+        for rows in (4, 16):
+            captured[rows] = torch.zeros(rows, 2)
+            key = BatchDescriptor(rows)
+            called(found, captured[rows], rows, key, graph=key)
+            called(found, torch.zeros(rows, 2), rows, key, graph=key)  # a replay tells nothing
+        assert [found.fitting(rows) is None for rows in (3, 5, 17)] == [False, False, True]
+        for rows, fits in ((1, 4), (4, 4), (5, 16)):
+            graph = found.fitting(rows)
+            assert graph is not None and graph.inputs[0] is captured[fits]
+        if attempt == 0:
+            entries.clear()
+            assert found.fitting(1) is None
 
 
 @pytest.mark.long

@@ -50,9 +50,12 @@ class LeavingCall:
     """Tensor made by a piece -> (it, how many gathers were made before)."""
     _inputs: dict[int, tuple[int, torch.Tensor]] = field(default_factory=dict)
     """Tensor that the model was called with -> its rows alive, and since which gather."""
-    _first: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Tensor that the model was called with -> as it was."""
+    _first: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    """Tensor that the model was called with -> it, and what it was then."""
     _written: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    """Where graphs read of the runner's own tensors, and what stood there."""
+    _placed: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Address -> the rows of such a tensor that stand there now."""
     _graph: Captured | None = None
 
     def run(self, piece: Piece, args: Sequence[Any]) -> Any:
@@ -109,15 +112,22 @@ class LeavingCall:
             place = self._graph.inputs[index]
             given[index] = place
             if alive[index].data_ptr() != place.data_ptr():
-                self._put(place, alive[index], dim, kept=id(args[index]) in self._first)
+                self._put(place, alive[index], dim, own=id(args[index]) in self._first)
         return piece.for_rows(piece.rows(self._graph.inputs), given)
 
-    def _put(self, place: torch.Tensor, rows: torch.Tensor, dim: int, kept: bool) -> None:
+    def _put(self, place: torch.Tensor, rows: torch.Tensor, dim: int, own: bool) -> None:
+        """Copy rows to where a graph reads.
+
+        Args:
+            own: the runner keeps there what it gives to the model, and every piece reads the same.
+        """
         target = place.narrow(dim, 0, self._count)
-        source = rows.narrow(dim, 0, self._count)
-        if kept:  # where the runner keeps what it gives to the model
+        if own:
+            if self._placed.get(place.data_ptr()) is rows:
+                return
+            self._placed[place.data_ptr()] = rows
             self._written.append((target, target.clone()))
-        target.copy_(source)
+        target.copy_(rows.narrow(dim, 0, self._count))
 
     def _alive(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
         """The rows alive of an argument, whoever made it."""
@@ -132,7 +142,9 @@ class LeavingCall:
             assert tensor.shape[dim] == self.total, (
                 "what no piece has made, the model was called with"
             )
-            source = self._first.setdefault(id(tensor), tensor.clone())
+            if id(tensor) not in self._first:
+                self._first[id(tensor)] = tensor, tensor.clone()
+            source = self._first[id(tensor)][1]
             known = len(self._gathers), source.index_select(dim, self.alive)
             self._inputs[id(tensor)] = known
         return known[1]
