@@ -35,5 +35,5 @@ Given = Callable[[str], tuple[Checkpoint, Vlm]]
 def asked(checkpoint: Checkpoint, vlm: Vlm, size: int = 0) -> tuple[str, Encoded, oracle.Prompt]:
     """A prompt with one picture, as the analysis encodes it and as the processor alone does."""
     prompt = f"w1 w2 {checkpoint.image} w3 w4 w5"
-    image = picture(1, checkpoint.sizes[size])
+    image = picture(1, (*checkpoint.sizes, (128, 128))[size])
     return prompt, vlm.encode(prompt, image), oracle.encode(checkpoint, prompt, (image,))

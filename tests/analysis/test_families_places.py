@@ -77,7 +77,7 @@ def reached(value: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(value, pixels, retain_graph=True)[0].abs()
 
 
-@pytest.mark.parametrize("size", [0, 1])
+@pytest.mark.parametrize("size", [0, 1, 2])
 @pytest.mark.parametrize("name", some(NAMES, ONE_OF_A_KIND))
 def test_a_cell_is_the_token_of_its_pixels(given: Given, name: str, size: int) -> None:
     """By autograd: a token of a tower without attention depends on the pixels of its cell, and on no others."""
