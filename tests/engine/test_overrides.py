@@ -31,6 +31,7 @@ from vllm_flow.patches import (
     endpoint_plugins,
     ledger,
     logprobs,
+    pieces,
     renderer,
     run_batch,
 )
@@ -91,8 +92,9 @@ def all_patches() -> Iterator[None]:
     core_client.apply()
     logprobs.apply(lambda entries, own: entries)
     run_batch.apply(lambda line: None)
+    pieces.apply(lambda run, backend: run)
     yield
-    for patch in (endpoint_plugins, renderer, core_client, logprobs, run_batch):
+    for patch in (endpoint_plugins, renderer, core_client, logprobs, run_batch, pieces):
         patch.revert()
 
 
