@@ -111,7 +111,9 @@ class _BareScheduler:
         self.hash_block_size = manager.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         self.vllm_config = SimpleNamespace(
             additional_config=_options(LAYERS, num_groups),
-            model_config=SimpleNamespace(get_total_num_hidden_layers=lambda: LAYERS),
+            model_config=SimpleNamespace(
+                get_total_num_hidden_layers=lambda: LAYERS, is_mm_prefix_lm=False
+            ),
             parallel_config=SimpleNamespace(tensor_parallel_size=1),
             scheduler_config=SchedulerConfig.default_factory(),
             cache_config=SimpleNamespace(cache_dtype="auto"),
