@@ -17,22 +17,20 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
 from tests.engine.piecewise import compile_in_pieces, record_pieces
 from vllm_flow.engine import pieces
-from vllm_flow.engine.pieces import Piece
+from vllm_flow.engine.pieces import Piece, pieces_of
 
 
-class _Config:
-    """What stands for vLLM's compilation config; pieces hold it weakly."""
-
-
-def piece(run: Callable[..., Any]) -> Piece:
-    """A piece whose second argument is the number of rows."""
+def piece(
+    run: Callable[..., Any], index: int = 0, config: object = None, of: object = None
+) -> Piece:
+    """A piece of a decoder with two layers; its second argument is the number of rows."""
     backend = SimpleNamespace(
-        piecewise_compile_index=0,
+        piecewise_compile_index=index,
         total_piecewise_compiles=3,
-        vllm_backend=None,
+        vllm_backend=of,
         sym_shape_indices=[1],
-        is_encoder_compilation=True,
-        compilation_config=_Config(),
+        is_encoder_compilation=False,
+        compilation_config=config,
     )
     return Piece(run, backend)
 
@@ -43,6 +41,22 @@ def called(found: Piece, *args: Any, graph: BatchDescriptor | None = None) -> An
     context = ForwardContext({}, {}, {}, cudagraph_runtime_mode=mode, batch_descriptor=graph)
     with override_forward_context(context):
         return found(*args)
+
+
+def test_an_engines_pieces_are_those_of_its_config_and_go_with_it() -> None:
+    config, of, drafts = object(), object(), object()
+    pieces_here = [piece(print, index, config, of) for index in (2, 0, 1)]
+    others = [piece(print, index, drafts, of) for index in range(3)]
+    assert pieces_of(config, 3) is None and pieces_of(object(), 2) is None
+    found = pieces_of(config, 2)
+    assert found is not None and [one.index for one in found] == [0, 1, 2]
+    assert not {id(one) for one in found} & {id(one) for one in others}
+    draft = [piece(print, index, config, drafts) for index in range(3)]
+    assert len(draft) == 3 and pieces_of(config, 2) is None, "two decoders: which is ours?"
+    del draft
+    assert pieces_of(config, 2) == found
+    del found, pieces_here
+    assert pieces_of(config, 2) is None
 
 
 def test_what_counts_rows_is_learnt_from_calls_of_different_size() -> None:

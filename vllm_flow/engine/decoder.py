@@ -24,7 +24,7 @@ from vllm_flow.engine.calls import FORMS
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.last_layer import KeyWriter
-from vllm_flow.engine.leaving import Pieces
+from vllm_flow.engine.leaving import Pieces, at_their_rows
 from vllm_flow.engine.ranking import DeviceRanking, DeviceReading, Ranker
 
 
@@ -265,12 +265,10 @@ class DecoderHook:
         if variant is None or self._rows is None:
             return forward(*inputs)
         self._survivors = self._rows
-        # The sampler indexes the step's rows; those of evicted tokens are never sampled.
-        hidden_TH = hidden_RH.new_zeros(num_rows, hidden_RH.shape[-1])
         if variant.num_rows:
             normed = forward(*inputs)
             hidden_RH = normed[0] if isinstance(normed, tuple) else normed
-            hidden_TH[self._rows] = hidden_RH
+        hidden_TH = at_their_rows(hidden_RH, self._rows, num_rows)
         return hidden_TH if residual_RH is None else (hidden_TH, residual_RH)
 
 

@@ -33,6 +33,19 @@ if TYPE_CHECKING:
 
 
 @dataclass
+class _Given:
+    """A tensor that the model was called with."""
+
+    tensor: torch.Tensor
+    first: torch.Tensor
+    """As it was: a graph may be made to read where it stands."""
+    gathers: int = 0
+    """How many were made before :attr:`rows`."""
+    rows: torch.Tensor | None = None
+    """Those alive."""
+
+
+@dataclass
 class LeavingCall:
     """One call of the model in which rows leave."""
 
@@ -48,10 +61,8 @@ class LeavingCall:
     """What leaves behind the attention that runs next."""
     _since: dict[int, tuple[Any, int]] = field(default_factory=dict)
     """Tensor made by a piece -> (it, how many gathers were made before)."""
-    _inputs: dict[int, tuple[int, torch.Tensor]] = field(default_factory=dict)
-    """Tensor that the model was called with -> its rows alive, and since which gather."""
-    _first: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    """Tensor that the model was called with -> it, and what it was then."""
+    _given: dict[int, _Given] = field(default_factory=dict)
+    """By the tensor's id."""
     _written: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     """Where graphs read of the runner's own tensors, and what stood there."""
     _placed: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -112,7 +123,7 @@ class LeavingCall:
             place = self._graph.inputs[index]
             given[index] = place
             if alive[index].data_ptr() != place.data_ptr():
-                self._put(place, alive[index], dim, own=id(args[index]) in self._first)
+                self._put(place, alive[index], dim, own=id(args[index]) in self._given)
         return piece.for_rows(piece.rows(self._graph.inputs), given)
 
     def _put(self, place: torch.Tensor, rows: torch.Tensor, dim: int, own: bool) -> None:
@@ -136,31 +147,38 @@ class LeavingCall:
             for gather in self._gathers[made[1] :]:
                 tensor = tensor.index_select(dim, gather)
             return tensor
-        known = self._inputs.get(id(tensor))
-        if known is None or known[0] != len(self._gathers):
-            assert self.alive is not None
+        given = self._given.get(id(tensor))
+        if given is None:
             assert tensor.shape[dim] == self.total, (
                 "what no piece has made, the model was called with"
             )
-            if id(tensor) not in self._first:
-                self._first[id(tensor)] = tensor, tensor.clone()
-            source = self._first[id(tensor)][1]
-            known = len(self._gathers), source.index_select(dim, self.alive)
-            self._inputs[id(tensor)] = known
-        return known[1]
+            given = self._given[id(tensor)] = _Given(tensor, tensor.clone())
+        if given.gathers != len(self._gathers):
+            assert self.alive is not None
+            given.gathers, given.rows = (
+                len(self._gathers),
+                given.first.index_select(dim, self.alive),
+            )
+        assert given.rows is not None
+        return given.rows
 
     def _whole(self, output: Any) -> Any:
         if self.alive is None or not isinstance(output, torch.Tensor):
             return output
-        # The sampler indexes the step's rows; those of evicted tokens are never sampled.
-        whole_TH = output.new_zeros(self.total, *output.shape[1:])
-        whole_TH[self.alive] = output[: self._count]
-        return whole_TH
+        return at_their_rows(output[: self._count], self.alive, self.total)
 
     def restore(self) -> None:
         """Give the runner's own tensors back what graphs were made to read in them."""
         for target, before in reversed(self._written):
             target.copy_(before)
+
+
+def at_their_rows(hidden_RH: torch.Tensor, rows_R: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """What is left of a step's rows, where it stood among all T: the sampler indexes those. Others are zero,
+    and never sampled: their tokens were evicted."""
+    hidden_TH = hidden_RH.new_zeros(num_rows, *hidden_RH.shape[1:])
+    hidden_TH[rows_R] = hidden_RH
+    return hidden_TH
 
 
 class Pieces:

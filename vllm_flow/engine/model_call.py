@@ -14,6 +14,7 @@ from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.eager_ops import eager_operators
 from vllm_flow.engine.families import decoder_of
 from vllm_flow.engine.leaving import Pieces
+from vllm_flow.engine.pieces import compiles_in_pieces
 from vllm_flow.engine.settings import FlowSettings
 
 _EAGER_PASS = FlowStep(variants={}, profiles=True)
@@ -37,9 +38,8 @@ def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> DecoderHook:
     """
     decoder = decoder_of(model, vllm_config.model_config, settings.untested_models)
     hook = DecoderHook(decoder)
-    compilation = vllm_config.compilation_config
-    if compilation.mode.name == "VLLM_COMPILE" and vllm_config.lora_config is None:
-        hook.pieces = Pieces(decoder.layers, compilation)
+    if compiles_in_pieces(vllm_config):
+        hook.pieces = Pieces(decoder.layers, vllm_config.compilation_config)
     hook.eager_operators = eager_operators(decoder.model, vllm_config)
     adoption.adopt(model, FlowModel)
     model.flow_hook = hook

@@ -18,9 +18,8 @@ from vllm_flow.engine import backends
 if TYPE_CHECKING:
     from vllm.multimodal.inputs import MultiModalFeatureSpec
 
-    from vllm_flow.mutual import (
-        Range,  # brings numpy, without which `vllm-flow doctor` reads the support matrix
-    )
+    # Brings numpy, without which `vllm-flow doctor` reads the support matrix.
+    from vllm_flow.mutual import Range
 
 BACKENDS = ("TRITON_ATTN", "TRITON_FLASH_ATTN")
 """Backends that take ranges, and of which the metadata of a step's layers share no memory.

@@ -25,8 +25,8 @@ from vllm_flow.engine.settings import FlowSettings
 CALL = "flow_leaving_call"
 """Attribute of vLLM's forward context: who runs the pieces of this call of the model; missing where vLLM does."""
 
-_made: list[tuple[weakref.ref[Any], Piece]] = []
-"""Compilation config and piece, in the order in which they were compiled."""
+_made: weakref.WeakSet[Piece] = weakref.WeakSet()
+"""All there are: whoever holds a compiled decoder holds its pieces."""
 
 
 @dataclass
@@ -61,8 +61,7 @@ class Piece:
         self._captured: dict[int, Captured] = {}
         """Rows -> graph, also of those that vLLM has thrown away."""
         if not backend.is_encoder_compilation:
-            _made[:] = [pair for pair in _made if pair[0]() is not None]
-            _made.append((weakref.ref(backend.compilation_config), self))
+            _made.add(self)
 
     def __call__(self, *args: Any) -> Any:
         if not is_forward_context_available():
@@ -134,6 +133,14 @@ class Piece:
         return bool(self._sizes) and self.row_dims is not None
 
 
+def compiles_in_pieces(vllm_config: Any) -> bool:
+    """Whether vLLM cuts the decoder, and its pieces may be called with fewer rows: adapters know a step's rows."""
+    return (
+        vllm_config.compilation_config.mode.name == "VLLM_COMPILE"
+        and vllm_config.lora_config is None
+    )
+
+
 def piece_of(run: Callable[..., Any], backend: Any) -> Callable[..., Any]:
     """What vLLM is to call in the place of a compiled piece; the same in an engine without the extension."""
     return run if FlowSettings.of(backend.vllm_config) is None else Piece(run, backend)
@@ -142,10 +149,10 @@ def piece_of(run: Callable[..., Any], backend: Any) -> Callable[..., Any]:
 def pieces_of(compilation_config: Any, num_layers: int) -> list[Piece] | None:
     """A decoder's pieces, one more than it has layers; None where it was not cut at its attention alone."""
     found: dict[int, list[Piece]] = {}
-    for config, piece in _made:
-        if config() is compilation_config:
+    for piece in _made:
+        if piece.runnable.compilation_config is compilation_config:
             found.setdefault(id(piece.of), []).append(piece)
     fitting = [
         pieces for pieces in found.values() if len(pieces) == num_layers + 1 == pieces[0].count
     ]
-    return fitting[0] if len(fitting) == 1 else None
+    return sorted(fitting[0], key=lambda piece: piece.index) if len(fitting) == 1 else None

@@ -27,7 +27,7 @@ class FlowWorker(PlatformWorker):  # type: ignore[valid-type, misc]
         super().init_device(*args, **kwargs)
         settings = FlowSettings.of(self.vllm_config)
         assert settings is not None, "this worker class is set by vLLM-Flow's configuration"
-        if self.vllm_config.compilation_config.mode.name == "VLLM_COMPILE":
+        if pieces.compiles_in_pieces(self.vllm_config):
             pieces_patch.apply(pieces.piece_of)
         adapter = runner_v2 if self.use_v2_model_runner else runner_v1
         adapter.adopt(self.model_runner, settings)

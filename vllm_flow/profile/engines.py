@@ -33,9 +33,9 @@ EXECUTIONS: dict[str, dict[str, Any]] = {
 others as they come; or as vLLM does without any flag, compiled and with all its graphs."""
 
 
-_SIDE_BY_SIDE: dict[str, Any] = {"gpu_memory_utilization": 0.1}
-"""vLLM wants this share of a device to be free before it starts, and sizes nothing by it where the pool is given:
-what its default wants is no longer free when the second engine starts."""
+_FREE_AT_START = 0.1
+"""Share of a device that vLLM wants to be free before it starts; it sizes nothing by it where the pool is given.
+What its default wants is no longer free when the second engine starts."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def open_engine(options: EngineOptions, *, extension: bool, num_layers: int) -> 
         max_num_seqs=options.max_num_seqs,
         block_size=options.block_size,
         kv_cache_memory_bytes=options.kv_cache_bytes,
-        **_SIDE_BY_SIDE,
+        gpu_memory_utilization=_FREE_AT_START,
         limit_mm_per_prompt={"image": options.images},
         enable_prefix_caching=False,
         use_tqdm_on_load=False,
