@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from vllm.config.compilation import CompilationMode, CUDAGraphMode
 from vllm.forward_context import BatchDescriptor, get_forward_context, set_forward_context
 from vllm.platforms import current_platform
 
+from tests.engine.cases import one_image
 from tests.engine.compiling import allow_compiling
 from tests.engine.harness import Engine
 from vllm_flow.engine import pieces
@@ -88,11 +91,7 @@ def record_pieces(engine: Engine, sizes: Iterable[int]) -> list[RecordedGraphs]:
     for piece in found:
         piece._run = RecordedGraphs(piece._run)
         graphs.append(piece._run)
-    hidden = runner.model_config.get_hidden_size()
-    embeddings, positions = (
-        torch.zeros(max(sizes), hidden),
-        torch.zeros(max(sizes), dtype=torch.int64),
-    )
+    embeddings, positions = _buffers(engine, runner.model)
     for size in sizes:
         with set_forward_context(
             None,
@@ -105,3 +104,46 @@ def record_pieces(engine: Engine, sizes: Iterable[int]) -> list[RecordedGraphs]:
                 input_ids=None, positions=positions[:size], inputs_embeds=embeddings[:size]
             )
     return graphs
+
+
+def _buffers(engine: Engine, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the runner keeps embeddings and positions, which is where graphs read them."""
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        found.append((kwargs["inputs_embeds"], kwargs["positions"]))
+
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        engine.run([one_image(29)])
+    finally:
+        hook.remove()
+    embeddings, positions = found[0]
+    assert embeddings._base is not None and positions._base is not None
+    return embeddings._base, positions._base
+
+
+@contextmanager
+def left_as_given(model: Any) -> Iterator[None]:
+    """Every call of the model meanwhile leaves its inputs as they were: they are the runner's."""
+    given: list[tuple[torch.Tensor, torch.Tensor]] = []
+    around = model.flow_hook.around_call
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        given.extend(
+            (kwargs[name], kwargs[name].clone()) for name in ("inputs_embeds", "positions")
+        )
+
+    @contextmanager
+    def compared() -> Iterator[None]:
+        with around():
+            yield
+        assert given and all(torch.equal(now, before) for now, before in given)
+        given.clear()
+
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        with mock.patch.object(model.flow_hook, "around_call", compared):
+            yield
+    finally:
+        hook.remove()
