@@ -57,7 +57,7 @@ COMMANDS = {
     ),
     "score": Entry(
         "vllm_flow.eval.scoring.command",
-        "score answer files of POPE, ScienceQA, TextVQA or CHAIR by the official rules",
+        "score answer files of POPE, ScienceQA, TextVQA and the other tasks by the official rules",
     ),
     "doctor": Entry(
         "vllm_flow.doctor",

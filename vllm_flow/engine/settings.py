@@ -43,7 +43,8 @@ class FlowSettings:
     """Consecutive decoder layers that share one block table: how finely memory is saved.
 
     Any cliff is exact whatever this is; blocks are saved in the groups that lie wholly past it.
-    Must divide ``num_layers``. Default: the smallest divisor that makes at most 8 groups.
+    The last group may have fewer, but more than two thirds. Default: at most 8 groups, equal ones where
+    there are good divisors; see ``grouping.py``.
     """
 
     default_policy: FlowPolicy | None = None

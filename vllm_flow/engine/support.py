@@ -20,11 +20,11 @@ FP8 = ("fp8", "fp8_e4m3", "fp8_e5m2")
 """Types of keys and values that are numbers of eight bits with one scale per layer."""
 
 HOW_TESTED = {
-    "0.32": "the whole test suite, on its CPU build",
+    "0.32": "the whole test suite, on its CPU build, and the CUDA tests on an H100",
     "0.33": "seams, start-up, exactness, compiled steps, prefix caching, request lifecycles, KV connectors, "
     "LoRA, prompt logprobs and embeddings, its Python over 0.32's CPU binaries; it has no CPU build yet",
 }
-"""Minor version -> what ran with it. None of them ran on a GPU yet."""
+"""Minor version -> what ran with it; on a GPU what docs/cuda.md says."""
 
 
 def check_supported(vllm_config: Any, vllm_version: str) -> None:
