@@ -54,3 +54,11 @@ def test_every_module_has_its_sentence() -> None:
         if not any(pattern.fullmatch(module.relative_to(ROOT).as_posix()) for pattern in patterns)
     ]
     assert not missing
+
+
+def test_no_module_has_two_sentences() -> None:
+    rooms = (ROOT / "docs/structures.md").read_text(encoding="utf-8").split("\n## ")
+    for room in rooms:
+        firsts = [line.split("|")[1] for line in room.splitlines() if line.startswith("| `")]
+        names = [name for first in firsts for name in re.findall(r"`([\w/*.]+)`", first)]
+        assert len(set(names)) == len(names), room.splitlines()[0]

@@ -1,0 +1,125 @@
+"""What the documentation says of commands, settings, keys, reports and counters is what the code has."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from vllm_flow.cli import build_parser
+from vllm_flow.engine import metrics
+from vllm_flow.engine.settings import READ, FlowSettings
+from vllm_flow.policy_keys import REQUEST_KEYS
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    page.relative_to(ROOT).as_posix()
+    for folder in ("", "docs", "docs/results", "vllm_flow/demo_model")
+    for page in (ROOT / folder).glob("*.md")
+)
+FENCE = re.compile(r"^( *)```sh\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every `vllm-flow` command in a page's shell blocks; variables stand for a word."""
+    found = []
+    for _, block in FENCE.findall(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            call = re.match(r"(?:[A-Z_]+=\S+ )*(?:\S*/)?vllm-flow (.*)", line)
+            words = shlex.split(call[1], comments=True) if call else []
+            if words and "..." not in words:
+                found.append(words)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_parser_takes_every_command_that_a_page_shows(page: str) -> None:
+    for words in commands(read(page)):
+        assert build_parser(words).parse_args(words).command == words[0], words
+
+
+def test_pages_show_commands() -> None:
+    """Else the test above looks at nothing."""
+    assert {words[0] for page in PAGES for words in commands(read(page))} >= {
+        *("cam", "cliff", "demo", "eval", "profile", "report", "score"),
+    }
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_module_that_a_page_runs_is_there(page: str) -> None:
+    for name in re.findall(r"python -m (vllm_flow[\w.]*|tests[\w.]*)", read(page)):
+        assert importlib.util.find_spec(name.rstrip(".")) is not None, name
+
+
+def table(page: str, head: str) -> dict[str, list[str]]:
+    """A table by the names in backticks of its first column: the other cells of their rows."""
+    rows = read(page).split(f"\n| {head} |")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip("|"))] for row in rows]
+    return {name: rest for first, *rest in cells for name in re.findall(r"`([^`]+)`", first)}
+
+
+def test_the_readme_has_every_setting_with_its_default() -> None:
+    shown = table("README.md", "setting")
+    settings = {
+        field.name: field.default for field in fields(FlowSettings) if field.name not in READ
+    }
+    assert shown.keys() == settings.keys()
+    for name, default in settings.items():
+        said = shown[name][-1]
+        if isinstance(default, bool):
+            assert said == f"`{str(default).lower()}`", name
+        elif isinstance(default, int):
+            assert f"{default >> 30} GiB" in said and default % (1 << 30) == 0, name
+        elif isinstance(default, str):
+            assert said == f"`{default}`", name
+        elif default is None:
+            assert said.startswith("no"), name
+
+
+def test_the_readme_has_every_key_of_a_request() -> None:
+    assert table("README.md", "key of a request").keys() == set(REQUEST_KEYS)
+
+
+def test_serving_has_every_field_of_a_report() -> None:
+    shown = table("docs/serving.md", "field")
+    assert list(shown) == list(metrics.Report.__annotations__)
+    for name in metrics.StageReport.__annotations__:
+        assert f"`{name}`" in shown["stages"][0]
+
+
+def test_serving_has_every_counter() -> None:
+    source = Path(metrics.__file__).read_text(encoding="utf-8")
+    counters = re.findall(r'"(vllm_flow:\w+)"', source)
+    assert len(counters) == 7
+    assert table("docs/serving.md", "counter").keys() == {f"{name}_total" for name in counters}
+
+
+def test_the_notebook_shows_the_report_of_today() -> None:
+    """If this fails: `make docs-check`, and commit what it wrote."""
+    cells = json.loads(read("docs/first_steps.ipynb"))["cells"]
+    lines = "".join(
+        "".join(output.get("text", ())) for cell in cells for output in cell.get("outputs", ())
+    ).splitlines()
+    reports = [line for line in lines if line.startswith("{'when'")]
+    assert reports
+    for line in reports:
+        assert list(ast.literal_eval(line)) == list(metrics.Report.__annotations__)
+
+
+def test_contributing_has_every_suite() -> None:
+    makefile, text = read("Makefile"), read("CONTRIBUTING.md")
+    (suites,) = re.findall(r"^SUITES := (.+)$", makefile, re.MULTILINE)
+    first, second = (part.split("\n\n")[0] for part in text.split("\n| suite |")[1:])
+    assert set(re.findall(r"^\| `make ([\w-]+)`", first, re.MULTILINE)) == set(suites.split())
+    others = set(re.findall(r"^(test-[\w-]+):", makefile, re.MULTILINE)) - set(suites.split())
+    assert others <= set(re.findall(r"`make ([\w-]+)", second))
