@@ -263,7 +263,7 @@ def gone_with_a_machine() -> tuple[type[Exception], ...]:
 
 
 def batches_at_once(batches: Sequence[pa.Table], options: EngineOptions, pool: Pool) -> int:
-    """Batches at an engine, see :func:`work.in_flight`."""
+    """Batches at an engine, see :func:`vllm_flow.eval.sweep.work.in_flight`."""
     sequences = options.engine_args.get(
         "max_num_seqs", SEQUENCES["gpu" if pool.num_gpus else "cpu"]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -14,12 +15,42 @@ PAGES = sorted(
     for page in (ROOT / folder).glob("*.md")
 )
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+ROLE = re.compile(r":(?:func|class|meth|data|attr|mod):`~?(vllm_flow\.[\w.]+)`")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     links = LINK.findall(page.read_text(encoding="utf-8"))
     broken = [link for link in links if not (page.parent / link).exists()]
+    assert not broken
+
+
+def defined(tree: ast.Module | ast.ClassDef, names: list[str]) -> bool:
+    """Whether a module, or a class, has a name, dotted for what is in a class."""
+    for node in ast.walk(tree) if isinstance(tree, ast.Module) else tree.body:
+        if getattr(node, "name", None) == names[0]:
+            inside = names[1:]
+            return not inside or (isinstance(node, ast.ClassDef) and defined(node, inside))
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        if any(getattr(target, "id", None) == names[0] for target in targets):
+            return len(names) == 1
+    return False
+
+
+def test_references_in_docstrings_lead_somewhere() -> None:
+    """Those with the module's name, as the site's reference shows them."""
+    broken = []
+    for folder in ("vllm_flow", "eval", "patches"):
+        for path in (ROOT / folder).glob("**/*.py"):
+            for target in ROLE.findall(path.read_text(encoding="utf-8")):
+                *module, name = target.split(".")
+                while not (file := (ROOT / "/".join(module)).with_suffix(".py")).is_file():
+                    if (file := ROOT.joinpath(*module, "__init__.py")).is_file() or not module:
+                        break
+                    name = f"{module.pop()}.{name}"
+                there = file.is_file() and defined(ast.parse(file.read_text()), name.split("."))
+                if not there and not (ROOT / target.replace(".", "/")).with_suffix(".py").is_file():
+                    broken.append((path.relative_to(ROOT).as_posix(), target))
     assert not broken
 
 

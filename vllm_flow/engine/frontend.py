@@ -78,8 +78,8 @@ def check_keys(keys: Mapping[str, Any] | None, settings: FlowSettings) -> None:
     """Check a request's keys against the model and the operator's settings.
 
     Raises:
-        PolicyError: see :func:`vllm_flow.policy.admit`, :func:`vllm_flow.policy.parse_task` and
-            :func:`vllm_flow.policy.parse_log`.
+        PolicyError: see :func:`vllm_flow.policy_bounds.admit`, :func:`vllm_flow.policy_bounds.parse_task`
+            and :func:`vllm_flow.log_keys.parse_log`.
     """
     admit(
         keys,

@@ -2,8 +2,8 @@
 
 The tests import ``Scheduler``, ``AsyncScheduler`` and ``KVCacheManager`` by name; what they find
 there are subclasses of those that first give each plain full-attention cache its storage groups,
-and then are the extension's. Everything else stays stock: caches that the extension refuses at
-start-up (sliding windows, Mamba, MLA, several groups), and whatever the tests build by hand.
+and then are the extension's. Everything else stays stock: other caches (sliding windows, Mamba, MLA,
+several groups), and whatever the tests build by hand.
 """
 
 from __future__ import annotations
