@@ -36,11 +36,11 @@ TEXT = """# Demo model
 
 **What it is.** A LLaVA of 137 million parameters: a vision tower trained from scratch ({layers} layers,
 {width} wide, {size} px, {tokens} image tokens), a two-layer projector, and SmolLM2-135M-Instruct with
-LoRA merged in (30 layers, hidden 576, 9 query and 3 KV heads). It can be asked the four kinds of
-questions that the evaluation knows: whether a thing is in the picture, multiple choice with context,
-what a sign says, and for a description. It was also taught to count and to tell left from right; how far that
+LoRA merged in (30 layers, hidden 576, 9 query and 3 KV heads). It can be asked four kinds of
+questions, with the evaluation's prompts and rules: whether a thing is in the picture, multiple choice with
+context, what a sign says, and for a description. It was also taught to count and to tell left from right; how far that
 went is among the scores. It exists so that evicting image tokens can be shown and tested on a model that
-really looks at its image, without any download.
+really looks at its image, without a model hub.
 
 **What it is not.** Not a general vision-language model: {classes} kinds of things, {words} words, composed
 scenes. Its tasks are *POPE-style*, *ScienceQA-style*, *TextVQA-style* and *CHAIR-style* (file formats,
