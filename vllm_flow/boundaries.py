@@ -7,13 +7,14 @@ docs/glossary.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from vllm_flow.spans import ImageSpans
 
 
-@dataclass(frozen=True, slots=True)
-class PackedBoundary:
+class PackedBoundary(NamedTuple):
     """What a prefix of whole blocks means for layers that keep packed tokens.
 
     Seen from the prefix one block shorter, at most one packed block became full on the way and at
@@ -29,26 +30,31 @@ class PackedBoundary:
     """The packed block that the prefix fills in part; its later slots are anybody's."""
 
 
-def packed_boundary(evicted: ImageSpans, num_blocks: int, block_size: int) -> PackedBoundary:
-    """The packed blocks that a prefix of ``num_blocks`` whole blocks of tokens ends in.
+def packed_boundaries(
+    evicted: ImageSpans, first: int, last: int, block_size: int
+) -> list[PackedBoundary]:
+    """The packed blocks that prefixes of ``first`` ... ``last`` whole blocks of tokens end in, in this order.
 
     Args:
         evicted: what is gone in the layers that are meant.
     """
+    tokens = np.arange(first - 1, last + 1, dtype=np.int64) * block_size
+    full, rest = np.divmod(tokens - evicted.counts_before(tokens), block_size)
+    return [
+        PackedBoundary(
+            full_blocks=now,
+            completed=now - 1 if now > before or (now and not left) else None,
+            tail=now if left else None,
+        )
+        for before, now, left in zip(
+            full[:-1].tolist(), full[1:].tolist(), rest[1:].tolist(), strict=True
+        )
+    ]
 
-    def kept(blocks: int) -> int:
-        tokens = blocks * block_size
-        return tokens - evicted.count_before(tokens)
 
-    before, now = kept(num_blocks - 1), kept(num_blocks)
-    full = now // block_size
-    tail = full if now % block_size else None
-    became_full = full > before // block_size
-    return PackedBoundary(
-        full_blocks=full,
-        completed=full - 1 if became_full or (full and tail is None) else None,
-        tail=tail,
-    )
+def packed_boundary(evicted: ImageSpans, num_blocks: int, block_size: int) -> PackedBoundary:
+    """:func:`packed_boundaries` of one prefix."""
+    return packed_boundaries(evicted, num_blocks, num_blocks, block_size)[0]
 
 
 def blocks_taken(required: int, idle: Sequence[bool], shared: int, *, take_over: bool) -> int:

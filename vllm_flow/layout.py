@@ -160,6 +160,8 @@ class TokenLayout:
     @property
     def findable(self) -> int | None:
         """Tokens from the start that others can find; None: all."""
+        if self.late:  # what it answers is computed without the image, which nobody else's is
+            return self.prompt_tokens
         return None if self.digest else self.shareable
 
     def key(self, prefix: bytes, num_tokens: int) -> bytes:

@@ -47,3 +47,9 @@ def test_groups_of_a_request_that_evicts_nothing_take_turns() -> None:
     groups = [[(group, index) for index in range(3)] for group in range(2)]
     order = by_position(groups, None, [0, 3], 16)
     assert order == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
+
+
+def test_a_group_that_holds_more_gives_it_back_first() -> None:
+    groups = [[(0, index) for index in range(3)], [(1, index) for index in range(1)]]
+    order = by_position(groups, None, [0, 3], 16)
+    assert order == [(0, 0), (1, 0), (0, 1), (0, 2)]

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_flow.boundaries import blocks_taken, packed_boundary
+from vllm_flow.boundaries import blocks_taken, packed_boundaries, packed_boundary
 from vllm_flow.grouping import storage_groups
 from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.plan import plan_step
@@ -166,6 +166,19 @@ def test_boundaries_name_every_packed_block_once(case: Case, block_size: int) ->
         # All full blocks were named, in order, and the tail is the block behind them.
         assert completed == list(range(boundary.full_blocks)) == list(range(kept // block_size))
         assert boundary.tail == (kept // block_size if kept % block_size else None)
+
+
+@given(cases(), st.integers(1, 6), st.data())
+def test_boundaries_are_the_same_one_by_one(
+    case: Case, block_size: int, data: st.DataObject
+) -> None:
+    if case.layout is None:
+        return
+    evicted = case.layout.stages[0].evicted
+    first = data.draw(st.integers(1, case.length // block_size + 1))
+    last = data.draw(st.integers(first - 1, case.length // block_size + 3))
+    one_by_one = [packed_boundary(evicted, n, block_size) for n in range(first, last + 1)]
+    assert packed_boundaries(evicted, first, last, block_size) == one_by_one
 
 
 def test_a_step_of_image_tokens_only_leaves_no_row() -> None:

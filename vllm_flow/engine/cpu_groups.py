@@ -12,6 +12,7 @@ vLLM's CPU backend lacks; the specifications by which a runner tells builds that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,9 @@ class SharedSchedule(CPUAttentionMetadataBuilder):
     def update_block_table(
         self, metadata: Any, blk_table: torch.Tensor, slot_mapping: torch.Tensor
     ) -> Any:
-        return replace(metadata, block_table=blk_table, slot_mapping=slot_mapping)
+        own = copy(metadata)
+        own.block_table, own.slot_mapping = blk_table, slot_mapping
+        return own
 
 
 class DirectSlots:
@@ -70,7 +73,10 @@ def share(runner: Any, kv_cache_config: Any) -> Sequence[Any] | None:
         return None
     for builder in builders:
         adoption.adopt(builder, SharedSchedule)
-    return [
-        replace(group, kv_cache_spec=group.kv_cache_spec.without_layers)
-        for group in kv_cache_config.kv_cache_groups
-    ]
+    alike: dict[Any, Any] = {}
+    found = []
+    for group in kv_cache_config.kv_cache_groups:
+        spec = group.kv_cache_spec.without_layers
+        # One object: vLLM compares them in every step.
+        found.append(replace(group, kv_cache_spec=alike.setdefault(spec, spec)))
+    return found

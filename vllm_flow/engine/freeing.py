@@ -30,10 +30,19 @@ def by_position(
         layout: where the request's tokens are stored, None where it evicts nothing.
         group_starts: shallowest layer of each group.
     """
-    if len(groups) == 1:
-        return list(groups[0])
+    if layout is None and len({len(blocks) for blocks in groups}) == 1:
+        return list(chain.from_iterable(zip(*groups, strict=True)))
+    found: dict[tuple[int, int], Sequence[int]] = {}
+
+    def positions(num_blocks: int, start: int) -> Sequence[int]:
+        # Groups of one stage store the same tokens.
+        stage = 0 if layout is None else layout.stage_at(start)
+        if (stage, num_blocks) not in found:
+            found[stage, num_blocks] = _positions(num_blocks, layout, start, block_size)
+        return found[stage, num_blocks]
+
     keyed = (
-        zip(_positions(len(blocks), layout, start, block_size), blocks, strict=True)
+        zip(positions(len(blocks), start), blocks, strict=True)
         for blocks, start in zip(groups, group_starts, strict=True)
     )
     # Stable, and so by group among equals; a block cannot be compared.

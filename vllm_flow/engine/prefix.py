@@ -3,7 +3,8 @@
 Seams: ``KVCacheManager.get_computed_blocks`` for the look-up, ``free`` and ``pop_blocks_for_free`` for
 the order of eviction, ``cache_salt`` for the separation.
 vLLM puts the salt into a request's first block hash, and every later hash builds on it, so a salt
-per policy gives each policy a hash chain of its own. Terms, with a drawing: docs/glossary.md.
+per policy gives each policy a hash chain of its own. How the longest prefix is found: `hits`.
+Terms, with a drawing: docs/glossary.md.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
 from vllm.v1.request import Request
 
-from vllm_flow.boundaries import packed_boundary
-from vllm_flow.engine.cache_keys import POSITION, completed, tail
 from vllm_flow.engine.connectors import comes_from_elsewhere
 from vllm_flow.engine.freeing import by_position
+from vllm_flow.engine.hits import longest_hit
 from vllm_flow.engine.storage import FlowAttentionManager
 from vllm_flow.layout import TokenLayout
-from vllm_flow.layout_stages import LayoutStage
 
 SALT_MARK = "\x00vllm-flow"
 """Begins every policy's salt. Clients may not send it, or they could read a policy's blocks."""
@@ -132,7 +131,9 @@ class FlowKVCacheManager(KVCacheManager):
         # Blocks of a layout are made findable a step late; those of the step that gave the token are
         # made so here. A later step is in flight where scheduling is asynchronous.
         self.cache_blocks(request, min(request.num_computed_tokens, request.num_prompt_tokens))
-        return min(manager.findable_tokens(request.request_id) for manager in self.flow_managers)
+        size = self.flow_managers[0].block_size
+        blocks = (manager.findable_blocks(request.request_id) for manager in self.flow_managers)
+        return layout.last_end(min(blocks) * size, size)
 
     def has_prefix_in_flight(self, request: Request) -> bool:
         """Whether the next step would find a longer prefix of a new request than this one does.
@@ -162,6 +163,7 @@ class FlowKVCacheManager(KVCacheManager):
     def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:
         """The request's blocks in the order in which a prefix needs them, through all groups."""
         request_id = request.request_id
+        self.coordinator.forget(request_id)
         layout = self.flow_layouts.get(request_id)
         if not any(manager.packs(request_id) for manager in self.flow_managers):
             layout = None  # all is stored by position
@@ -189,106 +191,3 @@ class FlowKVCacheManager(KVCacheManager):
             # The last token is computed anew for its logits, as in stock vLLM.
             max_tokens = request.num_tokens - 1
         return longest_hit(request.block_hashes, max_tokens, layout, self.flow_managers)
-
-
-def longest_hit(
-    block_hashes: Sequence[BlockHash],
-    max_tokens: int,
-    layout: TokenLayout,
-    managers: Sequence[FlowAttentionManager],
-) -> tuple[tuple[list[KVCacheBlock], ...], int]:
-    """The longest prefix whose blocks every storage group still holds.
-
-    Args:
-        block_hashes: hash of each whole block of the request's tokens, chained.
-        max_tokens: longest admissible hit.
-        layout: where the request's tokens are stored.
-
-    Returns:
-        Blocks per group and the hit's length in tokens, a multiple of the block size.
-    """
-    block_size = managers[0].block_size
-    if layout.findable is not None:
-        max_tokens = min(max_tokens, layout.findable)
-    groups = [_GroupHit(manager, layout) for manager in managers]
-    best: tuple[list[KVCacheBlock], ...] = tuple([] for _ in managers)
-    best_tokens = 0
-    for num_blocks, prefix in enumerate(block_hashes[: max_tokens // block_size], start=1):
-        ends = layout.may_end_at(num_blocks * block_size)
-        if not all(group.extend(prefix, num_blocks, ends) for group in groups):
-            break  # what is missing is part of every longer prefix too
-        if not ends:
-            continue
-        held = [group.blocks() for group in groups]
-        # A prefix of evicted tokens alone has no block: it would be "found" in a cold cache.
-        if all(blocks is not None for blocks in held) and any(held):
-            best, best_tokens = tuple(held), num_blocks * block_size
-    return best, best_tokens
-
-
-class _GroupHit:
-    """One storage group's part of a hit, grown block by block of tokens."""
-
-    def __init__(self, manager: FlowAttentionManager, layout: TokenLayout) -> None:
-        self._manager, self._layout = manager, layout
-        self._by_position = not layout.evicts_at(manager.spec.first_layer)
-        self._positions: list[KVCacheBlock] = []
-        self._by_rank = [_StageHit(manager, stage) for stage in manager.stages(layout)]
-
-    def extend(self, prefix: BlockHash, num_blocks: int, ends: bool) -> bool:
-        """Look one more block of tokens up; False if no longer prefix can be a hit.
-
-        Args:
-            ends: whether a prefix of ``num_blocks`` may end here.
-        """
-        if self._by_position:
-            block = self._manager.find_cached(prefix, POSITION)
-            if block is None:
-                return False
-            self._positions.append(block)
-        size = self._manager.block_size
-        own = BlockHash(self._layout.key(prefix, num_blocks * size))
-        return all(stage.extend(own, num_blocks, ends) for stage in self._by_rank)
-
-    def blocks(self) -> list[KVCacheBlock] | None:
-        """The blocks of the prefix so far, None if nothing here is known to end it."""
-        held: list[KVCacheBlock] = []
-        # A block that the deepest stage has filled was filled for the others before; past those,
-        # blocks matter to the shallower stages alone, and then by position.
-        for stage in reversed(self._by_rank):
-            own = stage.blocks()
-            if own is None:
-                return None
-            held += own[len(held) :]
-        return held + self._positions[len(held) :]
-
-
-class _StageHit:
-    """The packed blocks of one stage in a group's part of a hit."""
-
-    def __init__(self, manager: FlowAttentionManager, stage: LayoutStage) -> None:
-        self._find, self._block_size = manager.find_cached, manager.block_size
-        self._stage = stage
-        self._ranks: list[KVCacheBlock] = []
-        self._tail: list[KVCacheBlock] | None = []
-
-    def extend(self, prefix: BlockHash, num_blocks: int, ends: bool) -> bool:
-        boundary = packed_boundary(self._stage.evicted, num_blocks, self._block_size)
-        ended = True
-        if boundary.completed is not None:
-            block = self._find(prefix, completed(self._stage))
-            if boundary.full_blocks == len(self._ranks):
-                # Evicted tokens alone were added: known only if somebody had just these.
-                ended = block is not None
-            elif block is None:
-                return False
-            else:
-                self._ranks.append(block)
-        self._tail = [] if ended else None
-        if boundary.tail is not None:
-            block = self._find(prefix, tail(self._stage)) if ends else None
-            self._tail = None if block is None else [block]
-        return True
-
-    def blocks(self) -> list[KVCacheBlock] | None:
-        return None if self._tail is None else self._ranks + self._tail

@@ -16,7 +16,15 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from vllm_flow.engine import adoption, encoder_cache, events, groups, metrics, mutual_attention
+from vllm_flow.engine import (
+    adoption,
+    coordination,
+    encoder_cache,
+    events,
+    groups,
+    metrics,
+    mutual_attention,
+)
 from vllm_flow.engine.attention.answers import LoggedAnswers
 from vllm_flow.engine.attention.writer import AttentionLogWriter
 from vllm_flow.engine.connectors import FlowConnector
@@ -49,7 +57,13 @@ class _FlowScheduling:
         check_hash_unit(self.hash_block_size, [m.block_size for m in self.flow_managers])
         self.flow_in_flight: set[BlockHash] = set()
         for manager in self.flow_managers:
-            manager.use_layouts(self.flow_requests.layouts, self.flow_in_flight)
+            manager.use_layouts(self.flow_requests.layouts)
+        coordination.coordinate(
+            self.kv_cache_manager.coordinator,
+            self.flow_managers,
+            self.flow_requests.layouts,
+            self.flow_in_flight,
+        )
         events.tell(self.kv_cache_manager.block_pool)
         adoption.adopt(self.kv_cache_manager, FlowKVCacheManager)
         self.kv_cache_manager.flow_layouts = self.flow_requests.layouts

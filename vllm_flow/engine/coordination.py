@@ -1,0 +1,100 @@
+"""What all storage groups would answer alike is asked once per request, and not group by group.
+
+vLLM's coordinator asks every KV-cache group, in every step and for every request, whether the next token needs a
+block, whether one has become full, and whether one is no longer needed. Most steps need none and fill none, and
+what a prefix is found by does not depend on the group.
+
+Seam: ``get_num_blocks_to_allocate``, ``allocate_new_blocks``, ``cache_blocks`` and ``remove_skipped_blocks`` of
+vLLM's ``KVCacheCoordinator``, of whichever kind. What a group does of its own: `storage`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
+from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
+from vllm.v1.request import Request
+
+from vllm_flow.engine import adoption
+from vllm_flow.engine.prefix_keys import Prefixes
+from vllm_flow.engine.storage import FlowAttentionManager
+from vllm_flow.layout import TokenLayout
+
+
+class FlowCoordinator(KVCacheCoordinator):
+    """Mixed in before the coordinator that vLLM has chosen; see :func:`coordinate`."""
+
+    flow_managers: Sequence[FlowAttentionManager]
+    flow_layouts: Mapping[str, TokenLayout]
+    flow_in_flight: set[BlockHash]
+    """Prefixes that the step being scheduled computes, whose blocks can be found from the next step on."""
+    flow_room: dict[str, int]
+    """Tokens of a request, from its start, for which it has slots in every group."""
+    flow_cached: dict[str, int]
+    """Of a request: whole blocks of *tokens* whose prefixes every group has been told of."""
+
+    def get_num_blocks_to_allocate(
+        self, request_id: str, num_tokens: int, *args: Any, **kwargs: Any
+    ) -> int:
+        if num_tokens <= self.flow_room.get(request_id, 0):
+            return 0
+        return super().get_num_blocks_to_allocate(request_id, num_tokens, *args, **kwargs)
+
+    def allocate_new_blocks(
+        self, request_id: str, num_tokens: int, *args: Any, **kwargs: Any
+    ) -> tuple[list[KVCacheBlock], ...]:
+        if num_tokens <= self.flow_room.get(request_id, 0):
+            return tuple([] for _ in self.flow_managers)
+        blocks = super().allocate_new_blocks(request_id, num_tokens, *args, **kwargs)
+        self.flow_room[request_id] = min(
+            manager.tokens_that_fit(request_id, num_tokens) for manager in self.flow_managers
+        )
+        return blocks
+
+    def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
+        request_id, size = request.request_id, self.scheduler_block_size
+        layout = self.flow_layouts.get(request_id)
+        bound = None if layout is None else layout.findable
+        tokens = num_computed_tokens if bound is None else min(num_computed_tokens, bound)
+        if tokens // size <= self.flow_cached.get(request_id, 0):
+            return  # most steps complete no block
+        if layout is None or layout.late:
+            super().cache_blocks(request, tokens)
+            self.flow_cached[request_id] = tokens // size
+            return
+        if not self.block_pool.enable_caching:
+            return
+        # A copy runs before its step's forward pass: what is found must have been computed by
+        # an earlier step, not by the one being scheduled.
+        computed = min(tokens, request.num_computed_tokens) // size
+        coming = Prefixes(request.block_hashes, layout, size, computed, tokens // size)
+        self.flow_in_flight.update(key for _, key, _ in coming.named)
+        known = min(manager.findable_blocks(request_id) for manager in self.flow_managers)
+        prefixes = Prefixes(request.block_hashes, layout, size, known, computed)
+        for manager in self.flow_managers:
+            manager.cache_prefixes(request, prefixes)
+        self.flow_cached[request_id] = computed
+
+    def remove_skipped_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the attention of a storage group skips no token, see `groups`."""
+
+    def forget(self, request_id: str) -> None:
+        """The request gives its blocks back."""
+        self.flow_room.pop(request_id, None)
+        self.flow_cached.pop(request_id, None)
+
+
+def coordinate(
+    coordinator: KVCacheCoordinator,
+    managers: Sequence[FlowAttentionManager],
+    layouts: Mapping[str, TokenLayout],
+    in_flight: set[BlockHash],
+) -> None:
+    """Let a scheduler's coordinator know what it shares with the scheduler: live layouts, and prefixes in flight."""
+    adoption.adopt(coordinator, FlowCoordinator)
+    assert isinstance(coordinator, FlowCoordinator)
+    coordinator.flow_managers, coordinator.flow_layouts = managers, layouts
+    coordinator.flow_in_flight = in_flight
+    coordinator.flow_room, coordinator.flow_cached = {}, {}

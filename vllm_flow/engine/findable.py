@@ -1,0 +1,103 @@
+"""Under which keys a storage group's blocks are found: by position as in stock vLLM, and packed, stage by stage.
+
+Seam: vLLM's ``FullAttentionManager``, whose other halves of ours are `storage` and `late_blocks`. Kinds of keys:
+`cache_keys`. Who looks prefixes up: `prefix`.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock, make_block_hash_with_group_id
+from vllm.v1.request import Request
+
+from vllm_flow.engine.cache_keys import completed, tail
+from vllm_flow.engine.events import announce
+from vllm_flow.engine.late_blocks import LateBlocks
+from vllm_flow.engine.prefix_keys import Prefixes
+from vllm_flow.layout import TokenLayout
+from vllm_flow.layout_stages import LayoutStage
+
+
+class FindablePrefixes(LateBlocks):
+    """What a storage group's manager does for the prefix cache."""
+
+    _findable: dict[str, int]
+    """Of requests with a layout: whole blocks of *tokens* whose prefixes can be found here.
+
+    vLLM's ``num_cached_block`` counts blocks, which are blocks of tokens in a whole group only.
+    """
+
+    def cache_prefixes(self, request: Request, prefixes: Prefixes) -> None:
+        """Make prefixes of a request with a layout findable, of which some may be already."""
+        request_id, layout = request.request_id, prefixes.layout
+        known = self.findable_blocks(request_id)
+        last = max(known, prefixes.last)
+        packed = self._is_packed(layout)
+        if not packed:
+            self._cache_by_position(request, prefixes.last)
+        skipped, held = known - prefixes.first, self.req_to_blocks[request_id]
+        for stage in self.stages(layout):
+            whole, part = completed(stage), tail(stage)
+            of_stage = zip(prefixes.named, prefixes.boundaries(stage), strict=True)
+            for (num_blocks, key, ends), boundary in islice(of_stage, skipped, None):
+                if boundary.completed is not None:
+                    self._name(held[boundary.completed], key, whole, num_blocks)
+                if boundary.tail is not None and ends:
+                    self._name(held[boundary.tail], key, part, num_blocks)
+        self._findable[request_id] = last
+        if packed:  # vLLM knows of the others
+            self._announce(request, layout, known, last)
+
+    def _cache_by_position(self, request: Request, num_blocks: int) -> None:
+        known = self.num_cached_block.get(request.request_id, 0)
+        if num_blocks <= known:
+            return
+        self.block_pool.cache_full_blocks(
+            request=request,
+            blocks=self.req_to_blocks[request.request_id],
+            num_cached_blocks=known,
+            num_full_blocks=num_blocks,
+            block_size=self.block_size,
+            kv_cache_group_id=self.kv_cache_group_id,
+        )
+        self.num_cached_block[request.request_id] = num_blocks
+
+    def _name(self, block: KVCacheBlock, key: BlockHash, kind: int, num_blocks: int) -> None:
+        """Make a block findable by a prefix of ``num_blocks`` whole blocks of tokens."""
+        # The pool keeps any number of keys per block and drops them with the block.
+        self.block_pool._insert_block_hash(
+            make_block_hash_with_group_id(key, kind + self.kv_cache_group_id),
+            block,
+            num_tokens=num_blocks * self.block_size,
+        )
+
+    def _announce(self, request: Request, layout: TokenLayout, first: int, last: int) -> None:
+        """Tell of a packed group's blocks of tokens, but not of a picture before all kept tokens."""
+        first_layer = self.spec.first_layer
+        if layout.shareable is not None:  # what only the same prompt finds, no router can ask for
+            last = min(last, layout.shareable // self.block_size)
+        while first < last and not layout.stored_tokens((first + 1) * self.block_size, first_layer):
+            first += 1
+        announce(self.block_pool, request, first, last, self.kv_cache_group_id)
+
+    def stages(self, layout: TokenLayout) -> tuple[LayoutStage, ...]:
+        """The stages by which this group's layers store tokens packed, ascending."""
+        return layout.stages_in(self.spec.first_layer, self.spec.last_layer)
+
+    def findable_blocks(self, request_id: str) -> int:
+        """Whole blocks of tokens of a request with a layout whose prefixes can be found."""
+        return self._findable.get(request_id, 0)
+
+    def find_cached(self, prefix: BlockHash, kind: int) -> KVCacheBlock | None:
+        """The block that a prefix's hash names: see `cache_keys`."""
+        found = self.block_pool.get_cached_block(prefix, [kind + self.kv_cache_group_id])
+        return found[0] if found else None
+
+    def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
+        self._findable.pop(request_id, None)
+        return super().pop_blocks_for_free(request_id)
+
+    def _is_packed(self, layout: TokenLayout) -> bool:
+        """Whether every layer of this group is in a stage."""
+        return layout.evicts_at(self.spec.first_layer)

@@ -1,0 +1,59 @@
+"""By what the prefixes of one request are found, worked out once for all of its storage groups.
+
+Knows a request's hashes and layout, not pools. What is found by a key: `cache_keys`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from vllm.v1.core.kv_cache_utils import BlockHash
+
+from vllm_flow.boundaries import PackedBoundary, packed_boundaries
+from vllm_flow.layout import TokenLayout
+from vllm_flow.layout_stages import LayoutStage
+
+
+class Prefixes:
+    """A request's prefixes of ``first`` + 1 ... ``last`` whole blocks of tokens.
+
+    Args:
+        block_hashes: hash of each whole block of the request's tokens, chained.
+    """
+
+    def __init__(
+        self,
+        block_hashes: Sequence[BlockHash],
+        layout: TokenLayout,
+        block_size: int,
+        first: int,
+        last: int,
+    ) -> None:
+        self.layout, self.first, self.last = layout, first, max(first, last)
+        self.block_size = block_size
+        self._hashes = block_hashes
+        self._boundaries: dict[int, list[PackedBoundary]] = {}
+
+    def key(self, num_blocks: int) -> BlockHash:
+        """What the packed blocks of a prefix are found by."""
+        return BlockHash(
+            self.layout.key(self._hashes[num_blocks - 1], num_blocks * self.block_size)
+        )
+
+    def ends(self, num_blocks: int) -> bool:
+        """Whether a prefix may end there; else none does, though longer ones go through."""
+        return self.layout.may_end_at(num_blocks * self.block_size)
+
+    @cached_property
+    def named(self) -> list[tuple[int, BlockHash, bool]]:
+        """Of each: its blocks of tokens, its key, whether it may end there."""
+        return [(n, self.key(n), self.ends(n)) for n in range(self.first + 1, self.last + 1)]
+
+    def boundaries(self, stage: LayoutStage) -> Sequence[PackedBoundary]:
+        """Of each, the packed blocks that it ends in where a stage has begun."""
+        if stage.layer not in self._boundaries:
+            self._boundaries[stage.layer] = packed_boundaries(
+                stage.evicted, self.first + 1, self.last, self.block_size
+            )
+        return self._boundaries[stage.layer]
