@@ -30,6 +30,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     options = engines.EngineOptions(
         str(folder), "float32", "dummy", max_model_len=512, max_num_batched_tokens=2048,
         kv_cache_bytes=3 << 20, block_size=32, group_layers=1, images=2,
+        prefix_caching=True,
     )  # fmt: skip
     stock, flow = (engines.open_engine(options, extension=on, num_layers=4) for on in (False, True))
     systems = engines.parse_systems("baseline,cliff=2,cliff=L/4", 4)

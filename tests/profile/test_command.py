@@ -11,7 +11,7 @@ import pytest
 
 from vllm_flow.cli import build_parser
 from vllm_flow.exits import Refused
-from vllm_flow.profile.command import PRESETS
+from vllm_flow.profile.presets import PRESETS
 from vllm_flow.profile.shape import LlavaShape
 
 

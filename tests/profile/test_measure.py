@@ -39,7 +39,7 @@ def test_rows_through_each_layer_are_the_ideals(bench: Bench) -> None:
         for system in bench.systems[1:]:
             rows.clear()
             _, prompts = bench.requests(3)
-            bench.flow.generate(prompts, load.params_of(system, 1), use_tqdm=False)
+            bench.flow.generate(bench.unseen(prompts), load.params_of(system, 1), use_tqdm=False)
             expected = ideal.layer_rows(bench.shape, bench.work, bench.seen(system))
             assert tuple(rows[i] for i in range(4)) == tuple(3 * r for r in expected), system
     finally:
@@ -68,7 +68,7 @@ def test_the_step_plan_neither_waits_for_the_device_nor_copies_per_layer(bench: 
     runner._plan_flow_step = spy
     try:
         _, prompts = bench.requests(2)
-        bench.flow.generate(prompts, load.params_of(CLIFF, 4), use_tqdm=False)
+        bench.flow.generate(bench.unseen(prompts), load.params_of(CLIFF, 4), use_tqdm=False)
     finally:
         del runner._plan_flow_step
     waits = [
@@ -163,7 +163,7 @@ def test_what_is_ranked_says_how_long_ranking_took(bench: Bench) -> None:
         try:
             with watching.ranking_clock(bench.flow) as clock:
                 _, prompts = bench.requests(1)
-                bench.flow.generate(prompts, load.params_of(system, 1), use_tqdm=False)
+                bench.flow.generate(bench.unseen(prompts), load.params_of(system, 1), use_tqdm=False)
         finally:
             for name in watching.RANKING:
                 delattr(ranker, name)

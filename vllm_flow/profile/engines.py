@@ -58,6 +58,8 @@ class EngineOptions:
     """``same``, or ``default``: stock vLLM as it starts without any flag, compiled where it can."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
+    prefix_caching: bool = False
+    """Whether blocks are kept to be found, as vLLM does without any flag."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def open_engine(options: EngineOptions, *, extension: bool, num_layers: int) -> 
         kv_cache_memory_bytes=options.kv_cache_bytes,
         gpu_memory_utilization=_FREE_AT_START,
         limit_mm_per_prompt={"image": options.images},
-        enable_prefix_caching=False,
+        enable_prefix_caching=options.prefix_caching,
         use_tqdm_on_load=False,
         disable_log_stats=False,  # per-request time stamps
         **({} if plain else EXECUTIONS[options.execution]),

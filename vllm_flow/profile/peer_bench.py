@@ -104,7 +104,9 @@ def _at_batch(
                     llm = bench.engine(one)
                     with watching.watch(llm) as seen:
                         answers = llm.generate(
-                            prompts, load.params_of(one, out if number else 2), use_tqdm=False
+                            bench.unseen(prompts),
+                            load.params_of(one, out if number else 2),
+                            use_tqdm=False,
                         )
                     spent = (seen.seconds(prompt=True), seen.seconds(prompt=False))
                     tokens[name] = tuple(tuple(a.outputs[0].token_ids) for a in answers)

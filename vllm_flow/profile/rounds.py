@@ -6,6 +6,7 @@ ratios are taken within a round. One round before them warms up and is not count
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vllm.benchmarks.datasets import SampleRequest
 
 MIB = 1 << 20
+_SALTS = itertools.count()
 
 
 @dataclass
@@ -72,6 +74,10 @@ class Bench:
             self._requests += made
             self._prompts += [load.prompt_of(self.stock, request) for request in made]
         return self._requests[:count], self._prompts[:count]
+
+    def unseen(self, prompts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The same prompts, of which no engine's prefix cache knows anything."""
+        return [{**prompt, "cache_salt": f"profile {next(_SALTS)}"} for prompt in prompts]
 
     def with_work(self, work: Workload) -> Bench:
         """The same engines with other requests."""
@@ -130,7 +136,7 @@ def prefill(bench: Bench, batch: int, rounds: int) -> tuple[Prefill, ...]:
     for number, system in bench.rounds(rounds, f"prefill, batch {batch}"):
         llm = bench.engine(system)
         with watching.ranking_clock(llm) if system.ranks else nullcontext() as clock:
-            outputs = llm.generate(prompts, load.params_of(system, 1), use_tqdm=False)
+            outputs = llm.generate(bench.unseen(prompts), load.params_of(system, 1), use_tqdm=False)
         if number:
             seconds[system.name].append(engine_seconds(outputs))
             if clock is not None:
@@ -203,7 +209,7 @@ def _running_at_once(bench: Bench, llm: LLM, system: System, wanted: int) -> int
     for index in range(wanted):
         llm.llm_engine.add_request(
             f"fill-{index}",
-            prompts[index % len(prompts)],
+            bench.unseen([prompts[index % len(prompts)]])[0],
             load.params_of(system, bench.work.output_tokens),
         )
     ended = 0
@@ -224,7 +230,7 @@ def decode(bench: Bench, batch: int, rounds: int) -> tuple[Decode, ...]:
         llm = bench.engine(system)
         with watching.watch(llm) as seen:
             tokens = bench.work.output_tokens if number else 2
-            llm.generate(prompts, load.params_of(system, tokens), use_tqdm=False)
+            llm.generate(bench.unseen(prompts), load.params_of(system, tokens), use_tqdm=False)
         if number:
             steps = [step.seconds for step in seen.steps if not step.holds_prompt]
             step_ms[system.name].append(1e3 * Spread.of(steps).median)

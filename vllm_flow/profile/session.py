@@ -125,6 +125,7 @@ def settle(args: argparse.Namespace, scratch: Path) -> Setup:
         images=subject.images_of(longest),
         execution=args.execution,
         stock_execution=args.stock_execution,
+        prefix_caching=args.prefix_caching,
     )
     return Setup(
         spelled=spelled,

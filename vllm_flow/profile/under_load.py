@@ -29,7 +29,7 @@ def under_load(bench: Bench, concurrency: int, count: int, rounds: int) -> tuple
                 llm,
                 system,
                 requests[:part],
-                prompts[:part],
+                bench.unseen(prompts[:part]),
                 concurrency=concurrency,
                 limits=bench.limits,
             )
