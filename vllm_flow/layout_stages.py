@@ -91,11 +91,10 @@ class _Track:
     def __init__(self, index: int, image: ImageSpans, policy: FlowPolicy) -> None:
         self.stages: tuple[Stage, ...] = policy.stages_of(index)
         self._index, self._seed = index, policy.seed
-        tokens = image.positions()
-        self._start, self._stop = (int(tokens[0]), image.end) if len(tokens) else (0, 0)
+        self._start, self._stop = (image.ranges[0][0], image.end) if image.ranges else (0, 0)
         self._extent: IntArray = np.arange(self._start, self._stop)
         self._text = self._extent[~image.is_image(self._extent)]
-        self._total = self._left = len(tokens)
+        self._total = self._left = image.total
         self._rows = self._extent
         """Positions of the extent's rows that are left, ascending; of the first ones after a choice of
         the device."""

@@ -66,16 +66,6 @@ class ImageSpans:
         ends = positions[np.concatenate((cut, [-1]))] + 1
         return cls(tuple(zip(starts.tolist(), ends.tolist(), strict=True)))
 
-    def positions(self) -> IntArray:
-        """[total] the positions themselves, ascending."""
-        steps = np.ones(self.total, dtype=np.int64)
-        if self.total:
-            ends = self._starts[:-1] + self._lengths[:-1]
-            steps[0] = self._starts[0]
-            steps[self._before[1:-1]] += self._starts[1:] - ends
-        found: IntArray = np.cumsum(steps)
-        return found
-
     @property
     def total(self) -> int:
         """Number of image tokens in the prompt."""

@@ -26,7 +26,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
@@ -78,6 +78,7 @@ class BareScheduler:
         # As the engine core does it, so that what vLLM refuses there is refused here.
         block_size, hash_block_size = resolve_kv_cache_block_sizes(cache, config)
         self._late = int(config.scheduler_config.async_scheduling)
+        self._guessed = config.num_speculative_tokens
         self.scheduler: Any = kinds[self._late](
             vllm_config=config,
             kv_cache_config=cache,
@@ -147,13 +148,19 @@ class BareScheduler:
         for copy in output.kv_cache_block_copies or ():
             self.memory_GBS[:, copy.dst_block_id] = self.memory_GBS[:, copy.src_block_id]
         sent = [(self.sent[name], count) for name, count in output.num_scheduled_tokens.items()]
+        drafted = output.scheduled_spec_decode_tokens
         for one, count in sent:
+            one.drafted = drafted.get(one.request.request_id, ())
             self._write(one, count)
         for one, _ in sent:
             self._check(one)
         self._outputs.append((output, step_result([one for one, _ in sent])))
         while len(self._outputs) > self._late:
             self._update(*self._outputs.popleft())
+        if self._guessed:
+            guesses = [one.guesses(self._guessed) for one, _ in sent]
+            names = list(output.num_scheduled_tokens)
+            self.scheduler.update_draft_token_ids(DraftTokenIds(names, guesses))
         return list(output.num_scheduled_tokens)
 
     def _update(self, output: SchedulerOutput, result: ModelRunnerOutput) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tests.engine.bare_scheduler import LAYERS, LENGTH, BareScheduler, OpenBare
 from tests.engine.cases import LONG, one_image
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, assert_exact
+from tests.engine.options import DRAFTS
 from tests.longer import some
 from vllm_flow.layout import TokenLayout
 
@@ -69,14 +71,21 @@ def random_traffic(engine: BareScheduler, rng: np.random.Generator, requests: in
     return preempted
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
+STEPS: dict[str, dict[str, Any]] = {
+    "one by one": {},
+    "asynchronous": {"asynchronous": True},
+    "drafts": {"speculative_config": DRAFTS},
+}
+
+
+@pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("group_layers", some(GROUPS, [3]))
-def test_random_traffic_finishes(bare: OpenBare, group_layers: int, asynchronous: bool) -> None:
+def test_random_traffic_finishes(bare: OpenBare, group_layers: int, steps: str) -> None:
     """In pools of all sizes, whole prompts and chunks; a slot that is read wrongly fails the step."""
     preempted = 0
     for seed in range(SEEDS):
         rng = np.random.default_rng(seed)
-        options = {"asynchronous": asynchronous}
+        options = dict(STEPS[steps])
         if seed % 2:
             options["long_prefill_token_threshold"] = 70
         engine = bare(group_layers, int(rng.integers(12)), **options)
@@ -84,6 +93,7 @@ def test_random_traffic_finishes(bare: OpenBare, group_layers: int, asynchronous
         for name, one in engine.sent.items():
             if name not in engine.aborted:
                 assert engine.answers[name] == list(one.answer)
+        assert any(one.drafted for one in engine.sent.values()) == (steps == "drafts")
     assert preempted, "no pool was small enough"
 
 
@@ -126,6 +136,24 @@ def test_a_follower_waits_only_while_somebody_computes(bare: OpenBare, cliff: in
     assert engine.scheduler.kv_cache_manager.reset_prefix_cache(), "somebody holds blocks"
     assert engine.step() == ["follower"]
     engine.drain()
+
+
+@pytest.mark.parametrize("steps", ["one by one", "drafts"])
+def test_a_turn_that_comes_while_a_block_fills_waits_for_it(bare: OpenBare, steps: str) -> None:
+    """It repeats all that was said so far, the last token of which is being computed: no copy of its block yet."""
+    for cliff in CLIFFS[:-1]:
+        engine = bare(2, 20, **STEPS[steps])
+        first = engine.add("first", prompt(40, 144, 55), cliff, answer=[7, 8, 9, 10] * 20)
+        engine.step()
+        while first.num_tokens % BLOCK_SIZE:
+            assert engine.step() == ["first"], "no step began with whole blocks"
+        said = [*first.all_token_ids]
+        engine.add("turn", [*said, 11], cliff)
+        assert engine.step() == ["first"]
+        assert bool(engine.sent["first"].drafted) == (steps == "drafts")
+        assert "turn" in engine.step()
+        engine.drain()
+        assert engine.stats["turn"].num_cached_tokens == len(said)
 
 
 @pytest.mark.parametrize("cliff", [0, 1, 3, 5])

@@ -119,6 +119,10 @@ def text_settings(vocab: Mapping[str, int], **changes: Any) -> dict[str, Any]:
     ) | dict(changes)
 
 
+UNUSUAL = dict(rms_norm_eps=0.05, rope_parameters={"rope_type": "default", "rope_theta": 5000.0})
+"""Of a language model's configuration: one that nobody reads is seen in the answers."""
+
+
 def tower_settings(**changes: Any) -> dict[str, Any]:
     """Arguments of a vision tower's configuration: 2 layers, 64 wide."""
     return dict(

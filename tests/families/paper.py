@@ -1,4 +1,7 @@
-"""Families of the paper that vLLM lacks: InstructBLIP, and Shikra from a made-up published delta."""
+"""Families of the paper that vLLM lacks: InstructBLIP, and Shikra from a made-up published delta.
+
+Whatever their configurations can say differs from transformers' defaults, so that what is not read is seen.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import transformers as hf
 from safetensors.torch import save_file
 from tokenizers import decoders
 
-from tests.families.making import Checkpoint, text_settings, tokenizer, tower_settings
+from tests.families.making import UNUSUAL, Checkpoint, text_settings, tokenizer, tower_settings
 
 
 def instructblip() -> Checkpoint:
@@ -22,15 +25,21 @@ def instructblip() -> Checkpoint:
     made.backend_tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     reader, words = tokenizer(())
     config = hf.InstructBlipConfig(
-        vision_config=tower_settings(image_size=56, patch_size=14, hidden_act="gelu"),
+        vision_config=tower_settings(
+            image_size=56, patch_size=14, hidden_act="quick_gelu", layer_norm_eps=0.05
+        ),
         qformer_config=tower_settings(
             vocab_size=len(words),
             encoder_hidden_size=64,
-            cross_attention_frequency=2,
+            cross_attention_frequency=1,
             max_position_embeddings=512,
+            hidden_act="relu",
+            layer_norm_eps=0.05,
         ),
         text_config=dict(
-            model_type="llama", architectures=["LlamaForCausalLM"], **text_settings(vocab)
+            model_type="llama",
+            architectures=["LlamaForCausalLM"],
+            **text_settings(vocab, **UNUSUAL),
         ),
         num_query_tokens=32,
         image_token_index=vocab["<image>"],
@@ -117,9 +126,11 @@ def shikra() -> Checkpoint:
     made, vocab = tokenizer(SHIKRA)
     config = hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(
-            **tower_settings(num_hidden_layers=3, projection_dim=64, image_size=SIDE, patch_size=4)
+            **tower_settings(num_hidden_layers=3, projection_dim=64, image_size=SIDE, patch_size=4),
+            hidden_act="gelu",
+            layer_norm_eps=0.05,
         ),
-        text_config=hf.LlamaConfig(**text_settings(vocab)),
+        text_config=hf.LlamaConfig(**text_settings(vocab, **UNUSUAL)),
         image_token_index=vocab["<im_patch>"],
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",

@@ -79,7 +79,7 @@ def config_of(tokens: int) -> dict[str, Any]:
         initializer_range=0.02,
         intermediate_size=1024,
         kv_channels=64,
-        layer_norm_epsilon=1e-3,
+        layer_norm_epsilon=0.05,
         max_position_embeddings=8192,
         model_type="qwen",
         no_bias=True,

@@ -49,6 +49,7 @@ def test_every_command_names_the_option_before_anything_starts(
     assert said.count("it brings code of its own") == (2 if command == "doctor" else 1), said
     assert f"then add {OPTION}" in said
     assert "Traceback" not in said
+    assert "Error" not in said, "the sentence alone, not the class of what was raised"
 
 
 def test_code_runs_when_the_user_says_so(checkpoint_of: Callable[[str], Checkpoint]) -> None:
@@ -64,13 +65,33 @@ def test_code_runs_when_the_user_says_so(checkpoint_of: Callable[[str], Checkpoi
     assert facts.no_downsampling is not None
 
 
+PROCESSOR = """
+class Mine:
+    chat_template = "as it likes"
+
+    @classmethod
+    def register_for_auto_class(cls, *args):
+        pass
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        return cls()
+
+    def apply_chat_template(self, messages, **kwargs):
+        return "|".join(part.get("text", "<mine>") for part in messages[0]["content"])
+"""
+
+
 def test_a_processor_alone_may_be_code(tmp_path: Path) -> None:
     config = dict(model_type="qwen2", architectures=["Qwen2ForCausalLM"], num_hidden_layers=2)
     (tmp_path / "config.json").write_text(json.dumps(config))
     own = {"processor_class": "Mine", "auto_map": {"AutoProcessor": "processing_mine.Mine"}}
     (tmp_path / "processor_config.json").write_text(json.dumps(own))
+    (tmp_path / "processing_mine.py").write_text(PROCESSOR)
     with pytest.raises(ModelError, match=f"brings code of its own.*{OPTION}"):
         read_facts(str(tmp_path))
+    facts = read_facts(str(tmp_path), trust_remote_code=True)
+    assert facts.conversation.prompt("w5", image=True) == "<mine>|w5"
 
 
 def test_code_that_was_allowed_and_is_damaged_is_no_missing_option(tmp_path: Path) -> None:

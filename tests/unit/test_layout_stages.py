@@ -113,7 +113,9 @@ def test_decode_facts_say_what_the_plan_says(batch: list[Case], data: st.DataObj
             token = case.prompt  # a scheduler computes these together
         requests.append(ScheduledRequest(token, 1, layout))
     plan, facts = plan_step(requests), decode_facts(requests, LAYERS)
-    assert facts.shape[1:] == (2, len(requests)) and (np.diff(facts[:, 0], axis=0) >= 0).all()
+    stages = [len(case.layout.stages) for case in batch if case.layout is not None]
+    assert facts.shape == (max(stages, default=1), 2, len(requests))
+    assert (np.diff(facts[:, 0], axis=0) >= 0).all()
     for layer in range(LAYERS):
         variant = None if plan is None else plan.variant_at(layer)
         for index, request in enumerate(requests):
@@ -128,6 +130,13 @@ def test_decode_facts_say_what_the_plan_says(batch: list[Case], data: st.DataObj
                 assert seen == variant.seq_lens[at] == variant.positions[at] + 1
             else:
                 assert seen == 0
+
+
+@pytest.mark.parametrize("scheduled", [0, 2])
+def test_a_captured_decode_step_has_one_token_per_request(scheduled: int) -> None:
+    requests = [ScheduledRequest(9, 1, None), ScheduledRequest(9, scheduled, None)]
+    with pytest.raises(ValueError, match=f"request 1 of the step has {scheduled} tokens"):
+        decode_facts(requests, LAYERS)
 
 
 @pytest.mark.parametrize("tokens", [64, 576, 2880])

@@ -88,14 +88,16 @@ def test_a_step_needs_the_ranges_it_reaches_and_no_others(case: Case, data: st.D
 
 
 @settings(max_examples=200)
-@given(cases(), st.integers(5, 9), st.data())
+@given(cases(), st.integers(5, 9), st.lists(st.integers(1, 9), max_size=8), st.data())
 def test_chunks_divide_no_picture_and_come_to_an_end(
-    case: Case, budget: int, data: st.DataObject
+    case: Case, budget: int, others: list[int], data: st.DataObject
 ) -> None:
-    """Steps have room for the longest picture or less, as others take of it; a cached prefix ends anywhere."""
+    """Steps have room for the longest picture, the first ones for less, as others take of it; a cached prefix ends
+    anywhere."""
     computed = data.draw(st.integers(0, case.length - 1))
+    rooms = iter([min(room, budget) for room in others])
     while computed < case.length:
-        room = data.draw(st.integers(1, budget) | st.just(budget))
+        room = next(rooms, budget)
         wanted = min(room, case.length - computed)
         tokens = undivided(case.pictures, computed, wanted)
         assert 0 <= tokens <= wanted

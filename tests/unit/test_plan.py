@@ -161,8 +161,15 @@ def test_boundaries_name_every_packed_block_once(case: Case, block_size: int) ->
         kept = sum(case.alive(p, LAYERS - 1) for p in range(num_blocks * block_size))
         if boundary.completed is not None:
             completed = [*completed[: boundary.completed], boundary.completed]
-        # Every prefix with kept tokens ends in a block of its own name.
+        # Every prefix with kept tokens ends in a block of its own name, and no other block gets one.
         assert (boundary.completed, boundary.tail) != (None, None) or not kept
+        filled = (
+            kept // block_size
+            > sum(case.alive(p, LAYERS - 1) for p in range((num_blocks - 1) * block_size))
+            // block_size
+        )
+        ends_full = kept > 0 and kept % block_size == 0
+        assert (boundary.completed is not None) == (filled or ends_full)
         # All full blocks were named, in order, and the tail is the block behind them.
         assert completed == list(range(boundary.full_blocks)) == list(range(kept // block_size))
         assert boundary.tail == (kept // block_size if kept % block_size else None)

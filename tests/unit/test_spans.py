@@ -7,10 +7,14 @@ from hypothesis import strategies as st
 
 from vllm_flow.spans import ImageSpans
 
-RANGES = st.lists(
-    st.tuples(st.integers(0, 60), st.integers(0, 20)).map(lambda x: (x[0], x[0] + x[1])),
-    max_size=5,
-)
+
+def ranges_within(last_start: int, longest: int) -> st.SearchStrategy[list[tuple[int, int]]]:
+    one = st.tuples(st.integers(0, last_start), st.integers(0, longest))
+    return st.lists(one.map(lambda x: (x[0], x[0] + x[1])), max_size=5)
+
+
+# Far apart, or so near that they touch and overlap.
+RANGES = ranges_within(60, 20) | ranges_within(9, 4)
 
 
 def positions_of(ranges: list[tuple[int, int]]) -> set[int]:
@@ -36,6 +40,7 @@ def test_ranges_are_normal(ranges: list[tuple[int, int]]) -> None:
     spans = ImageSpans.from_ranges(ranges)
     assert positions_of(list(spans.ranges)) == positions_of(ranges)
     assert all(a[1] < b[0] for a, b in zip(spans.ranges, spans.ranges[1:], strict=False))
+    assert ImageSpans.from_positions(np.array(sorted(positions_of(ranges)), dtype=int)) == spans
 
 
 @pytest.mark.parametrize("ranges", [((3, 3),), ((5, 8), (2, 4)), ((0, 5), (4, 9)), ((-1, 3),)])
