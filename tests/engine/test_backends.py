@@ -8,15 +8,16 @@ from types import SimpleNamespace
 import pytest
 import vllm
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
+from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_flow.engine import backends
 
 FOLDER = Path(vllm.__file__).parent / "v1" / "attention" / "backends"
 
 
-def group(name: str) -> list[list[SimpleNamespace]]:
+def group(name: str, kernel_block_size: int | None = None) -> list[list[SimpleNamespace]]:
     backend = type("SomeBackend", (), {"get_name": staticmethod(lambda: name)})
-    return [[SimpleNamespace(backend=backend)]]
+    return [[SimpleNamespace(backend=backend, kernel_block_size=kernel_block_size)]]
 
 
 @pytest.mark.parametrize("name", sorted(backends.ONE_AT_A_TIME))
@@ -31,6 +32,13 @@ def test_they_are_refused_with_the_remedy(name: str) -> None:
 @pytest.mark.parametrize("name", ["CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN", "TRITON_FLASH_ATTN"])
 def test_others_are_not(name: str) -> None:
     backends.check(group(name))
+
+
+def test_divided_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match="FLASH_ATTN where its kernels divide .*--block-size 64"):
+        backends.check(group("FLASH_ATTN", 64))
+    one = AttentionGroup(None, [], None, 0)  # what vLLM's own say
+    assert one.kernel_block_size is None and hasattr(one, "kernel_block_table")
 
 
 @pytest.mark.parametrize(

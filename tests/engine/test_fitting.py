@@ -127,6 +127,23 @@ def test_what_does_not_fit_is_refused_with_the_remedy(keys: Any, said: str) -> N
     assert said in str(error.value) and len(str(error.value)) < 500
 
 
+@pytest.mark.parametrize(
+    ("images", "prompt"),
+    [(((5, 30), (20, 40)), 80), (((5, 30), (5, 30)), 80), ((IMAGE,), 600), (((5, 40),), 3)],
+)
+@pytest.mark.parametrize("when", ["prefill", "decode"])
+def test_pictures_in_one_another_or_nowhere_are_refused(
+    images: Any, prompt: int, when: str
+) -> None:
+    tokens = list(range(prompt))
+    sent = request({"flow_cliff": 4, "flow_when": when}, *images, prompt_token_ids=tokens)
+    with pytest.raises(PolicyError, match="flow_cliff=4: one of its pictures is at tokens"):
+        check_request(sent, SETTINGS)
+    sent = request(None, *images, prompt_token_ids=tokens)
+    check_request(sent, replace(SETTINGS, default_policy=parse_policy({"flow_cliff": 4}, LAYERS)))
+    assert sent.sampling_params.extra_args is None  # for vLLM to refuse
+
+
 def test_a_rank_by_place_needs_no_room() -> None:
     keys = {"flow_stages": "2:30% uniform, 9:10% random"}
     assert settle(keys, (5, 90), (120, 40), step_tokens=32)[1] is not None

@@ -17,6 +17,7 @@ from tests.engine.handing_connector import HandingConnector
 from tests.engine.harness import BLOCK_SIZE, Engine, assert_exact, params_of
 from tests.engine.tiny_llava import words
 from vllm_flow.engine.connectors import LAYOUT_KEY, FlowConnector
+from vllm_flow.engine.metrics import REPORT_KEY
 from vllm_flow.policy_keys import parse_policy
 from vllm_flow.profile.dimensions import ModelShape, Workload
 from vllm_flow.profile.ideal import kv_blocks, kv_bytes
@@ -157,6 +158,58 @@ def test_what_came_over_is_found_by_the_next_turn(open_node: OpenNode) -> None:
     (output,) = second.run([longer], [None])
     assert_exact(second.engine, [longer], [output])
     assert output.num_cached_tokens > LONG.image_tokens
+
+
+def test_blocks_that_are_sent_after_the_answer_are_reported_and_forgotten(
+    open_node: OpenNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NIXL does it: a prefill's blocks stay until the other engine has fetched them."""
+    node = open_node("prefill")
+    at_once = HandingConnector.request_finished_all_groups
+    monkeypatch.setattr(
+        HandingConnector,
+        "request_finished_all_groups",
+        lambda *args: (True, at_once(*args)[1]),
+    )
+    fetched: set[str] = set()
+    monkeypatch.setattr(node.worker, "get_finished", lambda finished: (set(fetched), None))
+    (own,) = node.prefill([one_image(968, 2)])
+    assert own[REPORT_KEY]["image_tokens_evicted"] == LONG.image_tokens
+    scheduler = node.engine.scheduler
+    fetched |= scheduler.requests.keys()
+    assert len(fetched) == 1, "its blocks wait"
+    with node.current():
+        node.engine.step()
+    node.engine.check_idle()
+    assert not scheduler.flow_reports._evicted and not scheduler.flow_requests.layouts
+
+
+def test_what_never_came_is_found_by_nobody(
+    open_node: OpenNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client leaves while its prompt is awaited, and the transfer fails."""
+    first, second = open_node("prefill"), open_node("decode False")
+    engine, worker, ask = second.engine, second.worker, one_image(969, 2, before=40)
+    (own,) = first.prefill([ask])
+    params = params_of(ask)
+    params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": own}
+    ordered: set[str] = set()
+
+    def fail(forward_context: Any, **kwargs: Any) -> None:
+        ordered.update(worker._get_connector_metadata().receive)
+
+    monkeypatch.setattr(worker, "start_load_kv", fail)
+    with second.current():
+        engine.llm.llm_engine.add_request("leaves", engine.prompt(ask), params)
+        engine.step()
+        assert len(ordered) == 1
+        engine.abort("leaves")
+        worker.received = ordered
+        engine.step()
+    assert not engine.scheduler.requests
+    (output,) = second.run([ask], [None])
+    assert_exact(engine, [ask], [output])
+    assert output.num_cached_tokens == 0
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def test_a_weight_that_is_kept_is_not_copied(open_engine: OpenEngine) -> None:
 
 def fake_decoder(kind: str = "LlamaDecoderLayer", call: Any = "residual", **attn: Any) -> Decoder:
     """One layer of the usual kind but for what is named."""
+    model = attn.pop("model", nn.Identity())
     sharing = attn.pop("kv_sharing_target_layer_name", None)
     parts = {
         "qkv_proj": QKVParallelLinear.__new__(QKVParallelLinear),
@@ -117,7 +118,12 @@ def fake_decoder(kind: str = "LlamaDecoderLayer", call: Any = "residual", **attn
         "attn": SimpleNamespace(kv_sharing_target_layer_name=sharing),
     }
     layer = type(kind, (), {"self_attn": SimpleNamespace(**(parts | attn))})()
-    return Decoder(nn.Identity(), [layer], nn.Identity(), call=call)
+    return Decoder(model, [layer], nn.Identity(), call=call)
+
+
+def offloaded() -> nn.Module:
+    """As vLLM's ``cpu_offload_gb`` leaves a model where there is no unified addressing."""
+    return nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1, device="meta")])
 
 
 class WritesItself(CPUAttentionBackend):
@@ -138,6 +144,7 @@ class PlansOnTheHost(CPUAttentionBackend):
         (fake_decoder(qkv_proj=object()), CPUAttentionBackend, "its projection is a object"),
         (fake_decoder(rotary_emb=object()), CPUAttentionBackend, "positions go through object"),
         (fake_decoder(kv_sharing_target_layer_name="0"), CPUAttentionBackend, "share keys"),
+        (fake_decoder(model=offloaded()), CPUAttentionBackend, "only when their layer is called"),
         (fake_decoder(), WritesItself, "CPU_ATTN stores keys within attention"),
         (fake_decoder(), PlansOnTheHost, "FLASHINFER may size its buffers"),
     ],

@@ -152,6 +152,6 @@ def test_the_backends_are_vllms(name: str) -> None:
 
 def test_a_picture_runs_through_the_whole_of_its_last_layer() -> None:
     """A run of text is causal, which a picture is not."""
-    decoder = SimpleNamespace(layers=[], call="residual")
+    decoder = SimpleNamespace(model=torch.nn.Identity(), layers=[], call="residual")
     assert last_layer.reason_against(decoder, []) is None  # type: ignore[arg-type]
     assert "both directions" in str(last_layer.reason_against(decoder, [], mutual=True))  # type: ignore[arg-type]

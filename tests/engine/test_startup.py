@@ -172,6 +172,11 @@ def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message
             )
             for stored in FP8
         ),
+        ({"offload_group_size": 2}, "prefetched weights, .* with cpu_offload_gb"),
+        (
+            {"ec_manager_config": {"encoder_cache_manager_cls": "somebody.Else"}},
+            "leave out ec_manager_config",
+        ),
         ({"hf_overrides": {"is_encoder_decoder": True}}, "encoder-decoder models"),
         ({"hf_overrides": {"is_mm_prefix_lm": True}}, "in both directions .* on a CPU, where"),
         ({"video_pruning_rate": 0.5}, "video pruning"),
@@ -245,6 +250,34 @@ def test_breakable_graphs_are_refused(cuda_config: Any, monkeypatch: pytest.Monk
     check_supported(cuda_config, version)
 
 
+def test_a_front_end_that_reads_no_policies_is_refused(
+    cuda_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_supported(cuda_config, version)
+    monkeypatch.setitem(vars(envs), "VLLM_USE_RUST_FRONTEND", True)
+    with pytest.raises(ValueError, match="in Rust, .* unset VLLM_USE_RUST_FRONTEND"):
+        check_supported(cuda_config, version)
+
+
+def test_experts_are_not_shared_between_engines(
+    cuda_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that leave are missing where another engine's experts wait for them."""
+    cuda_config.parallel_config.data_parallel_size = 2
+    check_supported(cuda_config, version)
+    monkeypatch.setattr(type(cuda_config.model_config), "is_moe", True)
+    with pytest.raises(ValueError, match="a model with experts, .* set data_parallel_size=1"):
+        check_supported(cuda_config, version)
+    cuda_config.parallel_config.data_parallel_size = 1
+    check_supported(cuda_config, version)
+
+
+def test_routed_experts_are_not_returned(cuda_config: Any) -> None:
+    cuda_config.aux_output_config.enable_return_routed_experts = True
+    with pytest.raises(ValueError, match="leave out enable_return_routed_experts"):
+        check_supported(cuda_config, version)
+
+
 def test_drafts_need_positions_that_the_host_knows(
     cuda_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +335,7 @@ def test_a_model_that_nobody_tested_is_refused_unless_allowed(
         {"enable_chunked_prefill": False},
         {"enable_lora": True},
         {"enable_prompt_embeds": True},
+        {"cpu_offload_gb": 1.0},
         {"kv_cache_dtype": "fp8"},
         {"kv_cache_dtype": "fp8_e5m2"},
         {"speculative_config": DRAFTS},

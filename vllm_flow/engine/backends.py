@@ -32,9 +32,19 @@ def used(attn_groups: Iterable[Iterable[Any]]) -> list[Any]:
 def check(attn_groups: Iterable[Iterable[Any]]) -> None:
     """Refuse them.
 
+    Of each storage group, vLLM keeps in one buffer the table of the smaller blocks that some kernels take.
+
     Raises:
-        ValueError: names the backend and others.
+        ValueError: names the backend and others, or the block size.
     """
+    attn_groups = [list(groups) for groups in attn_groups]
+    for group in (group for groups in attn_groups for group in groups):
+        if group.kernel_block_size is not None:
+            raise ValueError(
+                f"vLLM-Flow does not support the attention backend {group.backend.get_name()} where its "
+                f"kernels divide blocks: start with --block-size {group.kernel_block_size}, or leave out "
+                "additional_config['vllm_flow']."
+            )
     for backend in used(attn_groups):
         name = backend.get_name()
         if name in ONE_AT_A_TIME:

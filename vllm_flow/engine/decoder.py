@@ -128,6 +128,11 @@ class DecoderHook:
         if self.ranker is not None:
             self.ranker.remove(request_id)
 
+    def forget_pictures(self) -> None:
+        """Drop what is kept of pictures: vLLM drops their embeddings, whose weights may have changed."""
+        if self.ranker is not None:
+            self.ranker.forget_pictures()
+
     @contextmanager
     def around_call(self) -> Iterator[None]:
         """To be entered inside the forward context in which the whole model is called."""

@@ -5,12 +5,17 @@ What is wrong with a policy's keys by themselves is `policy_keys`'; this is what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.engine import obstacles
 from vllm_flow.engine.connectors import LAYOUT_KEY, REMOTE_BLOCKS, REMOTE_PREFILL
-from vllm_flow.engine.requests import evictable, layout_of, unreached_modality
+from vllm_flow.engine.requests import (
+    evictable,
+    image_ranges,
+    layout_of,
+    unreached_modality,
+)
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.layout import TokenLayout
 from vllm_flow.log_keys import HEAT_KEY, LOG_KEY, parse_log
@@ -61,6 +66,7 @@ def fitted(
         return None
     _check_images(policy, totals, keys)
     prompt_tokens = len(request.prompt_token_ids or ())
+    _check_places(image_ranges(features), prompt_tokens)
     layout = layout_of(policy, features, settings.num_layers, prompt_tokens)
     if layout is None:
         return None
@@ -112,6 +118,19 @@ def _check_images(policy: FlowPolicy, totals: list[int], keys: Mapping[str, Any]
                     f"of an image of {total} tokens, stage {str(after)!r} keeps {after.kept(total)} and "
                     f"{str(before)!r} left {before.kept(total)}; tokens that are gone do not come back."
                 )
+
+
+def _check_places(images: Iterable[Sequence[tuple[int, int]]], prompt_tokens: int) -> None:
+    """Clients of ``/inference/v1/generate`` say themselves where their pictures are."""
+    places = [(ranges[0][0], ranges[-1][1]) for ranges in images if ranges]
+    past = 0
+    for start, end in places:
+        if start < past or end > prompt_tokens:
+            raise Obstacle(
+                f"one of its pictures is at tokens {start} to {end} of a prompt of {prompt_tokens} tokens, "
+                "beyond its end or in another picture; send the places that rendering gave."
+            )
+        past = end
 
 
 def _check_workers(layout: TokenLayout, settings: FlowSettings) -> None:

@@ -49,6 +49,8 @@ def reason_against(decoder: Decoder, backends: Iterable[Any], mutual: bool = Fal
     """
     if mutual:
         return "the tokens of a picture attend to one another in both directions"
+    if len({weight.device.type for weight in decoder.model.parameters()}) > 1:
+        return "some weights come to the device only when their layer is called"
     for layer in decoder.layers:
         if decoder.call != "residual" or type(layer).__name__ not in LAYERS:
             return f"how {type(layer).__name__} makes its keys is not known"

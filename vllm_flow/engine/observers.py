@@ -31,7 +31,7 @@ class Observer:
         """It has ended; its blocks and its layout are still there."""
 
     def finished(self, request: Request) -> dict[str, Any]:
-        """It has ended, and its blocks are given back.
+        """It has ended, and its blocks are given back, or a connector's to give back.
 
         Returns:
             What its response reports, under :data:`vllm_flow.engine.metrics.REPORT_KEY`.

@@ -78,7 +78,8 @@ class Ranker:
         self._attention: dict[int, tuple[Any, KeyReader | None]] = {}
         self.unreadable: str | None = None
         """Why ranks by attention cannot read the keys of this cache; None where they can."""
-        self._orders: OrderedDict[tuple[str, str], torch.Tensor] = OrderedDict()
+        self._orders: OrderedDict[tuple[str, str, int], torch.Tensor] = OrderedDict()
+        """Picture's name, rank and number of tokens: clients who name their pictures may use a name twice."""
         self._places = ChoicePlaces(ORDERS_KEPT)
         self._ordered: dict[tuple[int, int, str], torch.Tensor] = {}
         self._scores: dict[tuple[int, int], torch.Tensor] = {}
@@ -105,6 +106,10 @@ class Ranker:
         """Drop what is kept of a request until its images leave."""
         self._late.pop(request_id, None)
 
+    def forget_pictures(self) -> None:
+        """Drop what is remembered of pictures: others' weights give other embeddings."""
+        self._orders.clear()
+
     def look(self, rankings: Sequence[DeviceRanking], hidden_TH: torch.Tensor) -> None:
         """Put the tokens of pictures in order, before any layer changes the embeddings in place."""
         wanted: dict[tuple[int, int, str], tuple[Ranking, int]] = {}
@@ -119,14 +124,14 @@ class Ranker:
 
     def _order(self, ranking: Ranking, count: int, hidden_TH: torch.Tensor) -> torch.Tensor:
         """[count or more] tokens of a picture, best first; remembered under the picture's name."""
-        name = (ranking.picture, ranking.choice.rank)
+        choice, rank = ranking.choice, RANKS[ranking.choice.rank]
+        assert isinstance(rank, PictureRank)
+        extent = choice.stop - choice.start
+        name = (ranking.picture, choice.rank, extent - len(choice.text))
         known = self._orders.get(name)
         if ranking.picture and known is not None and len(known) >= count:
             self._orders.move_to_end(name)
             return known
-        choice, rank = ranking.choice, RANKS[ranking.choice.rank]
-        assert isinstance(rank, PictureRank)
-        extent = choice.stop - choice.start
         rows_NH = hidden_TH[ranking.first_row : ranking.first_row + extent]
         if choice.text:
             rows_NH = rows_NH.index_select(0, self._places.tokens(choice, hidden_TH.device))

@@ -1,6 +1,6 @@
 """Adapter for Model Runner V1 (CPU's, and CUDA's with ``VLLM_USE_V2_MODEL_RUNNER=0``).
 
-Seams: ``load_model``, ``get_kv_cache_spec``, ``initialize_kv_cache``, ``_update_states``,
+Seams: ``load_model``, ``get_kv_cache_spec``, ``initialize_kv_cache``, ``reset_encoder_cache``, ``_update_states``,
 ``_build_attention_metadata``, ``_dummy_run``, ``_get_prompt_logprobs_dict`` and ``sample_tokens`` of
 ``vllm/v1/worker/gpu_model_runner.py``. Gathers the step's inputs and arms the decoder hook and the
 attention hook; takes no decision.
@@ -53,6 +53,10 @@ class FlowRunnerV1(model_call.EagerProfile):
         super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
         equip(self, self, kv_cache_config, is_profiling)
         self.flow_alike_groups = cpu_groups.share(self, kv_cache_config)
+
+    def reset_encoder_cache(self) -> None:
+        super().reset_encoder_cache()
+        self.flow_hook.forget_pictures()
 
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
         for request_id in scheduler_output.finished_req_ids:

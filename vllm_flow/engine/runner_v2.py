@@ -213,6 +213,10 @@ class FlowRunnerV2(model_call.EagerProfile):
         tap = self.model_state.flow_tap
         return output if tap is None else tap.attach(output)
 
+    def reset_encoder_cache(self) -> None:
+        super().reset_encoder_cache()
+        self.model_state.flow_hook.forget_pictures()
+
 
 def adopt(runner: Any, settings: FlowSettings) -> None:
     """Turn a freshly built V2 runner, of whatever platform, into one that evicts."""

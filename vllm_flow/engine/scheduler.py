@@ -205,8 +205,18 @@ class _FlowScheduling:
         for observer in self.flow_observers:
             observer.closed()
 
-    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        kv_transfer_params, ec_transfer_params = super()._free_request(request, *args, **kwargs)
+    def _free_request(
+        self, request: Request, delay_free_blocks: bool = False, *args: Any, **kwargs: Any
+    ) -> Any:
+        # Here, since a connector may keep the blocks beyond the response.
+        for observer in self.flow_observers:
+            observer.freeing(request)
+        kv_transfer_params, ec_transfer_params = super()._free_request(
+            request, delay_free_blocks, *args, **kwargs
+        )
+        if delay_free_blocks and request.request_id in self.flow_requests.layouts:
+            # Its prompt was still to be received, and counted already: nobody may find such blocks.
+            request.num_computed_tokens = 0
         found: dict[str, Any] = {}
         for observer in self.flow_observers:
             found |= observer.finished(request)
@@ -215,8 +225,6 @@ class _FlowScheduling:
         return kv_transfer_params, ec_transfer_params
 
     def _free_blocks(self, request: Request) -> None:
-        for observer in self.flow_observers:
-            observer.freeing(request)
         super()._free_blocks(request)
         self.flow_requests.remove(request.request_id)
 

@@ -203,6 +203,23 @@ def _connectors(transfer: Any) -> list[str]:
     return [transfer.kv_connector, *(part.get("kv_connector") for part in parts)]
 
 
+def _prefetches(offload: Any) -> bool:
+    """Whether weights of layers are copied to the device while the layers before them run."""
+    wanted: bool = offload.prefetch.offload_group_size > 0
+    return wanted and offload.offload_backend != "uva"
+
+
+def _experts_in_step(config: Any) -> bool:
+    """Whether engines compute experts for one another, by the numbers of rows that they had agreed on."""
+    return bool(config.model_config.is_moe) and config.parallel_config.data_parallel_size > 1
+
+
+def _other_front_end(_: Any) -> bool:
+    from vllm import envs
+
+    return bool(envs.VLLM_USE_RUST_FRONTEND)
+
+
 _REASONS: tuple[Callable[[Any], str | None], ...] = (
     speculation,
     stored_keys,
@@ -211,6 +228,10 @@ _REASONS: tuple[Callable[[Any], str | None], ...] = (
 )
 
 _REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+    (
+        "vLLM's front end in Rust, which reads no policies: unset VLLM_USE_RUST_FRONTEND.",
+        _other_front_end,
+    ),
     (
         "torch.compile of the whole model, which leaves no step to run eagerly: leave out the mode "
         "of compilation_config (--compilation-config), whose default compiles the decoder.",
@@ -255,12 +276,31 @@ _REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
         _more_than_one("prefill_context_parallel_size"),
     ),
     (
+        "data parallelism of a model with experts, whose engines exchange the rows of every layer in step: set "
+        "data_parallel_size=1.",
+        _experts_in_step,
+    ),
+    (
+        "routed experts in responses, which are kept by rows of a whole step: leave out "
+        "enable_return_routed_experts.",
+        lambda config: bool(config.aux_output_config.enabled),
+    ),
+    (
+        "prefetched weights, whose order breaks where a layer has no rows: leave out offload_group_size, or "
+        "offload with cpu_offload_gb.",
+        lambda config: _prefetches(config.offload_config),
+    ),
+    (
         "dual-batch overlap: leave out enable_dbo.",
         lambda config: config.parallel_config.use_ubatching,
     ),
     (
         "encoder-cache connectors: leave out ec_transfer_config.",
         lambda config: config.ec_transfer_config is not None,
+    ),
+    (
+        "encoder cache managers other than vLLM's own: leave out ec_manager_config.",
+        lambda config: config.ec_manager_config.encoder_cache_manager_cls is not None,
     ),
     (
         "KV-sharing fast prefill: leave out kv_sharing_fast_prefill.",
