@@ -21,6 +21,7 @@ SUITES = (
     "tests/engine/test_startup.py",
     "tests/engine/test_exactness.py",
     "tests/engine/test_compiled.py",
+    "tests/engine/test_coordination.py",
     "tests/engine/test_prefix_caching.py",
     "tests/engine/test_prefix_policies.py",
     "tests/engine/test_lifecycle.py",

@@ -85,7 +85,7 @@ def diagnose(
         try:
             findings += ask()
         except Exception as error:  # whatever is broken in there is what the user wants to know
-            text = " ".join((refusal(error) or f"{type(error).__name__}: {error}").split())
+            text = " ".join((f"{type(error).__name__}: {error}").split())
             findings.append(Finding(topic, text, problem=True))
     return Diagnosis(versions(), tuple(findings), probe)
 
