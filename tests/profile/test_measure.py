@@ -163,7 +163,9 @@ def test_what_is_ranked_says_how_long_ranking_took(bench: Bench) -> None:
         try:
             with watching.ranking_clock(bench.flow) as clock:
                 _, prompts = bench.requests(1)
-                bench.flow.generate(bench.unseen(prompts), load.params_of(system, 1), use_tqdm=False)
+                bench.flow.generate(
+                    bench.unseen(prompts), load.params_of(system, 1), use_tqdm=False
+                )
         finally:
             for name in watching.RANKING:
                 delattr(ranker, name)

@@ -16,7 +16,6 @@ from importlib import metadata
 from typing import Any
 
 from vllm_flow import __version__, setup_env
-from vllm_flow.remote_code import refusal
 
 PLUGIN_GROUP = "vllm.general_plugins"
 PLUGIN_NAME = "vllm_flow"
