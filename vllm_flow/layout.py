@@ -16,12 +16,9 @@ from hashlib import sha256
 
 import numpy as np
 
-from vllm_flow.layout_stages import Choice, LayoutStage, layout_stages
+from vllm_flow.layout_stages import LayoutStage, Range, layout_stages, limits
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.ranks.base import Needs
 from vllm_flow.spans import ImageSpans, IntArray
-
-Range = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +58,7 @@ class TokenLayout:
         if self.late and self.prompt_tokens < self.spans.end:
             raise ValueError("images that leave after the prompt need to know how long it is")
         # What leaves late is computed like a prompt without a policy, in any parts.
-        whole, barred, shareable = _limits([] if self.late else choices, self.prompt_tokens)
+        whole, barred, shareable = limits([] if self.late else choices, self.prompt_tokens)
         object.__setattr__(self, "whole", whole)
         object.__setattr__(self, "_barred", barred)
         object.__setattr__(self, "shareable", shareable)
@@ -238,32 +235,6 @@ class TokenLayout:
         if num_tokens is not None and not self.gone_by(num_tokens):
             totals = (0,) * len(totals)
         return tuple(zip(self.breaks, totals, strict=True))
-
-
-def _limits(
-    choices: Sequence[Choice], prompt_tokens: int
-) -> tuple[tuple[Range, ...], tuple[Range, ...], int | None]:
-    """What must be computed in one step, where no prefix may end, and how far prefixes reach at all.
-
-    Args:
-        choices: by ascending layer.
-
-    Raises:
-        ValueError: a rank looks at the whole prompt, whose length is not known.
-    """
-    prompt = min((c.start for c in choices if c.needs == Needs.PROMPT), default=None)
-    if prompt is not None and prompt_tokens <= prompt:
-        raise ValueError("a rank that looks at the whole prompt needs to know how long it is")
-    found: dict[int, Range] = {}
-    barred: dict[int, Range] = {}
-    for choice in choices:
-        if choice.image not in found:  # what stays at a later stage was there at the first
-            found[choice.image] = (choice.start, choice.stop)
-            barred[choice.image] = (choice.start, choice.kept_end)
-        if choice.needs == Needs.PROMPT:
-            found[choice.image] = (choice.start, prompt_tokens)
-    whole = sorted(found.values())
-    return tuple(whole), tuple(sorted(barred.values())), prompt
 
 
 @dataclass(frozen=True, slots=True)

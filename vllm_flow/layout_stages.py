@@ -8,6 +8,7 @@ of as many, but for positions inside the image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,6 +18,9 @@ from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.ranks import RANKS, PictureRank, PositionRank
 from vllm_flow.ranks.base import Draw, Needs
 from vllm_flow.spans import ImageSpans, IntArray
+
+Range = tuple[int, int]
+"""Half-open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,32 @@ def layout_stages(policy: FlowPolicy, images: tuple[ImageSpans, ...]) -> tuple[L
         gone = [track.gone() for track in tracks]
         stages.append(LayoutStage(layer, ImageSpans.from_positions(np.concatenate(gone)), choices))
     return tuple(stages)
+
+
+def limits(
+    choices: Sequence[Choice], prompt_tokens: int
+) -> tuple[tuple[Range, ...], tuple[Range, ...], int | None]:
+    """What must be computed in one step, where no prefix may end, and how far prefixes reach at all.
+
+    Args:
+        choices: by ascending layer.
+
+    Raises:
+        ValueError: a rank looks at the whole prompt, whose length is not known.
+    """
+    prompt = min((c.start for c in choices if c.needs == Needs.PROMPT), default=None)
+    if prompt is not None and prompt_tokens <= prompt:
+        raise ValueError("a rank that looks at the whole prompt needs to know how long it is")
+    found: dict[int, Range] = {}
+    barred: dict[int, Range] = {}
+    for choice in choices:
+        if choice.image not in found:  # what stays at a later stage was there at the first
+            found[choice.image] = (choice.start, choice.stop)
+            barred[choice.image] = (choice.start, choice.kept_end)
+        if choice.needs == Needs.PROMPT:
+            found[choice.image] = (choice.start, prompt_tokens)
+    whole = sorted(found.values())
+    return tuple(whole), tuple(sorted(barred.values())), prompt
 
 
 class _Track:

@@ -30,7 +30,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from vllm_flow.eval.sweep import driver
-from vllm_flow.eval.sweep.engine_actor import EngineActor, EngineOptions
+from vllm_flow.eval.sweep.engine_actor import EngineActor
+from vllm_flow.eval.sweep.engine_options import EngineOptions
 from vllm_flow.eval.sweep.model_facts import ModelFacts, read_facts
 from vllm_flow.eval.sweep.policies import BASELINE, Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run

@@ -20,7 +20,8 @@ from typing import Any
 import pyarrow as pa
 
 from vllm_flow.eval.sweep import cluster, machines
-from vllm_flow.eval.sweep.engine_actor import EngineActor, EngineOptions
+from vllm_flow.eval.sweep.engine_actor import EngineActor
+from vllm_flow.eval.sweep.engine_options import EngineOptions
 from vllm_flow.eval.sweep.machines import Pool, SweepError, Watch, pool_of
 from vllm_flow.eval.sweep.records import Run
 from vllm_flow.eval.sweep.work import SEQUENCES, in_flight, requests_of

@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor, EngineOptions
+from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor
+from vllm_flow.eval.sweep.engine_options import EngineOptions
 from vllm_flow.eval.sweep.machines import Machine, Pool, alive
 from vllm_flow.eval.sweep.pictures import picture_key, read_pictures
 from vllm_flow.eval.sweep.work import TaskWork, plan_work

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_flow.demo_model.heldout import load_questions
-from vllm_flow.eval.sweep.engine_actor import EngineOptions
+from vllm_flow.eval.sweep.engine_options import EngineOptions
 from vllm_flow.eval.sweep.policies import parse_policies
 
 LAYERS = 6

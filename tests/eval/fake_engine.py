@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from vllm_flow import cli
 from vllm_flow.eval.sweep import driver, machines
-from vllm_flow.eval.sweep.engine_actor import EngineOptions
+from vllm_flow.eval.sweep.engine_options import EngineOptions
 from vllm_flow.eval.sweep.pictures import picture_key, read_pictures, unreadable
 from vllm_flow.eval.sweep.schema import answers_table
 

@@ -25,7 +25,7 @@ from tests.eval.demo_pope import small_options, write_pope  # noqa: E402
 from vllm_flow import cli  # noqa: E402
 from vllm_flow.eval.sweep import driver, machines  # noqa: E402
 from vllm_flow.eval.sweep.driver import SweepError  # noqa: E402
-from vllm_flow.eval.sweep.engine_actor import EngineOptions  # noqa: E402
+from vllm_flow.eval.sweep.engine_options import EngineOptions  # noqa: E402
 from vllm_flow.eval.sweep.machines import Machine, Pool  # noqa: E402
 from vllm_flow.eval.sweep.records import Run  # noqa: E402
 from vllm_flow.eval.sweep.schema import answers_table  # noqa: E402

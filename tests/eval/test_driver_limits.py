@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 pytest.importorskip("ray")
 
 from vllm_flow.eval.sweep.driver import SweepError, batches_at_once, collect  # noqa: E402
-from vllm_flow.eval.sweep.engine_actor import EngineOptions  # noqa: E402
+from vllm_flow.eval.sweep.engine_options import EngineOptions  # noqa: E402
 from vllm_flow.eval.sweep.machines import Pool  # noqa: E402
 from vllm_flow.eval.sweep.records import Run  # noqa: E402
 from vllm_flow.eval.sweep.schema import answers_table  # noqa: E402

