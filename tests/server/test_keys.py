@@ -39,6 +39,7 @@ CLIENTS_OWN = (
     {"text": {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}}},
     {"messages": [{"content": [{"type": "tool_use", "name": "f", "input": {CLIFF_KEY: 2}}]}]},
     {"messages": [{"role": "user", "content": '{"flow_cliff": 1}'}], "prompt": "flow_cliff"},
+    {"chat_request": {"tools": [{"name": "f", "input_schema": SCHEMA}]}},
 )
 """Names that the client's own data fixes, and words that are no keys."""
 MISPLACED = (
@@ -150,6 +151,12 @@ def test_every_route_whose_model_takes_keys_has_a_place() -> None:
     from vllm.entrypoints.openai.completion.api_router import router as completion
     from vllm.entrypoints.openai.responses.api_router import router as responses
     from vllm.entrypoints.scale_out.factories import register_scale_out_api_routers
+    from vllm.entrypoints.scale_out.token_in_token_out.protocol import (
+        DerenderChatRequest,
+        DerenderChatStreamRequest,
+        DerenderCompletionRequest,
+        DerenderCompletionStreamRequest,
+    )
 
     app = FastAPI()
     app.state.args = SimpleNamespace(enable_scale_out=True, tokens_only=False)
@@ -165,9 +172,20 @@ def test_every_route_whose_model_takes_keys_has_a_place() -> None:
             elif "sampling_params" in fields:
                 found[route.path] = ("sampling_params", "extra_args")
     assert found.keys() >= {CHAT, COMPLETIONS, "/v1/responses", "/v1/messages", GENERATE}
-    # The first takes fields that its model does not name, the second is there under another flag.
+    # The first takes fields that its model does not name, the second is there under another flag; the others'
+    # models are unions, whose members have the client's request in a field.
+    for model, field in (
+        (DerenderChatRequest, "chat_request"),
+        (DerenderChatStreamRequest, "chat_request"),
+        (DerenderCompletionRequest, "completion_request"),
+        (DerenderCompletionStreamRequest, "completion_request"),
+    ):
+        assert field in model.model_fields
+    assert {path for path in PLACES if path.endswith("/derender")} <= {r.path for r in app.routes}
     assert {
         **found,
+        f"{CHAT}/derender": ("chat_request", "vllm_xargs"),
+        f"{COMPLETIONS}/derender": ("completion_request", "vllm_xargs"),
         "/v1/chat/completions/batch": ("vllm_xargs",),
         "/invocations": ("vllm_xargs",),
     } == PLACES
@@ -241,6 +259,9 @@ def test_generate_takes_them_in_its_sampling_parameters(small: Server) -> None:
     assert answer.status_code == 200, answer.text
     assert answer.json()["kv_transfer_params"]["vllm_flow"]["cliff"] == 2
     assert evicted(small) - before == IMAGE_TOKENS
+    back = {"generate_response": answer.json(), "chat_request": {**chat_body(5), **wanted}}
+    again = small.post(f"{CHAT}/derender", back)
+    assert again.status_code == 200 and again.json()["choices"][0]["message"]["content"], again.text
     parameters = {**rendered["sampling_params"], "extra_args": None}
     plain = {**rendered, "sampling_params": parameters}
     for wrong in (

@@ -25,6 +25,9 @@ BLACK = (0, 0, 0)
 def server() -> Callable[..., Image.Image]:
     """vLLM's own loader of what a request carries."""
     image = pytest.importorskip("vllm.multimodal.media.image")
+    from vllm import envs
+
+    envs.disable_envs_cache()  # an engine in this process has limits remembered
 
     def load(data: bytes, **options: Any) -> Image.Image:
         return image.ImageMediaIO(**options).load_bytes(data).media

@@ -39,10 +39,15 @@ PLACES: dict[str, tuple[str, ...]] = {
     "/v1/chat/completions/batch": (XARGS,),
     "/invocations": (XARGS,),
     "/inference/v1/generate": ("sampling_params", "extra_args"),
+    "/v1/chat/completions/derender": ("chat_request", XARGS),
+    "/v1/completions/derender": ("completion_request", XARGS),
 }
 """Of each route that takes keys, the way through its body to their object; other routes take none."""
 
 _CONTAINERS = frozenset(name for place in PLACES.values() for name in place)
+
+_BODIES = ("chat_request", "completion_request")
+"""Fields of a body that hold the client's first one: what was rendered."""
 
 _DESCRIBED = ("tools", "functions", "response_format", "structured_outputs", "text")
 """Fields of a body under which JSON schemas stand ..."""
@@ -151,7 +156,8 @@ def _strays(body: dict[str, Any], keys: Any) -> Iterator[tuple[str, Any]]:
             if key.startswith(KEY_PREFIX) and node is not keys:
                 yield key, value
             if isinstance(value, (dict, list)) and not _clients_own(node, key, field):
-                waiting.append((value, key if field is None else field))
+                within = key if field is None and key not in _BODIES else field
+                waiting.append((value, within))
 
 
 def _clients_own(node: dict[str, Any], key: str, field: str | None) -> bool:
