@@ -87,13 +87,7 @@ class InstructBlipForConditionalGeneration(Blip2ForConditionalGeneration):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         # A few small layers, run once per picture: transformers' own, named as those on disk.
         replace_tower_part(
-            self,
-            "qformer",
-            lambda: InstructBlipQFormerModel(
-                type(config.qformer_config)(
-                    **{**config.qformer_config.to_dict(), "layer_norm_eps": 1e-12}
-                )
-            ).eval(),
+            self, "qformer", lambda: InstructBlipQFormerModel(config.qformer_config).eval()
         )
 
     def embed_multimodal(self, **kwargs: Any) -> Any:

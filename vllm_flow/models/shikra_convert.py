@@ -64,16 +64,7 @@ def weights_of(delta: Path, base: Path, tower: Path) -> Iterator[tuple[str, torc
 
 def config_of(shikra: dict[str, Any], tower: dict[str, Any], image_token: int) -> dict[str, Any]:
     """``config.json`` of the whole checkpoint, from Shikra's and CLIP's."""
-    of_tower = (
-        "mm_",
-        "use_mm",
-        "tune_mm",
-        "vision_",
-        "architectures",
-        "model_type",
-        "freeze",
-        "rms_norm_eps",
-    )
+    of_tower = ("mm_", "use_mm", "tune_mm", "vision_", "architectures", "model_type", "freeze")
     text = {name: value for name, value in shikra.items() if not name.startswith(of_tower)}
     vision = tower.get("vision_config", tower)
     return {
