@@ -75,7 +75,7 @@ def read_facts(
     path = resolve_model(model)
     try:
         config = read_config(path, trust_remote_code)
-        processor = read_processor(path, False)
+        processor = read_processor(path, trust_remote_code)
     # Transformers reads foreign files and raises what it likes for damaged ones (KeyError, TypeError, ...).
     except Exception as error:
         if needed := refusal(error):

@@ -16,6 +16,7 @@ from importlib import metadata
 from typing import Any
 
 from vllm_flow import __version__, setup_env
+from vllm_flow.remote_code import refusal
 
 PLUGIN_GROUP = "vllm.general_plugins"
 PLUGIN_NAME = "vllm_flow"
@@ -84,7 +85,7 @@ def diagnose(
         try:
             findings += ask()
         except Exception as error:  # whatever is broken in there is what the user wants to know
-            text = " ".join((f"{type(error).__name__}: {error}").split())
+            text = " ".join((refusal(error) or f"{type(error).__name__}: {error}").split())
             findings.append(Finding(topic, text, problem=True))
     return Diagnosis(versions(), tuple(findings), probe)
 
