@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vllm_flow.eval.cliff.evidence import CliffError
-from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor, read_pictures, unreadable
+from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor
+from vllm_flow.eval.sweep.pictures import read_pictures, unreadable
 from vllm_flow.eval.sweep.policy import Policy
 from vllm_flow.eval.sweep.shared_engine import refusals
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work

@@ -15,7 +15,7 @@ from vllm_flow.eval.cliff import search
 from vllm_flow.eval.cliff.bounds import items_for, smallest_tolerance
 from vllm_flow.eval.cliff.evidence import CliffError, in_random_order, split_at
 from vllm_flow.eval.cliff.search import Plan
-from vllm_flow.eval.sweep.engine_actor import background_of
+from vllm_flow.eval.sweep.pictures import background_of
 from vllm_flow.eval.sweep.run import read_task
 from vllm_flow.eval.sweep.work import TaskWork
 from vllm_flow.eval.tasks import Item, Task, get_task

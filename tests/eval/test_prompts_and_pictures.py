@@ -14,14 +14,20 @@ from PIL import Image
 from tests.unit.odd_pictures import FILES
 from vllm_flow.demo_model.heldout import build_prompt
 from vllm_flow.eval.sweep.conversation import ConversationError, choose
-from vllm_flow.eval.sweep.engine_actor import Ask, background_of, read_pictures, unreadable
+from vllm_flow.eval.sweep.engine_actor import Ask
 from vllm_flow.eval.sweep.model_facts import (
     ModelError,
     downsampling_obstacle,
     full_grid,
     read_facts,
 )
-from vllm_flow.eval.sweep.pictures import pad_to_square, prepare
+from vllm_flow.eval.sweep.pictures import (
+    background_of,
+    pad_to_square,
+    prepare,
+    read_pictures,
+    unreadable,
+)
 from vllm_flow.eval.sweep.policies import parse_policies
 from vllm_flow.pictures import PictureError
 
