@@ -247,8 +247,10 @@ def directory(data: Path) -> Path:
 
 
 def few(names: Iterable[Any], limit: int = 5) -> str:
-    """The first names of a list, for messages: `1, 2, 3 and 97 more`."""
-    listed = [name if len(name := str(each)) <= 80 else f"{name[:60]}..." for each in names]
+    """The first names of a list, for messages: `1, 2, 3 and 97 more`. Of long ones both ends: a line's place ends
+    in its number."""
+    named = [str(each) for each in names]
+    listed = [name if len(name) <= 80 else f"{name[:30]}...{name[-45:]}" for name in named]
     shown = ", ".join(listed[:limit])
     return shown if len(listed) <= limit else f"{shown} and {len(listed) - limit} more"
 

@@ -11,6 +11,7 @@ from tests.eval.conftest import Command
 from tests.eval.test_scienceqa import official as scienceqa_files
 from tests.eval.test_textvqa import official as textvqa_files
 from vllm_flow.cli import main
+from vllm_flow.eval.tasks.reading import few
 
 
 # ScienceQA: the split is 11 (no image), 4 and 5; the answers are B, A, C.
@@ -115,6 +116,12 @@ def test_textvqa_refusals(command: Command) -> None:
     assert "no 'prompt', and ff is none of" in command.refuses(
         *textvqa(command, [{"question_id": "ff", "text": "x"}])
     )
+
+
+def test_a_long_path_does_not_hide_the_line() -> None:
+    told = few([f"/{'folder/' * 20}answers.jsonl: line 2 (ff)", "short"])
+    assert told.startswith("/folder/") and "answers.jsonl: line 2 (ff), short" in told
+    assert len(told) < 100
 
 
 # CHAIR
