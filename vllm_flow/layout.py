@@ -154,12 +154,13 @@ class TokenLayout:
         """
         return not any(start < num_tokens < end for start, end in self._barred)
 
-    @property
-    def findable(self) -> int | None:
-        """Tokens from the start that others can find; None: all."""
+    def findable(self, num_tokens: int) -> int:
+        """Of the first ``num_tokens`` tokens, as many from the start as others can find."""
         if self.late:  # what it answers is computed without the image, which nobody else's is
-            return self.prompt_tokens
-        return None if self.digest else self.shareable
+            return min(num_tokens, self.prompt_tokens)
+        if self.digest or self.shareable is None:
+            return num_tokens
+        return min(num_tokens, self.shareable)
 
     def key(self, prefix: bytes, num_tokens: int) -> bytes:
         """What the packed blocks of a prefix are found by: its hash, and what follows if that matters."""
@@ -169,9 +170,7 @@ class TokenLayout:
 
     def last_end(self, num_tokens: int, block_size: int) -> int:
         """The longest prefix of whole blocks within ``num_tokens`` tokens that may end, in tokens."""
-        if self.findable is not None:
-            num_tokens = min(num_tokens, self.findable)
-        end = num_tokens // block_size * block_size
+        end = self.findable(num_tokens) // block_size * block_size
         for start, stop in reversed(self._barred):
             if start < end < stop:
                 end = start // block_size * block_size

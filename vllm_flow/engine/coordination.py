@@ -54,17 +54,16 @@ class FlowCoordinator(KVCacheCoordinator):
         return blocks
 
     def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
+        if not self.block_pool.enable_caching:
+            return
         request_id, size = request.request_id, self.scheduler_block_size
         layout = self.flow_layouts.get(request_id)
-        bound = None if layout is None else layout.findable
-        tokens = num_computed_tokens if bound is None else min(num_computed_tokens, bound)
+        tokens = num_computed_tokens if layout is None else layout.findable(num_computed_tokens)
         if tokens // size <= self.flow_cached.get(request_id, 0):
             return  # most steps complete no block
         if layout is None or layout.late:
             super().cache_blocks(request, tokens)
             self.flow_cached[request_id] = tokens // size
-            return
-        if not self.block_pool.enable_caching:
             return
         # A copy runs before its step's forward pass: what is found must have been computed by
         # an earlier step, not by the one being scheduled.

@@ -33,9 +33,7 @@ def longest_hit(
         Blocks per group and the hit's length in tokens, a multiple of the block size.
     """
     block_size = managers[0].block_size
-    if layout.findable is not None:
-        max_tokens = min(max_tokens, layout.findable)
-    longest = min(max_tokens // block_size, len(block_hashes))
+    longest = min(layout.findable(max_tokens) // block_size, len(block_hashes))
     prefixes = Prefixes(block_hashes, layout, block_size, 0, longest)
     groups = [_GroupHit(manager, prefixes) for manager in managers]
     best: tuple[list[KVCacheBlock], ...] = tuple([] for _ in managers)
