@@ -28,7 +28,7 @@ class CachedLayer(Generic[Found]):
     spec: KVCacheSpec
     """Of its storage group."""
     attention: Any
-    """vLLM's ``Attention``."""
+    """vLLM's ``Attention`` or ``MLAAttention``."""
     found: Found
 
 
@@ -47,8 +47,9 @@ def cached_layers(
     for group, spec in enumerate(kv_cache_config.kv_cache_groups):
         for name in spec.layer_names:
             attention = layers[name]
-            layout = (attention.attn_backend, attention.dtype, attention.kv_cache.stride())
-            alike = (*layout, window_of(attention.impl))
+            cache = attention.kv_cache
+            layout = (attention.attn_backend, cache.dtype, cache.stride())
+            alike = (*layout, getattr(attention, "dtype", None), window_of(attention.impl))
             if alike not in known:
                 known[alike] = ask(attention)
             yield CachedLayer(

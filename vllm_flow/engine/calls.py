@@ -74,6 +74,33 @@ def _select_batched(positions: Any, rows: torch.Tensor) -> Any:
     return select_positions(ids, rows), *(table.index_select(-2, rows) for table in tables)
 
 
+def _scaled_layer(
+    hook: Forward, forward: Forward, positions: Any, hidden_RH: torch.Tensor, residual: Any, scaling: Any
+) -> Any:
+    """A layer of DeepSeek's; ``scaling`` of its queries is per row, None in most models."""
+
+    def plain(given: Any, hidden_RH: torch.Tensor, residual_RH: Any) -> Any:
+        positions, scaling = given
+        return forward(positions, hidden_RH, residual_RH, scaling)
+
+    return hook(plain, (positions, scaling), hidden_RH, residual)
+
+
+def _select_scaled(given: Any, rows: torch.Tensor) -> Any:
+    positions, scaling = given
+    scaling = None if scaling is None else scaling.index_select(0, rows)
+    return select_positions(positions, rows), scaling
+
+
+def lengthened(tensor_RH: torch.Tensor, rows: int) -> torch.Tensor:
+    """[rows, H] with the tensor's rows in front, and anything behind them."""
+    if len(tensor_RH) == rows:
+        return tensor_RH
+    longer = tensor_RH.new_empty(rows, *tensor_RH.shape[1:])
+    longer[: len(tensor_RH)] = tensor_RH
+    return longer
+
+
 @dataclass(frozen=True)
 class CallForm:
     """How one kind of layer is wrapped; see :data:`vllm_flow.engine.families.decoder_parts.Call`."""
@@ -85,10 +112,13 @@ class CallForm:
     """``norm(hook, forward, *args, **kwargs)``, likewise with ``hook(plain forward, hidden, ...)``."""
     select: Callable[[Any, torch.Tensor], Any] = select_positions
     """The positions of some rows."""
+    lengthens: bool = False
+    """Whether the model counts the rows that come out of a layer: short of some, they are lengthened."""
 
 
 FORMS = {
     "residual": CallForm(_residual_layer, _residual_norm),
+    "scaled": CallForm(_scaled_layer, _residual_norm, _select_scaled, lengthens=True),
     "tensor": CallForm(_tensor_layer, _tensor_norm),
     "batched": CallForm(_batched_layer, _batched_norm, _select_batched),
 }

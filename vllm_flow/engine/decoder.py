@@ -20,7 +20,7 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import get_forward_context
 
 from vllm_flow.engine.adapters import AdapterRows
-from vllm_flow.engine.calls import FORMS
+from vllm_flow.engine.calls import FORMS, lengthened
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.last_layer import KeyWriter
@@ -104,7 +104,7 @@ class DecoderHook:
         """Set once there is a KV cache to read."""
         self._replacements: list[tuple[nn.Module, Callable[..., Any]]] = []
         form = FORMS[decoder.call]
-        self._select = form.select
+        self._select, self._lengthens = form.select, form.lengthens
         self.decoder = decoder
         self.eager_operators: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered for each eager call; see ``eager_ops.py``."""
@@ -113,7 +113,8 @@ class DecoderHook:
         self._adapters = AdapterRows(decoder.model)
         self._key_writers = [KeyWriter(layer) for layer in decoder.layers]
         for index, layer in enumerate(decoder.layers):
-            self._replace(layer, partial(form.layer, partial(self._layer, index)))
+            hook = self._lengthened_layer if form.lengthens else self._layer
+            self._replace(layer, partial(form.layer, partial(hook, index)))
         self._replace(decoder.norm, partial(form.norm, self._norm))
         if decoder.injected is not None:
             self._replace(decoder.model, partial(self._model, decoder.injected))
@@ -197,6 +198,20 @@ class DecoderHook:
             kwargs[injected] = _Alive(kwargs[injected], self.alive)
         return forward(*args, **kwargs)
 
+    def _lengthened_layer(
+        self, index: int, forward: Any, positions: Any, hidden_TH: torch.Tensor, residual: Any
+    ) -> tuple[torch.Tensor, ...]:
+        """Where the model counts rows between its layers: those alive, before rows that nobody reads."""
+        inputs = self._in_front(hidden_TH, residual)
+        found = self._layer(index, forward, positions, *inputs)
+        return tuple(lengthened(tensor, self._num_rows) for tensor in found)
+
+    def _in_front(self, *tensors: torch.Tensor | None) -> tuple[Any, ...]:
+        """The rows alive of tensors that may be lengthened."""
+        if self._rows is None:
+            return tensors
+        return tuple(None if tensor is None else tensor[: len(self._rows)] for tensor in tensors)
+
     def _layer(
         self,
         index: int,
@@ -266,6 +281,8 @@ class DecoderHook:
         residual_RH: torch.Tensor | None = None,
     ) -> Any:
         variant, num_rows = self._variant, self._num_rows
+        if self._lengthens:
+            hidden_RH, residual_RH = self._in_front(hidden_RH, residual_RH)
         inputs = (hidden_RH,) if residual_RH is None else (hidden_RH, residual_RH)
         if variant is None or self._rows is None:
             return forward(*inputs)

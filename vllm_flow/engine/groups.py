@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from typing_extensions import Self
 from vllm.logger import init_logger
@@ -18,6 +18,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheSpec,
+    MLAAttentionSpec,
     SlidingWindowSpec,
     replace_as,
 )
@@ -28,9 +29,8 @@ from vllm_flow.engine.settings import FlowSettings
 logger = init_logger("vllm.vllm_flow.groups")
 
 
-@dataclass(frozen=True, kw_only=True)
-class FlowAttentionSpec(FullAttentionSpec):
-    """Full attention whose layers are stored per group of consecutive layers."""
+class _OfOneGroup:
+    """What makes a specification that of a storage group; before vLLM's own class, which stores the tokens."""
 
     first_layer: int
     """Shallowest decoder layer of the storage group."""
@@ -51,7 +51,7 @@ class FlowAttentionSpec(FullAttentionSpec):
     @property
     def without_layers(self) -> Self:
         """Equal for storage groups that differ in their layers alone."""
-        return replace(self, first_layer=0, last_layer=0)
+        return replace(self, first_layer=0, last_layer=0)  # type: ignore[type-var]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickled by an engine core, which groups the specs of its workers before all else."""
@@ -61,6 +61,29 @@ class FlowAttentionSpec(FullAttentionSpec):
     def is_uniform_with_collection(self, kv_cache_specs: dict[str, KVCacheSpec]) -> bool:
         """Whether all layers are of this storage group, else vLLM would fold them into one."""
         return all(spec == self for spec in kv_cache_specs.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowAttentionSpec(_OfOneGroup, FullAttentionSpec):
+    """Full attention whose layers are stored per group of consecutive layers."""
+
+    first_layer: int
+    last_layer: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowLatentSpec(_OfOneGroup, MLAAttentionSpec):
+    """Multi-head latent attention, likewise: of each token one vector, which keys and values are made of."""
+
+    first_layer: int
+    last_layer: int
+
+
+GroupSpec: TypeAlias = FlowAttentionSpec | FlowLatentSpec
+_SPEC_OF: dict[type[KVCacheSpec], type[GroupSpec]] = {
+    FullAttentionSpec: FlowAttentionSpec,
+    MLAAttentionSpec: FlowLatentSpec,
+}
 
 
 def register() -> None:
@@ -75,14 +98,13 @@ def register() -> None:
     # The registry fills itself with vLLM's own specs only while it is empty; this call makes it do
     # so before ours goes in.
     KVCacheSpecRegistry.check_kv_cache_spec_registry({})
-    KVCacheSpecRegistry.register(
-        FlowAttentionSpec, FlowAttentionManager, uniform_type_base_spec=FlowAttentionSpec
-    )
+    for spec in _SPEC_OF.values():
+        KVCacheSpecRegistry.register(spec, FlowAttentionManager, uniform_type_base_spec=spec)
 
 
 def group_specs(
     specs: Mapping[str, KVCacheSpec], settings: FlowSettings
-) -> dict[str, FlowAttentionSpec]:
+) -> dict[str, GroupSpec]:
     """Give each attention layer the spec of its storage group.
 
     Args:
@@ -93,10 +115,10 @@ def group_specs(
     What lies outside a window is not freed.
 
     Raises:
-        ValueError: a layer uses neither full attention nor a sliding window.
+        ValueError: a layer uses neither full attention, latent or not, nor a sliding window.
     """
     register()
-    grouped = {}
+    grouped: dict[str, GroupSpec] = {}
     for name, spec in specs.items():
         if type(spec) is SlidingWindowSpec:
             logger.info_once(
@@ -106,7 +128,8 @@ def group_specs(
             spec = replace_as(
                 spec, FullAttentionSpec, drop=("extra_retained_tokens",), sliding_window=None
             )
-        if type(spec) is not FullAttentionSpec or spec.sliding_window is not None:
+        kind = _SPEC_OF.get(type(spec))
+        if kind is None or spec.sliding_window is not None or spec.tokens_per_state != 1:
             raise ValueError(
                 f"vLLM-Flow evicts from full and sliding-window attention only, but layer {name!r} stores "
                 f"{type(spec).__name__}; serve this model without additional_config['vllm_flow']."
@@ -114,7 +137,7 @@ def group_specs(
         first = settings.group_start(extract_layer_index(name))
         grouped[name] = replace_as(
             spec,
-            FlowAttentionSpec,
+            kind,
             first_layer=first,
             last_layer=min(first + settings.group_layers, settings.num_layers) - 1,
         )

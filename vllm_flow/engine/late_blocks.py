@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 
-from vllm_flow.engine.groups import FlowAttentionSpec
+from vllm_flow.engine.groups import GroupSpec
 from vllm_flow.layout import TokenLayout
 from vllm_flow.rewriting import Need, Rewrite, is_rewritten, need
 
@@ -29,7 +29,7 @@ class LateBlocks(FullAttentionManager):
     """Those of the step being scheduled."""
 
     @property
-    def spec(self) -> FlowAttentionSpec:
+    def spec(self) -> GroupSpec:
         return self.kv_cache_spec
 
     def _layout(self, request_id: str) -> TokenLayout | None:

@@ -20,6 +20,7 @@ from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vllm_flow.engine.decoder import DeviceLastKeys, DeviceVariant, FlowStep
+from vllm_flow.engine.latent import PrefillPlans
 from vllm_flow.engine.mutual_attention import as_vllm
 from vllm_flow.engine.ranking import DeviceRanking, DeviceReading
 from vllm_flow.last_layer import LastLayer
@@ -50,6 +51,7 @@ class StepBuilder:
         self.graph_rows = graph_rows
         sizes = [spec.kv_cache_spec.block_size for spec in kv_cache_config.kv_cache_groups]
         self._device = device
+        self._plans = PrefillPlans()
         self._group_of_layer = {
             extract_layer_index(name): group
             for group, spec in enumerate(kv_cache_config.kv_cache_groups)
@@ -83,7 +85,8 @@ class StepBuilder:
         if plan is None:
             return step
         starts = tuple(variant.first_layer for variant in plan.variants)
-        for variant, places in zip(plan.variants, self._places(starts), strict=True):
+        found = zip(plan.variants, self._places(starts), strict=True)
+        for number, (variant, places) in enumerate(found):
             tables = _tables(block_tables, places)
             tensors = _VariantTensors(variant, tables, self._device)
             # Keys of a layer need as many slots as rows. Padding stays until the first rows leave; those that
@@ -104,7 +107,8 @@ class StepBuilder:
             built: dict[Any, Any] = {}
             for place in places:
                 common = tensors.common_metadata(block_tables[place.group], slots[place.group])
-                metadata = _build(place.attn_group, common, built)
+                with self._plans.of(place.attn_group.get_metadata_builder(0), number):
+                    metadata = _build(place.attn_group, common, built)
                 for name in place.layer_names:
                     step.attn_metadata[name] = metadata
                     step.slot_mapping[name] = common.slot_mapping

@@ -18,6 +18,7 @@ import torch
 from vllm.logger import init_logger
 
 from vllm_flow.engine.caches import CachedLayer, cached_layers
+from vllm_flow.engine.latent import cache_of
 from vllm_flow.engine.ranking import Ranker
 from vllm_flow.engine.slots import TokenPlaces, token_places
 from vllm_flow.layout import TokenLayout
@@ -145,9 +146,11 @@ class _Moving:
 
 
 def _copy(parts: Sequence[_Part]) -> None:
-    taken = [part.layer.found.take(part.layer.attention.kv_cache, part.source_R) for part in parts]
+    taken = [
+        part.layer.found.take(cache_of(part.layer.attention), part.source_R) for part in parts
+    ]
     for part, rows in zip(parts, taken, strict=True):
-        part.layer.found.put(part.layer.attention.kv_cache, part.target_R, rows)
+        part.layer.found.put(cache_of(part.layer.attention), part.target_R, rows)
 
 
 def _on_device(arrays: Sequence[np.ndarray], device: torch.device) -> tuple[torch.Tensor, ...]:

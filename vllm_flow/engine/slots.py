@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from vllm_flow.engine.latent import cache_of, is_latent, store
+
 _DIGIT = 128
 """Integers up to this are exact in every type that a cache has."""
 
@@ -61,7 +63,7 @@ def token_places(attention: Any) -> TokenPlaces:
     Raises:
         ValueError: what is written is not found again, number by number.
     """
-    cache = attention.kv_cache
+    cache = cache_of(attention)
     name, slots = attention.attn_backend.get_name(), cache.shape[2]
     found_NC = _written(attention)
     numbers = torch.arange(found_NC.numel(), device=cache.device)
@@ -79,14 +81,15 @@ def token_places(attention: Any) -> TokenPlaces:
 
 def _written(attention: Any) -> torch.Tensor:
     """[N, C] which number of a block, counted token by token, its keys first, lies at each place."""
-    cache = attention.kv_cache
-    if cache.dtype != attention.dtype:
+    cache = cache_of(attention)
+    if cache.dtype != getattr(attention, "dtype", cache.dtype) or not cache.is_floating_point():
         raise ValueError(f"keys and values are stored as {cache.dtype}, and not as they are")
     (heads, slots, content), size = cache.shape[1:], attention.head_size
-    if content != 2 * size or heads != attention.num_kv_heads:
+    latent = is_latent(attention)
+    if content != (size if latent else 2 * size) or heads != attention.num_kv_heads:
         raise ValueError(
-            f"attention backend {attention.attn_backend.get_name()} stores more than a key and a value "
-            "per head and token"
+            f"attention backend {attention.attn_backend.get_name()} stores more than "
+            f"{'a latent vector per token' if latent else 'a key and a value per head and token'}"
         )
     number_NC = torch.arange(slots * content, device=cache.device).view(slots, content)
     before = cache[:1].clone()
@@ -95,14 +98,9 @@ def _written(attention: Any) -> torch.Tensor:
     try:
         while unit < number_NC.numel():
             digit_NKC = (number_NC // unit % _DIGIT)[:, None].expand(-1, heads, -1)
-            digit_NKC = digit_NKC.to(attention.dtype)
-            attention.impl.do_kv_cache_update(
-                attention,
-                digit_NKC[..., :size].contiguous(),
-                digit_NKC[..., size:].contiguous(),
-                cache,
-                torch.arange(slots, device=cache.device),
-            )
+            digit_NKC = digit_NKC.to(cache.dtype)
+            places = torch.arange(slots, device=cache.device)
+            store(attention, digit_NKC[..., :size], digit_NKC[..., size:], places)
             read_KNC = cache[0].float()
             if not torch.equal(read_KNC, read_KNC[:1].expand_as(read_KNC)):
                 raise ValueError(

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from vllm_flow.engine.latent import cache_of, store
+
 KeyReader = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 """``read(cache_BKNC, blocks_M, head_size)`` -> keys [M, K, N, D]."""
 
@@ -106,17 +108,16 @@ def key_reader(attention: Any) -> KeyReader:
             raise UnreadableKeys(f"{attention.layer_name} has {feature}")
     if window_of(impl) is not None:
         raise UnreadableKeys(f"{attention.layer_name} sees a sliding window, not every token")
-    cache, slots = attention.kv_cache, attention.kv_cache.shape[2]
+    cache = cache_of(attention)
+    slots = cache.shape[2]
     # A generator of its own: the default one belongs to the sampler.
     keys_NKD = torch.randn(
         (slots, attention.num_kv_heads, attention.head_size),
         generator=torch.Generator().manual_seed(0),
-    ).to(cache.device, attention.dtype)
+    ).to(cache.device, getattr(attention, "dtype", cache.dtype))
     before = cache[:1].clone()
     try:
-        impl.do_kv_cache_update(
-            attention, keys_NKD, -keys_NKD, cache, torch.arange(slots, device=cache.device)
-        )
+        store(attention, keys_NKD, -keys_NKD, torch.arange(slots, device=cache.device))
         for read in READERS:
             if _finds(read, cache, keys_NKD):
                 return read

@@ -14,6 +14,7 @@ from vllm.distributed import (
 )
 
 from vllm_flow.engine.attention.keys import KeyReader
+from vllm_flow.engine.latent import cache_of, queries_of
 
 
 def mass(
@@ -33,10 +34,12 @@ def mass(
         last: of which slot on the row sees nothing, where only the device knows; the last that it sees.
     """
     head_size = attention.head_size
-    count = -(-visible // attention.kv_cache.shape[2])
-    keys = read(attention.kv_cache, blocks[:count].long(), head_size)
+    cache = cache_of(attention)
+    count = -(-visible // cache.shape[2])
+    keys = read(cache, blocks[:count].long(), head_size)
     keys_KSD = keys.transpose(0, 1).flatten(1, 2)[:, :visible].float()
-    query_KGD = row.reshape(keys_KSD.shape[0], -1, head_size).float()
+    query_HD = queries_of(attention, row[None])[0]
+    query_KGD = query_HD.unflatten(0, (keys_KSD.shape[0], -1)).float()
     logits_KGS = (query_KGD * attention.impl.scale) @ keys_KSD.transpose(1, 2)
     if last is not None:
         past_S = torch.arange(visible, device=row.device) > last

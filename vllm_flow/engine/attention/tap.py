@@ -19,9 +19,10 @@ from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from vllm_flow.attention import AnswerRow, LoggedRequest, TokenAttention, answer_rows
 from vllm_flow.engine.attention import span_lse_triton, span_lse_xformers
-from vllm_flow.engine.attention.keys import KeyReader, key_reader, span_mass
+from vllm_flow.engine.attention.keys import KeyReader, key_reader, span_lse, span_mass
 from vllm_flow.engine.attention.span_lse_triton import Kernel, SpanLse
 from vllm_flow.engine.caches import cached_layers
+from vllm_flow.engine.latent import cache_of, is_latent, queries_of
 from vllm_flow.step import StepPlan, Variant
 
 if TYPE_CHECKING:
@@ -78,13 +79,15 @@ class AttentionTap:
             read = key_reader(attention)
             if kernel == "xformers":
                 return read, span_lse_xformers.lse_function(attention, read)
+            if kernel == "auto" and is_latent(attention):
+                return read, span_lse
             return read, span_lse_triton.lse_function(kernel, attention.kv_cache.device, read)
 
         for layer in cached_layers(kv_cache_config, layers, ways):
             attention = layer.attention
             self._groups[layer.index] = layer.group
             # Of the kernel's blocks, which the block tables count in, too.
-            self._block_size[layer.index] = attention.kv_cache.shape[2]
+            self._block_size[layer.index] = cache_of(attention).shape[2]
             # An instance attribute hides the class's forward and leaves other instances alone.
             attention.forward = partial(
                 self._forward, layer.index, attention, *layer.found, attention.forward
@@ -152,7 +155,7 @@ class AttentionTap:
         layer: int,
         attention: Any,
         read: KeyReader,
-        span_lse: SpanLse,
+        lse_of: SpanLse,
         forward: Callable[..., torch.Tensor],
         query: torch.Tensor,
         *args: Any,
@@ -160,11 +163,9 @@ class AttentionTap:
     ) -> torch.Tensor:
         output = forward(query, *args, **kwargs)
         for reads in self._reads.get(layer, ()):
-            lse = span_lse(
-                query.index_select(0, reads.queries).view(
-                    -1, attention.num_heads, attention.head_size
-                ),
-                attention.kv_cache,
+            lse = lse_of(
+                queries_of(attention, query.index_select(0, reads.queries)),
+                cache_of(attention),
                 read,
                 reads.blocks,
                 reads.bounds,

@@ -17,6 +17,9 @@ PATHS = ("language_model.model", "llm.model", "model.text_model", "model.languag
 RESIDUAL = ("positions", "hidden_states", "residual")
 """Parameters of a layer's ``forward`` that the call ``residual`` needs, in this order."""
 
+SCALED = (*RESIDUAL, "llama_4_scaling")
+"""Those of DeepSeek's layers."""
+
 USUAL = ("input_ids", "positions", "intermediate_tensors", "inputs_embeds")
 """Parameters of the module that runs the layers, where it adds nothing between them."""
 
@@ -44,7 +47,10 @@ def inner_model(model: Any, paths: Sequence[str] = PATHS) -> Any:
 def residual_decoder(model: Any) -> Decoder:
     """The usual family: a language model of vLLM behind a tower, nothing between its layers."""
     inner = inner_model(model)
-    return Decoder(inner, list(inner.layers), inner.norm)
+    scaled = all(_parameters(type(layer))[:4] == SCALED for layer in inner.layers)
+    return Decoder(
+        inner, list(inner.layers), inner.norm, call="scaled" if scaled else "residual"
+    )
 
 
 def check_call(decoder: Decoder) -> None:
@@ -56,12 +62,17 @@ def check_call(decoder: Decoder) -> None:
     if decoder.call != "residual":
         return
     for kind in {type(layer) for layer in decoder.layers}:
-        found = tuple(inspect.signature(kind.forward).parameters)[1:]
+        found = _parameters(kind)
         if found[:3] != RESIDUAL:
             raise ValueError(
                 f"vLLM-Flow calls decoder layers with ({', '.join(RESIDUAL)}), but {kind.__name__} "
                 f"takes ({', '.join(found)}); {_INSTEAD}."
             )
+
+
+def _parameters(kind: type[Any]) -> tuple[str, ...]:
+    """Of a layer's ``forward``."""
+    return tuple(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]
 
 
 def check_nothing_between(decoder: Decoder) -> None:

@@ -258,6 +258,15 @@ FAMILIES = (
         own_type="transformer",
     ),
     Family(
+        "Kimi-VL",
+        ("KimiVLForConditionalGeneration",),
+        ("DeepseekV2Model",),
+        "one token per 28 x 28 pixels",
+        "<|media_start|>, <|media_content|>, <|media_end|>",
+        ("kimi_vl",),
+        compared=FROM_EMBEDDINGS,
+    ),
+    Family(
         "InstructBLIP (a model class of vLLM-Flow)",
         ("InstructBlipForConditionalGeneration",),
         ("LlamaModel",),

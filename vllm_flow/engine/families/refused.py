@@ -84,6 +84,6 @@ def reason_against(model_config: Any) -> str | None:
             "it has layers of linear attention, convolutions or state spaces, whose state mixes all "
             "tokens, so that none can leave"
         )
-    if model_config.use_mla:
-        return "it stores multi-head latent attention, which has no packed storage yet"
+    if hasattr(model_config.hf_text_config, "index_topk"):
+        return "its layers choose the tokens that they attend to by an index with a cache of its own"
     return None

@@ -22,6 +22,8 @@ TEXT_TYPES = {
     "internlm2": "InternLM2Model",
     "chatglm": "GLMTransformer",
     "cohere2": "CohereModel",
+    "deepseek_v2": "DeepseekV2Model",
+    "deepseek_v3": "DeepseekV2Model",
     "dots_ocr": "Qwen2Model",
     "gemma3_text": "Gemma3Model",
     "molmo": "MolmoModel",
