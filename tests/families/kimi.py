@@ -155,4 +155,5 @@ def kimi_vl() -> Checkpoint:
         decoder=lambda model: model.model,
         options={"trust_remote_code": True, **deepseek.ON_CPU},
         write=partial(_write, made, vocab[PAD]),
+        latent=True,
     )

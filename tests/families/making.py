@@ -78,6 +78,9 @@ class Checkpoint:
     attention: str = ""
     """The attention backend that the family needs, where that is none of a CPU's: it runs there through Triton's
     interpreter."""
+    latent: bool = False
+    """Whether latent vectors are stored: vLLM then does without chunks and prefix caching on a CPU, where the
+    tests have it do with them, as on CUDA."""
     unit_offset: bool = False
     """Whether the decoder's norms add one to their weights (Gemma)."""
 

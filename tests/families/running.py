@@ -117,6 +117,7 @@ class Engine:
         with (
             mock.patch.object(registry, "_run_in_subprocess", lambda look: look()),
             attention_of(checkpoint.attention),
+            in_chunks(checkpoint.latent),
         ):
             _OPEN.append(self)
             self.llm = LLM(model=str(checkpoint.where), **(settings | checkpoint.options | options))
@@ -235,6 +236,27 @@ def attention_of(backend: str) -> Iterator[None]:
     torch.cuda.get_device_capability = lambda *_args: (9, 0)
     path = AttentionBackendEnum[backend].get_path()
     with mock.patch.object(type(current_platform), "get_attn_backend_cls", lambda *_a, **_k: path):
+        yield
+
+
+@contextmanager
+def in_chunks(wanted: bool) -> Iterator[None]:
+    """The CPU platform leaves chunks and prefix caching meanwhile, which it turns off for latent vectors."""
+    if not wanted or not current_platform.is_cpu():
+        yield
+        return
+    platform = type(current_platform)
+    stock = platform.check_and_update_config
+
+    def check(config: Any) -> None:
+        asked = config.scheduler_config, config.cache_config
+        names = ("enable_chunked_prefill", "max_num_batched_tokens", "enable_prefix_caching")
+        own = [(part, name, getattr(part, name)) for part in asked for name in names if hasattr(part, name)]
+        stock(config)
+        for part, name, value in own:
+            setattr(part, name, value)
+
+    with mock.patch.object(platform, "check_and_update_config", staticmethod(check)):
         yield
 
 
