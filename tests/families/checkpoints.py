@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.families import (
     cohere,
+    deepseek_vl,
     dots,
     gemma,
     glm,
@@ -102,6 +103,11 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "eagle2_5": internvl_chat.eagle2_5,
     "pixtral_mistral": mistral_format.pixtral_mistral,
     "kimi_vl": kimi.kimi_vl,
+    "kimi_k2_5": kimi.kimi_k2_5,
+    "deepseek_vl2": deepseek_vl.deepseek_vl2,
+    "deepseek_vl2_tiny": deepseek_vl.deepseek_vl2_tiny,
+    "deepseek_ocr": deepseek_vl.deepseek_ocr,
+    "deepseek_ocr2": deepseek_vl.deepseek_ocr2,
     "instructblip": paper.instructblip,
     "shikra": paper.shikra,
     "qwen_vl": qwen_vl.qwen_vl,

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 import transformers as hf
+from torch import nn
+from transformers.models.deepseek_ocr2 import modeling_deepseek_ocr2 as ocr2
 
 from tests.families.making import text_settings
 
@@ -39,13 +41,44 @@ def v3(vocab: Mapping[str, int], **changes: Any) -> hf.DeepseekV3Config:
     return hf.DeepseekV3Config(**settings)
 
 
+def v2(vocab: Mapping[str, int]) -> hf.DeepseekV2Config:
+    """DeepSeek-V2: experts by a softmax."""
+    own = dict(q_lora_rank=None, num_key_value_heads=4, n_group=1, topk_group=1)
+    settings = text_settings(vocab, **(LATENT | EXPERTS | ROPE | own))
+    return hf.DeepseekV2Config(**settings, topk_method="greedy", routed_scaling_factor=1.5)
+
+
+class Plain(ocr2.DeepseekOcr2TextPreTrainedModel):
+    """DeepSeek-V2's experts behind keys and values of each head; transformers has its layers alone."""
+
+    def __init__(self, vocab: Mapping[str, int]) -> None:
+        experts = {
+            name: value for name, value in EXPERTS.items() if name != "first_k_dense_replace"
+        }
+        settings = text_settings(vocab, **(experts | ROPE), n_group=1, topk_group=1)
+        kinds = ["dense", *["sparse"] * (settings["num_hidden_layers"] - 1)]
+        super().__init__(ocr2.DeepseekOcr2TextConfig(**settings, mlp_layer_types=kinds))
+        self.model = ocr2.DeepseekOcr2TextModel(self.config)
+        self.lm_head = nn.Linear(self.config.hidden_size, len(vocab), bias=False)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+
 def settings_of(model: Any) -> dict[str, Any]:
     """The language model's configuration as published, with what transformers takes for granted of V3."""
     found: dict[str, Any] = model.config.to_dict()
     found.pop("dtype", None)
     if model.config.model_type == "deepseek_v3":
-        found |= dict(topk_method="noaux_tc", scoring_func="sigmoid", moe_layer_freq=1)
-    return found
+        found |= dict(topk_method="noaux_tc", scoring_func="sigmoid")
+    if isinstance(model, Plain):
+        found |= dict(model_type="deepseek_v2", first_k_dense_replace=1, use_mla=False)
+        found |= dict(kv_lora_rank=None, q_lora_rank=None)
+        found |= dict(qk_nope_head_dim=0, qk_rope_head_dim=0, v_head_dim=0)
+    return found | dict(architectures=["DeepseekV2ForCausalLM"], moe_layer_freq=1)
 
 
 def published(model: Any) -> dict[str, torch.Tensor]:

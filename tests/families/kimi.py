@@ -1,8 +1,9 @@
-"""Kimi-VL: one token per 28 x 28 pixels, around DeepSeek-V3's language model, which stores latent attention.
+"""Kimi-VL and Kimi-K2.5: one token per 28 x 28 pixels, around DeepSeek-V3's language model, which stores latent
+attention.
 
 transformers has no class for the layout: tower and projector are drawn here under the checkpoint's names, and the
-language model alone is the reference, from the embeddings that vLLM made. Such a checkpoint brings its
-processor and image processor as code; these are ours, as small as vLLM allows.
+language model alone is the reference, from the embeddings that vLLM made. Kimi-VL brings its processor and
+image processor as code; these are ours, as small as vLLM allows.
 """
 
 from __future__ import annotations
@@ -90,16 +91,16 @@ class KimiVLImageProcessor(BaseImageProcessor):
 '''
 
 
-def _tower(hidden: int) -> dict[str, Any]:
+def _tower(hidden: int, projector: str, first: str, second: str) -> dict[str, Any]:
     """Tower and projector, under the names of the layout."""
     shapes: dict[str, tuple[int, ...]] = {
         "vision_tower.patch_embed.proj.weight": (WIDTH, 3, PATCH, PATCH),
         "vision_tower.patch_embed.proj.bias": (WIDTH,),
         "vision_tower.patch_embed.pos_emb.weight": (GRID, GRID, WIDTH),
         **norm("vision_tower.encoder.final_layernorm", WIDTH),
-        **norm("multi_modal_projector.pre_norm", WIDTH),
-        **linear("multi_modal_projector.linear_1", 4 * WIDTH, 4 * WIDTH),
-        **linear("multi_modal_projector.linear_2", hidden, 4 * WIDTH),
+        **norm(f"{projector}.pre_norm", WIDTH),
+        **linear(f"{projector}.{first}", 4 * WIDTH, 4 * WIDTH),
+        **linear(f"{projector}.{second}", hidden, 4 * WIDTH),
     }
     for layer in range(TOWER["num_hidden_layers"]):
         name = f"vision_tower.encoder.blocks.{layer}"
@@ -110,26 +111,26 @@ def _tower(hidden: int) -> dict[str, Any]:
     return drawn(shapes, 3)
 
 
-def _write(made: Any, pad: int, model: Any, where: Path) -> None:
+def _write(
+    made: Any, config: Any, projector: tuple[str, str, str], model: Any, where: Path
+) -> None:
     text = deepseek.published(model)
     weights = {f"language_model.{name}": value for name, value in text.items()}
-    weights |= _tower(model.config.hidden_size)
+    weights |= _tower(model.config.hidden_size, *projector)
     save_file(
         {name: value.detach().contiguous().clone() for name, value in weights.items()},
         where / "model.safetensors",
         metadata={"format": "pt"},
     )
-    config = dict(
-        architectures=["KimiVLForConditionalGeneration"],
-        model_type="kimi_vl",
-        vision_config=TOWER,
-        text_config=deepseek.settings_of(model),
-        media_placeholder_token_id=pad,
-        torch_dtype="float32",
-    )
-    (where / "config.json").write_text(json.dumps(config, indent=1))
-    (where / "processing_kimi_vl.py").write_text(PROCESSING)
+    settings = deepseek.settings_of(model)
+    told = dict(config, text_config=settings, torch_dtype="float32")
+    (where / "config.json").write_text(json.dumps(told, indent=1))
     made.save_pretrained(where)
+
+
+def _write_vl(made: Any, config: Any, model: Any, where: Path) -> None:
+    _write(made, config, ("multi_modal_projector", "linear_1", "linear_2"), model, where)
+    (where / "processing_kimi_vl.py").write_text(PROCESSING)
     image = dict(
         image_processor_type="KimiVLImageProcessor",
         processor_class="KimiVLProcessor",
@@ -145,6 +146,12 @@ def kimi_vl() -> Checkpoint:
     made, vocab = tokenizer(MARKS)
     # The prompt goes through the tokenizer and back, so words must stay apart.
     made.backend_tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    config = dict(
+        architectures=["KimiVLForConditionalGeneration"],
+        model_type="kimi_vl",
+        vision_config=TOWER,
+        media_placeholder_token_id=vocab[PAD],
+    )
     return Checkpoint(
         model=hf.DeepseekV3ForCausalLM(deepseek.v3(vocab)),
         processor=None,
@@ -154,6 +161,54 @@ def kimi_vl() -> Checkpoint:
         sizes=((56, 112), (84, 84)),
         decoder=lambda model: model.model,
         options={"trust_remote_code": True, **deepseek.ON_CPU},
-        write=partial(_write, made, vocab[PAD]),
+        write=partial(_write_vl, made, config),
         latent=True,
+    )
+
+
+MEDIA = dict(
+    patch_size=PATCH,
+    merge_kernel_size=2,
+    temporal_merge_kernel_size=4,
+    in_patch_limit=64,
+    in_patch_limit_each_frame=64,
+    in_patch_limit_video=256,
+    patch_limit_on_one_side=GRID,
+    fixed_output_tokens=None,
+    image_mean=[0.5] * 3,
+    image_std=[0.5] * 3,
+)
+"""Of the image processor that vLLM has of its own."""
+
+
+def _write_k2_5(made: Any, config: Any, model: Any, where: Path) -> None:
+    _write(made, config, ("mm_projector", "proj.0", "proj.2"), model, where)
+    (where / "preprocessor_config.json").write_text(json.dumps({"media_proc_cfg": MEDIA}, indent=1))
+
+
+def kimi_k2_5() -> Checkpoint:
+    """Pictures are chunks of vision, and queries come from a latent vector, too."""
+    made, vocab = tokenizer(MARKS)
+    made.backend_tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    tower = {name: value for name, value in TOWER.items() if not name.startswith("init_")}
+    config = dict(
+        architectures=["KimiK25ForConditionalGeneration"],
+        model_type="kimi_k25",
+        vision_config=tower
+        | dict(model_type="kimi_k25_vision", pos_emb_height=GRID, pos_emb_width=GRID),
+        image_token_id=vocab[PAD],
+        tie_word_embeddings=False,
+    )
+    return Checkpoint(
+        model=hf.DeepseekV3ForCausalLM(deepseek.v3(vocab, q_lora_rank=64)),
+        processor=None,
+        vocab=vocab,
+        image=PLACE,
+        image_ids=(vocab[PAD],),
+        sizes=((56, 112), (84, 84)),
+        decoder=lambda model: model.model,
+        options={"limit_mm_per_prompt": {"vision_chunk": 2}, **deepseek.ON_CPU},
+        write=partial(_write_k2_5, made, config),
+        latent=True,
+        chunks=True,
     )

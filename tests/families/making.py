@@ -78,6 +78,8 @@ class Checkpoint:
     attention: str = ""
     """The attention backend that the family needs, where that is none of a CPU's: it runs there through Triton's
     interpreter."""
+    chunks: bool = False
+    """Whether pictures are of the modality "vision_chunk"."""
     latent: bool = False
     """Whether latent vectors are stored: vLLM then does without chunks and prefix caching on a CPU, where the
     tests have it do with them, as on CUDA."""

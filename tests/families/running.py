@@ -114,6 +114,8 @@ class Engine:
         # vLLM looks at a model class in a process of its own, to keep CUDA out of this one: seconds per
         # architecture, and here is no CUDA.
         _shrink(checkpoint)
+        if checkpoint.chunks:
+            _have_numba_looked_at()
         with (
             mock.patch.object(registry, "_run_in_subprocess", lambda look: look()),
             attention_of(checkpoint.attention),
@@ -194,7 +196,11 @@ class Engine:
     def prompt(self, ask: Ask) -> dict[str, Any]:
         """What ``LLM.generate`` takes."""
         data: dict[str, Any] = {}
-        if ask.pictures:
+        if ask.pictures and self.checkpoint.chunks:
+            data["vision_chunk"] = [
+                {"type": "image", "image": picture, "uuid": None} for picture in ask.pictures
+            ]
+        elif ask.pictures:
             data["image"] = list(ask.pictures)
         if ask.films:
             data["video"] = list(ask.films)
@@ -265,6 +271,26 @@ def _shrink(checkpoint: Checkpoint) -> None:
         module, name = where.rsplit(".", 1)
         owner = import_module(f"vllm.model_executor.models.{module}")
         setattr(owner, name, shrink(getattr(owner, name)))
+
+
+def _have_numba_looked_at() -> None:
+    """vLLM's worker for CPUs looks at what every module holds; numba's library has any attribute, and none of use.
+
+    Kimi-K2.5's image processor is compiled by numba, here in the worker's process.
+    """
+    from llvmlite.binding import ffi
+
+    library = type(ffi.lib)
+    if library.__getattr__.__name__ == "look":
+        return
+    stock = library.__getattr__
+
+    def look(self: Any, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return stock(self, name)
+
+    library.__getattr__ = look
 
 
 def close_all() -> None:

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from vllm_flow.engine.mutual_attention import RangesOf
 
-EVICTABLE_MODALITIES = ("image", "video")
+EVICTABLE_MODALITIES = ("image", "video", "vision_chunk")
+"""A chunk is what Kimi-K2.5 calls a picture, and a few frames of a video."""
 KEPT_MODALITIES = ("audio",)
 """Stay whatever the policy, like text."""
 

@@ -8,9 +8,6 @@ _PER_LAYER_EMBEDDINGS = (
     "its layers add embeddings of their own for every token of the step, and share keys and values "
     "between layers"
 )
-_VISION_CHUNK = (
-    "its images arrive as a modality of their own, 'vision_chunk', which no policy reaches"
-)
 _BOTH_WAYS = (
     "the tokens of a picture attend to one another in both directions, which was compared past a cliff "
     "with Gemma 3 alone"
@@ -19,19 +16,12 @@ _PREFIX = (
     "the tokens of a picture and of the prompt attend to one another in both directions, in vLLM those of "
     "the picture alone, so that transformers' answers are no reference"
 )
-_ROWS_OVER_WORKERS = (
-    "DeepSeek's decoder tells by the number of rows whether they are spread over workers"
-)
 _NO_PICTURES = "it takes neither pictures nor videos, so that there is nothing to evict"
 
 BY_NAME = {
-    "DeepseekVLV2ForCausalLM": (
-        f"{_ROWS_OVER_WORKERS}, and its larger models store multi-head latent attention, which has no "
-        "packed storage yet"
+    "UnlimitedOCRForCausalLM": (
+        "the tokens of its answers see the last of one another alone, beside the prompt, and the others are freed"
     ),
-    "DeepseekOCRForCausalLM": _ROWS_OVER_WORKERS,
-    "DeepseekOCR2ForCausalLM": _ROWS_OVER_WORKERS,
-    "UnlimitedOCRForCausalLM": _ROWS_OVER_WORKERS,
     "Ernie4_5_VLMoeForConditionalGeneration": (
         "its layers choose their experts by a mask of the picture's rows in the whole step"
     ),
@@ -43,8 +33,9 @@ BY_NAME = {
     "Gemma3nForConditionalGeneration": _PER_LAYER_EMBEDDINGS,
     "Gemma4ForConditionalGeneration": _PER_LAYER_EMBEDDINGS,
     "Gemma4UnifiedForConditionalGeneration": _PER_LAYER_EMBEDDINGS,
-    "KimiK25ForConditionalGeneration": _VISION_CHUNK,
-    "KimiK3ForConditionalGeneration": _VISION_CHUNK,
+    "KimiK3ForConditionalGeneration": (
+        "it has layers of linear attention, whose state mixes all tokens, beside those of latent attention"
+    ),
     "Llama4ForConditionalGeneration": "its chunked local attention goes by position in the prompt",
     "Granite4VisionForConditionalGeneration": "it adds image features before its layers",
     "DiffusionGemmaForBlockDiffusion": "it answers by diffusion, block by block",
