@@ -11,12 +11,18 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_flow.engine import backends
+from vllm_flow.engine.latent import TESTED
 
 FOLDER = Path(vllm.__file__).parent / "v1" / "attention" / "backends"
 
 
 def group(name: str, kernel_block_size: int | None = None) -> list[list[SimpleNamespace]]:
-    backend = type("SomeBackend", (), {"get_name": staticmethod(lambda: name)})
+    latent = name.endswith("MLA")
+    backend = type(
+        "SomeBackend",
+        (),
+        {"get_name": staticmethod(lambda: name), "is_mla": staticmethod(lambda: latent)},
+    )
     return [[SimpleNamespace(backend=backend, kernel_block_size=kernel_block_size)]]
 
 
@@ -29,9 +35,28 @@ def test_they_are_refused_with_the_remedy(name: str) -> None:
     assert name in AttentionBackendEnum.__members__, "renamed upstream"
 
 
-@pytest.mark.parametrize("name", ["CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN", "TRITON_FLASH_ATTN"])
+@pytest.mark.parametrize(
+    "name", ["CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN", "TRITON_FLASH_ATTN", "CPU_MLA"]
+)
 def test_others_are_not(name: str) -> None:
     backends.check(group(name))
+
+
+LATENT = sorted(
+    name
+    for name, found in AttentionBackendEnum.__members__.items()
+    if name.endswith("MLA") and "CUSTOM" not in name
+)
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_latent_attention_is_tested_on_a_cpu_alone(name: str) -> None:
+    if name in TESTED:
+        backends.check(group(name))
+        return
+    with pytest.raises(ValueError, match=f"with CPU_MLA, .* has {name}: set untested_models"):
+        backends.check(group(name))
+    backends.check(group(name), untested=True)
 
 
 def test_divided_blocks_are_refused() -> None:

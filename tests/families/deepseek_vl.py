@@ -91,11 +91,11 @@ def _with_tower(size: int) -> Callable[[Any], Any]:
 
 
 def _write(
-    made: Any,
     architecture: str,
     prefixes: tuple[str, str],
     shapes: Mapping[str, tuple[int, ...]],
     settings: Mapping[str, Any],
+    made: Any,
     model: Any,
     where: Path,
 ) -> None:
@@ -165,9 +165,7 @@ def _vl2(model_of: Callable[[Mapping[str, int]], Any], **others: Any) -> Checkpo
         vision_config=dict(model_type="vision", image_size=56, patch_size=14, width=WIDTH),
         projector_config=dict(model_type="mlp_projector", input_dim=WIDTH, n_embed=HIDDEN),
     )
-    write = lambda made, model, where: _write(
-        made, "DeepseekVLV2ForCausalLM", ("language.", ""), shapes, settings, model, where
-    )
+    write = partial(_write, "DeepseekVLV2ForCausalLM", ("language.", ""), shapes, settings)
     return _checkpoint(
         model_of,
         write,
@@ -210,9 +208,7 @@ def _ocr(
     settings = dict(
         vision_config=dict(model_type="vision", image_size=256), projector_config=projector
     )
-    write = lambda made, model, where: _write(
-        made, architecture, ("", "model."), shapes, settings, model, where
-    )
+    write = partial(_write, architecture, ("", "model."), shapes, settings)
     return _checkpoint(deepseek.Plain, write, sizes=sizes, shrunk=shrunk)
 
 
@@ -225,7 +221,7 @@ def deepseek_ocr() -> Checkpoint:
         ((64, 128), (64, 64)),
         {
             "deepseek_ocr.IMAGE_SIZE": lambda _: 64,
-            "deepseek_ocr.BASE_SIZE": lambda _: 128,
+            "deepseek_ocr.BASE_SIZE": lambda _: 256,
             "deepseek_ocr.build_sam_vit_b": lambda _: partial(Patches, 64),
             "deepseek_ocr.DeepCLIPVisionTransformer": lambda _: Second,
         },

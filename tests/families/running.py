@@ -257,7 +257,12 @@ def in_chunks(wanted: bool) -> Iterator[None]:
     def check(config: Any) -> None:
         asked = config.scheduler_config, config.cache_config
         names = ("enable_chunked_prefill", "max_num_batched_tokens", "enable_prefix_caching")
-        own = [(part, name, getattr(part, name)) for part in asked for name in names if hasattr(part, name)]
+        own = [
+            (part, name, getattr(part, name))
+            for part in asked
+            for name in names
+            if hasattr(part, name)
+        ]
         stock(config)
         for part, name, value in own:
             setattr(part, name, value)

@@ -22,9 +22,9 @@ from tests.families.running import (
     prompts_of,
 )
 
-QUICK = ("qwen3_vl", "idefics3", "cohere2_vision")
+QUICK = ("qwen3_vl", "idefics3", "cohere2_vision", "kimi_vl")
 """M-RoPE, and features injected between layers; a decoder in another place, markers within a picture; sliding
-windows that a picture is wider than."""
+windows that a picture is wider than; latent attention."""
 
 CHOICE = os.environ.get("VLLM_FLOW_FAMILIES", "")
 NAMES = tuple(BUILDERS) if CHOICE == "all" else tuple(filter(None, CHOICE.split(","))) or QUICK

@@ -51,13 +51,13 @@ def test_architectures_are_vllms() -> None:
 
 def config(architecture: str, text_type: str = "llama", **facts: bool) -> Any:
     """As much of a ModelConfig as the checks read."""
-    facts = {"is_hybrid": False, "is_attention_free": False, "use_mla": False} | facts
+    facts = {"is_hybrid": False, "is_attention_free": False} | facts
     return SimpleNamespace(
         architecture=architecture, hf_text_config=SimpleNamespace(model_type=text_type), **facts
     )
 
 
-@pytest.mark.parametrize("fact", ["is_hybrid", "is_attention_free", "use_mla"])
+@pytest.mark.parametrize("fact", ["is_hybrid", "is_attention_free"])
 def test_what_cannot_evict_is_refused_whatever_the_name(fact: str) -> None:
     with pytest.raises(ValueError, match="cannot evict from SomeModel"):
         check_supported(config("SomeModel", **{fact: True}), untested=True)
@@ -67,15 +67,24 @@ def test_what_cannot_evict_is_refused_whatever_the_name(fact: str) -> None:
     ("architecture", "reason"),
     [
         ("Gemma3nForConditionalGeneration", "embeddings of their own"),
-        ("KimiK25ForConditionalGeneration", "'vision_chunk'"),
+        ("KimiK3ForConditionalGeneration", "linear attention"),
         ("Molmo2ForConditionalGeneration", "both directions"),
         ("PaliGemmaForConditionalGeneration", "both directions"),
-        ("DeepseekVLV2ForCausalLM", "multi-head latent attention"),
+        ("UnlimitedOCRForCausalLM", "see the last of one another"),
     ],
 )
 def test_what_cannot_evict_is_refused_by_name(architecture: str, reason: str) -> None:
     with pytest.raises(ValueError, match=f"cannot evict from {architecture}: .*{reason}"):
         check_supported(config(architecture), untested=True)
+
+
+def test_an_index_of_tokens_is_refused() -> None:
+    """DeepSeek-V3.2 and what came after it, whatever the name."""
+    found = config("KimiVLForConditionalGeneration", "deepseek_v3")
+    check_supported(found)
+    found.hf_text_config.index_topk = 2048
+    with pytest.raises(ValueError, match="choose the tokens that they attend to by an index"):
+        check_supported(found, untested=True)
 
 
 @pytest.mark.parametrize("name", sorted(refused.BY_NAME))
@@ -100,11 +109,10 @@ BY_CONFIGURATION = {
     "Qwen3_5ForConditionalGeneration",
     "Qwen3_5MoeForConditionalGeneration",
     "Qwen4ExpForConditionalGeneration",
-    # latent attention
+    # an index of the tokens to attend to
     "DeepseekV4ForConditionalGeneration",
     "DeepseekV41ForCausalLM",
     "Dots3NoteForCausalLM",
-    "KimiVLForConditionalGeneration",
     # an encoder and a decoder
     "CohereAsrForConditionalGeneration",
     "NemotronParseForConditionalGeneration",

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from vllm_flow.engine import latent
+
 ONE_AT_A_TIME = {
     "FLASHINFER": "plans every step in one wrapper",
     "TRITON_FLASHINFER": "plans every step in one wrapper",
@@ -29,8 +31,11 @@ def used(attn_groups: Iterable[Iterable[Any]]) -> list[Any]:
     return list({group.backend: None for of_group in attn_groups for group in of_group})
 
 
-def check(attn_groups: Iterable[Iterable[Any]]) -> None:
-    """Refuse them.
+def check(attn_groups: Iterable[Iterable[Any]], untested: bool = False) -> None:
+    """Refuse them, and those of latent attention that nobody has tested.
+
+    Args:
+        untested: the setting ``untested_models``.
 
     Of each storage group, vLLM keeps in one buffer the table of the smaller blocks that some kernels take.
 
@@ -47,6 +52,12 @@ def check(attn_groups: Iterable[Iterable[Any]]) -> None:
             )
     for backend in used(attn_groups):
         name = backend.get_name()
+        if backend.is_mla() and name not in latent.TESTED and not untested:
+            raise ValueError(
+                f"vLLM-Flow evicts from latent attention with {' and '.join(latent.TESTED)}, the backend that it "
+                f"was tested with, on a CPU, but this engine has {name}: set untested_models of "
+                "additional_config['vllm_flow'] to true to try it, or leave out additional_config['vllm_flow']."
+            )
         if name in ONE_AT_A_TIME:
             raise ValueError(
                 f"vLLM-Flow does not support the attention backend {name}, which {ONE_AT_A_TIME[name]}, where "

@@ -75,7 +75,12 @@ def _select_batched(positions: Any, rows: torch.Tensor) -> Any:
 
 
 def _scaled_layer(
-    hook: Forward, forward: Forward, positions: Any, hidden_RH: torch.Tensor, residual: Any, scaling: Any
+    hook: Forward,
+    forward: Forward,
+    positions: Any,
+    hidden_RH: torch.Tensor,
+    residual: Any,
+    scaling: Any,
 ) -> Any:
     """A layer of DeepSeek's; ``scaling`` of its queries is per row, None in most models."""
 

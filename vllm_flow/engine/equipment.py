@@ -22,7 +22,7 @@ def equip(keeper: Any, runner: Any, kv_cache_config: Any, is_profiling: bool) ->
         runner: of either version; its attention groups are made.
     """
     settings = runner.flow_settings
-    backends.check(runner.attn_groups)
+    backends.check(runner.attn_groups, settings.untested_models)
     mutual_attention.check_backends(runner.vllm_config.model_config, runner.attn_groups)
     compilation = runner.vllm_config.compilation_config
     in_pieces = compilation.cudagraph_mode.has_piecewise_cudagraphs()

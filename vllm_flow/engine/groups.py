@@ -102,9 +102,7 @@ def register() -> None:
         KVCacheSpecRegistry.register(spec, FlowAttentionManager, uniform_type_base_spec=spec)
 
 
-def group_specs(
-    specs: Mapping[str, KVCacheSpec], settings: FlowSettings
-) -> dict[str, GroupSpec]:
+def group_specs(specs: Mapping[str, KVCacheSpec], settings: FlowSettings) -> dict[str, GroupSpec]:
     """Give each attention layer the spec of its storage group.
 
     Args:

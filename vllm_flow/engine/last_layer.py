@@ -5,8 +5,9 @@ rotary embedding, and the write into the KV cache. Query, attention, output proj
 rows are left out.
 
 Seams: the parts of a decoder layer by the names that vLLM's Llama-like layers share
-(``input_layernorm``, ``self_attn.qkv_proj``, ``k_norm``, ``rotary_emb``, ``attn``), and
-``do_kv_cache_update`` of the attention backend. Where a model or backend has none of them, image rows
+(``input_layernorm``, ``self_attn.qkv_proj``, ``k_norm``, ``rotary_emb``, ``attn``) or, of latent attention,
+``MultiHeadLatentAttentionWrapper`` has (``kv_a_proj_with_mqa`` and so on), and ``do_kv_cache_update`` of the
+attention backend. Where a model or backend has none of them, image rows
 run through the whole of their last layer, and :func:`reason_against` says why.
 
 Legend: D rows, H hidden size.
@@ -22,22 +23,25 @@ from torch import nn
 from vllm.logger import init_logger
 from vllm.lora.layers import BaseLayerWithLoRA
 from vllm.model_executor.layers.linear import QKVParallelLinear, UnquantizedLinearMethod
+from vllm.model_executor.layers.mla import MultiHeadLatentAttentionWrapper
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
 
 from vllm_flow.engine.backends import used
+from vllm_flow.engine.latent import store
 
 if TYPE_CHECKING:
     from vllm_flow.engine.families import Decoder
 
 LAYERS = (
     *("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"),
-    *("Qwen3DecoderLayer", "Qwen3MoeDecoderLayer"),
+    *("Qwen3DecoderLayer", "Qwen3MoeDecoderLayer", "DeepseekV2DecoderLayer"),
 )
-"""Layers whose keys are: norm, fused projection, optional norm per head, rotary embedding."""
+"""Layers whose keys are: norm, fused projection, optional norm per head, rotary embedding; or latent."""
 
-BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
-"""Backends that read all keys of a prefill from the cache, and take more runs than requests."""
+BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN", "CPU_MLA")
+"""Backends that read from the cache all keys of a prefill that are no rows of the same run, and take more runs
+than requests."""
 
 
 def reason_against(decoder: Decoder, backends: Iterable[Any], mutual: bool = False) -> str | None:
@@ -52,9 +56,13 @@ def reason_against(decoder: Decoder, backends: Iterable[Any], mutual: bool = Fal
     if len({weight.device.type for weight in decoder.model.parameters()}) > 1:
         return "some weights come to the device only when their layer is called"
     for layer in decoder.layers:
-        if decoder.call != "residual" or type(layer).__name__ not in LAYERS:
+        if decoder.call not in ("residual", "scaled") or type(layer).__name__ not in LAYERS:
             return f"how {type(layer).__name__} makes its keys is not known"
         attn = layer.self_attn
+        if type(_latent(attn)) is MultiHeadLatentAttentionWrapper:
+            continue
+        if not hasattr(attn, "qkv_proj"):
+            return f"how {type(attn).__name__} makes its keys is not known"
         if type(_bare(attn.qkv_proj)) is not QKVParallelLinear:
             return f"its projection is a {type(attn.qkv_proj).__name__}"
         if not isinstance(attn.rotary_emb, RotaryEmbedding | MRotaryEmbedding):
@@ -63,7 +71,8 @@ def reason_against(decoder: Decoder, backends: Iterable[Any], mutual: bool = Fal
             return "layers share keys"
     for backend in backends:
         name = backend.get_name()
-        if backend.forward_includes_kv_cache_update:
+        # Latent attention stores before it, whatever its backend says.
+        if backend.forward_includes_kv_cache_update and not backend.is_mla():
             return f"{name} stores keys within attention"
         if name not in BACKENDS:
             return f"{name} may size its buffers by the number of requests"
@@ -87,13 +96,21 @@ def spares(decoder: Decoder, attn_groups: Sequence[Sequence[Any]], mutual: bool 
     return reason is None
 
 
+def _latent(attn: Any) -> Any:
+    """What makes the vectors of latent attention; None where keys and values are stored."""
+    return getattr(attn, "mla_attn", None)
+
+
 def _bare(projection: Any) -> Any:
     """The projection itself, where vLLM has wrapped it for LoRA adapters."""
     return projection.base_layer if isinstance(projection, BaseLayerWithLoRA) else projection
 
 
 class KeyWriter:
-    """Stores the keys and values of some rows in one layer, which :func:`reason_against` does not rule out."""
+    """Stores the keys and values of some rows, or their latent vectors, in one layer.
+
+    One that :func:`reason_against` does not rule out.
+    """
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
@@ -110,16 +127,21 @@ class KeyWriter:
         """Store the rows' keys and values.
 
         Args:
-            positions: [D], M-RoPE [3, D].
+            positions: [D], M-RoPE [3, D]; of DeepSeek's layers with the factors of their queries, a pair.
             hidden_DH, residual_DH: what comes out of the layer before; may be changed.
             slots: [D] slots of the layer's cache.
         """
         norm, attn = self._layer.input_layernorm, self._layer.self_attn
+        if isinstance(positions, tuple):  # with factors of the queries
+            positions = positions[0]
+        if (latent := _latent(attn)) is not None:
+            _write_latent(latent, positions, _normed(norm, hidden_DH, residual_DH), slots)
+            return
         attention = attn.attn
         packed = getattr(attn.qkv_proj, "cpu_linear", None)
         if self._project is None or self._cut_from is not packed:  # weights may be loaded anew
             self._project, self._cut_from = key_value_projection(attn.qkv_proj), packed
-        normed_DH = norm(hidden_DH) if residual_DH is None else norm(hidden_DH, residual_DH)[0]
+        normed_DH = _normed(norm, hidden_DH, residual_DH)
         key, value = self._project(normed_DH).split([attn.kv_size, attn.kv_size], dim=-1)
         if (key_norm := getattr(attn, "k_norm", None)) is not None:
             key = key_norm(key.reshape(-1, attn.num_kv_heads, attn.head_dim)).view(key.shape)
@@ -134,6 +156,29 @@ class KeyWriter:
             attention.kv_cache,
             slots,
         )
+
+
+def _normed(norm: Any, hidden_DH: torch.Tensor, residual_DH: torch.Tensor | None) -> torch.Tensor:
+    found: torch.Tensor = (
+        norm(hidden_DH) if residual_DH is None else norm(hidden_DH, residual_DH)[0]
+    )
+    return found
+
+
+def _write_latent(
+    latent: Any, positions: torch.Tensor, normed_DH: torch.Tensor, slots: torch.Tensor
+) -> None:
+    """Store the rows' latent vectors: projection, norm, rotary embedding of the part that carries positions."""
+    projection = (
+        latent.kv_a_proj_with_mqa or latent.fused_qkv_a_proj
+    )  # the latter makes queries first
+    width, turned = latent.kv_lora_rank, latent.qk_rope_head_dim
+    vector = projection(normed_DH)[0][:, -(width + turned) :]
+    own = latent.kv_a_layernorm(vector[:, :width])
+    key = vector[:, None, width:].contiguous()
+    if latent.rotary_emb is not None:  # some want queries, too
+        _, key = latent.rotary_emb(positions, torch.zeros_like(key), key)
+    store(latent.mla_attn, torch.cat([own[:, None], key], dim=-1), key, slots)
 
 
 def key_value_projection(qkv: Any) -> Callable[[torch.Tensor], torch.Tensor]:

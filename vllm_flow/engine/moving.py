@@ -146,9 +146,7 @@ class _Moving:
 
 
 def _copy(parts: Sequence[_Part]) -> None:
-    taken = [
-        part.layer.found.take(cache_of(part.layer.attention), part.source_R) for part in parts
-    ]
+    taken = [part.layer.found.take(cache_of(part.layer.attention), part.source_R) for part in parts]
     for part, rows in zip(parts, taken, strict=True):
         part.layer.found.put(cache_of(part.layer.attention), part.target_R, rows)
 

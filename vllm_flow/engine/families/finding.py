@@ -48,9 +48,7 @@ def residual_decoder(model: Any) -> Decoder:
     """The usual family: a language model of vLLM behind a tower, nothing between its layers."""
     inner = inner_model(model)
     scaled = all(_parameters(type(layer))[:4] == SCALED for layer in inner.layers)
-    return Decoder(
-        inner, list(inner.layers), inner.norm, call="scaled" if scaled else "residual"
-    )
+    return Decoder(inner, list(inner.layers), inner.norm, call="scaled" if scaled else "residual")
 
 
 def check_call(decoder: Decoder) -> None:

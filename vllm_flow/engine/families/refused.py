@@ -76,5 +76,7 @@ def reason_against(model_config: Any) -> str | None:
             "tokens, so that none can leave"
         )
     if hasattr(model_config.hf_text_config, "index_topk"):
-        return "its layers choose the tokens that they attend to by an index with a cache of its own"
+        return (
+            "its layers choose the tokens that they attend to by an index with a cache of its own"
+        )
     return None

@@ -1,0 +1,92 @@
+"""Of latent attention: images that leave after the prefill, the attention log, and the last layer before a cliff."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from vllm import SamplingParams
+
+from tests.families import oracle
+from tests.families.making import Checkpoint
+from tests.families.running import Engine, Judge, every_cliff, prompts_of
+from tests.longer import some
+
+NAMES = ("kimi_vl", "kimi_k2_5", "deepseek_vl2")
+TOLERANCE = 5e-5
+"""Of a probability, as for the log."""
+
+
+def attention_of(checkpoint: Checkpoint, prompt: oracle.Prompt, answer: list[int]) -> np.ndarray:
+    """[L, T, T] averaged over heads, by transformers' own forward."""
+    seen: list[torch.Tensor] = []
+    layers = checkpoint.decoder(checkpoint.model).layers
+    hooks = [
+        layer.self_attn.register_forward_hook(
+            lambda _module, _args, result: seen.append(result[1][0].mean(0))
+        )
+        for layer in layers
+    ]
+    try:
+        with torch.inference_mode():
+            oracle.forward(checkpoint, prompt, answer)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(seen).numpy()
+
+
+def assert_logged(engine: Engine, directory: Path, prompt: oracle.Prompt) -> None:
+    """What the log says of one request is transformers' attention."""
+    checkpoint = engine.checkpoint
+    ask, _ = prompts_of(checkpoint)
+    params = SamplingParams(
+        temperature=0,
+        max_tokens=4,
+        ignore_eos=True,
+        allowed_token_ids=checkpoint.word_ids,
+        extra_args={"flow_log_attention": True},
+    )
+    (output,) = engine.llm.generate([engine.prompt(ask)], params, use_tqdm=False)
+    answer = list(output.outputs[0].token_ids)
+    attention_LTT = attention_of(checkpoint, prompt, answer)
+    scheduler: Any = engine.llm.llm_engine.engine_core.engine_core.scheduler
+    assert scheduler.flow_logged.log.flush()
+    rows = pq.read_table(directory / "mass").to_pylist()
+    assert len(rows) == checkpoint.num_layers * len(answer)
+    image = prompt.is_image_T.numpy()
+    for row in rows:
+        weights = attention_LTT[row["layer"], len(prompt.ids) - 1 + row["token"]]
+        inside, outside = weights[: len(image)], weights[len(image) :].sum()
+        assert abs(row["image"] - inside[image].sum()) < TOLERANCE
+        assert abs(row["output"] - outside) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", some(NAMES, ["kimi_vl"]))
+def test_what_reads_the_cache_reads_vectors(
+    name: str, checkpoint_of: Callable[[str], Checkpoint], tmp_path: Path
+) -> None:
+    """Chunks of 32, two layers to a storage group."""
+    checkpoint = checkpoint_of(name)
+    flow = {"group_layers": 2, "attention_log": str(tmp_path)}
+    engine = Engine(
+        checkpoint,
+        group_layers=2,
+        additional_config={"vllm_flow": flow},
+        max_num_batched_tokens=32,
+    )
+    core: Any = engine.llm.llm_engine.engine_core.engine_core
+    runner = core.model_executor.driver_worker.worker.model_runner
+    assert runner.flow_requests.spares_last_layers
+    assert runner.flow_hook.ranker.unreadable is None and runner.flow_mover.unmovable is None
+    judge, cliffs = Judge(engine), range(checkpoint.num_layers)
+    late = [replace(ask, late=True) for ask in every_cliff(checkpoint, list(cliffs))]
+    judge.assert_exact(late, engine.run(late, 8))
+    assert_logged(engine, tmp_path, judge.prompt(prompts_of(checkpoint)[0]))
+    engine.check_idle()
