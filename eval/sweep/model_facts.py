@@ -14,6 +14,8 @@ from vllm_flow.remote_code import refusal
 
 DEMO_MODELS = ("demo", "demo-small")
 """Names that stand for the models of `vllm_flow.demo_model`; each machine assembles its own copy."""
+CHUNKED = ("kimi_k25",)
+"""Types of models whose pictures are vLLM's modality "vision_chunk"."""
 MOST_LAYERS = 10_000
 """More than any model has."""
 
@@ -85,6 +87,11 @@ def read_facts(
             f"model {model!r} cannot be read: {first} (a directory, a hub name, or `demo`; "
             "HF_HUB_OFFLINE=1 keeps to what is in the hub's cache)"
         ) from None
+    if config.model_type in CHUNKED:
+        raise ModelError(
+            f"model {model!r}: its pictures are of a modality of their own, which chats with a server carry and "
+            "prompts do not: evaluate it by a harness that asks the server (docs/evaluation.md)."
+        )
     text = config.get_text_config()
     num_layers = getattr(text, "num_hidden_layers", None)
     if not isinstance(num_layers, int) or not 0 < num_layers < MOST_LAYERS:

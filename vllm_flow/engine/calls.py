@@ -6,7 +6,7 @@ The hook thinks in ``layer(positions, hidden [T, H], residual) -> (hidden, resid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -104,6 +104,25 @@ def lengthened(tensor_RH: torch.Tensor, rows: int) -> torch.Tensor:
     longer = tensor_RH.new_empty(rows, *tensor_RH.shape[1:])
     longer[: len(tensor_RH)] = tensor_RH
     return longer
+
+
+class AliveRows(Mapping[str, torch.Tensor]):
+    """Stands in for a mapping of a step's tensors [T, H]: a look-up gives the rows alive by then.
+
+    A proxy, since the tensors are views of a buffer that vLLM keeps from step to step.
+    """
+
+    def __init__(self, tensors: Any, alive: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._tensors, self._alive = tensors, alive
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._alive(self._tensors[name])
+
+    def __iter__(self) -> Any:
+        return iter(self._tensors.tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 @dataclass(frozen=True)

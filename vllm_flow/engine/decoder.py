@@ -8,7 +8,7 @@ without any of it. Knows steps, not policies, runners or schedulers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import get_forward_context
 
 from vllm_flow.engine.adapters import AdapterRows
-from vllm_flow.engine.calls import FORMS, lengthened
+from vllm_flow.engine.calls import FORMS, AliveRows, lengthened
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.last_layer import KeyWriter
@@ -195,7 +195,7 @@ class DecoderHook:
     def _model(self, injected: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # The model adds these after a layer, when the hidden states have lost rows.
         if kwargs.get(injected) is not None:
-            kwargs[injected] = _Alive(kwargs[injected], self.alive)
+            kwargs[injected] = AliveRows(kwargs[injected], self.alive)
         return forward(*args, **kwargs)
 
     def _lengthened_layer(
@@ -292,22 +292,3 @@ class DecoderHook:
             hidden_RH = normed[0] if isinstance(normed, tuple) else normed
         hidden_TH = at_their_rows(hidden_RH, self._rows, num_rows)
         return hidden_TH if residual_RH is None else (hidden_TH, residual_RH)
-
-
-class _Alive(Mapping[str, torch.Tensor]):
-    """Stands in for a mapping of a step's tensors [T, H]: a look-up gives the rows alive by then.
-
-    A proxy, since the tensors are views of a buffer that vLLM keeps from step to step.
-    """
-
-    def __init__(self, tensors: Any, alive: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._tensors, self._alive = tensors, alive
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._alive(self._tensors[name])
-
-    def __iter__(self) -> Any:
-        return iter(self._tensors.tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)

@@ -51,7 +51,7 @@ class _OfOneGroup:
     @property
     def without_layers(self) -> Self:
         """Equal for storage groups that differ in their layers alone."""
-        return replace(self, first_layer=0, last_layer=0)  # type: ignore[type-var]
+        return replace(self, first_layer=0, last_layer=0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickled by an engine core, which groups the specs of its workers before all else."""

@@ -16,6 +16,8 @@ from vllm_flow.profile.dimensions import ModelShape, Workload
 from vllm_flow.profile.ideal import kv_bytes, prefill_flops
 from vllm_flow.remote_code import named
 
+_CHUNK = "vision_chunk"
+"""What Kimi-K2.5 calls a picture."""
 TEXT_TOKENS = 64
 """Text beside the picture, where costs are compared."""
 
@@ -70,9 +72,11 @@ def picture_tokens(model_config: Any, width: int, height: int) -> PictureTokens:
     from PIL import Image
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
-    picture = {"image": [Image.new("RGB", (width, height))]}
+    picture: dict[str, Any] = {"image": [Image.new("RGB", (width, height))]}
     with named():
         processor = MULTIMODAL_REGISTRY.create_processor(model_config)
+        if _CHUNK in processor.info.get_supported_mm_limits():
+            picture = {_CHUNK: [{"type": "image", "image": picture["image"][0], "uuid": None}]}
         places = _placeholders(processor, model_config, picture)
     evicted = sum(
         end + 1 - start for place in places for start, end in place.extract_embeds_range()
@@ -83,16 +87,17 @@ def picture_tokens(model_config: Any, width: int, height: int) -> PictureTokens:
 def _placeholders(processor: Any, model_config: Any, picture: dict[str, Any]) -> Any:
     from vllm.multimodal.processing.context import TimingContext
 
+    (kind,) = picture
     if "mm_data" in inspect.signature(processor.get_dummy_inputs).parameters:
         # Mistral's tokenizer writes a picture's tokens into the prompt itself.
         asked = processor.get_dummy_inputs(
-            model_config.max_model_len, {"image": 1}, {}, mm_data=picture
+            model_config.max_model_len, {kind: 1}, {}, mm_data=picture
         )
         found = processor.apply(asked, TimingContext(enabled=False))
     else:
         items = processor.info.parse_mm_data(picture)
-        found = processor(processor.dummy_inputs.get_dummy_text({"image": 1}), items)
-    return found["mm_placeholders"]["image"]
+        found = processor(processor.dummy_inputs.get_dummy_text({kind: 1}), items)
+    return found["mm_placeholders"][kind]
 
 
 def uncounted(model_config: Any) -> str | None:
@@ -102,6 +107,8 @@ def uncounted(model_config: Any) -> str | None:
         return "has sliding windows, whose costs are not counted"
     if model_config.is_moe or not isinstance(getattr(text, "intermediate_size", None), int):
         return "is a mixture of experts, whose FLOPs are not counted; profile a dense model of its family"
+    if getattr(text, "kv_lora_rank", None) is not None:
+        return "has latent attention, whose FLOPs are not counted"
     return None
 
 

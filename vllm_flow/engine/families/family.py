@@ -9,6 +9,9 @@ from typing import Any
 from vllm_flow.engine.families.decoder_parts import Decoder
 from vllm_flow.engine.families.finding import residual_decoder
 
+FROM_EMBEDDINGS = "transformers' language model, from vLLM's embeddings"
+"""What families are compared with that transformers has no tower for."""
+
 
 @dataclass(frozen=True)
 class Family:

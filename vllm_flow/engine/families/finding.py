@@ -70,7 +70,7 @@ def check_call(decoder: Decoder) -> None:
 
 def _parameters(kind: type[Any]) -> tuple[str, ...]:
     """Of a layer's ``forward``."""
-    return tuple(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
 def check_nothing_between(decoder: Decoder) -> None:
