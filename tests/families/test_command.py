@@ -14,6 +14,7 @@ import pytest
 from tests.families import oracle
 from tests.families.making import Checkpoint, picture
 from vllm_flow.cli import main
+from vllm_flow.eval.sweep.model_facts import ModelError, read_facts
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "idefics3"])
@@ -36,7 +37,13 @@ def test_a_picture_becomes_as_many_tokens_as_the_processor_makes(
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "leave", "stay"),
-    [("molmo_qwen2", 12, 8), ("ovis2", 16, 0), ("pixtral_mistral", 64, 8)],
+    [
+        ("molmo_qwen2", 12, 8),
+        ("ovis2", 16, 0),
+        ("pixtral_mistral", 64, 8),
+        ("kimi_k2_5", 8, 0),
+        ("deepseek_vl2", 17, 0),
+    ],
 )
 def test_so_it_does_where_that_is_code_or_mistrals(
     name: str,
@@ -51,6 +58,24 @@ def test_so_it_does_where_that_is_code_or_mistrals(
     assert main(["models", str(checkpoint.where), *picture_of]) == 0
     shown = capsys.readouterr().out
     assert f"{leave} tokens leave at the cliff, {stay} around them stay" in shown
+
+
+def test_the_doctor_names_the_backend_of_latent_attention(
+    checkpoint_of: Callable[[str], Checkpoint], capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = str(checkpoint_of("kimi_vl").where)
+    assert main(["doctor", "--json", "--trust-remote-code", "--model", where]) == 0
+    found = json.loads(capsys.readouterr().out)["findings"]
+    (said,) = [finding["text"] for finding in found if finding["topic"] == "attention"]
+    assert said.startswith("CPU_MLA (head size 576")
+
+
+@pytest.mark.parametrize("kind", ["kimi_k2_5"])
+def test_an_evaluation_of_chunks_is_refused(
+    kind: str, checkpoint_of: Callable[[str], Checkpoint]
+) -> None:
+    with pytest.raises(ModelError, match="modality of their own, which chats with a server carry"):
+        read_facts(str(checkpoint_of(kind).where))
 
 
 @pytest.mark.long

@@ -31,6 +31,18 @@ def used(attn_groups: Iterable[Iterable[Any]]) -> list[Any]:
     return list({group.backend: None for of_group in attn_groups for group in of_group})
 
 
+def untested_latent(backend: Any) -> str | None:
+    """A sentence about a backend of latent attention that nobody has tested; None of others."""
+    name = backend.get_name()
+    if not backend.is_mla() or name in latent.TESTED:
+        return None
+    return (
+        f"vLLM-Flow evicts from latent attention with {' and '.join(latent.TESTED)}, the backend that it was tested "
+        f"with, on a CPU, but this engine has {name}: set untested_models of additional_config['vllm_flow'] to "
+        "true to try it, or leave out additional_config['vllm_flow']."
+    )
+
+
 def check(attn_groups: Iterable[Iterable[Any]], untested: bool = False) -> None:
     """Refuse them, and those of latent attention that nobody has tested.
 
@@ -52,12 +64,8 @@ def check(attn_groups: Iterable[Iterable[Any]], untested: bool = False) -> None:
             )
     for backend in used(attn_groups):
         name = backend.get_name()
-        if backend.is_mla() and name not in latent.TESTED and not untested:
-            raise ValueError(
-                f"vLLM-Flow evicts from latent attention with {' and '.join(latent.TESTED)}, the backend that it "
-                f"was tested with, on a CPU, but this engine has {name}: set untested_models of "
-                "additional_config['vllm_flow'] to true to try it, or leave out additional_config['vllm_flow']."
-            )
+        if not untested and (reason := untested_latent(backend)) is not None:
+            raise ValueError(reason)
         if name in ONE_AT_A_TIME:
             raise ValueError(
                 f"vLLM-Flow does not support the attention backend {name}, which {ONE_AT_A_TIME[name]}, where "

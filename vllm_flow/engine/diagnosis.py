@@ -273,11 +273,16 @@ def describe_engine(config: Any | None) -> Iterable[Finding]:
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.v1.attention.selector import get_attn_backend
 
+    from vllm_flow.engine import backends
+
     config = VllmConfig() if config is None else config
     model = config.model_config
     head_size = 128 if model is None else model.get_head_size()
     dtype = torch.bfloat16 if model is None else model.dtype
     with set_current_vllm_config(config):
-        backend = get_attn_backend(head_size, dtype, None)
+        latent = model is not None and model.use_mla
+        backend = get_attn_backend(head_size, dtype, None, use_mla=latent)
     yield Finding("model runner", f"{'V2' if config.use_v2_model_runner else 'V1'}.")
     yield Finding("attention", f"{backend.get_name()} (head size {head_size}, {dtype}).")
+    if (untested := backends.untested_latent(backend)) is not None:
+        yield Finding("attention", untested, problem=True)
