@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from vllm import SamplingParams
+from vllm import SamplingParams, envs
 
 from tests.families import oracle
 from tests.families.making import Checkpoint
@@ -90,3 +91,30 @@ def test_what_reads_the_cache_reads_vectors(
     judge.assert_exact(late, engine.run(late, 8))
     assert_logged(engine, tmp_path, judge.prompt(prompts_of(checkpoint)[0]))
     engine.check_idle()
+
+
+@pytest.mark.long
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
+def test_two_workers_are_exact(
+    checkpoint_of: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has half of the heads and all vectors. DeepSeek's decoder would take rows that left for the other's."""
+    checkpoint = checkpoint_of("kimi_vl")
+    alone = Engine(checkpoint, group_layers=2)
+    asks = every_cliff(checkpoint, [None, *range(checkpoint.num_layers)])
+    asks += [replace(asks[0], stages=kind) for kind in ("1:50% last_image", "2:40% last_prompt")]
+    for name, value in {
+        "VLLM_CPU_OMP_THREADS_BIND": "0|1",  # a core for each
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # torch has threads here already
+    }.items():
+        monkeypatch.setenv(name, value)  # for the workers
+        # vLLM keeps what it read when it started the first engine of this process.
+        monkeypatch.setattr(envs, name, value, raising=False)
+    engine = Engine(
+        checkpoint,
+        group_layers=2,
+        tensor_parallel_size=2,
+        distributed_executor_backend="mp",
+        max_num_batched_tokens=32,
+    )
+    Judge(alone).assert_exact(asks, engine.run(asks, 8))
