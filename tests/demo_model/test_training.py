@@ -45,7 +45,7 @@ BUDGET = replace(
     lora_rank=2, small_steps=3, small_batch=2, checkpoint_every=0.0,
 )  # fmt: skip
 FEWER = replace(BUDGET, vision_steps=2, small_steps=2)
-"""For the command as a whole: a step of a tower is seconds where bfloat16 is emulated."""
+"""For the command as a whole."""
 MACHINE = batches.Machine()
 
 
@@ -169,6 +169,8 @@ def train(
         bases=(Budget,),
         frozen=True,
     )
+    # Muon multiplies in bfloat16, which takes seconds a step where it is emulated.
+    monkeypatch.setattr(torch.optim, "Muon", partial(torch.optim.Muon, ns_steps=1))
     monkeypatch.setattr(run, "Budget", tiny)
     monkeypatch.setattr(run, "load_assets", lambda work: assets)
     monkeypatch.setattr(run, "read_decoder", tiny_decoder)
