@@ -1,6 +1,6 @@
 """transformers and vLLM load the very same folder and give the same greedy tokens in float32.
 
-In `make test-long`: in `make test` the large model has tests/engine/test_demo_model.py, and an evaluation runs on the small one.
+In `make test-long`; `make test` has tests/engine/test_demo_model.py, and an evaluation by the small one.
 """
 
 from __future__ import annotations
