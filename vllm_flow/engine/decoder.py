@@ -286,6 +286,14 @@ class _Alive(Mapping[str, torch.Tensor]):
     def __init__(self, tensors: Any, alive: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._tensors, self._alive = tensors, alive
 
+    @property
+    def tensors(self) -> _Alive:
+        """As vLLM's ``IntermediateTensors`` has it."""
+        return self
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors.tensors
+
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._alive(self._tensors[name])
 

@@ -15,7 +15,12 @@ PATHS = ("language_model.model", "llm.model", "model.text_model", "model.languag
 """Where the decoder may be, from the outermost module; the first that holds layers is taken."""
 
 RESIDUAL = ("positions", "hidden_states", "residual")
-"""Parameters of a layer's ``forward`` that the call ``residual`` needs, in this order."""
+FIRST: dict[str, tuple[str, ...]] = {
+    "residual": RESIDUAL,
+    "masked": (*RESIDUAL, "visual_token_mask"),
+    "plain": RESIDUAL[:2],
+}
+"""Call -> the parameters with which a layer's ``forward`` begins, where they are given by position."""
 
 USUAL = ("input_ids", "positions", "intermediate_tensors", "inputs_embeds")
 """Parameters of the module that runs the layers, where it adds nothing between them."""
@@ -53,13 +58,14 @@ def check_call(decoder: Decoder) -> None:
     Raises:
         ValueError: names the layer and its parameters.
     """
-    if decoder.call != "residual":
+    first = FIRST.get(decoder.call)
+    if first is None:
         return
     for kind in {type(layer) for layer in decoder.layers}:
         found = tuple(inspect.signature(kind.forward).parameters)[1:]
-        if found[:3] != RESIDUAL:
+        if found[: len(first)] != first:
             raise ValueError(
-                f"vLLM-Flow calls decoder layers with ({', '.join(RESIDUAL)}), but {kind.__name__} "
+                f"vLLM-Flow calls decoder layers with ({', '.join(first)}), but {kind.__name__} "
                 f"takes ({', '.join(found)}); {_INSTEAD}."
             )
 

@@ -32,9 +32,6 @@ BY_NAME = {
     "DeepseekOCRForCausalLM": _ROWS_OVER_WORKERS,
     "DeepseekOCR2ForCausalLM": _ROWS_OVER_WORKERS,
     "UnlimitedOCRForCausalLM": _ROWS_OVER_WORKERS,
-    "Ernie4_5_VLMoeForConditionalGeneration": (
-        "its layers choose their experts by a mask of the picture's rows in the whole step"
-    ),
     "BagelForConditionalGeneration": _BOTH_WAYS,
     "Molmo2ForConditionalGeneration": _BOTH_WAYS,
     "Moondream3ForCausalLM": _BOTH_WAYS,
@@ -46,7 +43,6 @@ BY_NAME = {
     "KimiK25ForConditionalGeneration": _VISION_CHUNK,
     "KimiK3ForConditionalGeneration": _VISION_CHUNK,
     "Llama4ForConditionalGeneration": "its chunked local attention goes by position in the prompt",
-    "Granite4VisionForConditionalGeneration": "it adds image features before its layers",
     "DiffusionGemmaForBlockDiffusion": "it answers by diffusion, block by block",
     **dict.fromkeys(
         (

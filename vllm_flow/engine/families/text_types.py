@@ -23,6 +23,8 @@ TEXT_TYPES = {
     "chatglm": "GLMTransformer",
     "cohere2": "CohereModel",
     "dots_ocr": "Qwen2Model",
+    "ernie4_5_moe_vl": "Ernie4_5_VLMoeModel",
+    "granite4_vision_text": "Granite4VisionLLMModel",
     "gemma3_text": "Gemma3Model",
     "molmo": "MolmoModel",
     "phi3_v": "LlamaModel",
