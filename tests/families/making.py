@@ -78,6 +78,8 @@ class Checkpoint:
     attention: str = ""
     """The attention backend that the family needs, where that is none of a CPU's: it runs there through Triton's
     interpreter."""
+    group_layers: int = 2
+    """Layers per storage group, where some share one."""
     unit_offset: bool = False
     """Whether the decoder's norms add one to their weights (Gemma)."""
 

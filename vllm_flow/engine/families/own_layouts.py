@@ -82,6 +82,17 @@ OWN_LAYOUTS = (
         compared=FROM_EMBEDDINGS,
     ),
     Family(
+        "Step3-VL-10B",
+        ("StepVLForConditionalGeneration",),
+        ("Qwen3Model",),
+        "crops of a long or large picture, 81 tokens each, then the picture whole, 169 tokens",
+        "the markers around each crop, at the end of a row, and around the picture",
+        ("step3_vl",),
+        compared=FROM_EMBEDDINGS,
+        beyond="the picture, whose size vLLM fixes, made small; on CPU vLLM 0.32 multiplies a view that it cannot, "
+        "of which the test makes a copy",
+    ),
+    Family(
         "Pixtral, Mistral Small 3.1 and later, in Mistral's format",
         ("PixtralForConditionalGeneration",),
         ("MistralModel",),

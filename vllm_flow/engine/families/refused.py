@@ -6,14 +6,14 @@ from typing import Any
 
 _PER_LAYER_EMBEDDINGS = (
     "its layers add embeddings of their own for every token of the step, and share keys and values "
-    "between layers"
+    "between layers, so that one past the cliff would read a picture's from before it"
 )
 _VISION_CHUNK = (
     "its images arrive as a modality of their own, 'vision_chunk', which no policy reaches"
 )
 _BOTH_WAYS = (
     "the tokens of a picture attend to one another in both directions, which was compared past a cliff "
-    "with Gemma 3 alone"
+    "with Gemma 3 and 4 alone"
 )
 _PREFIX = (
     "the tokens of a picture and of the prompt attend to one another in both directions, in vLLM those of "
@@ -23,6 +23,9 @@ _ROWS_OVER_WORKERS = (
     "DeepSeek's decoder tells by the number of rows whether they are spread over workers"
 )
 _NO_PICTURES = "it takes neither pictures nor videos, so that there is nothing to evict"
+
+_OF_ALL_LAYERS = ("hidden_size_per_layer_input", "num_kv_shared_layers")
+"""Keys of a language model's configuration, of which either says so."""
 
 BY_NAME = {
     "DeepseekVLV2ForCausalLM": (
@@ -38,11 +41,11 @@ BY_NAME = {
     "HfMoondream": _BOTH_WAYS,
     "PaliGemmaForConditionalGeneration": _PREFIX,
     "Gemma3nForConditionalGeneration": _PER_LAYER_EMBEDDINGS,
-    "Gemma4ForConditionalGeneration": _PER_LAYER_EMBEDDINGS,
-    "Gemma4UnifiedForConditionalGeneration": _PER_LAYER_EMBEDDINGS,
     "KimiK25ForConditionalGeneration": _VISION_CHUNK,
     "KimiK3ForConditionalGeneration": _VISION_CHUNK,
-    "Llama4ForConditionalGeneration": "its chunked local attention goes by position in the prompt",
+    "Llama4ForConditionalGeneration": (
+        "its local attention divides a prompt into chunks by position, which packed storage does not keep"
+    ),
     "DiffusionGemmaForBlockDiffusion": "it answers by diffusion, block by block",
     **dict.fromkeys(
         (
@@ -80,6 +83,9 @@ def reason_against(model_config: Any) -> str | None:
             "it has layers of linear attention, convolutions or state spaces, whose state mixes all "
             "tokens, so that none can leave"
         )
+    text = model_config.hf_text_config
+    if any(getattr(text, name, None) for name in _OF_ALL_LAYERS):  # Gemma 4's E2B and E4B
+        return _PER_LAYER_EMBEDDINGS
     if model_config.use_mla:
         return "it stores multi-head latent attention, which has no packed storage yet"
     return None
