@@ -188,7 +188,8 @@ FAMILIES = (
         "<|IMAGE_START|>, <|IMAGE_END|>, which go to the picture's experts, too",
         ("ernie4_5_vl",),
         beyond="on CPU vLLM 0.32 leaves out what corrects the experts' choice, and calls the rotary embedding "
-        "wrongly: the test has no correction, and calls it rightly",
+        "wrongly: the test has no correction, and calls it rightly; a marker in a step without a picture goes to "
+        "the text's experts, as in stock vLLM",
         adapter=ernie_decoder,
     ),
     Family(
