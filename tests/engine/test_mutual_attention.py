@@ -24,7 +24,13 @@ from vllm.v1.worker.gpu.attn_utils import compute_mm_prefix_ranges
 from tests.engine.bare_prompts import IMAGE
 from tests.engine.bare_scheduler import LENGTH, OpenBare
 from vllm_flow.engine import last_layer, mutual_attention
-from vllm_flow.engine.mutual_attention import as_vllm, check_backends, ranges_of, reason_against
+from vllm_flow.engine.mutual_attention import (
+    as_vllm,
+    check_backends,
+    ranges_of,
+    reader,
+    reason_against,
+)
 
 BUDGET = 40
 
@@ -109,6 +115,33 @@ def config(**scheduler: Any) -> Any:
         scheduler_config=SimpleNamespace(**(usual | scheduler)),
         attention_config=SimpleNamespace(backend=None),
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "v2", "found"),
+    [
+        ("gemma3_text", False, ((40, 60),)),
+        ("gemma4_text", True, ((40, 60),)),
+        ("gemma4_text", False, ((3, 36), (40, 60))),
+    ],
+)
+def test_a_picture_wider_than_a_window_is_mutual_where_vllm_has_it_so(
+    kind: str, v2: bool, found: tuple[tuple[int, int], ...]
+) -> None:
+    """Model Runner V1 keeps Gemma 4's, and the kernel heeds the window."""
+    asked = config()
+    asked.use_v2_model_runner = v2
+    asked.model_config.hf_text_config = SimpleNamespace(model_type=kind)
+    asked.model_config.get_sliding_window = lambda: 32
+    pictures: Any = [
+        SimpleNamespace(
+            modality="image",
+            mm_position=SimpleNamespace(extract_embeds_range=lambda at=at: [at]),
+        )
+        for at in ((3, 35), (40, 59))
+    ]
+    ranges_of = reader(asked)
+    assert ranges_of is not None and ranges_of(pictures) == found
 
 
 def test_a_cpu_is_refused_with_the_remedy() -> None:

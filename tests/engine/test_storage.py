@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -114,6 +116,51 @@ def test_a_storage_group_is_as_quantised_as_its_layers() -> None:
     assert type(one).merge([one, other]) == one
     with pytest.raises(AssertionError, match="do not share"):
         type(one).merge([one, replace(other, kv_quant_mode=KVQuantMode.NONE)])
+
+
+def test_layers_whose_keys_differ_in_size_are_padded_to_one() -> None:
+    """Gemma 4: as many tokens to a block in every layer, a storage group each."""
+    shape = dict(block_size=16, dtype=torch.float32)
+    wide = SlidingWindowSpec(sliding_window=64, num_kv_heads=4, head_size=32, **shape)
+    narrow = FullAttentionSpec(num_kv_heads=1, head_size=64, **shape)
+    names = [f"layers.{n}.attn" for n in range(4)]
+    specs = dict(zip(names, [wide, narrow] * 2, strict=True))
+    found = groups.group_specs(specs, FlowSettings.read({"group_layers": 1}, 4))
+    for name, spec in found.items():
+        assert spec.page_size_bytes == wide.page_size_bytes, name
+        assert spec.block_size == 16
+        assert spec.unpadded_page_size_bytes == specs[name].page_size_bytes, name
+    with pytest.raises(ValueError, match=r"'layers\.1\.attn' differ .*\['group_layers'\] to 1"):
+        groups.group_specs(specs, FlowSettings.read({"group_layers": 2}, 4))
+
+
+def test_a_model_whose_keys_differ_in_size_has_a_storage_group_per_layer() -> None:
+    def settings(options: dict[str, int], kv_heads: list[int]) -> FlowSettings | None:
+        shape = [SimpleNamespace(head_size=64, total_num_kv_heads=heads) for heads in kv_heads]
+        config: Any = SimpleNamespace(
+            additional_config={"vllm_flow": options},
+            model_config=SimpleNamespace(
+                model_arch_config=shape,
+                get_total_num_hidden_layers=lambda: len(shape),
+                is_mm_prefix_lm=False,
+            ),
+            scheduler_config=SimpleNamespace(
+                max_num_scheduled_tokens=8,
+                max_num_batched_tokens=8,
+                max_num_seqs=1,
+                long_prefill_token_threshold=0,
+            ),
+            cache_config=SimpleNamespace(cache_dtype="auto"),
+            kv_transfer_config=None,
+        )
+        return FlowSettings.of(config)
+
+    found = [
+        settings({}, [2] * 16),
+        settings({}, [2, 4] * 8),
+        settings({"group_layers": 4}, [2, 4] * 8),
+    ]
+    assert [each and each.group_layers for each in found] == [2, 1, 4]
 
 
 def test_layers_with_a_window_share_a_storage_group_with_those_without() -> None:

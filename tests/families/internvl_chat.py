@@ -247,3 +247,17 @@ def eagle2_5() -> Checkpoint:
 def skywork_r1v() -> Checkpoint:
     """The same layout under another name."""
     return _chat("Qwen2", architecture="SkyworkR1VChatModel")
+
+
+def _write_qianfan(made: Any, model: Any, where: Path) -> None:
+    """The same layout, with a configuration that vLLM has a class for."""
+    _write(made, False, "QianfanOCRForConditionalGeneration", model, where)
+    config = json.loads((where / "config.json").read_text())
+    del config["auto_map"]
+    config |= {"model_type": "qianfan_ocr", "text_config": config.pop("llm_config")}
+    (where / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def qianfan_ocr() -> Checkpoint:
+    made = _chat("Qwen3", head_dim=32)
+    return replace(made, write=partial(_write_qianfan, made.saved))

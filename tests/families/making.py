@@ -83,6 +83,8 @@ class Checkpoint:
     latent: bool = False
     """Whether latent vectors are stored: vLLM then does without chunks and prefix caching on a CPU, where the
     tests have it do with them, as on CUDA."""
+    group_layers: int = 2
+    """Layers per storage group, where some share one."""
     unit_offset: bool = False
     """Whether the decoder's norms add one to their weights (Gemma)."""
 

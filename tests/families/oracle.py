@@ -21,7 +21,7 @@ from torch import nn
 from tests.families.making import Checkpoint
 
 HIDDEN = torch.finfo(torch.float32).min
-TYPES = ("mm_token_type_ids", "token_type_ids")
+TYPES = ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
 """Inputs with a value per prompt token, 0 for text."""
 
 

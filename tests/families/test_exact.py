@@ -29,10 +29,13 @@ windows that a picture is wider than; latent attention."""
 CHOICE = os.environ.get("VLLM_FLOW_FAMILIES", "")
 NAMES = tuple(BUILDERS) if CHOICE == "all" else tuple(filter(None, CHOICE.split(","))) or QUICK
 RUNNER = ("V2" if v2_cpu.wanted() else "V1") + (", compiled" if COMPILED else "")
-TOKENS = 6 if v2_cpu.wanted() else 16
-"""Per answer; V2's kernels go through an interpreter on CPU."""
 BLOCK = 32
 """Tokens of a KV block, and of a chunk."""
+
+
+def _tokens(checkpoint: Checkpoint) -> int:
+    """Per answer: fewer where attention, or all of V2's kernels, go through an interpreter on CPU."""
+    return 3 if checkpoint.attention else 6 if v2_cpu.wanted() else 16
 
 
 def _cliffs(checkpoint: Checkpoint) -> list[int | None]:
@@ -52,13 +55,12 @@ def test_chunks_and_cached_prefixes_are_exact(
 ) -> None:
     """All cliffs and the baseline in one batch, prefill in chunks of 32, then again from the cache."""
     checkpoint = checkpoint_of(name)
-    engine = Engine(
-        checkpoint, group_layers=2, max_num_batched_tokens=BLOCK, enable_prefix_caching=True
-    )
+    groups = checkpoint.group_layers
+    engine = Engine(checkpoint, groups, max_num_batched_tokens=BLOCK, enable_prefix_caching=True)
     judge, asks = Judge(engine), every_cliff(checkpoint, _cliffs(checkpoint))
-    outputs = engine.run(asks, TOKENS)
+    outputs = engine.run(asks, _tokens(checkpoint))
     _record(table, name, "chunks of 32", asks, judge.assert_exact(asks, outputs))
-    again = engine.run(asks, TOKENS)
+    again = engine.run(asks, _tokens(checkpoint))
     hits = [output.num_cached_tokens for output in again]
     for ask, hit, prompt in zip(asks, hits, map(judge.prompt, asks), strict=True):
         first = prompt.is_image_T[:BLOCK]
@@ -81,10 +83,10 @@ def test_whole_prompts_are_exact_and_the_baseline_is_stock(
     judge, asks = Judge(engine), every_cliff(checkpoint, _cliffs(checkpoint))
     # First of all, so that the pictures go through the tower in batches as they do in stock vLLM.
     plain = every_cliff(checkpoint, [None])
-    without = engine.run(plain, TOKENS)
-    outputs = engine.run(asks, TOKENS)
+    without = engine.run(plain, _tokens(checkpoint))
+    outputs = engine.run(asks, _tokens(checkpoint))
     _record(table, name, "whole prompts", asks, judge.assert_exact(asks, outputs))
-    stock = Engine(checkpoint, STOCK).run(plain, TOKENS)
+    stock = Engine(checkpoint, STOCK).run(plain, _tokens(checkpoint))
     _record(table, name, "stock vLLM", plain, judge.assert_exact(plain, stock))
     error = largest_difference(without, stock)
     assert error <= 1e-6
@@ -115,6 +117,6 @@ def test_what_stays_of_a_picture_is_exact(
     unread = ("last_image", "last_prompt") if checkpoint.windows else ()
     kinds = [stages for stages in STAGES if not any(rank in stages for rank in unread)]
     asks = [replace(ask, stages=stages) for stages in kinds]
-    outputs = engine.run(asks, TOKENS)
+    outputs = engine.run(asks, _tokens(checkpoint))
     _record(table, name, "stages and ranks", asks, judge.assert_exact(asks, outputs))
     engine.check_idle()

@@ -30,6 +30,37 @@ def _residual_norm(hook: Forward, forward: Forward, *args: Any, **kwargs: Any) -
     return hook(forward, *args, **kwargs)
 
 
+def _plain_layer(
+    hook: Forward, forward: Forward, positions: torch.Tensor, hidden_states: torch.Tensor
+) -> torch.Tensor:
+    def plain(positions: torch.Tensor, hidden_RH: torch.Tensor, _: None) -> Any:
+        return forward(positions, hidden_RH), None
+
+    return hook(plain, positions, hidden_states, None)[0]
+
+
+def _masked_layer(
+    hook: Forward,
+    forward: Forward,
+    positions: torch.Tensor,
+    hidden_states: torch.Tensor,
+    residual: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> Any:
+    """The mask [T, 1] goes with the positions: both are the step's at every layer, and lose the same rows."""
+
+    def plain(given: Any, hidden_RH: torch.Tensor, residual_RH: torch.Tensor | None) -> Any:
+        return forward(given[0], hidden_RH, residual_RH, given[1], **kwargs)
+
+    return hook(plain, (positions, mask), hidden_states, residual)
+
+
+def _select_masked(given: Any, rows: torch.Tensor) -> Any:
+    positions, mask = given
+    return select_positions(positions, rows), None if mask is None else mask.index_select(0, rows)
+
+
 def _tensor_layer(
     hook: Forward, forward: Forward, hidden_states: torch.Tensor, position_ids: torch.Tensor
 ) -> torch.Tensor:
@@ -115,6 +146,14 @@ class AliveRows(Mapping[str, torch.Tensor]):
     def __init__(self, tensors: Any, alive: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._tensors, self._alive = tensors, alive
 
+    @property
+    def tensors(self) -> AliveRows:
+        """As vLLM's ``IntermediateTensors`` has it."""
+        return self
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors.tensors
+
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._alive(self._tensors[name])
 
@@ -143,6 +182,8 @@ class CallForm:
 FORMS = {
     "residual": CallForm(_residual_layer, _residual_norm),
     "scaled": CallForm(_scaled_layer, _residual_norm, _select_scaled, lengthens=True),
+    "plain": CallForm(_plain_layer, _tensor_norm),
+    "masked": CallForm(_masked_layer, _residual_norm, _select_masked),
     "tensor": CallForm(_tensor_layer, _tensor_norm),
     "batched": CallForm(_batched_layer, _batched_norm, _select_batched),
 }

@@ -112,8 +112,12 @@ def group_specs(specs: Mapping[str, KVCacheSpec], settings: FlowSettings) -> dic
     the attention looks no further back than its window in what is stored, which past a cliff are kept tokens.
     What lies outside a window is not freed.
 
+    Layers whose keys differ in size (Gemma 4) are padded to the largest, so that a block holds as many tokens in
+    each: vLLM would give them blocks of different lengths.
+
     Raises:
-        ValueError: a layer uses neither full attention, latent or not, nor a sliding window.
+        ValueError: a layer uses neither full attention, latent or not, nor a sliding window, or layers of one
+            storage group store keys of different sizes.
     """
     register()
     grouped: dict[str, GroupSpec] = {}
@@ -139,4 +143,19 @@ def group_specs(specs: Mapping[str, KVCacheSpec], settings: FlowSettings) -> dic
             first_layer=first,
             last_layer=min(first + settings.group_layers, settings.num_layers) - 1,
         )
-    return grouped
+    return _padded(grouped)
+
+
+def _padded(specs: dict[str, GroupSpec]) -> dict[str, GroupSpec]:
+    largest = max((spec.page_size_bytes for spec in specs.values()), default=0)
+    of_group: dict[int, GroupSpec] = {}
+    for name, spec in specs.items():
+        if of_group.setdefault(spec.first_layer, spec) != spec:
+            raise ValueError(
+                f"vLLM-Flow stores layers of one group alike, but the keys of layer {name!r} differ in size from "
+                f"those of layer {spec.first_layer}: set additional_config['vllm_flow']['group_layers'] to 1."
+            )
+    return {
+        name: spec if spec.page_size_bytes == largest else replace(spec, page_size_padded=largest)
+        for name, spec in specs.items()
+    }

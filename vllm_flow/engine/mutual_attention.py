@@ -34,10 +34,19 @@ _WITHOUT = "or leave out additional_config['vllm_flow']."
 RangesOf: TypeAlias = "Callable[[Iterable[MultiModalFeatureSpec]], tuple[Range, ...]]"
 
 
-def reader(model_config: Any) -> RangesOf | None:
+CLAMPED = ("gemma4_text",)
+"""Language models whose kernels keep a range within a sliding window, query by query. Model Runner V1 leaves such
+ranges whole where they are wider than the window; V2 makes them causal, as it does any model's."""
+
+
+def reader(vllm_config: Any) -> RangesOf | None:
     """What reads the mutual ranges of a request off its inputs; None where a model has none."""
+    model_config = vllm_config.model_config
     if not model_config.is_mm_prefix_lm:
         return None
+    whole = model_config.hf_text_config.model_type in CLAMPED
+    if whole and not vllm_config.use_v2_model_runner:
+        return partial(ranges_of, longest=None)
     return partial(ranges_of, longest=model_config.get_sliding_window())
 
 
@@ -45,7 +54,7 @@ def ranges_of(features: Iterable[MultiModalFeatureSpec], longest: int | None) ->
     """Ranges of a prompt whose tokens see one another, ascending.
 
     Args:
-        longest: ranges of more tokens than a sliding window has are causal in vLLM, in every layer.
+        longest: ranges of more tokens than a sliding window has are causal in vLLM, in every layer. None: none is.
     """
     found = [
         (start, last + 1)

@@ -153,6 +153,6 @@ def adopt(runner: Any, settings: FlowSettings) -> None:
     """Turn a freshly built V1 runner, of whatever platform, into one that evicts."""
     adoption.adopt(runner, FlowRunnerV1)
     runner.flow_settings = settings
-    mutual_of = mutual_attention.reader(runner.model_config)
+    mutual_of = mutual_attention.reader(runner.vllm_config)
     runner.flow_requests = LayoutBook(settings.num_layers, mutual_of)
     runner.flow_tap = None

@@ -177,7 +177,7 @@ class FlowRunnerV2(model_call.EagerProfile):
         super().load_model(*args, **kwargs)
         state = self.model_state
         adoption.adopt(state, FlowModelState)
-        mutual_of = mutual_attention.reader(self.vllm_config.model_config)
+        mutual_of = mutual_attention.reader(self.vllm_config)
         state.flow_requests = LayoutBook(self.flow_settings.num_layers, mutual_of)
         state.flow_hook = model_call.adopt(self.model, self.vllm_config, self.flow_settings)
         state.flow_attn_groups = lambda: self.attn_groups

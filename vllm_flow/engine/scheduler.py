@@ -51,7 +51,7 @@ class _FlowScheduling:
         settings = FlowSettings.of(self.vllm_config)
         assert settings is not None, "this scheduler class is set by vLLM-Flow's configuration"
         self.flow_settings = settings
-        mutual_of = mutual_attention.reader(self.vllm_config.model_config)
+        mutual_of = mutual_attention.reader(self.vllm_config)
         self.flow_requests = LayoutBook(settings.num_layers, mutual_of)
         self.flow_managers = managers_of(self.kv_cache_manager.coordinator.single_type_managers)
         check_hash_unit(self.hash_block_size, [m.block_size for m in self.flow_managers])

@@ -44,7 +44,7 @@ class FlowSettings:
 
     Any cliff is exact whatever this is; blocks are saved in the groups that lie wholly past it.
     The last group may have fewer, but more than two thirds. Default: at most 8 groups, equal ones where
-    there are good divisors; see ``grouping.py``.
+    there are good divisors; see ``grouping.py``. 1 where the keys of layers differ in size (Gemma 4).
     """
 
     default_policy: FlowPolicy | None = None
@@ -181,7 +181,10 @@ class FlowSettings:
         if not isinstance(options, Mapping) or CONFIG_KEY not in options:
             return None
         num_layers = vllm_config.model_config.get_total_num_hidden_layers()
-        settings = cls.read(options[CONFIG_KEY], num_layers)
+        read = options[CONFIG_KEY]
+        if isinstance(read, Mapping) and _keys_differ(vllm_config.model_config, num_layers):
+            read = {"group_layers": 1, **read}
+        settings = cls.read(read, num_layers)
         return replace(
             settings,
             step_tokens=_step_tokens(vllm_config.scheduler_config),
@@ -191,6 +194,14 @@ class FlowSettings:
             connected=getattr(vllm_config.kv_transfer_config, "kv_connector", None) is not None,
             hands_over=_hands_over(vllm_config),
         )
+
+
+def _keys_differ(model_config: Any, num_layers: int) -> bool:
+    """Whether some decoder layers store larger keys and values than others do."""
+    shape = model_config.model_arch_config
+    return (
+        len({(shape[at].head_size, shape[at].total_num_kv_heads) for at in range(num_layers)}) > 1
+    )
 
 
 def _hands_over(vllm_config: VllmConfig) -> bool:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from torch import nn
 
-Call: TypeAlias = Literal["residual", "scaled", "tensor", "batched"]
+Call: TypeAlias = Literal["residual", "scaled", "masked", "plain", "tensor", "batched"]
 """How a model calls its layers and its final norm (T rows of a step, H wide):
 
 - ``residual``: ``layer(positions, hidden [T, H], residual) -> (hidden, residual)``, ``norm(hidden, residual)``
 - ``scaled``: ``layer(positions, hidden [T, H], residual, scaling [T, 1, 1] or None) -> (hidden, residual)``,
   ``norm(hidden, residual)``, and rows that are not as many as positions are taken to lie on other workers
+- ``masked``: as ``residual``, with a fourth argument for layers, a mask of the step's rows [T, 1] or None
+- ``plain``: ``layer(positions, hidden [T, H]) -> hidden``, ``norm(hidden)``
 - ``tensor``: ``layer(hidden_states=[T, H], position_ids=[T]) -> hidden``, ``norm(hidden)``
 - ``batched``: ``layer(hidden [1, T, H], position_ids=, position_embeddings=) -> hidden``, ``norm(hidden)``,
   the layers of transformers

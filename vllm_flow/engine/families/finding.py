@@ -15,10 +15,14 @@ PATHS = ("language_model.model", "llm.model", "model.text_model", "model.languag
 """Where the decoder may be, from the outermost module; the first that holds layers is taken."""
 
 RESIDUAL = ("positions", "hidden_states", "residual")
-"""Parameters of a layer's ``forward`` that the call ``residual`` needs, in this order."""
-
 SCALED = (*RESIDUAL, "llama_4_scaling")
-"""Those of DeepSeek's layers."""
+FIRST: dict[str, tuple[str, ...]] = {
+    "residual": RESIDUAL,
+    "scaled": SCALED,
+    "masked": (*RESIDUAL, "visual_token_mask"),
+    "plain": RESIDUAL[:2],
+}
+"""Call -> the parameters with which a layer's ``forward`` begins, where they are given by position."""
 
 USUAL = ("input_ids", "positions", "intermediate_tensors", "inputs_embeds")
 """Parameters of the module that runs the layers, where it adds nothing between them."""
@@ -57,13 +61,14 @@ def check_call(decoder: Decoder) -> None:
     Raises:
         ValueError: names the layer and its parameters.
     """
-    if decoder.call != "residual":
+    first = FIRST.get(decoder.call)
+    if first is None:
         return
     for kind in {type(layer) for layer in decoder.layers}:
         found = _parameters(kind)
-        if found[:3] != RESIDUAL:
+        if found[: len(first)] != first:
             raise ValueError(
-                f"vLLM-Flow calls decoder layers with ({', '.join(RESIDUAL)}), but {kind.__name__} "
+                f"vLLM-Flow calls decoder layers with ({', '.join(first)}), but {kind.__name__} "
                 f"takes ({', '.join(found)}); {_INSTEAD}."
             )
 

@@ -6,9 +6,11 @@ Knows neither torch nor vLLM.
 from __future__ import annotations
 
 from vllm_flow.engine.families.chatglm import chatglm_decoder
-from vllm_flow.engine.families.deepstack import deepstack_decoder
+from vllm_flow.engine.families.deepstack import deepstack_decoder, granite_decoder
+from vllm_flow.engine.families.ernie import ernie_decoder
 from vllm_flow.engine.families.family import FROM_EMBEDDINGS, Family
 from vllm_flow.engine.families.on_deepseek import ON_DEEPSEEK
+from vllm_flow.engine.families.own_layouts import OWN_LAYOUTS
 from vllm_flow.engine.families.transformers_backend import transformers_decoder
 
 FAMILIES = (
@@ -67,6 +69,25 @@ FAMILIES = (
         adapter=deepstack_decoder,
     ),
     Family(
+        "Qwen2.5-Omni",
+        ("Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniModel"),
+        ("Qwen2Model",),
+        "one token per 28 x 28 pixels, M-RoPE",
+        "<|vision_bos|>, <|vision_eos|>; sound",
+        ("qwen2_5_omni",),
+        beyond="without sound in the prompt, and without videos",
+    ),
+    Family(
+        "Qwen3-Omni",
+        ("Qwen3OmniMoeForConditionalGeneration",),
+        ("Qwen3MoeLLMModel",),
+        "one token per 32 x 32 pixels, M-RoPE; deeper features are added between layers up to the cliff",
+        "<|vision_start|>, <|vision_end|>; sound",
+        ("qwen3_omni",),
+        beyond="without sound in the prompt, and without videos",
+        adapter=deepstack_decoder,
+    ),
+    Family(
         "InternVL",
         ("InternVLForConditionalGeneration", "InternS1ForConditionalGeneration"),
         ("Qwen2Model", "Qwen3Model"),
@@ -76,8 +97,13 @@ FAMILIES = (
         beyond="videos, from vLLM's embeddings on",
     ),
     Family(
-        "InternVL, OpenGVLab's layout, Skywork-R1V, Eagle 2.5",
-        ("InternVLChatModel", "SkyworkR1VChatModel", "Eagle2_5_VLForConditionalGeneration"),
+        "InternVL, OpenGVLab's layout, Skywork-R1V, Eagle 2.5, Qianfan-OCR",
+        (
+            "InternVLChatModel",
+            "SkyworkR1VChatModel",
+            "Eagle2_5_VLForConditionalGeneration",
+            "QianfanOCRForConditionalGeneration",
+        ),
         ("Qwen2Model", "Qwen3Model", "LlamaModel", "InternLM2Model"),
         "tiles of 448 x 448 pixels and a thumbnail, 256 tokens each",
         "<img>, </img>",
@@ -88,6 +114,7 @@ FAMILIES = (
             "internvl_chat_internlm2",
             "skywork_r1v",
             "eagle2_5",
+            "qianfan_ocr",
         ),
         compared=FROM_EMBEDDINGS,
     ),
@@ -127,6 +154,17 @@ FAMILIES = (
         beyond="on CPU through Triton's interpreter, and on an H100",
     ),
     Family(
+        "Gemma 4 without embeddings per layer (31B, 26B-A4B)",
+        ("Gemma4ForConditionalGeneration",),
+        ("Gemma4Model",),
+        "one token per 48 x 48 pixels, which see one another in both directions where a layer has a sliding window: "
+        "on CUDA, with Triton attention; such windows count kept tokens past the cliff",
+        "the markers around the picture",
+        ("gemma4",),
+        beyond="on CPU through Triton's interpreter; pictures no wider than a window; a storage group per layer, "
+        "since layers' keys differ in size",
+    ),
+    Family(
         "LightOnOCR",
         ("LightOnOCRForConditionalGeneration",),
         ("Qwen3Model",),
@@ -142,6 +180,38 @@ FAMILIES = (
         "<|IMAGE_START|>, <|IMAGE_END|>",
         ("paddleocr_vl",),
         compared=FROM_EMBEDDINGS,
+    ),
+    Family(
+        "ERNIE 4.5-VL",
+        ("Ernie4_5_VLMoeForConditionalGeneration",),
+        ("Ernie4_5_VLMoeModel",),
+        "one token per 28 x 28 pixels, M-RoPE, with experts of its own",
+        "<|IMAGE_START|>, <|IMAGE_END|>, which go to the picture's experts, too",
+        ("ernie4_5_vl",),
+        beyond="on CPU vLLM 0.32 leaves out what corrects the experts' choice, and calls the rotary embedding "
+        "wrongly: the test has no correction, and calls it rightly; a marker in a step without a picture goes to "
+        "the text's experts, as in stock vLLM",
+        adapter=ernie_decoder,
+    ),
+    Family(
+        "Granite 4 Vision",
+        ("Granite4VisionForConditionalGeneration",),
+        ("Granite4VisionLLMModel",),
+        "the picture whole, then its tiles with an embedding per row break; features are added before layers up "
+        "to the cliff",
+        "nothing: row breaks are embeddings, and leave",
+        ("granite4_vision",),
+        adapter=granite_decoder,
+    ),
+    Family(
+        "EXAONE 4.5",
+        ("Exaone4_5_ForConditionalGeneration",),
+        ("Exaone4Model",),
+        "one token per 28 x 28 pixels; sliding windows count kept tokens past the cliff",
+        "<vision>, </vision>",
+        ("exaone4_5",),
+        compared=FROM_EMBEDDINGS,
+        beyond="windows narrower than a picture",
     ),
     Family(
         "dots.ocr",
@@ -174,86 +244,7 @@ FAMILIES = (
         compared=FROM_EMBEDDINGS,
         adapter=chatglm_decoder,
     ),
-    Family(
-        "MiniCPM-V 2.6, 4.0, 4.5",
-        ("MiniCPMV",),
-        ("Qwen2Model", "LlamaModel", "Qwen3Model"),
-        "the picture whole, then its slices, a fixed number of tokens each",
-        "the markers around each slice, and the picture's number",
-        ("minicpm_v_2_6", "minicpm_v_4_0", "minicpm_v_4_5"),
-        compared=FROM_EMBEDDINGS,
-        beyond="on CPU vLLM 0.32 asks torch about CUDA, which the test answers",
-        own_type="minicpmv",
-    ),
-    Family(
-        "MiniCPM-o 2.6, 4.5",
-        ("MiniCPMO",),
-        ("Qwen2Model", "Qwen3Model"),
-        "the picture whole, then its slices, a fixed number of tokens each",
-        "the markers around each slice, and the picture's number; speech",
-        ("minicpm_o_2_6", "minicpm_o_4_5"),
-        compared=FROM_EMBEDDINGS,
-        beyond="without speech in the prompt; on CPU vLLM 0.32 asks torch about CUDA, which the test answers",
-        own_type="minicpmo",
-    ),
-    Family(
-        "Phi-3-vision, Phi-3.5-vision",
-        ("Phi3VForCausalLM",),
-        ("LlamaModel",),
-        "tiles of 336 x 336 pixels, 144 tokens each, then the picture whole, with an embedding per row break",
-        "nothing: row breaks are embeddings, and leave",
-        ("phi3v",),
-        compared=FROM_EMBEDDINGS,
-        beyond="the tower, whose size vLLM fixes, made small",
-    ),
-    Family(
-        "Phi-4-multimodal",
-        ("Phi4MMForCausalLM",),
-        ("LlamaModel",),
-        "tiles of 448 x 448 pixels without their padding, then the picture whole, with an embedding per row break",
-        "nothing: row breaks are embeddings, and leave",
-        ("phi4mm",),
-        compared=FROM_EMBEDDINGS,
-        beyond="the tower, whose size vLLM fixes, made small; without its adapters, and without speech",
-    ),
-    Family(
-        "Molmo",
-        ("MolmoForCausalLM",),
-        ("MolmoModel",),
-        "the picture whole, then its tiles, before the text",
-        "<im_start>, <im_end>, <im_col> at the end of a row",
-        ("molmo_qwen2", "molmo_olmo"),
-        compared=FROM_EMBEDDINGS,
-        beyond="the tower, whose size vLLM fixes, made small",
-    ),
-    Family(
-        "Ovis 1.6, Ovis 2",
-        ("Ovis",),
-        ("LlamaModel", "Qwen2Model"),
-        "the picture whole, then its tiles, a fixed number of tokens each, with an embedding per break",
-        "nothing: start, breaks and end are embeddings, and leave",
-        ("ovis1_6", "ovis2"),
-        compared=FROM_EMBEDDINGS,
-    ),
-    Family(
-        "Ovis 2.5, Ovis 2.6",
-        ("Ovis2_5", "Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"),
-        ("Qwen3Model", "Qwen3MoeModel"),
-        "one token per 32 x 32 pixels, between two embeddings",
-        "nothing: start and end of the picture are embeddings, and leave",
-        ("ovis2_5", "ovis2_6_moe"),
-        compared=FROM_EMBEDDINGS,
-    ),
-    Family(
-        "Pixtral, Mistral Small 3.1 and later, in Mistral's format",
-        ("PixtralForConditionalGeneration",),
-        ("MistralModel",),
-        "rows of the picture's own size",
-        "[IMG_BREAK], [IMG_END]",
-        ("pixtral_mistral",),
-        compared=FROM_EMBEDDINGS,
-        own_type="transformer",
-    ),
+    *OWN_LAYOUTS,
     *ON_DEEPSEEK,
     Family(
         "InstructBLIP (a model class of vLLM-Flow)",

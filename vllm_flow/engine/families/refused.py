@@ -6,11 +6,11 @@ from typing import Any
 
 _PER_LAYER_EMBEDDINGS = (
     "its layers add embeddings of their own for every token of the step, and share keys and values "
-    "between layers"
+    "between layers, so that one past the cliff would read a picture's from before it"
 )
 _BOTH_WAYS = (
     "the tokens of a picture attend to one another in both directions, which was compared past a cliff "
-    "with Gemma 3 alone"
+    "with Gemma 3 and 4 alone"
 )
 _PREFIX = (
     "the tokens of a picture and of the prompt attend to one another in both directions, in vLLM those of "
@@ -18,12 +18,12 @@ _PREFIX = (
 )
 _NO_PICTURES = "it takes neither pictures nor videos, so that there is nothing to evict"
 
+_OF_ALL_LAYERS = ("hidden_size_per_layer_input", "num_kv_shared_layers")
+"""Keys of a language model's configuration, of which either says so."""
+
 BY_NAME = {
     "UnlimitedOCRForCausalLM": (
         "the tokens of its answers see the last of one another alone, beside the prompt, and the others are freed"
-    ),
-    "Ernie4_5_VLMoeForConditionalGeneration": (
-        "its layers choose their experts by a mask of the picture's rows in the whole step"
     ),
     "BagelForConditionalGeneration": _BOTH_WAYS,
     "Molmo2ForConditionalGeneration": _BOTH_WAYS,
@@ -31,13 +31,12 @@ BY_NAME = {
     "HfMoondream": _BOTH_WAYS,
     "PaliGemmaForConditionalGeneration": _PREFIX,
     "Gemma3nForConditionalGeneration": _PER_LAYER_EMBEDDINGS,
-    "Gemma4ForConditionalGeneration": _PER_LAYER_EMBEDDINGS,
-    "Gemma4UnifiedForConditionalGeneration": _PER_LAYER_EMBEDDINGS,
     "KimiK3ForConditionalGeneration": (
         "it has layers of linear attention, whose state mixes all tokens, beside those of latent attention"
     ),
-    "Llama4ForConditionalGeneration": "its chunked local attention goes by position in the prompt",
-    "Granite4VisionForConditionalGeneration": "it adds image features before its layers",
+    "Llama4ForConditionalGeneration": (
+        "its local attention divides a prompt into chunks by position, which packed storage does not keep"
+    ),
     "DiffusionGemmaForBlockDiffusion": "it answers by diffusion, block by block",
     **dict.fromkeys(
         (
@@ -75,8 +74,11 @@ def reason_against(model_config: Any) -> str | None:
             "it has layers of linear attention, convolutions or state spaces, whose state mixes all "
             "tokens, so that none can leave"
         )
-    if hasattr(model_config.hf_text_config, "index_topk"):
+    text = model_config.hf_text_config
+    if hasattr(text, "index_topk"):
         return (
             "its layers choose the tokens that they attend to by an index with a cache of its own"
         )
+    if any(getattr(text, name, None) for name in _OF_ALL_LAYERS):  # Gemma 4's E2B and E4B
+        return _PER_LAYER_EMBEDDINGS
     return None
