@@ -64,6 +64,7 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "qwen2_5_vl": qwen.qwen2_5_vl,
     "qwen3_vl": qwen.qwen3_vl,
     "qwen3_vl_moe": qwen.qwen3_vl_moe,
+    "qwen3_5": qwen.qwen3_5,
     "internvl": internvl.internvl,
     "internvl_qwen3": internvl.internvl_qwen3,
     "internvl_chat_qwen2": internvl_chat.internvl_chat_qwen2,

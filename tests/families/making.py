@@ -78,6 +78,8 @@ class Checkpoint:
     attention: str = ""
     """The attention backend that the family needs, where that is none of a CPU's: it runs there through Triton's
     interpreter."""
+    recurrent: bool = False
+    """Whether some layers keep a state per request in the place of keys and values."""
     unit_offset: bool = False
     """Whether the decoder's norms add one to their weights (Gemma)."""
 
@@ -137,7 +139,8 @@ def fill(model: nn.Module, seed: int, unit_offset: bool = False) -> None:
         noise = torch.randn(weight.shape, generator=generator)
         key = name.split(".")[-2] if "." in name else name
         if weight.dim() == 1 and name.endswith("weight"):
-            noise = noise * 0.1 + (0.0 if unit_offset and "vision" not in name else 1.0)
+            plain = any(part in name for part in ("vision", "visual", "linear_attn.norm"))
+            noise = noise * 0.1 + (0.0 if unit_offset and not plain else 1.0)
         elif weight.dim() == 1:
             noise = noise * 0.3
         elif key in ("embed_tokens", "wte"):

@@ -114,6 +114,11 @@ class Engine:
         # vLLM looks at a model class in a process of its own, to keep CUDA out of this one: seconds per
         # architecture, and here is no CUDA.
         _shrink(checkpoint)
+        if checkpoint.recurrent:
+            from tests.families import gated_delta
+
+            gated_delta.install()
+            settings["enable_prefix_caching"] = False
         with (
             mock.patch.object(registry, "_run_in_subprocess", lambda look: look()),
             attention_of(checkpoint.attention),

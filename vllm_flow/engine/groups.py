@@ -18,11 +18,13 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheSpec,
+    MambaSpec,
     SlidingWindowSpec,
     replace_as,
 )
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
+from vllm_flow.engine import states
 from vllm_flow.engine.settings import FlowSettings
 
 logger = init_logger("vllm.vllm_flow.groups")
@@ -82,8 +84,8 @@ def register() -> None:
 
 def group_specs(
     specs: Mapping[str, KVCacheSpec], settings: FlowSettings
-) -> dict[str, FlowAttentionSpec]:
-    """Give each attention layer the spec of its storage group.
+) -> dict[str, KVCacheSpec]:
+    """Give each attention layer the spec of its storage group; states stay where vLLM keeps them.
 
     Args:
         specs: layer name -> spec, as the model runner collected them.
@@ -96,8 +98,11 @@ def group_specs(
         ValueError: a layer uses neither full attention nor a sliding window.
     """
     register()
-    grouped = {}
+    grouped: dict[str, KVCacheSpec] = {}
     for name, spec in specs.items():
+        if isinstance(spec, MambaSpec) and spec.mamba_type.name == states.GATED_DELTA:
+            grouped[name] = spec
+            continue
         if type(spec) is SlidingWindowSpec:
             logger.info_once(
                 "Sliding windows: past the cliff they count kept tokens, and no blocks outside of them are "
@@ -108,14 +113,9 @@ def group_specs(
             )
         if type(spec) is not FullAttentionSpec or spec.sliding_window is not None:
             raise ValueError(
-                f"vLLM-Flow evicts from full and sliding-window attention only, but layer {name!r} stores "
+                f"vLLM-Flow evicts from full and sliding-window attention, and Gated DeltaNet, but layer {name!r} stores "
                 f"{type(spec).__name__}; serve this model without additional_config['vllm_flow']."
             )
-        first = settings.group_start(extract_layer_index(name))
-        grouped[name] = replace_as(
-            spec,
-            FlowAttentionSpec,
-            first_layer=first,
-            last_layer=min(first + settings.group_layers, settings.num_layers) - 1,
-        )
+        first, last = settings.group_of(extract_layer_index(name))
+        grouped[name] = replace_as(spec, FlowAttentionSpec, first_layer=first, last_layer=last)
     return grouped

@@ -22,6 +22,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm_flow.engine.decoder import DeviceLastKeys, DeviceVariant, FlowStep
 from vllm_flow.engine.mutual_attention import as_vllm
 from vllm_flow.engine.ranking import DeviceRanking, DeviceReading
+from vllm_flow.engine.states import is_state
 from vllm_flow.last_layer import LastLayer
 from vllm_flow.rewriting import LateReading
 from vllm_flow.step import Ranking, StepPlan, Variant
@@ -103,7 +104,11 @@ class StepBuilder:
                 continue  # the hook skips these layers
             built: dict[Any, Any] = {}
             for place in places:
+                if place.keeps_states and variant.continues_states:
+                    continue  # what vLLM has made says the same
                 common = tensors.common_metadata(block_tables[place.group], slots[place.group])
+                if place.keeps_states:
+                    common.is_prefilling = tensors.begins
                 metadata = _build(place.attn_group, common, built)
                 for name in place.layer_names:
                     step.attn_metadata[name] = metadata
@@ -142,7 +147,8 @@ class StepBuilder:
                 if index >= 0:
                     names.setdefault(index, []).append(name)
             for index, of_variant in names.items():
-                found[index].append(_Place(group, size, attn_group, of_variant))
+                states = is_state(attn_group.kv_cache_spec)
+                found[index].append(_Place(group, size, attn_group, of_variant, states))
         return found
 
 
@@ -153,6 +159,7 @@ class _Place(NamedTuple):
     block_size: int
     attn_group: Any
     layer_names: Sequence[str]
+    keeps_states: bool
 
 
 def _build(attn_group: Any, common: CommonAttentionMetadata, built: dict[Any, Any]) -> Any:
@@ -167,7 +174,8 @@ def _build(attn_group: Any, common: CommonAttentionMetadata, built: dict[Any, An
     unscheduled = {"fast_build": True} if graphs else {}
     if not builder.supports_update_block_table or attn_group.kernel_block_size is not None:
         return attn_group.build_metadata(common, **unscheduled)
-    kind = (type(builder), attn_group.kv_cache_spec.without_layers)
+    spec = attn_group.kv_cache_spec
+    kind = (type(builder), getattr(spec, "without_layers", spec))
     if kind in built:
         return builder.update_block_table(
             built[kind], common.block_table_tensor, common.slot_mapping
@@ -216,6 +224,12 @@ class _VariantTensors:
     def get(self, name: str) -> torch.Tensor | None:
         """``rows`` or ``gather`` on the device; None where the variant has none."""
         return self._on_device.get(name)
+
+    @property
+    def begins(self) -> torch.Tensor:
+        """[Q] whether the layers see a request's first rows, on the host."""
+        starts, lengths = self._on_host["query_start_loc"], self._on_host["seq_lens"]
+        return starts.diff() >= lengths
 
     def slots(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vllm_flow.engine import mutual_attention
+from vllm_flow.engine import mutual_attention, states
 from vllm_flow.engine.refusals import REFUSALS
 
 TESTED_VLLM = ("0.32.0", "0.34.0")
@@ -177,4 +177,5 @@ _REASONS: tuple[Callable[[Any], str | None], ...] = (
     stored_keys,
     connection,
     mutual_attention.reason_against,
+    states.reason_against,
 )

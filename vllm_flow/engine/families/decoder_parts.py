@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from torch import nn
 
-Call: TypeAlias = Literal["residual", "tensor", "batched"]
+Call: TypeAlias = Literal["residual", "named", "tensor", "batched"]
 """How a model calls its layers and its final norm (T rows of a step, H wide):
 
 - ``residual``: ``layer(positions, hidden [T, H], residual) -> (hidden, residual)``, ``norm(hidden, residual)``
+- ``named``: as ``residual``, each argument by its name, in whatever order the layer has them
 - ``tensor``: ``layer(hidden_states=[T, H], position_ids=[T]) -> hidden``, ``norm(hidden)``
 - ``batched``: ``layer(hidden [1, T, H], position_ids=, position_embeddings=) -> hidden``, ``norm(hidden)``,
   the layers of transformers

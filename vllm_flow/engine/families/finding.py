@@ -53,15 +53,20 @@ def check_call(decoder: Decoder) -> None:
     Raises:
         ValueError: names the layer and its parameters.
     """
-    if decoder.call != "residual":
+    if decoder.call not in ("residual", "named"):
         return
     for kind in {type(layer) for layer in decoder.layers}:
         found = tuple(inspect.signature(kind.forward).parameters)[1:]
-        if found[:3] != RESIDUAL:
+        known = found[:3] if decoder.call == "residual" else tuple(sorted(found[:3], key=_order))
+        if known != RESIDUAL:
             raise ValueError(
                 f"vLLM-Flow calls decoder layers with ({', '.join(RESIDUAL)}), but {kind.__name__} "
                 f"takes ({', '.join(found)}); {_INSTEAD}."
             )
+
+
+def _order(parameter: str) -> int:
+    return RESIDUAL.index(parameter) if parameter in RESIDUAL else len(RESIDUAL)
 
 
 def check_nothing_between(decoder: Decoder) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from vllm_flow.engine.families.chatglm import chatglm_decoder
 from vllm_flow.engine.families.deepstack import deepstack_decoder
 from vllm_flow.engine.families.family import Family
+from vllm_flow.engine.families.qwen3_next import named_decoder
 from vllm_flow.engine.families.transformers_backend import transformers_decoder
 
 FROM_EMBEDDINGS = "transformers' language model, from vLLM's embeddings"
@@ -68,6 +69,15 @@ FAMILIES = (
         ("qwen3_vl", "qwen3_vl_moe", "qwen3_vl_video"),
         beyond="videos, from vLLM's embeddings on",
         adapter=deepstack_decoder,
+    ),
+    Family(
+        "Qwen3.5",
+        ("Qwen3_5ForConditionalGeneration",),
+        ("Qwen3_5Model",),
+        "one token per 32 x 32 pixels, M-RoPE; layers of linear attention take in what is left",
+        "<|vision_start|>, <|vision_end|>, a video's timestamps",
+        ("qwen3_5",),
+        adapter=named_decoder,
     ),
     Family(
         "InternVL",

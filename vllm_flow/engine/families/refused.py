@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm_flow.engine import states
+
 _PER_LAYER_EMBEDDINGS = (
     "its layers add embeddings of their own for every token of the step, and share keys and values "
     "between layers"
@@ -79,10 +81,10 @@ def reason_against(model_config: Any) -> str | None:
     by_name = BY_NAME.get(model_config.architecture)
     if by_name is not None:
         return by_name
-    if model_config.is_hybrid or model_config.is_attention_free:
+    if model_config.is_attention_free or (model_config.is_hybrid and not states.attending(model_config)):
         return (
-            "it has layers of linear attention, convolutions or state spaces, whose state mixes all "
-            "tokens, so that none can leave"
+            "it has layers of convolutions or state spaces, whose states were not tested with fewer rows "
+            "past a cliff"
         )
     if model_config.use_mla:
         return "it stores multi-head latent attention, which has no packed storage yet"
