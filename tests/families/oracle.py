@@ -1,6 +1,6 @@
 """What an answer must be: Hugging Face's own forward with image keys hidden from layer ``cliff`` on.
 
-Where layers keep a state in the place of keys, image rows leave the hidden states there instead.
+Where layers keep a state in the place of keys, image rows leave the hidden states instead: `leaving_rows`.
 
 Pre-hooks on its decoder layers change nothing but the attention mask, so position tables and injected
 features are transformers' own, and windows up to the cliff. Past it a window counts the tokens that are
@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tests.families import leaving_rows
 from tests.families.making import Checkpoint
 
 HIDDEN = torch.finfo(torch.float32).min
@@ -72,9 +73,10 @@ def logprobs(
     decoder = checkpoint.decoder(checkpoint.model)
     hide_T = torch.cat([prompt.is_image_T, torch.zeros(len(answer), dtype=torch.bool)])
     first = len(prompt.ids) if late else 0
-    changed = _masked(decoder.layers, cliff, hide_T, checkpoint.windows, first)
+    changed: Any = _masked(decoder.layers, cliff, hide_T, checkpoint.windows, first)
     if checkpoint.recurrent:
-        changed = _removed(decoder, cliff, ~hide_T)
+        stay = (~hide_T).nonzero()[:, 0]
+        changed = leaving_rows.leaving(decoder, lambda layer, _: stay if layer == cliff else None)
     with changed:
         logits = forward(checkpoint, prompt, answer)
     return logits[len(prompt.ids) - 1 :].log_softmax(-1)
@@ -135,49 +137,6 @@ def without(mask_11TT: torch.Tensor, gone_T: torch.Tensor, window: int | None) -
         later_TT = torch.ones_like(far_TT).triu(1) & (mask_11TT < 0)
         mask_11TT = torch.zeros_like(mask_11TT).masked_fill(far_TT | later_TT, HIDDEN)
     return mask_11TT.masked_fill(gone_T & ~torch.eye(len(gone_T), dtype=torch.bool), HIDDEN)
-
-
-@contextmanager
-def _removed(decoder: nn.Module, cliff: int, stay_T: torch.Tensor) -> Iterator[None]:
-    """Rows that do not stay leave before layer ``cliff``, and are zero again from the final norm on."""
-
-    def select(kwargs: dict[str, Any]) -> dict[str, Any]:
-        mask, tables = kwargs["attention_mask"], kwargs["position_embeddings"]
-        if mask is not None:  # [1, 1, T, T] of attention, [1, T] of a state
-            mask = mask[..., stay_T]
-            mask = mask[..., stay_T, :] if mask.dim() == 4 else mask
-        return {
-            **kwargs,
-            "attention_mask": mask,
-            "position_embeddings": tuple(table[:, stay_T] for table in tables),
-        }
-
-    def leave(index: int) -> Any:
-        def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            hidden_1TH = args[0][:, stay_T] if index == cliff else args[0]
-            return (hidden_1TH, *args[1:]), select(kwargs)
-
-        return hook
-
-    def return_(_module: nn.Module, args: Any) -> Any:
-        whole_1TH = args[0].new_zeros(1, len(stay_T), args[0].shape[-1])
-        whole_1TH[:, stay_T] = args[0]
-        return (whole_1TH,)
-
-    layers: Any = decoder.layers
-    hooks = [
-        layer.register_forward_pre_hook(leave(index), with_kwargs=True)
-        for index, layer in enumerate(layers)
-        if index >= cliff
-    ]
-    if cliff < len(layers):
-        norm: Any = decoder.norm
-        hooks.append(norm.register_forward_pre_hook(return_))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
