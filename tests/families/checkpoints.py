@@ -65,6 +65,7 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "qwen3_vl": qwen.qwen3_vl,
     "qwen3_vl_moe": qwen.qwen3_vl_moe,
     "qwen3_5": qwen.qwen3_5,
+    "qwen3_5_moe": qwen.qwen3_5_moe,
     "internvl": internvl.internvl,
     "internvl_qwen3": internvl.internvl_qwen3,
     "internvl_chat_qwen2": internvl_chat.internvl_chat_qwen2,
@@ -107,6 +108,7 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "qwen2_vl_video": _film(qwen.qwen2_vl, qwen.VIDEO, "<|video_pad|>"),
     "qwen2_5_vl_video": _film(qwen.qwen2_5_vl, qwen.VIDEO, "<|video_pad|>"),
     "qwen3_vl_video": _film(qwen.qwen3_vl, qwen.VIDEO, "<|video_pad|>"),
+    "qwen3_5_video": _film(qwen.qwen3_5, qwen.VIDEO, "<|video_pad|>"),
     "internvl_video": _film(internvl.internvl, "<video>", "<video>"),
     "llava_onevision_video": _film(llava.llava_onevision, "<video>", "<video>"),
     # Last: the backend decorates transformers' classes for the rest of the process.

@@ -108,6 +108,20 @@ def qwen3_vl_moe() -> Checkpoint:
 
 def qwen3_5() -> Checkpoint:
     """Two of eight layers attend; the others keep a state per request."""
+    return _qwen3_5("Qwen3_5")
+
+
+def qwen3_5_moe() -> Checkpoint:
+    return _qwen3_5(
+        "Qwen3_5Moe",
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+
+
+def _qwen3_5(kind: str, **changes: Any) -> Checkpoint:
     text = dict(
         num_hidden_layers=8,
         head_dim=32,
@@ -116,9 +130,10 @@ def qwen3_5() -> Checkpoint:
         linear_num_value_heads=4,
         linear_key_head_dim=32,
         linear_value_head_dim=32,
+        **changes,
     )
     tower = {k: v for k, v in DEEPSTACK_TOWER.items() if k != "deepstack_visual_indexes"}
-    made = _qwen("Qwen3_5", text, dict(tower, depth=2), patch=16)
+    made = _qwen(kind, text, dict(tower, depth=2), patch=16)
     encode = made.processor.tokenizer.encode
     # transformers reads a vocabulary that is saved with such a model as Qwen's own: words would be lost.
     return replace(

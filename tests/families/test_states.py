@@ -121,20 +121,12 @@ def test_preempted_requests_build_their_states_anew(engine: Engine, judge: Judge
     assert counted[0], "nothing was preempted: take more blocks"
 
 
-STAGES = (
-    "0:40% diversity",
-    "4:50% last_image",
-    "1:60% uniform, 4:30% last_image",
-    "4:50% last_prompt, 5:20% random",
-    "0:60% uniform, 2:30% diversity",
-    "1:50% diversity, 2:0",
-)
-
-
 def test_what_stays_of_a_picture_goes_into_states(engine: Engine, judge: Judge) -> None:
     """Ranks of every kind; by attention, where a layer of attention comes before."""
+    from tests.families.test_exact import BESIDE_STATES
+
     plain = ask(40, 4, 6, before=3)
-    run(engine, judge, [replace(plain, stages=stages) for stages in STAGES])
+    run(engine, judge, [replace(plain, stages=stages) for stages in BESIDE_STATES])
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vllm_flow.engine.decoder import DeviceLastKeys, DeviceVariant, FlowStep
+from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.mutual_attention import as_vllm
 from vllm_flow.engine.ranking import DeviceRanking, DeviceReading
 from vllm_flow.engine.states import is_state
@@ -109,7 +110,10 @@ class StepBuilder:
                 common = tensors.common_metadata(block_tables[place.group], slots[place.group])
                 if place.keeps_states:
                     common.is_prefilling = tensors.begins
-                metadata = _build(place.attn_group, common, built)
+                # A builder of states has buffers for one captured step, and here are several metadata.
+                states = [place.attn_group.get_metadata_builder(0)] * place.keeps_states
+                with hidden("use_full_cuda_graph", ((builder, False) for builder in states)):
+                    metadata = _build(place.attn_group, common, built)
                 for name in place.layer_names:
                     step.attn_metadata[name] = metadata
                     step.slot_mapping[name] = common.slot_mapping
