@@ -73,8 +73,13 @@ def one_by_one(engine: Engine, judge: Judge, asks: list[Ask]) -> None:
 def test_a_state_begins_at_zero_with_the_first_row_that_is_left(
     engine: Engine, judge: Judge
 ) -> None:
-    """A step of image tokens alone, then eight rows: blocks of states hold what others left there."""
+    """A step of image tokens alone, then four of them and words: blocks of states hold what others left there."""
     one_by_one(engine, judge, [ask(1, 5, 8, cliff=cliff) for cliff in (8, 0, 2, 4, 5)])
+
+
+def test_a_state_begins_at_zero_in_a_step_that_loses_no_row(engine: Engine, judge: Judge) -> None:
+    """A step of image tokens alone, then one of words alone, which are not a prompt's first but a state's."""
+    one_by_one(engine, judge, [ask(4, 6, 6, cliff=cliff) for cliff in (8, 0, 2, 5)])
 
 
 def test_a_step_that_shrinks_to_one_row_is_no_decode(engine: Engine, judge: Judge) -> None:
