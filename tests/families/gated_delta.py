@@ -8,7 +8,6 @@ Legend: T rows, N sequences, K and V sizes of a key and of a value, H value head
 
 import torch
 from torch.nn import functional as F
-from vllm import _custom_ops
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
 from vllm.utils.torch_utils import LayerNameType, _resolve_layer_name
@@ -60,18 +59,37 @@ class _Kernels:
         query, key, value, g, beta, initial_state, cu_seqlens, initial_state_indices, **kwargs
     ):
         assert kwargs["use_qk_l2norm_in_kernel"] and not kwargs["head_first"]
-        found = _recur(query[0], key[0], value[0], g[0], beta[0], initial_state,
-                       initial_state_indices, cu_seqlens)
+        found = _recur(
+            query[0],
+            key[0],
+            value[0],
+            g[0],
+            beta[0],
+            initial_state,
+            initial_state_indices,
+            cu_seqlens,
+        )
         return found[None], initial_state
 
     @staticmethod
     def fused_sigmoid_gating_delta_rule_update_cpu(
-        A_log, dt_bias, q, k, v, a, b, initial_state_source, initial_state_indices, cu_seqlens, **kwargs
+        A_log,
+        dt_bias,
+        q,
+        k,
+        v,
+        a,
+        b,
+        initial_state_source,
+        initial_state_indices,
+        cu_seqlens,
+        **kwargs,
     ):
         assert kwargs["use_qk_l2norm_in_kernel"]
         g, beta = _Kernels.fused_gdn_gating_cpu(A_log, a, b, dt_bias)
-        found = _recur(q[0], k[0], v[0], g[0], beta[0], initial_state_source,
-                       initial_state_indices, cu_seqlens)
+        found = _recur(
+            q[0], k[0], v[0], g[0], beta[0], initial_state_source, initial_state_indices, cu_seqlens
+        )
         return found[:, None]
 
 

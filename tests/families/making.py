@@ -135,7 +135,10 @@ def tower_settings(**changes: Any) -> dict[str, Any]:
 
 
 def fill(
-    model: nn.Module, seed: int, unit_offset: bool = False, embeddings: float = GAINS["embed_tokens"]
+    model: nn.Module,
+    seed: int,
+    unit_offset: bool = False,
+    embeddings: float = GAINS["embed_tokens"],
 ) -> None:
     """Draw every parameter anew, in the order of sorted names."""
     generator = torch.Generator().manual_seed(seed)

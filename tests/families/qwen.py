@@ -136,6 +136,4 @@ def _qwen3_5(kind: str, **changes: Any) -> Checkpoint:
     made = _qwen(kind, text, dict(tower, depth=2), patch=16)
     encode = made.processor.tokenizer.encode
     # transformers reads a vocabulary that is saved with such a model as Qwen's own: words would be lost.
-    return replace(
-        made, recurrent=True, unit_offset=True, write_ids=lambda text, _: encode(text)
-    )
+    return replace(made, recurrent=True, unit_offset=True, write_ids=lambda text, _: encode(text))

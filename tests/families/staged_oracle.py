@@ -1,7 +1,8 @@
 """What an answer must be where part of a picture stays: the oracle's forward, whose masks follow its own choice.
 
 As in `oracle`, nothing is changed but the attention mask of transformers' layers: from a stage's layer on, the keys of
-the tokens that it does not keep are hidden; where layers keep states, their rows leave. One picture per prompt; text may stand between its tokens.
+the tokens that it does not keep are hidden; where layers keep states, their rows leave. One picture per prompt; text
+may stand between its tokens.
 """
 
 from __future__ import annotations

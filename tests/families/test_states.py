@@ -5,6 +5,7 @@ An engine in small: steps of 36 tokens, blocks of 64, two storage groups of one 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -93,14 +94,28 @@ def test_a_step_without_rows_leaves_a_state_as_it_is(engine: Engine, judge: Judg
 
 
 def test_requests_share_steps_with_others_decodes(engine: Engine, judge: Judge) -> None:
-    """More requests than run at once, with and without a policy; prefills of some in decodes of others."""
+    """More requests than run at once, with and without a policy; prefills of some in decodes of others.
+
+    Between any two steps every block is accounted for.
+    """
+    from vllm_flow.engine.hiding import hidden
+    from vllm_flow.engine.inspect import check_integrity
+
     shapes = [(5, 8, 0), (4, 3, 3), (5, 7, 0), (6, 15, 4), (2, 2, 9), (3, 8, 1)]
     cliffs = (0, None, 3, 5, 1, 7, 4, 8, 2, 6)
     asks = [
         ask(10 + n, *shapes[n % len(shapes)], cliff=cliff)
         for n, cliff in enumerate(cliffs * (1 if v2_cpu.wanted() else 2))
     ]
-    run(engine, judge, asks)
+    stock = engine.llm.llm_engine.step
+
+    def step() -> Any:
+        found = stock()
+        check_integrity(engine.llm)
+        return found
+
+    with hidden("step", [(engine.llm.llm_engine, step)]):
+        run(engine, judge, asks)
 
 
 @pytest.mark.skipif(v2_cpu.wanted(), reason="scheduling is the same, and V2's interpreter slow")
@@ -118,7 +133,9 @@ def test_preempted_requests_build_their_states_anew(engine: Engine, judge: Judge
 
     scheduler._preempt_request = count
     try:
-        asks = [ask(30 + n, 6, 19, before=6, cliff=cliff) for n, cliff in enumerate((None, 5, None, 3))]
+        asks = [
+            ask(30 + n, 6, 19, before=6, cliff=cliff) for n, cliff in enumerate((None, 5, None, 3))
+        ]
         run(engine, judge, asks)
     finally:
         del scheduler._preempt_request
@@ -141,9 +158,7 @@ def test_what_stays_of_a_picture_goes_into_states(engine: Engine, judge: Judge) 
         ({"flow_stages": "3:50% last_image"}, "begin the stage at one of the layers 4, 8"),
     ],
 )
-def test_what_states_cannot_do_is_refused(
-    engine: Engine, keys: dict[str, Any], told: str
-) -> None:
+def test_what_states_cannot_do_is_refused(engine: Engine, keys: dict[str, Any], told: str) -> None:
     from vllm import SamplingParams
 
     with pytest.raises(ValueError, match=told):
@@ -169,3 +184,66 @@ def test_savings_are_those_of_the_layers_with_keys(engine: Engine, judge: Judge)
     for cliff, blocks in ((7, whole - 1), (4, whole - 1), (3, 2 * (whole - 1))):
         assert reports[cliff]["kv_blocks_saved"] == blocks
         assert reports[cliff]["kv_bytes_saved"] == blocks * page
+
+
+DRAFTS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
+CONNECTOR = {"kv_role": "kv_both", "kv_connector": "OffloadingConnector"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "told"),
+    [
+        ({"enable_prefix_caching": None}, {}, "--no-enable-prefix-caching"),
+        ({"speculative_config": DRAFTS}, {}, "leave out speculative_config"),
+        ({"kv_transfer_config": CONNECTOR}, {}, "leave out kv_transfer_config"),
+        ({"enable_lora": True}, {}, "leave out enable_lora"),
+        ({}, {"attention_log": "log"}, "leave out attention_log"),
+        ({}, {"group_layers": 9}, "use one of 1, 2, 3, 4, 5, 6, 7, 8"),
+        (
+            {},
+            {"default_policy": {"flow_cliff": 4, "flow_when": "decode"}},
+            "default_policy lets images leave after the prefill",
+        ),
+    ],
+    ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
+)
+def test_what_was_not_shown_to_be_exact_beside_states_is_refused(
+    checkpoint: Checkpoint, arguments: dict[str, Any], options: dict[str, Any], told: str
+) -> None:
+    """At start-up; prefix caching is on unless it is switched off."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    found = {"enable_prefix_caching": False, "max_model_len": 512, **arguments}
+    with pytest.raises(ValueError, match=told):
+        EngineArgs(
+            model=str(checkpoint.where), additional_config={"vllm_flow": options}, **found
+        ).create_engine_config()
+
+
+@pytest.mark.long
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
+@pytest.mark.skipif(v2_cpu.wanted(), reason="workers of their own do not run V2 on a CPU")
+def test_two_workers_are_exact(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each keeps the states of half of the heads."""
+    from vllm import envs
+
+    from tests.families.running import Engine, Judge
+
+    for name, value in {
+        "VLLM_CPU_OMP_THREADS_BIND": "0|1",  # a core for each
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # torch has threads here already
+    }.items():
+        monkeypatch.setenv(name, value)  # for the workers
+        monkeypatch.setattr(envs, name, value, raising=False)
+    engine = Engine(
+        checkpoint,
+        group_layers=4,
+        tensor_parallel_size=2,
+        distributed_executor_backend="mp",
+        worker_extension_cls="tests.families.gated_delta_workers.InWorkers",
+        max_num_batched_tokens=STEP,
+        max_num_seqs=8,
+    )
+    asks = [ask(70 + n, 5, 8, before=n, cliff=cliff) for n, cliff in enumerate((None, 0, 3, 5, 7))]
+    run(engine, Judge(engine), asks)
+    engine.check_idle()

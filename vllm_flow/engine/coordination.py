@@ -50,13 +50,9 @@ class FlowCoordinator(KVCacheCoordinator):
         if num_tokens <= self.flow_room.get(request_id, 0):
             return tuple([] for _ in self.single_type_managers)
         blocks = super().allocate_new_blocks(request_id, num_tokens, *args, **kwargs)
-        self.flow_room[request_id] = min(
-            *(manager.tokens_that_fit(request_id, num_tokens) for manager in self.flow_managers),
-            *(
-                len(manager.req_to_blocks[request_id]) * manager.block_size
-                for manager in self.flow_states
-            ),
-        )
+        rooms = [m.tokens_that_fit(request_id, num_tokens) for m in self.flow_managers]
+        rooms += [len(m.req_to_blocks[request_id]) * m.block_size for m in self.flow_states]
+        self.flow_room[request_id] = min(rooms)
         return blocks
 
     def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:

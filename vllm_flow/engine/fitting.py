@@ -165,7 +165,9 @@ def _check_states(layout: TokenLayout, settings: FlowSettings) -> None:
     """What layers without keys cannot do; see `states`."""
     late = states.late_reason(settings.attending)
     if layout.late and late is not None:
-        raise Obstacle(f"images cannot leave this model after the prefill: {late}; leave it out.", WHEN_KEY)
+        raise Obstacle(
+            f"images cannot leave this model after the prefill: {late}; leave it out.", WHEN_KEY
+        )
     asked = {
         stage.layer: choice.rank
         for stage in layout.stages

@@ -82,9 +82,7 @@ def register() -> None:
     )
 
 
-def group_specs(
-    specs: Mapping[str, KVCacheSpec], settings: FlowSettings
-) -> dict[str, KVCacheSpec]:
+def group_specs(specs: Mapping[str, KVCacheSpec], settings: FlowSettings) -> dict[str, KVCacheSpec]:
     """Give each attention layer the spec of its storage group; states stay where vLLM keeps them.
 
     Args:
@@ -113,8 +111,8 @@ def group_specs(
             )
         if type(spec) is not FullAttentionSpec or spec.sliding_window is not None:
             raise ValueError(
-                f"vLLM-Flow evicts from full and sliding-window attention, and Gated DeltaNet, but layer {name!r} stores "
-                f"{type(spec).__name__}; serve this model without additional_config['vllm_flow']."
+                f"vLLM-Flow evicts from full and sliding-window attention and from Gated DeltaNet, but layer "
+                f"{name!r} stores {type(spec).__name__}; serve this model without additional_config['vllm_flow']."
             )
         first, last = settings.group_of(extract_layer_index(name))
         grouped[name] = replace_as(spec, FlowAttentionSpec, first_layer=first, last_layer=last)

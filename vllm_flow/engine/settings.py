@@ -134,14 +134,20 @@ class FlowSettings:
             return self.group_layers
         return len(self.attending) // len(self.groups)
 
+    @property
+    def storage(self) -> str:
+        """The storage groups in words."""
+        found = f"{len(self.groups)} storage groups of {self.group_layers} layers"
+        if not self.attending:
+            return found
+        return f"{found}, with keys in {self.layers_per_block} of each and a state per request in the others"
+
     def group_of(self, layer: int) -> tuple[int, int]:
         """First and last layer of the storage group that decoder layer ``layer`` belongs to."""
         return next(group for group in self.groups if group[0] <= layer <= group[1])
 
     @classmethod
-    def read(
-        cls, options: Any, num_layers: int, attending: tuple[int, ...] = ()
-    ) -> FlowSettings:
+    def read(cls, options: Any, num_layers: int, attending: tuple[int, ...] = ()) -> FlowSettings:
         """Settings from the JSON object under ``vllm_flow``.
 
         Args:

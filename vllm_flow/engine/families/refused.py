@@ -81,7 +81,9 @@ def reason_against(model_config: Any) -> str | None:
     by_name = BY_NAME.get(model_config.architecture)
     if by_name is not None:
         return by_name
-    if model_config.is_attention_free or (model_config.is_hybrid and not states.attending(model_config)):
+    if model_config.is_attention_free or (
+        model_config.is_hybrid and not states.attending(model_config)
+    ):
         return (
             "it has layers of convolutions or state spaces, whose states were not tested with fewer rows "
             "past a cliff"
