@@ -1,14 +1,21 @@
 """How many consecutive decoder layers share a block table. Integers only.
 
-A *storage group* is what vLLM calls a KV-cache group. Terms, with a drawing: docs/glossary.md.
+A *storage group* is what vLLM calls a KV-cache group. Terms, with a drawing: docs/glossary.md. In a model of which
+some layers *attend* (store keys and values), and the others keep a state per request, storage groups are of the
+former; vLLM makes groups of the same size of the latter.
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
 
 FEW_GROUPS = 4
 """With fewer groups memory is saved so coarsely that a little padding is the better choice."""
 MAX_PADDING = 0.05
 """Of the layers: what blocks of a smaller last group may leave empty."""
+GROUPS_BESIDE_STATES = 5
+"""The most storage groups by default where others keep states, of which there are several groups for each."""
 
 
 def group_sizes(num_layers: int) -> tuple[int, ...]:
@@ -54,3 +61,46 @@ def default_group_layers(num_layers: int, max_groups: int = 8) -> int:
     if num_layers // equal >= FEW_GROUPS:
         return equal
     return next(size for size in sizes if -num_layers % size <= MAX_PADDING * num_layers)
+
+
+def attending_groups(
+    num_layers: int, group_layers: int, attending: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """First and last of the attending layers of each storage group, in a model where others keep states.
+
+    Args:
+        group_layers: consecutive decoder layers, of both kinds, whose attending ones are one group.
+        attending: the layers that attend, ascending.
+
+    Raises:
+        ValueError: groups would have different numbers of layers, and vLLM would divide the larger ones.
+    """
+    sizes = attending_group_sizes(num_layers, attending)
+    if group_layers not in sizes:
+        raise ValueError(
+            f"group_layers={group_layers} parts the {len(attending)} of the model's {num_layers} decoder "
+            f"layers that have keys into groups of different sizes, or none; use one of "
+            f"{', '.join(map(str, sizes))}."
+        )
+    members: dict[int, list[int]] = {}
+    for layer in attending:
+        members.setdefault(layer // group_layers, []).append(layer)
+    return tuple((layers[0], layers[-1]) for layers in members.values())
+
+
+def attending_group_sizes(num_layers: int, attending: Sequence[int]) -> tuple[int, ...]:
+    """Layers that storage groups may span so that each has as many that attend."""
+    return tuple(
+        size
+        for size in range(1, num_layers + 1)
+        if len(set(Counter(layer // size for layer in attending).values())) == 1
+    )
+
+
+def default_attending_span(num_layers: int, attending: Sequence[int]) -> int:
+    """Layers that a storage group spans, so that there are at most ``GROUPS_BESIDE_STATES``."""
+    return next(
+        size
+        for size in attending_group_sizes(num_layers, attending)
+        if len(attending_groups(num_layers, size, attending)) <= GROUPS_BESIDE_STATES
+    )

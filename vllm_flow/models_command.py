@@ -146,7 +146,7 @@ def about(
         ValueError: it would be refused; names the reason and the remedy.
         OSError: there is no such model.
     """
-    from vllm_flow.engine import families
+    from vllm_flow.engine import families, states
     from vllm_flow.engine.settings import FlowSettings
     from vllm_flow.profile.picture_cost import read_config
 
@@ -155,13 +155,12 @@ def about(
     family = families.family_of(config.architecture)
     assert family is not None, "check_supported refuses what has no row"
     layers = config.get_total_num_hidden_layers()
-    settings = FlowSettings.read({}, layers)
+    settings = FlowSettings.read({}, layers, states.attending(config))
     yield f"{config.architecture} is supported: {family.name}"
     yield f"  language model   {config.hf_text_config.model_type}, {layers} layers: flow_cliff 0 to {layers}"
-    yield (
-        f"  storage          {len(settings.group_starts)} groups of {settings.group_layers} layers, "
-        "if group_layers is left out"
-    )
+    yield f"  storage          {settings.storage}, if group_layers is left out"
+    if settings.attending:
+        yield "  start it with    --no-enable-prefix-caching"
     yield f"  a picture        {family.layout}"
     yield f"  stays as text    {family.stays}"
     if config.architecture in READ:
@@ -184,7 +183,7 @@ def _about_picture(model_config: Any, picture: tuple[int, int]) -> Iterator[str]
     )
     shape = decoder_shape(model_config)
     if shape is None:
-        yield "What a cliff saves is not counted for mixtures of experts and sliding windows."
+        yield "What a cliff saves is not counted for mixtures of experts, sliding windows and linear attention."
         return
     yield f"Saved of a prefill with {TEXT_TOKENS} tokens of text (language model only):"
     yield "  flow_cliff    FLOPs   KV bytes"

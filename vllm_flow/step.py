@@ -112,6 +112,13 @@ class Variant:
         return len(self.row_requests)
 
     @property
+    def continues_states(self) -> bool:
+        """Whether a layer that keeps a state per request takes in the step's own rows, each request's after
+        others: it need not know of the images that left before."""
+        lengths = self.query_start_loc[1:] - self.query_start_loc[:-1]
+        return self.rows is None and bool((self.seq_lens > lengths).all())
+
+    @property
     def max_query_len(self) -> int:
         starts = self.query_start_loc
         return int((starts[1:] - starts[:-1]).max(initial=0))

@@ -72,6 +72,8 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "qwen2_5_vl": qwen.qwen2_5_vl,
     "qwen3_vl": qwen.qwen3_vl,
     "qwen3_vl_moe": qwen.qwen3_vl_moe,
+    "qwen3_5": qwen.qwen3_5,
+    "qwen3_5_moe": qwen.qwen3_5_moe,
     "qwen2_5_omni": omni.qwen2_5_omni,
     "qwen3_omni": omni.qwen3_omni,
     "internvl": internvl.internvl,
@@ -128,6 +130,7 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "qwen2_vl_video": _film(qwen.qwen2_vl, qwen.VIDEO, "<|video_pad|>"),
     "qwen2_5_vl_video": _film(qwen.qwen2_5_vl, qwen.VIDEO, "<|video_pad|>"),
     "qwen3_vl_video": _film(qwen.qwen3_vl, qwen.VIDEO, "<|video_pad|>"),
+    "qwen3_5_video": _film(qwen.qwen3_5, qwen.VIDEO, "<|video_pad|>"),
     "internvl_video": _film(internvl.internvl, "<video>", "<video>"),
     "llava_onevision_video": _film(llava.llava_onevision, "<video>", "<video>"),
     # Last: the backend decorates transformers' classes for the rest of the process.

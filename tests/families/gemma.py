@@ -56,4 +56,5 @@ def gemma3(head_dim: int = 32, **text: Any) -> Checkpoint:
         attention="TRITON_ATTN",
         windows={0: SEEN, 2: SEEN},
         unit_offset=True,
+        embeddings=0.3,  # the model makes them larger
     )

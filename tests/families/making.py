@@ -85,8 +85,12 @@ class Checkpoint:
     tests have it do with them, as on CUDA."""
     group_layers: int = 2
     """Layers per storage group, where some share one."""
+    recurrent: bool = False
+    """Whether some layers keep a state per request in the place of keys and values."""
     unit_offset: bool = False
     """Whether the decoder's norms add one to their weights (Gemma)."""
+    embeddings: float = GAINS["embed_tokens"]
+    """Gain of the words' embeddings."""
 
     @property
     def num_layers(self) -> int:
@@ -137,18 +141,24 @@ def tower_settings(**changes: Any) -> dict[str, Any]:
     ) | dict(changes)
 
 
-def fill(model: nn.Module, seed: int, unit_offset: bool = False) -> None:
+def fill(
+    model: nn.Module,
+    seed: int,
+    unit_offset: bool = False,
+    embeddings: float = GAINS["embed_tokens"],
+) -> None:
     """Draw every parameter anew, in the order of sorted names."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in sorted(model.named_parameters()):
         noise = torch.randn(weight.shape, generator=generator)
         key = name.split(".")[-2] if "." in name else name
         if weight.dim() == 1 and name.endswith("weight"):
-            noise = noise * 0.1 + (0.0 if unit_offset and "vision" not in name else 1.0)
+            plain = any(part in name for part in ("vision", "visual", "linear_attn.norm"))
+            noise = noise * 0.1 + (0.0 if unit_offset and not plain else 1.0)
         elif weight.dim() == 1:
             noise = noise * 0.3
         elif key in ("embed_tokens", "wte"):
-            noise = noise * (0.3 if unit_offset else GAINS["embed_tokens"])
+            noise = noise * embeddings
         elif weight.dim() == 3 and "experts" in name:  # one matrix per expert
             noise = noise / weight.shape[-1] ** 0.5
         else:
@@ -186,7 +196,7 @@ def save(checkpoint: Checkpoint, where: Path) -> Checkpoint:
     for module in model.modules():
         # vLLM's Transformers backend decorates their classes, also those of this model, for torch.compile.
         module.do_not_compile = True
-    fill(model, 1, checkpoint.unit_offset)
+    fill(model, 1, checkpoint.unit_offset, checkpoint.embeddings)
     if checkpoint.write is not None:
         where.mkdir(parents=True, exist_ok=True)
         checkpoint.write(model, where)

@@ -1,5 +1,7 @@
 """What an answer must be: Hugging Face's own forward with image keys hidden from layer ``cliff`` on.
 
+Where layers keep a state in the place of keys, image rows leave the hidden states instead: `leaving_rows`.
+
 Pre-hooks on its decoder layers change nothing but the attention mask, so position tables and injected
 features are transformers' own, and windows up to the cliff. Past it a window counts the tokens that are
 left. An image row keeps seeing itself: nobody reads it, but a row without any key would turn into NaN.
@@ -18,6 +20,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tests.families import leaving_rows
 from tests.families.making import Checkpoint
 
 HIDDEN = torch.finfo(torch.float32).min
@@ -70,7 +73,11 @@ def logprobs(
     decoder = checkpoint.decoder(checkpoint.model)
     hide_T = torch.cat([prompt.is_image_T, torch.zeros(len(answer), dtype=torch.bool)])
     first = len(prompt.ids) if late else 0
-    with _masked(decoder.layers, cliff, hide_T, checkpoint.windows, first):
+    changed: Any = _masked(decoder.layers, cliff, hide_T, checkpoint.windows, first)
+    if checkpoint.recurrent:
+        stay = (~hide_T).nonzero()[:, 0]
+        changed = leaving_rows.leaving(decoder, lambda layer, _: stay if layer == cliff else None)
+    with changed:
         logits = forward(checkpoint, prompt, answer)
     return logits[len(prompt.ids) - 1 :].log_softmax(-1)
 

@@ -32,7 +32,7 @@ def _qwen(kind: str, text: dict[str, Any], tower: dict[str, Any], patch: int) ->
     unit = 2 * patch
     size = {"shortest_edge": unit * unit, "longest_edge": unit * unit * 200}
     old = "Qwen2VL" if kind.startswith("Qwen2") else "Qwen3VL"
-    processors = kind.removesuffix("Moe")
+    processors = kind.removesuffix("Moe").replace("Qwen3_5", "Qwen3VL")
     return Checkpoint(
         model=getattr(hf, f"{kind}ForConditionalGeneration")(config),
         processor=getattr(hf, f"{processors}Processor")(
@@ -104,3 +104,36 @@ def qwen3_vl_moe() -> Checkpoint:
     )
     made = _qwen("Qwen3VLMoe", text, DEEPSTACK_TOWER, patch=16)
     return replace(made, experts_transposed=True)
+
+
+def qwen3_5() -> Checkpoint:
+    """Two of eight layers attend; the others keep a state per request."""
+    return _qwen3_5("Qwen3_5")
+
+
+def qwen3_5_moe() -> Checkpoint:
+    return _qwen3_5(
+        "Qwen3_5Moe",
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+
+
+def _qwen3_5(kind: str, **changes: Any) -> Checkpoint:
+    text = dict(
+        num_hidden_layers=8,
+        head_dim=32,
+        rope_parameters=dict(ROPE, mrope_section=[2, 1, 1], mrope_interleaved=True),
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=32,
+        linear_value_head_dim=32,
+        **changes,
+    )
+    tower = {k: v for k, v in DEEPSTACK_TOWER.items() if k != "deepstack_visual_indexes"}
+    made = _qwen(kind, text, dict(tower, depth=2), patch=16)
+    encode = made.processor.tokenizer.encode
+    # transformers reads a vocabulary that is saved with such a model as Qwen's own: words would be lost.
+    return replace(made, recurrent=True, unit_offset=True, write_ids=lambda text, _: encode(text))

@@ -116,6 +116,10 @@ class Engine:
         _shrink(checkpoint)
         if checkpoint.chunks:
             _have_numba_looked_at()
+        if checkpoint.recurrent:
+            from tests.families import gated_delta
+
+            gated_delta.install()
         with (
             mock.patch.object(registry, "_run_in_subprocess", lambda look: look()),
             attention_of(checkpoint.attention),
@@ -151,7 +155,8 @@ class Engine:
             return stock(*args, **kwargs)
 
         def see(_layer: Any, args: Any, kwargs: Any) -> None:
-            positions, hidden = args[:2] or (kwargs["position_ids"], kwargs["hidden_states"])
+            named = kwargs.get("positions", kwargs.get("position_ids"))
+            positions, hidden = args[:2] or (named, kwargs["hidden_states"])
             seen.append((positions.clone(), hidden.clone(), injected))
 
         own = "forward" in vars(inner)

@@ -1,19 +1,20 @@
 """What an answer must be where part of a picture stays: the oracle's forward, whose masks follow its own choice.
 
 As in `oracle`, nothing is changed but the attention mask of transformers' layers: from a stage's layer on, the keys of
-the tokens that it does not keep are hidden. One picture per prompt; text may stand between its tokens.
+the tokens that it does not keep are hidden; where layers keep states, their rows leave. One picture per prompt; text
+may stand between its tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from tests.engine import kept_oracle
-from tests.families import oracle
+from tests.families import leaving_rows, oracle
 from tests.families.making import Checkpoint
 
 
@@ -35,13 +36,24 @@ class Masks:
 
     def before(self, layer: int, hidden_1TH: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The mask of a layer, 1 x 1 x T x T."""
+        gone = self._gone(layer, hidden_1TH)
+        return oracle.without(mask, gone, self.windows.get(layer))
+
+    def stay(self, layer: int, hidden_1RH: torch.Tensor) -> torch.Tensor | None:
+        """The rows alive from a layer on, [R], where they leave the hidden states; None if none leaves there."""
+        staged = layer in self.stages
+        gone = self._gone(layer, hidden_1RH)
+        return (~gone).nonzero()[:, 0] if staged else None
+
+    def _gone(self, layer: int, hidden_1RH: torch.Tensor) -> torch.Tensor:
+        """[T] which tokens have left by a layer."""
         if self.embeddings is None:
-            self.embeddings = hidden_1TH[0].double()
+            self.embeddings = hidden_1RH[0].double()
         if layer in self.stages:
             self._choose(layer, *self.stages[layer])
         gone = torch.zeros(self.length, dtype=torch.bool)
         gone[[p for p in self.image if p not in self.alive]] = True
-        return oracle.without(mask, gone, self.windows.get(layer))
+        return gone
 
     def _choose(self, layer: int, amount: str, rank: str | None) -> None:
         keep = kept_oracle.count(amount, len(self.image))
@@ -49,6 +61,9 @@ class Masks:
             return
         assert self.embeddings is not None
         place = {position: position for position in range(self.length)}
+        if self.attention is not None and len(self.attention) < self.length:  # of the rows alive
+            there = [p for p in range(self.length) if p not in self.image or p in self.alive]
+            place = {position: row for row, position in enumerate(there)}
         scores = kept_oracle.scores_of(
             rank, self.alive, self.image, keep, (0, 0, layer), self.embeddings.numpy(),
             self.attention, place, self.last,
@@ -61,7 +76,13 @@ class Masks:
 
 
 @contextmanager
-def _hooked(layers: Sequence[Any], masks: Masks) -> Iterator[None]:
+def _hooked(layers: Sequence[Any], masks: Masks, mask: bool) -> Iterator[None]:
+    """Have the masks see what they choose by.
+
+    Args:
+        mask: whether they hide keys, too.
+    """
+
     def hide(index: int) -> Any:
         def hook(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             mask = kwargs["attention_mask"]
@@ -77,8 +98,10 @@ def _hooked(layers: Sequence[Any], masks: Masks) -> Iterator[None]:
     hooks = [
         layer.register_forward_pre_hook(hide(index), with_kwargs=True)
         for index, layer in enumerate(layers)
+        if mask
     ]
-    hooks += [layer.self_attn.register_forward_hook(note) for layer in layers]
+    attending = [layer.self_attn for layer in layers if hasattr(layer, "self_attn")]
+    hooks += [attention.register_forward_hook(note) for attention in attending]
     try:
         yield
     finally:
@@ -93,6 +116,8 @@ def logprobs(
     """As :func:`tests.families.oracle.logprobs`; and the smallest gap between scores, see `kept_oracle`."""
     decoder = checkpoint.decoder(checkpoint.model)
     masks = Masks(prompt, len(prompt.ids) + len(answer), stages, checkpoint.windows)
-    with _hooked(decoder.layers, masks):
+    recurrent = checkpoint.recurrent
+    rows = leaving_rows.leaving(decoder, masks.stay) if recurrent else nullcontext()
+    with _hooked(decoder.layers, masks, mask=not recurrent), rows:
         logits = oracle.forward(checkpoint, prompt, answer)
     return logits[len(prompt.ids) - 1 :].log_softmax(-1), masks.gap

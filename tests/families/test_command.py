@@ -34,6 +34,19 @@ def test_a_picture_becomes_as_many_tokens_as_the_processor_makes(
     assert f"{share:6.1%}" in shown.splitlines()[-4], "cliff 0 saves the picture's KV bytes"
 
 
+def test_what_states_need_is_said(
+    checkpoint_of: Callable[[str], Checkpoint], capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = checkpoint_of("qwen3_5")
+    assert main(["models", str(checkpoint.where), "--picture", "256x160"]) == 0
+    shown = capsys.readouterr().out
+    groups = (
+        "2 storage groups of 4 layers, with keys in 1 of each and a state per request in the others"
+    )
+    assert groups in shown and "--no-enable-prefix-caching" in shown
+    assert "40 tokens leave" in shown and "linear attention" in shown.splitlines()[-1]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "leave", "stay"),

@@ -118,8 +118,6 @@ BY_CONFIGURATION = {
     "NemotronH_Nano_VL_V2",
     "NemotronH_Omni_Reasoning_V3",
     "NemotronH_Super_Omni_Reasoning_V3",
-    "Qwen3_5ForConditionalGeneration",
-    "Qwen3_5MoeForConditionalGeneration",
     "Qwen4ExpForConditionalGeneration",
     # an index of the tokens to attend to
     "DeepseekV4ForConditionalGeneration",

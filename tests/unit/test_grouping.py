@@ -8,7 +8,11 @@ from hypothesis import strategies as st
 
 from vllm_flow.grouping import (
     FEW_GROUPS,
+    GROUPS_BESIDE_STATES,
     MAX_PADDING,
+    attending_group_sizes,
+    attending_groups,
+    default_attending_span,
     default_group_layers,
     group_sizes,
     storage_groups,
@@ -64,3 +68,36 @@ def test_the_default_is_fine_where_it_can_be_and_wastes_little(num_layers: int) 
 def test_default_granularity(num_layers: int, group_layers: int, last: int) -> None:
     assert default_group_layers(num_layers) == group_layers
     assert sizes_of(num_layers, group_layers)[-1] == last
+
+
+ATTENDING = st.sets(st.integers(0, 63), min_size=1).map(sorted)
+
+
+@given(ATTENDING, st.integers(1, 64))
+def test_groups_beside_states_have_as_many_layers_each(attending: list[int], span: int) -> None:
+    if span not in attending_group_sizes(64, attending):
+        with pytest.raises(ValueError, match=f"group_layers={span} parts"):
+            attending_groups(64, span, attending)
+        return
+    groups = attending_groups(64, span, attending)
+    members = [[layer for layer in attending if first <= layer <= last] for first, last in groups]
+    assert sum(members, []) == attending
+    assert len({len(layers) for layers in members}) == 1
+    assert all(last - first < span for first, last in groups)
+
+
+@given(ATTENDING)
+def test_the_default_beside_states_has_few_groups(attending: list[int]) -> None:
+    groups = attending_groups(64, default_attending_span(64, attending), attending)
+    assert 1 <= len(groups) <= GROUPS_BESIDE_STATES
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "span", "groups"), [(24, 8, 3), (32, 8, 4), (40, 8, 5), (48, 12, 4), (64, 16, 4)]
+)
+def test_default_granularity_where_every_fourth_layer_attends(
+    num_layers: int, span: int, groups: int
+) -> None:
+    attending = range(3, num_layers, 4)
+    assert default_attending_span(num_layers, attending) == span
+    assert len(attending_groups(num_layers, span, attending)) == groups

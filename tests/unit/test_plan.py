@@ -105,6 +105,21 @@ def test_every_layer_of_a_plan_matches_the_naive_model(batch: list[tuple[Case, i
         assert variant.max_seq_len == max(stored, default=0)
 
 
+@settings(max_examples=150)
+@given(batches() | decode_batches())
+def test_a_state_goes_on_where_no_row_leaves_and_some_came_before(
+    batch: list[tuple[Case, int, int]],
+) -> None:
+    plan = plan_of(batch)
+    for variant in plan.variants if plan else ():
+        layer = variant.first_layer
+        expected = all(
+            all(case.alive(p, layer) for p in range(first, end)) and case.rank(first, layer) > 0
+            for case, first, end in batch
+        )
+        assert variant.continues_states == expected
+
+
 @given(batches())
 def test_gathers_compose_to_the_rows(batch: list[tuple[Case, int, int]]) -> None:
     plan = plan_of(batch)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from vllm.model_executor.models.utils import extract_layer_index
 
 from vllm_flow.engine.attention.keys import window_of
+from vllm_flow.engine.states import is_state
 
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
@@ -35,7 +36,7 @@ class CachedLayer(Generic[Found]):
 def cached_layers(
     kv_cache_config: KVCacheConfig, layers: Mapping[str, Any], ask: Callable[[Any], Found]
 ) -> Iterator[CachedLayer[Found]]:
-    """Every layer with a cache, group by group.
+    """Every layer with keys and values, group by group.
 
     Args:
         kv_cache_config: names the layers of each group, whose caches are allocated.
@@ -45,6 +46,8 @@ def cached_layers(
     """
     known: dict[Any, Found] = {}
     for group, spec in enumerate(kv_cache_config.kv_cache_groups):
+        if is_state(spec.kv_cache_spec):
+            continue
         for name in spec.layer_names:
             attention = layers[name]
             cache = attention.kv_cache

@@ -26,6 +26,19 @@ def _residual_layer(hook: Forward, forward: Forward, *args: Any, **kwargs: Any) 
     return hook(forward, *args, **kwargs)
 
 
+def _named_layer(
+    hook: Forward,
+    forward: Forward,
+    positions: Any,
+    hidden_states: torch.Tensor,
+    residual: torch.Tensor | None,
+) -> Any:
+    def plain(positions: Any, hidden_RH: torch.Tensor, residual_RH: torch.Tensor | None) -> Any:
+        return forward(positions=positions, hidden_states=hidden_RH, residual=residual_RH)
+
+    return hook(plain, positions, hidden_states, residual)
+
+
 def _residual_norm(hook: Forward, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     return hook(forward, *args, **kwargs)
 
@@ -184,6 +197,7 @@ FORMS = {
     "scaled": CallForm(_scaled_layer, _residual_norm, _select_scaled, lengthens=True),
     "plain": CallForm(_plain_layer, _tensor_norm),
     "masked": CallForm(_masked_layer, _residual_norm, _select_masked),
+    "named": CallForm(_named_layer, _residual_norm),
     "tensor": CallForm(_tensor_layer, _tensor_norm),
     "batched": CallForm(_batched_layer, _batched_norm, _select_batched),
 }

@@ -27,6 +27,8 @@ class FlowCoordinator(KVCacheCoordinator):
     """Mixed in before the coordinator that vLLM has chosen; see :func:`coordinate`."""
 
     flow_managers: Sequence[FlowAttentionManager]
+    flow_states: Sequence[Any]
+    """vLLM's managers of states."""
     flow_layouts: Mapping[str, TokenLayout]
     flow_in_flight: set[BlockHash]
     """Prefixes that the step being scheduled computes, whose blocks can be found from the next step on."""
@@ -46,11 +48,11 @@ class FlowCoordinator(KVCacheCoordinator):
         self, request_id: str, num_tokens: int, *args: Any, **kwargs: Any
     ) -> tuple[list[KVCacheBlock], ...]:
         if num_tokens <= self.flow_room.get(request_id, 0):
-            return tuple([] for _ in self.flow_managers)
+            return tuple([] for _ in self.single_type_managers)
         blocks = super().allocate_new_blocks(request_id, num_tokens, *args, **kwargs)
-        self.flow_room[request_id] = min(
-            manager.tokens_that_fit(request_id, num_tokens) for manager in self.flow_managers
-        )
+        rooms = [m.tokens_that_fit(request_id, num_tokens) for m in self.flow_managers]
+        rooms += [len(m.req_to_blocks[request_id]) * m.block_size for m in self.flow_states]
+        self.flow_room[request_id] = min(rooms)
         return blocks
 
     def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
@@ -88,6 +90,7 @@ class FlowCoordinator(KVCacheCoordinator):
 def coordinate(
     coordinator: KVCacheCoordinator,
     managers: Sequence[FlowAttentionManager],
+    of_states: Sequence[Any],
     layouts: Mapping[str, TokenLayout],
     in_flight: set[BlockHash],
 ) -> None:
@@ -95,5 +98,6 @@ def coordinate(
     adoption.adopt(coordinator, FlowCoordinator)
     assert isinstance(coordinator, FlowCoordinator)
     coordinator.flow_managers, coordinator.flow_layouts = managers, layouts
+    coordinator.flow_states = of_states
     coordinator.flow_in_flight = in_flight
     coordinator.flow_room, coordinator.flow_cached = {}, {}

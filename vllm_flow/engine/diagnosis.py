@@ -257,12 +257,10 @@ def check_model(model: str, trust_remote_code: bool = False) -> Iterable[Finding
     config = arguments.create_engine_config()
     settings = FlowSettings.of(config)
     text = config.model_config.hf_text_config.model_type
-    groups = len(settings.group_starts)
     yield Finding(
         "model",
         f"{config.model_config.architecture} is supported: {settings.num_layers} decoder "
-        f"layers ({text}), so flow_cliff may be 0 to {settings.num_layers}; {groups} storage groups "
-        f"of {settings.group_layers}.",
+        f"layers ({text}), so flow_cliff may be 0 to {settings.num_layers}; {settings.storage}.",
     )
     yield from describe_engine(config)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.engine import obstacles
+from vllm_flow.engine import obstacles, states
 from vllm_flow.engine.connectors import LAYOUT_KEY, REMOTE_BLOCKS, REMOTE_PREFILL
 from vllm_flow.engine.requests import (
     evictable,
@@ -73,6 +73,7 @@ def fitted(
     if request.resumable:
         raise Obstacle("streaming input may bring images later; leave out the policy.")
     _check_log(layout, keys, settings.num_layers)
+    _check_states(layout, settings)
     _check_ranks(policy, settings)
     _check_workers(layout, settings)
     if settings.connected:
@@ -157,6 +158,29 @@ def _check_workers(layout: TokenLayout, settings: FlowSettings) -> None:
         raise Obstacle(
             f"{attending[0]!r} reads keys from this engine's KV cache, which cannot be done: {reason}; "
             f"rank by {' or '.join(map(repr, others))}, {other}"
+        )
+
+
+def _check_states(layout: TokenLayout, settings: FlowSettings) -> None:
+    """What layers without keys cannot do; see `states`."""
+    late = states.late_reason(settings.attending)
+    if layout.late and late is not None:
+        raise Obstacle(
+            f"images cannot leave this model after the prefill: {late}; leave it out.", WHEN_KEY
+        )
+    asked = {
+        stage.layer: choice.rank
+        for stage in layout.stages
+        for choice in stage.choices
+        if isinstance(RANKS[choice.rank], AttentionRank)
+    }
+    stage = states.unranked_stage(settings.attending, sorted(asked))
+    if stage is not None:
+        begins = ", ".join(str(layer + 1) for layer in settings.attending)
+        others = [name for name, rank in RANKS.items() if not isinstance(rank, AttentionRank)]
+        raise Obstacle(
+            f"{asked[stage]!r} goes by the attention of layer {stage - 1}, which has a state in its place; "
+            f"begin the stage at one of the layers {begins}, or rank by {' or '.join(map(repr, others))}."
         )
 
 

@@ -18,12 +18,14 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheSpec,
+    MambaSpec,
     MLAAttentionSpec,
     SlidingWindowSpec,
     replace_as,
 )
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
+from vllm_flow.engine import states
 from vllm_flow.engine.settings import FlowSettings
 
 logger = init_logger("vllm.vllm_flow.groups")
@@ -102,8 +104,8 @@ def register() -> None:
         KVCacheSpecRegistry.register(spec, FlowAttentionManager, uniform_type_base_spec=spec)
 
 
-def group_specs(specs: Mapping[str, KVCacheSpec], settings: FlowSettings) -> dict[str, GroupSpec]:
-    """Give each attention layer the spec of its storage group.
+def group_specs(specs: Mapping[str, KVCacheSpec], settings: FlowSettings) -> dict[str, KVCacheSpec]:
+    """Give each attention layer the spec of its storage group; states stay where vLLM keeps them.
 
     Args:
         specs: layer name -> spec, as the model runner collected them.
@@ -122,6 +124,8 @@ def group_specs(specs: Mapping[str, KVCacheSpec], settings: FlowSettings) -> dic
     register()
     grouped: dict[str, GroupSpec] = {}
     for name, spec in specs.items():
+        if isinstance(spec, MambaSpec) and spec.mamba_type.name == states.GATED_DELTA:
+            continue
         if type(spec) is SlidingWindowSpec:
             logger.info_once(
                 "Sliding windows: past the cliff they count kept tokens, and no blocks outside of them are "
@@ -133,17 +137,13 @@ def group_specs(specs: Mapping[str, KVCacheSpec], settings: FlowSettings) -> dic
         kind = _SPEC_OF.get(type(spec))
         if kind is None or spec.sliding_window is not None or spec.tokens_per_state != 1:
             raise ValueError(
-                f"vLLM-Flow evicts from full and sliding-window attention only, but layer {name!r} stores "
-                f"{type(spec).__name__}; serve this model without additional_config['vllm_flow']."
+                f"vLLM-Flow evicts from full and sliding-window attention and from Gated DeltaNet, but layer "
+                f"{name!r} stores {type(spec).__name__}; serve this model without additional_config['vllm_flow']."
             )
-        first = settings.group_start(extract_layer_index(name))
-        grouped[name] = replace_as(
-            spec,
-            kind,
-            first_layer=first,
-            last_layer=min(first + settings.group_layers, settings.num_layers) - 1,
-        )
-    return _padded(grouped)
+        first, last = settings.group_of(extract_layer_index(name))
+        grouped[name] = replace_as(spec, kind, first_layer=first, last_layer=last)
+    padded = _padded(grouped)
+    return {name: padded.get(name, spec) for name, spec in specs.items()}
 
 
 def _padded(specs: dict[str, GroupSpec]) -> dict[str, GroupSpec]:

@@ -71,7 +71,9 @@ def check_integrity(llm: LLM | Any) -> None:
 
     uses: Counter[int] = Counter()
     owners: dict[int, tuple[int, str]] = {}
-    for group, manager in enumerate(scheduler.flow_managers):
+    of_states = scheduler.kv_cache_manager.flow_states
+    for manager in (*scheduler.flow_managers, *of_states):
+        group = manager.kv_cache_group_id
         held = {request_id for request_id, blocks in manager.req_to_blocks.items() if blocks}
         _check(held <= live, f"group {group} holds blocks of ended requests", held - live)
         for request_id in held:

@@ -20,9 +20,11 @@ from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vllm_flow.engine.decoder import DeviceLastKeys, DeviceVariant, FlowStep
+from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.latent import PrefillPlans
 from vllm_flow.engine.mutual_attention import as_vllm
 from vllm_flow.engine.ranking import DeviceRanking, DeviceReading
+from vllm_flow.engine.states import is_state
 from vllm_flow.last_layer import LastLayer
 from vllm_flow.rewriting import LateReading
 from vllm_flow.step import Ranking, StepPlan, Variant
@@ -106,8 +108,17 @@ class StepBuilder:
                 continue  # the hook skips these layers
             built: dict[Any, Any] = {}
             for place in places:
+                if place.keeps_states and variant.continues_states:
+                    continue  # what vLLM has made says the same
                 common = tensors.common_metadata(block_tables[place.group], slots[place.group])
-                with self._plans.of(place.attn_group.get_metadata_builder(0), number):
+                if place.keeps_states:
+                    common.is_prefilling = tensors.begins
+                # A builder of states has buffers for one captured step, and here are several metadata.
+                states = [place.attn_group.get_metadata_builder(0)] * place.keeps_states
+                with (
+                    hidden("use_full_cuda_graph", ((builder, False) for builder in states)),
+                    self._plans.of(place.attn_group.get_metadata_builder(0), number),
+                ):
                     metadata = _build(place.attn_group, common, built)
                 for name in place.layer_names:
                     step.attn_metadata[name] = metadata
@@ -146,7 +157,8 @@ class StepBuilder:
                 if index >= 0:
                     names.setdefault(index, []).append(name)
             for index, of_variant in names.items():
-                found[index].append(_Place(group, size, attn_group, of_variant))
+                states = is_state(attn_group.kv_cache_spec)
+                found[index].append(_Place(group, size, attn_group, of_variant, states))
         return found
 
 
@@ -157,6 +169,7 @@ class _Place(NamedTuple):
     block_size: int
     attn_group: Any
     layer_names: Sequence[str]
+    keeps_states: bool
 
 
 def _build(attn_group: Any, common: CommonAttentionMetadata, built: dict[Any, Any]) -> Any:
@@ -171,7 +184,8 @@ def _build(attn_group: Any, common: CommonAttentionMetadata, built: dict[Any, An
     unscheduled = {"fast_build": True} if graphs else {}
     if not builder.supports_update_block_table or attn_group.kernel_block_size is not None:
         return attn_group.build_metadata(common, **unscheduled)
-    kind = (type(builder), attn_group.kv_cache_spec.without_layers)
+    spec = attn_group.kv_cache_spec
+    kind = (type(builder), getattr(spec, "without_layers", spec))
     if kind in built:
         return builder.update_block_table(
             built[kind], common.block_table_tensor, common.slot_mapping
@@ -220,6 +234,12 @@ class _VariantTensors:
     def get(self, name: str) -> torch.Tensor | None:
         """``rows`` or ``gather`` on the device; None where the variant has none."""
         return self._on_device.get(name)
+
+    @property
+    def begins(self) -> torch.Tensor:
+        """[Q] whether the layers see a request's first rows, on the host."""
+        starts, lengths = self._on_host["query_start_loc"], self._on_host["seq_lens"]
+        return starts.diff() >= lengths
 
     def slots(
         self,

@@ -134,10 +134,12 @@ class Piece:
 
 
 def compiles_in_pieces(vllm_config: Any) -> bool:
-    """Whether vLLM cuts the decoder, and its pieces may be called with fewer rows: adapters know a step's rows."""
+    """Whether vLLM cuts the decoder, and its pieces may be called with fewer rows: adapters know a step's rows,
+    and what linear attention leaves outside of its operators was not looked at."""
     return (
         vllm_config.compilation_config.mode.name == "VLLM_COMPILE"
         and vllm_config.lora_config is None
+        and not vllm_config.model_config.is_hybrid
     )
 
 

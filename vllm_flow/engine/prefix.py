@@ -10,6 +10,7 @@ Terms, with a drawing: docs/glossary.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
@@ -35,6 +36,8 @@ class FlowKVCacheManager(KVCacheManager):
 
     flow_layouts: Mapping[str, TokenLayout]
     flow_managers: Sequence[FlowAttentionManager]
+    flow_states: Sequence[Any]
+    """vLLM's managers of states, whose blocks no prefix is found by."""
     flow_in_flight: set[BlockHash]
     """Prefixes of requests with a layout that the step being scheduled will compute."""
 
@@ -167,7 +170,12 @@ class FlowKVCacheManager(KVCacheManager):
         layout = self.flow_layouts.get(request_id)
         if not any(manager.packs(request_id) for manager in self.flow_managers):
             layout = None  # all is stored by position
-        return by_position(
+        of_states = [
+            block
+            for manager in self.flow_states
+            for block in manager.pop_blocks_for_free(request_id)
+        ]
+        return of_states + by_position(
             [manager.pop_blocks_for_free(request_id) for manager in self.flow_managers],
             layout,
             [manager.spec.first_layer for manager in self.flow_managers],

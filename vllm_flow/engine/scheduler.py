@@ -53,14 +53,18 @@ class _FlowScheduling:
         self.flow_settings = settings
         mutual_of = mutual_attention.reader(self.vllm_config)
         self.flow_requests = LayoutBook(settings.num_layers, mutual_of)
-        self.flow_managers = managers_of(self.kv_cache_manager.coordinator.single_type_managers)
-        check_hash_unit(self.hash_block_size, [m.block_size for m in self.flow_managers])
+        self.flow_managers, of_states = managers_of(
+            self.kv_cache_manager.coordinator.single_type_managers
+        )
+        if self.cache_config.enable_prefix_caching:
+            check_hash_unit(self.hash_block_size, [m.block_size for m in self.flow_managers])
         self.flow_in_flight: set[BlockHash] = set()
         for manager in self.flow_managers:
             manager.use_layouts(self.flow_requests.layouts)
         coordination.coordinate(
             self.kv_cache_manager.coordinator,
             self.flow_managers,
+            of_states,
             self.flow_requests.layouts,
             self.flow_in_flight,
         )
@@ -68,6 +72,7 @@ class _FlowScheduling:
         adoption.adopt(self.kv_cache_manager, FlowKVCacheManager)
         self.kv_cache_manager.flow_layouts = self.flow_requests.layouts
         self.kv_cache_manager.flow_managers = self.flow_managers
+        self.kv_cache_manager.flow_states = of_states
         self.kv_cache_manager.flow_in_flight = self.flow_in_flight
         if self.connector is not None:
             adoption.adopt(self.connector, FlowConnector)
@@ -91,7 +96,7 @@ class _FlowScheduling:
             first.block_size,
             # A block is spread over the workers of a tensor-parallel group, each with its heads.
             first.spec.page_size_bytes
-            * settings.group_layers
+            * settings.layers_per_block
             * self.vllm_config.parallel_config.tensor_parallel_size,
         )
         self.flow_reports = Reports(
@@ -132,9 +137,9 @@ class _FlowScheduling:
             with_pictures=not self.use_v2_model_runner,
         )
         rewrites: dict[str, dict[int, Rewrite]] = {}
-        for group, manager in enumerate(self.flow_managers):
+        for manager in self.flow_managers:
             for request_id, rewrite in manager.take_rewrites().items():
-                rewrites.setdefault(request_id, {})[group] = rewrite
+                rewrites.setdefault(request_id, {})[manager.kv_cache_group_id] = rewrite
         if rewrites:
             setattr(output, REWRITES_FIELD, rewrites)
         return output

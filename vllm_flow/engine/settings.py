@@ -9,11 +9,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.cliff_file import Profile, ProfileError, essential, read_profile
-from vllm_flow.engine import obstacles
-from vllm_flow.grouping import default_group_layers, storage_groups
+from vllm_flow.engine import obstacles, states
+from vllm_flow.grouping import (
+    attending_groups,
+    default_attending_span,
+    default_group_layers,
+    storage_groups,
+)
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import operators_policy
 from vllm_flow.policy_error import PolicyError
@@ -26,7 +32,7 @@ CONFIG_KEY = "vllm_flow"
 PROFILE = "profile"
 READ = (
     *("num_layers", "profile", "step_tokens", "obstacles", "quantised_keys", "connected"),
-    *("hands_over", "mutual_pictures"),
+    *("hands_over", "mutual_pictures", "attending"),
 )
 """Fields that are no options."""
 KERNELS = ("auto", "triton", "torch", "xformers")
@@ -104,18 +110,48 @@ class FlowSettings:
     hands_over: bool = False
     """Whether that connector takes requests that evict, too (said by its class)."""
 
+    attending: tuple[int, ...] = ()
+    """Layers that store keys and values, where the others keep a state per request (read from the model,
+    not set by the operator); empty where all layers do."""
+
+    @property
+    def groups(self) -> tuple[tuple[int, int], ...]:
+        """First and last layer of each storage group."""
+        if self.attending:
+            return attending_groups(self.num_layers, self.group_layers, self.attending)
+        starts = storage_groups(self.num_layers, self.group_layers)
+        return tuple((first, end - 1) for first, end in pairwise((*starts, self.num_layers)))
+
     @property
     def group_starts(self) -> tuple[int, ...]:
         """First layer of each storage group."""
-        return storage_groups(self.num_layers, self.group_layers)
+        return tuple(first for first, _ in self.groups)
 
-    def group_start(self, layer: int) -> int:
-        """First layer of the storage group that decoder layer ``layer`` belongs to."""
-        return layer - layer % self.group_layers
+    @property
+    def layers_per_block(self) -> int:
+        """Layers whose keys and values a KV block holds; of the last group it may be fewer."""
+        if not self.attending:
+            return self.group_layers
+        return len(self.attending) // len(self.groups)
+
+    @property
+    def storage(self) -> str:
+        """The storage groups in words."""
+        found = f"{len(self.groups)} storage groups of {self.group_layers} layers"
+        if not self.attending:
+            return found
+        return f"{found}, with keys in {self.layers_per_block} of each and a state per request in the others"
+
+    def group_of(self, layer: int) -> tuple[int, int]:
+        """First and last layer of the storage group that decoder layer ``layer`` belongs to."""
+        return next(group for group in self.groups if group[0] <= layer <= group[1])
 
     @classmethod
-    def read(cls, options: Any, num_layers: int) -> FlowSettings:
+    def read(cls, options: Any, num_layers: int, attending: tuple[int, ...] = ()) -> FlowSettings:
         """Settings from the JSON object under ``vllm_flow``.
+
+        Args:
+            attending: see the field.
 
         Raises:
             ValueError: not an object, an unknown option, or a value out of range; names it.
@@ -133,13 +169,20 @@ class FlowSettings:
                 raise ValueError(f"{_named(name)}: no such option; {hint}")
         group_layers = options.get("group_layers")
         if group_layers is None:
-            group_layers = default_group_layers(num_layers)
+            group_layers = (
+                default_attending_span(num_layers, attending)
+                if attending
+                else default_group_layers(num_layers)
+            )
         elif isinstance(group_layers, bool) or not isinstance(group_layers, int):
             raise ValueError(
                 f"{_named('group_layers')}={group_layers!r}: it must be an integer, a number of "
                 f"the model's {num_layers} decoder layers."
             )
-        storage_groups(num_layers, group_layers)
+        if attending:
+            attending_groups(num_layers, group_layers, attending)
+        else:
+            storage_groups(num_layers, group_layers)
         for name in ("allow_request_policy", "untested_models"):
             if not isinstance(options.get(name, False), bool):
                 raise ValueError(f"{_named(name)}={options[name]!r}: it must be true or false.")
@@ -172,6 +215,7 @@ class FlowSettings:
             attention_log_max_bytes=log_bytes,
             attention_log_kernel=kernel,
             untested_models=options.get("untested_models", False),
+            attending=attending,
         )
 
     @classmethod
@@ -184,7 +228,7 @@ class FlowSettings:
         read = options[CONFIG_KEY]
         if isinstance(read, Mapping) and _keys_differ(vllm_config.model_config, num_layers):
             read = {"group_layers": 1, **read}
-        settings = cls.read(read, num_layers)
+        settings = cls.read(read, num_layers, states.attending(vllm_config.model_config))
         return replace(
             settings,
             step_tokens=_step_tokens(vllm_config.scheduler_config),

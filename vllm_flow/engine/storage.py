@@ -18,6 +18,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 from vllm_flow.boundaries import blocks_taken
 from vllm_flow.engine.findable import FindablePrefixes
+from vllm_flow.engine.states import is_state
 from vllm_flow.layout import TokenLayout
 
 
@@ -200,12 +201,19 @@ class FlowAttentionManager(FindablePrefixes):
         return super().pop_blocks_for_free(request_id)
 
 
-def managers_of(managers: Collection[Any]) -> list[FlowAttentionManager]:
-    """The managers, checked to be ours: vLLM would silently fold groups it thinks equal."""
-    if not all(isinstance(manager, FlowAttentionManager) for manager in managers):
-        kinds = sorted({type(manager).__name__ for manager in managers})
+def managers_of(
+    managers: Collection[Any],
+) -> tuple[list[FlowAttentionManager], list[Any]]:
+    """Those of storage groups, checked to be ours, and vLLM's of states.
+
+    vLLM would silently fold groups it thinks equal.
+    """
+    of_states = [manager for manager in managers if is_state(manager.kv_cache_spec)]
+    ours = [manager for manager in managers if manager not in of_states]
+    if not all(isinstance(manager, FlowAttentionManager) for manager in ours):
+        kinds = sorted({type(manager).__name__ for manager in ours})
         raise RuntimeError(
             f"vLLM built the KV-cache managers {kinds} instead of storage groups; "
             "please report this with your vLLM version."
         )
-    return list(managers)
+    return ours, of_states

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vllm_flow.engine import mutual_attention
+from vllm_flow.engine import mutual_attention, states
 from vllm_flow.engine.refusals import REFUSALS
 
 TESTED_VLLM = ("0.32.0", "0.34.0")
@@ -60,7 +60,12 @@ def check_policies(settings: Any) -> None:
     from vllm_flow.engine.fitting import by_keys
 
     tasks = () if settings.profile is None else settings.profile.policies.values()
+    late = states.late_reason(settings.attending)
     for policy in (settings.default_policy, *tasks):
+        if policy is not None and policy.when == "decode" and late is not None:
+            raise ValueError(
+                f"default_policy lets images leave after the prefill, but {late}: leave out flow_when."
+            )
         rank = None if policy is None else by_keys(policy)
         if rank is not None and settings.quantised_keys:
             raise ValueError(
@@ -177,4 +182,5 @@ _REASONS: tuple[Callable[[Any], str | None], ...] = (
     stored_keys,
     connection,
     mutual_attention.reason_against,
+    states.reason_against,
 )

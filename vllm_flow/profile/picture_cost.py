@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_flow.engine import states
 from vllm_flow.models import check_code
 from vllm_flow.profile.dimensions import ModelShape, Workload
 from vllm_flow.profile.ideal import kv_bytes, prefill_flops
@@ -50,6 +51,8 @@ def read_config(model: str, **arguments: Any) -> Any:
     plugin.register()
     check_code(model, bool(arguments.get("trust_remote_code")))
     flow = {CONFIG_KEY: {families.UNTESTED: True}}
+    # Asked about the model, not about options: some models are refused with this one, which is vLLM's default.
+    arguments = {"enable_prefix_caching": False} | arguments
     try:
         made = EngineArgs(model=model, additional_config=flow, **arguments)
         return made.create_engine_config().model_config
@@ -103,6 +106,8 @@ def _placeholders(processor: Any, model_config: Any, picture: dict[str, Any]) ->
 def uncounted(model_config: Any) -> str | None:
     """Why a language model's costs are not counted here, to go on after its name; None where they are."""
     text = model_config.hf_text_config
+    if states.attending(model_config):
+        return "has layers of linear attention, whose costs are not counted"
     if _has_windows(text):
         return "has sliding windows, whose costs are not counted"
     if model_config.is_moe or not isinstance(getattr(text, "intermediate_size", None), int):

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vllm_flow.engine.states import is_state
+
 if TYPE_CHECKING:
     from vllm import LLM
 
@@ -96,8 +98,13 @@ def pool_blocks(llm: LLM) -> int:
 
 def group_starts(llm: LLM) -> tuple[int, ...]:
     """First layer of each KV-cache group; stock vLLM has one group of all layers."""
+    return tuple(getattr(manager.kv_cache_spec, "first_layer", 0) for manager in _managers(llm))
+
+
+def _managers(llm: LLM) -> list[Any]:
+    """Those of groups that store keys and values."""
     managers = core_of(llm).scheduler.kv_cache_manager.coordinator.single_type_managers
-    return tuple(getattr(manager.kv_cache_spec, "first_layer", 0) for manager in managers)
+    return [manager for manager in managers if not is_state(manager.kv_cache_spec)]
 
 
 @contextlib.contextmanager
@@ -182,7 +189,7 @@ class _Recorder:
         self.seen = Watch()
         self._pool = pool_of(llm)
         self._scheduler = core_of(llm).scheduler
-        self._managers = self._scheduler.kv_cache_manager.coordinator.single_type_managers
+        self._managers = _managers(llm)
         self._spent = {"schedule": 0.0, "metadata": 0.0, "plan": 0.0}
         self._scheduled: dict[str, int] | None = None
 

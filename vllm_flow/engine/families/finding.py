@@ -18,11 +18,12 @@ RESIDUAL = ("positions", "hidden_states", "residual")
 SCALED = (*RESIDUAL, "llama_4_scaling")
 FIRST: dict[str, tuple[str, ...]] = {
     "residual": RESIDUAL,
+    "named": RESIDUAL,
     "scaled": SCALED,
     "masked": (*RESIDUAL, "visual_token_mask"),
     "plain": RESIDUAL[:2],
 }
-"""Call -> the parameters with which a layer's ``forward`` begins, where they are given by position."""
+"""Call -> the parameters with which a layer's ``forward`` begins: in this order, or ``named`` in any."""
 
 USUAL = ("input_ids", "positions", "intermediate_tensors", "inputs_embeds")
 """Parameters of the module that runs the layers, where it adds nothing between them."""
@@ -66,7 +67,8 @@ def check_call(decoder: Decoder) -> None:
         return
     for kind in {type(layer) for layer in decoder.layers}:
         found = _parameters(kind)
-        if found[: len(first)] != first:
+        begins = found[: len(first)]
+        if set(begins) != set(first) or (begins != first and decoder.call != "named"):
             raise ValueError(
                 f"vLLM-Flow calls decoder layers with ({', '.join(first)}), but {kind.__name__} "
                 f"takes ({', '.join(found)}); {_INSTEAD}."

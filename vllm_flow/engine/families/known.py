@@ -11,6 +11,7 @@ from vllm_flow.engine.families.ernie import ernie_decoder
 from vllm_flow.engine.families.family import FROM_EMBEDDINGS, Family
 from vllm_flow.engine.families.on_deepseek import ON_DEEPSEEK
 from vllm_flow.engine.families.own_layouts import OWN_LAYOUTS
+from vllm_flow.engine.families.qwen3_next import named_decoder
 from vllm_flow.engine.families.transformers_backend import transformers_decoder
 
 FAMILIES = (
@@ -67,6 +68,16 @@ FAMILIES = (
         ("qwen3_vl", "qwen3_vl_moe", "qwen3_vl_video"),
         beyond="videos, from vLLM's embeddings on",
         adapter=deepstack_decoder,
+    ),
+    Family(
+        "Qwen3.5",
+        ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),
+        ("Qwen3_5Model",),
+        "one token per 32 x 32 pixels, M-RoPE; layers of linear attention take in what is left",
+        "<|vision_start|>, <|vision_end|>, a video's timestamps",
+        ("qwen3_5", "qwen3_5_moe", "qwen3_5_video"),
+        beyond="videos, from vLLM's embeddings on; without prefix caching",
+        adapter=named_decoder,
     ),
     Family(
         "Qwen2.5-Omni",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm_flow.engine import states
+
 _PER_LAYER_EMBEDDINGS = (
     "its layers add embeddings of their own for every token of the step, and share keys and values "
     "between layers, so that one past the cliff would read a picture's from before it"
@@ -69,10 +71,12 @@ def reason_against(model_config: Any) -> str | None:
     by_name = BY_NAME.get(model_config.architecture)
     if by_name is not None:
         return by_name
-    if model_config.is_hybrid or model_config.is_attention_free:
+    if model_config.is_attention_free or (
+        model_config.is_hybrid and not states.attending(model_config)
+    ):
         return (
-            "it has layers of linear attention, convolutions or state spaces, whose state mixes all "
-            "tokens, so that none can leave"
+            "it has layers of convolutions or state spaces, whose states were not tested with fewer rows "
+            "past a cliff"
         )
     text = model_config.hf_text_config
     if hasattr(text, "index_topk"):

@@ -17,6 +17,8 @@ TEXT_TYPES = {
     "qwen3_vl_text": "Qwen3LLMModel",
     "qwen3_vl_moe_text": "Qwen3MoeLLMModel",
     "qwen3_omni_moe_text": "Qwen3MoeLLMModel",
+    "qwen3_5_text": "Qwen3_5Model",
+    "qwen3_5_moe_text": "Qwen3_5Model",
     "glm4v_text": "Glm4Model",
     "glm4v_moe_text": "Glm4MoeModel",
     "glm_ocr_text": "Glm4Model",

@@ -1,0 +1,102 @@
+"""Models of which some layers keep a state per request in the place of keys and values: linear attention.
+
+Past a cliff such a layer is built up from the rows that are left alone, as attention there sees no others: where
+its state lies does not change, only which rows it has taken in. So these layers stay in vLLM's own groups, and
+a step's metadata say of how many rows a state is made so far; none, and it begins at zero whatever lies there.
+
+Knows vLLM's configuration and its specifications of states; takes no step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+ATTENTION = "full_attention"
+STATES = "linear_attention"
+GATED_DELTA = "GDN_ATTN"
+"""vLLM's name of the states that were tested: Gated DeltaNet's."""
+
+
+def attending(model_config: Any) -> tuple[int, ...]:
+    """Layers that store keys and values where others keep states, ascending; empty where all do.
+
+    Args:
+        model_config: vLLM's finished ``ModelConfig``.
+    """
+    kinds = getattr(model_config.hf_text_config, "layer_types", None) or ()
+    if not model_config.is_hybrid or STATES not in kinds:
+        return ()
+    return tuple(layer for layer, kind in enumerate(kinds) if kind == ATTENTION)
+
+
+def is_state(spec: Any) -> bool:
+    """Whether a KV-cache group of this specification holds states."""
+    from vllm.v1.kv_cache_interface import MambaSpec
+
+    return isinstance(spec, MambaSpec)
+
+
+def reason_against(config: Any) -> str | None:
+    """Why a model with states cannot be served as configured, to go on after "vLLM-Flow does not support".
+
+    Args:
+        config: vLLM's finished ``VllmConfig``.
+    """
+    if not attending(config.model_config):
+        return None
+    from vllm_flow.engine.settings import CONFIG_KEY
+
+    for sentence, applies in (
+        (
+            "prefix caching of a model with linear attention, whose states would have to be kept per policy: "
+            "pass enable_prefix_caching=False (--no-enable-prefix-caching).",
+            config.cache_config.enable_prefix_caching,
+        ),
+        (
+            "speculative decoding of a model with linear attention, whose states would have to go back where "
+            "a draft is refused: leave out speculative_config.",
+            config.speculative_config is not None,
+        ),
+        (
+            "KV connectors of a model with linear attention, which hand states over as blocks of tokens: leave "
+            "out kv_transfer_config.",
+            config.kv_transfer_config is not None,
+        ),
+        (
+            "LoRA adapters on linear attention, which vLLM cannot run where this was tested: leave out "
+            "enable_lora.",
+            config.lora_config is not None,
+        ),
+        (
+            "the attention log of a model with linear attention, whose layers give no token a share: leave "
+            "out attention_log.",
+            (config.additional_config.get(CONFIG_KEY) or {}).get("attention_log") is not None,
+        ),
+    ):
+        if applies:
+            return sentence
+    return None
+
+
+def late_reason(attending: Sequence[int]) -> str | None:
+    """Why images cannot leave after the prefill; None where they can.
+
+    Args:
+        attending: see :func:`attending`.
+    """
+    if not attending:
+        return None
+    return "by then the states of its layers of linear attention have taken in the whole image"
+
+
+def unranked_stage(attending: Sequence[int], layers: Sequence[int]) -> int | None:
+    """The first of some stages that no attention comes right before, None where it always does.
+
+    Args:
+        attending: see :func:`attending`.
+        layers: first layer of each stage whose rank goes by attention.
+    """
+    if not attending:
+        return None
+    return next((layer for layer in layers if layer - 1 not in attending), None)
