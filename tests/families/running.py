@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 from PIL import Image
 from vllm import LLM, RequestOutput, SamplingParams
+from vllm.distributed import parallel_state
 from vllm.model_executor.models import registry
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
@@ -92,6 +93,12 @@ def every_cliff(checkpoint: Checkpoint, cliffs: Sequence[int | None]) -> list[As
     return [replace(ask, cliff=cliff) for ask in prompts_of(checkpoint) for cliff in cliffs]
 
 
+def _leave_groups() -> None:
+    """vLLM keeps a process's groups from engine to engine: where the first had no experts, none of the next has."""
+    if parallel_state.model_parallel_is_initialized() and parallel_state._EP is None:
+        parallel_state.destroy_model_parallel()
+
+
 class Engine:
     """An engine in this process."""
 
@@ -114,6 +121,7 @@ class Engine:
         # vLLM looks at a model class in a process of its own, to keep CUDA out of this one: seconds per
         # architecture, and here is no CUDA.
         _shrink(checkpoint)
+        _leave_groups()
         if checkpoint.chunks:
             _have_numba_looked_at()
         if checkpoint.recurrent:
