@@ -158,6 +158,6 @@ def test_two_workers_are_exact(
         group_layers=2,
         tensor_parallel_size=2,
         distributed_executor_backend="mp",
-        max_num_batched_tokens=32,
+        max_num_batched_tokens=80,
     )
     Judge(alone).assert_exact(asks, engine.run(asks, 8))
