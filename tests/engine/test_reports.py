@@ -18,7 +18,9 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import Engine
 from tests.engine.tiny_llava import SPECIALS, WORDS
 from vllm_flow.engine import metrics
+from vllm_flow.engine.footprints import Footprint
 from vllm_flow.engine.inspect import footprints
+from vllm_flow.layout import Geometry
 
 WORD_IDS = list(range(len(SPECIALS), len(SPECIALS) + len(WORDS)))
 """Whose text is not skipped."""
@@ -96,6 +98,15 @@ def test_a_stop_string_ends_a_request_as_its_length_would(
         assert report(stopped) == report(answer(engine, ask, max_tokens=length))
         lengths.add(length)
     assert len(lengths) > 1
+
+
+@pytest.mark.parametrize(("held", "saved"), [((2, 3), 0), ((3, 3), 0), ((2, 1), 1), ((3, 1), 1)])
+def test_blocks_for_refused_drafts_are_not_saved_less(held: tuple[int, ...], saved: int) -> None:
+    """Two blocks a group without a policy; counters take nothing negative, and would end the engine."""
+    geometry = Geometry(4, (0, 2), 16, 100)
+    found = metrics.report(Footprint(3, 20, 8, 32, held, ((3, 8),)), geometry)
+    assert (found["kv_blocks_saved"], found["kv_bytes_saved"]) == (saved, 100 * saved)
+    assert found["kv_blocks"] == list(held)
 
 
 def test_the_front_ends_numbers_are_the_engines(open_engine: OpenEngine) -> None:

@@ -188,7 +188,7 @@ def _write_k2_5(made: Any, config: Any, model: Any, where: Path) -> None:
 
 def kimi_k2_5() -> Checkpoint:
     """Pictures are chunks of vision, and queries come from a latent vector, too."""
-    made, vocab = tokenizer(MARKS)
+    made, vocab = tokenizer(("<|media_begin|>", *MARKS[1:]))
     made.backend_tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     tower = {name: value for name, value in TOWER.items() if not name.startswith("init_")}
     config = dict(
@@ -197,13 +197,14 @@ def kimi_k2_5() -> Checkpoint:
         vision_config=tower
         | dict(model_type="kimi_k25_vision", pos_emb_height=GRID, pos_emb_width=GRID),
         image_token_id=vocab[PAD],
+        use_unified_vision_chunk=True,
         tie_word_embeddings=False,
     )
     return Checkpoint(
         model=hf.DeepseekV3ForCausalLM(deepseek.v3(vocab, q_lora_rank=64)),
         processor=None,
         vocab=vocab,
-        image=PLACE,
+        image=PLACE.replace("start", "begin"),
         image_ids=(vocab[PAD],),
         sizes=((56, 112), (84, 84)),
         decoder=lambda model: model.model,

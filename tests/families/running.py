@@ -6,6 +6,7 @@ The only file of this folder that calls vLLM.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -122,7 +123,7 @@ class Engine:
         # architecture, and here is no CUDA.
         _shrink(checkpoint)
         _leave_groups()
-        if checkpoint.chunks:
+        if checkpoint.chunks or "llvmlite.binding.ffi" in sys.modules:
             _have_numba_looked_at()
         if checkpoint.recurrent:
             from tests.families import gated_delta
@@ -294,7 +295,7 @@ def _shrink(checkpoint: Checkpoint) -> None:
 def _have_numba_looked_at() -> None:
     """vLLM's worker for CPUs looks at what every module holds; numba's library has any attribute, and none of use.
 
-    Kimi-K2.5's image processor is compiled by numba, here in the worker's process.
+    Kimi-K2.5's image processor is compiled by numba, and drafts by ngram are, here in the worker's process.
     """
     from llvmlite.binding import ffi
 

@@ -15,8 +15,10 @@ import torch
 from vllm import SamplingParams, envs
 
 from tests.families import oracle
-from tests.families.making import Checkpoint
-from tests.families.running import Engine, Judge, every_cliff, prompts_of
+from tests.families.chats import STRING, asked
+from tests.families.making import Checkpoint, picture
+from tests.families.running import TOLERANCE as RUN_TOLERANCE
+from tests.families.running import TOP, Ask, Engine, Judge, every_cliff, prompts_of
 from tests.longer import some
 
 NAMES = ("kimi_vl", "kimi_k2_5", "deepseek_vl2")
@@ -94,6 +96,47 @@ def test_what_reads_the_cache_reads_vectors(
 
 
 @pytest.mark.long
+def test_a_chat_reaches_chunks_of_vision(checkpoint_of: Callable[[str], Checkpoint]) -> None:
+    """Kimi-K2.5's pictures, as clients of a server send them."""
+    checkpoint = checkpoint_of("kimi_k2_5")
+    engine = Engine(checkpoint, group_layers=2)
+    shown = picture(1, checkpoint.sizes[0])
+    params = SamplingParams(
+        temperature=0,
+        max_tokens=8,
+        logprobs=TOP,
+        ignore_eos=True,
+        allowed_token_ids=checkpoint.word_ids,
+        extra_args={"flow_cliff": 2},
+    )
+    (output,) = engine.llm.chat(asked("w5 w6", shown), params, chat_template=STRING, use_tqdm=False)
+    mark = "<|media_begin|>image<|media_content|><|media_pad|><|media_end|>"
+    ask = Ask(f"w1 user w2 {mark}\nw5 w6 w3", (shown,), cliff=2)
+    assert Judge(engine).error(ask, output) < RUN_TOLERANCE
+    engine.check_idle()
+
+
+DRAFTS = dict(method="ngram", num_speculative_tokens=3, prompt_lookup_max=3, prompt_lookup_min=1)
+
+
+@pytest.mark.long
+def test_drafts_are_checked_exactly(checkpoint_of: Callable[[str], Checkpoint]) -> None:
+    """Several rows of an answer in a step, behind packed vectors."""
+    engine = Engine(checkpoint_of("kimi_vl"), group_layers=2, speculative_config=DRAFTS)
+    asks = every_cliff(engine.checkpoint, [None, *range(engine.checkpoint.num_layers)])
+    Judge(engine).assert_exact(asks, engine.run(asks, 12))
+    engine.check_idle()
+
+
+def test_connectors_are_refused(checkpoint_of: Callable[[str], Checkpoint]) -> None:
+    transfer = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}
+    with pytest.raises(
+        ValueError, match="connectors beside latent attention, .*: leave out kv_tra"
+    ):
+        Engine(checkpoint_of("kimi_vl"), group_layers=2, kv_transfer_config=transfer)
+
+
+@pytest.mark.long
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
 def test_two_workers_are_exact(
     checkpoint_of: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
@@ -115,6 +158,6 @@ def test_two_workers_are_exact(
         group_layers=2,
         tensor_parallel_size=2,
         distributed_executor_backend="mp",
-        max_num_batched_tokens=32,
+        max_num_batched_tokens=80,
     )
     Judge(alone).assert_exact(asks, engine.run(asks, 8))

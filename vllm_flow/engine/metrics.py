@@ -62,7 +62,7 @@ class Report(TypedDict):
     prefill_rows_saved: int
     """Image rows times the layers they did not run through."""
     kv_blocks: list[int]
-    """Blocks held at the end, per storage group, shallowest first."""
+    """Blocks held at the end, per storage group, shallowest first; those of refused drafts among them."""
     kv_blocks_saved: int
     """Blocks that the same request without a policy would have held besides."""
     kv_bytes_saved: int
@@ -87,7 +87,8 @@ def report(footprint: Footprint, geometry: Geometry) -> Report:
     full = predict_blocks(
         footprint.computed_tokens, None, geometry.group_starts, geometry.block_size
     )
-    saved = sum(full) - sum(footprint.blocks)
+    # A group may hold blocks for drafts that were refused, as it would without a policy.
+    saved = sum(max(0, whole - held) for whole, held in zip(full, footprint.blocks, strict=True))
     layers = range(geometry.num_layers)
     return Report(
         when="decode" if footprint.late else "prefill",

@@ -157,6 +157,11 @@ def connection(config: Any) -> str | None:
     transfer = config.kv_transfer_config
     if transfer is None or transfer.kv_connector is None:
         return None
+    if config.model_config.use_mla:
+        return (
+            "KV connectors beside latent attention, whose blocks nobody has handed over: leave out "
+            "kv_transfer_config."
+        )
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
     instead = "use 'OffloadingConnector' or another one, or leave out kv_transfer_config."
