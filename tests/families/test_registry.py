@@ -84,15 +84,11 @@ def test_what_is_refused_by_name_has_no_row(name: str) -> None:
 
 
 BY_CONFIGURATION = {
-    # linear attention, convolutions or state spaces
+    # convolutions, state spaces, or linear attention of another kind
     "BailingMoeV3VLForConditionalGeneration",
     "Cosmos3EdgeForConditionalGeneration",
     "Glm5NextForConditionalGeneration",
-    "InternS2MobiusForConditionalGeneration",
-    "InternS2PreviewForConditionalGeneration",
     "Lfm2VlForConditionalGeneration",
-    "MiniCPMV4_6ForConditionalGeneration",
-    "MiniCPMV4_7ForConditionalGeneration",
     "NemotronH_Nano_Omni_Reasoning_V3",
     "NemotronH_Nano_VL_V2",
     "NemotronH_Omni_Reasoning_V3",
@@ -119,6 +115,8 @@ UNTESTED = {
     "Exaone4_5_ForConditionalGeneration",
     "H2OVLChatModel",
     "InternS1ProForConditionalGeneration",
+    "InternS2MobiusForConditionalGeneration",
+    "InternS2PreviewForConditionalGeneration",
     "IsaacForConditionalGeneration",
     "KananaVForConditionalGeneration",
     "KeyeForConditionalGeneration",
@@ -127,6 +125,8 @@ UNTESTED = {
     "LlavaNextVideoForConditionalGeneration",
     "LlavaOnevision2ForConditionalGeneration",
     "MiMoV2OmniForCausalLM",
+    "MiniCPMV4_6ForConditionalGeneration",
+    "MiniCPMV4_7ForConditionalGeneration",
     "MiniMaxM3SparseForConditionalGeneration",
     "MuseGlimmerForConditionalGeneration",
     "NVLM_D",
