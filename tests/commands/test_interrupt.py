@@ -24,12 +24,12 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def start(*argv: str) -> subprocess.Popen[str]:
+def start(*argv: str, module: str = "vllm_flow.cli") -> subprocess.Popen[str]:
     """The command in a session of its own, as a terminal would run it."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     environment.pop("RAY_ADDRESS", None)
     return subprocess.Popen(
-        [sys.executable, "-m", "vllm_flow.cli", *argv], env=environment, text=True,
+        [sys.executable, "-m", module, *argv], env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
 
@@ -107,10 +107,17 @@ def test_while_it_loads(name: str, argv: list[str], data: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_an_evaluation_keeps_its_answers(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param("tests.eval.fake_engine", id="fake"),
+        pytest.param("vllm_flow.cli", id="real", marks=pytest.mark.long),
+    ],
+)
+def test_an_evaluation_keeps_its_answers(module: str, data: Path, tmp_path: Path) -> None:
     """Interrupted at work. That the same command goes on: tests/eval/test_driver.py."""
     out = tmp_path / "run"
-    child = start(*eval_argv(data, out))
+    child = start(*eval_argv(data, out), module=module)
     said = interrupt(child, lambda: len(list(out.glob("answers/part-*.parquet"))) > 2)
     assert said.splitlines()[-1] == (
         f"vllm-flow eval: interrupted; the answers so far are in {out}, and the same command goes on."

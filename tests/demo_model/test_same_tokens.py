@@ -1,6 +1,6 @@
 """transformers and vLLM load the very same folder and give the same greedy tokens in float32.
 
-The large model has tests/engine/test_demo_model.py in `make test`.
+In `make test-long`; `make test` has tests/engine/test_demo_model.py, and an evaluation by the small one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from tests.demo_model.test_assemble import needs_decoder
-from tests.longer import some
 
 pytest.importorskip("transformers")
 pytest.importorskip("vllm")
@@ -81,8 +80,8 @@ def vllm_tokens(folder: Path) -> list[list[int]]:
     return json.loads(line.removeprefix("TOKENS "))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", some(["assemble_small", "assemble"], ["assemble_small"]))
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["assemble_small", "assemble"])
 def test_same_greedy_tokens(kind: str, tmp_path: Path) -> None:
     from vllm_flow.demo_model import assemble
 

@@ -69,8 +69,6 @@ class Run:
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
             "HF_HOME": str(self.scratch),
             "HF_HUB_OFFLINE": "1",
-            # What vLLM finds out about model classes in a process of its own, kept between runs.
-            "VLLM_CACHE_ROOT": str(self.folder.with_name(f"{self.folder.name}-cache")),
             "VLLM_FLOW_UPSTREAM": self.name,
             "VLLM_FLOW_UPSTREAM_DIFFERING": str(int(self.differing)),
             # Its own plugins and no others: vLLM's tests are not written for those of this house.
