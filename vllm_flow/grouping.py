@@ -98,9 +98,11 @@ def attending_group_sizes(num_layers: int, attending: Sequence[int]) -> tuple[in
 
 
 def default_attending_span(num_layers: int, attending: Sequence[int]) -> int:
-    """Layers that a storage group spans, so that there are at most ``GROUPS_BESIDE_STATES``."""
-    return next(
-        size
-        for size in attending_group_sizes(num_layers, attending)
-        if len(attending_groups(num_layers, size, attending)) <= GROUPS_BESIDE_STATES
-    )
+    """Layers that a storage group spans, so that there are as many as may be up to ``GROUPS_BESIDE_STATES``."""
+
+    def groups(size: int) -> int:
+        return len(attending_groups(num_layers, size, attending))
+
+    sizes = attending_group_sizes(num_layers, attending)
+    few = [size for size in sizes if groups(size) <= GROUPS_BESIDE_STATES]
+    return max(few, key=lambda size: (groups(size), num_layers % size == 0, size))

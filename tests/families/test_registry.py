@@ -105,15 +105,11 @@ def test_what_is_refused_by_name_has_no_row(name: str) -> None:
 
 
 BY_CONFIGURATION = {
-    # linear attention, convolutions or state spaces
+    # convolutions, state spaces, or linear attention of another kind
     "BailingMoeV3VLForConditionalGeneration",
     "Cosmos3EdgeForConditionalGeneration",
     "Glm5NextForConditionalGeneration",
-    "InternS2MobiusForConditionalGeneration",
-    "InternS2PreviewForConditionalGeneration",
     "Lfm2VlForConditionalGeneration",
-    "MiniCPMV4_6ForConditionalGeneration",
-    "MiniCPMV4_7ForConditionalGeneration",
     "NemotronH_Nano_Omni_Reasoning_V3",
     "NemotronH_Nano_VL_V2",
     "NemotronH_Omni_Reasoning_V3",
@@ -139,6 +135,8 @@ UNTESTED = {
     "Gemma4UnifiedForConditionalGeneration",
     "H2OVLChatModel",
     "InternS1ProForConditionalGeneration",
+    "InternS2MobiusForConditionalGeneration",
+    "InternS2PreviewForConditionalGeneration",
     "IsaacForConditionalGeneration",
     "KananaVForConditionalGeneration",
     "KeyeForConditionalGeneration",
@@ -147,6 +145,8 @@ UNTESTED = {
     "LlavaNextVideoForConditionalGeneration",
     "LlavaOnevision2ForConditionalGeneration",
     "MiMoV2OmniForCausalLM",
+    "MiniCPMV4_6ForConditionalGeneration",
+    "MiniCPMV4_7ForConditionalGeneration",
     "MiniMaxM3SparseForConditionalGeneration",
     "MuseGlimmerForConditionalGeneration",
     "NVLM_D",

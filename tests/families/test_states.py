@@ -88,6 +88,34 @@ def test_a_step_that_shrinks_to_one_row_is_no_decode(engine: Engine, judge: Judg
     one_by_one(engine, judge, [ask(2, 5, 7, cliff=cliff) for cliff in (8, 0, 3, 6)])
 
 
+def test_a_builders_buffers_are_those_of_captured_steps(engine: Engine, judge: Judge) -> None:
+    """A step of one row behind others would go into them, where vLLM's own metadata of it may be."""
+    from vllm_flow.engine.hiding import hidden
+    from vllm_flow.engine.states import is_state
+
+    core: Any = engine.llm.llm_engine.engine_core.engine_core
+    runner = core.model_executor.driver_worker.worker.model_runner
+    hook = getattr(runner, "model_state", runner).flow_hook
+    groups = [group for of_group in runner.attn_groups for group in of_group]
+    builders = [g.get_metadata_builder(0) for g in groups if is_state(g.kv_cache_spec)]
+    assert all("use_full_cuda_graph" in vars(builder) for builder in builders), "renamed upstream"
+    made: list[Any] = []
+    stock = hook.arm
+
+    def arm(step: Any) -> None:
+        made.extend(() if step is None else step.attn_metadata.values())
+        stock(step)
+
+    graphs = [(builder, True) for builder in builders]
+    with hidden("use_full_cuda_graph", graphs), hidden("arm", [(hook, arm)]):
+        run(engine, judge, [ask(5, 1, 67, before=4, cliff=3)])
+    indices = "non_spec_state_indices_tensor"
+    of_states = [metadata for metadata in made if hasattr(metadata, indices)]
+    assert any(metadata.num_prefills == 0 for metadata in of_states)
+    found = {getattr(metadata, indices).data_ptr() for metadata in of_states}
+    assert not found & {getattr(builder, indices).data_ptr() for builder in builders}
+
+
 def test_a_step_without_rows_leaves_a_state_as_it_is(engine: Engine, judge: Judge) -> None:
     """Words, a step of image tokens alone, words."""
     one_by_one(engine, judge, [ask(3, 6, 15, before=4, cliff=cliff) for cliff in (1, 3, 5)])
@@ -203,6 +231,11 @@ CONNECTOR = {"kv_role": "kv_both", "kv_connector": "OffloadingConnector"}
             {},
             {"default_policy": {"flow_cliff": 4, "flow_when": "decode"}},
             "default_policy lets images leave after the prefill",
+        ),
+        (
+            {},
+            {"default_policy": {"flow_stages": "3:50% last_image"}},
+            "begin it at one of the layers 4, 8",
         ),
     ],
     ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",

@@ -10,7 +10,10 @@ Knows vLLM's configuration and its specifications of states; takes no step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_flow.policy import FlowPolicy
 
 ATTENTION = "full_attention"
 STATES = "linear_attention"
@@ -100,3 +103,33 @@ def unranked_stage(attending: Sequence[int], layers: Sequence[int]) -> int | Non
     if not attending:
         return None
     return next((layer for layer in layers if layer - 1 not in attending), None)
+
+
+def against_policy(policy: FlowPolicy, attending: Sequence[int]) -> str | None:
+    """Why no request of such a model can have an operator's policy, to go on after its name; None if one can.
+
+    Args:
+        attending: see :func:`attending`.
+    """
+    from vllm_flow.ranks import (
+        RANKS,
+        AttentionRank,
+    )  # whoever asks what states are needs none of it
+
+    late = late_reason(attending)
+    if policy.when == "decode" and late is not None:
+        return f"lets images leave after the prefill, but {late}: leave out flow_when."
+    ranked = {
+        stage.layer
+        for stages in policy.images
+        for stage in stages
+        if isinstance(RANKS.get(stage.rank or ""), AttentionRank)
+    }
+    stage = unranked_stage(attending, sorted(ranked))
+    if stage is None:
+        return None
+    begins = ", ".join(str(layer + 1) for layer in attending)
+    return (
+        f"ranks by attention in a stage at layer {stage}, and the layer before it has a state in the place of "
+        f"keys: begin it at one of the layers {begins}, or rank by place or picture."
+    )

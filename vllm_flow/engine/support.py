@@ -60,12 +60,10 @@ def check_policies(settings: Any) -> None:
     from vllm_flow.engine.fitting import by_keys
 
     tasks = () if settings.profile is None else settings.profile.policies.values()
-    late = states.late_reason(settings.attending)
     for policy in (settings.default_policy, *tasks):
-        if policy is not None and policy.when == "decode" and late is not None:
-            raise ValueError(
-                f"default_policy lets images leave after the prefill, but {late}: leave out flow_when."
-            )
+        unfit = None if policy is None else states.against_policy(policy, settings.attending)
+        if unfit is not None:
+            raise ValueError(f"default_policy {unfit}")
         rank = None if policy is None else by_keys(policy)
         if rank is not None and settings.quantised_keys:
             raise ValueError(
