@@ -8,7 +8,7 @@ without any of it. Knows steps, not policies, runners or schedulers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,6 @@ from vllm_flow.engine.adapters import AdapterRows
 from vllm_flow.engine.calls import FORMS
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.hiding import hidden
-from vllm_flow.engine.injected import Alive
 from vllm_flow.engine.last_layer import KeyWriter
 from vllm_flow.engine.leaving import Pieces, at_their_rows
 from vllm_flow.engine.ranking import DeviceRanking, DeviceReading, Ranker
@@ -195,7 +194,7 @@ class DecoderHook:
     def _model(self, injected: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # The model adds these after a layer, when the hidden states have lost rows.
         if kwargs.get(injected) is not None:
-            kwargs[injected] = Alive(kwargs[injected], self.alive)
+            kwargs[injected] = _Alive(kwargs[injected], self.alive)
         return forward(*args, **kwargs)
 
     def _layer(
@@ -276,3 +275,30 @@ class DecoderHook:
             hidden_RH = normed[0] if isinstance(normed, tuple) else normed
         hidden_TH = at_their_rows(hidden_RH, self._rows, num_rows)
         return hidden_TH if residual_RH is None else (hidden_TH, residual_RH)
+
+
+class _Alive(Mapping[str, torch.Tensor]):
+    """Stands in for a mapping of a step's tensors [T, H]: a look-up gives the rows alive by then.
+
+    A proxy, since the tensors are views of a buffer that vLLM keeps from step to step.
+    """
+
+    def __init__(self, tensors: Any, alive: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._tensors, self._alive = tensors, alive
+
+    @property
+    def tensors(self) -> _Alive:
+        """As vLLM's ``IntermediateTensors`` has it."""
+        return self
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors.tensors
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._alive(self._tensors[name])
+
+    def __iter__(self) -> Any:
+        return iter(self._tensors.tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
