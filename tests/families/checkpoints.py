@@ -106,6 +106,7 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "cohere2_vision": cohere.cohere2_vision,
     "gemma3": gemma.gemma3,
     "gemma4": gemma4.gemma4,
+    "gemma4_moe": gemma4.gemma4_moe,
     "dots_ocr": dots.dots_ocr,
     "ernie4_5_vl": ernie.ernie4_5_vl,
     "exaone4_5": exaone.exaone4_5,

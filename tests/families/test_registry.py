@@ -6,12 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
-from vllm.sequence import IntermediateTensors
 
 from tests.families.checkpoints import BUILDERS
-from vllm_flow.engine.decoder import DecoderHook, DeviceVariant, FlowStep
 from vllm_flow.engine.families import (
     FAMILIES,
     check_supported,
@@ -19,8 +16,7 @@ from vllm_flow.engine.families import (
     family_of,
     refused,
 )
-from vllm_flow.engine.families.decoder_parts import Decoder
-from vllm_flow.engine.families.finding import check_call, residual_decoder
+from vllm_flow.engine.families.finding import residual_decoder
 from vllm_flow.engine.families.text_types import TEXT_TYPES
 
 
@@ -243,107 +239,3 @@ def test_a_tested_family_with_another_decoder_is_refused_when_loaded() -> None:
     with pytest.raises(ValueError, match="on LlamaModel, .* has a Inner"):
         decoder_of(model, config(name))
     assert decoder_of(model, config(name), untested=True).layers
-
-
-class PlainLayer(nn.Module):
-    def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states + positions[:, None]
-
-
-class MaskedLayer(nn.Module):
-    def forward(
-        self, positions: Any, hidden_states: Any, residual: Any, visual_token_mask: Any
-    ) -> Any:
-        assert len(visual_token_mask) == len(hidden_states) == len(positions)
-        return hidden_states + visual_token_mask, hidden_states
-
-
-class TensorLayer(nn.Module):
-    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        return hidden_states + position_ids[:, None]
-
-
-class BatchedLayer(nn.Module):
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        cos, sin = kwargs["position_embeddings"]
-        assert kwargs["position_ids"].shape[-1] == hidden_states.shape[1] == cos.shape[-2]
-        return hidden_states + cos + sin
-
-
-def test_every_form_of_call_passes_check_call() -> None:
-    layers = dict(tensor=TensorLayer, batched=BatchedLayer, plain=PlainLayer, masked=MaskedLayer)
-    for form, layer in layers.items():
-        check_call(Decoder(nn.Identity(), [layer()], nn.Identity(), call=form))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("form", ["plain", "masked"])
-def test_layers_of_another_form_are_refused(form: Any) -> None:
-    with pytest.raises(ValueError, match=r"calls decoder layers with \(positions, hidden_states"):
-        check_call(Decoder(nn.Identity(), [SwappedLayer()], nn.Identity(), call=form))
-
-
-DROPS_THE_SECOND = FlowStep(
-    variants={
-        0: DeviceVariant(3, None, None),
-        1: DeviceVariant(2, torch.tensor([0, 2]), torch.tensor([0, 2])),
-    }
-)
-
-
-def test_a_mask_of_rows_loses_the_rows_that_leave() -> None:
-    """Row 1 of three leaves before the second layer; its place is zero behind the norm."""
-    layers = [MaskedLayer(), MaskedLayer()]
-    norm = Norm()
-    hook = DecoderHook(Decoder(nn.Identity(), layers, norm, call="masked"))
-    positions, mask = torch.arange(3), torch.tensor([[1.0], [2.0], [4.0]])
-    hidden, residual = torch.zeros(3, 8), None
-    with hook.installed(DROPS_THE_SECOND):
-        for layer in layers:
-            hidden, residual = layer(positions, hidden, residual, mask)
-        found, _ = norm(hidden, residual)
-    assert found[:, 0].tolist() == [2.0, 0.0, 8.0]
-
-
-def test_what_is_added_before_a_layer_loses_the_rows_that_leave() -> None:
-    """Granite 4 Vision's loop: it looks whether there is something for a layer, then adds it."""
-    model = AddingModel()
-    hook = DecoderHook(
-        Decoder(model, list(model.layers), model.norm, call="plain", injected="added")
-    )
-    features = {f"ds_{layer}": torch.tensor([[1.0], [2.0], [4.0]]) for layer in (0, 2)}
-    with hook.installed(DROPS_THE_SECOND):
-        found = model(torch.zeros(3), torch.zeros(3, 8), added=IntermediateTensors(features))
-    assert found[:, 0].tolist() == [2.0, 0.0, 8.0]
-
-
-class Norm(nn.Module):
-    def forward(self, hidden: Any, residual: Any = None) -> Any:
-        return hidden if residual is None else (hidden, residual)
-
-
-class AddingModel(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList([PlainLayer() for _ in range(3)])
-        self.norm = Norm()
-
-    def forward(self, positions: Any, hidden: Any, added: Any) -> Any:
-        for index, layer in enumerate(self.layers):
-            if f"ds_{index}" in added.tensors:
-                hidden = hidden + added.tensors[f"ds_{index}"]
-            hidden = layer(positions, hidden)
-        return self.norm(hidden)
-
-
-def test_a_tensor_of_unknown_rows_is_refused() -> None:
-    layer = BatchedLayer()
-    hook = DecoderHook(Decoder(nn.Identity(), [layer], nn.Identity(), call="batched"))
-    tables = (torch.zeros(1, 3, 8), torch.zeros(1, 3, 8))
-    unknown = pytest.raises(RuntimeError, match="which rows attention_mask")
-    with hook.installed(FlowStep(variants={})), unknown:
-        layer(
-            torch.zeros(1, 3, 8),
-            position_ids=torch.zeros(1, 3),
-            position_embeddings=tables,
-            attention_mask=torch.zeros(3, 3),
-        )

@@ -171,9 +171,9 @@ FAMILIES = (
         "one token per 48 x 48 pixels, which see one another in both directions where a layer has a sliding window: "
         "on CUDA, with Triton attention; such windows count kept tokens past the cliff",
         "the markers around the picture",
-        ("gemma4",),
-        beyond="on CPU through Triton's interpreter; pictures no wider than a window; a storage group per layer, "
-        "since layers' keys differ in size",
+        ("gemma4", "gemma4_moe"),
+        beyond="on CPU through Triton's interpreter, and on no GPU; pictures no wider than a window; a storage group "
+        "per layer, since layers' keys differ in size",
     ),
     Family(
         "LightOnOCR",
