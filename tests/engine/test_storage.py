@@ -143,6 +143,8 @@ def test_a_model_whose_keys_differ_in_size_has_a_storage_group_per_layer() -> No
                 model_arch_config=shape,
                 get_total_num_hidden_layers=lambda: len(shape),
                 is_mm_prefix_lm=False,
+                is_hybrid=False,
+                hf_text_config=SimpleNamespace(),
             ),
             scheduler_config=SimpleNamespace(
                 max_num_scheduled_tokens=8,
