@@ -18,6 +18,7 @@ from unittest import mock
 import torch
 from PIL import Image
 from vllm import LLM, RequestOutput, SamplingParams
+from vllm.distributed import parallel_state
 from vllm.model_executor.models import registry
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
@@ -117,6 +118,7 @@ class Engine:
         _shrink(checkpoint)
         if checkpoint.chunks or "llvmlite.binding.ffi" in sys.modules:
             _have_numba_looked_at()
+        _have_experts_shared()
         with (
             mock.patch.object(registry, "_run_in_subprocess", lambda look: look()),
             attention_of(checkpoint.attention),
@@ -277,6 +279,16 @@ def _shrink(checkpoint: Checkpoint) -> None:
         module, name = where.rsplit(".", 1)
         owner = import_module(f"vllm.model_executor.models.{module}")
         setattr(owner, name, shrink(getattr(owner, name)))
+
+
+def _have_experts_shared() -> None:
+    """vLLM makes the group of workers that share experts with the first engine of a process, if that has some."""
+    if parallel_state.model_parallel_is_initialized() and parallel_state._EP is None:
+        world = parallel_state.get_world_group()
+        backend = torch.distributed.get_backend(world.device_group)
+        parallel_state._EP = parallel_state.init_model_parallel_group(
+            [[0]], world.local_rank, backend, group_name="ep"
+        )
 
 
 def _have_numba_looked_at() -> None:
