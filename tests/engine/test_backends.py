@@ -11,7 +11,6 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_flow.engine import backends
-from vllm_flow.engine.latent import TESTED
 
 FOLDER = Path(vllm.__file__).parent / "v1" / "attention" / "backends"
 
@@ -51,7 +50,7 @@ LATENT = sorted(
 
 @pytest.mark.parametrize("name", LATENT)
 def test_latent_attention_is_tested_on_a_cpu_alone(name: str) -> None:
-    if name in TESTED:
+    if name in backends.TESTED_LATENT:
         backends.check(group(name))
         return
     with pytest.raises(ValueError, match=f"with CPU_MLA, .* has {name}: set untested_models"):

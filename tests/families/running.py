@@ -6,26 +6,19 @@ The only file of this folder that calls vLLM.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import import_module
 from typing import Any
 from unittest import mock
 
 import torch
 from PIL import Image
 from vllm import LLM, RequestOutput, SamplingParams
-from vllm.distributed import parallel_state
-from vllm.model_executor.models import registry
-from vllm.platforms import current_platform
-from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from tests.engine import kept_oracle
 from tests.engine.harness import RANK_TIE
-from tests.families import oracle, staged_oracle
+from tests.families import machine, oracle, staged_oracle
 from tests.families.making import Checkpoint, film, picture, words
 from vllm_flow.engine.families import Decoder, decoder_of
 
@@ -38,9 +31,6 @@ MOVED = 1e-2
 """What hiding the image must at least change in some logprob, or a test shows nothing."""
 TOP = 20
 STOCK = None
-if not torch.backends.cuda.is_built():
-    # MiniCPM-V's resampler asks, and a torch that is built for CPU raises: vLLM 0.32 does not run it there.
-    torch.cuda.is_current_stream_capturing = lambda: False
 _OPEN: list[Any] = []
 """Every engine of the process: one that is freed destroys the process groups that all of them share."""
 
@@ -94,12 +84,6 @@ def every_cliff(checkpoint: Checkpoint, cliffs: Sequence[int | None]) -> list[As
     return [replace(ask, cliff=cliff) for ask in prompts_of(checkpoint) for cliff in cliffs]
 
 
-def _leave_groups() -> None:
-    """vLLM keeps a process's groups from engine to engine: where the first had no experts, none of the next has."""
-    if parallel_state.model_parallel_is_initialized() and parallel_state._EP is None:
-        parallel_state.destroy_model_parallel()
-
-
 class Engine:
     """An engine in this process."""
 
@@ -119,21 +103,7 @@ class Engine:
         )
         if group_layers is not STOCK:
             settings["additional_config"] = {"vllm_flow": {"group_layers": group_layers}}
-        # vLLM looks at a model class in a process of its own, to keep CUDA out of this one: seconds per
-        # architecture, and here is no CUDA.
-        _shrink(checkpoint)
-        _leave_groups()
-        if checkpoint.chunks or "llvmlite.binding.ffi" in sys.modules:
-            _have_numba_looked_at()
-        if checkpoint.recurrent:
-            from tests.families import gated_delta
-
-            gated_delta.install()
-        with (
-            mock.patch.object(registry, "_run_in_subprocess", lambda look: look()),
-            attention_of(checkpoint.attention),
-            in_chunks(checkpoint.latent),
-        ):
+        with machine.that_serves(checkpoint):
             _OPEN.append(self)
             self.llm = LLM(model=str(checkpoint.where), **(settings | checkpoint.options | options))
 
@@ -244,72 +214,6 @@ class Engine:
         pool = scheduler.kv_cache_manager.block_pool
         assert not scheduler.requests
         assert pool.get_num_free_blocks() == len(pool.blocks) - 1, "KV blocks leaked"
-
-
-@contextmanager
-def attention_of(backend: str) -> Iterator[None]:
-    """The CPU platform, which has one attention backend only, gives out another one meanwhile."""
-    if not backend or not current_platform.is_cpu():
-        yield
-        return
-    # It sizes a launch by the device, also where an interpreter runs it: for the rest of the process.
-    torch.cuda.get_device_capability = lambda *_args: (9, 0)
-    path = AttentionBackendEnum[backend].get_path()
-    with mock.patch.object(type(current_platform), "get_attn_backend_cls", lambda *_a, **_k: path):
-        yield
-
-
-@contextmanager
-def in_chunks(wanted: bool) -> Iterator[None]:
-    """The CPU platform leaves chunks and prefix caching meanwhile, which it turns off for latent vectors."""
-    if not wanted or not current_platform.is_cpu():
-        yield
-        return
-    platform = type(current_platform)
-    stock = platform.check_and_update_config
-
-    def check(config: Any) -> None:
-        asked = config.scheduler_config, config.cache_config
-        names = ("enable_chunked_prefill", "max_num_batched_tokens", "enable_prefix_caching")
-        own = [
-            (part, name, getattr(part, name))
-            for part in asked
-            for name in names
-            if hasattr(part, name)
-        ]
-        stock(config)
-        for part, name, value in own:
-            setattr(part, name, value)
-
-    with mock.patch.object(platform, "check_and_update_config", staticmethod(check)):
-        yield
-
-
-def _shrink(checkpoint: Checkpoint) -> None:
-    for where, shrink in checkpoint.shrunk.items():
-        module, name = where.rsplit(".", 1)
-        owner = import_module(f"vllm.model_executor.models.{module}")
-        setattr(owner, name, shrink(getattr(owner, name)))
-
-
-def _have_numba_looked_at() -> None:
-    """vLLM's worker for CPUs looks at what every module holds; numba's library has any attribute, and none of use.
-
-    Kimi-K2.5's image processor is compiled by numba, and drafts by ngram are, here in the worker's process.
-    """
-    from llvmlite.binding import ffi
-
-    library = type(ffi.lib)
-    if library.__getattr__.__name__ == "look":
-        return
-    stock = library.__getattr__
-
-    def look(self: Any, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return stock(self, name)
-
-    library.__getattr__ = look
 
 
 def close_all() -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from vllm_flow.engine import latent
+TESTED_LATENT = ("CPU_MLA",)
+"""Backends of latent attention that eviction was shown to be exact with."""
 
 ONE_AT_A_TIME = {
     "FLASHINFER": "plans every step in one wrapper",
@@ -34,10 +35,10 @@ def used(attn_groups: Iterable[Iterable[Any]]) -> list[Any]:
 def untested_latent(backend: Any) -> str | None:
     """A sentence about a backend of latent attention that nobody has tested; None of others."""
     name = backend.get_name()
-    if not backend.is_mla() or name in latent.TESTED:
+    if not backend.is_mla() or name in TESTED_LATENT:
         return None
     return (
-        f"vLLM-Flow evicts from latent attention with {' and '.join(latent.TESTED)}, the backend that it was tested "
+        f"vLLM-Flow evicts from latent attention with {' and '.join(TESTED_LATENT)}, the backend that it was tested "
         f"with, on a CPU, but this engine has {name}: set untested_models of additional_config['vllm_flow'] to "
         "true to try it, or leave out additional_config['vllm_flow']."
     )

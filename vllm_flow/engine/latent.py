@@ -20,9 +20,6 @@ import torch
 
 from vllm_flow.engine.hiding import hidden
 
-TESTED = ("CPU_MLA",)
-"""Backends of latent attention that eviction was shown to be exact with."""
-
 
 def is_latent(attention: Any) -> bool:
     """Whether a layer of vLLM's stores latent vectors."""
