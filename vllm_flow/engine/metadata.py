@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -113,17 +114,19 @@ class StepBuilder:
                 common = tensors.common_metadata(block_tables[place.group], slots[place.group])
                 if place.keeps_states:
                     common.is_prefilling = tensors.begins
-                # A builder of states has buffers for one captured step, and here are several metadata.
-                states = [place.attn_group.get_metadata_builder(0)] * place.keeps_states
-                with (
-                    hidden("use_full_cuda_graph", ((builder, False) for builder in states)),
-                    self._plans.of(place.attn_group.get_metadata_builder(0), number),
-                ):
+                with self._alone(place, number):
                     metadata = _build(place.attn_group, common, built)
                 for name in place.layer_names:
                     step.attn_metadata[name] = metadata
                     step.slot_mapping[name] = common.slot_mapping
         return step
+
+    def _alone(self, place: _Place, variant: int) -> AbstractContextManager[None]:
+        """While it lasts, what a builder keeps of one metadata is not that of the step's other variants."""
+        builder = place.attn_group.get_metadata_builder(0)
+        if place.keeps_states:  # in buffers for a captured step
+            return hidden("use_full_cuda_graph", [(builder, False)])
+        return self._plans.of(builder, variant)
 
     def late(
         self,
