@@ -109,14 +109,21 @@ class _BareScheduler:
     def __init__(self, manager: KVCacheManager, num_groups: int) -> None:
         self.kv_cache_manager = manager
         self.hash_block_size = manager.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+        self.cache_config = SimpleNamespace(
+            cache_dtype="auto", enable_prefix_caching=manager.enable_caching
+        )
         self.vllm_config = SimpleNamespace(
             additional_config=_options(LAYERS, num_groups),
             model_config=SimpleNamespace(
-                get_total_num_hidden_layers=lambda: LAYERS, is_mm_prefix_lm=False
+                get_total_num_hidden_layers=lambda: LAYERS,
+                is_mm_prefix_lm=False,
+                is_hybrid=False,
+                hf_text_config=SimpleNamespace(),
+                model_arch_config=[SimpleNamespace(head_size=1, total_num_kv_heads=1)] * LAYERS,
             ),
             parallel_config=SimpleNamespace(tensor_parallel_size=1),
             scheduler_config=SchedulerConfig.default_factory(),
-            cache_config=SimpleNamespace(cache_dtype="auto"),
+            cache_config=self.cache_config,
             kv_transfer_config=None,
         )
 
