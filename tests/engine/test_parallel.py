@@ -9,11 +9,11 @@ import os
 from dataclasses import replace
 
 import pytest
-from vllm import envs
 
 from tests.engine.cases import LONG, mixed, one_image
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
+from tests.engine.two_workers import a_core_each
 from vllm_flow.engine.inspect import footprints
 from vllm_flow.engine.metrics import REPORT_KEY
 
@@ -21,13 +21,7 @@ from vllm_flow.engine.metrics import REPORT_KEY
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
 def test_two_workers_are_exact(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "VLLM_CPU_OMP_THREADS_BIND": "0|1",  # a core for each
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # torch has threads here already
-    }.items():
-        monkeypatch.setenv(name, value)  # for the workers
-        # vLLM keeps what it read when it started the first engine of this process.
-        monkeypatch.setattr(envs, name, value, raising=False)
+    a_core_each(monkeypatch)
     options = dict(distributed_executor_backend="mp", enable_prefix_caching=True)
     engine = open_engine(
         LONG, 2, tensor_parallel_size=2, max_num_batched_tokens=192, max_num_seqs=8, **options

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from vllm import SamplingParams, envs
+from vllm import SamplingParams
 
+from tests.engine.two_workers import a_core_each
 from tests.families import oracle, running
 from tests.families.chats import STRING, asked
 from tests.families.making import Checkpoint, picture
@@ -149,13 +150,7 @@ def test_two_workers_are_exact(
     alone = Engine(checkpoint, group_layers=2)
     asks = every_cliff(checkpoint, [None, *range(checkpoint.num_layers)])
     asks += [replace(asks[0], stages=kind) for kind in ("1:50% last_image", "2:40% last_prompt")]
-    for name, value in {
-        "VLLM_CPU_OMP_THREADS_BIND": "0|1",  # a core for each
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # torch has threads here already
-    }.items():
-        monkeypatch.setenv(name, value)  # for the workers
-        # vLLM keeps what it read when it started the first engine of this process.
-        monkeypatch.setattr(envs, name, value, raising=False)
+    a_core_each(monkeypatch)
     engine = Engine(
         checkpoint,
         group_layers=2,

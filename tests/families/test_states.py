@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.engine import v2_cpu
+from tests.engine.two_workers import a_core_each
 from tests.families.making import picture, words
 
 if TYPE_CHECKING:
@@ -258,16 +259,9 @@ def test_what_was_not_shown_to_be_exact_beside_states_is_refused(
 @pytest.mark.skipif(v2_cpu.wanted(), reason="workers of their own do not run V2 on a CPU")
 def test_two_workers_are_exact(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each keeps the states of half of the heads."""
-    from vllm import envs
-
     from tests.families.running import Engine, Judge
 
-    for name, value in {
-        "VLLM_CPU_OMP_THREADS_BIND": "0|1",  # a core for each
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # torch has threads here already
-    }.items():
-        monkeypatch.setenv(name, value)  # for the workers
-        monkeypatch.setattr(envs, name, value, raising=False)
+    a_core_each(monkeypatch)
     engine = Engine(
         checkpoint,
         group_layers=4,

@@ -52,26 +52,28 @@ def _plain_layer(
     return hook(plain, positions, hidden_states, None)[0]
 
 
-def _masked_layer(
+def _beside_layer(
     hook: Forward,
     forward: Forward,
-    positions: torch.Tensor,
+    positions: Any,
     hidden_states: torch.Tensor,
     residual: torch.Tensor | None,
-    mask: torch.Tensor | None,
+    beside: torch.Tensor | None,
     **kwargs: Any,
 ) -> Any:
-    """The mask [T, 1] goes with the positions: both are the step's at every layer, and lose the same rows."""
+    """What is given beside them, per row, goes with the positions: both are the step's, and lose the same rows."""
 
     def plain(given: Any, hidden_RH: torch.Tensor, residual_RH: torch.Tensor | None) -> Any:
-        return forward(given[0], hidden_RH, residual_RH, given[1], **kwargs)
+        positions, beside = given
+        return forward(positions, hidden_RH, residual_RH, beside, **kwargs)
 
-    return hook(plain, (positions, mask), hidden_states, residual)
+    return hook(plain, (positions, beside), hidden_states, residual)
 
 
-def _select_masked(given: Any, rows: torch.Tensor) -> Any:
-    positions, mask = given
-    return select_positions(positions, rows), None if mask is None else mask.index_select(0, rows)
+def _select_beside(given: Any, rows: torch.Tensor) -> Any:
+    positions, beside = given
+    beside = None if beside is None else beside.index_select(0, rows)
+    return select_positions(positions, rows), beside
 
 
 def _tensor_layer(
@@ -116,29 +118,6 @@ def _batched_norm(hook: Forward, forward: Forward, hidden_1RH: torch.Tensor) -> 
 def _select_batched(positions: Any, rows: torch.Tensor) -> Any:
     ids, *tables = positions
     return select_positions(ids, rows), *(table.index_select(-2, rows) for table in tables)
-
-
-def _scaled_layer(
-    hook: Forward,
-    forward: Forward,
-    positions: Any,
-    hidden_RH: torch.Tensor,
-    residual: Any,
-    scaling: Any,
-) -> Any:
-    """A layer of DeepSeek's; ``scaling`` of its queries is per row, None in most models."""
-
-    def plain(given: Any, hidden_RH: torch.Tensor, residual_RH: Any) -> Any:
-        positions, scaling = given
-        return forward(positions, hidden_RH, residual_RH, scaling)
-
-    return hook(plain, (positions, scaling), hidden_RH, residual)
-
-
-def _select_scaled(given: Any, rows: torch.Tensor) -> Any:
-    positions, scaling = given
-    scaling = None if scaling is None else scaling.index_select(0, rows)
-    return select_positions(positions, rows), scaling
 
 
 def lengthened(tensor_RH: torch.Tensor, rows: int) -> torch.Tensor:
@@ -194,9 +173,9 @@ class CallForm:
 
 FORMS = {
     "residual": CallForm(_residual_layer, _residual_norm),
-    "scaled": CallForm(_scaled_layer, _residual_norm, _select_scaled, lengthens=True),
+    "scaled": CallForm(_beside_layer, _residual_norm, _select_beside, lengthens=True),
     "plain": CallForm(_plain_layer, _tensor_norm),
-    "masked": CallForm(_masked_layer, _residual_norm, _select_masked),
+    "masked": CallForm(_beside_layer, _residual_norm, _select_beside),
     "named": CallForm(_named_layer, _residual_norm),
     "tensor": CallForm(_tensor_layer, _tensor_norm),
     "batched": CallForm(_batched_layer, _batched_norm, _select_batched),

@@ -176,11 +176,11 @@ def _check_states(layout: TokenLayout, settings: FlowSettings) -> None:
     }
     stage = states.unranked_stage(settings.attending, sorted(asked))
     if stage is not None:
-        begins = ", ".join(str(layer + 1) for layer in settings.attending)
         others = [name for name, rank in RANKS.items() if not isinstance(rank, AttentionRank)]
         raise Obstacle(
             f"{asked[stage]!r} goes by the attention of layer {stage - 1}, which has a state in its place; "
-            f"begin the stage at one of the layers {begins}, or rank by {' or '.join(map(repr, others))}."
+            f"begin the stage at one of the layers "
+            f"{states.right_behind(settings.attending)}, or rank by {' or '.join(map(repr, others))}."
         )
 
 

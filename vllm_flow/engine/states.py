@@ -105,6 +105,11 @@ def unranked_stage(attending: Sequence[int], layers: Sequence[int]) -> int | Non
     return next((layer for layer in layers if layer - 1 not in attending), None)
 
 
+def right_behind(attending: Sequence[int]) -> str:
+    """The layers at which a stage may begin that ranks by attention, to be read."""
+    return ", ".join(str(layer + 1) for layer in attending)
+
+
 def against_policy(policy: FlowPolicy, attending: Sequence[int]) -> str | None:
     """Why no request of such a model can have an operator's policy, to go on after its name; None if one can.
 
@@ -128,8 +133,7 @@ def against_policy(policy: FlowPolicy, attending: Sequence[int]) -> str | None:
     stage = unranked_stage(attending, sorted(ranked))
     if stage is None:
         return None
-    begins = ", ".join(str(layer + 1) for layer in attending)
     return (
         f"ranks by attention in a stage at layer {stage}, and the layer before it has a state in the place of "
-        f"keys: begin it at one of the layers {begins}, or rank by place or picture."
+        f"keys: begin it at one of the layers {right_behind(attending)}, or rank by place or picture."
     )

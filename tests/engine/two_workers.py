@@ -1,0 +1,17 @@
+"""What two workers need on one machine, whose engine is not the first of its process."""
+
+from __future__ import annotations
+
+import pytest
+from vllm import envs
+
+
+def a_core_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For engines that start from here on, until the test is over."""
+    for name, value in {
+        "VLLM_CPU_OMP_THREADS_BIND": "0|1",  # a core for each
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # torch has threads here already
+    }.items():
+        monkeypatch.setenv(name, value)  # for the workers
+        # vLLM keeps what it read when it started the first engine of this process.
+        monkeypatch.setattr(envs, name, value, raising=False)
