@@ -6,6 +6,8 @@ it is kept. A stand-in takes the arguments of the kernel it stands for.
 Legend: T rows, N sequences, K and V sizes of a key and of a value, H value heads; a cache of S states.
 """
 
+from unittest import mock
+
 import torch
 from torch.nn import functional as F
 from vllm.forward_context import get_forward_context
@@ -33,7 +35,10 @@ def _core(
     if context.attn_metadata is None:
         return
     metadata = context.attn_metadata[layer.prefix]
-    if metadata.num_actual_tokens:
+    if not metadata.num_actual_tokens:
+        return
+    # A processor that multiplies in bfloat16 has a kernel of its own for convolutions, with packed weights.
+    with mock.patch.object(torch.cpu, "_is_avx512_bf16_supported", lambda: False):
         gdn_attention._cpu_gdn_attention_nonspec(layer, metadata, mixed_qkv, b, a, core_attn_out)
 
 
