@@ -79,7 +79,7 @@ def spare_last_layers(plan: StepPlan, requests: Sequence[ScheduledRequest]) -> S
             variants.append(replace(now, gather=None) if left else now)
         alive = variants[-1].rows
         before = every_row if alive is None else alive
-    return StepPlan(plan.num_rows, tuple(variants))
+    return replace(plan, variants=tuple(variants))
 
 
 def _decided(variant: Variant) -> bool:

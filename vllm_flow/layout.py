@@ -193,6 +193,22 @@ class TokenLayout:
                 return start - num_computed
         return num_scheduled
 
+    def undivided(self, num_computed: int, num_scheduled: int, at_most: int) -> int:
+        """Tokens of a chunk that begins with what must be computed in one step, and would end inside it.
+
+        Args:
+            at_most: tokens that there is room for.
+        """
+        end = max(
+            (
+                stop
+                for start, stop in self.whole
+                if start == num_computed < num_computed + num_scheduled < stop
+            ),
+            default=num_computed + num_scheduled,
+        )
+        return min(end - num_computed, at_most)
+
     def stored_tokens(self, num_tokens: int, first_layer: int) -> int:
         """Slots that the first ``num_tokens`` tokens need in a storage group.
 

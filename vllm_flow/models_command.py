@@ -159,8 +159,6 @@ def about(
     yield f"{config.architecture} is supported: {family.name}"
     yield f"  language model   {config.hf_text_config.model_type}, {layers} layers: flow_cliff 0 to {layers}"
     yield f"  storage          {settings.storage}, if group_layers is left out"
-    if settings.attending:
-        yield "  start it with    --no-enable-prefix-caching"
     yield f"  a picture        {family.layout}"
     yield f"  stays as text    {family.stays}"
     if config.architecture in READ:

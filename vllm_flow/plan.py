@@ -43,7 +43,7 @@ def plan_step(requests: Sequence[ScheduledRequest]) -> StepPlan | None:
     ):
         return _plan_decode(requests, breaks, max(map(len, kinds)))
     batch = _Batch.of(requests)
-    return StepPlan(batch.num_rows, tuple(_variants(batch, breaks)))
+    return StepPlan(batch.num_rows, tuple(_variants(batch, breaks)), batch.seq_len)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,4 +234,4 @@ def _plan_decode(
                 seq_lens=stored + 1,
             )
         )
-    return StepPlan(count, tuple(variants))
+    return StepPlan(count, tuple(variants), position + 1)

@@ -135,6 +135,8 @@ class StepPlan:
     num_rows: int
     variants: tuple[Variant, ...]
     """By ascending ``first_layer``; never empty."""
+    seq_lens: IntArray
+    """[N] tokens of each request of the batch after the step, those that left among them."""
 
     def variant_at(self, layer: int) -> Variant | None:
         """The variant of a layer, None before the first stage."""

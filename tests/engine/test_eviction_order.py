@@ -13,6 +13,10 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, STOCK, Engine, assert_exact
 from tests.engine.tiny_llava import words
 from tests.longer import some
+from vllm_flow.engine.freeing import by_position
+from vllm_flow.layout import TokenLayout
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.spans import ImageSpans
 
 POOL = 18
 """Blocks of tokens that the pool holds for every layer: the victim's 12, and a few others'."""
@@ -46,6 +50,19 @@ def hit_after(engine: Engine, victim: Ask, count: int) -> int:
     (output,) = engine.run([victim])
     assert_exact(engine, [victim], [output])
     return output.num_cached_tokens
+
+
+def test_a_state_goes_with_the_tokens_whose_prefix_it_ends() -> None:
+    """Two storage groups and one of states, blocks of four; what a picture leaves is stored in the second."""
+    policy = FlowPolicy.withdrawal(2)
+    layout = TokenLayout.of(policy, ImageSpans(((1, 9),)), 20)
+    keys, states = [["k0", "k1", "k2", "k3"], ["p0", "p1"]], [["s0", "s1", "s2", "s3"]]
+    whole = by_position([keys[0]] * 2, None, (0, 2), 4, states)
+    assert whole == [f"{kind}{n}" for n in range(4) for kind in "kks"]
+    # Of what is packed the second block begins with token 12.
+    assert by_position(keys, layout, (0, 2), 4, states) == [
+        *("k0", "p0", "s0", "k1", "s1", "k2", "s2", "k3", "p1", "s3")
+    ]
 
 
 @pytest.mark.parametrize("group_layers", some([6, 3, 2, 1], [6, 2]))

@@ -19,7 +19,7 @@ from tests.engine.harness import Engine, assert_exact
 from tests.engine.tiny_llava import Shape
 from vllm_flow.engine.families import Decoder, decoder_of
 from vllm_flow.engine.last_layer import key_value_projection, reason_against
-from vllm_flow.engine.metadata import _VariantTensors
+from vllm_flow.engine.variant_tensors import VariantTensors
 from vllm_flow.last_layer import LastLayer, spare_last_layers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import plan_step
@@ -171,7 +171,7 @@ def test_as_many_runs_as_requests_do_not_make_the_table_theirs() -> None:
     assert isinstance(variant, LastLayer)
     assert variant.requests.tolist() == [1, 1] and variant.seq_lens.tolist() == [1, 27]
     table = torch.arange(8, dtype=torch.int32).view(2, 4)
-    tensors = _VariantTensors(variant, [(32, 4)], torch.device("cpu"))
+    tensors = VariantTensors(variant, [(32, 4)], torch.device("cpu"))
     slots = tensors.slots([table], {(32, 4): [0]})[0]
     common = tensors.common_metadata(table, slots)
     assert common.block_table_tensor.tolist() == [[4, 5, 6, 7]] * 2

@@ -102,7 +102,8 @@ def _recur(query_THK, key_THK, value_THV, decay_TH, beta_TH, states_SHKV, slots_
     """The delta rule row by row, [T, H, V]; states are read and left in their slots."""
     heads = value_THV.shape[1] // key_THK.shape[1]
     query_THK, key_THK = (
-        F.normalize(part, dim=-1).repeat_interleave(heads, 1) for part in (query_THK, key_THK)
+        (part * (part.square().sum(-1, keepdim=True) + 1e-6).rsqrt()).repeat_interleave(heads, 1)
+        for part in (query_THK, key_THK)
     )
     query_THK = query_THK * query_THK.shape[-1] ** -0.5
     found_THV = torch.empty_like(value_THV)

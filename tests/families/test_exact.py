@@ -30,7 +30,7 @@ CHOICE = os.environ.get("VLLM_FLOW_FAMILIES", "")
 NAMES = tuple(BUILDERS) if CHOICE == "all" else tuple(filter(None, CHOICE.split(","))) or QUICK
 RUNNER = ("V2" if v2_cpu.wanted() else "V1") + (", compiled" if COMPILED else "")
 BLOCK = 32
-"""Tokens of a KV block, and of a chunk."""
+"""Tokens of a chunk, and of a KV block but beside states."""
 
 
 def _tokens(checkpoint: Checkpoint) -> int:
@@ -55,26 +55,24 @@ def test_chunks_and_cached_prefixes_are_exact(
 ) -> None:
     """All cliffs and the baseline in one batch, prefill in chunks of 32, then again from the cache."""
     checkpoint = checkpoint_of(name)
-    caching = not checkpoint.recurrent  # refused there
     engine = Engine(
         checkpoint,
         group_layers=checkpoint.group_layers,
         max_num_batched_tokens=BLOCK,
-        enable_prefix_caching=caching,
+        enable_prefix_caching=True,
     )
+    block = engine.llm.llm_engine.vllm_config.cache_config.block_size  # as large as a state
     judge, asks = Judge(engine), every_cliff(checkpoint, _cliffs(checkpoint))
     outputs = engine.run(asks, _tokens(checkpoint))
     _record(table, name, "chunks of 32", asks, judge.assert_exact(asks, outputs))
     engine.check_idle()
-    if not caching:
-        return
     again = engine.run(asks, _tokens(checkpoint))
     hits = [output.num_cached_tokens for output in again]
     for ask, hit, prompt in zip(asks, hits, map(judge.prompt, asks), strict=True):
-        first = prompt.is_image_T[:BLOCK]
+        first = prompt.is_image_T[:block]
         # Nothing of a block is kept where it is a picture's from the first layer on (InstructBLIP).
         kept = ask.cliff != 0 or not bool(first.all())
-        assert hit or len(prompt.ids) <= BLOCK or not kept, ask.keys
+        assert hit or len(prompt.ids) <= block or not kept, ask.keys
     assert sum(map(bool, hits)) >= len(asks) // 2, hits
     _record(table, name, "cached prefixes", asks, judge.assert_exact(asks, again))
     engine.check_idle()

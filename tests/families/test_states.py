@@ -222,7 +222,6 @@ CONNECTOR = {"kv_role": "kv_both", "kv_connector": "OffloadingConnector"}
 @pytest.mark.parametrize(
     ("arguments", "options", "told"),
     [
-        ({"enable_prefix_caching": None}, {}, "--no-enable-prefix-caching"),
         ({"speculative_config": DRAFTS}, {}, "leave out speculative_config"),
         ({"kv_transfer_config": CONNECTOR}, {}, "leave out kv_transfer_config"),
         ({"enable_lora": True}, {}, "leave out enable_lora"),
@@ -244,10 +243,10 @@ CONNECTOR = {"kv_role": "kv_both", "kv_connector": "OffloadingConnector"}
 def test_what_was_not_shown_to_be_exact_beside_states_is_refused(
     checkpoint: Checkpoint, arguments: dict[str, Any], options: dict[str, Any], told: str
 ) -> None:
-    """At start-up; prefix caching is on unless it is switched off."""
+    """At start-up."""
     from vllm.engine.arg_utils import EngineArgs
 
-    found = {"enable_prefix_caching": False, "max_model_len": 512, **arguments}
+    found = {"max_model_len": 512, **arguments}
     with pytest.raises(ValueError, match=told):
         EngineArgs(
             model=str(checkpoint.where), additional_config={"vllm_flow": options}, **found

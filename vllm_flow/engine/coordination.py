@@ -10,7 +10,7 @@ vLLM's ``KVCacheCoordinator``, of whichever kind. What a group does of its own: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
@@ -19,6 +19,7 @@ from vllm.v1.request import Request
 
 from vllm_flow.engine import adoption
 from vllm_flow.engine.prefix_keys import Prefixes
+from vllm_flow.engine.state_blocks import FlowStateManager
 from vllm_flow.engine.storage import FlowAttentionManager
 from vllm_flow.layout import TokenLayout
 
@@ -27,8 +28,8 @@ class FlowCoordinator(KVCacheCoordinator):
     """Mixed in before the coordinator that vLLM has chosen; see :func:`coordinate`."""
 
     flow_managers: Sequence[FlowAttentionManager]
-    flow_states: Sequence[Any]
-    """vLLM's managers of states."""
+    flow_states: Sequence[FlowStateManager]
+    """The managers of states."""
     flow_layouts: Mapping[str, TokenLayout]
     flow_in_flight: set[BlockHash]
     """Prefixes that the step being scheduled computes, whose blocks can be found from the next step on."""
@@ -36,6 +37,9 @@ class FlowCoordinator(KVCacheCoordinator):
     """Tokens of a request, from its start, for which it has slots in every group."""
     flow_cached: dict[str, int]
     """Of a request: whole blocks of *tokens* whose prefixes every group has been told of."""
+    flow_retained: dict[str, set[int]]
+    """Of a request with a layout, where there are states: whole blocks of tokens with whose end a step ended, and
+    whose states vLLM keeps."""
 
     def get_num_blocks_to_allocate(
         self, request_id: str, num_tokens: int, *args: Any, **kwargs: Any
@@ -60,6 +64,7 @@ class FlowCoordinator(KVCacheCoordinator):
             return
         request_id, size = request.request_id, self.scheduler_block_size
         layout = self.flow_layouts.get(request_id)
+        retained = self._retained(request, num_computed_tokens) if layout is not None else ()
         tokens = num_computed_tokens if layout is None else layout.findable(num_computed_tokens)
         if tokens // size <= self.flow_cached.get(request_id, 0):
             return  # most steps complete no block
@@ -71,26 +76,42 @@ class FlowCoordinator(KVCacheCoordinator):
         # an earlier step, not by the one being scheduled.
         computed = min(tokens, request.num_computed_tokens) // size
         coming = Prefixes(request.block_hashes, layout, size, computed, tokens // size)
-        self.flow_in_flight.update(key for _, key, _ in coming.named)
+        self.flow_in_flight.update(
+            key for n, key, _ in coming.named if n in retained or not self.flow_states
+        )
         known = min(manager.findable_blocks(request_id) for manager in self.flow_managers)
         prefixes = Prefixes(request.block_hashes, layout, size, known, computed)
         for manager in self.flow_managers:
             manager.cache_prefixes(request, prefixes)
+        for of_states in self.flow_states:
+            of_states.cache_prefixes(request, prefixes, retained)
         self.flow_cached[request_id] = computed
 
+    def _retained(self, request: Request, num_tokens: int) -> Collection[int]:
+        """Where a request has states to be found, once the step being scheduled ends at ``num_tokens``."""
+        if not self.flow_states:
+            return ()
+        retained = self.flow_retained.setdefault(request.request_id, set())
+        num_blocks, rest = divmod(num_tokens, self.scheduler_block_size)
+        if not rest and self.flow_states[0].retains(request, num_blocks, self.retention_interval):
+            retained.add(num_blocks)
+        return retained
+
     def remove_skipped_blocks(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the attention of a storage group skips no token, see `groups`."""
+        """Of states alone: the attention of a storage group skips no token, see `groups`."""
+        for manager in self.flow_states:
+            manager.remove_skipped_blocks(*args, **kwargs)
 
     def forget(self, request_id: str) -> None:
         """The request gives its blocks back."""
-        self.flow_room.pop(request_id, None)
-        self.flow_cached.pop(request_id, None)
+        for of_request in (self.flow_room, self.flow_cached, self.flow_retained):
+            of_request.pop(request_id, None)
 
 
 def coordinate(
     coordinator: KVCacheCoordinator,
     managers: Sequence[FlowAttentionManager],
-    of_states: Sequence[Any],
+    of_states: Sequence[FlowStateManager],
     layouts: Mapping[str, TokenLayout],
     in_flight: set[BlockHash],
 ) -> None:
@@ -101,3 +122,4 @@ def coordinate(
     coordinator.flow_states = of_states
     coordinator.flow_in_flight = in_flight
     coordinator.flow_room, coordinator.flow_cached = {}, {}
+    coordinator.flow_retained = {}

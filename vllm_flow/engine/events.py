@@ -36,11 +36,11 @@ class FlowBlockPool(BlockPool):
     flow_announced: set[BlockHashWithGroupId]
     """Stored, as told, and not removed."""
 
-    def announce(self, request: Request, first: int, last: int, group: int) -> None:
-        """Tell of a request's blocks of tokens ``[first, last)`` what is not known of a group yet."""
+    def announce(self, request: Request, indices: Iterable[int], group: int) -> None:
+        """Tell of some of a request's blocks of tokens, ascending, what is not known of a group yet."""
         keys = {
             index: make_block_hash_with_group_id(request.block_hashes[index], group)
-            for index in range(first, last)
+            for index in indices
         }
         self._tell(
             request, (index for index in keys if keys[index] not in self.flow_announced), group
@@ -72,7 +72,15 @@ class FlowBlockPool(BlockPool):
         # vLLM tells of a block again that another one doubles.
         told += [event for event in self.kv_event_queue if not isinstance(event, BlockStored)]
         self.kv_event_queue = told
-        self.announce(request, num_cached_blocks, num_full_blocks, kv_cache_group_id)
+        hashes = request.block_hashes
+        found = [
+            index
+            for index in range(
+                num_cached_blocks, num_full_blocks
+            )  # but for states that were not kept
+            if self.get_cached_block(hashes[index], [kv_cache_group_id])
+        ]
+        self.announce(request, found, kv_cache_group_id)
 
     def emit_cached_block_events(
         self, request: Request, num_cached_blocks: int, block_size: int, kv_cache_group_id: int
@@ -147,4 +155,4 @@ def tell(pool: BlockPool) -> None:
 def announce(pool: BlockPool, request: Request, first: int, last: int, group: int) -> None:
     """Tell of blocks of tokens that vLLM does not know to be cached; see :class:`FlowBlockPool`."""
     if isinstance(pool, FlowBlockPool):
-        pool.announce(request, first, last, group)
+        pool.announce(request, range(first, last), group)

@@ -8,7 +8,7 @@ found as far as every group still has it. Knows block positions, not pools.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, count
 from operator import itemgetter
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ def by_position(
     layout: TokenLayout | None,
     group_starts: Sequence[int],
     block_size: int,
+    of_states: Sequence[Sequence[T]] = (),
 ) -> list[T]:
     """A request's blocks by the first token that each serves, those of one token by group.
 
@@ -29,9 +30,10 @@ def by_position(
         groups: blocks per storage group, in the order of its block table.
         layout: where the request's tokens are stored, None where it evicts nothing.
         group_starts: shallowest layer of each group.
+        of_states: blocks per group of states: one of them is what a prefix of so many blocks of tokens needs.
     """
-    if layout is None and len({len(blocks) for blocks in groups}) == 1:
-        return list(chain.from_iterable(zip(*groups, strict=True)))
+    if layout is None and len({len(blocks) for blocks in (*groups, *of_states)}) == 1:
+        return list(chain.from_iterable(zip(*groups, *of_states, strict=True)))
     found: dict[tuple[int, int], Sequence[int]] = {}
 
     def positions(num_blocks: int, start: int) -> Sequence[int]:
@@ -41,10 +43,11 @@ def by_position(
             found[stage, num_blocks] = _positions(num_blocks, layout, start, block_size)
         return found[stage, num_blocks]
 
-    keyed = (
+    keyed = [
         zip(positions(len(blocks), start), blocks, strict=True)
         for blocks, start in zip(groups, group_starts, strict=True)
-    )
+    ]
+    keyed += [zip(count(0, block_size), blocks, strict=False) for blocks in of_states]
     # Stable, and so by group among equals; a block cannot be compared.
     return [block for _, block in sorted(chain.from_iterable(keyed), key=itemgetter(0))]
 

@@ -6,14 +6,28 @@ Knows keys and the managers that find blocks by them, not requests. Under which 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
+from typing import NamedTuple
 
 from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
 
 from vllm_flow.engine.cache_keys import POSITION, completed, tail
 from vllm_flow.engine.prefix_keys import Prefixes
+from vllm_flow.engine.state_blocks import FlowStateManager
 from vllm_flow.engine.storage import FlowAttentionManager
 from vllm_flow.layout import TokenLayout
 from vllm_flow.layout_stages import LayoutStage
+
+
+class Hit(NamedTuple):
+    """A prefix that is there already."""
+
+    blocks: tuple[list[KVCacheBlock], ...]
+    """Per KV-cache group."""
+    tokens: int
+    """Its length, a multiple of the block size."""
+    without_states: int
+    """Length of the prefix that would be there, were it not for states."""
 
 
 def longest_hit(
@@ -21,23 +35,21 @@ def longest_hit(
     max_tokens: int,
     layout: TokenLayout,
     managers: Sequence[FlowAttentionManager],
-) -> tuple[tuple[list[KVCacheBlock], ...], int]:
-    """The longest prefix whose blocks every storage group still holds.
+    of_states: Sequence[FlowStateManager] = (),
+) -> Hit:
+    """The longest prefix whose blocks every storage group still holds, and its states, where there are some.
 
     Args:
         block_hashes: hash of each whole block of the request's tokens, chained.
         max_tokens: longest admissible hit.
         layout: where the request's tokens are stored.
-
-    Returns:
-        Blocks per group and the hit's length in tokens, a multiple of the block size.
     """
     block_size = managers[0].block_size
     longest = min(layout.findable(max_tokens) // block_size, len(block_hashes))
     prefixes = Prefixes(block_hashes, layout, block_size, 0, longest)
     groups = [_GroupHit(manager, prefixes) for manager in managers]
-    best: tuple[list[KVCacheBlock], ...] = tuple([] for _ in managers)
-    best_tokens = 0
+    best: list[list[KVCacheBlock]] = [[] for _ in (*managers, *of_states)]
+    best_tokens = without_states = 0
     for num_blocks in range(1, longest + 1):
         key, ends = prefixes.key(num_blocks), prefixes.ends(num_blocks)
         if not all(
@@ -48,9 +60,17 @@ def longest_hit(
             continue
         held = [group.blocks() for group in groups]
         # A prefix of evicted tokens alone has no block: it would be "found" in a cold cache.
-        if all(blocks is not None for blocks in held) and any(held):
-            best, best_tokens = tuple(held), num_blocks * block_size
-    return best, best_tokens
+        if not any(held) or any(blocks is None for blocks in held):
+            continue
+        without_states = num_blocks * block_size
+        held += [manager.find_cached(key, num_blocks) for manager in of_states]
+        if all(blocks is not None for blocks in held):
+            best, best_tokens = held, without_states
+    by_group = sorted(
+        zip((m.kv_cache_group_id for m in (*managers, *of_states)), best, strict=True),
+        key=itemgetter(0),
+    )
+    return Hit(tuple(blocks for _, blocks in by_group), best_tokens, without_states)
 
 
 class _GroupHit:

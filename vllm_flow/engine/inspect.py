@@ -79,6 +79,8 @@ def check_integrity(llm: LLM | Any) -> None:
         for request_id in held:
             blocks = manager.req_to_blocks[request_id]
             for block in blocks:
+                if block.is_null:
+                    continue  # in the place of states that are no longer needed
                 uses[block.block_id] += 1
                 first = owners.setdefault(block.block_id, (group, request_id))
                 if first == (group, request_id):

@@ -7,31 +7,24 @@ attention backend of vLLM is built through. Knows neither runner: each hands ove
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import nn
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import CommonAttentionMetadata
-from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
-from vllm_flow.engine.decoder import DeviceLastKeys, DeviceVariant, FlowStep
+from vllm_flow.engine.decoder import DeviceVariant, FlowStep
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.latent import PrefillPlans
-from vllm_flow.engine.mutual_attention import as_vllm
 from vllm_flow.engine.ranking import DeviceRanking, DeviceReading
 from vllm_flow.engine.states import is_state
-from vllm_flow.last_layer import LastLayer
+from vllm_flow.engine.variant_tensors import Shape, VariantTensors
 from vllm_flow.rewriting import LateReading
 from vllm_flow.step import Ranking, StepPlan, Variant
-
-_Shape: TypeAlias = tuple[int, int]
-"""Of a block table: tokens per block, blocks per row."""
 
 
 class StepBuilder:
@@ -91,7 +84,8 @@ class StepBuilder:
         found = zip(plan.variants, self._places(starts), strict=True)
         for number, (variant, places) in enumerate(found):
             tables = _tables(block_tables, places)
-            tensors = _VariantTensors(variant, tables, self._device)
+            of_states = next((_shape(block_tables, p) for p in places if p.keeps_states), None)
+            tensors = VariantTensors(variant, tables, self._device, of_states, plan.seq_lens)
             # Keys of a layer need as many slots as rows. Padding stays until the first rows leave; those that
             # are left may be padded anew.
             padding = padded_rows - plan.num_rows
@@ -111,22 +105,31 @@ class StepBuilder:
             for place in places:
                 if place.keeps_states and variant.continues_states:
                     continue  # what vLLM has made says the same
-                common = tensors.common_metadata(block_tables[place.group], slots[place.group])
+                table = block_tables[place.group]
                 if place.keeps_states:
-                    common.is_prefilling = tensors.begins
-                with self._alone(place, number):
+                    table = tensors.states(table)
+                common = tensors.common_metadata(table, slots[place.group], place.keeps_states)
+                with self._alone(place, number, table):
                     metadata = _build(place.attn_group, common, built)
                 for name in place.layer_names:
                     step.attn_metadata[name] = metadata
                     step.slot_mapping[name] = common.slot_mapping
         return step
 
-    def _alone(self, place: _Place, variant: int) -> AbstractContextManager[None]:
+    @contextmanager
+    def _alone(self, place: _Place, variant: int, table: torch.Tensor) -> Iterator[None]:
         """While it lasts, what a builder keeps of one metadata is not that of the step's other variants."""
         builder = place.attn_group.get_metadata_builder(0)
-        if place.keeps_states:  # in buffers for a captured step
-            return hidden("use_full_cuda_graph", [(builder, False)])
-        return self._plans.of(builder, variant)
+        if not place.keeps_states:
+            with self._plans.of(builder, variant):
+                yield
+            return
+        with (
+            hidden("use_full_cuda_graph", [(builder, False)]),  # in buffers for a captured step
+            # vLLM would look a state up by the rows that are left.
+            hidden("mamba_aligned_state_indices", [(builder, table)]),
+        ):
+            yield
 
     def late(
         self,
@@ -197,113 +200,15 @@ def _build(attn_group: Any, common: CommonAttentionMetadata, built: dict[Any, An
     return metadata
 
 
-class _VariantTensors:
-    """One variant's integers on the device, sent in a single copy. R rows of Q requests.
-
-    Args:
-        variant: what the plan says.
-        tables: shapes of the block tables that its layers use.
-        device: where the model runs.
-    """
-
-    def __init__(self, variant: Variant, tables: Iterable[_Shape], device: torch.device) -> None:
-        self.variant = variant
-        parts = {"query_start_loc": variant.query_start_loc, "seq_lens": variant.seq_lens}
-        for name in ("requests", "rows", "gather"):
-            if (part := getattr(variant, name)) is not None:
-                parts[name] = part
-        row_requests, positions = variant.row_requests, variant.positions
-        self.last = variant.last if isinstance(variant, LastLayer) else None
-        if self.last is not None:
-            parts |= {"last rows": self.last.rows, "last gather": self.last.gather}
-            row_requests = np.concatenate((row_requests, self.last.row_requests))
-            positions = np.concatenate((positions, self.last.positions))
-        self.writes = len(row_requests) > 0
-        for size, width in tables:
-            # Where a row's block stands in the flattened table, and its slot inside the block.
-            parts[f"place {size} {width}"] = row_requests * width + positions // size
-            parts[f"inside {size} {width}"] = positions % size
-        lengths = [len(part) for part in parts.values()]
-        host = torch.from_numpy(
-            np.concatenate(list(parts.values()), dtype=np.int32, casting="unsafe")
-        )
-        if device.type == "cuda":
-            host = host.pin_memory()
-        there = host.to(device, non_blocking=True)
-        self._max_query_len, self._max_seq_len = variant.max_query_len, variant.max_seq_len
-        self._on_host = dict(zip(parts, host.split(lengths), strict=True))
-        self._on_device = dict(zip(parts, there.split(lengths), strict=True))
-
-    def get(self, name: str) -> torch.Tensor | None:
-        """``rows`` or ``gather`` on the device; None where the variant has none."""
-        return self._on_device.get(name)
-
-    @property
-    def begins(self) -> torch.Tensor:
-        """[Q] whether the layers see a request's first rows, on the host."""
-        starts, lengths = self._on_host["query_start_loc"], self._on_host["seq_lens"]
-        return starts.diff() >= lengths
-
-    def slots(
-        self,
-        block_tables: Sequence[torch.Tensor],
-        tables: Mapping[_Shape, Sequence[int]],
-        padding: int = 0,
-    ) -> dict[int, torch.Tensor]:
-        """KV-cache group -> [R + padding] slots, of a last layer [R + D], its last keys' behind.
-
-        One set of operations for tables of one shape.
-        """
-        found: dict[int, torch.Tensor] = {}
-        for (size, width), groups in tables.items():
-            place = self._on_device[f"place {size} {width}"]
-            blocks_GR = torch.stack(
-                [block_tables[g].reshape(-1).index_select(0, place) for g in groups]
-            )
-            slots_GR = blocks_GR.to(torch.int64) * size + self._on_device[f"inside {size} {width}"]
-            if padding:
-                slots_GR = nn.functional.pad(slots_GR, (0, padding), value=PAD_SLOT_ID)
-            found.update(zip(groups, slots_GR.unbind(), strict=True))
-        return found
-
-    def last_keys(self, slots: torch.Tensor) -> DeviceLastKeys:
-        """The variant's last keys, given all slots of its layer."""
-        there = self._on_device
-        return DeviceLastKeys(
-            there["last rows"], there["last gather"], slots[self.variant.num_rows :]
-        )
-
-    def common_metadata(
-        self, block_table: torch.Tensor, slots: torch.Tensor
-    ) -> CommonAttentionMetadata:
-        """Attention metadata of this variant over one group's block table, [requests, blocks]."""
-        num_reqs = len(self.variant.requests)
-        # Where every request has a row, as in decode, the table is taken as it is; runs may be as many
-        # as requests and still not be theirs.
-        whole = self.last is None and num_reqs == len(block_table)
-        return CommonAttentionMetadata(
-            query_start_loc=self._on_device["query_start_loc"],
-            query_start_loc_cpu=self._on_host["query_start_loc"],
-            seq_lens=self._on_device["seq_lens"],
-            seq_lens_cpu_upper_bound=self._on_host["seq_lens"],
-            num_reqs=num_reqs,
-            num_actual_tokens=self.variant.num_rows,
-            max_query_len=self._max_query_len,
-            max_seq_len=self._max_seq_len,
-            block_table_tensor=block_table
-            if whole
-            else block_table.index_select(0, self._on_device["requests"]),
-            slot_mapping=slots if self.last is None else slots[: self.variant.num_rows],
-            mm_req_doc_ranges=as_vllm(self.variant.mutual),
-        )
+def _shape(block_tables: Sequence[torch.Tensor], place: _Place) -> Shape:
+    return place.block_size, block_tables[place.group].shape[1]
 
 
 def _tables(
     block_tables: Sequence[torch.Tensor], places: Sequence[_Place]
-) -> dict[_Shape, list[int]]:
+) -> dict[Shape, list[int]]:
     """Shape of a block table -> the KV-cache groups whose tables are of that shape."""
-    found: dict[_Shape, list[int]] = {}
+    found: dict[Shape, list[int]] = {}
     for place in places:
-        shape = (place.block_size, block_tables[place.group].shape[1])
-        found.setdefault(shape, []).append(place.group)
+        found.setdefault(_shape(block_tables, place), []).append(place.group)
     return found

@@ -10,7 +10,6 @@ Terms, with a drawing: docs/glossary.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
@@ -18,7 +17,8 @@ from vllm.v1.request import Request
 
 from vllm_flow.engine.connectors import comes_from_elsewhere
 from vllm_flow.engine.freeing import by_position
-from vllm_flow.engine.hits import longest_hit
+from vllm_flow.engine.hits import Hit, longest_hit
+from vllm_flow.engine.state_blocks import FlowStateManager
 from vllm_flow.engine.storage import FlowAttentionManager
 from vllm_flow.layout import TokenLayout
 
@@ -36,8 +36,7 @@ class FlowKVCacheManager(KVCacheManager):
 
     flow_layouts: Mapping[str, TokenLayout]
     flow_managers: Sequence[FlowAttentionManager]
-    flow_states: Sequence[Any]
-    """vLLM's managers of states, whose blocks no prefix is found by."""
+    flow_states: Sequence[FlowStateManager]
     flow_in_flight: set[BlockHash]
     """Prefixes of requests with a layout that the step being scheduled will compute."""
 
@@ -54,13 +53,13 @@ class FlowKVCacheManager(KVCacheManager):
             # vLLM 0.32 knows no bound, and none is what it hands over.
             bound = () if max_cache_hit_length is None else (max_cache_hit_length,)
             return super().get_computed_blocks(request, *bound)
-        blocks, num_tokens = self._longest_hit(request, layout, max_cache_hit_length)
+        found = self._longest_hit(request, layout, max_cache_hit_length)
         self._take_over(request, False)
-        if num_tokens and not self._fits(request, blocks, num_tokens):
+        if found.tokens and not self._fits(request, found.blocks, found.tokens):
             # Waiting might not help: with nobody else running, copies would be all that keeps the
             # request from a pool that has room for it.
             self._take_over(request, True)
-        return self._hit(request, blocks, num_tokens)
+        return self._hit(request, found.blocks, found.tokens, found.without_states)
 
     def _hit_in_prompt(
         self, request: Request, layout: TokenLayout, max_tokens: int | None
@@ -82,16 +81,25 @@ class FlowKVCacheManager(KVCacheManager):
         return self._hit(request, blocks, num_tokens)
 
     def _hit(
-        self, request: Request, blocks: tuple[Sequence[KVCacheBlock], ...], num_tokens: int
+        self,
+        request: Request,
+        blocks: tuple[Sequence[KVCacheBlock], ...],
+        num_tokens: int,
+        without_states: int = 0,
     ) -> tuple[KVCacheBlocks, int, int]:
-        """What vLLM wants to know of a hit; told to listeners where the request asks for that."""
+        """What vLLM wants to know of a hit; told to listeners where the request asks for that.
+
+        Args:
+            without_states: tokens of the prefix that is shared but for its state, which vLLM then has made.
+        """
         if getattr(request, "kv_cache_report_mode", None) == "full":
             self._report_hit(request, num_tokens)
-        return self.create_kv_cache_blocks(blocks), num_tokens, 0
+        junction = without_states if without_states > num_tokens else 0
+        return self.create_kv_cache_blocks(blocks), num_tokens, junction
 
     def _report_hit(self, request: Request, num_tokens: int) -> None:
         """Tell whoever listens to KV events of a hit's blocks of tokens, in every group."""
-        for manager in self.flow_managers:
+        for manager in (*self.flow_managers, *self.flow_states):
             # Does nothing where events are off, or for no tokens.
             self.block_pool.emit_cached_block_events(
                 request,
@@ -136,7 +144,10 @@ class FlowKVCacheManager(KVCacheManager):
         self.cache_blocks(request, min(request.num_computed_tokens, request.num_prompt_tokens))
         size = self.flow_managers[0].block_size
         blocks = (manager.findable_blocks(request.request_id) for manager in self.flow_managers)
-        return layout.last_end(min(blocks) * size, size)
+        end = layout.last_end(min(blocks) * size, size)
+        if self.flow_states:
+            end = self._longest_hit(request, layout, end).tokens
+        return end
 
     def has_prefix_in_flight(self, request: Request) -> bool:
         """Whether the next step would find a longer prefix of a new request than this one does.
@@ -161,7 +172,7 @@ class FlowKVCacheManager(KVCacheManager):
             0,
         )
         tokens = layout.last_end(coming * block_size, block_size)
-        return tokens > 0 and tokens > self._longest_hit(request, layout)[1]
+        return tokens > 0 and tokens > self._longest_hit(request, layout).tokens
 
     def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:
         """The request's blocks in the order in which a prefix needs them, through all groups."""
@@ -170,16 +181,12 @@ class FlowKVCacheManager(KVCacheManager):
         layout = self.flow_layouts.get(request_id)
         if not any(manager.packs(request_id) for manager in self.flow_managers):
             layout = None  # all is stored by position
-        of_states = [
-            block
-            for manager in self.flow_states
-            for block in manager.pop_blocks_for_free(request_id)
-        ]
-        return of_states + by_position(
+        return by_position(
             [manager.pop_blocks_for_free(request_id) for manager in self.flow_managers],
             layout,
             [manager.spec.first_layer for manager in self.flow_managers],
             self.flow_managers[0].block_size,
+            [manager.pop_blocks_for_free(request_id) for manager in self.flow_states],
         )
 
     def free(self, request: Request) -> None:
@@ -194,8 +201,10 @@ class FlowKVCacheManager(KVCacheManager):
 
     def _longest_hit(
         self, request: Request, layout: TokenLayout, max_tokens: int | None = None
-    ) -> tuple[tuple[list[KVCacheBlock], ...], int]:
+    ) -> Hit:
         if max_tokens is None:
             # The last token is computed anew for its logits, as in stock vLLM.
             max_tokens = request.num_tokens - 1
-        return longest_hit(request.block_hashes, max_tokens, layout, self.flow_managers)
+        return longest_hit(
+            request.block_hashes, max_tokens, layout, self.flow_managers, self.flow_states
+        )

@@ -186,6 +186,27 @@ class _FlowScheduling:
         )
         return inputs, cut(num_new_tokens), *rest
 
+    def _mamba_block_aligned_split(
+        self,
+        request: Request,
+        num_new_tokens: int,
+        num_new_local_computed_tokens: int = 0,
+        num_external_computed_tokens: int = 0,
+    ) -> int:
+        """Where a chunk ends for the sake of states that can be found: not in what must be computed in one step."""
+        tokens = super()._mamba_block_aligned_split(
+            request, num_new_tokens, num_new_local_computed_tokens, num_external_computed_tokens
+        )
+        layout = self.flow_requests.layouts.get(request.request_id)
+        if layout is None:
+            return tokens
+        first = (
+            request.num_computed_tokens
+            + num_new_local_computed_tokens
+            + num_external_computed_tokens
+        )
+        return layout.undivided(first, tokens, num_new_tokens)
+
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Whether a waiting request may be scheduled in this step.
 

@@ -52,11 +52,6 @@ def reason_against(config: Any) -> str | None:
 
     for sentence, applies in (
         (
-            "prefix caching of a model with linear attention, whose states would have to be kept per policy: "
-            "pass enable_prefix_caching=False (--no-enable-prefix-caching).",
-            config.cache_config.enable_prefix_caching,
-        ),
-        (
             "speculative decoding of a model with linear attention, whose states would have to go back where "
             "a draft is refused: leave out speculative_config.",
             config.speculative_config is not None,

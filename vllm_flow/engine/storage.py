@@ -17,7 +17,9 @@ from typing import Any
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 from vllm_flow.boundaries import blocks_taken
+from vllm_flow.engine import adoption
 from vllm_flow.engine.findable import FindablePrefixes
+from vllm_flow.engine.state_blocks import FlowStateManager
 from vllm_flow.engine.states import is_state
 from vllm_flow.layout import TokenLayout
 
@@ -203,8 +205,8 @@ class FlowAttentionManager(FindablePrefixes):
 
 def managers_of(
     managers: Collection[Any],
-) -> tuple[list[FlowAttentionManager], list[Any]]:
-    """Those of storage groups, checked to be ours, and vLLM's of states.
+) -> tuple[list[FlowAttentionManager], list[FlowStateManager]]:
+    """Those of storage groups, checked to be ours, and vLLM's of states, which become ours.
 
     vLLM would silently fold groups it thinks equal.
     """
@@ -216,4 +218,6 @@ def managers_of(
             f"vLLM built the KV-cache managers {kinds} instead of storage groups; "
             "please report this with your vLLM version."
         )
+    for manager in of_states:
+        adoption.adopt(manager, FlowStateManager)
     return ours, of_states

@@ -76,7 +76,7 @@ FAMILIES = (
         "one token per 32 x 32 pixels, M-RoPE; layers of linear attention take in what is left",
         "<|vision_start|>, <|vision_end|>, a video's timestamps",
         ("qwen3_5", "qwen3_5_moe", "qwen3_5_video"),
-        beyond="videos, from vLLM's embeddings on; without prefix caching",
+        beyond="videos, from vLLM's embeddings on",
         adapter=named_decoder,
     ),
     Family(

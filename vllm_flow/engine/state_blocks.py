@@ -1,0 +1,72 @@
+"""By what the states of a prompt that evicts are found again.
+
+A state is that of a whole prefix, so one block per prefix is all that a hit needs of a group; and it holds what the
+prefix makes it hold only where a step ended with the prefix. Prefixes are named as those of packed blocks are, by
+hashes that say the policy: past a cliff a state has taken in fewer rows.
+
+Seam: vLLM's ``MambaManager``, one per KV-cache group of states, in its mode "align". Where states lie, when they are
+copied and when their blocks go back is vLLM's. Of a request without a policy everything is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from vllm.v1.core.kv_cache_coordinator import replay_boundaries
+from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock, make_block_hash_with_group_id
+from vllm.v1.core.single_type_kv_cache_manager import MambaManager
+from vllm.v1.request import Request
+
+from vllm_flow.engine.cache_keys import POSITION
+from vllm_flow.engine.events import announce
+from vllm_flow.engine.prefix_keys import Prefixes
+
+
+class FlowStateManager(MambaManager):
+    """vLLM's manager of states, that finds them by a layout's prefixes, too; see `coordination`."""
+
+    def retains(self, request: Request, num_blocks: int, retention_interval: int | None) -> bool:
+        """Whether the state of ``num_blocks`` whole blocks of a request's tokens is to be found, where there is one.
+
+        Args:
+            retention_interval: the operator's ``prefix_cache_retention_interval``; by default vLLM keeps those of
+                which a further request is known to go on.
+        """
+        goes_on = replay_boundaries(request.num_prompt_tokens, self.block_size, use_eagle=False)
+        kept = self.reachable_block_mask(
+            num_blocks - 1,
+            num_blocks,
+            self.cache_hit_alignment_tokens,
+            self.kv_cache_spec,
+            self.use_eagle,
+            retention_interval,
+            (*goes_on, request.shared_prefix_boundary),
+        )
+        return kept is None or kept[0]
+
+    def cache_prefixes(
+        self, request: Request, prefixes: Prefixes, retained: Collection[int]
+    ) -> None:
+        """Make states of a request with a layout findable, of which some may be already.
+
+        Args:
+            prefixes: all of them computed by steps before the one being scheduled.
+            retained: whole blocks of tokens with whose end a step ended, and whose states are to be found.
+        """
+        held, group = self.req_to_blocks[request.request_id], self.kv_cache_group_id
+        for num_blocks, key, may_end in prefixes.named:
+            if not may_end or num_blocks not in retained or held[num_blocks - 1].is_null:
+                continue
+            self.block_pool._insert_block_hash(
+                make_block_hash_with_group_id(key, POSITION + group),
+                held[num_blocks - 1],
+                num_tokens=num_blocks * self.block_size,
+            )
+            announce(self.block_pool, request, num_blocks - 1, num_blocks, group)
+
+    def find_cached(self, key: BlockHash, num_blocks: int) -> list[KVCacheBlock] | None:
+        """What a prefix of ``num_blocks`` whole blocks of tokens needs here, None where it is gone."""
+        found = self.block_pool.get_cached_block(key, [POSITION + self.kv_cache_group_id])
+        if not found:
+            return None
+        return [self.block_pool.null_block] * (num_blocks - 1) + found
