@@ -5,7 +5,7 @@ Answers do not depend on them. Knows nothing of vLLM, torch or prompts, like `po
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,11 @@ class AttentionLog:
 
 
 def parse_log(
-    keys: Mapping[str, Any] | None, num_layers: int, *, available: bool = True
+    keys: Mapping[str, Any] | None,
+    num_layers: int,
+    *,
+    available: bool = True,
+    attending: Sequence[int] = (),
 ) -> AttentionLog | None:
     """Read from a request's extra arguments what it logs of its attention.
 
@@ -40,14 +44,16 @@ def parse_log(
             arrives as the integer 1 (and ``false`` as 0), since vLLM's schema has no booleans.
         num_layers: number of decoder layers of the model.
         available: whether the operator gave this engine a directory to log to.
+        attending: the layers that attend, where others keep a state in the place of keys: ``true`` means
+            these. None where all do.
 
     Returns:
         What to log, or None: no ``flow_log_attention``, or false.
 
     Raises:
         PolicyError: (a ValueError) neither true, false nor a list of layers; a layer that is no
-            integer, out of range or named twice; an empty list; heat without a log; an engine
-            without a log.
+            integer, out of range, named twice or without attention; an empty list; heat without a
+            log; an engine without a log.
     """
     wanted = _switch(keys[LOG_KEY]) if keys and LOG_KEY in keys else False
     heat = _switch(keys[HEAT_KEY]) if keys and HEAT_KEY in keys else False
@@ -59,7 +65,16 @@ def parse_log(
                 HEAT_KEY, keys[HEAT_KEY], f"there is nothing to add it to; send {LOG_KEY} too."
             )
         return None
-    layers = tuple(range(num_layers)) if wanted else _checked_layers(keys[LOG_KEY], num_layers)
+    every = tuple(attending or range(num_layers))
+    layers = every if wanted else _checked_layers(keys[LOG_KEY], num_layers)
+    blind = [layer for layer in layers if layer not in every]
+    if blind:
+        raise PolicyError(
+            LOG_KEY,
+            keys[LOG_KEY],
+            f"layer {blind[0]} keeps a state in the place of keys, and gives no token a share; the layers "
+            f"that attend are {', '.join(map(str, every))}.",
+        )
     if not available:
         raise PolicyError(
             LOG_KEY,

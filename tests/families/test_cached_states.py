@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,7 +37,12 @@ def checkpoint(checkpoint_of: Callable[[str], Checkpoint]) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def only_engine(checkpoint: Checkpoint) -> Engine:
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("log")
+
+
+@pytest.fixture(scope="module")
+def only_engine(checkpoint: Checkpoint, log: Path) -> Engine:
     from vllm.config import KVEventsConfig
 
     from tests.families.running import Engine
@@ -44,6 +50,7 @@ def only_engine(checkpoint: Checkpoint) -> Engine:
     return Engine(
         checkpoint,
         group_layers=4,
+        additional_config={"vllm_flow": {"group_layers": 4, "attention_log": str(log)}},
         max_num_batched_tokens=STEP,
         max_num_seqs=8,
         enable_prefix_caching=None,  # vLLM's default
@@ -337,3 +344,67 @@ def test_events_tell_of_states_that_can_be_found(engine: Engine, judge: Judge) -
         if (group := int.from_bytes(key[-4:], "big")) in states
     }
     assert 0 < len(left) < 2 * len(states)
+
+
+def attention_of(engine: Engine, judge: Judge, one: Ask, answer: list[int]) -> dict[int, Any]:
+    """Layer that attends -> [T, T] averaged over heads, of the rows that it sees, by transformers' own forward."""
+    from tests.families import oracle
+
+    checkpoint, seen = engine.checkpoint, {}
+    hooks = [
+        layer.self_attn.register_forward_hook(
+            lambda _module, _args, result, index=index: seen.update({index: result[1][0].mean(0)})
+        )
+        for index, layer in enumerate(checkpoint.decoder(checkpoint.model).layers)
+        if hasattr(layer, "self_attn")
+    ]
+    try:
+        cliff = checkpoint.num_layers if one.cliff is None else one.cliff
+        oracle.logprobs(checkpoint, judge.prompt(one), answer, cliff)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("cliff", (None, 2, 5))
+def test_what_is_logged_is_the_attention_of_layers_that_attend(
+    engine: Engine, judge: Judge, log: Path, cliff: int | None
+) -> None:
+    """Cold, then behind a hit; past a cliff a layer's shares are those of the rows that it sees."""
+    import pyarrow.parquet as pq
+    import torch
+    from vllm import SamplingParams
+
+    one = ask(63, after=9, cliff=cliff)
+    prompt = judge.prompt(one)
+    params = SamplingParams(
+        temperature=0,
+        max_tokens=3,
+        ignore_eos=True,
+        allowed_token_ids=engine.checkpoint.word_ids,
+        extra_args={**(one.keys or {}), "flow_log_attention": True},
+    )
+    for cached in (0, 2 * BLOCK):
+        (output,) = engine.llm.generate([engine.prompt(one)], params, use_tqdm=False)
+        assert output.num_cached_tokens == cached
+        answer = list(output.outputs[0].token_ids)
+        assert scheduler_of(engine).flow_logged.log.flush()
+        rows = [
+            row
+            for row in pq.read_table(log / "mass").to_pylist()
+            if row["request_id"] == output.request_id
+        ]
+        attention = attention_of(engine, judge, one, answer)
+        assert sorted({row["layer"] for row in rows}) == sorted(attention) == [3, 7]
+        assert len(rows) == 2 * len(answer)
+        image = torch.cat([prompt.is_image_T, torch.zeros(len(answer), dtype=torch.bool)])
+        for row in rows:
+            gone = cliff is not None and row["layer"] >= cliff
+            seen = (~image if gone else torch.ones_like(image)).nonzero()[:, 0].tolist()
+            weights = attention[row["layer"]][seen.index(len(prompt.ids) - 1 + row["token"])]
+            shares = dict(zip(seen, weights.tolist(), strict=True))
+            pictured = sum(share for at, share in shares.items() if image[at])
+            said = sum(share for at, share in shares.items() if at >= len(prompt.ids))
+            assert abs((row["image"] or 0) - pictured) < 5e-5 and abs(row["output"] - said) < 5e-5
+            assert (pictured > 0.1) != gone

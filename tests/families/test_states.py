@@ -185,6 +185,10 @@ def test_what_stays_of_a_picture_goes_into_states(engine: Engine, judge: Judge) 
     [
         ({"flow_cliff": 4, "flow_when": "decode"}, "taken in the whole image"),
         ({"flow_stages": "3:50% last_image"}, "begin the stage at one of the layers 4, 8"),
+        (
+            {"flow_log_attention": [3, 5]},
+            "layer 5 keeps a state .* the layers that attend are 3, 7",
+        ),
     ],
 )
 def test_what_states_cannot_do_is_refused(engine: Engine, keys: dict[str, Any], told: str) -> None:
@@ -225,7 +229,6 @@ CONNECTOR = {"kv_role": "kv_both", "kv_connector": "OffloadingConnector"}
         ({"speculative_config": DRAFTS}, {}, "leave out speculative_config"),
         ({"kv_transfer_config": CONNECTOR}, {}, "leave out kv_transfer_config"),
         ({"enable_lora": True}, {}, "leave out enable_lora"),
-        ({}, {"attention_log": "log"}, "leave out attention_log"),
         ({}, {"group_layers": 9}, "use one of 1, 2, 3, 4, 5, 6, 7, 8"),
         (
             {},

@@ -93,3 +93,14 @@ def test_what_is_wrong_with_a_log_is_said(keys: dict, message: str) -> None:
 def test_an_engine_without_a_log_says_how_to_get_one() -> None:
     with pytest.raises(PolicyError, match='"attention_log": "DIRECTORY"'):
         parse_log({"flow_log_attention": True}, LAYERS, available=False)
+
+
+def test_every_layer_is_every_one_that_attends() -> None:
+    attending = (3, 7, 11)
+    assert parse_log({"flow_log_attention": True}, LAYERS, attending=attending) == AttentionLog(
+        attending
+    )
+    some = parse_log({"flow_log_attention": [11, 3]}, LAYERS, attending=attending)
+    assert some == AttentionLog((3, 11))
+    with pytest.raises(PolicyError, match="layer 4 keeps a state .* attend are 3, 7, 11"):
+        parse_log({"flow_log_attention": [3, 4]}, LAYERS, attending=attending)

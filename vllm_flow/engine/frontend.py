@@ -90,7 +90,12 @@ def check_keys(keys: Mapping[str, Any] | None, settings: FlowSettings) -> None:
     # Naming a task asks for a policy of the operator's, not for one of the client's own.
     parse_task(keys, None if settings.profile is None else settings.profile.policies)
     # The operator allows logging by giving a directory; it evicts nothing, so no bound applies.
-    parse_log(keys, settings.num_layers, available=settings.attention_log is not None)
+    parse_log(
+        keys,
+        settings.num_layers,
+        available=settings.attention_log is not None,
+        attending=settings.attending,
+    )
 
 
 def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
@@ -112,7 +117,8 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
         params = request.sampling_params = copy.copy(params)
     keys = dict(params.extra_args or {})
     task = keys.pop(TASK_KEY, None)
-    if parse_log(keys, settings.num_layers) is not None:
+    log = parse_log(keys, settings.num_layers, attending=settings.attending)
+    if log is not None:
         _check_loggable(request, keys[LOG_KEY])
     asked = next((key for key in FORMS if key in keys), None)
     policy, value = parse_policy(keys, settings.num_layers), keys.get(asked or "")
@@ -121,6 +127,8 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
     if task is not None and settings.profile is not None:
         policy = settings.profile.of_task(task)
     others = {key: value for key, value in keys.items() if key not in POLICY_KEYS}
+    if log is not None and settings.attending:
+        others |= log.request_keys()  # which layers attend is known here alone
     layout = None
     if policy is not None:
         try:

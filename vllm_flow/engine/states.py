@@ -48,8 +48,6 @@ def reason_against(config: Any) -> str | None:
     """
     if not attending(config.model_config):
         return None
-    from vllm_flow.engine.settings import CONFIG_KEY
-
     for sentence, applies in (
         (
             "speculative decoding of a model with linear attention, whose states would have to go back where "
@@ -65,11 +63,6 @@ def reason_against(config: Any) -> str | None:
             "LoRA adapters on linear attention, which vLLM cannot run where this was tested: leave out "
             "enable_lora.",
             config.lora_config is not None,
-        ),
-        (
-            "the attention log of a model with linear attention, whose layers give no token a share: leave "
-            "out attention_log.",
-            (config.additional_config.get(CONFIG_KEY) or {}).get("attention_log") is not None,
         ),
     ):
         if applies:
