@@ -151,7 +151,11 @@ test-long: setup
 	    echo "tests: $$suite, what make test leaves out"; $(PYTEST_LONG) $$suite || failed=1; \
 	done; \
 	echo "tests: tests/engine_v2, what make test leaves out"; \
-	VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST_LONG) tests/engine_v2 || failed=1; exit $$failed
+	VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST_LONG) tests/engine_v2 || failed=1; \
+	echo "tests: linear attention, by vLLM's own kernels; and model runner V2"; \
+	$(PYTEST_LONG) tests/families/test_own_kernels.py || failed=1; \
+	VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST) tests/families/test_states.py tests/families/test_cached_states.py || failed=1; \
+	exit $$failed
 
 test-upstream-long: setup
 	@VLLM_FLOW_UPSTREAM_LONG=1 $(PYTEST) tests/upstream

@@ -106,9 +106,9 @@ def qwen3_vl_moe() -> Checkpoint:
     return replace(made, experts_transposed=True)
 
 
-def qwen3_5() -> Checkpoint:
+def qwen3_5(**changes: Any) -> Checkpoint:
     """Two of eight layers attend; the others keep a state per request."""
-    return _qwen3_5("Qwen3_5")
+    return _qwen3_5("Qwen3_5", **changes)
 
 
 def qwen3_5_moe() -> Checkpoint:
@@ -130,8 +130,8 @@ def _qwen3_5(kind: str, **changes: Any) -> Checkpoint:
         linear_num_value_heads=4,
         linear_key_head_dim=32,
         linear_value_head_dim=32,
-        **changes,
     )
+    text |= changes
     tower = {k: v for k, v in DEEPSTACK_TOWER.items() if k != "deepstack_visual_indexes"}
     made = _qwen(kind, text, dict(tower, depth=2), patch=16)
     encode = made.processor.tokenizer.encode
