@@ -1,7 +1,9 @@
-"""Property tests have no deadline: a busy machine is no fault, and speed is measured elsewhere."""
+"""What every suite's process is told: property tests have no deadline, since a busy machine is no fault and speed is
+measured elsewhere; and what takes seconds without being tested is left out."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -14,11 +16,21 @@ settings.register_profile("vllm-flow", deadline=None)
 settings.load_profile("vllm-flow")
 
 
-def pytest_runtest_setup() -> None:
-    """vLLM reads what a model class can do in a process that imports vLLM anew: ten seconds for every architecture.
+def pytest_collection_finish() -> None:
+    """Modules stay: no collection of garbage looks through them again."""
+    gc.freeze()
 
-    So that it initialises no GPU in this one, which a CPU has not.
+
+def pytest_sessionfinish() -> None:
+    """Pytest collects garbage five times at the end, in a process that is about to end."""
+    gc.freeze()
+
+
+def pytest_runtest_setup() -> None:
+    """vLLM looks at a model class in a process of its own, which imports vLLM anew for every architecture.
+
+    It keeps CUDA out of this one so; here is none.
     """
     registry = sys.modules.get("vllm.model_executor.models.registry")
     if registry is not None and sys.modules["vllm.platforms"].current_platform.is_cpu():
-        registry._run_in_subprocess = lambda function: function()  # type: ignore[attr-defined]
+        registry._run_in_subprocess = lambda look: look()  # type: ignore[attr-defined]
