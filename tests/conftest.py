@@ -21,9 +21,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_sessionfinish() -> None:
-    """Pytest collects garbage five times at the end, in a process that is about to end."""
-    gc.freeze()
+def pytest_unconfigure() -> None:
+    """Pytest would collect garbage five times, and Python does once more at its end."""
+    gc.unfreeze()
+    gc.collect = lambda *_: 0
 
 
 def pytest_runtest_setup() -> None:
