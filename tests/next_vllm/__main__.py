@@ -33,8 +33,12 @@ SUITES = (
     "tests/engine/test_prompt_logprobs.py",
     "tests/engine/test_prompt_embeds.py",
 )
-FAMILIES = ("tests/families/test_exact.py", "tests/families/test_states.py")
-"""A few families, one with latent attention among them; states of linear attention."""
+FAMILIES = (
+    "tests/families/test_exact.py",
+    "tests/families/test_states.py",
+    "tests/families/test_cached_states.py",
+)
+"""A few families, one with latent attention among them; states of linear attention, and their cached prefixes."""
 V1_ALONE = ("tests/families/test_forms.py", "tests/families/test_latent.py")
 NOT_LONG = ("-m", "not long")
 V2 = {v2_cpu.SWITCH: "1"}
