@@ -24,6 +24,7 @@ SUITES = (
     "tests/engine/test_coordination.py",
     "tests/engine/test_prefix_caching.py",
     "tests/engine/test_prefix_policies.py",
+    "tests/engine/test_kv_events.py",
     "tests/engine/test_lifecycle.py",
     "tests/engine/test_last_layer.py",
     "tests/engine/test_late_eviction.py",
