@@ -33,7 +33,7 @@ help:
 	@echo "make test-long      more of the same, which would take make test past half an hour"
 	@echo "make test-upstream-long  more of vLLM's own tests, with the extension's classes"
 	@echo "make test-families  every model family at every cliff, both model runners (FAMILIES=a,b: those)"
-	@echo "make test-next-vllm vLLM 0.33's Python over 0.32's CPU binaries: seams, exactness, lifecycles, connectors"
+	@echo "make test-next-vllm vLLM 0.33's Python over 0.32's CPU binaries: seams, exactness, lifecycles, families"
 	@echo "make test-gpu       the tests that need a CUDA device (VARIANT=cuda)"
 	@echo "make gpu-report     the same, then times beside stock vLLM on an 80 GB device; writes out/profile/"
 	@echo "make fuzz           random traffic against the oracle for an hour (SECONDS=3600), then spoilt files"
@@ -47,7 +47,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml patches/torchvision_ops.py vllm_flow/setup_env.py
 	@test -x $(BIN)/python || { echo "set-up: environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "set-up: installing; takes minutes and a few GB (log in $(SETUP_LOG))"
-	@install="$(BIN)/python -m pip install -e .[$(VARIANT),demo,dev]"; \
+	@install="$(BIN)/python -m pip install --no-compile -e .[$(VARIANT),demo,dev]"; \
 	if ! $$install >$(SETUP_LOG) 2>&1; then \
 	    if [ "$(VARIANT)" = cpu ] && grep -q "No matching distribution found for torch==" $(SETUP_LOG); then \
 	        echo "set-up: torch for CPU is not where pip looks; adding $(TORCH_INDEX)"; \
@@ -55,6 +55,8 @@ $(STAMP): pyproject.toml patches/torchvision_ops.py vllm_flow/setup_env.py
 	    else false; fi \
 	    || { tail -n 20 $(SETUP_LOG); echo "set-up failed; see $(SETUP_LOG)"; exit 1; }; \
 	fi
+# What pip would do on one processor; nobody imports the tests of others' packages.
+	@$(BIN)/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib >>$(SETUP_LOG) 2>&1 || true
 	@$(BIN)/python -m vllm_flow.setup_env
 	@touch $@
 
@@ -96,7 +98,7 @@ JOBS   ?= 3
 # Two of Ray's clusters at a time are more than two cores bear: these run one after the other.
 STARTS_RAY := tests/commands/test_cluster.py tests/commands/test_interrupt.py
 # The longest first, so that all lanes end at about the same time.
-SUITES := test-engine test-eval test-engine-v2 test-unit test-server test-upstream test-rest test-speed
+SUITES := test-engine test-eval test-rest test-engine-v2 test-server test-unit test-upstream test-speed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not long"
 PYTEST_LONG := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "long"
 
@@ -114,10 +116,10 @@ test-eval: setup
 	@$(PYTEST) tests/eval $(STARTS_RAY)
 
 test-rest: setup
+	@echo "tests: model families, some of them"
+	@$(PYTEST) tests/families
 	@echo "tests: commands, analysis, profile"
-	@$(PYTEST) tests/commands $(STARTS_RAY:%=--ignore=%)
-	@$(PYTEST) tests/analysis
-	@$(PYTEST) tests/profile
+	@$(PYTEST) tests/commands $(STARTS_RAY:%=--ignore=%) tests/analysis tests/profile
 
 test-speed: setup
 	@echo "tests: no gross regression beside stock vLLM, by ratio"
@@ -126,8 +128,6 @@ test-speed: setup
 test-engine: setup
 	@echo "tests: engine, model runner V1"
 	@$(PYTEST) tests/engine
-	@echo "tests: model families, some of them"
-	@$(PYTEST) tests/families
 
 test-engine-v2: setup
 	@echo "tests: engine, and a model family with features injected between layers, model runner V2"
@@ -174,7 +174,7 @@ test-families: setup
 
 # Fetches a wheel of 340 MB, once; says so and passes where pip cannot get it.
 test-next-vllm: setup
-	@echo "tests: the next vLLM, model runner V1, then some under V2"
+	@echo "tests: the next vLLM, model runner V1 and then V2, the engine and some families"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.next_vllm
 
 # On a CUDA device: make test-gpu VARIANT=cuda

@@ -29,6 +29,8 @@ PROCESS = {
     "TORCHDYNAMO_DISABLE": "1",
     # vLLM looks for drafts in loops that numba compiles, in half a minute.
     "NUMBA_DISABLE_JIT": "1",
+    # As numba starts, it sets the number of OpenMP's threads for everybody in the process.
+    "NUMBA_NUM_THREADS": "1",
 }
 
 

@@ -21,6 +21,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from tests.engine import kept_oracle, oracle, v2_cpu
 from tests.engine.cases import MAX_MODEL_LEN, Ask
+from tests.engine.starting import quickly
 from tests.engine.tiny_llava import Shape, build, picture
 
 BLOCK_SIZE = 32
@@ -95,7 +96,7 @@ class Engine:
         if group_layers is not STOCK:
             settings["additional_config"] = {"vllm_flow": {"group_layers": group_layers}}
         asynchronous = bool(options.get("async_scheduling"))
-        with asynchronous_on_cpu(asynchronous):
+        with asynchronous_on_cpu(asynchronous), quickly():
             self.llm = LLM(model=str(self.model_dir), **(settings | options))
         # numba's, if vLLM drafts with it: an object whose "__dict__" is none, and the next engine of the
         # process would look into all modules for their objects' when it starts.

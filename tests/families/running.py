@@ -18,6 +18,7 @@ from vllm import LLM, RequestOutput, SamplingParams
 
 from tests.engine import kept_oracle
 from tests.engine.harness import RANK_TIE
+from tests.engine.starting import quickly
 from tests.families import machine, oracle, staged_oracle
 from tests.families.making import Checkpoint, film, picture, words
 from vllm_flow.engine.families import Decoder, decoder_of
@@ -103,7 +104,7 @@ class Engine:
         )
         if group_layers is not STOCK:
             settings["additional_config"] = {"vllm_flow": {"group_layers": group_layers}}
-        with machine.that_serves(checkpoint):
+        with machine.that_serves(checkpoint), quickly():
             _OPEN.append(self)
             self.llm = LLM(model=str(checkpoint.where), **(settings | checkpoint.options | options))
 

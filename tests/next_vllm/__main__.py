@@ -1,8 +1,8 @@
 """``python -m tests.next_vllm``: the suites that show whether the next vLLM breaks this package.
 
-Under Model Runner V1, then, in a process of its own, under V2. What follows goes to pytest; a file among it takes the
-place of those named here, under the model runner of the environment. Status 0 as well where the version cannot be
-had, which is said.
+Under Model Runner V1, the engine's and the families', then some under V2, each in a process of its own. What follows
+goes to pytest; a file among it takes the place of those named here, under the model runner of the environment. Status
+0 as well where the version cannot be had, which is said.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ SUITES = (
     "tests/engine/test_coordination.py",
     "tests/engine/test_prefix_caching.py",
     "tests/engine/test_prefix_policies.py",
+    "tests/engine/test_kv_events.py",
     "tests/engine/test_lifecycle.py",
     "tests/engine/test_last_layer.py",
     "tests/engine/test_late_eviction.py",
@@ -33,7 +34,22 @@ SUITES = (
     "tests/engine/test_prompt_logprobs.py",
     "tests/engine/test_prompt_embeds.py",
 )
-SUITES_V2 = ("tests/engine_v2/test_shared.py", "-m", "not long")
+FAMILIES = (
+    "tests/families/test_exact.py",
+    "tests/families/test_states.py",
+    "tests/families/test_cached_states.py",
+)
+"""A few families, one with latent attention among them; states of linear attention, and their cached prefixes."""
+V1_ALONE = ("tests/families/test_forms.py", "tests/families/test_latent.py")
+NOT_LONG = ("-m", "not long")
+V2 = {v2_cpu.SWITCH: "1"}
+RUNS: tuple[tuple[tuple[str, ...], dict[str, str]], ...] = (
+    (SUITES, {}),
+    ((*FAMILIES, *V1_ALONE, *NOT_LONG), {}),
+    (("tests/engine_v2/test_shared.py", *NOT_LONG), V2),
+    ((*FAMILIES, *NOT_LONG), V2),
+)
+"""What each process is given, and what its environment has beside this one's."""
 
 
 def main(arguments: list[str]) -> int:
@@ -49,7 +65,7 @@ def main(arguments: list[str]) -> int:
         return subprocess.run([*command, *arguments], env=environment).returncode
     done = [
         subprocess.run([*command, *suites, *arguments], env=environment | runner)
-        for suites, runner in ((SUITES, {}), (SUITES_V2, {v2_cpu.SWITCH: "1"}))
+        for suites, runner in RUNS
     ]
     return max(run.returncode for run in done)
 

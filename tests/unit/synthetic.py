@@ -120,15 +120,10 @@ def synthetic_results(
             right = luck < question.chance + share * (LEVEL[question.kind] - question.chance)
             answers.append(synthetic_answer(question, setting, flow, prompt, said(question, right)))
     timed = [a for a in answers if a.question_id.startswith("yes_no")]
-    speedups = {
-        setting: [
-            1
-            + (ideal_speedup(ENGINE, flow_of(setting, ENGINE, policies), timed) - 1)
-            * rng.uniform(0.8, 0.95)
-            for _ in range(5)
-        ]
-        for setting in (*cliffs, *policies)
-    }
+    speedups = {}
+    for setting in (*cliffs, *policies):
+        gained = ideal_speedup(ENGINE, flow_of(setting, ENGINE, policies), timed) - 1
+        speedups[setting] = [1 + gained * rng.uniform(0.8, 0.95) for _ in range(5)]
     return summarise(ENGINE, questions, answers, speedups, policies)
 
 

@@ -121,9 +121,17 @@ class FlowBlockPool(BlockPool):
         """One event for each run of neighbouring blocks of tokens."""
         size = self.hash_block_size
         hashes = request.block_hashes
+        # vLLM 0.33: what a draft model reads ahead is part of a block's hash.
+        ahead = getattr(self, "num_hash_lookahead_tokens", None)
+        keys_of = self._generate_event_extra_keys if ahead else generate_block_hash_extra_keys
         for _, run in groupby(enumerate(indices), key=lambda pair: pair[1] - pair[0]):
             blocks = [index for _, index in run]
             start = blocks[0]
+            more: dict[str, Any] = {}
+            if ahead is not None:
+                ends = ((index + 1) * size for index in blocks) if ahead else ()
+                found = [self._lookahead_token_ids(request, end) for end in ends]
+                more["lookahead_token_ids"] = found or None
             self.kv_event_queue.append(
                 self._build_block_stored_event(
                     request,
@@ -136,11 +144,9 @@ class FlowBlockPool(BlockPool):
                     block_size=size,
                     kv_cache_group_id=group,
                     extra_keys_list=[
-                        generate_block_hash_extra_keys(
-                            request, index * size, (index + 1) * size, 0
-                        )[0]
-                        for index in blocks
+                        keys_of(request, index * size, (index + 1) * size, 0)[0] for index in blocks
                     ],
+                    **more,
                 )
             )
 
