@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 import transformers as hf
 
 from tests.families.making import Checkpoint, text_settings, tokenizer
@@ -121,8 +125,9 @@ def qwen3_5_moe() -> Checkpoint:
     )
 
 
-def _qwen3_5(kind: str, **changes: Any) -> Checkpoint:
-    text = dict(
+def linear_text(**changes: Any) -> dict[str, Any]:
+    """Of a language model of which two layers in eight attend."""
+    return dict(
         num_hidden_layers=8,
         head_dim=32,
         rope_parameters=dict(ROPE, mrope_section=[2, 1, 1], mrope_interleaved=True),
@@ -132,8 +137,45 @@ def _qwen3_5(kind: str, **changes: Any) -> Checkpoint:
         linear_value_head_dim=32,
         **changes,
     )
+
+
+def _qwen3_5(kind: str, **changes: Any) -> Checkpoint:
     tower = {k: v for k, v in DEEPSTACK_TOWER.items() if k != "deepstack_visual_indexes"}
-    made = _qwen(kind, text, dict(tower, depth=2), patch=16)
+    made = _qwen(kind, linear_text(**changes), dict(tower, depth=2), patch=16)
     encode = made.processor.tokenizer.encode
     # transformers reads a vocabulary that is saved with such a model as Qwen's own: words would be lost.
     return replace(made, recurrent=True, unit_offset=True, write_ids=lambda text, _: encode(text))
+
+
+INTERN_S2 = """
+from transformers import Qwen3_5MoeConfig
+
+
+class InternS2PreviewConfig(Qwen3_5MoeConfig):
+    model_type = "intern_s2_preview"
+"""
+"""Such a checkpoint brings its configuration class; this one is ours."""
+
+
+def _write_intern_s2(processor: Any, model: Any, where: Path) -> None:
+    model.config.dtype = torch.float32
+    model.save_pretrained(where)
+    processor.save_pretrained(where)
+    own = {"AutoConfig": "configuration_intern_s2.InternS2PreviewConfig"}
+    config = json.loads((where / "config.json").read_text()) | dict(
+        architectures=["InternS2PreviewForConditionalGeneration"],
+        model_type="intern_s2_preview",
+        auto_map=own,
+    )
+    (where / "config.json").write_text(json.dumps(config, indent=1))
+    (where / "configuration_intern_s2.py").write_text(INTERN_S2)
+
+
+def interns2_preview() -> Checkpoint:
+    """Intern-S2 Preview: Qwen3.5 with experts, by another name and without its time series."""
+    made = qwen3_5_moe()
+    return replace(
+        made,
+        options={"trust_remote_code": True},
+        write=partial(_write_intern_s2, made.processor),
+    )

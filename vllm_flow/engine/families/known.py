@@ -10,6 +10,7 @@ from vllm_flow.engine.families.deepstack import deepstack_decoder, granite_decod
 from vllm_flow.engine.families.ernie import ernie_decoder
 from vllm_flow.engine.families.family import FROM_EMBEDDINGS, Family
 from vllm_flow.engine.families.on_deepseek import ON_DEEPSEEK
+from vllm_flow.engine.families.on_qwen3_5 import ON_QWEN3_5
 from vllm_flow.engine.families.own_layouts import OWN_LAYOUTS
 from vllm_flow.engine.families.qwen3_next import named_decoder
 from vllm_flow.engine.families.transformers_backend import transformers_decoder
@@ -79,6 +80,7 @@ FAMILIES = (
         beyond="videos, from vLLM's embeddings on",
         adapter=named_decoder,
     ),
+    *ON_QWEN3_5,
     Family(
         "Qwen2.5-Omni",
         ("Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniModel"),
