@@ -34,6 +34,7 @@ TEXT_TYPES = {
     "exaone4": "Exaone4Model",
     "gemma3_text": "Gemma3Model",
     "gemma4_text": "Gemma4Model",
+    "gemma4_unified_text": "Gemma4Model",
     "molmo": "MolmoModel",
     "phi3_v": "LlamaModel",
     "phi4mm": "LlamaModel",
