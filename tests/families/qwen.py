@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
 import transformers as hf
 
 from tests.families.making import Checkpoint, text_settings, tokenizer
@@ -115,14 +111,14 @@ def qwen3_5() -> Checkpoint:
     return _qwen3_5("Qwen3_5")
 
 
-def qwen3_5_moe() -> Checkpoint:
-    return _qwen3_5(
-        "Qwen3_5Moe",
+def qwen3_5_moe(**changes: Any) -> Checkpoint:
+    experts = dict(
         moe_intermediate_size=64,
         shared_expert_intermediate_size=64,
         num_experts=4,
         num_experts_per_tok=2,
     )
+    return _qwen3_5("Qwen3_5Moe", **(experts | changes))
 
 
 def linear_text(**changes: Any) -> dict[str, Any]:
@@ -145,37 +141,3 @@ def _qwen3_5(kind: str, **changes: Any) -> Checkpoint:
     encode = made.processor.tokenizer.encode
     # transformers reads a vocabulary that is saved with such a model as Qwen's own: words would be lost.
     return replace(made, recurrent=True, unit_offset=True, write_ids=lambda text, _: encode(text))
-
-
-INTERN_S2 = """
-from transformers import Qwen3_5MoeConfig
-
-
-class InternS2PreviewConfig(Qwen3_5MoeConfig):
-    model_type = "intern_s2_preview"
-"""
-"""Such a checkpoint brings its configuration class; this one is ours."""
-
-
-def _write_intern_s2(processor: Any, model: Any, where: Path) -> None:
-    model.config.dtype = torch.float32
-    model.save_pretrained(where)
-    processor.save_pretrained(where)
-    own = {"AutoConfig": "configuration_intern_s2.InternS2PreviewConfig"}
-    config = json.loads((where / "config.json").read_text()) | dict(
-        architectures=["InternS2PreviewForConditionalGeneration"],
-        model_type="intern_s2_preview",
-        auto_map=own,
-    )
-    (where / "config.json").write_text(json.dumps(config, indent=1))
-    (where / "configuration_intern_s2.py").write_text(INTERN_S2)
-
-
-def interns2_preview() -> Checkpoint:
-    """Intern-S2 Preview: Qwen3.5 with experts, by another name and without its time series."""
-    made = qwen3_5_moe()
-    return replace(
-        made,
-        options={"trust_remote_code": True},
-        write=partial(_write_intern_s2, made.processor),
-    )

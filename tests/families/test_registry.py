@@ -129,7 +129,6 @@ UNTESTED = {
     "CohereCompassForConditionalGeneration",
     "Cosmos3ForConditionalGeneration",
     "InternS1ProForConditionalGeneration",
-    "InternS2MobiusForConditionalGeneration",
     "IsaacForConditionalGeneration",
     "KananaVForConditionalGeneration",
     "Llama_Nemotron_Nano_VL",

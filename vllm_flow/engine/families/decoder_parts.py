@@ -16,7 +16,7 @@ Call: TypeAlias = Literal["residual", "named", "scaled", "masked", "plain", "ten
 """How a model calls its layers and its final norm (T rows of a step, H wide):
 
 - ``residual``: ``layer(positions, hidden [T, H], residual) -> (hidden, residual)``, ``norm(hidden, residual)``
-- ``named``: as ``residual``, each argument by its name, in whatever order the layer has them
+- ``named``: as ``residual``, each argument by its name, in whatever order the layer has them, and what is no row's
 - ``scaled``: ``layer(positions, hidden [T, H], residual, scaling [T, 1, 1] or None) -> (hidden, residual)``,
   ``norm(hidden, residual)``, and rows that are not as many as positions are taken to lie on other workers
 - ``masked``: as ``residual``, with a fourth argument for layers, a mask of the step's rows [T, 1] or None

@@ -10,13 +10,14 @@ from vllm_flow.engine.families.qwen3_next import named_decoder
 
 ON_QWEN3_5 = (
     Family(
-        "Intern-S2-Preview",
-        ("InternS2PreviewForConditionalGeneration",),
-        ("Qwen3_5Model",),
+        "Intern-S2-Preview, -Mobius",
+        ("InternS2PreviewForConditionalGeneration", "InternS2MobiusForConditionalGeneration"),
+        ("Qwen3_5Model", "InternS2MobiusModel"),
         "one token per 32 x 32 pixels, M-RoPE; layers of linear attention take in what is left",
         "<|vision_start|>, <|vision_end|>, a video's timestamps",
-        ("interns2_preview",),
-        beyond="without videos, and without time series, as in vLLM",
+        ("interns2_preview", "interns2_mobius"),
+        beyond="without videos, and without time series, as in vLLM; Mobius against Qwen3.5 with layers that share "
+        "experts",
         adapter=named_decoder,
     ),
     Family(
