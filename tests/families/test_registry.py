@@ -126,8 +126,6 @@ BY_CONFIGURATION = {
 UNTESTED = {
     "AriaForConditionalGeneration",
     "Blip2ForConditionalGeneration",
-    "CohereCompassForConditionalGeneration",
-    "Cosmos3ForConditionalGeneration",
     "InternS1ProForConditionalGeneration",
     "IsaacForConditionalGeneration",
     "KananaVForConditionalGeneration",
@@ -135,7 +133,6 @@ UNTESTED = {
     "LlavaNextVideoForConditionalGeneration",
     "LlavaOnevision2ForConditionalGeneration",
     "MiMoV2OmniForCausalLM",
-    "MuseGlimmerForConditionalGeneration",
     "OpenCUAForConditionalGeneration",
     "OpenPanguVLForConditionalGeneration",
     "OpenVLAForActionPrediction",

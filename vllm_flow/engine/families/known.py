@@ -49,6 +49,16 @@ FAMILIES = (
         adapter=deepstack_decoder,
     ),
     Family(
+        "Cosmos3",
+        ("Cosmos3ForConditionalGeneration",),
+        ("Qwen3LLMModel",),
+        "one token per 32 x 32 pixels, M-RoPE; deeper features are added between layers up to the cliff",
+        "<|vision_start|>, <|vision_end|>, a video's timestamps",
+        ("cosmos3",),
+        beyond="without videos; what generates pictures is not served, as in vLLM",
+        adapter=deepstack_decoder,
+    ),
+    Family(
         "Qwen3.5",
         ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),
         ("Qwen3_5Model",),

@@ -27,6 +27,7 @@ TEXT_TYPES = {
     "internlm2": "InternLM2Model",
     "chatglm": "GLMTransformer",
     "cohere2": "CohereModel",
+    "cohere_compass_text": "CohereCompassTextModel",
     "deepseek_v2": "DeepseekV2Model",
     "deepseek_v3": "DeepseekV2Model",
     "dots_ocr": "Qwen2Model",
@@ -37,6 +38,7 @@ TEXT_TYPES = {
     "gemma4_text": "Gemma4Model",
     "gemma4_unified_text": "Gemma4Model",
     "molmo": "MolmoModel",
+    "muse_glimmer_text": "MuseGlimmerModel",
     "phi3_v": "LlamaModel",
     "phi4mm": "LlamaModel",
 }

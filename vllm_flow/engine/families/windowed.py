@@ -5,6 +5,7 @@ Knows neither torch nor vLLM.
 
 from __future__ import annotations
 
+from vllm_flow.engine.families.deepstack import deepstack_decoder
 from vllm_flow.engine.families.family import FROM_EMBEDDINGS, Family
 
 WINDOWED = (
@@ -16,6 +17,28 @@ WINDOWED = (
         "<|START_OF_IMG|>, <|END_OF_IMG|>, <|IMG_LINE_BREAK|> behind each tile",
         ("cohere2_vision",),
         beyond="windows narrower than a picture",
+    ),
+    Family(
+        "North Micro Vision",
+        ("CohereCompassForConditionalGeneration",),
+        ("CohereCompassTextModel",),
+        "one token per 32 x 32 pixels, M-RoPE; deeper features are added between layers up to the cliff, past which "
+        "sliding windows count kept tokens",
+        "<|VISION_START|>, <|VISION_END|>",
+        ("cohere_compass",),
+        compared="transformers' forward with vLLM's order of M-RoPE's frequencies",
+        beyond="windows narrower than a picture",
+        adapter=deepstack_decoder,
+    ),
+    Family(
+        "Muse Glimmer",
+        ("MuseGlimmerForConditionalGeneration",),
+        ("MuseGlimmerModel",),
+        "one token per 28 x 28 pixels; sliding windows count kept tokens past the cliff",
+        "<|image_start|>, <|image_end|>",
+        ("muse_glimmer",),
+        compared=FROM_EMBEDDINGS,
+        beyond="windows narrower than a picture; without videos",
     ),
     Family(
         "EXAONE 4.5",
