@@ -124,16 +124,12 @@ BY_CONFIGURATION = {
 """Refused by what their configuration says; some of a name may not be, and are untested then."""
 
 UNTESTED = {
-    "AriaForConditionalGeneration",
     "Blip2ForConditionalGeneration",
     "InternS1ProForConditionalGeneration",
     "IsaacForConditionalGeneration",
     "KananaVForConditionalGeneration",
-    "Llama_Nemotron_Nano_VL",
     "LlavaNextVideoForConditionalGeneration",
-    "LlavaOnevision2ForConditionalGeneration",
     "MiMoV2OmniForCausalLM",
-    "OpenCUAForConditionalGeneration",
     "OpenPanguVLForConditionalGeneration",
     "OpenVLAForActionPrediction",
     "Step3VLForConditionalGeneration",

@@ -5,6 +5,7 @@ Knows neither torch nor vLLM.
 
 from __future__ import annotations
 
+from vllm_flow.engine.families.aria import aria_decoder
 from vllm_flow.engine.families.both_ways import BOTH_WAYS
 from vllm_flow.engine.families.chatglm import chatglm_decoder
 from vllm_flow.engine.families.deepstack import deepstack_decoder, granite_decoder
@@ -165,6 +166,17 @@ FAMILIES = (
         "wrongly: the test has no correction, and calls it rightly; a marker in a step without a picture goes to "
         "the text's experts, as in stock vLLM",
         adapter=ernie_decoder,
+    ),
+    Family(
+        "Aria",
+        ("AriaForConditionalGeneration",),
+        ("AriaTextModel",),
+        "256 tokens, or 128 where pictures are made smaller, by cross-attention to the patches",
+        "nothing",
+        ("aria",),
+        compared=FROM_EMBEDDINGS,
+        beyond="pictures that are not split",
+        adapter=aria_decoder,
     ),
     Family(
         "Granite 4 Vision",

@@ -43,4 +43,14 @@ LLAVA_LINE = (
         ("r_4b", "bee"),
         compared=FROM_EMBEDDINGS,
     ),
+    Family(
+        "LLaVA-OneVision 2",
+        ("LlavaOnevision2ForConditionalGeneration",),
+        ("Qwen3Model",),
+        "one token per 28 x 28 pixels",
+        "<|vision_start|>, <|vision_end|>, a video's timestamps",
+        ("llava_onevision2",),
+        compared=FROM_EMBEDDINGS,
+        beyond="without videos",
+    ),
 )

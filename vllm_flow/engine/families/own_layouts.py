@@ -100,6 +100,27 @@ OWN_LAYOUTS = (
         own_type="Keye",
     ),
     Family(
+        "OpenCUA",
+        ("OpenCUAForConditionalGeneration",),
+        ("Qwen2Model",),
+        "one token per 28 x 28 pixels",
+        "<|media_begin|>, <|media_content|>, <|media_end|>",
+        ("opencua",),
+        compared=FROM_EMBEDDINGS,
+        beyond="vLLM 0.32 cannot put its processor together with the transformers that it asks for, which the test "
+        "mends",
+    ),
+    Family(
+        "Llama Nemotron Nano VL",
+        ("Llama_Nemotron_Nano_VL",),
+        ("LlamaModel",),
+        "tiles of 512 x 512 pixels and a thumbnail, 256 tokens each",
+        "<img>, </img>",
+        ("nemotron_nano_vl",),
+        compared=FROM_EMBEDDINGS,
+        beyond="the tower, which comes as code, a small one; what it gives, which vLLM fixes as bfloat16, in float32",
+    ),
+    Family(
         "H2OVL-Mississippi, NVLM-D",
         ("H2OVLChatModel", "NVLM_D"),
         ("LlamaModel", "Qwen2Model"),

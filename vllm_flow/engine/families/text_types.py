@@ -37,6 +37,7 @@ TEXT_TYPES = {
     "gemma3_text": "Gemma3Model",
     "gemma4_text": "Gemma4Model",
     "gemma4_unified_text": "Gemma4Model",
+    "aria_text": "AriaTextModel",
     "molmo": "MolmoModel",
     "muse_glimmer_text": "MuseGlimmerModel",
     "phi3_v": "LlamaModel",
