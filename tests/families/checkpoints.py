@@ -47,6 +47,7 @@ from tests.families import (
     qwen,
     qwen_vl,
     step,
+    step3_7,
 )
 from tests.families.making import Checkpoint, save
 
@@ -145,6 +146,7 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "eagle2_5": internvl_chat.eagle2_5,
     "qianfan_ocr": internvl_chat.qianfan_ocr,
     "step3_vl": step.step3_vl,
+    "step3_7": step3_7.step3_7,
     "pixtral_mistral": mistral_format.pixtral_mistral,
     "keye_vl": keye.keye_vl,
     "keye_vl_1_5": keye.keye_vl_1_5,

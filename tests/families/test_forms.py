@@ -102,6 +102,18 @@ def test_what_is_no_rows_goes_to_a_named_layer_as_it_is() -> None:
         layers[0](hidden_states=hidden, experts=torch.zeros(3), **given)
 
 
+def test_rows_come_back_without_a_norm() -> None:
+    """Step-3.7's final norm runs with the logits: behind the last layer, what left is zero."""
+    model = NormLater()
+    hook = DecoderHook(Decoder(model, list(model.layers), None, call="plain"))
+    with hook.installed(DROPS_THE_SECOND):
+        found = model(torch.tensor([1, 2, 4]), torch.zeros(3, 8))
+    assert found[:, 0].tolist() == [2.0, 0.0, 8.0]
+    with hook.installed(FlowStep(variants={})):
+        found = model(torch.tensor([1, 2, 4]), torch.zeros(3, 8))
+    assert found[:, 0].tolist() == [2.0, 4.0, 8.0]
+
+
 def test_what_is_added_before_a_layer_loses_the_rows_that_leave() -> None:
     """Granite 4 Vision's loop: it looks whether there is something for a layer, then adds it."""
     model = AddingModel()
@@ -117,6 +129,17 @@ def test_what_is_added_before_a_layer_loses_the_rows_that_leave() -> None:
 class Norm(nn.Module):
     def forward(self, hidden: Any, residual: Any = None) -> Any:
         return hidden if residual is None else (hidden, residual)
+
+
+class NormLater(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([PlainLayer() for _ in range(2)])
+
+    def forward(self, positions: Any, hidden: Any) -> Any:
+        for layer in self.layers:
+            hidden = layer(positions, hidden)
+        return hidden
 
 
 class AddingModel(nn.Module):

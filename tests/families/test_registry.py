@@ -133,7 +133,6 @@ UNTESTED = {
     "OpenPanguVLForConditionalGeneration",
     "OpenVLAForActionPrediction",
     "Step3VLForConditionalGeneration",
-    "Step3p7ForConditionalGeneration",
 }
 """Refused until somebody tests them; ``untested_models`` tries them."""
 

@@ -34,7 +34,8 @@ class Decoder:
     model: nn.Module
     """The module that runs the layers."""
     layers: Sequence[nn.Module]
-    norm: nn.Module
+    norm: nn.Module | None
+    """None where it runs with the logits, behind the module: rows come back as that returns."""
     call: Call = "residual"
     injected: str | None = None
     """Keyword argument of ``model`` that maps names to tensors [T, H], which it adds between layers."""

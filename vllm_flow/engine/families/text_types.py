@@ -39,6 +39,7 @@ TEXT_TYPES = {
     "gemma4_unified_text": "Gemma4Model",
     "aria_text": "AriaTextModel",
     "molmo": "MolmoModel",
+    "step3p5": "Step3p5Model",
     "muse_glimmer_text": "MuseGlimmerModel",
     "phi3_v": "LlamaModel",
     "phi4mm": "LlamaModel",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vllm_flow.engine.families.deepstack import deepstack_decoder
 from vllm_flow.engine.families.family import FROM_EMBEDDINGS, Family
+from vllm_flow.engine.families.step import step_decoder
 
 WINDOWED = (
     Family(
@@ -49,5 +50,19 @@ WINDOWED = (
         ("exaone4_5",),
         compared=FROM_EMBEDDINGS,
         beyond="windows narrower than a picture",
+    ),
+    Family(
+        "Step-3.7",
+        ("Step3p7ForConditionalGeneration",),
+        ("Step3p5Model",),
+        "crops of a long or large picture, 81 tokens each, then the picture whole, 169 tokens; sliding windows count "
+        "kept tokens past the cliff",
+        "the markers around each crop, at the end of a row, and around the picture",
+        ("step3_7",),
+        compared=FROM_EMBEDDINGS,
+        beyond="windows narrower than a picture; the picture, whose size vLLM fixes, made small; on CPU vLLM 0.32 "
+        "multiplies a view that it cannot, of which the test makes a copy, and routes by a sigmoid among groups of "
+        "experts alone, of which the test has one",
+        adapter=step_decoder,
     ),
 )
