@@ -126,7 +126,6 @@ BY_CONFIGURATION = {
 UNTESTED = {
     "Blip2ForConditionalGeneration",
     "InternS1ProForConditionalGeneration",
-    "IsaacForConditionalGeneration",
     "KananaVForConditionalGeneration",
     "LlavaNextVideoForConditionalGeneration",
     "MiMoV2OmniForCausalLM",

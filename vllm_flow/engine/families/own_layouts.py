@@ -100,6 +100,16 @@ OWN_LAYOUTS = (
         own_type="Keye",
     ),
     Family(
+        "Isaac",
+        ("IsaacForConditionalGeneration",),
+        ("Qwen3Model",),
+        "one token per 32 x 32 pixels, M-RoPE",
+        "nothing",
+        ("isaac",),
+        compared="transformers' Qwen3 with PaddleOCR-VL's M-RoPE, from vLLM's embeddings",
+        own_type="isaac",
+    ),
+    Family(
         "OpenCUA",
         ("OpenCUAForConditionalGeneration",),
         ("Qwen2Model",),
