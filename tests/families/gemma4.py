@@ -12,6 +12,10 @@ from typing import Any
 import torch
 import transformers as hf
 from transformers.models.gemma4 import image_processing_gemma4
+from transformers.models.gemma4_unified import (
+    image_processing_gemma4_unified,
+    modeling_gemma4_unified,
+)
 
 from tests.families.gemma import SEEN
 from tests.families.making import Checkpoint, text_settings, tokenizer
@@ -30,19 +34,36 @@ NAMED = dict(
 VIDEO = "<|video|>"
 
 
+TOWER = dict(
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    head_dim=32,
+    position_embedding_size=64,
+    default_output_length=TOKENS,
+)
+
+
 def _write(processor: Any, model: Any, where: Path) -> None:
     # The language model multiplies them by the root of its width.
     model.get_input_embeddings().weight.data.mul_(0.1)
-    model.config.architectures = ["Gemma4ForConditionalGeneration"]
+    model.config.architectures = [type(model).__name__]
     model.config.dtype = torch.float32
     model.save_pretrained(where)
     processor.save_pretrained(where)
 
 
 def gemma4(**text: Any) -> Checkpoint:
-    image_processing_gemma4._SUPPORTED_SOFT_TOKENS = (TOKENS,)  # 70 and more
+    return _gemma4("Gemma4", TOWER, hidden_size_per_layer_input=0, **text)
+
+
+def _gemma4(kind: str, vision: dict[str, Any], **text: Any) -> Checkpoint:
+    for module in (image_processing_gemma4, image_processing_gemma4_unified):
+        module._SUPPORTED_SOFT_TOKENS = (TOKENS,)  # 70 and more
     made, vocab = tokenizer((*NAMED.values(), VIDEO), NAMED)
-    config = hf.Gemma4Config(
+    config = getattr(hf, f"{kind}Config")(
         text_config=text_settings(
             vocab,
             tie_word_embeddings=True,
@@ -51,25 +72,13 @@ def gemma4(**text: Any) -> Checkpoint:
             global_head_dim=64,
             num_global_key_value_heads=1,
             attention_k_eq_v=True,
-            hidden_size_per_layer_input=0,
             use_bidirectional_attention="vision",
             final_logit_softcapping=30.0,
             sliding_window=SEEN,
             layer_types=["sliding_attention", "full_attention"] * 2,
             **text,
         ),
-        vision_config=dict(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=32,
-            patch_size=PATCH,
-            pooling_kernel_size=POOLED,
-            position_embedding_size=64,
-            default_output_length=TOKENS,
-        ),
+        vision_config=dict(patch_size=PATCH, pooling_kernel_size=POOLED, **vision),
         audio_config=None,
         tie_word_embeddings=True,
         image_token_id=vocab[NAMED["image_token"]],
@@ -81,15 +90,15 @@ def gemma4(**text: Any) -> Checkpoint:
         video_token_id=vocab[VIDEO],
     )
     sizes = dict(patch_size=PATCH, pooling_kernel_size=POOLED, max_soft_tokens=TOKENS)
-    processor = hf.Gemma4Processor(
-        feature_extractor=hf.Gemma4AudioFeatureExtractor(),
-        image_processor=hf.Gemma4ImageProcessor(**sizes),
+    processor = getattr(hf, f"{kind}Processor")(
+        feature_extractor=getattr(hf, f"{kind}AudioFeatureExtractor")(),
+        image_processor=getattr(hf, f"{kind}ImageProcessor")(**sizes),
         tokenizer=made,
-        video_processor=hf.Gemma4VideoProcessor(),
+        video_processor=getattr(hf, f"{kind}VideoProcessor")(),
         image_seq_length=TOKENS,
     )
     return Checkpoint(
-        model=hf.Gemma4ForConditionalGeneration(config),
+        model=getattr(hf, f"{kind}ForConditionalGeneration")(config),
         processor=processor,
         vocab=vocab,
         image=NAMED["image_token"],
@@ -113,3 +122,12 @@ def gemma4(**text: Any) -> Checkpoint:
 def gemma4_moe() -> Checkpoint:
     """26B-A4B: four experts beside each layer's MLP."""
     return gemma4(enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=64)
+
+
+def gemma4_unified() -> Checkpoint:
+    """12B: a picture's patches go into the decoder by a projection, without a tower."""
+    # transformers' forward lets them see one another in every layer; its generation, as vLLM, under a window alone.
+    masks = modeling_gemma4_unified.create_masks_for_vision_model
+    modeling_gemma4_unified.create_masks_for_generate = masks
+    vision = dict(mm_embed_dim=128, mm_posemb_size=64, output_proj_dims=128, num_soft_tokens=TOKENS)
+    return _gemma4("Gemma4Unified", vision)

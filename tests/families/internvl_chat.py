@@ -160,7 +160,7 @@ def as_internlm2(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def _write(made: Any, internlm2: bool, architecture: str, model: Any, where: Path) -> None:
+def write(made: Any, internlm2: bool, architecture: str, model: Any, where: Path) -> None:
     weights = tower_weights()
     text = as_internlm2(model) if internlm2 else model.state_dict()
     for name, value in text.items():
@@ -178,7 +178,7 @@ def _write(made: Any, internlm2: bool, architecture: str, model: Any, where: Pat
     made.save_pretrained(where)
 
 
-def _chat(
+def chat(
     kind: str, internlm2: bool = False, architecture: str = "InternVLChatModel", **text: Any
 ) -> Checkpoint:
     made, vocab = tokenizer(MARKS)
@@ -195,30 +195,30 @@ def _chat(
         decoder=lambda model: model.model,
         options={"trust_remote_code": True},
         saved=made,
-        write=partial(_write, made, internlm2, architecture),
+        write=partial(write, made, internlm2, architecture),
     )
 
 
 def internvl_chat_qwen2() -> Checkpoint:
-    return _chat("Qwen2")
+    return chat("Qwen2")
 
 
 def internvl_chat_qwen3() -> Checkpoint:
-    return _chat("Qwen3", head_dim=32)
+    return chat("Qwen3", head_dim=32)
 
 
 def internvl_chat_llama() -> Checkpoint:
-    return _chat("Llama")
+    return chat("Llama")
 
 
 def internvl_chat_internlm2() -> Checkpoint:
     """Most checkpoints of InternVL 2 and 2.5."""
-    return _chat("Llama", internlm2=True)
+    return chat("Llama", internlm2=True)
 
 
 def _write_eagle(made: Any, model: Any, where: Path) -> None:
     """SigLIP in the place of InternViT; the projector is the same."""
-    _write(made, False, "Eagle2_5_VLForConditionalGeneration", model, where)
+    write(made, False, "Eagle2_5_VLForConditionalGeneration", model, where)
     vision = hf.SiglipVisionConfig(
         **tower_settings(image_size=SIDE, patch_size=PATCH, vision_use_head=False)
     )
@@ -240,18 +240,18 @@ def _write_eagle(made: Any, model: Any, where: Path) -> None:
 
 
 def eagle2_5() -> Checkpoint:
-    made = _chat("Qwen2")
+    made = chat("Qwen2")
     return replace(made, write=partial(_write_eagle, made.saved))
 
 
 def skywork_r1v() -> Checkpoint:
     """The same layout under another name."""
-    return _chat("Qwen2", architecture="SkyworkR1VChatModel")
+    return chat("Qwen2", architecture="SkyworkR1VChatModel")
 
 
 def _write_qianfan(made: Any, model: Any, where: Path) -> None:
     """The same layout, with a configuration that vLLM has a class for."""
-    _write(made, False, "QianfanOCRForConditionalGeneration", model, where)
+    write(made, False, "QianfanOCRForConditionalGeneration", model, where)
     config = json.loads((where / "config.json").read_text())
     del config["auto_map"]
     config |= {"model_type": "qianfan_ocr", "text_config": config.pop("llm_config")}
@@ -259,5 +259,5 @@ def _write_qianfan(made: Any, model: Any, where: Path) -> None:
 
 
 def qianfan_ocr() -> Checkpoint:
-    made = _chat("Qwen3", head_dim=32)
+    made = chat("Qwen3", head_dim=32)
     return replace(made, write=partial(_write_qianfan, made.saved))

@@ -111,17 +111,18 @@ def qwen3_5(**changes: Any) -> Checkpoint:
     return _qwen3_5("Qwen3_5", **changes)
 
 
-def qwen3_5_moe() -> Checkpoint:
-    return _qwen3_5(
-        "Qwen3_5Moe",
+def qwen3_5_moe(**changes: Any) -> Checkpoint:
+    experts = dict(
         moe_intermediate_size=64,
         shared_expert_intermediate_size=64,
         num_experts=4,
         num_experts_per_tok=2,
     )
+    return _qwen3_5("Qwen3_5Moe", **(experts | changes))
 
 
-def _qwen3_5(kind: str, **changes: Any) -> Checkpoint:
+def linear_text(**changes: Any) -> dict[str, Any]:
+    """Of a language model of which two layers in eight attend."""
     text = dict(
         num_hidden_layers=8,
         head_dim=32,
@@ -131,9 +132,12 @@ def _qwen3_5(kind: str, **changes: Any) -> Checkpoint:
         linear_key_head_dim=32,
         linear_value_head_dim=32,
     )
-    text |= changes
+    return text | changes
+
+
+def _qwen3_5(kind: str, **changes: Any) -> Checkpoint:
     tower = {k: v for k, v in DEEPSTACK_TOWER.items() if k != "deepstack_visual_indexes"}
-    made = _qwen(kind, text, dict(tower, depth=2), patch=16)
+    made = _qwen(kind, linear_text(**changes), dict(tower, depth=2), patch=16)
     encode = made.processor.tokenizer.encode
     # transformers reads a vocabulary that is saved with such a model as Qwen's own: words would be lost.
     return replace(made, recurrent=True, unit_offset=True, write_ids=lambda text, _: encode(text))

@@ -27,6 +27,22 @@ SIZES = dict(
     num_patch_feature_size=(CROP // 56) ** 2,
 )
 MARKS = ("<im_start>", "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>", "<im_patch>")
+VISION = dict(
+    image_size=SIDE,
+    patch_size=PATCH,
+    width=WIDTH,
+    layers=LAYERS,
+    heads=HEADS,
+    mlp_ratio=FEED / WIDTH,
+    hidden_act="quick_gelu",
+    output_dim=None,
+    use_abs_posemb=True,
+    use_cls_token=False,
+    use_ln_post=False,
+    use_ln_pre=True,
+    use_rope2d=True,
+    ls_init_value=0.1,
+)
 
 CONFIGURATION = """
 from transformers import AutoConfig, PretrainedConfig
@@ -43,7 +59,7 @@ class StepConfig(PretrainedConfig):
 """
 
 
-def _tower(hidden: int) -> dict[str, torch.Tensor]:
+def tower(hidden: int) -> dict[str, torch.Tensor]:
     patches = (SIDE // PATCH) ** 2
     shapes: dict[str, tuple[int, ...]] = {
         "conv1.weight": (WIDTH, 3, PATCH, PATCH),
@@ -68,7 +84,7 @@ def _tower(hidden: int) -> dict[str, torch.Tensor]:
 
 
 def _write(made: Any, vocab: dict[str, int], model: Any, where: Path) -> None:
-    weights = model.state_dict() | _tower(model.config.hidden_size)
+    weights = model.state_dict() | tower(model.config.hidden_size)
     weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
     save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
     text = model.config.to_dict() | {"torch_dtype": "float32"}
@@ -78,22 +94,7 @@ def _write(made: Any, vocab: dict[str, int], model: Any, where: Path) -> None:
         model_type="step_robotics",
         auto_map={"AutoConfig": "configuration_step.StepConfig"},
         text_config=text,
-        vision_config=dict(
-            image_size=SIDE,
-            patch_size=PATCH,
-            width=WIDTH,
-            layers=LAYERS,
-            heads=HEADS,
-            mlp_ratio=FEED / WIDTH,
-            hidden_act="quick_gelu",
-            output_dim=None,
-            use_abs_posemb=True,
-            use_cls_token=False,
-            use_ln_post=False,
-            use_ln_pre=True,
-            use_rope2d=True,
-            ls_init_value=0.1,
-        ),
+        vision_config=VISION,
         hidden_size=model.config.hidden_size,
         image_token_id=vocab["<im_patch>"],
         projector_bias=False,
@@ -116,6 +117,12 @@ def _on_cpu(encoder: Any) -> Any:
     return OnCpu
 
 
+SHRUNK = {
+    "step3_vl.Step3VLImageProcessor": lambda made: partial(made, **SIZES),
+    "step_vl.PerceptionEncoder": _on_cpu,
+}
+
+
 def step3_vl() -> Checkpoint:
     """The first picture is long, and cut in two; a second one is not."""
     made, vocab = tokenizer(MARKS)
@@ -130,8 +137,5 @@ def step3_vl() -> Checkpoint:
         decoder=lambda model: model.model,
         options={"trust_remote_code": True},
         write=partial(_write, made, vocab),
-        shrunk={
-            "step3_vl.Step3VLImageProcessor": lambda made: partial(made, **SIZES),
-            "step_vl.PerceptionEncoder": _on_cpu,
-        },
+        shrunk=SHRUNK,
     )

@@ -28,6 +28,12 @@ class MaskedLayer(nn.Module):
         return hidden_states + visual_token_mask, hidden_states
 
 
+class NamedLayer(nn.Module):
+    def forward(self, hidden_states: Any, residual: Any, positions: Any, experts: Any) -> Any:
+        assert len(hidden_states) == len(positions)
+        return experts[0](hidden_states + positions[:, None]), hidden_states
+
+
 class TensorLayer(nn.Module):
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         return hidden_states + position_ids[:, None]
@@ -41,7 +47,13 @@ class BatchedLayer(nn.Module):
 
 
 def test_every_form_of_call_passes_check_call() -> None:
-    layers = dict(tensor=TensorLayer, batched=BatchedLayer, plain=PlainLayer, masked=MaskedLayer)
+    layers = dict(
+        tensor=TensorLayer,
+        batched=BatchedLayer,
+        plain=PlainLayer,
+        masked=MaskedLayer,
+        named=NamedLayer,
+    )
     for form, layer in layers.items():
         check_call(Decoder(nn.Identity(), [layer()], nn.Identity(), call=form))  # type: ignore[arg-type]
 
@@ -74,6 +86,34 @@ def test_a_mask_of_rows_loses_the_rows_that_leave() -> None:
     assert found[:, 0].tolist() == [2.0, 0.0, 8.0]
 
 
+def test_what_is_no_rows_goes_to_a_named_layer_as_it_is() -> None:
+    """Intern-S2-Mobius hands its layers the experts that they share; a tensor may be the rows of a step."""
+    layers, norm = [NamedLayer(), NamedLayer()], Norm()
+    hook = DecoderHook(Decoder(nn.Identity(), layers, norm, call="named"))
+    given: Any = dict(positions=torch.arange(3), residual=None)
+    hidden = torch.zeros(3, 8)
+    with hook.installed(DROPS_THE_SECOND):
+        for layer in layers:
+            hidden, _ = layer(hidden_states=hidden, experts=[nn.Identity()], **given)
+        found = norm(hidden)
+    assert found[:, 0].tolist() == [0.0, 0.0, 4.0]
+    unknown = pytest.raises(RuntimeError, match="which rows experts")
+    with hook.installed(DROPS_THE_SECOND), unknown:
+        layers[0](hidden_states=hidden, experts=torch.zeros(3), **given)
+
+
+def test_rows_come_back_without_a_norm() -> None:
+    """Step-3.7's final norm runs with the logits: behind the last layer, what left is zero."""
+    model = NormLater()
+    hook = DecoderHook(Decoder(model, list(model.layers), None, call="plain"))
+    with hook.installed(DROPS_THE_SECOND):
+        found = model(torch.tensor([1, 2, 4]), torch.zeros(3, 8))
+    assert found[:, 0].tolist() == [2.0, 0.0, 8.0]
+    with hook.installed(FlowStep(variants={})):
+        found = model(torch.tensor([1, 2, 4]), torch.zeros(3, 8))
+    assert found[:, 0].tolist() == [2.0, 4.0, 8.0]
+
+
 def test_what_is_added_before_a_layer_loses_the_rows_that_leave() -> None:
     """Granite 4 Vision's loop: it looks whether there is something for a layer, then adds it."""
     model = AddingModel()
@@ -89,6 +129,17 @@ def test_what_is_added_before_a_layer_loses_the_rows_that_leave() -> None:
 class Norm(nn.Module):
     def forward(self, hidden: Any, residual: Any = None) -> Any:
         return hidden if residual is None else (hidden, residual)
+
+
+class NormLater(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([PlainLayer() for _ in range(2)])
+
+    def forward(self, positions: Any, hidden: Any) -> Any:
+        for layer in self.layers:
+            hidden = layer(positions, hidden)
+        return hidden
 
 
 class AddingModel(nn.Module):

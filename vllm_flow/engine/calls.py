@@ -22,6 +22,20 @@ def select_positions(positions: Any, rows: torch.Tensor) -> Any:
     return positions.index_select(-1, rows)
 
 
+def _check_no_rows(others: Mapping[str, Any]) -> None:
+    """Refuse tensors that a layer is given beside what is known of its call.
+
+    Raises:
+        RuntimeError: names them.
+    """
+    strange = [name for name, value in others.items() if isinstance(value, torch.Tensor)]
+    if strange:
+        raise RuntimeError(
+            f"vLLM-Flow does not know which rows {', '.join(strange)} of this model's layers are "
+            "about; serve it without additional_config['vllm_flow']."
+        )
+
+
 def _residual_layer(hook: Forward, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     return hook(forward, *args, **kwargs)
 
@@ -32,9 +46,12 @@ def _named_layer(
     positions: Any,
     hidden_states: torch.Tensor,
     residual: torch.Tensor | None,
+    **others: Any,
 ) -> Any:
+    _check_no_rows(others)
+
     def plain(positions: Any, hidden_RH: torch.Tensor, residual_RH: torch.Tensor | None) -> Any:
-        return forward(positions=positions, hidden_states=hidden_RH, residual=residual_RH)
+        return forward(positions=positions, hidden_states=hidden_RH, residual=residual_RH, **others)
 
     return hook(plain, positions, hidden_states, residual)
 
@@ -94,12 +111,7 @@ def _batched_layer(
 ) -> torch.Tensor:
     """A layer of transformers; its rotary tables [..., T, D] are per row as well."""
     positions = kwargs.pop("position_ids", None), *kwargs.pop("position_embeddings")
-    strange = [name for name, value in kwargs.items() if isinstance(value, torch.Tensor)]
-    if strange:
-        raise RuntimeError(
-            f"vLLM-Flow does not know which rows {', '.join(strange)} of this model's layers are "
-            "about; serve it without additional_config['vllm_flow']."
-        )
+    _check_no_rows(kwargs)
 
     def plain(positions: Any, hidden_RH: torch.Tensor, _: None) -> Any:
         ids, *tables = positions

@@ -115,7 +115,10 @@ class DecoderHook:
         for index, layer in enumerate(decoder.layers):
             hook = self._lengthened_layer if form.lengthens else self._layer
             self._replace(layer, partial(form.layer, partial(hook, index)))
-        self._replace(decoder.norm, partial(form.norm, self._norm))
+        if decoder.norm is None:
+            self._replace(decoder.model, self._returning)
+        else:
+            self._replace(decoder.norm, partial(form.norm, self._norm))
         if decoder.injected is not None:
             self._replace(decoder.model, partial(self._model, decoder.injected))
 
@@ -197,6 +200,9 @@ class DecoderHook:
         if kwargs.get(injected) is not None:
             kwargs[injected] = AliveRows(kwargs[injected], self.alive)
         return forward(*args, **kwargs)
+
+    def _returning(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._norm(lambda hidden_RH: hidden_RH, forward(*args, **kwargs))
 
     def _lengthened_layer(
         self, index: int, forward: Any, positions: Any, hidden_TH: torch.Tensor, residual: Any

@@ -16,7 +16,7 @@ Call: TypeAlias = Literal["residual", "named", "scaled", "masked", "plain", "ten
 """How a model calls its layers and its final norm (T rows of a step, H wide):
 
 - ``residual``: ``layer(positions, hidden [T, H], residual) -> (hidden, residual)``, ``norm(hidden, residual)``
-- ``named``: as ``residual``, each argument by its name, in whatever order the layer has them
+- ``named``: as ``residual``, each argument by its name, in whatever order the layer has them, and what is no row's
 - ``scaled``: ``layer(positions, hidden [T, H], residual, scaling [T, 1, 1] or None) -> (hidden, residual)``,
   ``norm(hidden, residual)``, and rows that are not as many as positions are taken to lie on other workers
 - ``masked``: as ``residual``, with a fourth argument for layers, a mask of the step's rows [T, 1] or None
@@ -34,7 +34,8 @@ class Decoder:
     model: nn.Module
     """The module that runs the layers."""
     layers: Sequence[nn.Module]
-    norm: nn.Module
+    norm: nn.Module | None
+    """None where it runs with the logits, behind the module: rows come back as that returns."""
     call: Call = "residual"
     injected: str | None = None
     """Keyword argument of ``model`` that maps names to tensors [T, H], which it adds between layers."""

@@ -5,42 +5,22 @@ Knows neither torch nor vLLM.
 
 from __future__ import annotations
 
+from vllm_flow.engine.families.aria import aria_decoder
+from vllm_flow.engine.families.both_ways import BOTH_WAYS
 from vllm_flow.engine.families.chatglm import chatglm_decoder
 from vllm_flow.engine.families.deepstack import deepstack_decoder, granite_decoder
 from vllm_flow.engine.families.ernie import ernie_decoder
 from vllm_flow.engine.families.family import FROM_EMBEDDINGS, Family
+from vllm_flow.engine.families.llava_line import LLAVA_LINE
 from vllm_flow.engine.families.on_deepseek import ON_DEEPSEEK
+from vllm_flow.engine.families.on_qwen3_5 import ON_QWEN3_5
 from vllm_flow.engine.families.own_layouts import OWN_LAYOUTS
 from vllm_flow.engine.families.qwen3_next import named_decoder
 from vllm_flow.engine.families.transformers_backend import transformers_decoder
+from vllm_flow.engine.families.windowed import WINDOWED
 
 FAMILIES = (
-    Family(
-        "LLaVA-1.5, Pixtral",
-        ("LlavaForConditionalGeneration",),
-        ("LlamaModel", "MistralModel", "Qwen2Model"),
-        "one token per patch (Pixtral: rows of the picture's own size)",
-        "Pixtral's [IMG_BREAK] and [IMG_END]",
-        ("llava", "pixtral"),
-        beyond="the demo model, a trained checkpoint",
-    ),
-    Family(
-        "LLaVA-NeXT (1.6)",
-        ("LlavaNextForConditionalGeneration",),
-        ("LlamaModel", "MistralModel", "Qwen2Model"),
-        "the picture whole, then its tiles with an embedding per row break",
-        "nothing: row breaks are embeddings, and leave",
-        ("llava_next",),
-    ),
-    Family(
-        "LLaVA-OneVision",
-        ("LlavaOnevisionForConditionalGeneration",),
-        ("Qwen2Model",),
-        "the picture whole, then its tiles with an embedding per row break",
-        "nothing: row breaks are embeddings, and leave",
-        ("llava_onevision", "llava_onevision_video"),
-        beyond="videos, from vLLM's embeddings on",
-    ),
+    *LLAVA_LINE,
     Family(
         "Qwen2-VL",
         ("Qwen2VLForConditionalGeneration",),
@@ -70,6 +50,16 @@ FAMILIES = (
         adapter=deepstack_decoder,
     ),
     Family(
+        "Cosmos3",
+        ("Cosmos3ForConditionalGeneration",),
+        ("Qwen3LLMModel",),
+        "one token per 32 x 32 pixels, M-RoPE; deeper features are added between layers up to the cliff",
+        "<|vision_start|>, <|vision_end|>, a video's timestamps",
+        ("cosmos3",),
+        beyond="without videos; what generates pictures is not served, as in vLLM",
+        adapter=deepstack_decoder,
+    ),
+    Family(
         "Qwen3.5",
         ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),
         ("Qwen3_5Model",),
@@ -79,6 +69,7 @@ FAMILIES = (
         beyond="videos, from vLLM's embeddings on",
         adapter=named_decoder,
     ),
+    *ON_QWEN3_5,
     Family(
         "Qwen2.5-Omni",
         ("Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniModel"),
@@ -145,36 +136,8 @@ FAMILIES = (
         "[IMG_BREAK], [IMG_END]",
         ("mistral3",),
     ),
-    Family(
-        "Command-A-Vision",
-        ("Cohere2VisionForConditionalGeneration",),
-        ("CohereModel",),
-        "tiles of 512 x 512 pixels and a thumbnail, 256 tokens each; sliding windows count kept tokens past the cliff",
-        "<|START_OF_IMG|>, <|END_OF_IMG|>, <|IMG_LINE_BREAK|> behind each tile",
-        ("cohere2_vision",),
-        beyond="windows narrower than a picture",
-    ),
-    Family(
-        "Gemma 3",
-        ("Gemma3ForConditionalGeneration",),
-        ("Gemma3Model",),
-        "256 tokens, and as many for each crop, which see one another in both directions: on CUDA, with Triton "
-        "attention; sliding windows count kept tokens past the cliff",
-        "<start_of_image>, <end_of_image>, the line breaks around them",
-        ("gemma3",),
-        beyond="on CPU through Triton's interpreter, and on an H100",
-    ),
-    Family(
-        "Gemma 4 without embeddings per layer (31B, 26B-A4B)",
-        ("Gemma4ForConditionalGeneration",),
-        ("Gemma4Model",),
-        "one token per 48 x 48 pixels, which see one another in both directions where a layer has a sliding window: "
-        "on CUDA, with Triton attention; such windows count kept tokens past the cliff",
-        "the markers around the picture",
-        ("gemma4", "gemma4_moe"),
-        beyond="on CPU through Triton's interpreter, and on no GPU; pictures no wider than a window; a storage group "
-        "per layer, since layers' keys differ in size",
-    ),
+    *WINDOWED,
+    *BOTH_WAYS,
     Family(
         "LightOnOCR",
         ("LightOnOCRForConditionalGeneration",),
@@ -205,6 +168,17 @@ FAMILIES = (
         adapter=ernie_decoder,
     ),
     Family(
+        "Aria",
+        ("AriaForConditionalGeneration",),
+        ("AriaTextModel",),
+        "256 tokens, or 128 where pictures are made smaller, by cross-attention to the patches",
+        "nothing",
+        ("aria",),
+        compared=FROM_EMBEDDINGS,
+        beyond="pictures that are not split",
+        adapter=aria_decoder,
+    ),
+    Family(
         "Granite 4 Vision",
         ("Granite4VisionForConditionalGeneration",),
         ("Granite4VisionLLMModel",),
@@ -213,16 +187,6 @@ FAMILIES = (
         "nothing: row breaks are embeddings, and leave",
         ("granite4_vision",),
         adapter=granite_decoder,
-    ),
-    Family(
-        "EXAONE 4.5",
-        ("Exaone4_5_ForConditionalGeneration",),
-        ("Exaone4Model",),
-        "one token per 28 x 28 pixels; sliding windows count kept tokens past the cliff",
-        "<vision>, </vision>",
-        ("exaone4_5",),
-        compared=FROM_EMBEDDINGS,
-        beyond="windows narrower than a picture",
     ),
     Family(
         "dots.ocr",

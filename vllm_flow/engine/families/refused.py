@@ -20,6 +20,8 @@ _PREFIX = (
 )
 _NO_PICTURES = "it takes neither pictures nor videos, so that there is nothing to evict"
 
+_INDEX = "its layers choose the tokens that they attend to by an index with a cache of its own"
+
 _OF_ALL_LAYERS = ("hidden_size_per_layer_input", "num_kv_shared_layers")
 """Keys of a language model's configuration, of which either says so."""
 
@@ -39,6 +41,7 @@ BY_NAME = {
     "Llama4ForConditionalGeneration": (
         "its local attention divides a prompt into chunks by position, which packed storage does not keep"
     ),
+    "MiniMaxM3SparseForConditionalGeneration": _INDEX,
     "DiffusionGemmaForBlockDiffusion": "it answers by diffusion, block by block",
     **dict.fromkeys(
         (
@@ -80,9 +83,7 @@ def reason_against(model_config: Any) -> str | None:
         )
     text = model_config.hf_text_config
     if hasattr(text, "index_topk"):
-        return (
-            "its layers choose the tokens that they attend to by an index with a cache of its own"
-        )
+        return _INDEX
     if any(getattr(text, name, None) for name in _OF_ALL_LAYERS):  # Gemma 4's E2B and E4B
         return _PER_LAYER_EMBEDDINGS
     return None

@@ -19,6 +19,7 @@ TEXT_TYPES = {
     "qwen3_omni_moe_text": "Qwen3MoeLLMModel",
     "qwen3_5_text": "Qwen3_5Model",
     "qwen3_5_moe_text": "Qwen3_5Model",
+    "interns2_mobius_text": "InternS2MobiusModel",  # by the habit of the others; no configuration was seen
     "glm4v_text": "Glm4Model",
     "glm4v_moe_text": "Glm4MoeModel",
     "glm_ocr_text": "Glm4Model",
@@ -26,6 +27,7 @@ TEXT_TYPES = {
     "internlm2": "InternLM2Model",
     "chatglm": "GLMTransformer",
     "cohere2": "CohereModel",
+    "cohere_compass_text": "CohereCompassTextModel",
     "deepseek_v2": "DeepseekV2Model",
     "deepseek_v3": "DeepseekV2Model",
     "dots_ocr": "Qwen2Model",
@@ -34,7 +36,11 @@ TEXT_TYPES = {
     "exaone4": "Exaone4Model",
     "gemma3_text": "Gemma3Model",
     "gemma4_text": "Gemma4Model",
+    "gemma4_unified_text": "Gemma4Model",
+    "aria_text": "AriaTextModel",
     "molmo": "MolmoModel",
+    "step3p5": "Step3p5Model",
+    "muse_glimmer_text": "MuseGlimmerModel",
     "phi3_v": "LlamaModel",
     "phi4mm": "LlamaModel",
 }
