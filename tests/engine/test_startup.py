@@ -315,15 +315,17 @@ def test_an_attention_log_has_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_model_that_nobody_tested_is_refused_unless_allowed(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = {"architectures": ["BeeForConditionalGeneration"]}
-    with pytest.raises(ValueError, match=r"not tested with BeeFor.*'untested_models'\] to true"):
+    overrides = {"architectures": ["LlavaNextVideoForConditionalGeneration"]}
+    with pytest.raises(
+        ValueError, match=r"not tested with LlavaNextVideoFor.*'untested_models'\] to true"
+    ):
         config_of(model_dir, {}, hf_overrides=overrides)
     logger = mock.MagicMock()
     monkeypatch.setattr("vllm.logger.init_logger", lambda name: logger)
     config_of(model_dir, {"untested_models": True}, hf_overrides=overrides)
     text, *arguments = logger.warning_once.call_args.args
     said = text % tuple(arguments)
-    assert "was not tested with BeeForConditionalGeneration" in said
+    assert "was not tested with LlavaNextVideoForConditionalGeneration" in said
 
 
 @pytest.mark.parametrize(
