@@ -14,6 +14,9 @@ FEW_GROUPS = 4
 """With fewer groups memory is saved so coarsely that a little padding is the better choice."""
 MAX_PADDING = 0.05
 """Of the layers: what blocks of a smaller last group may leave empty."""
+GROUPS_WITH_A_DRAFTER = 12
+"""The most storage groups by default where a drafter's layer comes before a model's, whose number then has other
+divisors: 33 layers are 11 groups of 3, or 3 of 11."""
 GROUPS_BESIDE_STATES = 5
 """The most storage groups by default where others keep states, of which there are several groups for each."""
 
@@ -32,31 +35,46 @@ def group_sizes(num_layers: int) -> tuple[int, ...]:
     )
 
 
-def storage_groups(num_layers: int, group_layers: int) -> tuple[int, ...]:
-    """First layer of each storage group of ``group_layers`` consecutive layers; the last may have fewer.
+def storage_groups(num_layers: int, group_layers: int, draft_layers: int = 0) -> tuple[int, ...]:
+    """First layer of each storage group of ``group_layers`` consecutive ones; the last may have fewer.
+
+    Args:
+        draft_layers: layers of a drafter, which come before the model's, numbered from ``-draft_layers`` on. All
+            of them are in the first group.
 
     Raises:
-        ValueError: the last group would be so small that vLLM would split the others.
+        ValueError: the last group would be so small that vLLM would split the others, or the first one has no room
+            for a drafter's layers.
     """
-    sizes = group_sizes(num_layers)
+    total = num_layers + draft_layers
+    sizes = [size for size in group_sizes(total) if size >= draft_layers]
     if group_layers not in sizes:
+        drafter, room = "", ""
+        if draft_layers:
+            drafter, room = (
+                f", {draft_layers} of its drafter before them,",
+                ", or the drafter no room",
+            )
         raise ValueError(
-            f"group_layers={group_layers} leaves the last of the model's {num_layers} decoder layers "
-            "a group of no more than two thirds of it, or none at all; use one of "
+            f"group_layers={group_layers} leaves the last of the model's {num_layers} decoder layers{drafter} "
+            f"a group of no more than two thirds of it, or none at all{room}; use one of "
             f"{', '.join(map(str, sizes))}."
         )
-    return tuple(range(0, num_layers, group_layers))
+    return tuple(range(-draft_layers, num_layers, group_layers))
 
 
-def default_group_layers(num_layers: int, max_groups: int = 8) -> int:
-    """Layers per storage group, so that there are at most ``max_groups``.
+def default_group_layers(num_layers: int, draft_layers: int = 0, max_groups: int = 8) -> int:
+    """Layers per storage group, so that there are at most ``max_groups``, or ``GROUPS_WITH_A_DRAFTER``.
 
     More groups save memory more finely, but each costs a block table and metadata per step. Equal
     groups waste nothing: the smallest divisor, where it makes ``FEW_GROUPS`` or more. Else (34, 46, 62,
     94 layers) the last group may be smaller, if what its blocks leave empty is ``MAX_PADDING`` of a
     request without a policy or less; one that evicts loses least, as it stores least in deep layers.
     """
+    if draft_layers:
+        num_layers, max_groups = num_layers + draft_layers, GROUPS_WITH_A_DRAFTER
     sizes = [s for s in group_sizes(num_layers) if -(-num_layers // s) <= max_groups]
+    sizes = [size for size in sizes if size >= draft_layers]
     equal = next(size for size in sizes if num_layers % size == 0)
     if num_layers // equal >= FEW_GROUPS:
         return equal

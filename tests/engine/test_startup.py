@@ -134,7 +134,7 @@ def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message
         ({"runner": "pooling"}, "pooling models"),
         (
             {"speculative_config": {**DRAFTS, "method": "ngram_gpu"}},
-            "speculative decoding by 'ngram_gpu', .* to 'ngram'",
+            "speculative decoding by 'ngram_gpu', .* to one of 'ngram'",
         ),
         (
             {"kv_transfer_config": {**BOTH, "kv_connector": "ExampleHiddenStatesConnector"}},

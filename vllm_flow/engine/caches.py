@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from vllm.model_executor.models.utils import extract_layer_index
 
 from vllm_flow.engine.attention.keys import window_of
+from vllm_flow.engine.drafts import layer_in_group
 from vllm_flow.engine.states import is_state
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class CachedLayer(Generic[Found]):
     """One decoder layer's cache."""
 
     index: int
+    """Below 0 of a drafter's."""
     group: int
     spec: KVCacheSpec
     """Of its storage group."""
@@ -55,6 +57,5 @@ def cached_layers(
             alike = (*layout, getattr(attention, "dtype", None), window_of(attention.impl))
             if alike not in known:
                 known[alike] = ask(attention)
-            yield CachedLayer(
-                extract_layer_index(name), group, spec.kv_cache_spec, attention, known[alike]
-            )
+            index = layer_in_group(name, extract_layer_index(name), spec.kv_cache_spec)
+            yield CachedLayer(index, group, spec.kv_cache_spec, attention, known[alike])

@@ -49,12 +49,18 @@ class FlowCoordinator(KVCacheCoordinator):
         return super().get_num_blocks_to_allocate(request_id, num_tokens, *args, **kwargs)
 
     def allocate_new_blocks(
-        self, request_id: str, num_tokens: int, *args: Any, **kwargs: Any
+        self,
+        request_id: str,
+        num_tokens: int,
+        num_tokens_main_model: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[list[KVCacheBlock], ...]:
         if num_tokens <= self.flow_room.get(request_id, 0):
             return tuple([] for _ in self.single_type_managers)
-        blocks = super().allocate_new_blocks(request_id, num_tokens, *args, **kwargs)
-        rooms = [m.tokens_that_fit(request_id, num_tokens) for m in self.flow_managers]
+        known = num_tokens_main_model
+        blocks = super().allocate_new_blocks(request_id, num_tokens, known, *args, **kwargs)
+        rooms = [m.tokens_that_fit(request_id, known) for m in self.flow_managers]
         rooms += [len(m.req_to_blocks[request_id]) * m.block_size for m in self.flow_states]
         self.flow_room[request_id] = min(rooms)
         return blocks

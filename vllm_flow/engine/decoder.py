@@ -21,6 +21,7 @@ from vllm.forward_context import get_forward_context
 
 from vllm_flow.engine.adapters import AdapterRows
 from vllm_flow.engine.calls import FORMS, AliveRows, lengthened
+from vllm_flow.engine.drafts import COLLECTS, collector
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.last_layer import KeyWriter
@@ -119,6 +120,8 @@ class DecoderHook:
             self._replace(decoder.model, self._returning)
         else:
             self._replace(decoder.norm, partial(form.norm, self._norm))
+        self._collectors = collector(decoder.model, self._whole)
+        """Of what EAGLE-3 reads between the layers; none where a decoder has no such method."""
         if decoder.injected is not None:
             self._replace(decoder.model, partial(self._model, decoder.injected))
 
@@ -167,7 +170,7 @@ class DecoderHook:
         """Run the layers on the rows that are alive, for as long as the context lasts."""
         self._step = step
         try:
-            with hidden("forward", self._replacements):
+            with hidden("forward", self._replacements), hidden(COLLECTS, self._collectors):
                 yield
         finally:
             self._step = self._variant = self._positions = self._rows = None
@@ -268,6 +271,13 @@ class DecoderHook:
         assert self.ranker is not None, "nobody is served before there is a KV cache"
         with self.ranker.watching(index, watched, self._rows, late):
             return forward(positions, hidden_RH, residual_RH, **kwargs)
+
+    def _whole(self, tensor_RH: torch.Tensor) -> torch.Tensor:
+        """[T, H] with the rows alive of what stands between two layers where they were; zero elsewhere."""
+        if self._rows is None:
+            return tensor_RH
+        (alive_RH,) = self._in_front(tensor_RH)
+        return at_their_rows(alive_RH, self._rows, self._num_rows)
 
     def _advance(self, variant: DeviceVariant, gather: torch.Tensor) -> None:
         """Make the variant's choices, and know from then on which rows are alive."""

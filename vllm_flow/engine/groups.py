@@ -25,7 +25,7 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
-from vllm_flow.engine import states
+from vllm_flow.engine import drafts, states
 from vllm_flow.engine.settings import FlowSettings
 
 logger = init_logger("vllm.vllm_flow.groups")
@@ -140,10 +140,16 @@ def group_specs(specs: Mapping[str, KVCacheSpec], settings: FlowSettings) -> dic
                 f"vLLM-Flow evicts from full and sliding-window attention and from Gated DeltaNet, but layer "
                 f"{name!r} stores {type(spec).__name__}; serve this model without additional_config['vllm_flow']."
             )
-        first, last = settings.group_of(extract_layer_index(name))
+        first, last = settings.group_of(storage_layer(name, settings))
         grouped[name] = replace_as(spec, kind, first_layer=first, last_layer=last)
     padded = _padded(grouped)
     return {name: padded.get(name, spec) for name, spec in specs.items()}
+
+
+def storage_layer(name: str, settings: FlowSettings) -> int:
+    """Where the layer of this name comes in storage; see :func:`vllm_flow.engine.drafts.storage_layer`."""
+    number = extract_layer_index(name)
+    return drafts.storage_layer(name, number, settings.num_layers, settings.draft_layers)
 
 
 def _padded(specs: dict[str, GroupSpec]) -> dict[str, GroupSpec]:

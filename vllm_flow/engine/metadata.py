@@ -18,6 +18,7 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vllm_flow.engine.decoder import DeviceVariant, FlowStep
+from vllm_flow.engine.drafts import layer_in_group
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.latent import PrefillPlans
 from vllm_flow.engine.ranking import DeviceRanking, DeviceReading
@@ -49,7 +50,7 @@ class StepBuilder:
         self._device = device
         self._plans = PrefillPlans()
         self._group_of_layer = {
-            extract_layer_index(name): group
+            layer_in_group(name, extract_layer_index(name), spec.kv_cache_spec): group
             for group, spec in enumerate(kv_cache_config.kv_cache_groups)
             for name in spec.layer_names
         }
@@ -67,6 +68,7 @@ class StepBuilder:
         block_tables: Sequence[torch.Tensor],
         padded_rows: int = 0,
         late: dict[int, list[DeviceReading]] | None = None,
+        behind: torch.Tensor | None = None,
     ) -> FlowStep:
         """Build what the decoder hook needs for one step.
 
@@ -76,6 +78,8 @@ class StepBuilder:
             block_tables: per KV-cache group, [requests, blocks] block ids on the device.
             padded_rows: rows that the model is called with, where vLLM pads the step for a CUDA graph.
             late: see :meth:`late`.
+            behind: [requests] on the device, by how many tokens each is shorter than the plan takes it to be:
+                drafts that were refused since. Such requests have their prompt behind them.
         """
         step = FlowStep(variants={}, late=late or {})
         if plan is None:
@@ -85,7 +89,9 @@ class StepBuilder:
         for number, (variant, places) in enumerate(found):
             tables = _tables(block_tables, places)
             of_states = next((_shape(block_tables, p) for p in places if p.keeps_states), None)
-            tensors = VariantTensors(variant, tables, self._device, of_states, plan.seq_lens)
+            tensors = VariantTensors(
+                variant, tables, self._device, of_states, plan.seq_lens, behind
+            )
             # Keys of a layer need as many slots as rows. Padding stays until the first rows leave; those that
             # are left may be padded anew.
             padding = padded_rows - plan.num_rows
@@ -158,8 +164,9 @@ class StepBuilder:
         for group, size, attn_group in self._groups:
             names: dict[int, list[str]] = {}
             for name in attn_group.layer_names:
-                # Layers before the first cliff are in no variant.
-                index = bisect_right(starts, extract_layer_index(name)) - 1
+                # Layers before the first cliff are in no variant; nor are a drafter's, which come before all.
+                layer = layer_in_group(name, extract_layer_index(name), attn_group.kv_cache_spec)
+                index = bisect_right(starts, layer) - 1
                 if index >= 0:
                     names.setdefault(index, []).append(name)
             for index, of_variant in names.items():

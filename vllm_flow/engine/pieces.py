@@ -20,7 +20,8 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import get_forward_context, is_forward_context_available
 from vllm.utils.torch_utils import weak_ref_tensor
 
-from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.engine.drafts import reads_between_layers
+from vllm_flow.engine.settings import CONFIG_KEY
 
 CALL = "flow_leaving_call"
 """Attribute of vLLM's forward context: who runs the pieces of this call of the model; missing where vLLM does."""
@@ -135,17 +136,20 @@ class Piece:
 
 def compiles_in_pieces(vllm_config: Any) -> bool:
     """Whether vLLM cuts the decoder, and its pieces may be called with fewer rows: adapters know a step's rows,
-    and what linear attention leaves outside of its operators was not looked at."""
+    what linear attention leaves outside of its operators was not looked at, and of what EAGLE-3 reads each part
+    comes out of the piece in which rows were fewer or not."""
     return (
         vllm_config.compilation_config.mode.name == "VLLM_COMPILE"
         and vllm_config.lora_config is None
         and not vllm_config.model_config.is_hybrid
+        and not reads_between_layers(vllm_config)
     )
 
 
 def piece_of(run: Callable[..., Any], backend: Any) -> Callable[..., Any]:
     """What vLLM is to call in the place of a compiled piece; the same in an engine without the extension."""
-    return run if FlowSettings.of(backend.vllm_config) is None else Piece(run, backend)
+    options = backend.vllm_config.additional_config
+    return Piece(run, backend) if isinstance(options, dict) and CONFIG_KEY in options else run
 
 
 def pieces_of(compilation_config: Any, num_layers: int) -> list[Piece] | None:

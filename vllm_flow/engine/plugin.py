@@ -33,7 +33,7 @@ def configure(config: Any) -> None:
     """
     from vllm import __version__
 
-    from vllm_flow.engine import metrics
+    from vllm_flow.engine import drafts, metrics
     from vllm_flow.engine.attention.writer import check_log
     from vllm_flow.engine.prompt_scores import blank
     from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings, with_profile_read
@@ -45,6 +45,8 @@ def configure(config: Any) -> None:
         return
     if config.model_config is None or config.model_config.is_submodel_config:
         return  # a view of a config that was or will be configured as a whole
+    if drafts.is_drafters_config(config):
+        return  # likewise
     # Only what is read from a file is new: the user's own object stays as it is.
     read = with_profile_read(options[CONFIG_KEY])
     if read is not options[CONFIG_KEY]:

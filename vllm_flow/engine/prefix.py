@@ -39,6 +39,8 @@ class FlowKVCacheManager(KVCacheManager):
     flow_states: Sequence[FlowStateManager]
     flow_in_flight: set[BlockHash]
     """Prefixes of requests with a layout that the step being scheduled will compute."""
+    flow_drafts: bool
+    """Whether the engine drafts."""
 
     def get_computed_blocks(
         self, request: Request, max_cache_hit_length: int | None = None
@@ -71,7 +73,8 @@ class FlowKVCacheManager(KVCacheManager):
         """
         if not self.prefix_cache_lookup_enabled(request):
             return self.empty_kv_cache_blocks, 0, 0
-        last = 2 if layout.read_layers else 1  # see TokenLayout.next_cut
+        # See TokenLayout.next_cut; and vLLM adds drafts, which are no part of a prompt, to a last token alone.
+        last = 2 if layout.read_layers or self.flow_drafts else 1
         longest = min(request.num_tokens - 1, layout.prompt_tokens - last)
         if max_tokens is not None:
             longest = min(longest, max_tokens)

@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm_flow.engine import adoption, cpu_groups, encoder_cache, model_call, mutual_attention
+from vllm_flow.engine import (
+    adoption,
+    cpu_groups,
+    drafts,
+    encoder_cache,
+    model_call,
+    mutual_attention,
+)
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.equipment import equip
-from vllm_flow.engine.groups import group_specs
+from vllm_flow.engine.groups import group_specs, storage_layer
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.moving import Rewrites, RowMover, rewrites_of
@@ -43,9 +50,14 @@ class FlowRunnerV1(model_call.EagerProfile):
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
         self.flow_hook = model_call.adopt(self.model, self.vllm_config, self.flow_settings)
+        if drafts.reads_between_layers(self.vllm_config):
+            drafts.check_collects(self.flow_hook.decoder)
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
-        return group_specs(super().get_kv_cache_spec(), self.flow_settings)
+        specs = super().get_kv_cache_spec()
+        drafters = getattr(getattr(self, "drafter", None), "_draft_attn_layer_names", ())
+        drafts.check_layers(specs, drafters, lambda name: storage_layer(name, self.flow_settings))
+        return group_specs(specs, self.flow_settings)
 
     def initialize_kv_cache(
         self, kv_cache_config: Any, is_profiling: bool = False, *args: Any, **kwargs: Any
@@ -87,7 +99,10 @@ class FlowRunnerV1(model_call.EagerProfile):
             for group, rewrite in of_request.items():
                 del self.requests[request_id].block_ids[group][rewrite.kept :]
                 if row is not None:
-                    self.input_batch.block_table[group].num_blocks_per_row[row] = rewrite.kept
+                    table = self.input_batch.block_table[group]
+                    # Nobody may write behind them, where a drafter looks further than the blocks that it needs.
+                    table.block_table.np[row, rewrite.kept : table.num_blocks_per_row[row]] = 0
+                    table.num_blocks_per_row[row] = rewrite.kept
 
     def _build_attention_metadata(
         self,
@@ -135,7 +150,17 @@ class FlowRunnerV1(model_call.EagerProfile):
         if plan is None and not readings:
             return None
         late = self.flow_steps.late(readings, batch.req_ids, block_tables)
-        return self.flow_steps.build(plan, block_tables, padded_rows, late)
+        return self.flow_steps.build(plan, block_tables, padded_rows, late, self._tokens_behind())
+
+    def _tokens_behind(self) -> torch.Tensor | None:
+        """[requests] how many tokens fewer the device has computed of each than the host was told; None where the
+        host knows."""
+        if not self.use_async_spec_decode:
+            return None
+        batch, count = self.input_batch, self.input_batch.num_reqs
+        told = batch.num_computed_tokens_cpu_tensor[:count].to(self.device, non_blocking=True)
+        behind: torch.Tensor = told - self.num_computed_tokens[:count]
+        return behind
 
     def _get_prompt_logprobs_dict(
         self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any

@@ -74,6 +74,7 @@ class _FlowScheduling:
         self.kv_cache_manager.flow_managers = self.flow_managers
         self.kv_cache_manager.flow_states = of_states
         self.kv_cache_manager.flow_in_flight = self.flow_in_flight
+        self.kv_cache_manager.flow_drafts = self.num_spec_tokens > 0
         if self.connector is not None:
             adoption.adopt(self.connector, FlowConnector)
             self.connector.flow_layouts = self.flow_requests.layouts

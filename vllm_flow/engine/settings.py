@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.cliff_file import Profile, ProfileError, essential, read_profile
-from vllm_flow.engine import obstacles, states
+from vllm_flow.engine import drafts, obstacles, states
 from vllm_flow.grouping import (
     attending_groups,
     default_attending_span,
@@ -32,7 +32,7 @@ CONFIG_KEY = "vllm_flow"
 PROFILE = "profile"
 READ = (
     *("num_layers", "profile", "step_tokens", "obstacles", "quantised_keys", "connected"),
-    *("hands_over", "mutual_pictures", "attending"),
+    *("hands_over", "mutual_pictures", "attending", "draft_layers"),
 )
 """Fields that are no options."""
 KERNELS = ("auto", "triton", "torch", "xformers")
@@ -114,12 +114,16 @@ class FlowSettings:
     """Layers that store keys and values, where the others keep a state per request (read from the model,
     not set by the operator); empty where all layers do."""
 
+    draft_layers: int = 0
+    """Layers of a drafter (speculative decoding) that are stored before the model's, in the first group (read
+    from the engine, not set by the operator)."""
+
     @property
     def groups(self) -> tuple[tuple[int, int], ...]:
         """First and last layer of each storage group."""
         if self.attending:
             return attending_groups(self.num_layers, self.group_layers, self.attending)
-        starts = storage_groups(self.num_layers, self.group_layers)
+        starts = storage_groups(self.num_layers, self.group_layers, self.draft_layers)
         return tuple((first, end - 1) for first, end in pairwise((*starts, self.num_layers)))
 
     @property
@@ -138,6 +142,8 @@ class FlowSettings:
     def storage(self) -> str:
         """The storage groups in words."""
         found = f"{len(self.groups)} storage groups of {self.group_layers} layers"
+        if self.draft_layers:
+            return f"{found}, the drafter's {self.draft_layers} first"
         if not self.attending:
             return found
         return f"{found}, with keys in {self.layers_per_block} of each and a state per request in the others"
@@ -147,11 +153,17 @@ class FlowSettings:
         return next(group for group in self.groups if group[0] <= layer <= group[1])
 
     @classmethod
-    def read(cls, options: Any, num_layers: int, attending: tuple[int, ...] = ()) -> FlowSettings:
+    def read(
+        cls,
+        options: Any,
+        num_layers: int,
+        attending: tuple[int, ...] = (),
+        draft_layers: int = 0,
+    ) -> FlowSettings:
         """Settings from the JSON object under ``vllm_flow``.
 
         Args:
-            attending: see the field.
+            attending, draft_layers: see the fields.
 
         Raises:
             ValueError: not an object, an unknown option, or a value out of range; names it.
@@ -172,7 +184,7 @@ class FlowSettings:
             group_layers = (
                 default_attending_span(num_layers, attending)
                 if attending
-                else default_group_layers(num_layers)
+                else default_group_layers(num_layers, draft_layers)
             )
         elif isinstance(group_layers, bool) or not isinstance(group_layers, int):
             raise ValueError(
@@ -182,7 +194,7 @@ class FlowSettings:
         if attending:
             attending_groups(num_layers, group_layers, attending)
         else:
-            storage_groups(num_layers, group_layers)
+            storage_groups(num_layers, group_layers, draft_layers)
         for name in ("allow_request_policy", "untested_models"):
             if not isinstance(options.get(name, False), bool):
                 raise ValueError(f"{_named(name)}={options[name]!r}: it must be true or false.")
@@ -216,6 +228,7 @@ class FlowSettings:
             attention_log_kernel=kernel,
             untested_models=options.get("untested_models", False),
             attending=attending,
+            draft_layers=draft_layers,
         )
 
     @classmethod
@@ -228,10 +241,13 @@ class FlowSettings:
         read = options[CONFIG_KEY]
         if isinstance(read, Mapping) and _keys_differ(vllm_config.model_config, num_layers):
             read = {"group_layers": 1, **read}
-        settings = cls.read(read, num_layers, states.attending(vllm_config.model_config))
+        attending = states.attending(vllm_config.model_config)
+        settings = cls.read(read, num_layers, attending, drafts.layers(vllm_config))
         return replace(
             settings,
-            step_tokens=_step_tokens(vllm_config.scheduler_config),
+            step_tokens=_step_tokens(
+                vllm_config.scheduler_config, vllm_config.num_speculative_tokens
+            ),
             obstacles=obstacles.known(vllm_config),
             mutual_pictures=vllm_config.model_config.is_mm_prefix_lm,
             quantised_keys=vllm_config.cache_config.cache_dtype.startswith("fp8"),
@@ -254,10 +270,10 @@ def _hands_over(vllm_config: VllmConfig) -> bool:
     return hands_over(vllm_config.kv_transfer_config)
 
 
-def _step_tokens(scheduler: Any) -> int:
-    """Tokens of one request that a step has room for while every other one decodes."""
+def _step_tokens(scheduler: Any, drafts: int) -> int:
+    """Tokens of one request that a step has room for while every other one decodes, with so many drafts."""
     budget = scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens
-    tokens: int = max(budget - (scheduler.max_num_seqs - 1), 1)
+    tokens: int = max(budget - (scheduler.max_num_seqs - 1) * (1 + drafts), 1)
     threshold = scheduler.long_prefill_token_threshold
     return min(tokens, threshold) if threshold > 0 else tokens
 

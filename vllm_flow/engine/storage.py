@@ -52,10 +52,17 @@ class FlowAttentionManager(FindablePrefixes):
         self._takes_over: set[str] = set()
         self._rewritten, self._rewrites = set(), {}
 
-    def stored_tokens(self, request_id: str, num_tokens: int) -> int:
-        """Slots that the request's first ``num_tokens`` tokens need in this group."""
+    def stored_tokens(
+        self, request_id: str, num_tokens: int, known_tokens: int | None = None
+    ) -> int:
+        """Slots that the request's first ``num_tokens`` tokens need in this group.
+
+        Args:
+            known_tokens: without those at the end that are room for a drafter; None: all are known.
+        """
         layout = self._layouts.get(request_id)
-        if layout is None:
+        known = num_tokens if known_tokens is None else known_tokens
+        if layout is None or not layout.gone_by(known):
             return num_tokens
         return layout.stored_tokens(num_tokens, self.spec.first_layer)
 
@@ -80,11 +87,13 @@ class FlowAttentionManager(FindablePrefixes):
         new_computed_blocks: Sequence[KVCacheBlock],
         total_computed_tokens: int,
         num_local_computed_tokens: int,
+        num_tokens_main_model: int,
         *args: Any,
         **kwargs: Any,
     ) -> int:
-        stored = self.stored_tokens(request_id, num_tokens)
-        late = self._to_rewrite(request_id, num_tokens)
+        stored = self.stored_tokens(request_id, num_tokens, num_tokens_main_model)
+        # Slots for drafts behind a prompt are not yet its answer.
+        late = self._to_rewrite(request_id, num_tokens_main_model)
         if late is not None:
             if total_computed_tokens >= late.prompt_tokens:
                 return self._need(request_id, late, num_tokens).net
@@ -104,6 +113,7 @@ class FlowAttentionManager(FindablePrefixes):
             new_computed_blocks,
             total_computed_tokens,
             num_local_computed_tokens,
+            num_tokens_main_model,
             *args,
             **kwargs,
         )
@@ -169,7 +179,7 @@ class FlowAttentionManager(FindablePrefixes):
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
-        late = self._to_rewrite(request_id, num_tokens)
+        late = self._to_rewrite(request_id, num_tokens_main_model)
         if late is not None:
             return self._rewrite(request_id, late, num_tokens)
         to_copy = self._copies.pop(request_id, [])
@@ -177,9 +187,8 @@ class FlowAttentionManager(FindablePrefixes):
         held = self.req_to_blocks[request_id]
         for index, block in zip(to_copy, copies, strict=True):
             self._apply_cow(request_id, index, held[index], block)
-        return copies + super().allocate_new_blocks(
-            request_id, self.stored_tokens(request_id, num_tokens), num_tokens_main_model
-        )
+        stored = self.stored_tokens(request_id, num_tokens, num_tokens_main_model)
+        return copies + super().allocate_new_blocks(request_id, stored, num_tokens_main_model)
 
     def tokens_that_fit(self, request_id: str, num_tokens: int) -> int:
         """Tokens of the request, from its start, that the blocks it holds have slots for.

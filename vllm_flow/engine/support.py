@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vllm_flow.engine import mutual_attention, states
+from vllm_flow.engine import drafts, mutual_attention, states
 from vllm_flow.engine.refusals import REFUSALS
 
 TESTED_VLLM = ("0.32.0", "0.34.0")
@@ -108,25 +108,6 @@ def check_hash_unit(hash_block_size: int, block_sizes: Sequence[int]) -> None:
         )
 
 
-def speculation(config: Any) -> str | None:
-    """Why drafts cannot be checked with eviction, None if they can."""
-    speculative = config.speculative_config
-    if speculative is None:
-        return None
-    if speculative.method != "ngram":
-        return (
-            f"speculative decoding by {speculative.method!r}, which reads rows that were evicted, or "
-            "positions that the host does not know: set the method of speculative_config to 'ngram', "
-            "or leave it out."
-        )
-    if config.use_v2_model_runner:
-        return (
-            "speculative decoding with Model Runner V2, which tells the host no positions: set "
-            "VLLM_USE_V2_MODEL_RUNNER=0, or leave out speculative_config."
-        )
-    return None
-
-
 def stored_keys(config: Any) -> str | None:
     """Why storage groups cannot hold keys of the configured type, None if they can."""
     cache = config.cache_config
@@ -182,7 +163,7 @@ def _connectors(transfer: Any) -> list[str]:
 
 
 _REASONS: tuple[Callable[[Any], str | None], ...] = (
-    speculation,
+    drafts.reason_against,
     stored_keys,
     connection,
     mutual_attention.reason_against,

@@ -33,6 +33,7 @@ class VariantTensors:
         device: where the model runs.
         of_states: shape of the tables of states, None where its layers have none.
         seq_lens: [N] tokens of each request of the batch after the step, by which its state is found.
+        behind: see :meth:`vllm_flow.engine.metadata.StepBuilder.build`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class VariantTensors:
         device: torch.device,
         of_states: Shape | None = None,
         seq_lens: IntArray | None = None,
+        behind: torch.Tensor | None = None,
     ) -> None:
         self.variant = variant
         parts = {"query_start_loc": variant.query_start_loc, "seq_lens": variant.seq_lens}
@@ -55,6 +57,10 @@ class VariantTensors:
             row_requests = np.concatenate((row_requests, self.last.row_requests))
             positions = np.concatenate((positions, self.last.positions))
         self.writes = len(row_requests) > 0
+        if behind is not None:
+            parts |= {"row requests": row_requests, "positions": positions}
+            parts.setdefault("requests", variant.requests)
+            tables = ()
         for size, width in tables:
             # Where a row's block stands in the flattened table, and its slot inside the block.
             parts[f"place {size} {width}"] = row_requests * width + positions // size
@@ -73,6 +79,14 @@ class VariantTensors:
         self._max_query_len, self._max_seq_len = variant.max_query_len, variant.max_seq_len
         self._on_host = dict(zip(parts, host.split(lengths), strict=True))
         self._on_device = dict(zip(parts, there.split(lengths), strict=True))
+        if behind is not None:
+            self._correct(behind)
+
+    def _correct(self, behind: torch.Tensor) -> None:
+        """Positions and lengths as the device knows them; lengths on the host stay upper bounds."""
+        there = self._on_device
+        there["seq_lens"] = there["seq_lens"] - behind[there["requests"]].to(torch.int32)
+        there["positions"] = there["positions"] - behind[there["row requests"]].to(torch.int32)
 
     def get(self, name: str) -> torch.Tensor | None:
         """``rows`` or ``gather`` on the device; None where the variant has none."""
@@ -96,15 +110,23 @@ class VariantTensors:
         """
         found: dict[int, torch.Tensor] = {}
         for (size, width), groups in tables.items():
-            place = self._on_device[f"place {size} {width}"]
+            place, inside = self._places(size, width)
             blocks_GR = torch.stack(
                 [block_tables[g].reshape(-1).index_select(0, place) for g in groups]
             )
-            slots_GR = blocks_GR.to(torch.int64) * size + self._on_device[f"inside {size} {width}"]
+            slots_GR = blocks_GR.to(torch.int64) * size + inside
             if padding:
                 slots_GR = nn.functional.pad(slots_GR, (0, padding), value=PAD_SLOT_ID)
             found.update(zip(groups, slots_GR.unbind(), strict=True))
         return found
+
+    def _places(self, size: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where each row's block stands in a flattened table, and its slot inside the block."""
+        there = self._on_device
+        if f"place {size} {width}" in there:
+            return there[f"place {size} {width}"], there[f"inside {size} {width}"]
+        positions = there["positions"]
+        return there["row requests"] * width + positions // size, positions % size
 
     def states(self, block_table: torch.Tensor) -> torch.Tensor:
         """[Q, 1] the block of each request's state, in one group's block table."""

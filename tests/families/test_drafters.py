@@ -1,0 +1,118 @@
+"""Drafters beside other families: EAGLE-3 over positions of three axes, and a layer that predicts the next token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
+
+from tests.engine.test_speculative import counted
+from tests.engine.tiny_drafters import GUESSES, Weights, eagle3
+from tests.engine.tiny_llava import Shape
+from tests.families.making import Checkpoint, text_settings
+from tests.families.running import Ask, Engine, Judge, every_cliff
+
+pytestmark = pytest.mark.long
+TOKENS = 12
+
+
+class FewWords(Checkpoint):
+    """A checkpoint whose answers are made of three words, of which a drafter says one."""
+
+    @property
+    def word_ids(self) -> list[int]:
+        return super().word_ids[:3]
+
+
+def of_few_words(checkpoint: Checkpoint) -> FewWords:
+    own = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.init}
+    return FewWords(**own)
+
+
+def asks_of(checkpoint: Checkpoint) -> list[Ask]:
+    return every_cliff(checkpoint, [None, *range(checkpoint.num_layers)])
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_eagle3_is_exact_on_positions_of_three_axes(
+    checkpoint_of: Callable[[str], Checkpoint], tmp_path: Path, family: str
+) -> None:
+    checkpoint = of_few_words(checkpoint_of(family))
+    weights = Weights(Shape(), 83, len(checkpoint.vocab), checkpoint.word_ids)
+    settings = text_settings(checkpoint.vocab) | {"head_dim": 32} | eagle3(weights)
+    LlamaConfig(**settings).save_pretrained(tmp_path)
+    save_file(weights.found, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    drafter = {"method": "eagle3", "model": str(tmp_path), "num_speculative_tokens": GUESSES}
+    engine = Engine(checkpoint, 1, speculative_config=drafter, max_num_batched_tokens=80)
+    asks = asks_of(checkpoint)
+    with counted(scheduler_of(engine)) as drafted:
+        outputs = engine.run(asks, TOKENS)
+    Judge(engine).assert_exact(asks, outputs)
+    assert drafted.accepted > 10 and drafted.tokens - drafted.accepted > 20, drafted
+    engine.check_idle()
+
+
+def test_a_layer_that_predicts_the_next_token_is_exact(
+    checkpoint_of: Callable[[str], Checkpoint], tmp_path: Path
+) -> None:
+    """GLM-OCR's, which comes with the model."""
+    checkpoint = of_few_words(checkpoint_of("glm_ocr"))
+    engine = Engine(
+        with_next_token_layer(checkpoint, tmp_path / "mtp"),
+        5,
+        speculative_config={"method": "mtp", "num_speculative_tokens": 1},
+    )
+    engine.checkpoint = checkpoint
+    asks = asks_of(checkpoint)
+    with counted(scheduler_of(engine)) as drafted:
+        outputs = engine.run(asks, TOKENS)
+    Judge(engine).assert_exact(asks, outputs)
+    assert drafted.accepted > 10 and drafted.tokens - drafted.accepted > 20, drafted
+    engine.check_idle()
+
+
+def with_next_token_layer(checkpoint: Checkpoint, where: Path) -> Checkpoint:
+    """A copy with one such layer behind the decoder's, like those but for what is said of it."""
+    copytree(checkpoint.where, where)
+    path = where / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["num_nextn_predict_layers"] = 1
+    path.write_text(json.dumps(config))
+    path = where / "model.safetensors"
+    found, layers = load_file(path), checkpoint.num_layers
+    prefix = "model.language_model.layers."
+    last = f"{prefix}{layers - 1}."
+    own = {
+        f"{prefix}{layers}.{name.removeprefix(last)}": value.clone()
+        for name, value in found.items()
+        if name.startswith(last)
+    }
+    generator = torch.Generator().manual_seed(84)
+    width = found["lm_head.weight"].shape[1]
+    for name in ("enorm", "hnorm", "shared_head.norm"):
+        own[f"{prefix}{layers}.{name}.weight"] = torch.ones(width)
+    noise = torch.randn(width, 2 * width, generator=generator)
+    own[f"{prefix}{layers}.eh_proj.weight"] = noise / (2 * width) ** 0.5
+    # Through the target's head it says one of the words: its norm lets through what its MLP adds, loudly.
+    head = found["lm_head.weight"][checkpoint.word_ids]
+    down = f"{prefix}{layers}.mlp.down_proj.weight"
+    loud = torch.randn(len(head), own[down].shape[1], generator=generator)
+    own[down] = ((head / head.norm(dim=1, keepdim=True)).T @ loud).contiguous()
+    own[f"{prefix}{layers}.post_mlp_layernorm.weight"] *= 20
+    save_file(found | own, path, metadata={"format": "pt"})
+    copied = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.init}
+    return FewWords(**copied | {"where": where})
+
+
+def scheduler_of(engine: Engine) -> Any:
+    """As :func:`counted` looks for it."""
+    core = engine.llm.llm_engine.engine_core.engine_core
+    return type("Scheduling", (), {"scheduler": core.scheduler})

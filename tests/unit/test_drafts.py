@@ -1,0 +1,121 @@
+"""Where a drafter's layers are stored, and which ways of drafting are refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_flow.engine import drafts
+from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.grouping import default_group_layers, group_sizes, storage_groups
+
+
+def names_of(num_layers: int, draft_layers: int, prefix: str) -> list[tuple[str, int]]:
+    """Names as vLLM gives them, with the numbers in them: the target's, then the drafter's."""
+    first = 0 if prefix else num_layers
+    target = [f"language_model.model.layers.{n}.self_attn.attn" for n in range(num_layers)]
+    own = [f"{prefix}model.layers.{n}.self_attn.attn" for n in range(first, first + draft_layers)]
+    return [(name, int(name.split(".layers.")[1].split(".")[0])) for name in target + own]
+
+
+@given(st.data(), st.integers(1, 60), st.integers(0, 3), st.sampled_from(["", *drafts.OWN_NAMES]))
+def test_a_drafters_layers_come_right_before_the_first(
+    data: st.DataObject, num_layers: int, draft_layers: int, prefix: str
+) -> None:
+    names = names_of(num_layers, draft_layers, prefix)
+    places = [drafts.storage_layer(*name, num_layers, draft_layers) for name in names]
+    assert places == [*range(num_layers), *range(-draft_layers, 0)]
+
+    sizes = [size for size in group_sizes(num_layers + draft_layers) if size >= draft_layers]
+    group_layers = data.draw(st.sampled_from(sizes))
+    settings = FlowSettings.read(
+        {"group_layers": group_layers}, num_layers, draft_layers=draft_layers
+    )
+    assert settings.groups[0][0] == -draft_layers and settings.groups[-1][1] == num_layers - 1
+    for name, place in zip(names, places, strict=True):
+        first, last = settings.group_of(place)
+        in_group = drafts.layer_in_group(*name, SimpleNamespace(first_layer=first, last_layer=last))
+        assert in_group == (place if place >= 0 else -draft_layers)
+
+
+@given(st.integers(1, 130), st.integers(1, 3))
+def test_all_of_a_drafter_is_in_the_first_group(num_layers: int, draft_layers: int) -> None:
+    size = default_group_layers(num_layers, draft_layers)
+    starts = storage_groups(num_layers, size, draft_layers)
+    assert starts[0] == -draft_layers and all(start >= 0 for start in starts[1:])
+    assert len(starts) <= 12
+
+
+def test_a_model_of_32_layers_is_stored_as_finely_beside_a_drafter() -> None:
+    assert len(storage_groups(32, default_group_layers(32))) == 8
+    assert len(storage_groups(32, default_group_layers(32, 1), 1)) == 11
+
+
+@pytest.mark.parametrize("group_layers", [1, 5, 6])
+def test_groups_without_room_for_it_are_refused(group_layers: int) -> None:
+    with pytest.raises(ValueError, match="6 decoder layers, 2 of its drafter .*one of 2, 4, 8"):
+        storage_groups(6, group_layers, 2)
+
+
+def test_layers_that_are_elsewhere_are_refused() -> None:
+    names = ["model.layers.0.attn", "model.layers.6.attn"]
+    drafts.check_layers(names, {names[1]}, {names[0]: 0, names[1]: -1}.__getitem__)
+    with pytest.raises(ValueError, match=r"takes \['model.layers.6.attn'\] for its layers"):
+        drafts.check_layers(names, set(), {names[0]: 0, names[1]: -1}.__getitem__)
+
+
+def config(method: str, **changed: Any) -> Any:
+    """What of a ``VllmConfig`` is looked at."""
+    facts = {"gemma4": False, "parallel": False, "mla": False, "mutual": False, "transfer": None}
+    assert changed.keys() <= facts.keys() | {"v2"}
+    facts |= changed
+    return SimpleNamespace(
+        speculative_config=SimpleNamespace(
+            method=method,
+            use_gemma4_mtp=lambda: facts["gemma4"],
+            use_step3p5_mtp=lambda: False,
+            use_multi_module_mtp=lambda: False,
+            parallel_drafting=facts["parallel"],
+        ),
+        model_config=SimpleNamespace(use_mla=facts["mla"], is_mm_prefix_lm=facts["mutual"]),
+        scheduler_config=SimpleNamespace(async_scheduling=False),
+        kv_transfer_config=facts["transfer"],
+        use_v2_model_runner=facts.get("v2", False),
+    )
+
+
+@pytest.mark.parametrize("method", drafts.METHODS)
+def test_what_is_checked_by_the_target_is_served(method: str) -> None:
+    assert drafts.reason_against(config(method)) is None
+    assert "VLLM_USE_V2_MODEL_RUNNER=0" in (drafts.reason_against(config(method, v2=True)) or "")
+
+
+@pytest.mark.parametrize(
+    ("method", "changed", "remedy"),
+    [
+        ("medusa", {}, "set the method of speculative_config to one of 'ngram', "),
+        ("dflash", {}, "set the method of speculative_config to one of 'ngram', "),
+        ("mtp", {"gemma4": True}, "read the target's keys"),
+        ("eagle3", {"parallel": True}, "leave parallel_drafting out"),
+        ("eagle", {"mla": True}, "beside latent attention"),
+        ("eagle", {"mutual": True}, "beside pictures whose tokens see one another"),
+        ("draft_model", {"transfer": object()}, "leave out kv_transfer_config"),
+    ],
+)
+def test_what_is_not_is_refused(method: str, changed: dict[str, Any], remedy: str) -> None:
+    assert remedy in (drafts.reason_against(config(method, **changed)) or "")
+    if changed:
+        assert drafts.reason_against(config("ngram", **changed)) is None
+
+
+def test_a_decoder_that_collects_otherwise_is_refused_for_eagle3() -> None:
+    """What it reads between the layers is made whole where vLLM's decoders keep it."""
+    known = SimpleNamespace(**{drafts.COLLECTS: print})
+    drafts.check_collects(SimpleNamespace(model=known, norm=print))
+    for model, norm in ((SimpleNamespace(), print), (known, None)):
+        with pytest.raises(ValueError, match="how SimpleNamespace collects .* to 'eagle' or"):
+            drafts.check_collects(SimpleNamespace(model=model, norm=norm))
