@@ -106,3 +106,14 @@ def test_random_traffic_is_exact(engine: Engine) -> None:
     # vLLM 0.32's rejection sampler on CPU fails at top-k in a step without drafts.
     went = traffic.run(engine, 5, 30, stages=0.4, several=False)
     assert went.preempted and went.aborted and went.finished > 8
+
+
+def test_a_last_token_alone_is_no_step_of_a_late_eviction(engine: Engine) -> None:
+    """vLLM adds drafts to the last token of a prompt that is found but for it: no part of what sees the image."""
+    late = replace(one_image(961, 1, before=40, after=8), late=True, max_tokens=8)
+    blocks = (1 + 40 + LONG.image_tokens + 8) // BLOCK_SIZE
+    for ask, found in ((late.without_policy(), 0), (late, blocks - 1)):
+        (output,) = engine.run([ask])
+        assert_exact(engine, [ask], [output])
+        assert len(output.prompt_token_ids or ()) == blocks * BLOCK_SIZE + 1
+        assert output.num_cached_tokens == found * BLOCK_SIZE
