@@ -154,6 +154,8 @@ def test_a_model_whose_keys_differ_in_size_has_a_storage_group_per_layer() -> No
             ),
             cache_config=SimpleNamespace(cache_dtype="auto"),
             kv_transfer_config=None,
+            speculative_config=None,
+            num_speculative_tokens=0,
         )
         return FlowSettings.of(config)
 

@@ -105,6 +105,7 @@ class _BareScheduler:
     """What a scheduler has once vLLM's constructor is through, as far as ours looks."""
 
     connector = None
+    num_spec_tokens = 0
 
     def __init__(self, manager: KVCacheManager, num_groups: int) -> None:
         self.kv_cache_manager = manager
@@ -125,6 +126,8 @@ class _BareScheduler:
             scheduler_config=SchedulerConfig.default_factory(),
             cache_config=self.cache_config,
             kv_transfer_config=None,
+            speculative_config=None,
+            num_speculative_tokens=0,
         )
 
 
