@@ -217,6 +217,6 @@ def check_collects(decoder: Any) -> None:
     """
     if decoder.norm is None or not hasattr(decoder.model, COLLECTS):
         raise ValueError(
-            f"vLLM-Flow does not know how {type(decoder.model).__name__} collects what EAGLE-3 reads between its layers: "
-            "set the method of speculative_config to 'eagle' or 'ngram', or leave it out."
+            f"vLLM-Flow does not know how {type(decoder.model).__name__} collects what EAGLE-3 reads between its "
+            "layers: set the method of speculative_config to 'eagle' or 'ngram', or leave it out."
         )
