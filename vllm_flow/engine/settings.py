@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.cliff_file import Profile, ProfileError, essential, read_profile
-from vllm_flow.engine import drafts, obstacles, states
+from vllm_flow.engine import drafts, engine_facts, obstacles, states
 from vllm_flow.grouping import (
     attending_groups,
     default_attending_span,
@@ -239,43 +239,23 @@ class FlowSettings:
             return None
         num_layers = vllm_config.model_config.get_total_num_hidden_layers()
         read = options[CONFIG_KEY]
-        if isinstance(read, Mapping) and _keys_differ(vllm_config.model_config, num_layers):
+        if isinstance(read, Mapping) and engine_facts.keys_differ(
+            vllm_config.model_config, num_layers
+        ):
             read = {"group_layers": 1, **read}
         attending = states.attending(vllm_config.model_config)
         settings = cls.read(read, num_layers, attending, drafts.layers(vllm_config))
         return replace(
             settings,
-            step_tokens=_step_tokens(
+            step_tokens=engine_facts.step_tokens(
                 vllm_config.scheduler_config, vllm_config.num_speculative_tokens
             ),
             obstacles=obstacles.known(vllm_config),
             mutual_pictures=vllm_config.model_config.is_mm_prefix_lm,
             quantised_keys=vllm_config.cache_config.cache_dtype.startswith("fp8"),
             connected=getattr(vllm_config.kv_transfer_config, "kv_connector", None) is not None,
-            hands_over=_hands_over(vllm_config),
+            hands_over=engine_facts.hands_over(vllm_config),
         )
-
-
-def _keys_differ(model_config: Any, num_layers: int) -> bool:
-    """Whether some decoder layers store larger keys and values than others do."""
-    shape = model_config.model_arch_config
-    return (
-        len({(shape[at].head_size, shape[at].total_num_kv_heads) for at in range(num_layers)}) > 1
-    )
-
-
-def _hands_over(vllm_config: VllmConfig) -> bool:
-    from vllm_flow.engine.connectors import hands_over
-
-    return hands_over(vllm_config.kv_transfer_config)
-
-
-def _step_tokens(scheduler: Any, drafts: int) -> int:
-    """Tokens of one request that a step has room for while every other one decodes, with so many drafts."""
-    budget = scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens
-    tokens: int = max(budget - (scheduler.max_num_seqs - 1) * (1 + drafts), 1)
-    threshold = scheduler.long_prefill_token_threshold
-    return min(tokens, threshold) if threshold > 0 else tokens
 
 
 def with_profile_read(options: Any) -> Any:

@@ -1,0 +1,32 @@
+"""What the settings read off an engine's configuration, beside the operator's options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def keys_differ(model_config: Any, num_layers: int) -> bool:
+    """Whether some decoder layers store larger keys and values than others do."""
+    shape = model_config.model_arch_config
+    return (
+        len({(shape[at].head_size, shape[at].total_num_kv_heads) for at in range(num_layers)}) > 1
+    )
+
+
+def hands_over(vllm_config: Any) -> bool:
+    """Whether a KV connector takes requests that evict, too."""
+    from vllm_flow.engine import connectors
+
+    return connectors.hands_over(vllm_config.kv_transfer_config)
+
+
+def step_tokens(scheduler: Any, drafts: int) -> int:
+    """Tokens of one request that a step has room for while every other one decodes, with so many drafts.
+
+    Args:
+        scheduler: vLLM's finished ``SchedulerConfig``.
+    """
+    budget = scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens
+    tokens: int = max(budget - (scheduler.max_num_seqs - 1) * (1 + drafts), 1)
+    threshold = scheduler.long_prefill_token_threshold
+    return min(tokens, threshold) if threshold > 0 else tokens
