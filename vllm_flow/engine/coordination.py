@@ -72,16 +72,18 @@ class FlowCoordinator(KVCacheCoordinator):
         layout = self.flow_layouts.get(request_id)
         retained = self._retained(request, num_computed_tokens) if layout is not None else ()
         tokens = num_computed_tokens if layout is None else layout.findable(num_computed_tokens)
-        if tokens // size <= self.flow_cached.get(request_id, 0):
+        # vLLM 0.33: beside some drafters a block has a hash once the tokens behind it are known.
+        whole = min(tokens // size, len(request.block_hashes))
+        if whole <= self.flow_cached.get(request_id, 0):
             return  # most steps complete no block
         if layout is None or layout.late:
-            super().cache_blocks(request, tokens)
-            self.flow_cached[request_id] = tokens // size
+            super().cache_blocks(request, min(tokens, (whole + 1) * size - 1))
+            self.flow_cached[request_id] = whole
             return
         # A copy runs before its step's forward pass: what is found must have been computed by
         # an earlier step, not by the one being scheduled.
-        computed = min(tokens, request.num_computed_tokens) // size
-        coming = Prefixes(request.block_hashes, layout, size, computed, tokens // size)
+        computed = min(whole, request.num_computed_tokens // size)
+        coming = Prefixes(request.block_hashes, layout, size, computed, whole)
         self.flow_in_flight.update(
             key for n, key, _ in coming.named if n in retained or not self.flow_states
         )
