@@ -33,6 +33,7 @@ SUITES = (
     "tests/engine/test_lora.py",
     "tests/engine/test_prompt_logprobs.py",
     "tests/engine/test_prompt_embeds.py",
+    "tests/engine/test_drafters.py",
 )
 FAMILIES = (
     "tests/families/test_exact.py",

@@ -23,7 +23,7 @@ FP8 = ("fp8", "fp8_e4m3", "fp8_e5m2")
 HOW_TESTED = {
     "0.32": "the whole test suite, on its CPU build, and the CUDA tests on an H100",
     "0.33": "seams, start-up, exactness, compiled steps, prefix caching, KV-cache events, request lifecycles, "
-    "KV connectors, LoRA, prompt logprobs and embeddings, five model families, with latent "
+    "KV connectors, LoRA, drafters, prompt logprobs and embeddings, five model families, with latent "
     "attention and Qwen3.5's states among them, its Python over 0.32's CPU binaries; it has no CPU build yet",
 }
 """Minor version -> what ran with it; on a GPU what docs/cuda.md says."""
