@@ -13,14 +13,13 @@ from typing import Any
 
 import transformers as hf
 from safetensors.torch import save_file
-from transformers.models.paddleocr_vl.modeling_paddleocr_vl import PaddleOCRRotaryEmbedding
 
+from tests.families.keye import qwen3_with_mrope
 from tests.families.making import (
     Checkpoint,
     drawn,
     fill,
     linear,
-    text_settings,
     tokenizer,
     tower_settings,
 )
@@ -62,18 +61,9 @@ def _write(made: Any, model: Any, where: Path) -> None:
 
 def isaac() -> Checkpoint:
     made, vocab = tokenizer(("<image>", "<|image_pad|>"))
-    rope = dict(
-        rope_type="default",
-        rope_theta=10000.0,
-        mrope_section=[HEAD // 4, HEAD // 8, HEAD // 8],  # vLLM's, whatever is said
-    )
-    config = hf.Qwen3Config(**text_settings(vocab, head_dim=HEAD, rope_parameters=rope))
-    model = hf.Qwen3ForCausalLM(config)
-    model.model.rotary_emb = PaddleOCRRotaryEmbedding(
-        config
-    )  # transformers has no Qwen3 with M-RoPE
+    section = (HEAD // 4, HEAD // 8, HEAD // 8)  # vLLM's, whatever is said
     return Checkpoint(
-        model=model,
+        model=qwen3_with_mrope(vocab, HEAD, section),
         processor=None,
         vocab=vocab,
         image="<image>",

@@ -8,6 +8,7 @@ configuration and processor as code; these are ours.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,17 +148,24 @@ def _write(made: Any, vocab: dict[str, int], architecture: str, model: Any, wher
     (where / "preprocessor_config.json").write_text(json.dumps(image, indent=1))
 
 
+def qwen3_with_mrope(vocab: Mapping[str, int], head: int, section: Sequence[int]) -> Any:
+    """transformers has no Qwen3 with M-RoPE: its own, with PaddleOCR-VL's.
+
+    Args:
+        section: pairs of a head's numbers that turn with time, height and width.
+    """
+    rope = dict(rope_type="default", rope_theta=10000.0, mrope_section=list(section))
+    config = hf.Qwen3Config(**text_settings(vocab, head_dim=head, rope_parameters=rope))
+    model = hf.Qwen3ForCausalLM(config)
+    model.model.rotary_emb = PaddleOCRRotaryEmbedding(config)
+    return model
+
+
 def _keye(architecture: str) -> Checkpoint:
     marks = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
     made, vocab = tokenizer(marks)
-    rope = dict(rope_type="default", rope_theta=10000.0, mrope_section=[4, 6, 6])
-    config = hf.Qwen3Config(**text_settings(vocab, head_dim=32, rope_parameters=rope))
-    model = hf.Qwen3ForCausalLM(config)
-    model.model.rotary_emb = PaddleOCRRotaryEmbedding(
-        config
-    )  # transformers has no Qwen3 with M-RoPE
     return Checkpoint(
-        model=model,
+        model=qwen3_with_mrope(vocab, 32, (4, 6, 6)),
         processor=None,
         vocab=vocab,
         image="<|vision_start|><|image_pad|><|vision_end|>",

@@ -83,24 +83,29 @@ def tower(hidden: int) -> dict[str, torch.Tensor]:
     return drawn(shapes | linear("vit_large_projector", hidden, 4 * WIDTH, bias=False), 3)
 
 
+def settings(architecture: str, text: dict[str, Any], vocab: dict[str, int]) -> dict[str, Any]:
+    """What the published configurations of Step's layouts have in common, given that of the language model."""
+    return dict(
+        architectures=[architecture],
+        text_config=text,
+        vision_config=VISION,
+        hidden_size=text["hidden_size"],
+        image_token_id=vocab["<im_patch>"],
+        projector_bias=False,
+        understand_projector_stride=2,
+        torch_dtype="float32",
+        tie_word_embeddings=False,
+    )
+
+
 def _write(made: Any, vocab: dict[str, int], model: Any, where: Path) -> None:
     weights = model.state_dict() | tower(model.config.hidden_size)
     weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
     save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
     text = model.config.to_dict() | {"torch_dtype": "float32"}
     text.pop("dtype", None)
-    config = dict(
-        architectures=["StepVLForConditionalGeneration"],
-        model_type="step_robotics",
-        auto_map={"AutoConfig": "configuration_step.StepConfig"},
-        text_config=text,
-        vision_config=VISION,
-        hidden_size=model.config.hidden_size,
-        image_token_id=vocab["<im_patch>"],
-        projector_bias=False,
-        understand_projector_stride=2,
-        torch_dtype="float32",
-        tie_word_embeddings=False,
+    config = settings("StepVLForConditionalGeneration", text, vocab) | dict(
+        model_type="step_robotics", auto_map={"AutoConfig": "configuration_step.StepConfig"}
     )
     (where / "config.json").write_text(json.dumps(config, indent=1))
     (where / "configuration_step.py").write_text(CONFIGURATION)

@@ -110,22 +110,12 @@ def _write(made: Any, vocab: dict[str, int], model: Any, where: Path) -> None:
     for name, bias in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             bias.copy_(torch.tensor([0.2, -0.1, 0.1, 0.0]))
-    hidden = model.config.text_config.hidden_size
-    weights = _weights(model) | step.tower(hidden)
+    weights = _weights(model) | step.tower(model.config.text_config.hidden_size)
     weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
     save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
-    config = dict(
-        architectures=["Step3p7ForConditionalGeneration"],
-        model_type="step3p7",
-        auto_map={"AutoConfig": "configuration_step3_7.Step37Config"},
-        text_config=_text(vocab) | {"torch_dtype": "float32"},
-        vision_config=step.VISION,
-        hidden_size=hidden,
-        image_token_id=vocab["<im_patch>"],
-        projector_bias=False,
-        understand_projector_stride=2,
-        torch_dtype="float32",
-        tie_word_embeddings=False,
+    text = _text(vocab) | {"torch_dtype": "float32"}
+    config = step.settings("Step3p7ForConditionalGeneration", text, vocab) | dict(
+        model_type="step3p7", auto_map={"AutoConfig": "configuration_step3_7.Step37Config"}
     )
     (where / "config.json").write_text(json.dumps(config, indent=1))
     (where / "configuration_step3_7.py").write_text(CONFIGURATION)

@@ -7,6 +7,9 @@ promises what the block holds for whoever has the prefix, whichever request wrot
 
 from __future__ import annotations
 
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock, make_block_hash_with_group_id
+
 from vllm_flow.layout_stages import LayoutStage
 
 KINDS_APART = 1 << 16
@@ -24,3 +27,20 @@ def completed(stage: LayoutStage) -> int:
 def tail(stage: LayoutStage) -> int:
     """The kind of key of a packed block that a prefix fills in part."""
     return (2 * stage.layer + 2) * KINDS_APART
+
+
+def name(
+    pool: BlockPool, block: KVCacheBlock, prefix: BlockHash, kind: int, group: int, num_tokens: int
+) -> None:
+    """Make a group's block findable by a prefix of ``num_tokens`` tokens.
+
+    The pool keeps any number of keys per block and drops them with the block.
+    """
+    key = make_block_hash_with_group_id(prefix, kind + group)
+    pool._insert_block_hash(key, block, num_tokens=num_tokens)
+
+
+def find(pool: BlockPool, prefix: BlockHash, kind: int, group: int) -> KVCacheBlock | None:
+    """The block of a group that a prefix names, None where it is gone."""
+    found = pool.get_cached_block(prefix, [kind + group])
+    return found[0] if found else None

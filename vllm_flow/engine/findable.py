@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from itertools import islice
 
-from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock, make_block_hash_with_group_id
+from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
 from vllm.v1.request import Request
 
+from vllm_flow.engine import cache_keys
 from vllm_flow.engine.cache_keys import completed, tail
 from vllm_flow.engine.events import announce
 from vllm_flow.engine.late_blocks import LateBlocks
@@ -65,12 +66,8 @@ class FindablePrefixes(LateBlocks):
 
     def _name(self, block: KVCacheBlock, key: BlockHash, kind: int, num_blocks: int) -> None:
         """Make a block findable by a prefix of ``num_blocks`` whole blocks of tokens."""
-        # The pool keeps any number of keys per block and drops them with the block.
-        self.block_pool._insert_block_hash(
-            make_block_hash_with_group_id(key, kind + self.kv_cache_group_id),
-            block,
-            num_tokens=num_blocks * self.block_size,
-        )
+        num_tokens = num_blocks * self.block_size
+        cache_keys.name(self.block_pool, block, key, kind, self.kv_cache_group_id, num_tokens)
 
     def _announce(self, request: Request, layout: TokenLayout, first: int, last: int) -> None:
         """Tell of a packed group's blocks of tokens, but not of a picture before all kept tokens."""
@@ -91,8 +88,7 @@ class FindablePrefixes(LateBlocks):
 
     def find_cached(self, prefix: BlockHash, kind: int) -> KVCacheBlock | None:
         """The block that a prefix's hash names: see `cache_keys`."""
-        found = self.block_pool.get_cached_block(prefix, [kind + self.kv_cache_group_id])
-        return found[0] if found else None
+        return cache_keys.find(self.block_pool, prefix, kind, self.kv_cache_group_id)
 
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         self._findable.pop(request_id, None)

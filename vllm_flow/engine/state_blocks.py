@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from vllm.v1.core.kv_cache_coordinator import replay_boundaries
-from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock, make_block_hash_with_group_id
+from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
 from vllm.v1.core.single_type_kv_cache_manager import MambaManager
 from vllm.v1.request import Request
 
+from vllm_flow.engine import cache_keys
 from vllm_flow.engine.cache_keys import POSITION
 from vllm_flow.engine.events import announce
 from vllm_flow.engine.prefix_keys import Prefixes
@@ -57,16 +58,13 @@ class FlowStateManager(MambaManager):
         for num_blocks, key, may_end in prefixes.named:
             if not may_end or num_blocks not in retained or held[num_blocks - 1].is_null:
                 continue
-            self.block_pool._insert_block_hash(
-                make_block_hash_with_group_id(key, POSITION + group),
-                held[num_blocks - 1],
-                num_tokens=num_blocks * self.block_size,
-            )
+            block, num_tokens = held[num_blocks - 1], num_blocks * self.block_size
+            cache_keys.name(self.block_pool, block, key, POSITION, group, num_tokens)
             announce(self.block_pool, request, num_blocks - 1, num_blocks, group)
 
     def find_cached(self, key: BlockHash, num_blocks: int) -> list[KVCacheBlock] | None:
         """What a prefix of ``num_blocks`` whole blocks of tokens needs here, None where it is gone."""
-        found = self.block_pool.get_cached_block(key, [POSITION + self.kv_cache_group_id])
-        if not found:
+        found = cache_keys.find(self.block_pool, key, POSITION, self.kv_cache_group_id)
+        if found is None:
             return None
-        return [self.block_pool.null_block] * (num_blocks - 1) + found
+        return [self.block_pool.null_block] * (num_blocks - 1) + [found]
