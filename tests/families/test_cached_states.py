@@ -385,11 +385,17 @@ def test_what_is_logged_is_the_attention_of_layers_that_attend(
         allowed_token_ids=engine.checkpoint.word_ids,
         extra_args={**(one.keys or {}), "flow_log_attention": True},
     )
+    scheduler, announced = scheduler_of(engine), set()
+
+    def look() -> None:
+        announced.update(map(scheduler.flow_logged.layers_of, scheduler.requests))
+
     for cached in (0, 2 * BLOCK):
-        (output,) = engine.llm.generate([engine.prompt(one)], params, use_tqdm=False)
-        assert output.num_cached_tokens == cached
+        with every_step(engine, look):
+            (output,) = engine.llm.generate([engine.prompt(one)], params, use_tqdm=False)
+        assert output.num_cached_tokens == cached and announced == {2}
         answer = list(output.outputs[0].token_ids)
-        assert scheduler_of(engine).flow_logged.log.flush()
+        assert scheduler.flow_logged.log.flush()
         rows = [
             row
             for row in pq.read_table(log / "mass").to_pylist()
