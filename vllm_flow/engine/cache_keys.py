@@ -7,8 +7,15 @@ promises what the block holds for whoever has the prefix, whichever request wrot
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vllm.v1.core.block_pool import BlockPool
-from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock, make_block_hash_with_group_id
+from vllm.v1.core.kv_cache_utils import (
+    BlockHash,
+    BlockHashWithGroupId,
+    KVCacheBlock,
+    make_block_hash_with_group_id,
+)
 
 from vllm_flow.layout_stages import LayoutStage
 
@@ -30,14 +37,62 @@ def tail(stage: LayoutStage) -> int:
 
 
 def name(
-    pool: BlockPool, block: KVCacheBlock, prefix: BlockHash, kind: int, group: int, num_tokens: int
+    pool: BlockPool,
+    block: KVCacheBlock,
+    prefixes: Sequence[BlockHash],
+    kind: int,
+    group: int,
+    num_tokens: int,
 ) -> None:
-    """Make a group's block findable by a prefix of ``num_tokens`` tokens.
+    """Make a group's block findable by each of some prefixes, as vLLM's ``_insert_block_hash`` does by one.
 
     The pool keeps any number of keys per block and drops them with the block.
+
+    Args:
+        prefixes: at least one, no two alike; the first has ``num_tokens`` tokens.
     """
-    key = make_block_hash_with_group_id(prefix, kind + group)
-    pool._insert_block_hash(key, block, num_tokens=num_tokens)
+    suffix = _suffix(kind + group)
+    keys = [BlockHashWithGroupId(prefix + suffix) for prefix in prefixes]
+    named = pool.cached_block_hash_to_block._cache
+    if block.block_hash is None and named.keys().isdisjoint(keys):
+        named.update(dict.fromkeys(keys, block))
+        block.set_block_hash(keys[0], num_tokens=num_tokens)
+        if len(keys) > 1:
+            pool.cached_block_hashes_by_block[block.block_id] = set(keys[1:])
+        return
+    for key in keys:
+        pool._insert_block_hash(key, block, num_tokens=num_tokens)
+
+
+def name_each(
+    pool: BlockPool,
+    blocks: Sequence[KVCacheBlock],
+    prefixes: Sequence[BlockHash],
+    num_tokens: Sequence[int],
+    group: int,
+) -> bool:
+    """Make a group's blocks findable by position, each by one prefix, as vLLM's ``cache_full_blocks`` does.
+
+    Returns:
+        False, and nothing is done, where a block has a name already or is vLLM's null block, or where a prefix names
+        another block.
+    """
+    suffix = _suffix(POSITION + group)
+    keys = [BlockHashWithGroupId(prefix + suffix) for prefix in prefixes]
+    named = pool.cached_block_hash_to_block._cache
+    if any(block.block_hash is not None or block.is_null for block in blocks):
+        return False
+    if not named.keys().isdisjoint(keys):
+        return False
+    named.update(zip(keys, blocks, strict=True))
+    for block, key, end in zip(blocks, keys, num_tokens, strict=True):
+        block.set_block_hash(key, num_tokens=end)
+    return True
+
+
+def _suffix(group_id: int) -> bytes:
+    """What vLLM's ``make_block_hash_with_group_id`` appends to a hash."""
+    return make_block_hash_with_group_id(BlockHash(b""), group_id)
 
 
 def find(pool: BlockPool, prefix: BlockHash, kind: int, group: int) -> KVCacheBlock | None:

@@ -6,8 +6,6 @@ Seam: vLLM's ``FullAttentionManager``, whose other halves of ours are `storage` 
 
 from __future__ import annotations
 
-from itertools import islice
-
 from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
 from vllm.v1.request import Request
 
@@ -37,15 +35,18 @@ class FindablePrefixes(LateBlocks):
         packed = self._is_packed(layout)
         if not packed:
             self._cache_by_position(request, prefixes.last)
-        skipped, held = known - prefixes.first, self.req_to_blocks[request_id]
+        held, size = self.req_to_blocks[request_id], self.block_size
         for stage in self.stages(layout):
-            whole, part = completed(stage), tail(stage)
-            of_stage = zip(prefixes.named, prefixes.boundaries(stage), strict=True)
-            for (num_blocks, key, ends), boundary in islice(of_stage, skipped, None):
-                if boundary.completed is not None:
-                    self._name(held[boundary.completed], key, whole, num_blocks)
-                if boundary.tail is not None and ends:
-                    self._name(held[boundary.tail], key, part, num_blocks)
+            for packed in prefixes.packed(stage):
+                kind = completed(stage) if packed.is_full else tail(stage)
+                cache_keys.name(
+                    self.block_pool,
+                    held[packed.index],
+                    packed.keys,
+                    kind,
+                    self.kv_cache_group_id,
+                    packed.num_blocks * size,
+                )
         self._findable[request_id] = last
         if packed:  # vLLM knows of the others
             self._announce(request, layout, known, last)
@@ -63,11 +64,6 @@ class FindablePrefixes(LateBlocks):
             kv_cache_group_id=self.kv_cache_group_id,
         )
         self.num_cached_block[request.request_id] = num_blocks
-
-    def _name(self, block: KVCacheBlock, key: BlockHash, kind: int, num_blocks: int) -> None:
-        """Make a block findable by a prefix of ``num_blocks`` whole blocks of tokens."""
-        num_tokens = num_blocks * self.block_size
-        cache_keys.name(self.block_pool, block, key, kind, self.kv_cache_group_id, num_tokens)
 
     def _announce(self, request: Request, layout: TokenLayout, first: int, last: int) -> None:
         """Tell of a packed group's blocks of tokens, but not of a picture before all kept tokens."""

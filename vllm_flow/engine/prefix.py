@@ -140,8 +140,11 @@ class FlowKVCacheManager(KVCacheManager):
             block_size = self.flow_managers[0].block_size
             whole = request.num_prompt_tokens // block_size * block_size
             return whole if self.enable_caching else 0
-        if layout is None:
+        if layout is None and self.flow_states:
             return super().estimate_cached_tokens(request)
+        if layout is None:  # whose blocks every storage group has named alike
+            held = self.flow_managers[0].req_to_blocks[request.request_id]
+            return max((block.block_hash_num_tokens or 0 for block in held), default=0)
         # Blocks of a layout are made findable a step late; those of the step that gave the token are
         # made so here. A later step is in flight where scheduling is asynchronous.
         self.cache_blocks(request, min(request.num_computed_tokens, request.num_prompt_tokens))

@@ -7,12 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 from vllm.v1.core.kv_cache_utils import BlockHash
 
 from vllm_flow.boundaries import PackedBoundary, packed_boundaries
 from vllm_flow.layout import TokenLayout
 from vllm_flow.layout_stages import LayoutStage
+
+
+class PackedNames(NamedTuple):
+    """A packed block, and the prefixes that name it as completed, or as the one that they fill in part."""
+
+    index: int
+    """The block's place among the request's packed blocks."""
+    is_full: bool
+    keys: list[BlockHash]
+    num_blocks: int
+    """Whole blocks of tokens of the first of these prefixes."""
 
 
 class Prefixes:
@@ -34,6 +46,7 @@ class Prefixes:
         self.block_size = block_size
         self._hashes = block_hashes
         self._boundaries: dict[int, list[PackedBoundary]] = {}
+        self._packed: dict[int, list[PackedNames]] = {}
 
     def key(self, num_blocks: int) -> BlockHash:
         """What the packed blocks of a prefix are found by."""
@@ -57,3 +70,17 @@ class Prefixes:
                 stage.evicted, self.first + 1, self.last, self.block_size
             )
         return self._boundaries[stage.layer]
+
+    def packed(self, stage: LayoutStage) -> Sequence[PackedNames]:
+        """What names packed blocks, the same in every storage group that the stage is in."""
+        if stage.layer not in self._packed:
+            found: dict[tuple[int, bool], PackedNames] = {}
+            for (n, key, ends), boundary in zip(self.named, self.boundaries(stage), strict=True):
+                for index, is_full in ((boundary.completed, True), (boundary.tail, False)):
+                    if index is not None and (is_full or ends):
+                        names = found.setdefault(
+                            (index, is_full), PackedNames(index, is_full, [], n)
+                        )
+                        names.keys.append(key)
+            self._packed[stage.layer] = list(found.values())
+        return self._packed[stage.layer]

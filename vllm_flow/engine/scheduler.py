@@ -18,6 +18,7 @@ from vllm.v1.request import Request
 
 from vllm_flow.engine import (
     adoption,
+    bulk_pool,
     coordination,
     encoder_cache,
     events,
@@ -68,6 +69,7 @@ class _FlowScheduling:
             self.flow_requests.layouts,
             self.flow_in_flight,
         )
+        bulk_pool.speed_up(self.kv_cache_manager.block_pool)
         events.tell(self.kv_cache_manager.block_pool)
         adoption.adopt(self.kv_cache_manager, FlowKVCacheManager)
         self.kv_cache_manager.flow_layouts = self.flow_requests.layouts
