@@ -10,6 +10,7 @@ from vllm.config.compilation import CUDAGraphMode
 
 from vllm_flow.engine.groups import FlowAttentionSpec
 from vllm_flow.engine.metadata import _build
+from vllm_flow.engine.shared_metadata import sharing
 
 
 class Builder:
@@ -44,7 +45,7 @@ class Group:
     def get_metadata_builder(self, ubatch: int) -> Builder:
         return self.builder
 
-    def build_metadata(self, common: Any, **kwargs: Any) -> Any:
+    def build_metadata(self, common: Any, ubatch: int = 0, **kwargs: Any) -> Any:
         self.builder.built.append(kwargs)
         return ("built", common)
 
@@ -87,3 +88,24 @@ def test_with_graphs_nothing_is_written_into_the_builders_own_schedule() -> None
         {"fast_build": True}
     ]  # without a schedule, so that the second group may have it
     assert [kind for kind, *_ in answers] == ["built", "updated"]
+
+
+def test_a_step_without_variants_is_planned_once_for_groups_that_are_alike() -> None:
+    """And in the schedule of the builder: it is the only one of the step."""
+    builder = Builder(CUDAGraphMode.FULL_DECODE_ONLY, can_update=True)
+    groups = [[Group(builder, 0)], [Group(builder, 2)], [Group(builder, 4, block_size=32)]]
+    for _ in range(2):  # nothing goes from one step to the next
+        builder.built.clear()
+        shown = sharing(groups)
+        answers = [group.build_metadata(Common(str(i)), 0) for i, (group,) in enumerate(shown)]
+        assert [kind for kind, *_ in answers] == ["built", "updated", "built"]
+        assert answers[1] == ("updated", answers[0], "1 table", "1 slots")
+        assert builder.built == [{}, {}]
+    assert [group.kv_cache_spec for (group,) in shown] == [g.kv_cache_spec for (g,) in groups]
+
+
+@pytest.mark.parametrize("asked", [{"ubatch_idx": 1}, {"num_accepted_tokens": 3}], ids=str)
+def test_what_is_not_of_the_whole_step_is_planned_alone(asked: dict[str, int]) -> None:
+    builder = Builder(CUDAGraphMode.NONE, can_update=True)
+    for (group,) in sharing([[Group(builder, 0)], [Group(builder, 2)]]):
+        assert group.build_metadata(Common("one"), **asked)[0] == "built"

@@ -22,10 +22,11 @@ from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionMetadataBuilder,
 )
 from vllm.v1.attention.backends.triton_attn import TritonAttentionMetadataBuilder
-from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.block_pool import BlockHashToBlockMap, BlockPool
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
 from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.kv_cache_utils import BlockHashWithGroupId
 from vllm.v1.core.sched.output import (
     CachedRequestData,
     KVConnectorBlockState,
@@ -264,3 +265,17 @@ def patched() -> list[Callable[..., Any]]:
         OutputProcessor._update_stats_from_finished,
         RequestState.make_request_output,
     ]
+
+
+def test_a_pool_finds_blocks_in_a_dictionary() -> None:
+    """Several of one name in another: `bulk_pool` and `cache_keys` go by that."""
+    pool = BlockPool(4, True, 16)
+    assert isinstance(pool.cached_block_hash_to_block, BlockHashToBlockMap)
+    first, second, third = pool.get_new_blocks(3)
+    for block in (first, second):
+        pool._insert_block_hash(BlockHashWithGroupId(b"one"), block, num_tokens=16)
+    pool._insert_block_hash(BlockHashWithGroupId(b"two"), third, num_tokens=16)
+    assert pool.cached_block_hash_to_block._cache == {
+        b"one": {first.block_id: first, second.block_id: second},
+        b"two": third,
+    }

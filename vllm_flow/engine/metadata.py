@@ -17,6 +17,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
+from vllm_flow.engine import shared_metadata
 from vllm_flow.engine.decoder import DeviceVariant, FlowStep
 from vllm_flow.engine.drafts import layer_in_group
 from vllm_flow.engine.hiding import hidden
@@ -186,25 +187,12 @@ class _Place(NamedTuple):
 
 
 def _build(attn_group: Any, common: CommonAttentionMetadata, built: dict[Any, Any]) -> Any:
-    """The backend's metadata; of a second storage group only what differs, where the backend can.
-
-    Storage groups of a variant differ in block table and slots alone, so a schedule that the first
-    one planned (FlashAttention 3 launches a kernel for it) serves the others.
-    """
+    """A variant's metadata in one storage group, from what was built of it in others, where the backend can."""
     builder = attn_group.get_metadata_builder(0)
     # With graphs, a builder keeps its schedule in one buffer: that of the layers before the cliff.
     graphs = builder.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
     unscheduled = {"fast_build": True} if graphs else {}
-    if not builder.supports_update_block_table or attn_group.kernel_block_size is not None:
-        return attn_group.build_metadata(common, **unscheduled)
-    spec = attn_group.kv_cache_spec
-    kind = (type(builder), getattr(spec, "without_layers", spec))
-    if kind in built:
-        return builder.update_block_table(
-            built[kind], common.block_table_tensor, common.slot_mapping
-        )
-    built[kind] = metadata = attn_group.build_metadata(common, **unscheduled)
-    return metadata
+    return shared_metadata.build(attn_group, common, built, **unscheduled)
 
 
 def _shape(block_tables: Sequence[torch.Tensor], place: _Place) -> Shape:

@@ -28,6 +28,7 @@ from vllm_flow.engine.moving import RowMover, rewrites_of
 from vllm_flow.engine.prompt_scores import FlowPromptLogprobs
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.engine.shared_metadata import sharing
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
@@ -107,7 +108,7 @@ class FlowModelState(ModelState):
             cudagraph_mode,
             block_tables,
             slot_mappings,
-            attn_groups,
+            sharing(attn_groups),
             kv_cache_config,
             for_capture,
             *args,
