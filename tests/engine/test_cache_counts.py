@@ -26,10 +26,10 @@ TRAFFIC = (
 )
 
 
-def counts(engine: BareScheduler, cliff: int | None) -> dict[str, tuple[int, int]]:
+def counts(engine: BareScheduler, cliff: int | None, **policy: Any) -> dict[str, tuple[int, int]]:
     """Tokens found in the cache, and tokens added to it, per request; one after the other."""
     for name, tokens in TRAFFIC:
-        engine.add(name, tokens, cliff)
+        engine.add(name, tokens, cliff, **policy)
         engine.drain()
     return {
         name: (stats.num_cached_tokens, stats.num_cache_creation_tokens)
@@ -51,6 +51,18 @@ def test_requests_report_what_stock_vllm_reports(
         engine = bare(group_layers, ROOM, **options)
         assert counts(engine, cliff) == expected, cliff
         assert engine.looked_up == stock.looked_up, cliff
+
+
+@pytest.mark.parametrize("kept", [20, 70, 100])
+@pytest.mark.parametrize("group_layers", [1, 2, 6])
+def test_what_a_device_chooses_is_found_as_a_whole(
+    bare: OpenBare, group_layers: int, kept: int
+) -> None:
+    """Also where what stays of the image fills blocks in the middle of it, at which no prefix ends."""
+    expected = counts(bare(STOCK, ROOM), None)
+    found = counts(bare(group_layers, ROOM), None, flow_stages=f"2:{kept} diversity, 4:0")
+    for name in ("again", "longer", "image first, longer"):
+        assert found[name] == expected[name], name
 
 
 @pytest.mark.parametrize("before", [0, BLOCK_SIZE, BLOCK_SIZE + 5])
