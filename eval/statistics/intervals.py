@@ -1,6 +1,6 @@
 """Statistics: right/wrong answers, many comparisons at once, what a sample could have shown. (pure)
 
-Knows only booleans, counts and p values; nothing of tasks, models or cliffs. Metrics other than a
+Knows only booleans, counts, numbers and p values; nothing of tasks, models or cliffs. Metrics other than a
 share of right answers: `vllm_flow.eval.statistics.bootstrap`. Sources:
 
 - Wilson's score interval: E. B. Wilson, JASA 22 (1927) 209-212, as implemented by scipy.
@@ -8,6 +8,8 @@ share of right answers: `vllm_flow.eval.statistics.bootstrap`. Sources:
 - Paired interval: R. G. Newcombe, Statistics in Medicine 17 (1998) 2635-2650, method 10 ("square
   and add" of Wilson intervals), recommended for paired proportions by Fagerland, Lydersen and
   Laake, Statistics in Medicine 33 (2014) 2850-2875.
+- Interval of a median: order statistics, whose ranks are quantiles of Binomial(n, 1/2), as implemented by scipy
+  (W. J. Conover, Practical Nonparametric Statistics, 3rd ed. 1999, section 3.2). It asks nothing of the distribution.
 - Holm's correction: S. Holm, Scandinavian Journal of Statistics 6 (1979) 65-70 (here, since
   statsmodels collects garbage on each call, which takes longer than a whole report).
 - Minimum detectable difference: H. S. Bloom, Evaluation Review 19 (1995) 547-556: a true difference
@@ -18,9 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
+from statistics import median as middle
 
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, quantile_test
 from scipy.stats import t as student
 
 
@@ -73,6 +76,23 @@ def between(values: Sequence[float], confidence: float = 0.95) -> Interval | Non
     spread = sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
     half = float(student.ppf((1 + confidence) / 2, len(values) - 1)) * spread
     return Interval(mean, mean - half, mean + half)
+
+
+def median(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """The median of what the values were drawn from, independently: their own, between two of them.
+
+    None where too few values were drawn: all of n lie on one side of it with the chance 2 ** (1 - n), so that 95 %
+    needs six of them. The interval covers with at least that confidence, whatever the distribution.
+
+    ValueError without a value.
+    """
+    if not len(values):
+        raise ValueError("a median needs at least one value")
+    ci = quantile_test(values, p=0.5).confidence_interval(confidence)
+    # In a sample too small for one of the limits scipy gives it as not a number.
+    if not (isfinite(ci.low) and isfinite(ci.high)):
+        return None
+    return Interval(middle(values), float(ci.low), float(ci.high))
 
 
 def clustered_share(

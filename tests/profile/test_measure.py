@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vllm_flow.profile import engines, ideal, load, speed_figure, speed_tables, under_load, watching
 from vllm_flow.profile import rounds as measure
 from vllm_flow.profile.engines import System
-from vllm_flow.profile.findings import Results, Spread
+from vllm_flow.profile.findings import Results
 from vllm_flow.profile.rounds import Bench
 
 CLIFF = System("cliff=2", extension=True, cliff=2)
@@ -226,9 +226,3 @@ def test_policies_of_the_whole_grammar() -> None:
 def test_policies_that_cannot_be_read(text: str) -> None:
     with pytest.raises(ValueError, match="policy"):
         engines.parse_systems(text, 4)
-
-
-def test_spread() -> None:
-    assert Spread.of([3, 1, 2]) == Spread(2.0, 1.0, 3.0, 3)
-    with pytest.raises(ValueError):
-        Spread.of([])

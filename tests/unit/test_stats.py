@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from vllm_flow.eval.statistics.intervals import (
     accuracy,
     mcnemar_p,
+    median,
     newcombe_interval,
     paired_difference,
 )
@@ -102,3 +104,63 @@ def test_newcombe_interval_covers_the_truth(cells: tuple[float, ...]) -> None:
         [i.low - 1e-12 <= truth <= i.high + 1e-12 for i in intervals], weights=times
     )
     assert 0.93 <= covered <= 0.985
+
+
+different = st.lists(st.integers(-1000, 1000), min_size=1, max_size=60, unique=True)
+
+
+@given(different, st.sampled_from([0.8, 0.95, 0.99]))
+def test_the_medians_interval_is_what_the_sign_test_does_not_reject(
+    values: list[int], confidence: float
+) -> None:
+    """Between two values nothing but how many lie below counts; an interval without an end is none."""
+    places = [value - 0.5 for value in sorted(values)] + [max(values) + 0.5]
+    held = [
+        place
+        for below, place in enumerate(places)
+        if binomtest(below, len(values)).pvalue > 1 - confidence
+    ]
+    ours = median(values, confidence)
+    if places[0] in held:
+        assert ours is None
+    else:
+        assert ours is not None
+        assert ours.value == pytest.approx(np.median(values))
+        assert (ours.low, ours.high) == (places[places.index(held[0]) - 1] + 0.5, held[-1] + 0.5)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40))
+def test_the_medians_interval_needs_six_values_and_no_order(values: list[float]) -> None:
+    """Mirrored values have the mirrored interval, equal ones among them too."""
+    ours, mirrored = median(values), median([-value for value in reversed(values)])
+    assert (ours is None) == (mirrored is None) == (len(values) < 6)
+    if ours is not None and mirrored is not None:
+        assert (ours.value, ours.low, ours.high) == (
+            pytest.approx(-mirrored.value),
+            -mirrored.high,
+            -mirrored.low,
+        )
+        assert ours.low <= ours.value <= ours.high
+
+
+@pytest.mark.parametrize(
+    "number, draw, truth",
+    [
+        (6, "standard_exponential", np.log(2)),
+        (9, "standard_cauchy", 0.0),
+        (15, "standard_exponential", np.log(2)),
+        (80, "standard_cauchy", 0.0),
+    ],
+)
+def test_the_medians_interval_covers_the_truth(number: int, draw: str, truth: float) -> None:
+    """In at least 95 of 100 samples, from a skewed distribution and from one without a mean."""
+    samples = getattr(np.random.default_rng(number), draw)((600, number))
+    found = [median(sample) for sample in samples]
+    covered = sum(i is not None and i.low <= truth <= i.high for i in found)
+    assert binomtest(int(covered), 600, 0.95, alternative="less").pvalue > 0.01
+    assert covered < 0.99 * 600  # nor is it wider than ranks must make it
+
+
+def test_a_median_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        median([])

@@ -1,4 +1,4 @@
-"""What a profile found, as plain data: a median with its spread, an ideal, and the ratio between."""
+"""What a profile found, as plain data: a median with its spread, an ideal, and the ratio between. (pure)"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.eval.statistics.intervals import Interval, median
 from vllm_flow.outputs import write_text
 
 
@@ -34,13 +35,32 @@ class Spread:
         return self.median / ideal
 
 
-def ratios(base: Sequence[float], other: Sequence[float]) -> Spread:
+@dataclass(frozen=True)
+class Ratio(Spread):
+    """Ratios taken within a round each, and how far rounds like these leave their median open."""
+
+    interval: Interval | None = None
+    """95 % confidence interval of the median; None for fewer than ``LEAST_ROUNDS``."""
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Ratio:
+        """Raises ValueError without a value."""
+        found = [float(value) for value in values]
+        return cls(**asdict(Spread.of(found)), interval=median(found))
+
+
+LEAST_ROUNDS = 6
+"""With fewer no two of the rounds enclose the median with 95 % confidence: see
+:func:`vllm_flow.eval.statistics.intervals.median`."""
+
+
+def ratios(base: Sequence[float], other: Sequence[float]) -> Ratio:
     """base / other round by round, so that a slow moment of the machine hits both.
 
     Raises:
         ValueError: not one value of each per round.
     """
-    return Spread.of(b / o for b, o in zip(base, other, strict=True))
+    return Ratio.of(b / o for b, o in zip(base, other, strict=True))
 
 
 @dataclass(frozen=True)
@@ -50,7 +70,7 @@ class Prefill:
     system: str
     batch: int
     seconds: Spread
-    speedup: Spread
+    speedup: Ratio
     ideal_rows: float
     """Rows times layers, of the last one with image rows their keys and values alone: see
     :func:`vllm_flow.profile.ideal.row_count_ideal`."""
@@ -71,7 +91,7 @@ class Load:
     concurrency: int
     requests: int
     requests_per_s: Spread
-    ratio: Spread
+    ratio: Ratio
     """Requests/s over stock's."""
     ideal_ratio: float
     """Amdahl's: stock's own time, its prefill shrunk by the FLOP ratio, its decode by the bytes'."""
@@ -118,7 +138,7 @@ class Decode:
     image_tokens: int
     batch: int
     step_ms: Spread
-    speedup: Spread
+    speedup: Ratio
     ideal_bytes: float
     """Ratio of the bytes a step reads."""
 

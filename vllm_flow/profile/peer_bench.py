@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from vllm_flow.profile import engines, load, peers, watching
 from vllm_flow.profile.engines import System
-from vllm_flow.profile.findings import Spread, ratios
+from vllm_flow.profile.findings import Ratio, Spread, ratios
 from vllm_flow.profile.peers import Batch, Pruning
 from vllm_flow.profile.rounds import MIB, Bench
 
@@ -37,7 +37,7 @@ class Peer:
     """Prompt tokens/s, counted before pruning."""
     decode_per_s: Spread
     """Output tokens/s after the first."""
-    prefill_speedup: Spread
+    prefill_speedup: Ratio
     """Over unpruned transformers, round by round."""
     kv_mib: float
     """Keys and values at the end, all requests; an engine's in whole blocks."""

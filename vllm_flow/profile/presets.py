@@ -43,13 +43,14 @@ PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
             "--policies baseline,cliff=2,cliff=L/4 --rounds 2 --output-tokens 24 --kv-cache-gib 1",
         ),
     ),
-    # What an operator runs: both engines compiled. What requests without a policy pay shows here.
+    # What an operator runs: both engines compiled. What requests without a policy pay shows here, in as many rounds
+    # as an interval of a ratio close to 1 needs.
     "default": (
         (
             "default",
             "--shape layers=8,hidden=512,heads=8,kv_heads=8,mlp=1408 --block-size 32 "
             "--execution default --prefix-caching --parts prefill,decode --policies baseline,cliff=2,cliff=L/2 "
-            "--rounds 5 --batch 4 --decode-batch 4 --output-tokens 48 --kv-cache-gib 0.5",
+            "--rounds 15 --batch 4 --decode-batch 4 --output-tokens 48 --kv-cache-gib 0.5",
         ),
     ),
     # On a CUDA device with 80 GB, each a few minutes: LLaVA-1.5-7B's shape, then LLaVA-1.6's image length.
@@ -59,6 +60,12 @@ PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
             f"{_LLAVA_7B} --parts prefill,load,decode --concurrency 1,64 --requests 8,128 "
             "--decode-image-tokens 576,2880 --decode-batch 8 --ttft-ms 1000 --tpot-ms 60 "
             f"--policies '{_CUDA_POLICIES}'",
+        ),
+        # What requests without a policy pay, in as many rounds as an interval needs.
+        (
+            "llava-7b-baseline",
+            f"{_LLAVA_7B} --parts prefill,load,decode --concurrency 64 --requests 128 --decode-batch 8 "
+            "--rounds 15 --policies baseline",
         ),
         (
             "llava-7b-2880",

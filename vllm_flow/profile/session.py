@@ -202,7 +202,7 @@ def _measurements(
 
 def _empty(args: argparse.Namespace, setup: Setup, bench: Any) -> Results:
     """What is known of a run before anything is measured."""
-    from vllm_flow.profile import ideal
+    from vllm_flow.profile import ideal, speed_tables
 
     work, flops = bench.work, ideal.prefill_flops(bench.shape, bench.work, bench.shape.layers)
     tower = (
@@ -228,6 +228,7 @@ def _empty(args: argparse.Namespace, setup: Setup, bench: Any) -> Results:
             f"{engine['device']}, threads: {engine['threads']}; storage groups of {setup.options.group_layers} layers, "
             f"blocks of {engine['block_size']} tokens; stock and extension are two engines of one "
             "process, rounds alternate; medians [lowest, highest].",
+            speed_tables.interval_note(args.rounds),
         ),
     )
 

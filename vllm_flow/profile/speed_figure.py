@@ -30,7 +30,7 @@ def draw(results: Results, directory: Path) -> list[Path]:
         for axis, panel in zip(axes[0], panels, strict=True):
             panel(axis, results)
             axis.axhline(1, color=QUIET, linewidth=0.8)
-            axis.set_ylabel("times stock vLLM")
+            axis.set_ylabel("times stock vLLM: median and range of the rounds")
             axis.set_ylim(0, None)
         return save(plt, figure, directory / "profile")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from rich import box
 from rich.table import Table
 
-from vllm_flow.profile.findings import Results, Spread
+from vllm_flow.profile.findings import LEAST_ROUNDS, Ratio, Results, Spread
 
 
 def times(value: float) -> str:
@@ -21,6 +21,25 @@ def spread(value: Spread, digits: int = 2) -> str:
     if value.rounds > 1:
         text += f" [{value.low:.{digits}f}, {value.high:.{digits}f}]"
     return text
+
+
+CI = "95 % CI"
+"""The column beside each ratio to stock."""
+
+
+def interval(value: Ratio) -> str:
+    """Of a median ratio, a digit finer than the ratio: what is asked for is often 0.99."""
+    if value.interval is None:
+        return "none"
+    return f"{value.interval.low:.3f} to {value.interval.high:.3f}"
+
+
+def interval_note(rounds: int) -> str:
+    """What the columns of intervals say, and what they need where there were too few rounds."""
+    what = f"{CI}: of the median ratio, by order statistics, whatever the distribution"
+    if rounds < LEAST_ROUNDS:
+        return f"{what}; {rounds} rounds allow none, --rounds {LEAST_ROUNDS} is the fewest that do."
+    return f"{what}; of {rounds} rounds."
 
 
 def share(value: float) -> str:
@@ -49,7 +68,7 @@ def _prefill(results: Results) -> Table:
     table = _table(
         f"Prefill, batch of {batch}, vision features cached",
         (
-            *("system", "seconds", "× stock", "rows ideal", "reached", "FLOP ideal", "reached"),
+            *("system", "seconds", "× stock", CI, "rows ideal", "reached", "FLOP ideal", "reached"),
             "whole layers",
             "ranking, %",
         ),
@@ -59,6 +78,7 @@ def _prefill(results: Results) -> Table:
             row.system,
             spread(row.seconds),
             spread(row.speedup),
+            interval(row.speedup),
             times(row.ideal_rows),
             times(row.speedup.over(row.ideal_rows)),
             times(row.ideal_flops),
@@ -77,6 +97,7 @@ def _load(results: Results) -> Table:
             "at once",
             "requests/s",
             "× stock",
+            CI,
             "ideal",
             "reached",
             "TTFT ms",
@@ -91,6 +112,7 @@ def _load(results: Results) -> Table:
             str(row.concurrency),
             spread(row.requests_per_s),
             spread(row.ratio),
+            interval(row.ratio),
             times(row.ideal_ratio),
             times(row.ratio.over(row.ideal_ratio)),
             spread(row.ttft_ms, 0),
@@ -167,7 +189,7 @@ def _capacity(results: Results) -> Table:
 def _decode(results: Results) -> Table:
     table = _table(
         "Decode steps",
-        ("system", "image tokens", "batch", "step ms", "× stock", "ideal (bytes)", "reached"),
+        ("system", "image tokens", "batch", "step ms", "× stock", CI, "ideal (bytes)", "reached"),
     )
     for row in results.decode:
         table.add_row(
@@ -176,6 +198,7 @@ def _decode(results: Results) -> Table:
             str(row.batch),
             spread(row.step_ms, 1),
             spread(row.speedup),
+            interval(row.speedup),
             times(row.ideal_bytes),
             times(row.speedup.over(row.ideal_bytes)),
         )
@@ -191,6 +214,7 @@ def _peers(results: Results) -> Table:
             "rows × layers",
             "prefill tokens/s",
             "× unpruned",
+            CI,
             "ideal (rows)",
             "decode tokens/s",
             "KV MiB",
@@ -207,6 +231,7 @@ def _peers(results: Results) -> Table:
             share(row.row_share),
             spread(row.prefill_per_s, 0),
             spread(row.prefill_speedup),
+            interval(row.prefill_speedup),
             times(1 / row.row_share),
             spread(row.decode_per_s, 1),
             f"{row.kv_mib:.0f}",
