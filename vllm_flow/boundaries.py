@@ -71,4 +71,4 @@ def blocks_taken(required: int, idle: Sequence[bool], shared: int, *, take_over:
     """
     written = list(idle[shared:])
     copies = written.count(False) if take_over else len(written)
-    return max(required - len(idle), 0) + sum(idle) + copies
+    return required - len(idle) + sum(idle) + copies

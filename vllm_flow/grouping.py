@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 FEW_GROUPS = 4
 """With fewer groups memory is saved so coarsely that a little padding is the better choice."""
@@ -124,3 +125,28 @@ def default_attending_span(num_layers: int, attending: Sequence[int]) -> int:
     sizes = attending_group_sizes(num_layers, attending)
     few = [size for size in sizes if groups(size) <= GROUPS_BESIDE_STATES]
     return max(few, key=lambda size: (groups(size), num_layers % size == 0, size))
+
+
+def grouped(
+    num_layers: int, group_layers: int, attending: Sequence[int] = (), draft_layers: int = 0
+) -> tuple[tuple[int, int], ...]:
+    """First and last layer of each storage group, in a model of either kind.
+
+    Args:
+        attending: the layers that attend, where others keep states; empty where all do.
+        draft_layers: see :func:`storage_groups`.
+
+    Raises:
+        ValueError: see :func:`storage_groups` and :func:`attending_groups`.
+    """
+    if attending:
+        return attending_groups(num_layers, group_layers, attending)
+    starts = storage_groups(num_layers, group_layers, draft_layers)
+    return tuple((first, end - 1) for first, end in pairwise((*starts, num_layers)))
+
+
+def default_span(num_layers: int, attending: Sequence[int] = (), draft_layers: int = 0) -> int:
+    """Layers per storage group where nobody said, in a model of either kind; arguments as of :func:`grouped`."""
+    if attending:
+        return default_attending_span(num_layers, attending)
+    return default_group_layers(num_layers, draft_layers)

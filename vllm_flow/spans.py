@@ -92,10 +92,10 @@ class ImageSpans:
         if not self.ranges:
             return np.zeros_like(position)
         index = np.searchsorted(self._starts, position, side="left")
-        # Whole spans that start before the position, less what the last of them has left.
+        # Of the last span that starts before the position, or else of the first, what lies before it too.
         last = np.maximum(index - 1, 0)
         inside = np.clip(position - self._starts[last], 0, self._lengths[last])
-        counts: IntArray = np.where(index > 0, self._before[last] + inside, 0)
+        counts: IntArray = self._before[last] + inside
         return counts
 
     def kept_positions(self, ranks: ArrayLike) -> IntArray:

@@ -22,7 +22,8 @@ from vllm.v1.kv_cache_interface import MLAAttentionSpec
 from vllm_flow.engine import groups
 from vllm_flow.engine.attention.keys import key_reader
 from vllm_flow.engine.calls import lengthened
-from vllm_flow.engine.decoder import DecoderHook, DeviceVariant, FlowStep
+from vllm_flow.engine.decoder import DecoderHook
+from vllm_flow.engine.device_step import DeviceVariant, FlowStep
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.families.finding import SCALED, residual_decoder
 from vllm_flow.engine.latent import PrefillPlans, cache_of, queries_of, store

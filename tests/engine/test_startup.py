@@ -10,9 +10,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from vllm import __version__ as version
-from vllm import envs
-from vllm.config.compilation import CompilationMode, CUDAGraphMode
+from vllm.config.compilation import CompilationMode
 from vllm.engine.arg_utils import EngineArgs
 
 from tests.engine.harness import asynchronous_on_cpu
@@ -20,7 +18,7 @@ from tests.engine.tiny_llava import Shape, build
 from vllm_flow.engine import plugin
 from vllm_flow.engine.attention.writer import check_log
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.engine.support import FP8, check_supported, check_version
+from vllm_flow.engine.support import FP8, check_version
 
 BOTH = {"kv_role": "kv_both"}
 DRAFTS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
@@ -37,19 +35,6 @@ def config_of(model_dir: Path, options: Any = None, **arguments: Any) -> Any:
     if options is not None:
         arguments["additional_config"] = {"vllm_flow": options}
     return EngineArgs(model=str(model_dir), **arguments).create_engine_config()
-
-
-@pytest.fixture
-def cuda_config(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """As vLLM finishes it on a CUDA device without a flag; the CPU platform has other defaults."""
-    config = config_of(model_dir, {})
-    compilation = config.compilation_config
-    compilation.mode = CompilationMode.VLLM_COMPILE
-    compilation.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE
-    compilation.splitting_ops = None
-    compilation.set_splitting_ops_for_v1(all2all_backend="naive")
-    monkeypatch.setattr(envs, "VLLM_USE_V2_MODEL_RUNNER", True)
-    return config
 
 
 def test_without_the_key_nothing_is_selected(model_dir: Path) -> None:
@@ -198,95 +183,6 @@ def test_what_is_not_supported_is_refused(
 def test_what_vllm_does_without_a_flag_is_supported(model_dir: Path) -> None:
     config = config_of(model_dir, {}, enforce_eager=False)
     assert config.compilation_config.mode != CompilationMode.NONE
-
-
-@pytest.mark.parametrize(
-    ("graphs", "v2", "message"),
-    [
-        ("FULL", True, "full CUDA graphs of steps with prompt tokens, .*FULL_AND_PIECEWISE"),
-        ("PIECEWISE", True, None),
-        ("PIECEWISE", False, None),
-        ("FULL_AND_PIECEWISE", True, None),
-        ("FULL_AND_PIECEWISE", False, "with Model Runner V1: leave VLLM_USE_V2.*PIECEWISE"),
-        ("FULL_DECODE_ONLY", False, "with Model Runner V1: leave VLLM_USE_V2"),
-        ("FULL_DECODE_ONLY", True, None),
-    ],
-)
-def test_which_graphs_are_refused(
-    cuda_config: Any, monkeypatch: pytest.MonkeyPatch, graphs: str, v2: bool, message: str | None
-) -> None:
-    cuda_config.compilation_config.cudagraph_mode = CUDAGraphMode[graphs]
-    monkeypatch.setattr(envs, "VLLM_USE_V2_MODEL_RUNNER", v2)
-    if message is None:
-        check_supported(cuda_config, version)
-    else:
-        with pytest.raises(ValueError, match=message):
-            check_supported(cuda_config, version)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"use_inductor_graph_partition": True}, "leave out use_inductor_graph_partition"),
-        ({"splitting_ops": []}, "leave out splitting_ops and fuse_attn_quant"),
-    ],
-)
-def test_how_compiled_code_may_not_be_cut(
-    cuda_config: Any, options: dict[str, Any], message: str
-) -> None:
-    check_supported(cuda_config, version)
-    for name, value in options.items():
-        setattr(cuda_config.compilation_config, name, value)
-    with pytest.raises(ValueError, match=message):
-        check_supported(cuda_config, version)
-
-
-def test_breakable_graphs_are_refused(cuda_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # An engine of another test may have had vLLM remember its environment.
-    monkeypatch.setitem(vars(envs), "VLLM_USE_BREAKABLE_CUDAGRAPH", True)
-    with pytest.raises(ValueError, match="set VLLM_USE_BREAKABLE_CUDAGRAPH=0"):
-        check_supported(cuda_config, version)
-    cuda_config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
-    check_supported(cuda_config, version)
-
-
-def test_a_front_end_that_reads_no_policies_is_refused(
-    cuda_config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    check_supported(cuda_config, version)
-    monkeypatch.setitem(vars(envs), "VLLM_USE_RUST_FRONTEND", True)
-    with pytest.raises(ValueError, match="in Rust, .* unset VLLM_USE_RUST_FRONTEND"):
-        check_supported(cuda_config, version)
-
-
-def test_experts_are_not_shared_between_engines(
-    cuda_config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows that leave are missing where another engine's experts wait for them."""
-    cuda_config.parallel_config.data_parallel_size = 2
-    check_supported(cuda_config, version)
-    monkeypatch.setattr(type(cuda_config.model_config), "is_moe", True)
-    with pytest.raises(ValueError, match="a model with experts, .* set data_parallel_size=1"):
-        check_supported(cuda_config, version)
-    cuda_config.parallel_config.data_parallel_size = 1
-    check_supported(cuda_config, version)
-
-
-def test_routed_experts_are_not_returned(cuda_config: Any) -> None:
-    cuda_config.aux_output_config.enable_return_routed_experts = True
-    with pytest.raises(ValueError, match="leave out enable_return_routed_experts"):
-        check_supported(cuda_config, version)
-
-
-def test_drafts_need_positions_that_the_host_knows(
-    cuda_config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cuda_config.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
-    cuda_config.speculative_config = SimpleNamespace(method="ngram")
-    with pytest.raises(ValueError, match="V2, .* set VLLM_USE_V2_MODEL_RUNNER=0"):
-        check_supported(cuda_config, version)
-    monkeypatch.setattr(envs, "VLLM_USE_V2_MODEL_RUNNER", False)
-    check_supported(cuda_config, version)
 
 
 def test_an_attention_log_has_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,8 @@ def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
 @pytest.mark.skipif(not v2_cpu.wanted(), reason="needs Triton's interpreter")
 def test_pictures_that_see_themselves(gemma3: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a policy, at a cliff, after the prefill, and with a part left of the picture: one batch, in chunks."""
-    from tests.families.running import Engine, Judge, prompts_of
+    from tests.families.asking import prompts_of
+    from tests.families.running import Engine, Judge
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_args: (9, 0))
     one, two = prompts_of(gemma3)

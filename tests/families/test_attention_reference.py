@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from vllm import SamplingParams
 
+from tests.families.asking import prompts_of
 from tests.families.making import Checkpoint
-from tests.families.running import Engine, prompts_of
+from tests.families.running import Engine
 from tests.longer import some
 from vllm_flow.analysis.attention_reference import attention_masses
 from vllm_flow.analysis.vlm import Vlm

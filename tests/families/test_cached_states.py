@@ -6,7 +6,6 @@ An engine in small: blocks of 64 tokens, steps of 160, two storage groups of one
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +13,27 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.engine import v2_cpu
-from tests.families.making import picture, words
+from tests.families.cached_states import (
+    BLOCK,
+    CLIFFS,
+    STEP,
+    TOKENS,
+    Told,
+    ask,
+    attention_of,
+    dense,
+    every_step,
+    run,
+    scheduler_of,
+    shares,
+    sharing,
+)
+from tests.families.making import words
 
 if TYPE_CHECKING:
     from tests.families.making import Checkpoint
-    from tests.families.running import Ask, Engine, Judge
+    from tests.families.running import Engine, Judge
 
-BLOCK = 64
-STEP = 160
-TOKENS = 2 if v2_cpu.wanted() else 4
-UNIT = 32
-"""Pixels of a picture's token, either way."""
-CLIFFS = (None, 0, 3, 4, 5, 8)
 slow = pytest.mark.skipif(
     v2_cpu.wanted(), reason="scheduling is the same, and V2's interpreter slow"
 )
@@ -76,55 +84,6 @@ def judge(only_engine: Engine) -> Judge:
     from tests.families.running import Judge
 
     return Judge(only_engine)
-
-
-def ask(
-    seed: int,
-    shape: tuple[int, int] = (6, 19),
-    before: int = 6,
-    after: int = 5,
-    cliff: int | None = None,
-    question: int = 0,
-) -> Ask:
-    """A picture of rows x columns tokens between words; another question differs behind the picture alone."""
-    from tests.families.running import Ask
-
-    text = f"{words(before, seed)} <|image_pad|> {words(after, 900 + seed + 50 * question)}".strip()
-    return Ask(text, (picture(seed, (shape[0] * UNIT, shape[1] * UNIT)),), cliff)
-
-
-def run(engine: Engine, judge: Judge, *asks: Ask) -> list[int]:
-    """Tokens that each of some requests, sent at once, found in the cache; their answers are exact."""
-    outputs = engine.run(asks, TOKENS)
-    judge.assert_exact(asks, outputs)
-    return [output.num_cached_tokens for output in outputs]
-
-
-def scheduler_of(engine: Engine) -> Any:
-    return engine.llm.llm_engine.engine_core.engine_core.scheduler
-
-
-def dense(engine: Engine, interval: int | None = None) -> Any:
-    """While it lasts, a state is kept wherever a step ends with a block; or one per ``interval`` of tokens."""
-    from vllm_flow.engine.hiding import hidden
-
-    coordinator = scheduler_of(engine).kv_cache_manager.coordinator
-    return hidden("retention_interval", [(coordinator, interval)])
-
-
-@contextmanager
-def every_step(engine: Engine, look: Callable[[], None]) -> Iterator[None]:
-    from vllm_flow.engine.hiding import hidden
-
-    stock = engine.llm.llm_engine.step
-
-    def step() -> Any:
-        found = stock()
-        look()
-        return found
-
-    with hidden("step", [(engine.llm.llm_engine, step)]):
-        yield
 
 
 @pytest.mark.parametrize("cliff", CLIFFS)
@@ -211,22 +170,6 @@ def test_a_state_in_the_middle_of_a_block_is_nobodys(engine: Engine, judge: Judg
             )
 
 
-def sharing(count: int) -> list[Ask]:
-    """Prompts over few pictures, with shared beginnings of every length and every kind of policy."""
-    shapes = [((6, 19), 6), ((4, 16), 4), ((5, 8), 100), ((1, 67), 40)]
-    stages = ("0:40% diversity", "4:50% last_image", "1:60% uniform, 4:30% last_image")
-    asks = []
-    for n in range(count):
-        shape, before = shapes[n % len(shapes)]
-        one = ask(20 + n % len(shapes), shape, before, 20 + 31 * (n % 5), question=n % 3)
-        kind = (n * 7) % 8
-        if kind < 6:
-            asks.append(replace(one, cliff=CLIFFS[kind]))
-        else:
-            asks.append(replace(one, stages=stages[n % len(stages)]))
-    return asks
-
-
 def test_traffic_that_shares_prefixes_is_exact(engine: Engine, judge: Judge) -> None:
     """Between any two steps every block is accounted for, and of states nobody holds more than is read or written."""
     from vllm_flow.engine.inspect import check_integrity
@@ -303,41 +246,26 @@ def test_retained_states_are_those_that_the_operator_asked_for(
 
 def test_events_tell_of_states_that_can_be_found(engine: Engine, judge: Judge) -> None:
     """Per group and block of tokens: stored once there is a state at its end, removed when it goes."""
-    from vllm.distributed.kv_events import AllBlocksCleared, BlockStored
     from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 
     from vllm_flow.engine.hiding import hidden
 
     scheduler = scheduler_of(engine)
     pool = scheduler.kv_cache_manager.block_pool
-    told: set[tuple[Any, int]] = set()
-
-    def publish(batch: Any) -> None:
-        for event in batch.events:
-            if isinstance(event, AllBlocksCleared):
-                told.clear()
-                continue
-            entries = {(block, event.group_idx) for block in event.block_hashes}
-            if isinstance(event, BlockStored):
-                assert not told & entries, "stored twice"
-                told.update(entries)
-            else:
-                assert entries <= told, "removed without having been stored"
-                told.difference_update(entries)
-
+    told = Told()
     states = {manager.kv_cache_group_id for manager in scheduler.kv_cache_manager.flow_states}
-    with hidden("publish", [(scheduler.kv_event_publisher, publish)]):
+    with hidden("publish", [(scheduler.kv_event_publisher, told.publish)]):
         for cliff in (None, 3):
-            before = set(told)
+            before = set(told.entries)
             run(engine, judge, ask(60, after=75, cliff=cliff))
             # Steps end at 128 and 192, the last of which is kept; of keys there are three blocks.
-            groups = [group for _, group in told - before]
+            groups = [group for _, group in told.entries - before]
             assert {groups.count(group) for group in states} == {1}
             assert {groups.count(group) for group in set(groups) - states} == {3}
         # Until what was stored goes.
         pool.free_blocks(reversed(pool.get_new_blocks(pool.get_num_free_blocks() - 9)))
         run(engine, judge, ask(61, (2, 2)))
-        left = {entry for entry in told if entry[1] in states}
+        left = {entry for entry in told.entries if entry[1] in states}
     assert left == {
         (maybe_convert_block_hash(key[:-4]), group)
         for key in pool.cached_block_hash_to_block._cache
@@ -346,34 +274,12 @@ def test_events_tell_of_states_that_can_be_found(engine: Engine, judge: Judge) -
     assert 0 < len(left) < 2 * len(states)
 
 
-def attention_of(engine: Engine, judge: Judge, one: Ask, answer: list[int]) -> dict[int, Any]:
-    """Layer that attends -> [T, T] averaged over heads, of the rows that it sees, by transformers' own forward."""
-    from tests.families import oracle
-
-    checkpoint, seen = engine.checkpoint, {}
-    hooks = [
-        layer.self_attn.register_forward_hook(
-            lambda _module, _args, result, index=index: seen.update({index: result[1][0].mean(0)})
-        )
-        for index, layer in enumerate(checkpoint.decoder(checkpoint.model).layers)
-        if hasattr(layer, "self_attn")
-    ]
-    try:
-        cliff = checkpoint.num_layers if one.cliff is None else one.cliff
-        oracle.logprobs(checkpoint, judge.prompt(one), answer, cliff)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
-
-
 @pytest.mark.parametrize("cliff", (None, 2, 5))
 def test_what_is_logged_is_the_attention_of_layers_that_attend(
     engine: Engine, judge: Judge, log: Path, cliff: int | None
 ) -> None:
     """Cold, then behind a hit; past a cliff a layer's shares are those of the rows that it sees."""
     import pyarrow.parquet as pq
-    import torch
     from vllm import SamplingParams
 
     one = ask(63, after=9, cliff=cliff)
@@ -404,13 +310,11 @@ def test_what_is_logged_is_the_attention_of_layers_that_attend(
         attention = attention_of(engine, judge, one, answer)
         assert sorted({row["layer"] for row in rows}) == sorted(attention) == [3, 7]
         assert len(rows) == 2 * len(answer)
-        image = torch.cat([prompt.is_image_T, torch.zeros(len(answer), dtype=torch.bool)])
         for row in rows:
             gone = cliff is not None and row["layer"] >= cliff
-            seen = (~image if gone else torch.ones_like(image)).nonzero()[:, 0].tolist()
-            weights = attention[row["layer"]][seen.index(len(prompt.ids) - 1 + row["token"])]
-            shares = dict(zip(seen, weights.tolist(), strict=True))
-            pictured = sum(share for at, share in shares.items() if image[at])
-            said = sum(share for at, share in shares.items() if at >= len(prompt.ids))
+            at = len(prompt.ids) - 1 + row["token"]
+            pictured, said = shares(
+                attention[row["layer"]], prompt.is_image_T, gone, at, len(answer)
+            )
             assert abs((row["image"] or 0) - pictured) < 5e-5 and abs(row["output"] - said) < 5e-5
             assert (pictured > 0.1) != gone

@@ -17,8 +17,9 @@ from transformers import LlamaConfig
 from tests.engine.test_speculative import counted
 from tests.engine.tiny_drafters import GUESSES, Weights, eagle3
 from tests.engine.tiny_llava import Shape
+from tests.families.asking import Ask, every_cliff
 from tests.families.making import Checkpoint, text_settings
-from tests.families.running import Ask, Engine, Judge, every_cliff
+from tests.families.running import Engine, Judge
 
 pytestmark = pytest.mark.long
 TOKENS = 12

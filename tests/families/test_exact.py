@@ -9,18 +9,11 @@ from dataclasses import replace
 import pytest
 
 from tests.engine import v2_cpu
+from tests.families.asking import Ask, every_cliff, prompts_of
 from tests.families.checkpoints import BUILDERS
 from tests.families.conftest import COMPILED, Rows
 from tests.families.making import Checkpoint
-from tests.families.running import (
-    STOCK,
-    Ask,
-    Engine,
-    Judge,
-    every_cliff,
-    largest_difference,
-    prompts_of,
-)
+from tests.families.running import STOCK, Engine, Judge, largest_difference
 
 QUICK = ("qwen3_vl", "idefics3", "cohere2_vision", "kimi_vl")
 """M-RoPE, and features injected between layers; a decoder in another place, markers within a picture; sliding

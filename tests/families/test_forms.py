@@ -10,7 +10,8 @@ from torch import nn
 from vllm.sequence import IntermediateTensors
 
 from tests.families.test_registry import SwappedLayer
-from vllm_flow.engine.decoder import DecoderHook, DeviceVariant, FlowStep
+from vllm_flow.engine.decoder import DecoderHook
+from vllm_flow.engine.device_step import DeviceVariant, FlowStep
 from vllm_flow.engine.families.decoder_parts import Decoder
 from vllm_flow.engine.families.finding import check_call
 

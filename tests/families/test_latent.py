@@ -16,10 +16,11 @@ from vllm import SamplingParams
 
 from tests.engine.two_workers import a_core_each
 from tests.families import oracle, running
+from tests.families.asking import Ask, every_cliff, prompts_of
 from tests.families.chats import STRING, asked
 from tests.families.making import Checkpoint, picture
 from tests.families.running import TOLERANCE as RUN_TOLERANCE
-from tests.families.running import TOP, Ask, Engine, Judge, every_cliff, prompts_of
+from tests.families.running import TOP, Engine, Judge
 from tests.longer import some
 
 NAMES = ("kimi_vl", "kimi_k2_5", "deepseek_vl2")

@@ -17,8 +17,9 @@ from tests.engine.two_workers import a_core_each
 from tests.families.making import picture, words
 
 if TYPE_CHECKING:
+    from tests.families.asking import Ask
     from tests.families.making import Checkpoint
-    from tests.families.running import Ask, Engine, Judge
+    from tests.families.running import Engine, Judge
 
 STEP = 36
 TOKENS = 3 if v2_cpu.wanted() else 8
@@ -57,7 +58,7 @@ def sound(engine: Engine) -> Iterator[None]:
 
 def ask(seed: int, rows: int, columns: int, before: int = 0, cliff: int | None = None) -> Ask:
     """A picture of rows x columns tokens at token ``before`` of a prompt: without words, at the first."""
-    from tests.families.running import Ask
+    from tests.families.asking import Ask
 
     text = f"{words(before, seed)} <|image_pad|> {words(5, 900 + seed)}".strip()
     return Ask(text, (picture(seed, (rows * UNIT, columns * UNIT)),), cliff)

@@ -14,8 +14,9 @@ import pytest
 from vllm import RequestOutput
 
 from tests.families import gemma, oracle, running
+from tests.families.asking import Ask, every_cliff, prompts_of
 from tests.families.making import Checkpoint, save
-from tests.families.running import STOCK, Ask, Engine, Judge, every_cliff, prompts_of
+from tests.families.running import STOCK, Engine, Judge
 from tests.gpu.backends import DEFAULT, EAGER, SHARED, triton, v1
 from tests.gpu.test_cuda_exactness import replays
 

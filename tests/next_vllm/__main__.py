@@ -19,6 +19,7 @@ SUITES = (
     "tests/engine/test_seams.py",
     "tests/engine/test_overrides.py",
     "tests/engine/test_startup.py",
+    "tests/engine/test_startup_cuda.py",
     "tests/engine/test_exactness.py",
     "tests/engine/test_compiled.py",
     "tests/engine/test_coordination.py",

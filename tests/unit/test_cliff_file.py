@@ -19,7 +19,8 @@ from vllm_flow.cliff_file import (
     read_profile,
     write_profile,
 )
-from vllm_flow.engine.settings import FlowSettings, with_profile_read
+from vllm_flow.engine.setting_values import with_profile_read
+from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import parse_task
 from vllm_flow.policy_error import PolicyError

@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 from vllm_flow.grouping import (
     FEW_GROUPS,
     GROUPS_BESIDE_STATES,
+    GROUPS_WITH_A_DRAFTER,
     MAX_PADDING,
     attending_group_sizes,
     attending_groups,
     default_attending_span,
     default_group_layers,
+    default_span,
     group_sizes,
+    grouped,
     storage_groups,
 )
 
@@ -101,3 +104,22 @@ def test_default_granularity_where_every_fourth_layer_attends(
     attending = range(3, num_layers, 4)
     assert default_attending_span(num_layers, attending) == span
     assert len(attending_groups(num_layers, span, attending)) == groups
+
+
+@given(LAYERS, st.integers(0, 3), st.data())
+def test_groups_of_either_kind_hold_every_layer_that_has_keys_once(
+    num_layers: int, draft_layers: int, data: st.DataObject
+) -> None:
+    """In their order, from a drafter's first one on; by default there are few, in either kind."""
+    attending: tuple[int, ...] = ()
+    if not draft_layers and data.draw(st.booleans()):
+        step = data.draw(st.integers(1, num_layers))
+        attending = tuple(range(step - 1, num_layers, step))
+    stored = attending or tuple(range(-draft_layers, num_layers))
+    size = default_span(num_layers, attending, draft_layers)
+    groups = grouped(num_layers, size, attending, draft_layers)
+    held = [layer for first, last in groups for layer in stored if first <= layer <= last]
+    assert held == list(stored)
+    assert all(first in stored and last in stored for first, last in groups)
+    most = GROUPS_BESIDE_STATES if attending else GROUPS_WITH_A_DRAFTER if draft_layers else 8
+    assert len(groups) <= most

@@ -24,7 +24,7 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
-from vllm_flow.engine.decoder import FlowStep
+from vllm_flow.engine.device_step import FlowStep
 
 REPLAYABLE = ("FLASH_ATTN", "TRITON_ATTN")
 """Backends whose kernels read lengths, tables and slots from the device, and nothing planned on the host.

@@ -29,7 +29,7 @@ from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.pieces import CALL, Captured, Piece, pieces_of
 
 if TYPE_CHECKING:
-    from vllm_flow.engine.decoder import DeviceVariant, FlowStep
+    from vllm_flow.engine.device_step import DeviceVariant, FlowStep
 
 
 @dataclass

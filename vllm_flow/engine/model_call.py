@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_flow.engine import adoption
-from vllm_flow.engine.decoder import DecoderHook, FlowStep
+from vllm_flow.engine.decoder import DecoderHook
+from vllm_flow.engine.device_step import FlowStep
 from vllm_flow.engine.eager_ops import eager_operators
 from vllm_flow.engine.families import decoder_of
 from vllm_flow.engine.leaving import Pieces

@@ -21,7 +21,7 @@ from vllm.forward_context import get_forward_context, is_forward_context_availab
 from vllm.utils.torch_utils import weak_ref_tensor
 
 from vllm_flow.engine.drafts import reads_between_layers
-from vllm_flow.engine.settings import CONFIG_KEY
+from vllm_flow.engine.setting_values import CONFIG_KEY
 
 CALL = "flow_leaving_call"
 """Attribute of vLLM's forward context: who runs the pieces of this call of the model; missing where vLLM does."""

@@ -36,7 +36,8 @@ def configure(config: Any) -> None:
     from vllm_flow.engine import drafts, metrics
     from vllm_flow.engine.attention.writer import check_log
     from vllm_flow.engine.prompt_scores import blank
-    from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings, with_profile_read
+    from vllm_flow.engine.setting_values import CONFIG_KEY, with_profile_read
+    from vllm_flow.engine.settings import FlowSettings
     from vllm_flow.engine.support import check_policies, check_supported
     from vllm_flow.patches import core_client, endpoint_plugins, logprobs, renderer, run_batch
 

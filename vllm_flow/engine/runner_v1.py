@@ -22,7 +22,8 @@ from vllm_flow.engine import (
     mutual_attention,
 )
 from vllm_flow.engine.attention.tap import AttentionTap
-from vllm_flow.engine.decoder import DecoderHook, FlowStep
+from vllm_flow.engine.decoder import DecoderHook
+from vllm_flow.engine.device_step import FlowStep
 from vllm_flow.engine.equipment import equip
 from vllm_flow.engine.groups import group_specs, storage_layer
 from vllm_flow.engine.hiding import hidden

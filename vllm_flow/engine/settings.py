@@ -6,30 +6,20 @@ process. Reads the model's layer count from the config; imports nothing of vLLM.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.cliff_file import Profile, ProfileError, essential, read_profile
+from vllm_flow.cliff_file import Profile
 from vllm_flow.engine import drafts, engine_facts, obstacles, states
-from vllm_flow.grouping import (
-    attending_groups,
-    default_attending_span,
-    default_group_layers,
-    storage_groups,
-)
+from vllm_flow.engine import setting_values as values
+from vllm_flow.engine.setting_values import CONFIG_KEY
+from vllm_flow.grouping import default_span, grouped
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.policy_bounds import operators_policy
-from vllm_flow.policy_error import PolicyError
-from vllm_flow.policy_keys import POLICY_KEYS
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-CONFIG_KEY = "vllm_flow"
-PROFILE = "profile"
 READ = (
     *("num_layers", "profile", "step_tokens", "obstacles", "quantised_keys", "connected"),
     *("hands_over", "mutual_pictures", "attending", "draft_layers"),
@@ -121,10 +111,7 @@ class FlowSettings:
     @property
     def groups(self) -> tuple[tuple[int, int], ...]:
         """First and last layer of each storage group."""
-        if self.attending:
-            return attending_groups(self.num_layers, self.group_layers, self.attending)
-        starts = storage_groups(self.num_layers, self.group_layers, self.draft_layers)
-        return tuple((first, end - 1) for first, end in pairwise((*starts, self.num_layers)))
+        return grouped(self.num_layers, self.group_layers, self.attending, self.draft_layers)
 
     @property
     def group_starts(self) -> tuple[int, ...]:
@@ -168,65 +155,30 @@ class FlowSettings:
         Raises:
             ValueError: not an object, an unknown option, or a value out of range; names it.
         """
-        if not isinstance(options, Mapping):
-            raise ValueError(
-                f"additional_config[{CONFIG_KEY!r}]={options!r}: it must be a JSON object with "
-                f"options, {{}} for the defaults."
-            )
-        known = [f.name for f in fields(cls) if f.name not in READ]
-        for name in options:
-            if name not in known:
-                close = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known options: {known}."
-                raise ValueError(f"{_named(name)}: no such option; {hint}")
-        group_layers = options.get("group_layers")
+        values.known(options, [f.name for f in fields(cls) if f.name not in READ])
+        group_layers = values.layers(options, "group_layers", num_layers)
         if group_layers is None:
-            group_layers = (
-                default_attending_span(num_layers, attending)
-                if attending
-                else default_group_layers(num_layers, draft_layers)
-            )
-        elif isinstance(group_layers, bool) or not isinstance(group_layers, int):
-            raise ValueError(
-                f"{_named('group_layers')}={group_layers!r}: it must be an integer, a number of "
-                f"the model's {num_layers} decoder layers."
-            )
-        if attending:
-            attending_groups(num_layers, group_layers, attending)
-        else:
-            storage_groups(num_layers, group_layers, draft_layers)
-        for name in ("allow_request_policy", "untested_models"):
-            if not isinstance(options.get(name, False), bool):
-                raise ValueError(f"{_named(name)}={options[name]!r}: it must be true or false.")
-        log = options.get("attention_log")
-        if log is not None and (not isinstance(log, str) or not log.strip()):
-            raise ValueError(f"{_named('attention_log')}={log!r}: it must name a directory.")
-        log_bytes = options.get("attention_log_max_bytes", cls.attention_log_max_bytes)
-        if isinstance(log_bytes, bool) or not isinstance(log_bytes, int) or log_bytes < 1:
-            raise ValueError(
-                f"{_named('attention_log_max_bytes')}={log_bytes!r}: it must be an integer of at "
-                "least 1, in bytes."
-            )
-        kernel = options.get("attention_log_kernel", cls.attention_log_kernel)
-        if kernel not in KERNELS:
-            raise ValueError(
-                f"{_named('attention_log_kernel')}={kernel!r}: it must be one of "
-                f"{', '.join(map(repr, KERNELS))}."
-            )
-        profile = _profile(options, num_layers)
+            group_layers = default_span(num_layers, attending, draft_layers)
+        grouped(num_layers, group_layers, attending, draft_layers)  # or refused
+        profile = values.profile(options, num_layers)
+        default = (
+            values.policy(options, "default_policy", num_layers)
+            if profile is None
+            else profile.default
+        )
         return cls(
             num_layers=num_layers,
             group_layers=group_layers,
-            default_policy=_policy(options, "default_policy", num_layers)
-            if profile is None
-            else profile.default,
+            default_policy=default,
             profile=profile,
-            max_policy=_policy(options, "max_policy", num_layers),
-            allow_request_policy=options.get("allow_request_policy", True),
-            attention_log=log,
-            attention_log_max_bytes=log_bytes,
-            attention_log_kernel=kernel,
-            untested_models=options.get("untested_models", False),
+            max_policy=values.policy(options, "max_policy", num_layers),
+            allow_request_policy=values.flag(options, "allow_request_policy", True),
+            attention_log=values.directory(options, "attention_log"),
+            attention_log_max_bytes=values.size(
+                options, "attention_log_max_bytes", cls.attention_log_max_bytes
+            ),
+            attention_log_kernel=values.one_of(options, "attention_log_kernel", KERNELS),
+            untested_models=values.flag(options, "untested_models", False),
             attending=attending,
             draft_layers=draft_layers,
         )
@@ -256,56 +208,3 @@ class FlowSettings:
             connected=getattr(vllm_config.kv_transfer_config, "kv_connector", None) is not None,
             hands_over=engine_facts.hands_over(vllm_config),
         )
-
-
-def with_profile_read(options: Any) -> Any:
-    """The options with the content of the profile in the place of its path.
-
-    Called at start-up, so that every process of the engine, on whichever machine, goes by what the
-    file held then. The content without its evidence, since each process reads it per request.
-    """
-    keys = options.get("default_policy") if isinstance(options, Mapping) else None
-    if not isinstance(keys, Mapping) or not isinstance(keys.get(PROFILE), str):
-        return options
-    try:
-        content = essential(keys[PROFILE])
-    except ProfileError as error:
-        raise ValueError(f"{_named('default_policy')}: {error}") from None
-    return {**options, "default_policy": {**keys, PROFILE: content}}
-
-
-def _named(option: Any) -> str:
-    return f"additional_config[{CONFIG_KEY!r}][{option!r}]"
-
-
-def _policy(options: Mapping[str, Any], name: str, num_layers: int) -> FlowPolicy | None:
-    keys = options.get(name)
-    if keys is None:
-        return None
-    if not isinstance(keys, Mapping):
-        raise ValueError(
-            f'{_named(name)}={keys!r}: it must hold request keys, such as {{"flow_cliff": 16}}.'
-        )
-    strange = [key for key in keys if key not in POLICY_KEYS]
-    if strange:
-        raise ValueError(f"{_named(name)}: {strange[0]!r} is no request key of a policy.")
-    try:
-        return operators_policy(keys, num_layers)
-    except PolicyError as error:
-        raise ValueError(f"{_named(name)}: {error}") from None
-
-
-def _profile(options: Mapping[str, Any], num_layers: int) -> Profile | None:
-    keys = options.get("default_policy")
-    if not isinstance(keys, Mapping) or PROFILE not in keys:
-        return None
-    if len(keys) > 1:
-        other = next(key for key in keys if key != PROFILE)
-        raise ValueError(
-            f"{_named('default_policy')}: {other!r} beside {PROFILE!r}; name one of them. A "
-            'profile may have a "default" of its own.'
-        )
-    try:
-        return read_profile(keys[PROFILE], num_layers)
-    except ProfileError as error:
-        raise ValueError(f"{_named('default_policy')}: {error}") from None

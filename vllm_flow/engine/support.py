@@ -36,7 +36,7 @@ def check_supported(vllm_config: Any, vllm_version: str) -> None:
         ValueError: a sentence that names the feature and what to do instead.
     """
     from vllm_flow.engine import families
-    from vllm_flow.engine.settings import CONFIG_KEY
+    from vllm_flow.engine.setting_values import CONFIG_KEY
 
     check_version(vllm_version)
     options = vllm_config.additional_config.get(CONFIG_KEY)

@@ -14,7 +14,7 @@ from torch import nn
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 
-from vllm_flow.engine.decoder import DeviceLastKeys
+from vllm_flow.engine.device_step import DeviceLastKeys
 from vllm_flow.engine.mutual_attention import as_vllm
 from vllm_flow.last_layer import LastLayer
 from vllm_flow.spans import IntArray

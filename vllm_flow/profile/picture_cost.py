@@ -46,7 +46,7 @@ def read_config(model: str, **arguments: Any) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     from vllm_flow.engine import families, plugin
-    from vllm_flow.engine.settings import CONFIG_KEY
+    from vllm_flow.engine.setting_values import CONFIG_KEY
 
     plugin.register()
     check_code(model, bool(arguments.get("trust_remote_code")))

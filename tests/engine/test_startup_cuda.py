@@ -1,0 +1,123 @@
+"""Start-up as on a CUDA device: which graphs and which pieces, and what of vLLM's defaults there is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm import __version__ as version
+from vllm import envs
+from vllm.config.compilation import CompilationMode, CUDAGraphMode
+
+from tests.engine.test_startup import config_of
+from tests.engine.tiny_llava import Shape, build
+from vllm_flow.engine.support import check_supported
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(Shape(layers=6), tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def cuda_config(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As vLLM finishes it on a CUDA device without a flag; the CPU platform has other defaults."""
+    config = config_of(model_dir, {})
+    compilation = config.compilation_config
+    compilation.mode = CompilationMode.VLLM_COMPILE
+    compilation.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE
+    compilation.splitting_ops = None
+    compilation.set_splitting_ops_for_v1(all2all_backend="naive")
+    monkeypatch.setattr(envs, "VLLM_USE_V2_MODEL_RUNNER", True)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("graphs", "v2", "message"),
+    [
+        ("FULL", True, "full CUDA graphs of steps with prompt tokens, .*FULL_AND_PIECEWISE"),
+        ("PIECEWISE", True, None),
+        ("PIECEWISE", False, None),
+        ("FULL_AND_PIECEWISE", True, None),
+        ("FULL_AND_PIECEWISE", False, "with Model Runner V1: leave VLLM_USE_V2.*PIECEWISE"),
+        ("FULL_DECODE_ONLY", False, "with Model Runner V1: leave VLLM_USE_V2"),
+        ("FULL_DECODE_ONLY", True, None),
+    ],
+)
+def test_which_graphs_are_refused(
+    cuda_config: Any, monkeypatch: pytest.MonkeyPatch, graphs: str, v2: bool, message: str | None
+) -> None:
+    cuda_config.compilation_config.cudagraph_mode = CUDAGraphMode[graphs]
+    monkeypatch.setattr(envs, "VLLM_USE_V2_MODEL_RUNNER", v2)
+    if message is None:
+        check_supported(cuda_config, version)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_supported(cuda_config, version)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"use_inductor_graph_partition": True}, "leave out use_inductor_graph_partition"),
+        ({"splitting_ops": []}, "leave out splitting_ops and fuse_attn_quant"),
+    ],
+)
+def test_how_compiled_code_may_not_be_cut(
+    cuda_config: Any, options: dict[str, Any], message: str
+) -> None:
+    check_supported(cuda_config, version)
+    for name, value in options.items():
+        setattr(cuda_config.compilation_config, name, value)
+    with pytest.raises(ValueError, match=message):
+        check_supported(cuda_config, version)
+
+
+def test_breakable_graphs_are_refused(cuda_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An engine of another test may have had vLLM remember its environment.
+    monkeypatch.setitem(vars(envs), "VLLM_USE_BREAKABLE_CUDAGRAPH", True)
+    with pytest.raises(ValueError, match="set VLLM_USE_BREAKABLE_CUDAGRAPH=0"):
+        check_supported(cuda_config, version)
+    cuda_config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
+    check_supported(cuda_config, version)
+
+
+def test_a_front_end_that_reads_no_policies_is_refused(
+    cuda_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_supported(cuda_config, version)
+    monkeypatch.setitem(vars(envs), "VLLM_USE_RUST_FRONTEND", True)
+    with pytest.raises(ValueError, match="in Rust, .* unset VLLM_USE_RUST_FRONTEND"):
+        check_supported(cuda_config, version)
+
+
+def test_experts_are_not_shared_between_engines(
+    cuda_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that leave are missing where another engine's experts wait for them."""
+    cuda_config.parallel_config.data_parallel_size = 2
+    check_supported(cuda_config, version)
+    monkeypatch.setattr(type(cuda_config.model_config), "is_moe", True)
+    with pytest.raises(ValueError, match="a model with experts, .* set data_parallel_size=1"):
+        check_supported(cuda_config, version)
+    cuda_config.parallel_config.data_parallel_size = 1
+    check_supported(cuda_config, version)
+
+
+def test_routed_experts_are_not_returned(cuda_config: Any) -> None:
+    cuda_config.aux_output_config.enable_return_routed_experts = True
+    with pytest.raises(ValueError, match="leave out enable_return_routed_experts"):
+        check_supported(cuda_config, version)
+
+
+def test_drafts_need_positions_that_the_host_knows(
+    cuda_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda_config.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
+    cuda_config.speculative_config = SimpleNamespace(method="ngram")
+    with pytest.raises(ValueError, match="V2, .* set VLLM_USE_V2_MODEL_RUNNER=0"):
+        check_supported(cuda_config, version)
+    monkeypatch.setattr(envs, "VLLM_USE_V2_MODEL_RUNNER", False)
+    check_supported(cuda_config, version)

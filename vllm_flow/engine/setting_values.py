@@ -1,0 +1,144 @@
+"""Values of the operator's settings: each read, or refused in a sentence that names it.
+
+Knows the JSON under ``additional_config["vllm_flow"]`` and the model's number of layers; nothing of engines, and
+nothing of vLLM.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vllm_flow.cliff_file import Profile, ProfileError, essential, read_profile
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy_bounds import operators_policy
+from vllm_flow.policy_error import PolicyError
+from vllm_flow.policy_keys import POLICY_KEYS
+
+CONFIG_KEY = "vllm_flow"
+PROFILE = "profile"
+
+
+def known(options: Any, names: Sequence[str]) -> None:
+    """Refuse what is no JSON object of these options.
+
+    Raises:
+        ValueError: as everywhere in this module, names the option and what it must be.
+    """
+    if not isinstance(options, Mapping):
+        raise ValueError(
+            f"additional_config[{CONFIG_KEY!r}]={options!r}: it must be a JSON object with "
+            f"options, {{}} for the defaults."
+        )
+    for name in options:
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known options: {list(names)}."
+            raise ValueError(f"{_named(name)}: no such option; {hint}")
+
+
+def layers(options: Mapping[str, Any], name: str, num_layers: int) -> int | None:
+    """A number of layers, None where it is left out."""
+    found = options.get(name)
+    if found is not None and not _is_int(found):
+        raise ValueError(
+            f"{_named(name)}={found!r}: it must be an integer, a number of "
+            f"the model's {num_layers} decoder layers."
+        )
+    return found
+
+
+def flag(options: Mapping[str, Any], name: str, default: bool) -> bool:
+    """True or false."""
+    found = options.get(name, default)
+    if not isinstance(found, bool):
+        raise ValueError(f"{_named(name)}={found!r}: it must be true or false.")
+    return found
+
+
+def directory(options: Mapping[str, Any], name: str) -> str | None:
+    """The name of a directory, which need not exist."""
+    found = options.get(name)
+    if found is not None and (not isinstance(found, str) or not found.strip()):
+        raise ValueError(f"{_named(name)}={found!r}: it must name a directory.")
+    return found
+
+
+def size(options: Mapping[str, Any], name: str, default: int) -> int:
+    """A number of bytes."""
+    found = options.get(name, default)
+    if not _is_int(found) or found < 1:
+        raise ValueError(
+            f"{_named(name)}={found!r}: it must be an integer of at least 1, in bytes."
+        )
+    return int(found)
+
+
+def one_of(options: Mapping[str, Any], name: str, choices: Sequence[str]) -> str:
+    """One of some words, the first by default."""
+    found = options.get(name, choices[0])
+    if found not in choices:
+        raise ValueError(
+            f"{_named(name)}={found!r}: it must be one of {', '.join(map(repr, choices))}."
+        )
+    return str(found)
+
+
+def policy(options: Mapping[str, Any], name: str, num_layers: int) -> FlowPolicy | None:
+    """A policy by its request keys, the same for every image."""
+    keys = options.get(name)
+    if keys is None:
+        return None
+    if not isinstance(keys, Mapping):
+        raise ValueError(
+            f'{_named(name)}={keys!r}: it must hold request keys, such as {{"flow_cliff": 16}}.'
+        )
+    strange = [key for key in keys if key not in POLICY_KEYS]
+    if strange:
+        raise ValueError(f"{_named(name)}: {strange[0]!r} is no request key of a policy.")
+    try:
+        return operators_policy(keys, num_layers)
+    except PolicyError as error:
+        raise ValueError(f"{_named(name)}: {error}") from None
+
+
+def profile(options: Mapping[str, Any], num_layers: int) -> Profile | None:
+    """The profile that ``default_policy`` names, None where it names none."""
+    keys = options.get("default_policy")
+    if not isinstance(keys, Mapping) or PROFILE not in keys:
+        return None
+    if len(keys) > 1:
+        other = next(key for key in keys if key != PROFILE)
+        raise ValueError(
+            f"{_named('default_policy')}: {other!r} beside {PROFILE!r}; name one of them. A "
+            'profile may have a "default" of its own.'
+        )
+    try:
+        return read_profile(keys[PROFILE], num_layers)
+    except ProfileError as error:
+        raise ValueError(f"{_named('default_policy')}: {error}") from None
+
+
+def with_profile_read(options: Any) -> Any:
+    """The options with the content of the profile in the place of its path.
+
+    Called at start-up, so that every process of the engine, on whichever machine, goes by what the
+    file held then. The content without its evidence, since each process reads it per request.
+    """
+    keys = options.get("default_policy") if isinstance(options, Mapping) else None
+    if not isinstance(keys, Mapping) or not isinstance(keys.get(PROFILE), str):
+        return options
+    try:
+        content = essential(keys[PROFILE])
+    except ProfileError as error:
+        raise ValueError(f"{_named('default_policy')}: {error}") from None
+    return {**options, "default_policy": {**keys, PROFILE: content}}
+
+
+def _named(option: Any) -> str:
+    return f"additional_config[{CONFIG_KEY!r}][{option!r}]"
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
