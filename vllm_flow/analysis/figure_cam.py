@@ -114,23 +114,19 @@ def draw_overlays(records: Sequence[CamRecord], stem: Path, title: str = "") -> 
                 place = divmod(panel, columns) if single else (row, panel)
                 axis = axes[place]
                 axis.set_axis_on()
-                if panel == 0:
+                heading = "picture"
+                if panel > 0:
+                    _heat_panel(axis, record, panel - 1)
+                    heading = f"layer {layers[panel - 1]}"
+                else:
                     _panel(axis, record.view, record)
-                    if single:
-                        axis.set_title("picture", fontsize=9, loc="left", fontweight="normal")
-                    else:
-                        if row == 0:
-                            axis.set_title("picture", fontsize=9, loc="left", fontweight="normal")
+                    if not single:
                         axis.set_ylabel(
                             f"“{record.word}”", rotation=0, ha="right", va="center", fontsize=10,
                             labelpad=6,
                         )  # fmt: skip
-                    continue
-                _heat_panel(axis, record, panel - 1)
                 if single or row == 0:
-                    axis.set_title(
-                        f"layer {layers[panel - 1]}", fontsize=9, loc="left", fontweight="normal"
-                    )
+                    axis.set_title(heading, fontsize=9, loc="left", fontweight="normal")
         scale = plt.cm.ScalarMappable(cmap=_bar_colours(), norm=plt.Normalize(0, 1))
         bar = figure.colorbar(scale, ax=axes, shrink=min(1.0, 2 / rows), aspect=18, pad=0.01)
         end = "\n" if sum(heights) < SIDE + 0.2 else " "  # one line is longer than one low row
