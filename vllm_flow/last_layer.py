@@ -14,7 +14,7 @@ same blocks, as long as its last position.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import numpy as np
@@ -46,7 +46,7 @@ class LastLayer(Variant):
     stored tokens up to each run's end. With R = 0 the layer stores the last keys and does nothing else.
     """
 
-    last: LastKeys = field(kw_only=True)
+    last: LastKeys
 
 
 def spare_last_layers(plan: StepPlan, requests: Sequence[ScheduledRequest]) -> StepPlan:

@@ -76,7 +76,7 @@ def _first_gone(layout: TokenLayout, layer: int) -> int:
     assert gone is not None and gone.total
     stages = layout.stages[: layout.stage_at(layer)]
     chosen = (choice.start for stage in stages for choice in stage.choices)
-    return min(gone.ranges[0][0], *chosen, gone.ranges[0][0])
+    return min([gone.ranges[0][0], *chosen])
 
 
 def moved_positions(

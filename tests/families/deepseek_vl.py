@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 import transformers as hf
-from safetensors.torch import save_file
 from tokenizers import decoders
 from torch import nn
 
 from tests.families import deepseek
-from tests.families.making import Checkpoint, drawn, linear, tokenizer
+from tests.families.making import Checkpoint, drawn, linear, tokenizer, write_weights
 
 WIDTH, HIDDEN = 64, 128
 MARK = "<image>"
@@ -105,11 +104,7 @@ def _write(
     text, other = prefixes
     weights = {f"{text}{name}": value for name, value in deepseek.published(model).items()}
     weights |= {f"{other}{name}": value for name, value in drawn(shapes, 3).items()}
-    save_file(
-        {name: value.detach().contiguous().clone() for name, value in weights.items()},
-        where / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    write_weights(weights, where / "model.safetensors")
     config = dict(
         architectures=[architecture],
         model_type="deepseek_vl_v2",

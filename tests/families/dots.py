@@ -12,9 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import transformers as hf
-from safetensors.torch import save_file
 
-from tests.families.making import Checkpoint, drawn, linear, norm, text_settings, tokenizer
+from tests.families.making import (
+    Checkpoint,
+    drawn,
+    linear,
+    norm,
+    text_settings,
+    tokenizer,
+    write_weights,
+)
 
 WIDTH, PATCH, LAYERS, FEED = 64, 14, 2, 128
 IMAGE = "<|imgpad|>"
@@ -48,8 +55,7 @@ def _tower(hidden: int) -> dict[str, Any]:
 
 def _write(processor: Any, vocab: dict[str, int], model: Any, where: Path) -> None:
     weights = model.state_dict() | _tower(model.config.hidden_size)
-    weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    write_weights(weights, where / "model.safetensors")
     config = model.config.to_dict() | dict(
         architectures=["DotsOCRForCausalLM"],
         model_type="dots_ocr",

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 import transformers as hf
-from safetensors.torch import save_file
 
-from tests.families.making import Checkpoint, text_settings, tokenizer
+from tests.families.making import Checkpoint, text_settings, tokenizer, write_weights
 
 WIDTH, PATCH, SIDE, LAYERS, FEED = 64, 14, 168, 2, 256
 MARKS = ("<|begin_of_image|>", "<|endoftext|>", "<|end_of_image|>")
@@ -96,8 +95,7 @@ def as_chatglm(model: Any) -> dict[str, torch.Tensor]:
 def _write(made: Any, vocab: dict[str, int], model: Any, where: Path) -> None:
     text = model.config
     weights = _tower(text.hidden_size) | as_chatglm(model)
-    weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    write_weights(weights, where / "model.safetensors")
     config = dict(
         architectures=["GLM4VForCausalLM"],
         model_type="chatglm",

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers as hf
-from safetensors.torch import save_file
 
 from tests.families.keye import qwen3_with_mrope
 from tests.families.making import (
@@ -22,6 +21,7 @@ from tests.families.making import (
     linear,
     tokenizer,
     tower_settings,
+    write_weights,
 )
 
 PATCH, PATCHES, WIDTH = 16, 64, 64
@@ -43,8 +43,7 @@ def _tower(hidden: int) -> dict[str, Any]:
 
 def _write(made: Any, model: Any, where: Path) -> None:
     weights = model.state_dict() | _tower(model.config.hidden_size)
-    weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    write_weights(weights, where / "model.safetensors")
     config = model.config.to_dict() | dict(
         architectures=["IsaacForConditionalGeneration"],
         model_type="isaac",

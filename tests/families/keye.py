@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers as hf
-from safetensors.torch import save_file
 from transformers.models.paddleocr_vl.modeling_paddleocr_vl import PaddleOCRRotaryEmbedding
 
 from tests.families.making import (
@@ -26,6 +25,7 @@ from tests.families.making import (
     text_settings,
     tokenizer,
     tower_settings,
+    write_weights,
 )
 
 PATCH, SIDE, WIDTH = 14, 112, 64
@@ -114,8 +114,7 @@ def _weights(hidden: int, second: bool) -> dict[str, Any]:
 def _write(made: Any, vocab: dict[str, int], architecture: str, model: Any, where: Path) -> None:
     second = architecture.startswith("KeyeVL1_5")
     weights = model.state_dict() | _weights(model.config.hidden_size, second)
-    weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    write_weights(weights, where / "model.safetensors")
     config = model.config.to_dict() | dict(
         architectures=[architecture],
         model_type="Keye",

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers as hf
-from safetensors.torch import save_file
 from tokenizers import decoders
 
 from tests.families import deepseek
@@ -24,6 +23,7 @@ from tests.families.making import (
     linear,
     norm,
     tokenizer,
+    write_weights,
 )
 
 WIDTH, PATCH, GRID = 64, 14, 8
@@ -117,11 +117,7 @@ def _write(
     text = deepseek.published(model)
     weights = {f"language_model.{name}": value for name, value in text.items()}
     weights |= _tower(model.config.hidden_size, *projector)
-    save_file(
-        {name: value.detach().contiguous().clone() for name, value in weights.items()},
-        where / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    write_weights(weights, where / "model.safetensors")
     settings = deepseek.settings_of(model)
     told = dict(config, text_config=settings, torch_dtype="float32")
     (where / "config.json").write_text(json.dumps(told, indent=1))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers as hf
-from safetensors.torch import save_file
 
 from tests.families.making import (
     Checkpoint,
@@ -23,6 +22,7 @@ from tests.families.making import (
     text_settings,
     tokenizer,
     tower_settings,
+    write_weights,
 )
 
 PATCH, WIDTH, LAYERS, FEED = 14, 64, 2, 128
@@ -98,8 +98,7 @@ def _write(made: Any, vocab: dict[str, int], model: Any, where: Path) -> None:
         for name, value in model.state_dict().items()
     }
     weights |= _tower(model.config.hidden_size)
-    weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    write_weights(weights, where / "model.safetensors")
     text = model.config.to_dict() | {"torch_dtype": "float32"}
     text.pop("dtype", None)
     config = dict(

@@ -220,6 +220,12 @@ def save(checkpoint: Checkpoint, where: Path) -> Checkpoint:
     return replace(checkpoint, model=model.eval(), where=where)
 
 
+def write_weights(weights: Mapping[str, torch.Tensor], file: Path) -> None:
+    """As safetensors; tensors may share memory, or lie in it in any order."""
+    copies = {name: value.detach().contiguous().clone() for name, value in weights.items()}
+    save_file(copies, file, metadata={"format": "pt"})
+
+
 def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     """A random RGB image, height x width."""
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)

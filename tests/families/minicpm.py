@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import transformers as hf
-from safetensors.torch import save_file
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from tests.families.making import (
@@ -26,6 +25,7 @@ from tests.families.making import (
     text_settings,
     tokenizer,
     tower_settings,
+    write_weights,
 )
 
 PATCH, SIDE, QUERIES, WIDTH = 14, 56, 16, 128
@@ -202,8 +202,7 @@ def _write(made: Any, base: str, version: str, speech: bool, model: Any, where: 
     weights = _tower(tower) | {f"llm.{name}": value for name, value in model.state_dict().items()}
     if speech:
         weights |= _speech()
-    weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    write_weights(weights, where / "model.safetensors")
     letter = "O" if speech else "V"
     kind = f"minicpm{letter.lower()}"
     config = model.config.to_dict() | dict(

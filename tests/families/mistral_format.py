@@ -18,9 +18,16 @@ from typing import Any
 import torch
 import transformers as hf
 from PIL import Image
-from safetensors.torch import save_file
 
-from tests.families.making import MAX_POSITIONS, WORDS, Checkpoint, drawn, linear, text_settings
+from tests.families.making import (
+    MAX_POSITIONS,
+    WORDS,
+    Checkpoint,
+    drawn,
+    linear,
+    text_settings,
+    write_weights,
+)
 
 WIDTH, PATCH, SIDE, LAYERS, FEED = 64, 16, 128, 2, 128
 SPECIALS, BYTES, FIRST_WORD = 20, 256, 100
@@ -117,8 +124,7 @@ def as_mistral(model: Any) -> dict[str, torch.Tensor]:
 def _write(model: Any, where: Path) -> None:
     text = model.config
     weights = _tower(text.hidden_size) | as_mistral(model)
-    weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
-    save_file(weights, where / "consolidated.safetensors", metadata={"format": "pt"})
+    write_weights(weights, where / "consolidated.safetensors")
     (where / "tekken.json").write_text(json.dumps(_tokens()))
     params = dict(
         dim=text.hidden_size,

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import transformers as hf
-from safetensors.torch import save_file
 from tokenizers import decoders
 
 from tests.families.making import (
@@ -27,6 +26,7 @@ from tests.families.making import (
     linear,
     norm,
     text_settings,
+    write_weights,
 )
 from tests.word_tokenizer import word_tokenizer
 
@@ -192,8 +192,7 @@ def as_molmo(model: Any, norm_after: bool) -> dict[str, torch.Tensor]:
 def _write(made: Any, words: int, norm_after: bool, model: Any, where: Path) -> None:
     text = model.config
     weights = as_molmo(model, norm_after) | _tower()
-    weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    write_weights(weights, where / "model.safetensors")
     config = dict(
         architectures=["MolmoForCausalLM"],
         model_type="molmo",

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import transformers as hf
-from safetensors.torch import save_file
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
 )
 
-from tests.families.making import Checkpoint, fill, text_settings, tokenizer
+from tests.families.making import Checkpoint, fill, text_settings, tokenizer, write_weights
 
 IMAGE = "<|media_placeholder|>"
 TOWER = dict(
@@ -54,8 +53,7 @@ def _write(made: Any, vocab: dict[str, int], model: Any, where: Path) -> None:
     fill(tower, 3)
     weights = {f"vision_tower.{name}": value for name, value in tower.state_dict().items()}
     weights |= model.state_dict()
-    weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    write_weights(weights, where / "model.safetensors")
     text = model.config.to_dict() | {"torch_dtype": "float32"}
     text.pop("dtype", None)
     config = dict(

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import transformers as hf
-from safetensors.torch import save_file
 
 from tests.families.making import (
     Checkpoint,
@@ -25,6 +24,7 @@ from tests.families.making import (
     text_settings,
     tokenizer,
     tower_settings,
+    write_weights,
 )
 
 SIDE, PATCH, WIDTH, LAYERS, WORDS = 56, 14, 64, 2, 64
@@ -86,8 +86,7 @@ def _head(hidden: int, marks: int) -> Weights:
 
 def _save(weights: Weights, model: Any, config: dict[str, Any], where: Path) -> None:
     weights = weights | {f"llm.{name}": value for name, value in model.state_dict().items()}
-    weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    write_weights(weights, where / "model.safetensors")
     text = model.config.to_dict() | {"torch_dtype": "float32"}
     text.pop("dtype", None)
     config = config | dict(

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import transformers as hf
-from safetensors.torch import save_file
 from tokenizers import decoders
 
 from tests.families.making import (
@@ -28,6 +27,7 @@ from tests.families.making import (
     text_settings,
     tokenizer,
     tower_settings,
+    write_weights,
 )
 from tests.families.phi_code import CONFIGURATION, PHI3, PHI4, PROCESSING
 
@@ -65,8 +65,7 @@ def _write(
     where: Path,
 ) -> None:
     kind = settings["model_type"]
-    weights = {key: value.detach().contiguous().clone() for key, value in weights_of(model).items()}
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    write_weights(weights_of(model), where / "model.safetensors")
     auto = {"AutoConfig": f"configuration_{kind}.{name}Config"}
     config = model.config.to_dict() | dict(settings, auto_map=auto, torch_dtype="float32")
     config.pop("dtype", None)

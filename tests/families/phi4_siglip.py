@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers as hf
-from safetensors.torch import save_file
 
 from tests.families.making import (
     Checkpoint,
@@ -22,6 +21,7 @@ from tests.families.making import (
     text_settings,
     tokenizer,
     tower_settings,
+    write_weights,
 )
 
 PATCH, PATCHES, WIDTH = 16, 64, 64
@@ -72,8 +72,7 @@ def _write(made: Any, model: Any, where: Path) -> None:
     hidden = model.config.hidden_size
     shapes = linear("model.mm_projector.0", hidden, WIDTH)
     weights |= drawn(shapes | linear("model.mm_projector.2", hidden, hidden), 4)
-    weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    write_weights(weights, where / "model.safetensors")
     config = model.config.to_dict() | dict(
         architectures=["Phi4ForCausalLMV"],
         model_type="phi4-siglip",

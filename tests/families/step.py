@@ -13,9 +13,16 @@ from typing import Any
 
 import torch
 import transformers as hf
-from safetensors.torch import save_file
 
-from tests.families.making import Checkpoint, drawn, linear, norm, text_settings, tokenizer
+from tests.families.making import (
+    Checkpoint,
+    drawn,
+    linear,
+    norm,
+    text_settings,
+    tokenizer,
+    write_weights,
+)
 
 WIDTH, PATCH, LAYERS, HEADS, FEED = 64, 14, 2, 2, 128
 SIDE, CROP = 224, 112
@@ -100,8 +107,7 @@ def settings(architecture: str, text: dict[str, Any], vocab: dict[str, int]) -> 
 
 def _write(made: Any, vocab: dict[str, int], model: Any, where: Path) -> None:
     weights = model.state_dict() | tower(model.config.hidden_size)
-    weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    write_weights(weights, where / "model.safetensors")
     text = model.config.to_dict() | {"torch_dtype": "float32"}
     text.pop("dtype", None)
     config = settings("StepVLForConditionalGeneration", text, vocab) | dict(

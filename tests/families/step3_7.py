@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 import transformers as hf
-from safetensors.torch import save_file
 
 from tests.families import step
-from tests.families.making import MAX_POSITIONS, Checkpoint, tokenizer
+from tests.families.making import MAX_POSITIONS, Checkpoint, tokenizer, write_weights
 
 SEEN, HEADS, GROUPS, HEAD = 24, 4, 2, 32
 """How many tokens a layer with a window sees, the row's own included: fewer than a picture has."""
@@ -111,8 +110,7 @@ def _write(made: Any, vocab: dict[str, int], model: Any, where: Path) -> None:
         if name.endswith("e_score_correction_bias"):
             bias.copy_(torch.tensor([0.2, -0.1, 0.1, 0.0]))
     weights = _weights(model) | step.tower(model.config.text_config.hidden_size)
-    weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    write_weights(weights, where / "model.safetensors")
     text = _text(vocab) | {"torch_dtype": "float32"}
     config = step.settings("Step3p7ForConditionalGeneration", text, vocab) | dict(
         model_type="step3p7", auto_map={"AutoConfig": "configuration_step3_7.Step37Config"}

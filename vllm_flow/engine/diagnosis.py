@@ -129,7 +129,7 @@ def check_vllm() -> Iterable[Finding]:
     else:
         yield Finding(
             "vLLM",
-            f"{found[0]} {found[1]}, in the tested range (>= {low}, < {high}); with it ran "
+            f"{found[0]} {found[1]}, in the tested range (>= {low}, < {high}). Run with it: "
             f"{how_tested(found[1])}.",
         )
 
