@@ -8,7 +8,7 @@ torch nor vLLM. Who allocates is `engine/storage`, who copies `engine/moving`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -101,8 +101,8 @@ def choosing_plan(layout: TokenLayout) -> StepPlan | None:
     """
     if not layout.chooses:
         return None
-    early = replace(layout, late=False)
-    return plan_step([ScheduledRequest(0, layout.prompt_tokens, early)])
+    # What a plan says does not depend on when images leave, but on the requests that it is made for.
+    return plan_step([ScheduledRequest(0, layout.prompt_tokens, layout)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,6 +174,33 @@ def test_the_last_row_of_a_prompt_is_read_whatever_leaves_beside_it(
     assert not list(late_readings(plan, [(0, case.prompt - 1, layout)]))
 
 
+@given(late_cases())
+def test_a_step_without_a_plan_reads_its_own_last_row(case: Case) -> None:
+    """Nothing has left of it; before it in the batch a request that never evicts."""
+    found = list(late_readings(None, [(0, 4, None), (0, case.prompt, case.layout)]))
+    assert case.layout is not None
+    assert found == [
+        LateReading(1, layer, 4 + case.prompt - 1, case.prompt) for layer in case.layout.read_layers
+    ]
+
+
+@given(cases())
+def test_what_leaves_in_the_prefill_is_never_rewritten(case: Case) -> None:
+    layout = case.layout
+    assert layout is None or not any(is_rewritten(layout, layer) for layer in range(LAYERS))
+
+
+@given(late_cases())
+def test_a_plan_to_choose_by_is_there_where_a_device_chooses(case: Case) -> None:
+    layout = case.layout
+    assert layout is not None
+    plan, chosen = choosing_plan(layout), [c for stage in layout.stages for c in stage.choices]
+    assert (plan is None) == (not chosen)
+    if plan is not None:
+        made = [ranking.choice for variant in plan.variants for ranking in variant.rankings]
+        assert made == chosen and plan.num_rows == case.prompt
+
+
 def test_a_late_layout_needs_its_prompt() -> None:
     policy = replace(FlowPolicy.withdrawal(2), when="decode")
     with pytest.raises(ValueError, match="how long it is"):
