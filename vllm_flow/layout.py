@@ -96,11 +96,8 @@ class TokenLayout:
         stages = layout_stages(policy, images)
         if not any(stage.evicted.total for stage in stages):
             return None
-        spans = images[0]
-        if len(images) > 1:
-            spans = ImageSpans.from_ranges(r for image in images for r in image.ranges)
         return cls(
-            spans,
+            ImageSpans.from_ranges(span for image in images for span in image.ranges),
             stages,
             str(policy),
             prompt_tokens,

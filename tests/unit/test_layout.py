@@ -123,3 +123,34 @@ def test_what_leaves_late_is_there_while_the_prompt_is_computed() -> None:
     assert to_the_end.totals == (PROMPT - 8, PROMPT - 6)
     with pytest.raises(ValueError, match="how long it is"):
         TokenLayout.of(FlowPolicy((stages,), when="decode"), ImageSpans(((4, 12),)), 11)
+
+
+def test_what_is_generated_without_the_image_is_nobody_elses() -> None:
+    late = layout_of(FlowPolicy(((Stage(2),),), when="decode"), (4, 12))
+    assert [late.findable(n) for n in (6, PROMPT, PROMPT + 8)] == [6, PROMPT, PROMPT]
+    assert [late.last_end(n, 4) for n in (7, PROMPT, PROMPT + 8)] == [4, PROMPT, PROMPT]
+
+
+def test_what_leaves_in_the_prefill_is_gone_while_the_prompt_is_computed() -> None:
+    layout = layout_of(FlowPolicy.withdrawal(2), (4, 12))
+    assert layout.gone_by(1) and layout.gone_by(PROMPT + 1)
+    assert [layout.stored_tokens(n, 2) for n in (4, 6, 12, PROMPT)] == [4, 4, 4, PROMPT - 8]
+    assert layout.evicted_tokens(5) == layout.evicted_tokens() == ((2, 8),)
+
+
+@given(cases(), st.integers(0, 12), st.integers(0, 12), st.integers(0, 20))
+def test_a_chunk_that_begins_with_what_goes_together_holds_all_of_it(
+    case: Case, computed: int, scheduled: int, at_most: int
+) -> None:
+    """And no more than it must, nor than there is room for; nothing stays nothing."""
+    layout = case.layout
+    if layout is None:
+        return
+    whole = [stop for start, stop in layout.whole if start == computed]
+    ends = (
+        end
+        for end in range(computed + scheduled, computed + scheduled + case.prompt + 1)
+        if not scheduled or not any(computed < end < stop for stop in whole)
+    )
+    found = layout.undivided(computed, scheduled, at_most)
+    assert found == min(next(ends) - computed, at_most)
