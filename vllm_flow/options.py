@@ -46,10 +46,10 @@ def seed(text: str) -> int:
 
 def pixels(text: str) -> tuple[int, int]:
     """``640x480``: width and height of a picture."""
-    width, cross, height = text.partition("x")
-    if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 640x480")
-    return int(width), int(height)
+    width, height = (whole_number(side) for side in text.partition("x")[::2])
+    if not (width and height):
+        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is not a size such as 640x480")
+    return width, height
 
 
 def positives(text: str) -> tuple[int, ...]:
@@ -82,7 +82,7 @@ def not_negative(text: str) -> float:
 def _finite(text: str) -> float:
     """The number, or one that is not a number for anything that is none or has no end."""
     try:
-        value = float(text) if "_" not in text else math.nan
+        value = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         return math.nan
     return value if math.isfinite(value) else math.nan

@@ -30,7 +30,7 @@ KEEP_FORMS = (
     'a number of tokens such as 64, a share such as "25%", or a fraction of them such as "71/144"'
 )
 MAX_SEED = 2**32 - 1
-_STAGE = re.compile(r"\s*(\d{1,9})\s*:\s*([0-9./%]+)(?:\s+(\S+))?\s*\Z")
+_STAGE = re.compile(r"\s*([0-9]{1,9})\s*:\s*([0-9./%]+)(?:\s+(\S+))?\s*\Z")
 
 
 def integer(value: Any) -> bool:
@@ -81,7 +81,7 @@ def _keep(text: str) -> Keep | None:
     text = text.strip()
     if (number := whole_number(text)) is not None:
         return number
-    if len(text) > 24 or not re.fullmatch(r"\d+(\.\d+)?%|\d+/\d+", text):
+    if len(text) > 24 or not re.fullmatch(r"[0-9]+(\.[0-9]+)?%|[0-9]+/[0-9]+", text):
         return None
     try:
         return Fraction(text[:-1]) / 100 if text.endswith("%") else Fraction(text)

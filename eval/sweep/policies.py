@@ -55,7 +55,7 @@ SYNTAX = (
 MOST_SEEDS = 100
 _OPTION = re.compile(r"(seed|when)=(\S*)\Z")
 _STAGES = re.compile(r"\d+\s*:")
-_SQUARE = re.compile(r"(\d{1,4})x(\d{1,4})\Z")
+_SQUARE = re.compile(r"([0-9]{1,4})x([0-9]{1,4})\Z")
 
 __all__ = ["BASELINE", "SYNTAX", "TEXT_ONLY", "Policy", "PolicySpecError", "grid_of_budget"]
 

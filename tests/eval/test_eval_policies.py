@@ -186,6 +186,7 @@ def test_a_preset_is_found_again_by_its_stages(name: str) -> None:
         ("downsample=0", "from 1 to 32"),
         ("downsample=x", "write downsample=16"),
         ("downsample=3x4", "a square of patches"),
+        ("downsample=٣x٣", "write downsample=16"),
         ("downsample=3 seed=1", "seed has no meaning here"),
         ("baseline when=decode", "when has no meaning here"),
         ("fastw", "did you mean 'fastv'"),

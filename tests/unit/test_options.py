@@ -17,12 +17,13 @@ READERS: dict[Callable[[str], Any], Callable[[Any], bool]] = {
     options.positive: lambda value: value >= 1,
     options.count: lambda value: value >= 0,
     options.seed: lambda value: 0 <= value < 2**32,
+    options.pixels: lambda value: len(value) == 2 and min(value) >= 1,
     options.positives: lambda value: len(value) > 0 and min(value) >= 1,
     options.positive_number: lambda value: 0 < value < math.inf,
     options.not_negative: lambda value: 0 <= value < math.inf,
     options.gib: lambda value: 0 < value <= options.MOST_GIB,
 }
-TEXTS = st.text() | st.text("0123456789.,-+eE_ infa²٣") | st.integers().map(str)
+TEXTS = st.text() | st.text("0123456789x.,-+eE_ infa²٣") | st.integers().map(str)
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -42,6 +43,7 @@ def test_any_text_is_read_or_refused(read: Callable[[str], Any], text: str) -> N
         (options.positive, "12", 12),
         (options.count, "0", 0),
         (options.seed, "4294967295", 2**32 - 1),
+        (options.pixels, "640x480", (640, 480)),
         (options.positives, "8, 1,32", (8, 1, 32)),
         (options.positive_number, "2.5e3", 2500.0),
         (options.not_negative, "0", 0.0),
@@ -53,7 +55,30 @@ def test_what_is_read(read: Callable[[str], Any], text: str, value: Any) -> None
 
 
 @pytest.mark.parametrize("read", READERS)
-@pytest.mark.parametrize("text", ["", "-1", "nan", "1_0", "x", "9" * 5000, "1e999", "²", "\ud800"])
+@pytest.mark.parametrize(
+    "text", ["", "-1", "nan", "1_0", "x", "9" * 5000, "1e999", "²", "٣", "\ud800"]
+)
 def test_what_is_refused(read: Callable[[str], Any], text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         read(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "640",
+        "640x",
+        "x480",
+        "0x480",
+        "640x0",
+        "640X480",
+        "²x3",
+        "٣x4",
+        "6 x4",
+        "1x2x3",
+        f"{'9' * 5000}x1",
+    ],
+)
+def test_sizes_that_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size such as 640x480"):
+        options.pixels(text)

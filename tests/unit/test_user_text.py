@@ -24,6 +24,13 @@ def test_no_whole_numbers(text: str) -> None:
     assert whole_number(text) is None
 
 
+def test_the_largest_numbers() -> None:
+    assert whole_number("9" * 18) == 10**18 - 1 < 2**63
+    assert whole_number("1" + "0" * 18) is None
+    assert whole_numbers("999999,0:") is None and whole_numbers("0,999999") == (0, 999_999)
+    assert whole_numbers("1000000") is None and whole_numbers("999999:1000000") is None
+
+
 @given(st.text(max_size=8))
 def test_a_number_or_none(text: str) -> None:
     assert whole_number(text) in (None, *([int(text)] if text.isdecimal() else []))
@@ -80,6 +87,7 @@ def test_no_json(text: str, says: str, line: int | None) -> None:
     with pytest.raises(NotJSON, match=says) as refused:
         parse_json(text)
     assert refused.value.line == line
+    assert ("column" in str(refused.value)) == (line is not None)
 
 
 def test_pairs_of_surrogates_are_text() -> None:
