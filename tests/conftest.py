@@ -28,6 +28,10 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_runtest_setup() -> None:
+    look_in_this_process()
+
+
+def look_in_this_process() -> None:
     """vLLM looks at a model class in a process of its own, which imports vLLM anew for every architecture.
 
     It keeps CUDA out of this one so; here is none.

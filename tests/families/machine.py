@@ -14,10 +14,10 @@ from unittest import mock
 
 import torch
 from vllm.distributed import parallel_state
-from vllm.model_executor.models import registry
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
+from tests.conftest import look_in_this_process
 from tests.families.making import Checkpoint
 
 if not torch.backends.cuda.is_built():
@@ -28,6 +28,7 @@ if not torch.backends.cuda.is_built():
 @contextmanager
 def that_serves(checkpoint: Checkpoint) -> Iterator[None]:
     """While an engine of the checkpoint starts; what outlasts it is said where it is done."""
+    look_in_this_process()
     _shrink(checkpoint)
     _have_experts_shared()
     if checkpoint.chunks or "llvmlite.binding.ffi" in sys.modules:
@@ -36,13 +37,7 @@ def that_serves(checkpoint: Checkpoint) -> Iterator[None]:
         from tests.families import gated_delta
 
         gated_delta.install()
-    with (
-        # vLLM looks at a model class in a process of its own, to keep CUDA out of this one: seconds per
-        # architecture, and here is no CUDA.
-        mock.patch.object(registry, "_run_in_subprocess", lambda look: look()),
-        _attention_of(checkpoint.attention),
-        _in_chunks(checkpoint.latent),
-    ):
+    with _attention_of(checkpoint.attention), _in_chunks(checkpoint.latent):
         yield
 
 
