@@ -55,12 +55,12 @@ def parse_log(
             integer, out of range, named twice or without attention; an empty list; heat without a
             log; an engine without a log.
     """
-    wanted = _switch(keys[LOG_KEY]) if keys and LOG_KEY in keys else False
-    heat = _switch(keys[HEAT_KEY]) if keys and HEAT_KEY in keys else False
-    if keys and heat is None:
+    keys = keys or {}
+    wanted, heat = (_switch(keys.get(key, False)) for key in LOG_KEYS)
+    if heat is None:
         raise PolicyError(HEAT_KEY, keys[HEAT_KEY], "it must be true or false.")
-    if not keys or wanted is False:
-        if keys and heat:
+    if wanted is False:
+        if heat:
             raise PolicyError(
                 HEAT_KEY, keys[HEAT_KEY], f"there is nothing to add it to; send {LOG_KEY} too."
             )
@@ -82,7 +82,7 @@ def parse_log(
             "this engine has no attention log; leave the key out, or start the engine with "
             '"attention_log": "DIRECTORY" in additional_config["vllm_flow"].',
         )
-    return AttentionLog(layers, bool(heat))
+    return AttentionLog(layers, heat)
 
 
 def _switch(value: Any) -> bool | None:

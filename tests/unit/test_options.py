@@ -82,3 +82,10 @@ def test_what_is_refused(read: Callable[[str], Any], text: str) -> None:
 def test_sizes_that_are_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a size such as 640x480"):
         options.pixels(text)
+
+
+def test_the_largest_that_is_taken() -> None:
+    assert options.gib("1000000") == options.MOST_GIB
+    for read, text in ((options.gib, "1000000.1"), (options.seed, "4294967296")):
+        with pytest.raises(argparse.ArgumentTypeError):
+            read(text)
