@@ -66,6 +66,7 @@ def test_merging_keeps_what_the_new_run_does_not_have(
     assert found == {**before, **after}
     assert new["default"] == {"flow_cliff": 3} and new["created"] == "now"
     assert merged(None, old) == old
+    assert "default" not in merged(content(before), content(after))
 
 
 @pytest.mark.parametrize(("name", "value"), [("model", "other"), ("num_layers", 16)])
@@ -93,6 +94,23 @@ def test_profiles_of_two_models_are_not_merged(name: str, value: Any) -> None:
 def test_what_is_no_profile_of_this_model_is_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(ProfileError, match=says):
         read_profile({**content({"pope": 3}), **change}, LAYERS)
+
+
+def test_true_is_no_number_of_layers() -> None:
+    """Though Python takes it for 1."""
+    one = {**content({"pope": 1}), "num_layers": 1}
+    assert read_profile(one, 1).policies == {"pope": parse_policy({"flow_cliff": 1}, 1)}
+    with pytest.raises(ProfileError, match="True decoder layers"):
+        read_profile({**one, "num_layers": True}, 1)
+
+
+@pytest.mark.parametrize("tasks", [{"pope": 3, "gqa": {"flow_cliff": 2}}, ["pope"], None])
+def test_what_is_damaged_is_handed_on_to_be_named(tasks: Any) -> None:
+    """The process that reads it refuses it, whichever that is."""
+    damaged = {**content({}), "tasks": tasks}
+    assert essential(damaged)["tasks"] == tasks
+    with pytest.raises(ProfileError):
+        read_profile(essential(damaged), LAYERS)
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

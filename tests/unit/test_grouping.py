@@ -73,6 +73,34 @@ def test_default_granularity(num_layers: int, group_layers: int, last: int) -> N
     assert sizes_of(num_layers, group_layers)[-1] == last
 
 
+@pytest.mark.parametrize(
+    ("num_layers", "draft_layers", "size"),
+    [
+        (44, 0, 11),  # four equal groups are few enough to waste nothing, three are not
+        (39, 0, 5),
+        (23, 1, 2),  # with a drafter up to twelve groups
+        (25, 1, 9),
+        (30, 3, 3),  # its layers just fit
+    ],
+)
+def test_what_decides_the_default(num_layers: int, draft_layers: int, size: int) -> None:
+    assert default_group_layers(num_layers, draft_layers) == size
+    assert default_span(num_layers, draft_layers=draft_layers) == size
+
+
+def test_a_group_that_has_no_room_for_a_drafter_is_refused() -> None:
+    assert storage_groups(9, 3, 3) == (-3, 0, 3, 6)
+    for size in (1, 2):
+        with pytest.raises(ValueError, match="3 of its drafter .* no room; use one of 3, 4, 6"):
+            storage_groups(9, size, 3)
+
+
+def test_groups_without_drafter_or_states() -> None:
+    assert grouped(6, 2) == ((0, 1), (2, 3), (4, 5))
+    assert default_span(6) == 1
+    assert attending_group_sizes(8, (3, 7)) == tuple(range(1, 9))
+
+
 ATTENDING = st.sets(st.integers(0, 63), min_size=1).map(sorted)
 
 

@@ -107,3 +107,9 @@ def test_what_a_rank_looks_at_decides_what_must_be_computed_at_once() -> None:
     assert all(isinstance(RANKS[name], AttentionRank) for name in ("last_image", "last_prompt"))
     assert isinstance(RANKS["diversity"], PictureRank)
     assert all(name == rank.name and rank.title for name, rank in RANKS.items())
+    assert {name for name, rank in RANKS.items() if rank.draws} == {"random"}
+    assert {name for name, rank in RANKS.items() if rank.late} == {
+        "uniform",
+        "random",
+        "last_prompt",
+    }
