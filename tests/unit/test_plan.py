@@ -81,6 +81,7 @@ def test_every_layer_of_a_plan_matches_the_naive_model(batch: list[tuple[Case, i
         assert plan is None
         return
     assert plan is not None and plan.num_rows == len(tokens)
+    assert plan.seq_lens.tolist() == [end for _, _, end in batch]
     for layer in range(LAYERS):
         expected = [
             (row, r, batch[r][0].rank(p, layer))
