@@ -4,6 +4,9 @@ Before each kernel, and before each function that a kernel calls, Triton 3.7 rep
 ``triton.language``; it puts them back after the kernel, and copies every argument's whole storage to the host
 and back. In a process that only interprets, and whose tensors are on the host, once is enough and nothing has
 to be copied: what the kernels compute is the same.
+
+And with masks that are made of numbers, as they are where one side of a comparison is a scalar (vLLM's kernels that
+draft from the text): Triton 3.7's interpreter takes booleans alone.
 """
 
 from __future__ import annotations
@@ -37,6 +40,17 @@ def install() -> None:
     def as_they_are(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         return args, kwargs
 
+    def truth(mask: Any) -> Any:
+        return interpreter.TensorHandle(mask.data.astype(bool), mask.dtype)
+
+    builder = interpreter.InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
+    builder.create_masked_load = lambda self, ptrs, mask, *args, **kwargs: load(
+        self, ptrs, truth(mask), *args, **kwargs
+    )
+    builder.create_masked_store = lambda self, ptrs, value, mask, *args: store(
+        self, ptrs, value, truth(mask), *args
+    )
     interpreter._patch_lang = patch_once
     interpreter.GridExecutor._init_args_hst = as_they_are
     interpreter.GridExecutor._restore_args_dev = lambda self, *args: None

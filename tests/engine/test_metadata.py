@@ -104,6 +104,16 @@ def test_a_step_without_variants_is_planned_once_for_groups_that_are_alike() -> 
     assert [group.kv_cache_spec for (group,) in shown] == [g.kv_cache_spec for (g,) in groups]
 
 
+def test_a_drafter_with_other_heads_is_planned_alone() -> None:
+    """What a schedule is made for, though its keys are stored like the target's."""
+    builders = [Builder(CUDAGraphMode.NONE, can_update=True) for _ in range(2)]
+    for heads, builder in enumerate(builders, 8):
+        builder.num_heads_q = heads
+    shown = sharing([[Group(builder, 0) for builder in builders], [Group(builders[0], 2)]])
+    answers = [group.build_metadata(Common("one")) for groups in shown for group in groups]
+    assert [kind for kind, *_ in answers] == ["built", "built", "updated"]
+
+
 @pytest.mark.parametrize("asked", [{"ubatch_idx": 1}, {"num_accepted_tokens": 3}], ids=str)
 def test_what_is_not_of_the_whole_step_is_planned_alone(asked: dict[str, int]) -> None:
     builder = Builder(CUDAGraphMode.NONE, can_update=True)

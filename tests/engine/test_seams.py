@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import vllm.plugins
-from vllm.config import ParallelConfig, SchedulerConfig, VllmConfig
+from vllm.config import ParallelConfig, SchedulerConfig, SpeculativeConfig, VllmConfig
 from vllm.lora.ops.triton_ops.lora_kernel_metadata import LoRAKernelMeta
 from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 from vllm.model_executor.layers.attention import Attention
@@ -45,6 +45,7 @@ from vllm.v1.worker.gpu.cudagraph_utils import prepare_inputs_to_capture
 from vllm.v1.worker.gpu.input_batch import InputBatch as InputBatchV2
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 from vllm.v1.worker.utils import AttentionGroup
 
@@ -66,6 +67,11 @@ from vllm_flow.patches import endpoint_plugins, input_processor, output_processo
         (RunnerV2.get_kv_cache_spec, ["self"]),
         (RunnerV2.initialize_kv_cache, ["kv_cache_config", "is_profiling"]),
         (RunnerV2.sample_tokens, ["grammar_output"]),
+        (RunnerV2.capture_model, ["profile_only"]),
+        (
+            DraftModelSpeculator.set_attn,
+            ["model_state", "block_tables", "target_input_buffers", "target_attn_groups"],
+        ),
         (AsyncModelRunnerOutput.get_output, ["self"]),
         (Attention.forward, ["query", "key", "value"]),
         (
@@ -136,6 +142,8 @@ def test_a_seam_is_where_we_stand(function: Callable[..., Any], parameters: list
     ("kind", "names"),
     [
         (InputBatchV2, {"req_ids", "num_computed_tokens_np", "num_scheduled_tokens"}),
+        (InputBatchV2, {"seq_lens", "seq_lens_cpu_upper_bound", "num_reqs_after_padding"}),
+        (SpeculativeConfig, {"method", "parallel_drafting", "enable_adaptive_verification"}),
         (CommonAttentionMetadata, {"query_start_loc", "seq_lens", "block_table_tensor"}),
         (ParallelConfig, {"worker_cls"}),
         (SchedulerConfig, {"scheduler_cls", "async_scheduling"}),

@@ -112,12 +112,30 @@ def test_routed_experts_are_not_returned(cuda_config: Any) -> None:
         check_supported(cuda_config, version)
 
 
-def test_drafts_need_positions_that_the_host_knows(
-    cuda_config: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("v2", [False, True])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, None),
+        ({"method": "medusa"}, "by 'medusa', .* set the method of speculative_config to one of"),
+        ({"enable_adaptive_verification": True}, "leave enable_adaptive_verification out"),
+    ],
+)
+def test_drafts_under_both_model_runners(
+    cuda_config: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    v2: bool,
+    changed: dict[str, Any],
+    message: str | None,
 ) -> None:
-    cuda_config.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
-    cuda_config.speculative_config = SimpleNamespace(method="ngram")
-    with pytest.raises(ValueError, match="V2, .* set VLLM_USE_V2_MODEL_RUNNER=0"):
+    """Under V2 as vLLM starts by itself, with full graphs of decode steps."""
+    if not v2:
+        cuda_config.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
+    monkeypatch.setattr(envs, "VLLM_USE_V2_MODEL_RUNNER", v2)
+    own = {"method": "ngram", "enable_adaptive_verification": False} | changed
+    cuda_config.speculative_config = SimpleNamespace(**own)
+    if message is None:
         check_supported(cuda_config, version)
-    monkeypatch.setattr(envs, "VLLM_USE_V2_MODEL_RUNNER", False)
-    check_supported(cuda_config, version)
+        return
+    with pytest.raises(ValueError, match=message):
+        check_supported(cuda_config, version)

@@ -19,7 +19,7 @@ from unittest import mock
 from vllm.config.compilation import CUDAGraphMode
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
-from vllm.v1.worker.gpu import cudagraph_utils
+from vllm.v1.worker.gpu import cudagraph_utils, model_runner
 from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager, ModelCudaGraphManager
 
 from tests.engine.harness import Engine
@@ -34,22 +34,33 @@ class Recorder:
         """Rows of each replayed step, padding included."""
         self.padded: list[int] = []
         """Rows of padding of each step that would run in captured pieces."""
+        self.widths: list[int] = []
+        """Rows of each request in it."""
+        self.drafts: list[int] = []
+        """Rows of each replayed call of a drafter."""
         self._schedules: list[Callable[[], None]] = []
+        self._capturing = False
 
     def capture(self, manager: Any, create_forward_fn: Any, *args: Any, **kwargs: Any) -> None:
         """As vLLM does: twice per size, once to warm up and once for good."""
-        for descriptor in manager._capture_descs[CUDAGraphMode.FULL]:
+        self._capturing = True
+        for descriptor in manager._capture_descs.get(CUDAGraphMode.FULL, ()):
             create_forward_fn(descriptor, warmup=True)(CUDAGraphMode.NONE)
             forward = create_forward_fn(descriptor, warmup=False)
             forward(CUDAGraphMode.NONE)
             manager.graphs[descriptor] = forward
         manager._graphs_captured = True
+        self._capturing = False
 
     def replay(self, manager: Any, descriptor: Any) -> None:
         for schedule in self._schedules:
             schedule()
         manager.graphs[descriptor](CUDAGraphMode.NONE)
-        self.replayed.append(descriptor.num_tokens)
+        if isinstance(manager, ModelCudaGraphManager):
+            self.replayed.append(descriptor.num_tokens)
+            self.widths.append(descriptor.num_tokens // descriptor.num_reqs)
+        else:
+            self.drafts.append(descriptor.num_tokens)
 
     def dispatch(self, manager: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Note what a step of captured pieces is padded by."""
@@ -65,7 +76,7 @@ class Recorder:
         inside the graph, from the lengths it finds.
         """
         metadata = original(builder, prefix, common, **kwargs)
-        if kwargs.get("fast_build"):
+        if self._capturing:
 
             def schedule() -> None:
                 metadata.scheduler_metadata = original(builder, 0, common).scheduler_metadata
@@ -84,8 +95,10 @@ def recorded_graphs(
     compilation = runner.compilation_config
     build, dispatch = CPUAttentionMetadataBuilder.build, CudaGraphManager.dispatch
 
-    def built(builder: Any, prefix: int, common: Any, **kwargs: Any) -> Any:
-        return recorder.build(build, builder, prefix, common, **kwargs)
+    def built(
+        builder: Any, common_prefix_len: int, common_attn_metadata: Any, **kwargs: Any
+    ) -> Any:
+        return recorder.build(build, builder, common_prefix_len, common_attn_metadata, **kwargs)
 
     with (
         mock.patch.object(decode_graphs, "REPLAYABLE", ("CPU_ATTN",)),
@@ -113,18 +126,42 @@ def recorded_graphs(
             mode,
             runner.decode_query_len,
         )
-        manager.capture(
-            runner.model,
-            runner.model_state,
-            runner.input_buffers,
-            None,
-            runner.block_tables,
-            runner.attn_groups,
-            runner.kv_cache_config,
-        )
-        with mock.patch.object(runner, "cudagraph_manager", manager):
+        with (
+            mock.patch.object(runner, "cudagraph_manager", manager),
+            _drafters_graphs(runner.speculator, mode),
+        ):
+            with mock.patch.object(model_runner.torch, "accelerator", _NoMemory):
+                runner.capture_model(profile_only=True)
             yield recorder
         runner.model_state.flow_buffers = None
+
+
+class _NoMemory:
+    """What vLLM asks of the device while it captures."""
+
+    @staticmethod
+    def empty_cache() -> None:
+        pass
+
+    @staticmethod
+    def get_memory_info() -> tuple[int, int]:
+        return 0, 0
+
+
+@contextmanager
+def _drafters_graphs(speculator: Any, mode: CUDAGraphMode) -> Iterator[None]:
+    """Let a drafter that has graphs capture some, for as long as the context lasts."""
+    if speculator is None:
+        yield
+        return
+    before = dict(vars(speculator))
+    speculator.init_cudagraph_manager(mode)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if name.endswith("cudagraph_manager"):
+                setattr(speculator, name, value)
 
 
 def _call(self: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 from vllm import LLM, RequestOutput, SamplingParams
 
 from tests.engine import kept_oracle
-from tests.engine.harness import RANK_TIE
+from tests.engine.harness import RANK_TIE, asynchronous_on_cpu
 from tests.engine.starting import quickly
 from tests.families import machine, oracle, staged_oracle
 from tests.families.asking import Ask
@@ -56,7 +56,8 @@ class Engine:
         )
         if group_layers is not STOCK:
             settings["additional_config"] = {"vllm_flow": {"group_layers": group_layers}}
-        with machine.that_serves(checkpoint), quickly():
+        asynchronous = bool(options.get("async_scheduling"))
+        with machine.that_serves(checkpoint), asynchronous_on_cpu(asynchronous), quickly():
             _OPEN.append(self)
             self.llm = LLM(model=str(checkpoint.where), **(settings | checkpoint.options | options))
 

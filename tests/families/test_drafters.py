@@ -42,9 +42,10 @@ def asks_of(checkpoint: Checkpoint) -> list[Ask]:
     return every_cliff(checkpoint, [None, *range(checkpoint.num_layers)])
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_eagle3_is_exact_on_positions_of_three_axes(
-    checkpoint_of: Callable[[str], Checkpoint], tmp_path: Path, family: str
+    checkpoint_of: Callable[[str], Checkpoint], tmp_path: Path, family: str, asynchronous: bool
 ) -> None:
     checkpoint = of_few_words(checkpoint_of(family))
     weights = Weights(Shape(), 83, len(checkpoint.vocab), checkpoint.word_ids)
@@ -52,7 +53,13 @@ def test_eagle3_is_exact_on_positions_of_three_axes(
     LlamaConfig(**settings).save_pretrained(tmp_path)
     save_file(weights.found, tmp_path / "model.safetensors", metadata={"format": "pt"})
     drafter = {"method": "eagle3", "model": str(tmp_path), "num_speculative_tokens": GUESSES}
-    engine = Engine(checkpoint, 1, speculative_config=drafter, max_num_batched_tokens=80)
+    engine = Engine(
+        checkpoint,
+        1,
+        speculative_config=drafter,
+        async_scheduling=asynchronous,
+        max_num_batched_tokens=80,
+    )
     asks = asks_of(checkpoint)
     with counted(scheduler_of(engine)) as drafted:
         outputs = engine.run(asks, TOKENS)
@@ -61,8 +68,9 @@ def test_eagle3_is_exact_on_positions_of_three_axes(
     engine.check_idle()
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_layer_that_predicts_the_next_token_is_exact(
-    checkpoint_of: Callable[[str], Checkpoint], tmp_path: Path
+    checkpoint_of: Callable[[str], Checkpoint], tmp_path: Path, asynchronous: bool
 ) -> None:
     """GLM-OCR's, which comes with the model."""
     checkpoint = of_few_words(checkpoint_of("glm_ocr"))
@@ -70,6 +78,7 @@ def test_a_layer_that_predicts_the_next_token_is_exact(
         with_next_token_layer(checkpoint, tmp_path / "mtp"),
         5,
         speculative_config={"method": "mtp", "num_speculative_tokens": 1},
+        async_scheduling=asynchronous,
     )
     engine.checkpoint = checkpoint
     asks = asks_of(checkpoint)

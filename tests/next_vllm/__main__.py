@@ -48,7 +48,7 @@ V2 = {v2_cpu.SWITCH: "1"}
 RUNS: tuple[tuple[tuple[str, ...], dict[str, str]], ...] = (
     (SUITES, {}),
     ((*FAMILIES, *V1_ALONE, *NOT_LONG), {}),
-    (("tests/engine_v2/test_shared.py", *NOT_LONG), V2),
+    (("tests/engine_v2/test_shared.py", "tests/engine_v2/test_drafters.py", *NOT_LONG), V2),
     ((*FAMILIES, *NOT_LONG), V2),
 )
 """What each process is given, and what its environment has beside this one's."""

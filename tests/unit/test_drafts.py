@@ -71,7 +71,8 @@ def test_layers_that_are_elsewhere_are_refused() -> None:
 def config(method: str, **changed: Any) -> Any:
     """What of a ``VllmConfig`` is looked at."""
     facts = {"gemma4": False, "parallel": False, "mla": False, "mutual": False, "transfer": None}
-    assert changed.keys() <= facts.keys() | {"v2"}
+    facts |= {"adaptive": False, "v2": False}
+    assert changed.keys() <= facts.keys()
     facts |= changed
     return SimpleNamespace(
         speculative_config=SimpleNamespace(
@@ -80,18 +81,33 @@ def config(method: str, **changed: Any) -> Any:
             use_step3p5_mtp=lambda: False,
             use_multi_module_mtp=lambda: False,
             parallel_drafting=facts["parallel"],
+            enable_adaptive_verification=facts["adaptive"],
         ),
         model_config=SimpleNamespace(use_mla=facts["mla"], is_mm_prefix_lm=facts["mutual"]),
         scheduler_config=SimpleNamespace(async_scheduling=False),
         kv_transfer_config=facts["transfer"],
-        use_v2_model_runner=facts.get("v2", False),
+        use_v2_model_runner=facts["v2"],
     )
 
 
 @pytest.mark.parametrize("method", drafts.METHODS)
-def test_what_is_checked_by_the_target_is_served(method: str) -> None:
-    assert drafts.reason_against(config(method)) is None
-    assert "VLLM_USE_V2_MODEL_RUNNER=0" in (drafts.reason_against(config(method, v2=True)) or "")
+@pytest.mark.parametrize("v2", [False, True])
+def test_what_is_checked_by_the_target_is_served(method: str, v2: bool) -> None:
+    assert drafts.reason_against(config(method, v2=v2)) is None
+
+
+def test_model_runner_v2_has_two_names_of_drafts_from_the_text() -> None:
+    assert drafts.reason_against(config("ngram_gpu", v2=True)) is None
+    assert "to one of 'ngram', " in (drafts.reason_against(config("ngram_gpu")) or "")
+    found = drafts.reason_against(config("ngram_gpu", v2=True, mla=True))
+    assert "beside latent attention, " in (found or "") and "to 'ngram', or leave" in (found or "")
+    assert drafts.reason_against(config("ngram", v2=True, mla=True)) is None
+
+
+@pytest.mark.parametrize("method", drafts.METHODS)
+def test_rows_that_only_the_device_shares_out_are_refused(method: str) -> None:
+    found = drafts.reason_against(config(method, v2=True, adaptive=True))
+    assert "leave enable_adaptive_verification out of speculative_config" in (found or "")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tests.unit.staged_cases import (
     chunks,
 )
 from vllm_flow.boundaries import packed_boundary
-from vllm_flow.decode_plan import decode_facts
+from vllm_flow.decode_plan import EVERYTHING, decode_facts
 from vllm_flow.grouping import storage_groups
 from vllm_flow.layout import TokenLayout, evicted_at, predict_blocks, stored_blocks
 from vllm_flow.plan import plan_step
@@ -103,16 +103,23 @@ def test_a_prefix_that_may_end_has_all_that_stays(case: Case, data: st.DataObjec
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(cases(), min_size=1, max_size=4), st.data())
-def test_decode_facts_say_what_the_plan_says(batch: list[Case], data: st.DataObject) -> None:
-    requests = []
+@given(st.lists(cases(), min_size=1, max_size=4), st.integers(1, 4), st.data())
+def test_decode_facts_say_what_the_plan_says(
+    batch: list[Case], count: int, data: st.DataObject
+) -> None:
+    """Of one token per request anywhere, of several behind the images, whatever the host believes of the length."""
+    requests, told = [], []
     for case in batch:
-        token = data.draw(st.integers(0, case.length + 3))
+        token, more = data.draw(st.integers(0, case.length + 3)), 0
         layout = case.layout
+        if count > 1 and layout is not None:
+            token = max(token, layout.spans.end)
+            more = data.draw(st.integers(0, count - 1))
         if layout is not None and any(start <= token < stop for start, stop in layout.whole):
             token = case.prompt  # a scheduler computes these together
-        requests.append(ScheduledRequest(token, 1, layout))
-    plan, facts = plan_step(requests), decode_facts(requests, LAYERS)
+        requests.append(ScheduledRequest(token, count, layout))
+        told.append(ScheduledRequest(token + more, count, layout))
+    plan, facts = plan_step(requests), decode_facts(told, LAYERS)
     stages = [len(case.layout.stages) for case in batch if case.layout is not None]
     assert facts.shape == (max(stages, default=1), 2, len(requests))
     assert (np.diff(facts[:, 0], axis=0) >= 0).all()
@@ -122,21 +129,34 @@ def test_decode_facts_say_what_the_plan_says(batch: list[Case], data: st.DataObj
             missing = max(
                 (int(gone) for first, gone in facts[:, :, index] if first <= layer), default=0
             )
-            seen = max(0, request.num_computed + 1 - missing)
+            seen = max(0, request.num_computed + count - missing)
             if variant is None:
-                assert seen == request.num_computed + 1
+                assert seen == request.num_computed + count
             elif index in variant.requests:
                 at = variant.requests.tolist().index(index)
-                assert seen == variant.seq_lens[at] == variant.positions[at] + 1
+                places = variant.positions[variant.row_requests == index]
+                assert seen == variant.seq_lens[at]
+                assert places.tolist() == list(range(seen - count, seen))
             else:
                 assert seen == 0
 
 
-@pytest.mark.parametrize("scheduled", [0, 2])
-def test_a_captured_decode_step_has_one_token_per_request(scheduled: int) -> None:
-    requests = [ScheduledRequest(9, 1, None), ScheduledRequest(9, scheduled, None)]
-    with pytest.raises(ValueError, match=f"request 1 of the step has {scheduled} tokens"):
+@pytest.mark.parametrize("scheduled", [1, 3])
+def test_a_captured_decode_step_has_as_many_tokens_of_each_request(scheduled: int) -> None:
+    requests = [ScheduledRequest(9, 2, None), ScheduledRequest(9, scheduled, None)]
+    with pytest.raises(ValueError, match=f"request 1 of the step has {scheduled} .* 0 has 2; in a"):
         decode_facts(requests, LAYERS)
+
+
+def test_a_captured_decode_step_has_rows_of_all_tokens_or_of_none() -> None:
+    """No request with a policy ends in an image, behind which drafts would come."""
+    policy = FlowPolicy(((Stage(2),),))
+    layout = TokenLayout.of(policy, ImageSpans.from_ranges([(2, 6)]))
+    for token, missing in ((2, EVERYTHING), (0, 0), (6, 4)):
+        facts = decode_facts([ScheduledRequest(token, 2, layout)], LAYERS)
+        assert facts[0, :, 0].tolist() == [2, missing]
+    with pytest.raises(ValueError, match="request 0 of the step has 2 tokens, of which 1 are"):
+        decode_facts([ScheduledRequest(5, 2, layout)], LAYERS)
 
 
 @pytest.mark.parametrize("tokens", [64, 576, 2880])

@@ -7,12 +7,15 @@ replay one kernel writes into them what each layer sees of each request.
 Seams: ``CommonAttentionMetadata`` and the backends' metadata builders. Only backends whose metadata is
 nothing but such pointers can be captured like this (:data:`REPLAYABLE`).
 
-Legend: L decoder layers, R requests of the step, padded to a captured size; one token each.
+A drafter's layers (`drafts`) see every token, so vLLM's own metadata serve them.
+
+Legend: L decoder layers, R requests of the step, padded to a captured size; N rows, as many of each
+request: its one token, and the drafts behind it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,7 @@ from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vllm_flow.engine.device_step import FlowStep
+from vllm_flow.engine.drafts import layer_in_group
 
 REPLAYABLE = ("FLASH_ATTN", "TRITON_ATTN")
 """Backends whose kernels read lengths, tables and slots from the device, and nothing planned on the host.
@@ -48,6 +52,16 @@ def unreplayable(attn_groups: Sequence[Sequence[Any]]) -> str | None:
     return None
 
 
+def of_drafters(attn_groups: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Per KV-cache group, the attention groups that a drafter's layers are among."""
+    return [[group for group in of_group if _has_drafters(group)] for of_group in attn_groups]
+
+
+def are_drafters(attn_groups: Sequence[Sequence[Any]]) -> bool:
+    """Whether these are a drafter's own attention groups: no layer in them is the target's."""
+    return not any(_targets(g.layer_names, g.kv_cache_spec) for gs in attn_groups for g in gs)
+
+
 class DecodeBuffers:
     """Lengths and slots of every layer, and the kernel that brings them up to date.
 
@@ -57,6 +71,7 @@ class DecodeBuffers:
         kv_cache_config: names the layers and the block size of each group.
         num_layers: decoder layers.
         max_reqs: most requests of a step.
+        rows_per_req: most rows of a request in it.
     """
 
     def __init__(
@@ -65,20 +80,21 @@ class DecodeBuffers:
         kv_cache_config: KVCacheConfig,
         num_layers: int,
         max_reqs: int,
+        rows_per_req: int = 1,
     ) -> None:
         groups = kv_cache_config.kv_cache_groups
         device = block_tables[0].device
         group_of_layer = [0] * num_layers
         for group, spec in enumerate(groups):
-            for name in spec.layer_names:
-                group_of_layer[extract_layer_index(name)] = group
+            for layer in _targets(spec.layer_names, spec.kv_cache_spec).values():
+                group_of_layer[layer] = group
 
         def integers(values: Sequence[int], dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
         self.seq_lens_LR = torch.zeros(num_layers, max_reqs, dtype=torch.int32, device=device)
-        self.slots_LR = torch.full(
-            (num_layers, max_reqs), PAD_SLOT_ID, dtype=torch.int64, device=device
+        self.slots_LN = torch.full(
+            (num_layers, max_reqs * rows_per_req), PAD_SLOT_ID, dtype=torch.int64, device=device
         )
         # A stage or more per request, at most one per layer.
         self._facts = torch.full(
@@ -101,10 +117,14 @@ class DecodeBuffers:
     def blank(self, seq_lens_R: torch.Tensor) -> None:
         """A step of requests that nobody sent: lengths as given in every layer, no slot written."""
         self.seq_lens_LR[:, : len(seq_lens_R)] = seq_lens_R
-        self.slots_LR.fill_(PAD_SLOT_ID)
+        self.slots_LN.fill_(PAD_SLOT_ID)
 
     def refresh(
-        self, seq_lens_R: torch.Tensor, facts_S2Q: NDArray[np.int32] | None, num_reqs: int
+        self,
+        seq_lens_R: torch.Tensor,
+        facts_S2Q: NDArray[np.int32] | None,
+        num_reqs: int,
+        rows_per_req: int = 1,
     ) -> None:
         """Bring every layer's lengths and slots up to date; waits for nothing.
 
@@ -112,6 +132,7 @@ class DecodeBuffers:
             seq_lens_R: tokens of each request after the step, padding included, on the device.
             facts_S2Q: :func:`vllm_flow.decode_plan.decode_facts` of the Q = ``num_reqs`` requests
                 before the padding; None where none of them evicts.
+            rows_per_req: rows of each, of padding, too.
         """
         num_stages = 0
         if facts_S2Q is not None:
@@ -129,11 +150,13 @@ class DecodeBuffers:
             self._table_strides,
             self._block_sizes,
             self.seq_lens_LR,
-            self.slots_LR,
+            self.slots_LN,
             self.seq_lens_LR.stride(0),
+            self.slots_LN.stride(0),
             num_stages,
             num_reqs,
             len(seq_lens_R),
+            rows_per_req,
             PAD=PAD_SLOT_ID,
             BLOCK=block,
         )
@@ -148,27 +171,29 @@ class DecodeBuffers:
         """What a decode step is captured with: each layer's metadata and slots.
 
         Args:
-            input_batch: vLLM's dummy batch of R requests with one token each.
+            input_batch: vLLM's dummy batch of R requests with as many tokens each.
             max_seq_len: longest request that a replay may see.
         """
-        num_reqs = input_batch.num_reqs
+        num_reqs, num_rows = input_batch.num_reqs, input_batch.num_tokens
+        rows_per_req = num_rows // num_reqs
         self.blank(input_batch.seq_lens[:num_reqs])
         step = FlowStep(variants={})
         for group, table in enumerate(block_tables):
             for attn_group in attn_groups[group]:
-                for name in attn_group.layer_names:
-                    layer = extract_layer_index(name)
-                    slots = self.slots_LR[layer, :num_reqs]
+                layers = _targets(attn_group.layer_names, attn_group.kv_cache_spec)
+                for name, layer in layers.items():
+                    slots = self.slots_LN[layer, :num_rows]
                     common = CommonAttentionMetadata(
                         query_start_loc=input_batch.query_start_loc[: num_reqs + 1],
-                        query_start_loc_cpu=torch.arange(num_reqs + 1, dtype=torch.int32),
+                        query_start_loc_cpu=rows_per_req
+                        * torch.arange(num_reqs + 1, dtype=torch.int32),
                         seq_lens=self.seq_lens_LR[layer, :num_reqs],
                         seq_lens_cpu_upper_bound=torch.full(
                             (num_reqs,), max_seq_len, dtype=torch.int32
                         ),
                         num_reqs=num_reqs,
-                        num_actual_tokens=num_reqs,
-                        max_query_len=1,
+                        num_actual_tokens=num_rows,
+                        max_query_len=rows_per_req,
                         max_seq_len=max_seq_len,
                         block_table_tensor=table[:num_reqs],
                         slot_mapping=slots,
@@ -182,7 +207,18 @@ class DecodeBuffers:
         return step
 
 
-@triton.jit(do_not_specialize=["num_stages", "num_reqs", "num_padded"])
+def _targets(names: Iterable[str], spec: Any) -> dict[str, int]:
+    """The target's attention layers among those of one storage group, by name."""
+    found = {name: layer_in_group(name, extract_layer_index(name), spec) for name in names}
+    return {name: layer for name, layer in found.items() if layer >= 0}
+
+
+def _has_drafters(attn_group: Any) -> bool:
+    names = attn_group.layer_names
+    return len(_targets(names, attn_group.kv_cache_spec)) < len(names)
+
+
+@triton.jit(do_not_specialize=["num_stages", "num_reqs", "num_padded", "rows_per_req"])
 def _refresh_kernel(
     seq_lens,  # [R]
     facts,  # [num_stages, 2, num_reqs]: first layer, tokens missing from it on
@@ -191,11 +227,13 @@ def _refresh_kernel(
     table_strides,  # [groups]
     block_sizes,  # [groups]
     layer_seq_lens,  # [L, max R]
-    layer_slots,  # [L, max R]
-    layer_stride,
+    layer_slots,  # [L, max N]
+    seq_lens_stride,
+    slots_stride,
     num_stages,
     num_reqs,
     num_padded,
+    rows_per_req,
     PAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -215,12 +253,15 @@ def _refresh_kernel(
         missing = tl.where(layer >= first, gone, missing)
     # Padding has length 0 as vLLM's own has: kernels skip it.
     stored = tl.maximum(seq_len - missing, 0)
-    # One token per request: the last stored one is this step's.
-    place = tl.maximum(stored - 1, 0)
-    row = request.to(tl.int64) * tl.load(table_strides + group)
-    block = tl.load(table + row + place // block_size, mask=stored > 0, other=0)
-    slot = block.to(tl.int64) * block_size + place % block_size
-    out = layer * layer_stride + request
     inside = request < num_padded
-    tl.store(layer_seq_lens + out, stored, mask=inside)
-    tl.store(layer_slots + out, tl.where(stored > 0, slot, PAD), mask=inside)
+    tl.store(layer_seq_lens + layer * seq_lens_stride + request, stored, mask=inside)
+    table_row = table + request.to(tl.int64) * tl.load(table_strides + group)
+    slots = layer_slots + layer * slots_stride + request * rows_per_req
+    # The last stored tokens are this step's.
+    for row in range(rows_per_req):
+        place = stored - rows_per_req + row
+        there = place >= 0
+        place = tl.maximum(place, 0)
+        block = tl.load(table_row + place // block_size, mask=there, other=0)
+        slot = block.to(tl.int64) * block_size + place % block_size
+        tl.store(slots + row, tl.where(there, slot, PAD), mask=inside)

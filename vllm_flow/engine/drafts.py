@@ -5,11 +5,15 @@ values of its own, of every token by position, whatever the target evicts. Its l
 right before the target's first one, in the same storage group: no stage begins before layer 0, so to them every
 request's tokens are whole, and what is counted of a group counts them too.
 
-What it proposes is checked by the target, as always: an answer does not depend on it.
+What it proposes is checked by the target, as always: an answer does not depend on it. Under asynchronous scheduling
+how much of it was taken is known to the device alone, and a step is planned as if all had been. What was not comes
+behind the images, so whatever is stored packed is as many tokens shorter: see ``behind`` in `metadata`, and of captured
+steps `decode_graphs`.
 
 Seams: the names of vLLM's attention layers, in which drafters number theirs behind the target's or under a prefix
-of their own; ``_draft_attn_layer_names`` of a proposer; ``_maybe_add_hidden_state`` of vLLM's ``EagleModelMixin``,
-by which a decoder collects what EAGLE-3 reads between its layers. Knows no requests and takes no step.
+of their own; ``_draft_attn_layer_names`` of a proposer, ``draft_attn_layer_names`` of a speculator;
+``_maybe_add_hidden_state`` of vLLM's ``EagleModelMixin``, by which a decoder collects what EAGLE-3 reads between its
+layers. Knows no requests and takes no step.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ OF_TEXT = ("ngram",)
 WITH_LAYERS = ("eagle", "eagle3", "mtp", "draft_model")
 """Methods whose drafters are models with keys and values of their own."""
 METHODS = (*OF_TEXT, *WITH_LAYERS)
+ALSO_V2 = ("ngram_gpu",)
+"""Methods under Model Runner V2 alone, where this one is another name of ngram."""
 OWN_NAMES = ("draft_model.", "mtp.")
 """What names of a drafter's layers may begin with that are numbered from 0."""
 COLLECTS = "_maybe_add_hidden_state"
@@ -42,15 +48,21 @@ def reason_against(config: Any) -> str | None:
         return None
     method = speculative.method
     others = ", ".join(map(repr, METHODS))
-    if method not in METHODS:
+    if method not in (*METHODS, *(ALSO_V2 if config.use_v2_model_runner else ())):
         return (
             f"speculative decoding by {method!r}, which was not shown to be exact with eviction: set the method of "
             f"speculative_config to one of {others}, or leave it out."
         )
-    if config.use_v2_model_runner:
+    if speculative.enable_adaptive_verification:
         return (
-            "speculative decoding with Model Runner V2, which tells the host no positions: set "
-            "VLLM_USE_V2_MODEL_RUNNER=0, or leave out speculative_config."
+            "adaptive verification of drafts, of which the device alone knows which rows are whose: leave "
+            "enable_adaptive_verification out of speculative_config."
+        )
+    if method in ALSO_V2 and config.model_config.use_mla:
+        # vLLM's CPU_MLA takes rows of drafts for a prompt's, policy or not, and its lengths from the host.
+        return (
+            f"{method!r} beside latent attention, which asynchronous scheduling tells too many tokens: set the method "
+            "of speculative_config to 'ngram', or leave it out."
         )
     return _against_layers(config) if method in WITH_LAYERS else None
 

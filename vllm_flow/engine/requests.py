@@ -209,13 +209,16 @@ class LayoutBook:
         return list(late_readings(plan, shares))
 
     def decode_facts(
-        self, request_ids: Sequence[str], num_computed: Sequence[int]
+        self,
+        request_ids: Sequence[str],
+        num_computed: Sequence[int],
+        num_scheduled: Sequence[int],
     ) -> NDArray[np.int32] | None:
-        """Of a step with one token per request, :func:`vllm_flow.decode_plan.decode_facts`.
+        """Of a step that was captured, :func:`vllm_flow.decode_plan.decode_facts`.
 
         None where no request evicts anything.
         """
-        requests = self._scheduled(request_ids, num_computed, [1] * len(request_ids))
+        requests = self._scheduled(request_ids, num_computed, num_scheduled)
         return None if requests is None else decode_facts(requests, self.num_layers)
 
     def _scheduled(

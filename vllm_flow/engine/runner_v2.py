@@ -1,9 +1,9 @@
 """Adapter for Model Runner V2 (CUDA's default).
 
-Seams: the runner's ``load_model``, ``get_kv_cache_spec``, ``initialize_kv_cache``, ``_dummy_run``,
+Seams: the runner's ``load_model``, ``get_kv_cache_spec``, ``initialize_kv_cache``, ``_dummy_run``, ``capture_model``,
 ``update_requests`` and ``sample_tokens``, and its ``ModelState`` (``vllm/v1/worker/gpu/model_states/interface.py``):
-``add_request``, ``remove_request``, ``get_additional_cg_support`` and ``prepare_attn``. Gathers the
-step's inputs and arms the decoder hook and the attention hook, or, for a step that was captured in a
+``add_request``, ``remove_request``, ``get_additional_cg_support`` and ``prepare_attn``, which a drafter calls, too.
+Gathers the step's inputs and arms the decoder hook and the attention hook, or, for a step that was captured in a
 CUDA graph, refreshes what the graph reads; takes no decision.
 """
 
@@ -17,12 +17,12 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
-from vllm_flow.engine import adoption, model_call, mutual_attention
+from vllm_flow.engine import adoption, decode_graphs, drafts, model_call, mutual_attention
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decode_graphs import DecodeBuffers, unreplayable
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.equipment import equip
-from vllm_flow.engine.groups import group_specs
+from vllm_flow.engine.groups import group_specs, storage_layer
 from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.moving import RowMover, rewrites_of
 from vllm_flow.engine.prompt_scores import FlowPromptLogprobs
@@ -86,41 +86,46 @@ class FlowModelState(ModelState):
         *args: Any,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        if for_capture or cudagraph_mode == CUDAGraphMode.FULL:
-            return self._prepare_graph(
+        def stock(groups: Sequence[Sequence[Any]]) -> dict[str, Any]:
+            return super(FlowModelState, self).prepare_attn(
                 input_batch,
                 cudagraph_mode,
                 block_tables,
-                attn_groups,
+                slot_mappings,
+                groups,
                 kv_cache_config,
                 for_capture,
+                *args,
+                **kwargs,
             )
+
+        if for_capture or cudagraph_mode == CUDAGraphMode.FULL:
+            self.flow_hook.arm(None)  # a replay calls no model, and loses no row
+            drafters = decode_graphs.of_drafters(attn_groups)
+            found = stock(drafters) if any(drafters) else {}
+            if not decode_graphs.are_drafters(attn_groups):
+                found |= self._prepare_graph(
+                    input_batch,
+                    cudagraph_mode,
+                    block_tables,
+                    attn_groups,
+                    kv_cache_config,
+                    for_capture,
+                )
+            return found
+        step = self._plan_flow_step(input_batch, block_tables, padded_rows=slot_mappings.shape[1])
+        self.flow_hook.arm(step)
+        return stock(sharing(attn_groups))
+
+    def _plan_flow_step(
+        self, input_batch: Any, block_tables: Sequence[torch.Tensor], padded_rows: int
+    ) -> FlowStep | None:
         # Dummy batches carry ids that no request has, so they get a stock pass.
         shares = (
             input_batch.req_ids,
             input_batch.num_computed_tokens_np[: input_batch.num_reqs],
             input_batch.num_scheduled_tokens[: input_batch.num_reqs],
         )
-        padded_rows = slot_mappings.shape[1]
-        self.flow_hook.arm(self._plan_flow_step(shares, block_tables, padded_rows))
-        return super().prepare_attn(
-            input_batch,
-            cudagraph_mode,
-            block_tables,
-            slot_mappings,
-            sharing(attn_groups),
-            kv_cache_config,
-            for_capture,
-            *args,
-            **kwargs,
-        )
-
-    def _plan_flow_step(
-        self,
-        shares: tuple[Sequence[str], Sequence[int], Sequence[int]],
-        block_tables: Sequence[torch.Tensor],
-        padded_rows: int,
-    ) -> FlowStep | None:
         plan = self.flow_requests.plan(*shares)
         readings = self.flow_requests.late_readings(plan, *shares)
         if self.flow_tap is not None and self.flow_tap.requests:
@@ -128,7 +133,23 @@ class FlowModelState(ModelState):
         if plan is None and not readings:
             return None
         late = self.flow_steps.late(readings, shares[0], block_tables)
-        return self.flow_steps.build(plan, block_tables, padded_rows, late)
+        behind = self._tokens_behind(input_batch)
+        return self.flow_steps.build(plan, block_tables, padded_rows, late, behind)
+
+    def _tokens_behind(self, input_batch: Any) -> torch.Tensor | None:
+        """[requests] how many tokens fewer the device has computed of each than the host was told; None where the
+        host knows."""
+        drafting = self.vllm_config.speculative_config is not None
+        if not drafting or not self.scheduler_config.async_scheduling:
+            return None
+        count = input_batch.num_reqs
+        told = input_batch.seq_lens_cpu_upper_bound[:count]
+        if self.device.type == "cuda":
+            told = told.pin_memory()
+        behind: torch.Tensor = (
+            told.to(self.device, non_blocking=True) - input_batch.seq_lens[:count]
+        )
+        return behind
 
     def _prepare_graph(
         self,
@@ -142,9 +163,8 @@ class FlowModelState(ModelState):
         """Of a captured step: capture it, replay it, or replay it with nobody's requests.
 
         Returns:
-            Metadata by layer for a capture; a replay runs no Python that would ask for it.
+            Metadata by the target's layers for a capture; a replay runs no Python that would ask for it.
         """
-        self.flow_hook.arm(None)  # a replay calls no model, and loses no row
         buffers = self.flow_buffers
         if cudagraph_mode != CUDAGraphMode.FULL:
             if buffers is None or not buffers.stand_on(block_tables):
@@ -153,6 +173,7 @@ class FlowModelState(ModelState):
                     kv_cache_config,
                     self.flow_requests.num_layers,
                     self.max_num_reqs,
+                    self.num_new_sampled_tokens_per_step + self.vllm_config.num_speculative_tokens,
                 )
             step = buffers.capture(input_batch, block_tables, attn_groups, self.max_model_len)
             self.flow_hook.arm(step)
@@ -162,10 +183,14 @@ class FlowModelState(ModelState):
         if for_capture:
             buffers.blank(seq_lens)
         else:
+            count = input_batch.num_reqs
             facts = self.flow_requests.decode_facts(
-                input_batch.req_ids, input_batch.num_computed_tokens_np[: input_batch.num_reqs]
+                input_batch.req_ids,
+                input_batch.num_computed_tokens_np[:count],
+                input_batch.num_scheduled_tokens[:count],
             )
-            buffers.refresh(seq_lens, facts, input_batch.num_reqs)
+            rows = input_batch.num_tokens_after_padding // input_batch.num_reqs_after_padding
+            buffers.refresh(seq_lens, facts, count, rows)
         return {}
 
 
@@ -182,6 +207,8 @@ class FlowRunnerV2(model_call.EagerProfile):
         state.flow_requests = LayoutBook(self.flow_settings.num_layers, mutual_of)
         state.flow_hook = model_call.adopt(self.model, self.vllm_config, self.flow_settings)
         state.flow_attn_groups = lambda: self.attn_groups
+        if drafts.reads_between_layers(self.vllm_config):
+            drafts.check_collects(state.flow_hook.decoder)
         state.flow_tap = None
         state.flow_buffers = None
         if self.prompt_logprobs_worker is not None:  # of a model that generates
@@ -189,13 +216,22 @@ class FlowRunnerV2(model_call.EagerProfile):
             self.prompt_logprobs_worker.flow_hook = state.flow_hook
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
-        return group_specs(super().get_kv_cache_spec(), self.flow_settings)
+        specs = super().get_kv_cache_spec()
+        drafters = getattr(self.speculator, "draft_attn_layer_names", ())
+        drafts.check_layers(specs, drafters, lambda name: storage_layer(name, self.flow_settings))
+        return group_specs(specs, self.flow_settings)
 
     def initialize_kv_cache(
         self, kv_cache_config: Any, is_profiling: bool = False, *args: Any, **kwargs: Any
     ) -> None:
         super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
         equip(self.model_state, self, kv_cache_config, is_profiling)
+
+    def capture_model(self, *args: Any, **kwargs: Any) -> int:
+        taken: int = super().capture_model(*args, **kwargs)
+        # Graphs of a drafter's first step are captured with metadata of the target, which is not called.
+        self.model_state.flow_hook.arm(None)
+        return taken
 
     def update_requests(self, scheduler_output: SchedulerOutput) -> None:
         if rewrites := rewrites_of(scheduler_output):

@@ -31,7 +31,9 @@ def build(
     builder, spec = attn_group.get_metadata_builder(0), attn_group.kv_cache_spec
     if not builder.supports_update_block_table or attn_group.kernel_block_size is not None:
         return attn_group.build_metadata(common, **arguments)
-    kind = (type(builder), getattr(spec, "without_layers", spec))
+    # A drafter's layers may be stored like the target's and have other heads.
+    heads = getattr(builder, "num_heads_q", None)
+    kind = (type(builder), heads, getattr(spec, "without_layers", spec))
     if kind in built:
         return builder.update_block_table(
             built[kind], common.block_table_tensor, common.slot_mapping
