@@ -274,6 +274,25 @@ def test_events_tell_of_states_that_can_be_found(engine: Engine, judge: Judge) -
     assert 0 < len(left) < 2 * len(states)
 
 
+def test_blocks_of_several_layers_are_copied_whole(checkpoint: Checkpoint) -> None:
+    """A block that a hit will write is copied: of two layers with keys, and beside states smaller than a page."""
+    from tests.families.running import Engine, Judge
+
+    engine = Engine(
+        checkpoint,
+        group_layers=8,
+        max_num_batched_tokens=STEP,
+        max_num_seqs=8,
+        enable_prefix_caching=None,
+    )
+    groups = scheduler_of(engine).kv_cache_config.kv_cache_groups
+    assert {len(group.layer_names) for group in groups} == {2}
+    judge = Judge(engine)
+    asks = [ask(80, cliff=cliff) for cliff in (None, 0, 2, 4, 7)]
+    for cached in (0, 64):
+        assert run(engine, judge, *asks) == [cached] * len(asks)
+
+
 @pytest.mark.parametrize("cliff", (None, 2, 5))
 def test_what_is_logged_is_the_attention_of_layers_that_attend(
     engine: Engine, judge: Judge, log: Path, cliff: int | None

@@ -16,6 +16,7 @@ from vllm_flow.engine.drafts import layer_in_group
 from vllm_flow.engine.states import is_state
 
 if TYPE_CHECKING:
+    import torch
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
 Found = TypeVar("Found")
@@ -33,6 +34,18 @@ class CachedLayer(Generic[Found]):
     attention: Any
     """vLLM's ``Attention`` or ``MLAAttention``."""
     found: Found
+
+
+def widest_first(kv_caches: list[torch.Tensor]) -> None:
+    """Sort a runner's list of caches so that whoever copies a block by it copies all of the block.
+
+    vLLM copies what begins at one address once, as the first layer on the list has it. Where layers with keys share
+    pages with layers whose state is smaller than a page, the first would be one of those, and keys would stay behind.
+
+    Args:
+        kv_caches: a view per layer, over as many blocks each.
+    """
+    kv_caches.sort(key=lambda cache: cache.numel() * cache.element_size(), reverse=True)
 
 
 def cached_layers(

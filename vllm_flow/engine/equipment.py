@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_flow.engine import backends, last_layer, mutual_attention
+from vllm_flow.engine import backends, caches, last_layer, mutual_attention
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.moving import RowMover
@@ -39,6 +39,7 @@ def equip(keeper: Any, runner: Any, kv_cache_config: Any, is_profiling: bool) ->
     )
     if is_profiling:
         return
+    caches.widest_first(runner.kv_caches)
     layers = compilation.static_forward_context
     keeper.flow_hook.ranker = Ranker(kv_cache_config, layers)
     keeper.flow_mover = RowMover(kv_cache_config, layers)
