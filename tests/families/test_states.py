@@ -221,14 +221,12 @@ def test_savings_are_those_of_the_layers_with_keys(engine: Engine, judge: Judge)
 
 
 DRAFTS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
-CONNECTOR = {"kv_role": "kv_both", "kv_connector": "OffloadingConnector"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "told"),
     [
         ({"speculative_config": DRAFTS}, {}, "leave out speculative_config"),
-        ({"kv_transfer_config": CONNECTOR}, {}, "leave out kv_transfer_config"),
         ({"enable_lora": True}, {}, "leave out enable_lora"),
         ({}, {"group_layers": 9}, "use one of 1, 2, 3, 4, 5, 6, 7, 8"),
         (

@@ -42,7 +42,11 @@ FAMILIES = (
     "tests/families/test_cached_states.py",
 )
 """A few families, one with latent attention among them; states of linear attention, and their cached prefixes."""
-V1_ALONE = ("tests/families/test_forms.py", "tests/families/test_latent.py")
+V1_ALONE = (
+    "tests/families/test_forms.py",
+    "tests/families/test_latent.py",
+    "tests/families/test_connected_states.py",
+)
 NOT_LONG = ("-m", "not long")
 V2 = {v2_cpu.SWITCH: "1"}
 RUNS: tuple[tuple[tuple[str, ...], dict[str, str]], ...] = (

@@ -8,7 +8,7 @@ engine goes on must be done with them first.
 One that sends a request's blocks from one engine to another, for prefill and decode apart, need not know what
 they hold: block ``i`` of a storage group is block ``i`` of it there. If its class says so (:data:`PACKED`), or is one
 of vLLM's that was tried (:data:`TRIED`), requests that evict are handed over like others, with the name of their
-layout, which the receiving front end compares.
+layout, which the receiving front end compares. Not beside layers that keep a state per request.
 
 Seam: ``Scheduler.connector``, on which vLLM calls the scheduler's half of a connector's methods. The
 workers' half acts on what that half sends along.
@@ -70,6 +70,8 @@ class FlowConnector(KVConnectorBase_V1):
     flow_layouts: Mapping[str, TokenLayout]
     """The scheduler's live mapping from request id to layout."""
     flow_group_layers: int
+    flow_hands_over: bool
+    """Whether requests with a layout may be handed over."""
     flow_handed: set[str]
     """Requests with a layout that are handed over."""
 
@@ -79,7 +81,7 @@ class FlowConnector(KVConnectorBase_V1):
         return request_id in self.flow_layouts and request_id not in self.flow_handed
 
     def on_new_request(self, request: Request) -> None:
-        asks = request.kv_transfer_params and packs(type(self))
+        asks = request.kv_transfer_params and self.flow_hands_over
         if asks and request.request_id in self.flow_layouts:
             self.flow_handed.add(request.request_id)
         if not self._evicts(request):

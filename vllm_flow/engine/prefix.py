@@ -63,6 +63,13 @@ class FlowKVCacheManager(KVCacheManager):
             self._take_over(request, True)
         return self._hit(request, found.blocks, found.tokens, found.without_states)
 
+    def get_computed_blocks_for_connector(
+        self, request: Request, max_cache_hit_length: int | None = None
+    ) -> tuple[KVCacheBlocks, int, int, bool]:
+        """What every group holds, beside states too, where vLLM would say what the first one does: a connector that
+        brings a state and the tokens behind brings no blocks that another storage group has lost."""
+        return *self.get_computed_blocks(request, max_cache_hit_length), False
+
     def _hit_in_prompt(
         self, request: Request, layout: TokenLayout, max_tokens: int | None
     ) -> tuple[KVCacheBlocks, int, int]:

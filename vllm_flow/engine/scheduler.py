@@ -81,6 +81,7 @@ class _FlowScheduling:
             adoption.adopt(self.connector, FlowConnector)
             self.connector.flow_layouts = self.flow_requests.layouts
             self.connector.flow_group_layers = settings.group_layers
+            self.connector.flow_hands_over = settings.hands_over
             self.connector.flow_handed = set()
         # Of the step being scheduled: encoder outputs, by the picture's hash.
         self.flow_booked: dict[str, encoder_cache.Booking] = {}

@@ -98,7 +98,7 @@ class FlowSettings:
     """Whether the engine has a KV connector (read from it, not set by the operator)."""
 
     hands_over: bool = False
-    """Whether that connector takes requests that evict, too (said by its class)."""
+    """Whether that connector takes requests that evict, too (said by its class, where all layers store keys)."""
 
     attending: tuple[int, ...] = ()
     """Layers that store keys and values, where the others keep a state per request (read from the model,
@@ -206,5 +206,6 @@ class FlowSettings:
             mutual_pictures=vllm_config.model_config.is_mm_prefix_lm,
             quantised_keys=vllm_config.cache_config.cache_dtype.startswith("fp8"),
             connected=getattr(vllm_config.kv_transfer_config, "kv_connector", None) is not None,
-            hands_over=engine_facts.hands_over(vllm_config),
+            # What becomes of states, nobody has tried.
+            hands_over=not attending and engine_facts.hands_over(vllm_config),
         )

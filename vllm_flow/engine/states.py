@@ -55,11 +55,6 @@ def reason_against(config: Any) -> str | None:
             config.speculative_config is not None,
         ),
         (
-            "KV connectors of a model with linear attention, which hand states over as blocks of tokens: leave "
-            "out kv_transfer_config.",
-            config.kv_transfer_config is not None,
-        ),
-        (
             "LoRA adapters on linear attention, which vLLM cannot run where this was tested: leave out "
             "enable_lora.",
             config.lora_config is not None,
