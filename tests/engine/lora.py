@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,8 +16,19 @@ GAIN = 0.5
 """Of an adapter's addition, relative to a weight's own output."""
 
 
-def write_adapter(model_dir: Path, where: Path, seed: int) -> tuple[Path, Path]:
-    """An adapter of every projection of the decoder, and the checkpoint with it merged in: two folders."""
+def write_adapter(
+    model_dir: Path,
+    where: Path,
+    seed: int,
+    decoder: str = "language_model.",
+    targets: Sequence[str] = TARGETS,
+) -> tuple[Path, Path]:
+    """An adapter of every projection of the decoder, and the checkpoint with it merged in: two folders.
+
+    Args:
+        decoder: what names of its weights begin with.
+        targets: the last parts of its projections' names.
+    """
     adapter, merged = where / f"adapter-{seed}", where / f"merged-{seed}"
     if adapter.exists():
         return adapter, merged
@@ -27,7 +39,7 @@ def write_adapter(model_dir: Path, where: Path, seed: int) -> tuple[Path, Path]:
     tensors = {}
     for name, weight in sorted(weights.items()):
         module = name.removesuffix(".weight")
-        if not (name.startswith("language_model.") and module.endswith(TARGETS)):
+        if not (name.startswith(decoder) and module.endswith(tuple(targets))):
             continue
         rows, columns = weight.shape
         down = torch.randn(RANK, columns, generator=generator) / columns**0.5
@@ -37,7 +49,7 @@ def write_adapter(model_dir: Path, where: Path, seed: int) -> tuple[Path, Path]:
         weights[name] = weight + up @ down * (ALPHA / RANK)
     save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
     save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": list(TARGETS)}
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": list(targets)}
     config |= {"bias": "none", "task_type": "CAUSAL_LM", "modules_to_save": None}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     return adapter, merged

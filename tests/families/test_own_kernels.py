@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return making.save(qwen.qwen3_5(**wide), where / "qwen3_5")
 
 
-def open_engine(checkpoint: Checkpoint, group_layers: int | None) -> Engine:
+def open_engine(checkpoint: Checkpoint, group_layers: int | None, **options: Any) -> Engine:
     from tests.families.running import Engine
 
     if "tests.families.gated_delta" in sys.modules:
@@ -54,25 +55,25 @@ def open_engine(checkpoint: Checkpoint, group_layers: int | None) -> Engine:
         max_model_len=1280,
         kv_cache_memory_bytes=256 << 20,
         enable_prefix_caching=True,
+        **options,
     )
     engine.checkpoint = checkpoint
     return engine
 
 
 def errors(
-    engine: Any, judge: Any, asks: list[Any], outputs: list[Any]
+    checkpoint: Checkpoint, judge: Any, asks: list[Any], outputs: list[Any]
 ) -> list[tuple[float, float]]:
     """Of each answer the mean difference of a logprob from the oracle's, and from one that sees the picture."""
     from tests.families import oracle
 
     found = []
-    layers = engine.checkpoint.num_layers
+    layers = checkpoint.num_layers
     for ask, output in zip(asks, outputs, strict=True):
         answer = list(output.outputs[0].token_ids)
         cliffs = (layers if ask.cliff is None else ask.cliff, layers)
         expected = [
-            oracle.logprobs(engine.checkpoint, judge.prompt(ask), answer[:-1], cliff)
-            for cliff in cliffs
+            oracle.logprobs(checkpoint, judge.prompt(ask), answer[:-1], cliff) for cliff in cliffs
         ]
         found.append(
             tuple(
@@ -100,9 +101,28 @@ def test_answers_are_as_near_as_rounding_lets_them(checkpoint: Checkpoint) -> No
     for cached in (0, block):
         outputs = engine.run(asks, 6)
         assert {output.num_cached_tokens for output in outputs} == {cached}
-        (plain, _), *others = errors(engine, judge, asks, outputs)
+        (plain, _), *others = errors(checkpoint, judge, asks, outputs)
         for one, (error, whole) in zip(asks[1:], others, strict=True):
             assert error < 1.3 * plain and error < whole / 1.5, one.keys
     engine.llm.reset_prefix_cache()
     stock = open_engine(checkpoint, STOCK)
     assert largest_difference(engine.run(asks[:1], 6), stock.run(asks[:1], 6)) == 0
+
+
+def test_adapters_are_as_near(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """LoRA on every projection, those of states among them."""
+    from tests.engine.lora import write_adapter
+    from tests.families.running import Judge
+    from tests.families.test_adapted_states import ADAPTERS, DECODER, run, with_weights
+    from tests.families.test_cached_states import ask
+
+    number, targets = next(iter(ADAPTERS.items()))
+    folders = write_adapter(checkpoint.where, tmp_path, number, DECODER, targets)
+    engine = open_engine(checkpoint, 4, enable_lora=True, max_loras=2, max_lora_rank=8)
+    judge = Judge(engine)
+    asks = [ask(1, (12, 15), before=100, after=30, cliff=cliff) for cliff in (None, 0, 3, 5, 7)]
+    outputs = run(engine, {number: folders}, [(one, number) for one in asks])
+    adapted = with_weights(checkpoint, folders[1])
+    (plain, _), *others = errors(adapted, judge, asks, outputs)
+    for one, (error, whole) in zip(asks[1:], others, strict=True):
+        assert error < 1.3 * plain and error < whole / 1.5, one.keys

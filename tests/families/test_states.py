@@ -227,7 +227,6 @@ DRAFTS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3
     ("arguments", "options", "told"),
     [
         ({"speculative_config": DRAFTS}, {}, "leave out speculative_config"),
-        ({"enable_lora": True}, {}, "leave out enable_lora"),
         ({}, {"group_layers": 9}, "use one of 1, 2, 3, 4, 5, 6, 7, 8"),
         (
             {},

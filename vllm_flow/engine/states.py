@@ -54,11 +54,6 @@ def reason_against(config: Any) -> str | None:
             "a draft is refused: leave out speculative_config.",
             config.speculative_config is not None,
         ),
-        (
-            "LoRA adapters on linear attention, which vLLM cannot run where this was tested: leave out "
-            "enable_lora.",
-            config.lora_config is not None,
-        ),
     ):
         if applies:
             return sentence
