@@ -7,7 +7,6 @@ former; vLLM makes groups of the same size of the latter.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -83,48 +82,95 @@ def default_group_layers(num_layers: int, draft_layers: int = 0, max_groups: int
 
 
 def attending_groups(
-    num_layers: int, group_layers: int, attending: Sequence[int]
+    num_layers: int, group_layers: int, attending: Sequence[int], draft_layers: int = 0
 ) -> tuple[tuple[int, int], ...]:
     """First and last of the attending layers of each storage group, in a model where others keep states.
 
     Args:
         group_layers: consecutive decoder layers, of both kinds, whose attending ones are one group.
         attending: the layers that attend, ascending.
+        draft_layers: layers of a drafter, see :func:`storage_groups`; all of them attend. To be counted, each stands
+            for as many layers as the model has up to its first that does. Where groups are equal without a drafter
+            alone, its one layer comes to those of the first group, which vLLM then divides: that group is there twice.
 
     Raises:
-        ValueError: groups would have different numbers of layers, and vLLM would divide the larger ones.
+        ValueError: groups would have different numbers of layers, and vLLM would divide the larger ones; or the first
+            one has no room for a drafter's layers.
     """
-    sizes = attending_group_sizes(num_layers, attending)
-    if group_layers not in sizes:
-        raise ValueError(
-            f"group_layers={group_layers} parts the {len(attending)} of the model's {num_layers} decoder "
-            f"layers that have keys into groups of different sizes, or none; use one of "
-            f"{', '.join(map(str, sizes))}."
-        )
-    members: dict[int, list[int]] = {}
-    for layer in attending:
-        members.setdefault(layer // group_layers, []).append(layer)
-    return tuple((layers[0], layers[-1]) for layers in members.values())
-
-
-def attending_group_sizes(num_layers: int, attending: Sequence[int]) -> tuple[int, ...]:
-    """Layers that storage groups may span so that each has as many that attend."""
-    return tuple(
-        size
-        for size in range(1, num_layers + 1)
-        if len(set(Counter(layer // size for layer in attending).values())) == 1
+    sizes = attending_group_sizes(num_layers, attending, draft_layers)
+    found = (
+        _attending_groups(group_layers, attending, draft_layers) if group_layers in sizes else None
+    )
+    if found is not None:
+        return found
+    drafter = f", with {draft_layers} of its drafter before them," if draft_layers else ""
+    raise ValueError(
+        f"group_layers={group_layers} parts the {len(attending)} of the model's {num_layers} decoder "
+        f"layers that have keys{drafter} into groups of different sizes, or none; use one of "
+        f"{', '.join(map(str, sizes))}."
     )
 
 
-def default_attending_span(num_layers: int, attending: Sequence[int]) -> int:
-    """Layers that a storage group spans, so that there are as many as may be up to ``GROUPS_BESIDE_STATES``."""
+def _attending_groups(
+    size: int, attending: Sequence[int], draft_layers: int
+) -> tuple[tuple[int, int], ...] | None:
+    """:func:`attending_groups`; None where it refuses."""
+    equal = _equal_groups(size, attending, draft_layers)
+    if equal is not None or draft_layers != 1:
+        return equal
+    alone = _equal_groups(size, attending, 0)
+    if alone is None or len(alone) == 1:
+        return None
+    (_, last), *others = alone
+    return (-1, last), (-1, last), *others
 
-    def groups(size: int) -> int:
-        return len(attending_groups(num_layers, size, attending))
 
-    sizes = attending_group_sizes(num_layers, attending)
-    few = [size for size in sizes if groups(size) <= GROUPS_BESIDE_STATES]
-    return max(few, key=lambda size: (groups(size), num_layers % size == 0, size))
+def _equal_groups(
+    size: int, attending: Sequence[int], draft_layers: int
+) -> tuple[tuple[int, int], ...] | None:
+    """Groups of as many layers that attend each, the first with all of a drafter; None where they are not."""
+    stride = attending[0] + 1
+    counted = [((at + 1) * stride - 1, at - draft_layers) for at in range(draft_layers)]
+    counted += [(layer + draft_layers * stride, layer) for layer in attending]
+    members: dict[int, list[int]] = {}
+    for at, layer in counted:
+        members.setdefault(at // size, []).append(layer)
+    groups = list(members.values())
+    if len(set(map(len, groups))) > 1 or len(groups[0]) < draft_layers:
+        return None
+    return tuple((layers[0], layers[-1]) for layers in groups)
+
+
+def attending_group_sizes(
+    num_layers: int, attending: Sequence[int], draft_layers: int = 0
+) -> tuple[int, ...]:
+    """Layers that storage groups may span, see :func:`attending_groups`."""
+    total = num_layers + draft_layers * (attending[0] + 1)
+    return tuple(
+        size
+        for size in range(1, total + 1)
+        if _attending_groups(size, attending, draft_layers) is not None
+    )
+
+
+def default_attending_span(num_layers: int, attending: Sequence[int], draft_layers: int = 0) -> int:
+    """Layers that a storage group spans, so that there are as many as may be up to ``GROUPS_BESIDE_STATES``.
+
+    Equal groups of the drafter's layers, too, where these are three or more; else those that there are without a
+    drafter, of which vLLM divides the first one.
+    """
+    total = num_layers + draft_layers * (attending[0] + 1)
+    groups = {
+        size: len(found)
+        for size in range(1, total + 1)
+        if (found := _equal_groups(size, attending, draft_layers)) is not None
+    }
+    few = [size for size, count in groups.items() if count <= GROUPS_BESIDE_STATES]
+    equal = max(few, key=lambda size: (groups[size], total % size == 0, size))
+    if draft_layers != 1 or groups[equal] >= 3:
+        return equal
+    alone = default_attending_span(num_layers, attending)
+    return alone if _attending_groups(alone, attending, draft_layers) else equal
 
 
 def grouped(
@@ -140,7 +186,7 @@ def grouped(
         ValueError: see :func:`storage_groups` and :func:`attending_groups`.
     """
     if attending:
-        return attending_groups(num_layers, group_layers, attending)
+        return attending_groups(num_layers, group_layers, attending, draft_layers)
     starts = storage_groups(num_layers, group_layers, draft_layers)
     return tuple((first, end - 1) for first, end in pairwise((*starts, num_layers)))
 
@@ -148,5 +194,5 @@ def grouped(
 def default_span(num_layers: int, attending: Sequence[int] = (), draft_layers: int = 0) -> int:
     """Layers per storage group where nobody said, in a model of either kind; arguments as of :func:`grouped`."""
     if attending:
-        return default_attending_span(num_layers, attending)
+        return default_attending_span(num_layers, attending, draft_layers)
     return default_group_layers(num_layers, draft_layers)

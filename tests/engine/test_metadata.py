@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from vllm.config.compilation import CUDAGraphMode
 
 from vllm_flow.engine.groups import FlowAttentionSpec
-from vllm_flow.engine.metadata import _build
+from vllm_flow.engine.metadata import Drafted, _build
 from vllm_flow.engine.shared_metadata import sharing
+from vllm_flow.engine.variant_tensors import VariantTensors
+from vllm_flow.step import Variant
 
 
 class Builder:
@@ -119,3 +122,43 @@ def test_what_is_not_of_the_whole_step_is_planned_alone(asked: dict[str, int]) -
     builder = Builder(CUDAGraphMode.NONE, can_update=True)
     for (group,) in sharing([[Group(builder, 0)], [Group(builder, 2)]]):
         assert group.build_metadata(Common("one"), **asked)[0] == "built"
+
+
+def of_two_in_three() -> Variant:
+    """One row each of the second and the third request of a batch; the first one's all left."""
+    ints = {
+        "row_requests": [1, 2],
+        "positions": [20, 31],
+        "requests": [1, 2],
+        "query_start_loc": [0, 1, 2],
+        "seq_lens": [21, 32],
+    }
+    arrays: dict[str, Any] = {name: np.array(values) for name, values in ints.items()}
+    return Variant(first_layer=3, rows=np.array([4, 5]), gather=np.array([4, 5]), **arrays)
+
+
+CPU = torch.device("cpu")
+TABLE = torch.arange(100, 130).reshape(3, 10)
+
+
+@pytest.mark.parametrize(
+    ("behind", "first"),
+    # Of blocks of 16 tokens, by what the requests have, those that left among it.
+    [(None, (111, 123)), ((0, 0, 0), (111, 123)), ((9, 1, 1), (110, 122))],
+)
+def test_a_state_is_found_by_what_a_request_has_become(
+    behind: tuple[int, ...] | None, first: tuple[int, int]
+) -> None:
+    """Drafts that were refused since the host planned may have reached into another block."""
+    late = None if behind is None else torch.tensor(behind)
+    tensors = VariantTensors(of_two_in_three(), (), CPU, (16, 10), np.array([50, 17, 49]), late)
+    for slots in (1, 4):
+        found = [[start + slot for slot in range(slots)] for start in first]
+        assert tensors.states(TABLE, slots).tolist() == found
+
+
+def test_drafts_are_those_of_the_requests_that_are_left() -> None:
+    tensors = VariantTensors(of_two_in_three(), (), CPU, (16, 10), np.array([50, 17, 49]))
+    drafted = Drafted(torch.tensor([1, 3, 2]), torch.tensor([-1, 3, 0]))
+    given = {name: value.tolist() for name, value in drafted.of(tensors).items()}
+    assert given == {"num_accepted_tokens": [3, 2], "num_decode_draft_tokens_cpu": [3, 0]}

@@ -14,11 +14,15 @@ from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
 from vllm.utils.torch_utils import LayerNameType, _resolve_layer_name
 
+STOCK = gdn_attention._spec_forward
+"""vLLM's own, in whose place :func:`_check_drafts` comes."""
+
 
 def install() -> None:
     """Use them from now on, in this process; to be called before a model is built."""
     gdn_attention.cpu_gdn_attention_core = _core
     gdn_attention.causal_conv1d_update_cpu = _convolve_one
+    gdn_attention._spec_forward = _check_drafts
     gdn_attention.ops = _Kernels
 
 
@@ -37,9 +41,18 @@ def _core(
     metadata = context.attn_metadata[layer.prefix]
     if not metadata.num_actual_tokens:
         return
-    # A processor that multiplies in bfloat16 has a kernel of its own for convolutions, with packed weights.
-    with mock.patch.object(torch.cpu, "_is_avx512_bf16_supported", lambda: False):
-        gdn_attention._cpu_gdn_attention_nonspec(layer, metadata, mixed_qkv, b, a, core_attn_out)
+    width, convolved = layer.conv1d.weight.size(-1), layer.kv_cache[0]
+    rows = convolved.size(-1 if gdn_attention.is_conv_state_dim_first() else -2)
+    args = (layer, metadata, mixed_qkv, b, a, core_attn_out)
+    # Processors that multiply in bfloat16, or tiles, have kernels of their own for convolutions, with packed weights.
+    with (
+        mock.patch.object(torch.cpu, "_is_avx512_bf16_supported", lambda: False),
+        mock.patch.object(torch.cpu, "_is_amx_tile_supported", lambda: False),
+    ):
+        if rows == width - 1:
+            gdn_attention._cpu_gdn_attention_nonspec(*args)
+        else:  # with room for drafts
+            gdn_attention._cpu_gdn_attention_spec_aware(*args, width, rows)
 
 
 def _convolve_one(x, conv_state, weight, bias, activation, conv_state_indices):
@@ -49,6 +62,41 @@ def _convolve_one(x, conv_state, weight, bias, activation, conv_state_indices):
     found = (window * weight).sum(-1)
     assert bias is None and activation == "silu"
     return F.silu(found)
+
+
+def _check_drafts(layer, metadata, mixed_TC, b_TH, a_TH, windows_SCW, states_SHKV, width, num_kept):
+    """Of each sequence its last token and drafts behind it, however many, as vLLM's kernels for CUDA do: from what the
+    last one that was accepted left.
+
+    Here vLLM 0.32's function for CPUs keeps the wrong inputs of a convolution where drafts are fewer than asked for.
+    """
+    slots_NS = metadata.spec_state_indices_tensor[: metadata.num_spec_decodes]
+    accepted_N = metadata.num_accepted_tokens[: metadata.num_spec_decodes]
+    starts_N1 = metadata.spec_query_start_loc[: metadata.num_spec_decodes + 1]
+    assert layer.conv1d.bias is None and layer.activation == "silu"
+    weight_CW = gdn_attention._unpacked_conv_weight(layer)
+    found_TC = torch.empty_like(mixed_TC)
+    sequences = zip(slots_NS[:, 0], accepted_N, starts_N1[:-1], starts_N1[1:], strict=True)
+    for slot, accepted, first, end in sequences:
+        before = windows_SCW[slot][:, accepted - 1 :][:, : width - 1]
+        inputs = torch.cat([before, mixed_TC[first:end].T], -1)
+        found_TC[first:end] = F.silu((inputs.unfold(-1, width, 1) * weight_CW[:, None]).sum(-1)).T
+        windows_SCW[slot][:, : inputs.shape[1] - 1] = inputs[:, 1:]
+    query, key, value = (part.squeeze(0) for part in layer.rearrange_mixed_qkv(found_TC))
+    return gdn_attention.ops.fused_sigmoid_gating_delta_rule_update_spec_cpu(
+        layer.A_log,
+        layer.dt_bias,
+        query,
+        key,
+        value,
+        a_TH,
+        b_TH,
+        states_SHKV,
+        slots_NS,
+        accepted_N,
+        starts_N1,
+        use_qk_l2norm_in_kernel=True,
+    )
 
 
 class _Kernels:
@@ -96,6 +144,44 @@ class _Kernels:
             q[0], k[0], v[0], g[0], beta[0], initial_state_source, initial_state_indices, cu_seqlens
         )
         return found[:, None]
+
+    @staticmethod
+    def fused_sigmoid_gating_delta_rule_update_spec_cpu(
+        A_log,
+        dt_bias,
+        q,
+        k,
+        v,
+        a,
+        b,
+        initial_state_source,
+        spec_state_indices,
+        num_accepted_tokens,
+        cu_seqlens,
+        use_qk_l2norm_in_kernel,
+    ):
+        """Of a sequence's last token and its drafts: from the state of the last one that was accepted, and a state
+        kept of each."""
+        assert use_qk_l2norm_in_kernel
+        g, beta = _Kernels.fused_gdn_gating_cpu(A_log, a, b, dt_bias)
+        found_THV = torch.empty_like(v)
+        sequences = zip(
+            spec_state_indices.tolist(),
+            num_accepted_tokens.tolist(),
+            cu_seqlens[:-1].tolist(),
+            cu_seqlens[1:].tolist(),
+            strict=True,
+        )
+        states = initial_state_source
+        for slots, accepted, first, end in sequences:
+            state = states[slots[accepted - 1]].clone()[None]
+            for at, row in enumerate(range(first, end)):
+                one = slice(row, row + 1)
+                found_THV[one] = _recur(
+                    q[one], k[one], v[one], g[0, one], beta[0, one], state, [0], [0, 1]
+                )
+                states[slots[at]] = state[0]
+        return found_THV
 
 
 def _recur(query_THK, key_THK, value_THV, decay_TH, beta_TH, states_SHKV, slots_N, starts_N1):

@@ -18,7 +18,9 @@ from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from tests.conftest import look_in_this_process
+from tests.engine import v2_cpu
 from tests.families.making import Checkpoint
+from vllm_flow.engine import states
 
 if not torch.backends.cuda.is_built():
     # MiniCPM-V's resampler asks, and a torch that is built for CPU raises: vLLM 0.32 does not run it there.
@@ -34,10 +36,17 @@ def that_serves(checkpoint: Checkpoint) -> Iterator[None]:
     if checkpoint.chunks or "llvmlite.binding.ffi" in sys.modules:
         _have_numba_looked_at()
     if checkpoint.recurrent:
-        from tests.families import gated_delta
+        from tests.families import gated_delta, state_copies
 
         gated_delta.install()
-    with _attention_of(checkpoint.attention), _in_chunks(checkpoint.latent):
+        if not v2_cpu.wanted():  # whose interpreter runs vLLM's kernels
+            state_copies.install()
+    with (
+        # What vLLM's kernels would do wrong, `gated_delta` does not.
+        mock.patch.object(states, "loses_drafts", lambda: not checkpoint.recurrent),
+        _attention_of(checkpoint.attention),
+        _in_chunks(checkpoint.latent),
+    ):
         yield
 
 

@@ -126,7 +126,7 @@ def test_a_batch_of_three_adapters_and_none(
     engine: Engine, adapters: dict[int, tuple[Path, Path]], merged: dict[int, Checkpoint]
 ) -> None:
     """With and without a policy, each with a picture of its own or shared; more than run at once."""
-    from tests.families.test_cached_states import ask
+    from tests.families.cached_states import ask
 
     cliffs = (None, 3) if v2_cpu.wanted() else (None, 0, 3, 5)
     pairs = [
@@ -144,7 +144,7 @@ def test_a_batch_of_three_adapters_and_none(
 def test_an_adapter_has_states_of_its_own_in_the_cache(
     engine: Engine, adapters: dict[int, tuple[Path, Path]], merged: dict[int, Checkpoint]
 ) -> None:
-    from tests.families.test_cached_states import ask
+    from tests.families.cached_states import ask
 
     one = ask(2, before=20, cliff=5)
     found = []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.engine import v2_cpu
-from tests.families.test_cached_states import ask
+from tests.families.cached_states import ask
 
 if TYPE_CHECKING:
     from tests.families.making import Checkpoint

@@ -89,8 +89,8 @@ def errors(
 
 
 def test_answers_are_as_near_as_rounding_lets_them(checkpoint: Checkpoint) -> None:
+    from tests.families.cached_states import ask
     from tests.families.running import STOCK, Judge, largest_difference
-    from tests.families.test_cached_states import ask
 
     engine = open_engine(checkpoint, 4)
     block = engine.llm.llm_engine.vllm_config.cache_config.block_size
@@ -112,9 +112,9 @@ def test_answers_are_as_near_as_rounding_lets_them(checkpoint: Checkpoint) -> No
 def test_adapters_are_as_near(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """LoRA on every projection, those of states among them."""
     from tests.engine.lora import write_adapter
+    from tests.families.cached_states import ask
     from tests.families.running import Judge
     from tests.families.test_adapted_states import ADAPTERS, DECODER, run, with_weights
-    from tests.families.test_cached_states import ask
 
     number, targets = next(iter(ADAPTERS.items()))
     folders = write_adapter(checkpoint.where, tmp_path, number, DECODER, targets)

@@ -117,6 +117,52 @@ def test_groups_beside_states_have_as_many_layers_each(attending: list[int], spa
     assert all(last - first < span for first, last in groups)
 
 
+@given(ATTENDING, st.integers(1, 80), st.integers(1, 3))
+def test_a_drafters_layers_come_first_beside_states(
+    attending: list[int], span: int, drafts: int
+) -> None:
+    if span not in attending_group_sizes(64, attending, drafts):
+        with pytest.raises(ValueError, match=f"group_layers={span} .* {drafts} of its drafter"):
+            attending_groups(64, span, attending, drafts)
+        return
+    groups = attending_groups(64, span, attending, drafts)
+    stored = [*range(-drafts, 0), *attending]
+    members = [[layer for layer in stored if first <= layer <= last] for first, last in groups]
+    assert members[0][:drafts] == [*range(-drafts, 0)]
+    if len(set(groups)) < len(
+        groups
+    ):  # vLLM divides the first, whose layers are one more than the others'
+        assert drafts == 1 and groups[0] == groups[1] and len(set(groups[1:])) == len(groups) - 1
+        size = len(members[2])
+        assert len(members.pop(0)) == size + 1 and -(-(size + 1) // size) == 2
+        members[0] = members[0][1:]
+        stored = [*attending]
+    assert sum(members, []) == stored
+    assert len({len(layers) for layers in members}) == 1
+
+
+@given(ATTENDING, st.integers(0, 3))
+def test_the_default_beside_states_has_few_groups_with_a_drafter_too(
+    attending: list[int], drafts: int
+) -> None:
+    span = default_attending_span(64, attending, drafts)
+    few = GROUPS_BESIDE_STATES + (drafts == 1)
+    assert 1 <= len(attending_groups(64, span, attending, drafts)) <= few
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "span", "groups"),
+    [(32, 12, 3), (60, 16, 4), (24, 8, 4), (40, 8, 6), (48, 12, 5), (64, 16, 5), (4, 4, 2)],
+)
+def test_default_granularity_where_a_drafters_layer_attends_too(
+    num_layers: int, span: int, groups: int
+) -> None:
+    """Where their number is a prime, those of the model alone, of which the first is divided."""
+    attending = range(3, num_layers, 4)
+    assert default_attending_span(num_layers, attending, 1) == span
+    assert len(attending_groups(num_layers, span, attending, 1)) == groups
+
+
 @given(ATTENDING)
 def test_the_default_beside_states_has_few_groups(attending: list[int]) -> None:
     groups = attending_groups(64, default_attending_span(64, attending), attending)

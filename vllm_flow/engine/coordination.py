@@ -61,7 +61,7 @@ class FlowCoordinator(KVCacheCoordinator):
         known = num_tokens_main_model
         blocks = super().allocate_new_blocks(request_id, num_tokens, known, *args, **kwargs)
         rooms = [m.tokens_that_fit(request_id, known) for m in self.flow_managers]
-        rooms += [len(m.req_to_blocks[request_id]) * m.block_size for m in self.flow_states]
+        rooms += [m.tokens_that_fit(request_id) for m in self.flow_states]
         self.flow_room[request_id] = min(rooms)
         return blocks
 

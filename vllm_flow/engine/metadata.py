@@ -70,6 +70,7 @@ class StepBuilder:
         padded_rows: int = 0,
         late: dict[int, list[DeviceReading]] | None = None,
         behind: torch.Tensor | None = None,
+        drafted: Drafted | None = None,
     ) -> FlowStep:
         """Build what the decoder hook needs for one step.
 
@@ -81,6 +82,7 @@ class StepBuilder:
             late: see :meth:`late`.
             behind: [requests] on the device, by how many tokens each is shorter than the plan takes it to be:
                 drafts that were refused since. Such requests have their prompt behind them.
+            drafted: what layers with states know of drafts, in an engine that drafts.
         """
         step = FlowStep(variants={}, late=late or {})
         if plan is None:
@@ -93,6 +95,7 @@ class StepBuilder:
             tensors = VariantTensors(
                 variant, tables, self._device, of_states, plan.seq_lens, behind
             )
+            of_drafts = None if drafted is None else drafted.of(tensors)
             # Keys of a layer need as many slots as rows. Padding stays until the first rows leave; those that
             # are left may be padded anew.
             padding = padded_rows - plan.num_rows
@@ -114,10 +117,13 @@ class StepBuilder:
                     continue  # what vLLM has made says the same
                 table = block_tables[place.group]
                 if place.keeps_states:
-                    table = tensors.states(table)
+                    slots_of_drafts = place.attn_group.kv_cache_spec.num_speculative_blocks
+                    table = tensors.states(table, 1 + slots_of_drafts)
                 common = tensors.common_metadata(table, slots[place.group], place.keeps_states)
                 with self._alone(place, number, table):
-                    metadata = _build(place.attn_group, common, built)
+                    metadata = _build(
+                        place.attn_group, common, built, of_drafts if place.keeps_states else None
+                    )
                 for name in place.layer_names:
                     step.attn_metadata[name] = metadata
                     step.slot_mapping[name] = common.slot_mapping
@@ -176,6 +182,26 @@ class StepBuilder:
         return found
 
 
+class Drafted(NamedTuple):
+    """What layers with states must know of each request's drafts: in a step with some the state of each is kept, and
+    the next step goes on from that of the last one that was accepted. N requests of the batch.
+    """
+
+    accepted: torch.Tensor
+    """[N] on the device, tokens that the step before gave each, the first of them no draft."""
+    drafts: torch.Tensor
+    """[N] on the host, drafts of each that the step checks; -1 for a chunk of its prompt."""
+
+    def of(self, tensors: VariantTensors) -> dict[str, torch.Tensor]:
+        """What the builder of a variant's metadata is given of them, [Q] each."""
+        requests = tensors.requests
+        on_host = torch.from_numpy(tensors.variant.requests)
+        return {
+            "num_accepted_tokens": self.accepted.index_select(0, requests),
+            "num_decode_draft_tokens_cpu": self.drafts.index_select(0, on_host),
+        }
+
+
 class _Place(NamedTuple):
     """Layers of one variant that share a block table and a metadata builder."""
 
@@ -186,13 +212,22 @@ class _Place(NamedTuple):
     keeps_states: bool
 
 
-def _build(attn_group: Any, common: CommonAttentionMetadata, built: dict[Any, Any]) -> Any:
-    """A variant's metadata in one storage group, from what was built of it in others, where the backend can."""
+def _build(
+    attn_group: Any,
+    common: CommonAttentionMetadata,
+    built: dict[Any, Any],
+    drafted: dict[str, torch.Tensor] | None = None,
+) -> Any:
+    """A variant's metadata in one storage group, from what was built of it in others, where the backend can.
+
+    Args:
+        drafted: of layers with states, see :meth:`Drafted.of`.
+    """
     builder = attn_group.get_metadata_builder(0)
     # With graphs, a builder keeps its schedule in one buffer: that of the layers before the cliff.
     graphs = builder.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
-    unscheduled = {"fast_build": True} if graphs else {}
-    return shared_metadata.build(attn_group, common, built, **unscheduled)
+    own: dict[str, Any] = {"fast_build": True} if graphs else {}
+    return shared_metadata.build(attn_group, common, built, **own, **(drafted or {}))
 
 
 def _shape(block_tables: Sequence[torch.Tensor], place: _Place) -> Shape:

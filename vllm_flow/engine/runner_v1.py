@@ -27,7 +27,7 @@ from vllm_flow.engine.device_step import FlowStep
 from vllm_flow.engine.equipment import equip
 from vllm_flow.engine.groups import group_specs, storage_layer
 from vllm_flow.engine.hiding import hidden
-from vllm_flow.engine.metadata import StepBuilder
+from vllm_flow.engine.metadata import Drafted, StepBuilder
 from vllm_flow.engine.moving import Rewrites, RowMover, rewrites_of
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
@@ -151,7 +151,18 @@ class FlowRunnerV1(model_call.EagerProfile):
         if plan is None and not readings:
             return None
         late = self.flow_steps.late(readings, batch.req_ids, block_tables)
-        return self.flow_steps.build(plan, block_tables, padded_rows, late, self._tokens_behind())
+        return self.flow_steps.build(
+            plan, block_tables, padded_rows, late, self._tokens_behind(), self._drafted()
+        )
+
+    def _drafted(self) -> Drafted | None:
+        """What layers with states know of drafts; None where there are no drafts, or no states."""
+        if self.speculative_config is None or not self.flow_settings.attending:
+            return None
+        count = self.input_batch.num_reqs
+        return Drafted(
+            self.num_accepted_tokens.gpu[:count], self.num_decode_draft_tokens.cpu[:count]
+        )
 
     def _tokens_behind(self) -> torch.Tensor | None:
         """[requests] how many tokens fewer the device has computed of each than the host was told; None where the

@@ -123,14 +123,17 @@ class FlowSettings:
         """Layers whose keys and values a KV block holds; of the last group it may be fewer."""
         if not self.attending:
             return self.group_layers
-        return len(self.attending) // len(self.groups)
+        groups = self.groups
+        # Where vLLM divides the first, its drafter's layer is one too many in each of the others.
+        divided = len(set(groups)) < len(groups)
+        return (len(self.attending) + (0 if divided else self.draft_layers)) // len(set(groups))
 
     @property
     def storage(self) -> str:
         """The storage groups in words."""
         found = f"{len(self.groups)} storage groups of {self.group_layers} layers"
         if self.draft_layers:
-            return f"{found}, the drafter's {self.draft_layers} first"
+            found = f"{found}, the drafter's {self.draft_layers} first"
         if not self.attending:
             return found
         return f"{found}, with keys in {self.layers_per_block} of each and a state per request in the others"

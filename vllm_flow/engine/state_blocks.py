@@ -31,9 +31,11 @@ class FlowStateManager(MambaManager):
 
         Args:
             retention_interval: the operator's ``prefix_cache_retention_interval``; by default vLLM keeps those of
-                which a further request is known to go on.
+                which a further request is known to go on: beside some drafters it goes on a block earlier.
         """
-        goes_on = replay_boundaries(request.num_prompt_tokens, self.block_size, use_eagle=False)
+        goes_on = replay_boundaries(
+            request.num_prompt_tokens, self.block_size, self.drop_eagle_checkpoint_block
+        )
         kept = self.reachable_block_mask(
             num_blocks - 1,
             num_blocks,
@@ -44,6 +46,11 @@ class FlowStateManager(MambaManager):
             (*goes_on, request.shared_prefix_boundary),
         )
         return kept is None or kept[0]
+
+    def tokens_that_fit(self, request_id: str) -> int:
+        """Tokens of a request, from its start, behind which it has blocks for its state; those of drafts come last."""
+        held = len(self.req_to_blocks[request_id]) - self.num_speculative_blocks
+        return held * self.block_size
 
     def cache_prefixes(
         self, request: Request, prefixes: Prefixes, retained: Collection[int]

@@ -20,6 +20,9 @@ STATES = "linear_attention"
 GATED_DELTA = "GDN_ATTN"
 """vLLM's name of the states that were tested: Gated DeltaNet's."""
 
+DRAFTS = ("ngram", "mtp")
+"""Methods of speculative decoding tested beside them: what stood in a text before, and Qwen3.5's own layer."""
+
 
 def attending(model_config: Any) -> tuple[int, ...]:
     """Layers that store keys and values where others keep states, ascending; empty where all do.
@@ -48,16 +51,35 @@ def reason_against(config: Any) -> str | None:
     """
     if not attending(config.model_config):
         return None
+    drafts = config.speculative_config
     for sentence, applies in (
         (
-            "speculative decoding of a model with linear attention, whose states would have to go back where "
-            "a draft is refused: leave out speculative_config.",
-            config.speculative_config is not None,
+            "speculative decoding of a model with linear attention under Model Runner V2, where nobody has tried it: "
+            "set VLLM_USE_V2_MODEL_RUNNER=0, or leave out speculative_config.",
+            drafts is not None and config.use_v2_model_runner,
+        ),
+        (
+            "drafts for a model with linear attention that were not shown to be exact: set the method of "
+            f"speculative_config to {' or '.join(map(repr, DRAFTS))}, or leave it out.",
+            drafts is not None and drafts.method not in DRAFTS,
+        ),
+        (
+            "speculative decoding of a model with linear attention on a CPU, where vLLM 0.32's convolutions keep "
+            "wrong inputs after a step with fewer drafts than asked for, whatever is evicted, and nobody has run a "
+            "later one: leave out speculative_config.",
+            drafts is not None and loses_drafts(),
         ),
     ):
         if applies:
             return sentence
     return None
+
+
+def loses_drafts() -> bool:
+    """Whether vLLM's own kernels may go on from wrong states behind some drafts."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
 
 
 def late_reason(attending: Sequence[int]) -> str | None:

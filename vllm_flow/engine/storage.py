@@ -215,9 +215,9 @@ class FlowAttentionManager(FindablePrefixes):
 def managers_of(
     managers: Collection[Any],
 ) -> tuple[list[FlowAttentionManager], list[FlowStateManager]]:
-    """Those of storage groups, checked to be ours, and vLLM's of states, which become ours.
+    """Those of storage groups, the shallowest first, checked to be ours, and vLLM's of states, which become ours.
 
-    vLLM would silently fold groups it thinks equal.
+    A drafter's own group, though before all others, is vLLM's last. vLLM would silently fold groups it thinks equal.
     """
     of_states = [manager for manager in managers if is_state(manager.kv_cache_spec)]
     ours = [manager for manager in managers if manager not in of_states]
@@ -229,4 +229,4 @@ def managers_of(
         )
     for manager in of_states:
         adoption.adopt(manager, FlowStateManager)
-    return ours, of_states
+    return sorted(ours, key=lambda manager: manager.spec.first_layer), of_states

@@ -68,8 +68,10 @@ class VariantTensors:
         if of_states is not None and seq_lens is not None:
             # The last block that a request has by the end of the step, whatever of it left.
             size, width = of_states
-            parts["states"] = variant.requests * width + (seq_lens[variant.requests] - 1) // size
-        lengths = [len(part) for part in parts.values()]
+            lengths = seq_lens[variant.requests]
+            known = {"states": variant.requests * width + (lengths - 1) // size}
+            parts |= known if behind is None else {"lengths": lengths}
+        sizes = [len(part) for part in parts.values()]
         host = torch.from_numpy(
             np.concatenate(list(parts.values()), dtype=np.int32, casting="unsafe")
         )
@@ -77,15 +79,20 @@ class VariantTensors:
             host = host.pin_memory()
         there = host.to(device, non_blocking=True)
         self._max_query_len, self._max_seq_len = variant.max_query_len, variant.max_seq_len
-        self._on_host = dict(zip(parts, host.split(lengths), strict=True))
-        self._on_device = dict(zip(parts, there.split(lengths), strict=True))
+        self._on_host = dict(zip(parts, host.split(sizes), strict=True))
+        self._on_device = dict(zip(parts, there.split(sizes), strict=True))
         if behind is not None:
-            self._correct(behind)
+            self._correct(behind, of_states)
 
-    def _correct(self, behind: torch.Tensor) -> None:
+    def _correct(self, behind: torch.Tensor, of_states: Shape | None) -> None:
         """Positions and lengths as the device knows them; lengths on the host stay upper bounds."""
         there = self._on_device
-        there["seq_lens"] = there["seq_lens"] - behind[there["requests"]].to(torch.int32)
+        of_requests = behind[there["requests"]].to(torch.int32)
+        there["seq_lens"] = there["seq_lens"] - of_requests
+        if "lengths" in there and of_states is not None:
+            size, width = of_states
+            last = (there["lengths"] - of_requests - 1) // size
+            there["states"] = there["requests"] * width + last
         there["positions"] = there["positions"] - behind[there["row requests"]].to(torch.int32)
 
     def get(self, name: str) -> torch.Tensor | None:
@@ -128,9 +135,22 @@ class VariantTensors:
         positions = there["positions"]
         return there["row requests"] * width + positions // size, positions % size
 
-    def states(self, block_table: torch.Tensor) -> torch.Tensor:
-        """[Q, 1] the block of each request's state, in one group's block table."""
-        return block_table.reshape(-1).index_select(0, self._on_device["states"])[:, None]
+    @property
+    def requests(self) -> torch.Tensor:
+        """[Q] batch indices of the variant's requests, on the device."""
+        return self._on_device["requests"]
+
+    def states(self, block_table: torch.Tensor, slots: int = 1) -> torch.Tensor:
+        """[Q, slots] the blocks of each request's state, in one group's block table.
+
+        Args:
+            slots: one for the state of the step's last token; with drafts one for each behind it, too.
+        """
+        first = self._on_device["states"]
+        if slots == 1:
+            return block_table.reshape(-1).index_select(0, first)[:, None]
+        each = first[:, None] + torch.arange(slots, dtype=first.dtype, device=first.device)
+        return block_table.reshape(-1)[each]
 
     def last_keys(self, slots: torch.Tensor) -> DeviceLastKeys:
         """The variant's last keys, given all slots of its layer."""
@@ -145,7 +165,7 @@ class VariantTensors:
         """Attention metadata of this variant over one group's block table.
 
         Args:
-            block_table: [requests of the batch, blocks]; of a group of states [Q, 1], see :meth:`states`.
+            block_table: [requests of the batch, blocks]; of a group of states [Q, slots], see :meth:`states`.
         """
         num_reqs = len(self.variant.requests)
         # Where every request has a row, as in decode, the table is taken as it is; runs may be as many
