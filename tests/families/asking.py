@@ -38,6 +38,14 @@ def prompts_of(checkpoint: Checkpoint) -> tuple[Ask, Ask]:
     first, second = checkpoint.sizes
     mark, numbered = checkpoint.image, checkpoint.second or checkpoint.image
     if checkpoint.video:
+        if not mark:
+            texts = [
+                f"{words(5, seed)} {checkpoint.video} {words(7, 500 + seed)}" for seed in (1, 2)
+            ]
+            return (
+                Ask(texts[0], (), films=(film(3, first, frames=3),)),
+                Ask(texts[1], (), films=(film(4, second),)),
+            )
         film_of_two, mixed = film(4, first), f"{words(3, 2)} {checkpoint.video} {words(6, 502)}"
         return (
             Ask(f"{words(5, 1)} {checkpoint.video} {words(7, 501)}", (), films=(film(3, first),)),

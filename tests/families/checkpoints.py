@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.families import (
     aria,
+    blip,
     cohere,
     cohere_compass,
     cosmos,
@@ -82,6 +83,7 @@ def _film(builder: Callable[[], Checkpoint], mark: str, token: str) -> Callable[
 BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "llava": llava.llava,
     "llava_next": llava.llava_next,
+    "llava_next_video": llava_kin.llava_next_video,
     "qwen2_vl": qwen.qwen2_vl,
     "qwen2_5_vl": qwen.qwen2_5_vl,
     "opencua": opencua.opencua,
@@ -160,6 +162,7 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "deepseek_vl2_tiny": deepseek_vl.deepseek_vl2_tiny,
     "deepseek_ocr": deepseek_vl.deepseek_ocr,
     "deepseek_ocr2": deepseek_vl.deepseek_ocr2,
+    "blip2": blip.blip2,
     "instructblip": paper.instructblip,
     "shikra": paper.shikra,
     "qwen_vl": qwen_vl.qwen_vl,

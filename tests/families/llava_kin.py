@@ -111,3 +111,44 @@ def r_4b() -> Checkpoint:
 
 def bee() -> Checkpoint:
     return _on_qwen3("Bee", 4)
+
+
+def llava_next_video() -> Checkpoint:
+    """Videos alone, which vLLM takes one at a time."""
+    named = dict(image_token="<image>", video_token="<video>")
+    made, vocab = tokenizer(tuple(named.values()), named)
+    config = hf.LlavaNextVideoConfig(
+        vision_config=hf.CLIPVisionConfig(
+            **tower_settings(num_hidden_layers=3, projection_dim=64, image_size=96, patch_size=8)
+        ),
+        text_config=hf.LlamaConfig(architectures=["LlamaForCausalLM"], **text_settings(vocab)),
+        image_token_index=vocab["<image>"],
+        video_token_index=vocab["<video>"],
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        spatial_pool_mode="average",
+        spatial_pool_stride=2,
+        image_grid_pinpoints=[[96, 192], [192, 96]],
+        tie_word_embeddings=False,
+    )
+    size = dict(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96})
+    return Checkpoint(
+        model=hf.LlavaNextVideoForConditionalGeneration(config),
+        processor=None,
+        saved=hf.LlavaNextVideoProcessor(
+            video_processor=hf.LlavaNextVideoVideoProcessor(**size),
+            image_processor=hf.LlavaNextImageProcessor(**size),
+            tokenizer=made,
+            patch_size=8,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+        ),
+        vocab=vocab,
+        image="",
+        video="<video>",
+        image_ids=(vocab["<video>"],),
+        sizes=((96, 96), (96, 96)),
+        decoder=lambda model: model.model.language_model,
+        rename=lambda name: name.replace("vision_tower.", "vision_tower.vision_model.", 1),
+        options={"limit_mm_per_prompt": {"video": 1}},
+    )

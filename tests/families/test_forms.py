@@ -40,6 +40,11 @@ class TensorLayer(nn.Module):
         return hidden_states + position_ids[:, None]
 
 
+class AloneLayer(nn.Module):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + 1
+
+
 class BatchedLayer(nn.Module):
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         cos, sin = kwargs["position_embeddings"]
@@ -52,11 +57,23 @@ def test_every_form_of_call_passes_check_call() -> None:
         tensor=TensorLayer,
         batched=BatchedLayer,
         plain=PlainLayer,
+        alone=AloneLayer,
         masked=MaskedLayer,
         named=NamedLayer,
     )
     for form, layer in layers.items():
         check_call(Decoder(nn.Identity(), [layer()], nn.Identity(), call=form))  # type: ignore[arg-type]
+
+
+def test_rows_leave_layers_that_take_nothing_but_them() -> None:
+    layers, norm = [AloneLayer(), AloneLayer()], Norm()
+    hook = DecoderHook(Decoder(nn.Identity(), layers, norm, call="alone"))
+    hidden = torch.tensor([1.0, 2.0, 4.0])[:, None].expand(3, 8)
+    with hook.installed(DROPS_THE_SECOND):
+        for layer in layers:
+            hidden = layer(hidden)
+        found = norm(hidden)
+    assert found[:, 0].tolist() == [3.0, 0.0, 6.0]
 
 
 @pytest.mark.parametrize("form", ["plain", "masked"])

@@ -124,10 +124,8 @@ BY_CONFIGURATION = {
 """Refused by what their configuration says; some of a name may not be, and are untested then."""
 
 UNTESTED = {
-    "Blip2ForConditionalGeneration",
     "InternS1ProForConditionalGeneration",
     "KananaVForConditionalGeneration",
-    "LlavaNextVideoForConditionalGeneration",
     "MiMoV2OmniForCausalLM",
     "OpenPanguVLForConditionalGeneration",
     "OpenVLAForActionPrediction",

@@ -106,6 +106,13 @@ def _tensor_norm(hook: Forward, forward: Forward, hidden_RH: torch.Tensor) -> to
     return hook(forward, hidden_RH)
 
 
+def _alone_layer(hook: Forward, forward: Forward, hidden_states: torch.Tensor) -> torch.Tensor:
+    def plain(_positions: None, hidden_RH: torch.Tensor, _: None) -> Any:
+        return forward(hidden_RH), None
+
+    return hook(plain, None, hidden_states, None)[0]
+
+
 def _batched_layer(
     hook: Forward, forward: Forward, hidden_1TH: torch.Tensor, **kwargs: Any
 ) -> torch.Tensor:
@@ -190,5 +197,6 @@ FORMS = {
     "masked": CallForm(_beside_layer, _residual_norm, _select_beside),
     "named": CallForm(_named_layer, _residual_norm),
     "tensor": CallForm(_tensor_layer, _tensor_norm),
+    "alone": CallForm(_alone_layer, _tensor_norm),
     "batched": CallForm(_batched_layer, _batched_norm, _select_batched),
 }

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from torch import nn
 
-Call: TypeAlias = Literal["residual", "named", "scaled", "masked", "plain", "tensor", "batched"]
+Call: TypeAlias = Literal[
+    "residual", "named", "scaled", "masked", "plain", "tensor", "alone", "batched"
+]
 """How a model calls its layers and its final norm (T rows of a step, H wide):
 
 - ``residual``: ``layer(positions, hidden [T, H], residual) -> (hidden, residual)``, ``norm(hidden, residual)``
@@ -22,6 +24,7 @@ Call: TypeAlias = Literal["residual", "named", "scaled", "masked", "plain", "ten
 - ``masked``: as ``residual``, with a fourth argument for layers, a mask of the step's rows [T, 1] or None
 - ``plain``: ``layer(positions, hidden [T, H]) -> hidden``, ``norm(hidden)``
 - ``tensor``: ``layer(hidden_states=[T, H], position_ids=[T]) -> hidden``, ``norm(hidden)``
+- ``alone``: ``layer(hidden [T, H]) -> hidden``, ``norm(hidden)``: positions are in what comes in
 - ``batched``: ``layer(hidden [1, T, H], position_ids=, position_embeddings=) -> hidden``, ``norm(hidden)``,
   the layers of transformers
 """

@@ -22,6 +22,7 @@ FIRST: dict[str, tuple[str, ...]] = {
     "scaled": SCALED,
     "masked": (*RESIDUAL, "visual_token_mask"),
     "plain": RESIDUAL[:2],
+    "alone": RESIDUAL[1:2],
 }
 """Call -> the parameters with which a layer's ``forward`` begins: in this order, or ``named`` in any."""
 

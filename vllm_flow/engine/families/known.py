@@ -14,6 +14,7 @@ from vllm_flow.engine.families.family import FROM_EMBEDDINGS, Family
 from vllm_flow.engine.families.llava_line import LLAVA_LINE
 from vllm_flow.engine.families.on_deepseek import ON_DEEPSEEK
 from vllm_flow.engine.families.on_qwen3_5 import ON_QWEN3_5
+from vllm_flow.engine.families.opt import opt_decoder
 from vllm_flow.engine.families.own_layouts import OWN_LAYOUTS
 from vllm_flow.engine.families.qwen3_next import named_decoder
 from vllm_flow.engine.families.transformers_backend import transformers_decoder
@@ -221,6 +222,15 @@ FAMILIES = (
     ),
     *OWN_LAYOUTS,
     *ON_DEEPSEEK,
+    Family(
+        "BLIP-2",
+        ("Blip2ForConditionalGeneration",),
+        ("OPTDecoder",),
+        "32 tokens before everything else",
+        "nothing",
+        ("blip2",),
+        adapter=opt_decoder,
+    ),
     Family(
         "InstructBLIP (a model class of vLLM-Flow)",
         ("InstructBlipForConditionalGeneration",),

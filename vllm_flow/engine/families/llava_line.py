@@ -26,6 +26,15 @@ LLAVA_LINE = (
         ("llava_next",),
     ),
     Family(
+        "LLaVA-NeXT-Video",
+        ("LlavaNextVideoForConditionalGeneration",),
+        ("LlamaModel", "MistralModel"),
+        "of a video's frames one token per 2 x 2 patches; pictures are not taken, as in vLLM",
+        "nothing",
+        ("llava_next_video",),
+        compared=FROM_EMBEDDINGS,
+    ),
+    Family(
         "LLaVA-OneVision",
         ("LlavaOnevisionForConditionalGeneration",),
         ("Qwen2Model",),

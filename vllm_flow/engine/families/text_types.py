@@ -24,6 +24,7 @@ TEXT_TYPES = {
     "glm4v_moe_text": "Glm4MoeModel",
     "glm_ocr_text": "Glm4Model",
     "paddleocr_vl_text": "LlamaModel",
+    "opt": "OPTDecoder",
     "internlm2": "InternLM2Model",
     "chatglm": "GLMTransformer",
     "cohere2": "CohereModel",
