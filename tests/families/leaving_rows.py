@@ -59,7 +59,8 @@ def leaving(
         layer.register_forward_pre_hook(leave(index), with_kwargs=True)
         for index, layer in enumerate(decoder.layers)
     ]
-    hooks.append(decoder.norm.register_forward_pre_hook(come_back))
+    norm = getattr(decoder, "norm", None) or decoder.embedding_norm  # LFM2's name of it
+    hooks.append(norm.register_forward_pre_hook(come_back))
     try:
         yield
     finally:

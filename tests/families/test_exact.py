@@ -15,9 +15,9 @@ from tests.families.conftest import COMPILED, Rows
 from tests.families.making import Checkpoint
 from tests.families.running import STOCK, Engine, Judge, largest_difference
 
-QUICK = ("qwen3_vl", "idefics3", "cohere2_vision", "kimi_vl")
+QUICK = ("qwen3_vl", "idefics3", "cohere2_vision", "kimi_vl", "lfm2_vl")
 """M-RoPE, and features injected between layers; a decoder in another place, markers within a picture; sliding
-windows that a picture is wider than; latent attention."""
+windows that a picture is wider than; latent attention; states of short convolutions."""
 
 CHOICE = os.environ.get("VLLM_FLOW_FAMILIES", "")
 NAMES = tuple(BUILDERS) if CHOICE == "all" else tuple(filter(None, CHOICE.split(","))) or QUICK

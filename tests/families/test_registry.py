@@ -106,7 +106,6 @@ BY_CONFIGURATION = {
     "BailingMoeV3VLForConditionalGeneration",
     "Cosmos3EdgeForConditionalGeneration",
     "Glm5NextForConditionalGeneration",
-    "Lfm2VlForConditionalGeneration",
     "NemotronH_Nano_Omni_Reasoning_V3",
     "NemotronH_Nano_VL_V2",
     "NemotronH_Omni_Reasoning_V3",

@@ -124,7 +124,7 @@ def group_specs(specs: Mapping[str, KVCacheSpec], settings: FlowSettings) -> dic
     register()
     grouped: dict[str, GroupSpec] = {}
     for name, spec in specs.items():
-        if isinstance(spec, MambaSpec) and spec.mamba_type.name == states.GATED_DELTA:
+        if isinstance(spec, MambaSpec) and spec.mamba_type.name in states.TESTED:
             continue
         if type(spec) is SlidingWindowSpec:
             logger.info_once(

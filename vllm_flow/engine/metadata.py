@@ -138,8 +138,10 @@ class StepBuilder:
                 yield
             return
         with (
-            hidden("use_full_cuda_graph", [(builder, False)]),  # in buffers for a captured step
-            # vLLM would look a state up by the rows that are left.
+            # In buffers for a captured step, as Gated DeltaNet's builder is asked, and the others.
+            hidden("use_full_cuda_graph", [(builder, False)]),
+            hidden("decode_cudagraph_max_bs", [(builder, -1)]),
+            # Some builders take states as the runner has looked them up.
             hidden("mamba_aligned_state_indices", [(builder, table)]),
         ):
             yield

@@ -1,4 +1,4 @@
-"""Models of which some layers keep a state per request in the place of keys and values: linear attention.
+"""Models of which some layers keep a state per request in the place of keys and values: linear attention, convolutions.
 
 Past a cliff such a layer is built up from the rows that are left alone, as attention there sees no others: where
 its state lies does not change, only which rows it has taken in. So these layers stay in vLLM's own groups, and
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from vllm_flow.policy import FlowPolicy
 
 ATTENTION = "full_attention"
-STATES = "linear_attention"
-GATED_DELTA = "GDN_ATTN"
-"""vLLM's name of the states that were tested: Gated DeltaNet's."""
+STATES = ("linear_attention", "conv")
+"""What a configuration calls layers with states: Gated DeltaNet, and LFM2's short convolutions."""
+TESTED = ("GDN_ATTN", "SHORT_CONV")
+"""vLLM's names of the states that were tested, likewise."""
 
 DRAFTS = ("ngram", "mtp")
 """Methods of speculative decoding tested beside them: what stood in a text before, and Qwen3.5's own layer."""
@@ -31,7 +32,7 @@ def attending(model_config: Any) -> tuple[int, ...]:
         model_config: vLLM's finished ``ModelConfig``.
     """
     kinds = getattr(model_config.hf_text_config, "layer_types", None) or ()
-    if not model_config.is_hybrid or STATES not in kinds:
+    if not model_config.is_hybrid or not set(STATES) & set(kinds):
         return ()
     return tuple(layer for layer, kind in enumerate(kinds) if kind == ATTENTION)
 

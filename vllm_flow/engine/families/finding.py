@@ -68,12 +68,19 @@ def check_call(decoder: Decoder) -> None:
         return
     for kind in {type(layer) for layer in decoder.layers}:
         found = _parameters(kind)
-        begins = found[: len(first)]
-        if set(begins) != set(first) or (begins != first and decoder.call != "named"):
+        if not (_named(kind, first) if decoder.call == "named" else found[: len(first)] == first):
             raise ValueError(
                 f"vLLM-Flow calls decoder layers with ({', '.join(first)}), but {kind.__name__} "
                 f"takes ({', '.join(found)}); {_INSTEAD}."
             )
+
+
+def _named(kind: type[Any], wanted: Sequence[str]) -> bool:
+    """Whether a layer's ``forward`` begins with these in any order, or takes any others by name."""
+    every = list(inspect.signature(kind.forward).parameters.values())[1:]
+    others = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in every)
+    begins = [parameter.name for parameter in every[: len(wanted)]]
+    return set(wanted) == set(begins) or (others and set(begins[:-1]) <= set(wanted))
 
 
 def _parameters(kind: type[Any]) -> tuple[str, ...]:

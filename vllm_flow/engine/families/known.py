@@ -19,6 +19,7 @@ from vllm_flow.engine.families.own_layouts import OWN_LAYOUTS
 from vllm_flow.engine.families.qwen3_next import named_decoder
 from vllm_flow.engine.families.transformers_backend import transformers_decoder
 from vllm_flow.engine.families.windowed import WINDOWED
+from vllm_flow.engine.families.with_states import WITH_STATES
 
 FAMILIES = (
     *LLAVA_LINE,
@@ -71,6 +72,7 @@ FAMILIES = (
         adapter=named_decoder,
     ),
     *ON_QWEN3_5,
+    *WITH_STATES,
     Family(
         "Qwen2.5-Omni",
         ("Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniModel"),

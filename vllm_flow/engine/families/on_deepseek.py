@@ -11,7 +11,7 @@ ROTARY = (
     "on CPU with vLLM's native rotary embedding (custom_ops: -rotary_embedding), since vLLM 0.32's operator turns "
     "these queries wrongly there"
 )
-"""What stock vLLM needs on a CPU to serve latent attention."""
+"""What stock vLLM needs on a CPU where queries of a token are not all that lies between it and the next."""
 
 
 ON_DEEPSEEK = (

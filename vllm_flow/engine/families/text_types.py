@@ -41,6 +41,7 @@ TEXT_TYPES = {
     "aria_text": "AriaTextModel",
     "molmo": "MolmoModel",
     "step3p5": "Step3p5Model",
+    "lfm2": "Lfm2Model",
     "muse_glimmer_text": "MuseGlimmerModel",
     "phi3_v": "LlamaModel",
     "phi4mm": "LlamaModel",
