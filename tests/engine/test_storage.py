@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from vllm.v1 import kv_cache_spec_registry as registry
+from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
     FullAttentionSpec,
     KVQuantMode,
+    MambaSpec,
     SlidingWindowSpec,
 )
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
@@ -181,3 +183,17 @@ def test_layers_with_a_window_share_a_storage_group_with_those_without() -> None
         ValueError, match=r"'layers\.2\.attn' stores ChunkedLocalAttentionSpec; serve"
     ):
         groups.group_specs(mixed | {names[2]: local}, settings)
+
+
+def test_states_stay_vllms_and_are_kept_between_steps_alone() -> None:
+    """Mamba 2 also keeps one from within a step, of a place in the prompt that rows past a cliff do not tell."""
+    shape = dict(block_size=16, shapes=((8,),), dtypes=(torch.float32,))
+    plain = MambaSpec(**shape, mamba_type=MambaAttentionBackendEnum.SHORT_CONV)
+    within = MambaSpec(**shape, num_prefill_checkpoint_blocks=1, prefill_checkpoint_alignment=1)
+    specs = {"layers.0.conv": plain, "layers.1.mixer": within}
+    found = groups.group_specs(specs, FlowSettings.read({"group_layers": 1}, 2))
+    assert found["layers.0.conv"] == plain
+    assert found["layers.1.mixer"] == replace(within, num_prefill_checkpoint_blocks=0)
+    other = replace(plain, mamba_type=MambaAttentionBackendEnum.MAMBA1)
+    with pytest.raises(ValueError, match=r"'layers\.0\.conv' stores MambaSpec; serve"):
+        groups.group_specs(specs | {"layers.0.conv": other}, FlowSettings.read({}, 2))

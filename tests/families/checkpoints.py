@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.families import (
     aria,
+    backend_kin,
     blip,
     cohere,
     cohere_compass,
@@ -40,10 +41,13 @@ from tests.families import (
     mistral_format,
     molmo,
     muse,
+    nemotron_h,
     omni,
     opencua,
+    openvla,
     ovis,
     paddle,
+    pangu,
     paper,
     phi,
     phi4_siglip,
@@ -96,6 +100,8 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "interns2_preview": intern_s2.interns2_preview,
     "interns2_mobius": intern_s2.interns2_mobius,
     "lfm2_vl": lfm2.lfm2_vl,
+    "nemotron_nano_v2_vl": nemotron_h.nemotron_nano_v2_vl,
+    "nemotron_3_omni": nemotron_h.nemotron_3_omni,
     "qwen2_5_omni": omni.qwen2_5_omni,
     "qwen3_omni": omni.qwen3_omni,
     "internvl": internvl.internvl,
@@ -164,6 +170,8 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "deepseek_vl2_tiny": deepseek_vl.deepseek_vl2_tiny,
     "deepseek_ocr": deepseek_vl.deepseek_ocr,
     "deepseek_ocr2": deepseek_vl.deepseek_ocr2,
+    "openpangu_vl": pangu.openpangu_vl,
+    "openvla": openvla.openvla,
     "blip2": blip.blip2,
     "instructblip": paper.instructblip,
     "shikra": paper.shikra,
@@ -177,6 +185,9 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     # Last: the backend decorates transformers' classes for the rest of the process.
     "internvl_backend": _backend(internvl.internvl),
     "idefics3_backend": _backend(idefics.idefics3),
+    "hunyuan_vl": backend_kin.hunyuan_vl,
+    "hyperclovax_vision": backend_kin.hyperclovax_vision,
+    "aya_vision": backend_kin.aya_vision,
     "qwen2_vl_backend": _backend(qwen.qwen2_vl),
 }
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+NORMS = ("norm", "embedding_norm", "norm_f")
+"""Names of a decoder's final norm: LFM2's is the second, Nemotron-H's the third."""
+
 
 @contextmanager
 def leaving(
@@ -26,12 +29,12 @@ def leaving(
     tokens = 0
 
     def select(kwargs: dict[str, Any]) -> dict[str, Any]:
-        mask, tables = kwargs["attention_mask"], kwargs["position_embeddings"]
+        mask, tables = kwargs["attention_mask"], kwargs.get("position_embeddings", ())
         if mask is not None:  # [1, 1, T, T] of attention, [1, T] of a state
             mask = mask[..., alive]
             mask = mask[..., alive, :] if mask.dim() == 4 else mask
-        turned = tuple(table[:, alive] for table in tables)
-        return {**kwargs, "attention_mask": mask, "position_embeddings": turned}
+        turned = {"position_embeddings": tuple(table[:, alive] for table in tables)}
+        return {**kwargs, "attention_mask": mask, **(turned if tables else {})}
 
     def leave(index: int) -> Any:
         def hook(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -59,7 +62,7 @@ def leaving(
         layer.register_forward_pre_hook(leave(index), with_kwargs=True)
         for index, layer in enumerate(decoder.layers)
     ]
-    norm = getattr(decoder, "norm", None) or decoder.embedding_norm  # LFM2's name of it
+    norm = next(getattr(decoder, name) for name in NORMS if hasattr(decoder, name))
     hooks.append(norm.register_forward_pre_hook(come_back))
     try:
         yield

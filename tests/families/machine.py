@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from vllm import _custom_ops
 from vllm.distributed import parallel_state
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
@@ -33,6 +34,8 @@ def that_serves(checkpoint: Checkpoint) -> Iterator[None]:
     look_in_this_process()
     _shrink(checkpoint)
     _have_experts_shared()
+    if checkpoint.views:
+        _have_views_multiplied()
     if checkpoint.chunks or "llvmlite.binding.ffi" in sys.modules:
         _have_numba_looked_at()
     if checkpoint.recurrent:
@@ -114,6 +117,18 @@ def _have_numba_looked_at() -> None:
         return stock(self, name)
 
     library.__getattr__ = look
+
+
+def _have_views_multiplied() -> None:
+    """A matrix product of a CPU does not take a tensor whose rows are not in one piece: it gets a copy from now on."""
+    stock = _custom_ops.onednn_mm
+    if stock.__name__ == "multiply":
+        return
+
+    def multiply(handler: Any, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return stock(handler, rows.contiguous(), bias)
+
+    _custom_ops.onednn_mm = multiply
 
 
 def _have_experts_shared() -> None:

@@ -80,6 +80,8 @@ class Checkpoint:
     interpreter."""
     chunks: bool = False
     """Whether pictures are of the modality "vision_chunk"."""
+    views: bool = False
+    """Whether the tower multiplies a view, which vLLM 0.32 cannot on a CPU: the test makes a copy of it."""
     latent: bool = False
     """Whether latent vectors are stored: vLLM then does without chunks and prefix caching on a CPU, where the
     tests have it do with them, as on CUDA."""
@@ -157,7 +159,7 @@ def fill(
             noise = noise * 0.1 + (0.0 if unit_offset and not plain else 1.0)
         elif weight.dim() == 1:
             noise = noise * 0.3
-        elif key in ("embed_tokens", "wte"):
+        elif key in ("embed_tokens", "wte", "embeddings"):
             noise = noise * embeddings
         elif weight.dim() == 3 and "experts" in name:  # one matrix per expert
             noise = noise / weight.shape[-1] ** 0.5

@@ -57,19 +57,22 @@ def qwen2_vl() -> Checkpoint:
     )
 
 
+TOWER_2_5 = dict(
+    depth=2,
+    hidden_size=64,
+    intermediate_size=128,
+    num_heads=2,
+    out_hidden_size=128,
+    window_size=112,
+    fullatt_block_indexes=[1],
+)
+
+
 def qwen2_5_vl() -> Checkpoint:
     return _qwen(
         "Qwen2_5_VL",
         dict(rope_parameters=dict(ROPE, mrope_section=[4, 6, 6])),
-        dict(
-            depth=2,
-            hidden_size=64,
-            intermediate_size=128,
-            num_heads=2,
-            out_hidden_size=128,
-            window_size=112,
-            fullatt_block_indexes=[1],
-        ),
+        TOWER_2_5,
         patch=14,
     )
 

@@ -104,7 +104,7 @@ class Engine:
         params = SamplingParams(temperature=0, max_tokens=1)
         try:
             # A salt of its own: what is cached now would be found by the requests to be compared.
-            prompt = {**self.prompt(ask), "cache_salt": "embed"}
+            prompt = {**self.prompt(ask), "cache_salt": f"embed {ask.text}"}
             ids = list(self.llm.generate(prompt, params, use_tqdm=False)[0].prompt_token_ids)
         finally:
             hook.remove()

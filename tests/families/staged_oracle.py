@@ -100,13 +100,20 @@ def _hooked(layers: Sequence[Any], masks: Masks, mask: bool) -> Iterator[None]:
         for index, layer in enumerate(layers)
         if mask
     ]
-    attending = [layer.self_attn for layer in layers if hasattr(layer, "self_attn")]
+    attending = [found for layer in layers if (found := _attention(layer)) is not None]
     hooks += [attention.register_forward_hook(note) for attention in attending]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _attention(layer: Any) -> Any:
+    """A layer's attention, None where it has none; Nemotron-H's layers are one part each."""
+    if getattr(layer, "block_type", None) == "full_attention":
+        return layer.mixer
+    return getattr(layer, "self_attn", None)
 
 
 @torch.inference_mode()

@@ -137,13 +137,24 @@ def group_specs(specs: Mapping[str, KVCacheSpec], settings: FlowSettings) -> dic
         kind = _SPEC_OF.get(type(spec))
         if kind is None or spec.sliding_window is not None or spec.tokens_per_state != 1:
             raise ValueError(
-                f"vLLM-Flow evicts from full and sliding-window attention and from Gated DeltaNet, but layer "
-                f"{name!r} stores {type(spec).__name__}; serve this model without additional_config['vllm_flow']."
+                f"vLLM-Flow evicts from full and sliding-window attention, Gated DeltaNet, Mamba 2 and short "
+                f"convolutions, but layer {name!r} stores {type(spec).__name__}; serve this model without "
+                "additional_config['vllm_flow']."
             )
         first, last = settings.group_of(storage_layer(name, settings))
         grouped[name] = replace_as(spec, kind, first_layer=first, last_layer=last)
     padded = _padded(grouped)
-    return {name: padded.get(name, spec) for name, spec in specs.items()}
+    return {name: padded.get(name) or _between_steps(spec) for name, spec in specs.items()}
+
+
+def _between_steps(spec: KVCacheSpec) -> KVCacheSpec:
+    """States kept for the prefix cache at the end of steps alone: Mamba 2 keeps one from within a step, too.
+
+    Where in a step that is, vLLM's metadata say by tokens of the prompt, of which some have left.
+    """
+    if not isinstance(spec, MambaSpec) or not spec.num_prefill_checkpoint_blocks:
+        return spec
+    return replace(spec, num_prefill_checkpoint_blocks=0)
 
 
 def storage_layer(name: str, settings: FlowSettings) -> int:

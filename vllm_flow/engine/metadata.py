@@ -119,7 +119,8 @@ class StepBuilder:
                 if place.keeps_states:
                     slots_of_drafts = place.attn_group.kv_cache_spec.num_speculative_blocks
                     table = tensors.states(table, 1 + slots_of_drafts)
-                common = tensors.common_metadata(table, slots[place.group], place.keeps_states)
+                own = _wherever(table, block_tables[place.group]) if place.keeps_states else table
+                common = tensors.common_metadata(own, slots[place.group], place.keeps_states)
                 with self._alone(place, number, table):
                     metadata = _build(
                         place.attn_group, common, built, of_drafts if place.keeps_states else None
@@ -230,6 +231,13 @@ def _build(
     graphs = builder.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
     own: dict[str, Any] = {"fast_build": True} if graphs else {}
     return shared_metadata.build(attn_group, common, built, **own, **(drafted or {}))
+
+
+def _wherever(states: torch.Tensor, block_table: torch.Tensor) -> torch.Tensor:
+    """A table of states [Q, 1] with each in every column, as wide as the group's own: a builder that looks a state up
+    by the rows that are left finds it.
+    """
+    return states.expand(-1, block_table.shape[1]) if states.shape[1] == 1 else states
 
 
 def _shape(block_tables: Sequence[torch.Tensor], place: _Place) -> Shape:

@@ -17,12 +17,21 @@ if TYPE_CHECKING:
 
 ATTENTION = "full_attention"
 STATES = ("linear_attention", "conv")
-"""What a configuration calls layers with states: Gated DeltaNet, and LFM2's short convolutions."""
-TESTED = ("GDN_ATTN", "SHORT_CONV")
+"""What a configuration calls layers with states: Gated DeltaNet and Mamba 2, and LFM2's short convolutions."""
+TESTED = ("GDN_ATTN", "MAMBA2", "SHORT_CONV")
 """vLLM's names of the states that were tested, likewise."""
 
 DRAFTS = ("ngram", "mtp")
 """Methods of speculative decoding tested beside them: what stood in a text before, and Qwen3.5's own layer."""
+
+OTHERS = ("lfm2", "nemotron_h")
+"""Types of language models with states of other kinds than Gated DeltaNet's."""
+BESIDE = {
+    "speculative_config": "speculative_config",
+    "kv_transfer_config": "kv_transfer_config",
+    "enable_lora": "lora_config",
+}
+"""What nobody has tried beside those: an option -> where vLLM's finished configuration has it."""
 
 
 def attending(model_config: Any) -> tuple[int, ...]:
@@ -52,6 +61,9 @@ def reason_against(config: Any) -> str | None:
     """
     if not attending(config.model_config):
         return None
+    untried = _untried(config)
+    if untried is not None:
+        return untried
     drafts = config.speculative_config
     for sentence, applies in (
         (
@@ -83,6 +95,19 @@ def loses_drafts() -> bool:
     return bool(current_platform.is_cpu())
 
 
+def _untried(config: Any) -> str | None:
+    """What nobody has tried beside states that are not Gated DeltaNet's."""
+    if config.model_config.hf_text_config.model_type not in OTHERS:
+        return None
+    asked = [key for key, name in BESIDE.items() if getattr(config, name) is not None]
+    if not asked:
+        return None
+    return (
+        "speculative decoding, KV connectors and LoRA adapters of a model with short convolutions or Mamba 2, "
+        f"beside which nobody has tried them: leave out {', '.join(asked)}."
+    )
+
+
 def late_reason(attending: Sequence[int]) -> str | None:
     """Why images cannot leave after the prefill; None where they can.
 
@@ -91,7 +116,7 @@ def late_reason(attending: Sequence[int]) -> str | None:
     """
     if not attending:
         return None
-    return "by then the states of its layers of linear attention have taken in the whole image"
+    return "by then the states of its other layers have taken in the whole image"
 
 
 def unranked_stage(attending: Sequence[int], layers: Sequence[int]) -> int | None:

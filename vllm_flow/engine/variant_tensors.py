@@ -141,18 +141,14 @@ class VariantTensors:
         return self._on_device["requests"]
 
     def states(self, block_table: torch.Tensor, slots: int = 1) -> torch.Tensor:
-        """Where each request's state is in one group's block table.
+        """[Q, slots] the blocks of each request's state, in one group's block table.
 
         Args:
             slots: one for the state of the step's last token; with drafts one for each behind it, too.
-
-        Returns:
-            [Q, slots] their blocks. Of one slot [Q, blocks], the same in every column: a builder that looks
-            a state up by the rows that are left finds it, wherever it looks.
         """
         first, flat = self._on_device["states"], block_table.reshape(-1)
         if slots == 1:
-            return flat.index_select(0, first)[:, None].expand(-1, block_table.shape[1])
+            return flat.index_select(0, first)[:, None]
         return flat[first[:, None] + torch.arange(slots, dtype=first.dtype, device=first.device)]
 
     def last_keys(self, slots: torch.Tensor) -> DeviceLastKeys:
@@ -168,7 +164,7 @@ class VariantTensors:
         """Attention metadata of this variant over one group's block table.
 
         Args:
-            block_table: [requests of the batch, blocks]; of a group of states as :meth:`states` says.
+            block_table: [requests of the batch, blocks]; of a group of states [Q, slots] or more, see :meth:`states`.
         """
         num_reqs = len(self.variant.requests)
         # Where every request has a row, as in decode, the table is taken as it is; runs may be as many

@@ -262,12 +262,30 @@ FAMILIES = (
         beyond="the published layout, with a tokenizer of vLLM-Flow for its qwen.tiktoken",
     ),
     Family(
-        "any, in vLLM's Transformers backend",
+        "HunyuanOCR (in vLLM's Transformers backend)",
+        ("HunYuanVLForConditionalGeneration",),
+        ("HunYuanVLTextModel",),
+        "one token per 32 x 32 pixels, with an embedding per row break, between two embeddings, M-RoPE of four axes",
+        "the markers around the picture; its start, breaks and end are embeddings, and leave",
+        ("hunyuan_vl",),
+        beyond="one picture: vLLM 0.32 mixes up the tokens of two that it encodes at once; on CPU it multiplies a view "
+        "that it cannot, of which the test makes a copy",
+        own_type="hunyuan_vl",
+        adapter=transformers_decoder,
+    ),
+    Family(
+        "any, in vLLM's Transformers backend: Aya Vision, HyperCLOVA X Vision",
         ("TransformersMultiModalForCausalLM",),
         (),
         "as in its own row",
         "as in its own row",
-        ("internvl_backend", "idefics3_backend", "qwen2_vl_backend"),
+        (
+            "internvl_backend",
+            "idefics3_backend",
+            "qwen2_vl_backend",
+            "hyperclovax_vision",
+            "aya_vision",
+        ),
         adapter=transformers_decoder,
     ),
 )

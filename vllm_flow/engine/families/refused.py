@@ -42,10 +42,14 @@ BY_NAME = {
         "its local attention divides a prompt into chunks by position, which packed storage does not keep"
     ),
     "MiniMaxM3SparseForConditionalGeneration": _INDEX,
+    "NemotronParseForConditionalGeneration": (
+        "its decoder looks at the picture by cross-attention, so that no image token is among its rows"
+    ),
     "DiffusionGemmaForBlockDiffusion": "it answers by diffusion, block by block",
     **dict.fromkeys(
         (
             "AudioFlamingo3ForConditionalGeneration",
+            "CohereAsrForConditionalGeneration",
             "FireRedASR2ForConditionalGeneration",
             "FunASRForConditionalGeneration",
             "FunAudioChatForConditionalGeneration",
@@ -62,6 +66,7 @@ BY_NAME = {
             "UltravoxModel",
             "VoxtralForConditionalGeneration",
             "VoxtralRealtimeGeneration",
+            "WhisperForConditionalGeneration",
         ),
         _NO_PICTURES,
     ),
@@ -77,10 +82,7 @@ def reason_against(model_config: Any) -> str | None:
     if model_config.is_attention_free or (
         model_config.is_hybrid and not states.attending(model_config)
     ):
-        return (
-            "it has layers of convolutions or state spaces, whose states were not tested with fewer rows "
-            "past a cliff"
-        )
+        return "it has layers that keep states of a kind that was not tested with fewer rows past a cliff"
     text = model_config.hf_text_config
     if hasattr(text, "index_topk"):
         return _INDEX

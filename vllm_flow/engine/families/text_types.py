@@ -41,8 +41,11 @@ TEXT_TYPES = {
     "aria_text": "AriaTextModel",
     "molmo": "MolmoModel",
     "step3p5": "Step3p5Model",
+    "hunyuan_vl_text": "HunYuanVLTextModel",
     "lfm2": "Lfm2Model",
+    "nemotron_h": "NemotronHModel",
     "muse_glimmer_text": "MuseGlimmerModel",
+    "openpangu_vl": "OpenPanguModel",
     "phi3_v": "LlamaModel",
     "phi4mm": "LlamaModel",
 }

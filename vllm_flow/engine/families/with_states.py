@@ -5,8 +5,8 @@ Knows neither torch nor vLLM.
 
 from __future__ import annotations
 
-from vllm_flow.engine.families.family import Family
-from vllm_flow.engine.families.lfm2 import lfm2_decoder
+from vllm_flow.engine.families.family import FROM_EMBEDDINGS, Family
+from vllm_flow.engine.families.hybrids import lfm2_decoder, nemotron_h_decoder
 from vllm_flow.engine.families.on_deepseek import ROTARY
 
 WITH_STATES = (
@@ -20,5 +20,24 @@ WITH_STATES = (
         ("lfm2_vl",),
         beyond=ROTARY,
         adapter=lfm2_decoder,
+    ),
+    Family(
+        "Nemotron Nano V2 VL, Nemotron 3 Omni",
+        (
+            "NemotronH_Nano_VL_V2",
+            "NemotronH_Nano_Omni_Reasoning_V3",
+            "NemotronH_Super_Omni_Reasoning_V3",
+            "NemotronH_Omni_Reasoning_V3",
+        ),
+        ("NemotronHModel",),
+        "tiles of 512 x 512 pixels and a thumbnail, 256 tokens each (Omni: one token per 32 x 32 pixels); layers of "
+        "Mamba 2 take in what is left",
+        "<img>, </img>",
+        ("nemotron_nano_v2_vl", "nemotron_3_omni"),
+        compared=FROM_EMBEDDINGS,
+        beyond="the tower, whose sizes vLLM fixes, made small; what it gives, which vLLM fixes as bfloat16, in "
+        "float32; experts by the test's own code, since vLLM 0.32 has none without gates on a CPU; without sound and "
+        "without videos",
+        adapter=nemotron_h_decoder,
     ),
 )
