@@ -35,6 +35,8 @@ COLUMNS = (
     "Verified at every cliff, with random weights",
 )
 NOT_READ = "transformers has no model of this layout, or it was not tested with it"
+LETTERS = ("AC", "DG", "HK", "LM", "NP", "QZ")
+"""First and last letter of the families on a line of the README."""
 MARKER = re.compile(r"<[^ ,]+>|\[[A-Z_]+\]")
 """A token of text around pictures."""
 
@@ -122,8 +124,14 @@ def read_by_cam(family: Family) -> str:
 
 
 def names() -> str:
-    """The families on one line, as in the README."""
-    return "; ".join(family.name for family in FAMILIES)
+    """The families by their first letters, as in the README: a line for some letters each, and any other's last."""
+    by_name = sorted((family.name for family in FAMILIES if family.decoders), key=str.lower)
+    lines = [
+        f"- {first} to {last}: " + "; ".join(n for n in by_name if first <= n[0].upper() <= last)
+        for first, last in LETTERS
+    ]
+    rest = next(family.name for family in FAMILIES if not family.decoders)
+    return "\n".join([*lines, f"- {rest}"])
 
 
 def verified(family: Family) -> str:
