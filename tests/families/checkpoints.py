@@ -54,6 +54,7 @@ from tests.families import (
     qwen,
     qwen_vl,
     step,
+    step3,
     step3_7,
 )
 from tests.families.making import Checkpoint, save
@@ -157,6 +158,7 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "eagle2_5": internvl_chat.eagle2_5,
     "qianfan_ocr": internvl_chat.qianfan_ocr,
     "step3_vl": step.step3_vl,
+    "step3": step3.step3_321b,
     "step3_7": step3_7.step3_7,
     "pixtral_mistral": mistral_format.pixtral_mistral,
     "isaac": isaac.isaac,

@@ -13,10 +13,17 @@ from typing import Any, TypeAlias
 
 import torch
 import transformers as hf
-from safetensors.torch import save_file
 from torch import nn
 
-from tests.families.making import Checkpoint, drawn, linear, norm, text_settings, tokenizer
+from tests.families.making import (
+    Checkpoint,
+    drawn,
+    linear,
+    norm,
+    text_settings,
+    tokenizer,
+    write_weights,
+)
 
 SIDE, PATCH, WIDTH, LAYERS = 128, 16, 64, 2
 PATTERN = "M-M*M*-M"
@@ -79,8 +86,7 @@ def _write(made: Any, own: dict[str, Any], args: dict[str, Any], model: Any, whe
         if name.endswith("e_score_correction_bias"):
             bias.copy_(torch.tensor([0.2, -0.1, 0.1, 0.0]))
     weights = _tower(model.config.hidden_size) | _language(model)
-    weights = {name: value.detach().contiguous().clone() for name, value in weights.items()}
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+    write_weights(weights, where / "model.safetensors")
     text = model.config.to_dict() | {"architectures": ["NemotronHForCausalLM"], "dtype": "float32"}
     config = dict(
         architectures=["NemotronH_Nano_VL_V2"],

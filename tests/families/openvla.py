@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 import transformers as hf
-from safetensors.torch import save_file
 from torch import nn
 
-from tests.families.making import Checkpoint, drawn, linear, text_settings, tokenizer
+from tests.families.making import Checkpoint, drawn, linear, text_settings, tokenizer, write_weights
 
 SIDE, PATCH, WIDTH = 224, 14, 32
 
@@ -60,8 +59,8 @@ def _write(made: Any, model: Any, where: Path) -> None:
     shapes |= linear("projector.fc3", hidden, hidden)
     weights = drawn(shapes, 3)
     for name, value in model.state_dict().items():
-        weights[f"language_model.{name}"] = value.detach().contiguous().clone()
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+        weights[f"language_model.{name}"] = value
+    write_weights(weights, where / "model.safetensors")
     config = dict(
         architectures=["OpenVLAForActionPrediction"],
         model_type="openvla",

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 import transformers as hf
-from safetensors.torch import save_file
 from torch import nn
 from transformers.models.paddleocr_vl.modeling_paddleocr_vl import PaddleOCRRotaryEmbedding
 
-from tests.families.making import Checkpoint, drawn, linear, text_settings, tokenizer
+from tests.families.making import Checkpoint, drawn, linear, text_settings, tokenizer, write_weights
 
 PATCH, WIDTH = 14, 64
 MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -61,8 +60,8 @@ def _write(saved: Any, vocab: dict[str, int], model: Any, where: Path) -> None:
     weights = drawn(shapes, 3)
     for name, value in model.state_dict().items():
         name = name.replace("model.", "model.language_model.", 1)
-        weights[name] = value.detach().contiguous().clone()
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
+        weights[name] = value
+    write_weights(weights, where / "model.safetensors")
     config = model.config.to_dict() | dict(
         architectures=["OpenPanguVLForConditionalGeneration"],
         model_type="openpangu_vl",

@@ -111,8 +111,8 @@ def _hooked(layers: Sequence[Any], masks: Masks, mask: bool) -> Iterator[None]:
 
 def _attention(layer: Any) -> Any:
     """A layer's attention, None where it has none; Nemotron-H's layers are one part each."""
-    if getattr(layer, "block_type", None) == "full_attention":
-        return layer.mixer
+    if hasattr(layer, "mixer"):
+        return layer.mixer if layer.block_type == "full_attention" else None
     return getattr(layer, "self_attn", None)
 
 

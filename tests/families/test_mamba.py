@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from tests.engine import v2_cpu
+from tests.families.asking import every_cliff, prompts_of
 from tests.families.making import Checkpoint
-from tests.families.running import Engine, Judge, every_cliff, prompts_of
+from tests.families.running import Engine, Judge
 
 TOKENS = 6
 

@@ -120,7 +120,6 @@ UNTESTED = {
     "InternS1ProForConditionalGeneration",
     "KananaVForConditionalGeneration",
     "MiMoV2OmniForCausalLM",
-    "Step3VLForConditionalGeneration",
 }
 """Refused until somebody tests them; ``untested_models`` tries them."""
 

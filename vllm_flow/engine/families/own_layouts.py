@@ -162,6 +162,16 @@ OWN_LAYOUTS = (
         compared=FROM_EMBEDDINGS,
     ),
     Family(
+        "Step3-VL (321B)",
+        ("Step3VLForConditionalGeneration",),
+        ("Step3TextModel",),
+        "crops of a long or large picture, 81 tokens each, then the picture whole, 169 tokens",
+        "the markers around each crop, at the end of a row, and around the picture",
+        ("step3",),
+        compared="transformers' Llama with its queries and experts by the test's own code, from vLLM's embeddings",
+        beyond="the picture, whose size vLLM fixes, made small",
+    ),
+    Family(
         "Step3-VL-10B",
         ("StepVLForConditionalGeneration",),
         ("Qwen3Model",),

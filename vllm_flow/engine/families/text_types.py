@@ -40,6 +40,7 @@ TEXT_TYPES = {
     "gemma4_unified_text": "Gemma4Model",
     "aria_text": "AriaTextModel",
     "molmo": "MolmoModel",
+    "step3_text": "Step3TextModel",
     "step3p5": "Step3p5Model",
     "hunyuan_vl_text": "HunYuanVLTextModel",
     "lfm2": "Lfm2Model",
