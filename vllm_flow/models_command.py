@@ -189,7 +189,7 @@ def _about_picture(model_config: Any, picture: tuple[int, int]) -> Iterator[str]
     )
     shape = decoder_shape(model_config)
     if shape is None:
-        yield "What a cliff saves is not counted for mixtures of experts, sliding windows and linear attention."
+        yield "What a cliff saves is not counted for mixtures of experts, sliding windows and layers that keep states."
         return
     yield f"Saved of a prefill with {TEXT_TOKENS} tokens of text (language model only):"
     yield "  flow_cliff    FLOPs   KV bytes"

@@ -50,7 +50,7 @@ def test_whom_it_cannot_is_told(checkpoints: Path, tmp_path: Path) -> None:
         subject_of(str(build("qwen3_vl_moe", checkpoints).where), "float32")
     with pytest.raises(ValueError, match="has sliding windows, whose costs are not counted"):
         subject_of(str(build("cohere2_vision", checkpoints).where), "float32")
-    with pytest.raises(ValueError, match="has layers of linear attention, whose costs"):
+    with pytest.raises(ValueError, match="has layers that keep states, whose costs"):
         subject_of(str(build("qwen3_5", checkpoints).where), "float32")
     with pytest.raises(ValueError, match="no model at"):
         subject_of(str(tmp_path / "nothing"), "float32")

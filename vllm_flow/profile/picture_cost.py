@@ -107,7 +107,7 @@ def uncounted(model_config: Any) -> str | None:
     """Why a language model's costs are not counted here, to go on after its name; None where they are."""
     text = model_config.hf_text_config
     if states.attending(model_config):
-        return "has layers of linear attention, whose costs are not counted"
+        return "has layers that keep states, whose costs are not counted"
     if _has_windows(text):
         return "has sliding windows, whose costs are not counted"
     if model_config.is_moe or not isinstance(getattr(text, "intermediate_size", None), int):
