@@ -230,11 +230,11 @@ def test_a_model_that_is_not_supported(
     model = build(Shape(), tmp_path)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(
-        json.dumps({**config, "architectures": ["LlavaNextVideoForConditionalGeneration"]})
+        json.dumps({**config, "architectures": ["InternS1ProForConditionalGeneration"]})
     )
     _, problems, _ = doctor_says(capsys, "--model", str(model))
     assert (
-        "was not tested with LlavaNextVideoForConditionalGeneration (`vllm-flow models` lists"
+        "was not tested with InternS1ProForConditionalGeneration (`vllm-flow models` lists"
         in problems["model"]
     )
 

@@ -211,9 +211,9 @@ def test_an_attention_log_has_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_model_that_nobody_tested_is_refused_unless_allowed(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = {"architectures": ["LlavaNextVideoForConditionalGeneration"]}
+    overrides = {"architectures": ["InternS1ProForConditionalGeneration"]}
     with pytest.raises(
-        ValueError, match=r"not tested with LlavaNextVideoFor.*'untested_models'\] to true"
+        ValueError, match=r"not tested with InternS1ProFor.*'untested_models'\] to true"
     ):
         config_of(model_dir, {}, hf_overrides=overrides)
     logger = mock.MagicMock()
@@ -221,7 +221,7 @@ def test_a_model_that_nobody_tested_is_refused_unless_allowed(
     config_of(model_dir, {"untested_models": True}, hf_overrides=overrides)
     text, *arguments = logger.warning_once.call_args.args
     said = text % tuple(arguments)
-    assert "was not tested with LlavaNextVideoForConditionalGeneration" in said
+    assert "was not tested with InternS1ProForConditionalGeneration" in said
 
 
 @pytest.mark.parametrize(

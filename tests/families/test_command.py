@@ -44,7 +44,7 @@ def test_what_states_need_is_said(
         "2 storage groups of 4 layers, with keys in 1 of each and a state per request in the others"
     )
     assert groups in shown
-    assert "40 tokens leave" in shown and "linear attention" in shown.splitlines()[-1]
+    assert "40 tokens leave" in shown and "layers that keep states" in shown.splitlines()[-1]
 
 
 @pytest.mark.long
