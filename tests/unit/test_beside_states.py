@@ -12,11 +12,10 @@ from vllm_flow.engine import states
 
 def config(method: str | None = None, v2: bool = False, hybrid: bool = True, **own: Any) -> Any:
     """What of a ``VllmConfig`` is looked at: drafts by a method, or none."""
-    kinds = [states.STATES] * 3 + [states.ATTENTION]
+    kinds = ["linear_attention"] * 3 + [states.ATTENTION]
+    text = SimpleNamespace(layer_types=kinds, model_type="qwen3_5_text")
     return SimpleNamespace(
-        model_config=SimpleNamespace(
-            is_hybrid=hybrid, hf_text_config=SimpleNamespace(layer_types=kinds)
-        ),
+        model_config=SimpleNamespace(is_hybrid=hybrid, hf_text_config=text),
         speculative_config=None if method is None else SimpleNamespace(method=method),
         use_v2_model_runner=v2,
         **own,

@@ -22,6 +22,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig, SlidingWindowSpec
 from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.scheduler import FlowAsyncScheduler, FlowScheduler
 from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
+from vllm_flow.engine.states import is_state
 
 # Imported above so that its classes derive from vLLM's own schedulers, not from ours.
 assert issubclass(diffusion_scheduler.DiffusionScheduler, scheduler.Scheduler)
@@ -41,6 +42,8 @@ def grouped(config: KVCacheConfig, num_layers: int, num_groups: int) -> KVCacheC
     (group,) = config.kv_cache_groups
     if type(group.kv_cache_spec) is SlidingWindowSpec:
         return None  # stored whole with the extension, and these tests count what a window frees
+    if is_state(group.kv_cache_spec):
+        return None  # states alone, without a layer that has keys
     settings = FlowSettings.read({"group_layers": num_layers // num_groups}, num_layers)
     names = [f"layers.{first}.attn" for first in settings.group_starts]
     try:
