@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+
+# pyarrow loads it with the first time it writes, and takes an interrupt at that moment for its absence.
+import zoneinfo  # noqa: F401
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import subprocess
+import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,13 @@ def test_a_crash_while_writing_leaves_no_part(
     assert child.exitcode == -9
     assert [p.name[:5] for p in sorted((tmp_path / "answers").iterdir())] == [".tmp-", "part-"]
     assert keys(Run.open(tmp_path)) == [("t", "1", "baseline")]
+
+
+def test_an_interrupt_while_the_first_times_are_read_is_no_missing_package() -> None:
+    """pyarrow says so of whatever keeps it from loading zoneinfo, and would load it in the middle of a run."""
+    look = "import vllm_flow.eval.sweep.schema, sys; print('zoneinfo' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert found.stdout == "True\n"
 
 
 def test_one_writer(tmp_path: Path) -> None:
