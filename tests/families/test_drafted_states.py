@@ -45,9 +45,9 @@ def checkpoint(checkpoint_of: Callable[[str], Checkpoint]) -> Checkpoint:
 @pytest.fixture(scope="module")
 def drafting(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """The same with a layer that drafts."""
-    from tests.families.next_token import with_next_token_layer
+    from tests.families.next_token import qwen3_5
 
-    return with_next_token_layer(checkpoint, tmp_path_factory.mktemp("mtp") / "qwen3_5")
+    return qwen3_5(checkpoint, tmp_path_factory.mktemp("mtp") / "qwen3_5")
 
 
 Way = tuple[str, bool, bool]
@@ -304,7 +304,7 @@ def test_a_drafter_is_stored_before_the_layers_with_keys(engine: Engine, judge: 
 def test_a_group_that_vllm_divides_for_the_drafter_is_exact(tmp_path: Path) -> None:
     """Four layers with keys, two in a group, and the drafter's: vLLM stores three layers in two groups."""
     from tests.families import making, qwen
-    from tests.families.next_token import with_next_token_layer
+    from tests.families.next_token import qwen3_5
     from tests.families.running import Engine, Judge
     from tests.families.test_drafters import of_few_words
     from vllm_flow.engine.inspect import check_integrity, footprints
@@ -312,7 +312,7 @@ def test_a_group_that_vllm_divides_for_the_drafter_is_exact(tmp_path: Path) -> N
     made = making.save(qwen.qwen3_5(num_hidden_layers=16), tmp_path / "deep")
     deep = of_few_words(made)
     engine = Engine(
-        with_next_token_layer(deep, tmp_path / "drafting"),
+        qwen3_5(deep, tmp_path / "drafting"),
         group_layers=8,
         max_num_batched_tokens=160,
         max_num_seqs=8,

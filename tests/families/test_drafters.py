@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from shutil import copytree
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from tests.engine.test_speculative import counted
 from tests.engine.tiny_drafters import GUESSES, Weights, eagle3
 from tests.engine.tiny_llava import Shape
+from tests.families import next_token
 from tests.families.asking import Ask, every_cliff
 from tests.families.making import Checkpoint, text_settings
 from tests.families.running import Engine, Judge
@@ -75,7 +73,7 @@ def test_a_layer_that_predicts_the_next_token_is_exact(
     """GLM-OCR's, which comes with the model."""
     checkpoint = of_few_words(checkpoint_of("glm_ocr"))
     engine = Engine(
-        with_next_token_layer(checkpoint, tmp_path / "mtp"),
+        next_token.glm_ocr(checkpoint, tmp_path / "mtp"),
         5,
         speculative_config={"method": "mtp", "num_speculative_tokens": 1},
         async_scheduling=asynchronous,
@@ -87,39 +85,6 @@ def test_a_layer_that_predicts_the_next_token_is_exact(
     Judge(engine).assert_exact(asks, outputs)
     assert drafted.accepted > 10 and drafted.tokens - drafted.accepted > 20, drafted
     engine.check_idle()
-
-
-def with_next_token_layer(checkpoint: Checkpoint, where: Path) -> Checkpoint:
-    """A copy with one such layer behind the decoder's, like those but for what is said of it."""
-    copytree(checkpoint.where, where)
-    path = where / "config.json"
-    config = json.loads(path.read_text())
-    config["text_config"]["num_nextn_predict_layers"] = 1
-    path.write_text(json.dumps(config))
-    path = where / "model.safetensors"
-    found, layers = load_file(path), checkpoint.num_layers
-    prefix = "model.language_model.layers."
-    last = f"{prefix}{layers - 1}."
-    own = {
-        f"{prefix}{layers}.{name.removeprefix(last)}": value.clone()
-        for name, value in found.items()
-        if name.startswith(last)
-    }
-    generator = torch.Generator().manual_seed(84)
-    width = found["lm_head.weight"].shape[1]
-    for name in ("enorm", "hnorm", "shared_head.norm"):
-        own[f"{prefix}{layers}.{name}.weight"] = torch.ones(width)
-    noise = torch.randn(width, 2 * width, generator=generator)
-    own[f"{prefix}{layers}.eh_proj.weight"] = noise / (2 * width) ** 0.5
-    # Through the target's head it says one of the words: its norm lets through what its MLP adds, loudly.
-    head = found["lm_head.weight"][checkpoint.word_ids]
-    down = f"{prefix}{layers}.mlp.down_proj.weight"
-    loud = torch.randn(len(head), own[down].shape[1], generator=generator)
-    own[down] = ((head / head.norm(dim=1, keepdim=True)).T @ loud).contiguous()
-    own[f"{prefix}{layers}.post_mlp_layernorm.weight"] *= 20
-    save_file(found | own, path, metadata={"format": "pt"})
-    copied = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.init}
-    return FewWords(**copied | {"where": where})
 
 
 def scheduler_of(engine: Engine) -> Any:
