@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.testing import assert_close
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
 from vllm.v1.worker.block_table import MultiGroupBlockTable
 
@@ -57,6 +58,47 @@ def test_schedules_are_built_once_for_all_groups(
             assert (len(schedules), len(tables), len(slots)) == (kinds, GQA.layers, GQA.layers)
 
 
+def test_what_is_built_once_is_what_vllm_builds_for_each_group(
+    open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Field by field, in steps of several requests, some of which evict."""
+    engine = open_engine(GQA, 1)
+    runner, asks = runner_of(engine), [one_image(1), one_image(2, 1), one_image(3)]
+    step, shared = runner._build_attention_metadata, runner.flow_shared_build
+    assert len(shared.seen) == 1
+    compared: set[int] = set()
+
+    def twice(*args: Any, **kwargs: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(runner, "flow_shared_build", None)
+            each = step(*args, **kwargs)[0]
+        found = step(*args, **kwargs)
+        assert found[0].keys() == each.keys()
+        for name, metadata in found[0].items():
+            mine, theirs = dict(vars(metadata)), dict(vars(each[name]))
+            # The schedule holds addresses of its own.
+            assert mine.pop("scheduler_metadata").shape == theirs.pop("scheduler_metadata").shape
+            assert_close(mine, theirs, rtol=0, atol=0)
+            compared.add(mine["block_table"].data_ptr())
+        return found
+
+    monkeypatch.setattr(runner, "_build_attention_metadata", twice)
+    assert_exact(engine, asks, engine.run(asks))
+    assert len(compared) == GQA.layers
+
+
+@pytest.mark.parametrize(("drafts", "seen"), [(False, 1), (True, GQA.layers)])
+def test_a_drafter_finds_its_group_among_those_that_are_built(
+    open_engine: OpenEngine, drafts: bool, seen: int
+) -> None:
+    runner = runner_of(open_engine(GQA, 1))
+    builders = [groups[0].get_metadata_builder(0) for groups in runner.attn_groups]
+    found = cpu_groups.shared_build(runner.kv_cache_config, builders, drafts)
+    assert [one.layer_names for one in found.seen] == [
+        one.layer_names for one in runner.kv_cache_config.kv_cache_groups[:seen]
+    ]
+
+
 def test_slots_are_those_of_vllm(open_engine: OpenEngine) -> None:
     engine = open_engine(GQA, 1)
     tables = runner_of(engine).input_batch.block_table
@@ -87,11 +129,12 @@ def test_nothing_is_shared_among_layers_that_differ(open_engine: OpenEngine) -> 
         for builder in (one, other)
     ]
     tables = object.__new__(MultiGroupBlockTable)
+    tables.block_tables = []
     stand_in = SimpleNamespace(
         device=torch.device("cpu"),
         attn_groups=groups,
         input_batch=SimpleNamespace(block_table=tables),
     )
-    assert cpu_groups.share(stand_in, None) is None
+    assert cpu_groups.share(stand_in) is None
     assert not one.supports_update_block_table
     assert isinstance(tables, cpu_groups.DirectSlots)

@@ -8,7 +8,7 @@ attention hook; takes no decision.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,7 +46,7 @@ class FlowRunnerV1(model_call.EagerProfile):
     flow_mover: RowMover
     flow_tap: AttentionTap | None
     """Only where the operator configured an attention log."""
-    flow_alike_groups: Sequence[Any] | None
+    flow_shared_build: cpu_groups.SharedBuild | None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
@@ -65,7 +65,7 @@ class FlowRunnerV1(model_call.EagerProfile):
     ) -> None:
         super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
         equip(self, self, kv_cache_config, is_profiling)
-        self.flow_alike_groups = cpu_groups.share(self, kv_cache_config)
+        self.flow_shared_build = cpu_groups.share(self)
 
     def reset_encoder_cache(self) -> None:
         super().reset_encoder_cache()
@@ -112,15 +112,16 @@ class FlowRunnerV1(model_call.EagerProfile):
         slot_mappings: Mapping[int, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
-        alike = self.flow_alike_groups
-        seen = () if alike is None else ((self.kv_cache_config, alike),)
-        with hidden("kv_cache_groups", seen):
+        shared = self.flow_shared_build
+        with hidden("kv_cache_groups", () if shared is None else ((shared.config, shared.seen),)):
             built = super()._build_attention_metadata(
                 *args,
                 num_scheduled_tokens=num_scheduled_tokens,
                 slot_mappings=slot_mappings,
                 **kwargs,
             )
+        if shared is not None and slot_mappings is not None:
+            shared.spread(built[0], self.input_batch.block_table, slot_mappings)
         step = None
         if num_scheduled_tokens:  # absent in dummy runs, whose rows belong to no request
             padded = 0 if slot_mappings is None else len(slot_mappings[0])
