@@ -64,6 +64,8 @@ def test_refusals(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> N
         ("--shape layers=4 --policies cliff=2/", "write cliff=8"),
         ("--shape layers=4 --group-layers 3", "group_layers=3"),
         ("--shape layers=4 --image-tokens 600", "600 image tokens"),
+        ("--shape layers=4 --control", "not load"),
+        ("--shape layers=4 --control --parts decode --policies cliff=2", "leave out --policies"),
         ("--model no-such-folder", "no model at 'no-such-folder'"),
     ],
 )
@@ -84,3 +86,26 @@ def test_graphs_need_a_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(Refused, match="--execution graphs: CUDA graphs need a CUDA device"):
         command.run(parse(f"--shape layers=4 --execution graphs --out {tmp_path}"))
+
+
+@pytest.mark.parametrize(
+    ("line", "extension"),
+    [("--parts decode", [False, True]), ("--parts decode --control", [False, False])],
+)
+def test_a_control_is_stock_vllm_twice(
+    line: str, extension: list[bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from vllm_flow.profile import command, engines, session
+
+    opened = []
+
+    def record(*_: object, extension: bool, num_layers: int) -> None:
+        opened.append(extension)
+
+    monkeypatch.setattr(engines, "open_engine", record)
+    args = parse(f"--shape layers=4 {line} --out {tmp_path}")
+    with pytest.raises(AttributeError, match="NoneType"):  # what is measured needs engines
+        command.run(args)
+    assert opened == extension
+    names = [system.name for system in session.settle(args, tmp_path).systems]
+    assert names[:2] == ["stock", "stock again" if args.control else "baseline"]

@@ -25,7 +25,7 @@ from pathlib import Path
 from vllm_flow.exits import Refused
 from vllm_flow.options import gib, pixels, positive, positive_number, positives
 from vllm_flow.outputs import check_folder
-from vllm_flow.profile.presets import PARTS, PRESETS
+from vllm_flow.profile.presets import PARTS, POLICIES, PRESETS
 from vllm_flow.profile.shape import PREFIX
 from vllm_flow.remote_code import add_option as add_trust
 
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--policies",
-        default="baseline,cliff=2,cliff=L/4,cliff=L/2",
+        default=POLICIES,
         help="with the extension: as in `vllm-flow eval`, such as fastv or 0:64 uniform, and cliff=L/4, L being "
         "the number of layers; default: %(default)s",
     )
@@ -171,6 +171,12 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         choices=("same", "default"),
         default="same",
         help="stock vLLM's: the same, or what it does without any flag; default: %(default)s",
+    )
+    add(
+        "--control",
+        action="store_true",
+        help="stock vLLM in the extension's place: what the two would differ by if they were the same "
+        "(prefill and decode)",
     )
     add(
         "--prefix-caching",

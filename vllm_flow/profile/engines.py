@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from vllm_flow.eval.sweep.policy import Policy, presets_of
 from vllm_flow.grouping import default_group_layers
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_keys import request_keys
+from vllm_flow.profile.presets import POLICIES
 from vllm_flow.ranks import RANKS, PositionRank
 from vllm_flow.user_text import whole_number
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 STOCK = "stock"
+AGAIN = "stock again"
+"""A control's second engine."""
 EXECUTIONS: dict[str, dict[str, Any]] = {
     "eager": {"enforce_eager": True},
     "graphs": {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}},
@@ -68,6 +72,7 @@ class System:
 
     name: str
     extension: bool
+    """Whether the second of the two engines does the work: the one with the extension, but for a control."""
     cliff: int | None = None
     """None: requests without a cliff."""
     policy: FlowPolicy | None = None
@@ -112,6 +117,24 @@ def parse_systems(text: str, num_layers: int) -> list[System]:
             found = [_system(one, num_layers) for one in parse_policies(policy, num_layers)]
         systems += [system for system in found if system not in systems]
     return systems
+
+
+def control_systems(text: str, parts: Sequence[str]) -> list[System]:
+    """Stock vLLM, and stock vLLM again in the extension's place.
+
+    Raises:
+        ValueError: policies or parts that only the extension has.
+    """
+    if text != POLICIES:
+        raise ValueError(
+            "--control compares stock vLLM with itself, without policies: leave out --policies."
+        )
+    others = [part for part in parts if part not in ("prefill", "decode")]
+    if others:
+        raise ValueError(
+            f"--control measures prefill and decode, not {others[0]}: name them with --parts."
+        )
+    return [System(STOCK, extension=False), System(AGAIN, extension=True)]
 
 
 def _system(policy: Policy, num_layers: int) -> System:

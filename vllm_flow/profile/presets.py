@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 PARTS = ("prefill", "load", "capacity", "decode", "peers")
+POLICIES = "baseline,cliff=2,cliff=L/4,cliff=L/2"
+"""Measured where none are named."""
 TINY_LLAMA = "layers=22,hidden=2048,heads=32,kv_heads=4,mlp=5632"
 
 _LLAVA_16 = "--shape layers=16,hidden=1024,heads=16,kv_heads=16,mlp=2816 --block-size 32"

@@ -41,7 +41,7 @@ def profile(args: argparse.Namespace, scratch: Path) -> Results:
     console = Console(width=200 if not sys.stdout.isatty() else None)
     stock, flow = (
         engines.open_engine(setup.options, extension=on, num_layers=setup.subject.shape.layers)
-        for on in (False, True)
+        for on in (False, not args.control)
     )
     work = rounds.workload_of(
         stock, args.text_tokens, args.output_tokens, setup.subject, setup.image_tokens
@@ -105,7 +105,11 @@ def settle(args: argparse.Namespace, scratch: Path) -> Setup:
     model, load_format = _checkpoint(args, spelled, scratch)
     subject = _subject(args, model)
     shape = subject.shape
-    systems = engines.parse_systems(args.policies, shape.layers)
+    systems = (
+        engines.control_systems(args.policies, args.parts)
+        if args.control
+        else engines.parse_systems(args.policies, shape.layers)
+    )
     (peer,) = engines.parse_systems(args.peer_cliff, shape.layers)[1:]
     groups = args.group_layers or default_group_layers(shape.layers)
     storage_groups(shape.layers, groups)  # refuses sizes that vLLM would split
