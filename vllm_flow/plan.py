@@ -178,6 +178,7 @@ def _ranking(
         return position - (0 if before is None else before.count_before(position))
 
     query, visible = source + choice.left - 1, slot(choice.start) + choice.left
+    question = max(1, layout.prompt_tokens - layout.spans.end)
     if choice.needs == Needs.PROMPT:
         last = row_of_token_0 + layout.prompt_tokens - 1
         query, visible = int(np.count_nonzero(alive[:last])), slot(layout.prompt_tokens)
@@ -191,6 +192,8 @@ def _ranking(
         query=query,
         first_key=slot(choice.start),
         visible=visible,
+        question_row=row_of_token_0 + layout.prompt_tokens - question,
+        question=question,
     )
 
 

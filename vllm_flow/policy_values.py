@@ -13,8 +13,7 @@ from typing import Any
 
 from vllm_flow.policy import WHOLE, Keep, Stage
 from vllm_flow.policy_error import PolicyError, shown
-from vllm_flow.ranks import RANKS
-from vllm_flow.ranks.base import AttentionRank
+from vllm_flow.ranks import RANKS, after_layer
 from vllm_flow.user_text import whole_number
 
 KINDS = {
@@ -96,16 +95,16 @@ def read_rank(key: str, value: Any, layer: int, *, written: Any = None) -> str:
         written: what the message shows, where the name is a part of it.
 
     Raises:
-        PolicyError: no such rank; or one by attention at layer 0, which no layer precedes.
+        PolicyError: no such rank; or one that looks at the layer before at layer 0, which none precedes.
     """
     written = value if written is None else written
     if not isinstance(value, str) or value not in RANKS:
         raise PolicyError(key, written, f"{shown(value)} is no rank; {_hint(value, RANKS)}")
-    if layer == 0 and isinstance(RANKS[value], AttentionRank):
+    if layer == 0 and after_layer(RANKS[value]):
         raise PolicyError(
             key,
             written,
-            f"{value!r} ranks by the attention of the layer before, and no layer is before layer 0; "
+            f"{value!r} ranks by what the layer before has made, and no layer is before layer 0; "
             "start at layer 1 or deeper, or take another rank.",
         )
     return value

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.engine import oracle
+from tests.engine import oracle, row_oracle
 from tests.engine.oracle import Model, OracleOutput, Prompt
 
 Stages = dict[int, tuple[str, str | None]]
@@ -84,13 +84,20 @@ def forward_kept(
     alive = [list(image) for image in images]
     chosen: dict[int, list[list[int]]] = {}
     gaps = [1.0]
-    with oracle.attention_weights(model) as weights:
+    with oracle.attention_weights(model) as weights, row_oracle.projections(model) as made:
         for index, layer in enumerate(decoder.layers):
             if any(index in policy for policy in own):
                 place = {int(p): row for row, p in enumerate(position_T)}
                 attention_RR = weights[-1].mean(0) if weights else None
+                before = None
+                if attention_RR is not None:
+                    question = range(max(map(max, images)) + 1, len(prompt.ids)) if images else []
+                    tables = decoder.rotary_emb(hidden, position_T[None])
+                    before = row_oracle.LayerBefore(
+                        question, place, embeddings, attention_RR, decoder.norm(hidden)[0], *made[-1], tables
+                    )  # fmt: skip
                 gaps += _choose(
-                    index, own, images, alive, seed, embeddings, attention_RR, place, len(prompt.ids) - 1
+                    index, own, images, alive, seed, embeddings, attention_RR, place, len(prompt.ids) - 1, before
                 )  # fmt: skip
                 chosen[index] = [list(image) for image in alive]
                 gone = _gone(images, alive)
@@ -171,6 +178,7 @@ def _choose(
     attention_RR: torch.Tensor | None,
     place: dict[int, int],
     last_of_prompt: int,
+    before: row_oracle.LayerBefore | None = None,
 ) -> list[float]:
     """Let tokens of each image that has a stage at layer ``index`` leave ``alive``; the gaps of the choices."""
     gaps = []
@@ -179,7 +187,11 @@ def _choose(
             continue
         amount, rank = policy[index]
         keep = count(amount, len(images[n]))
-        if keep < len(alive[n]):
+        if keep < len(alive[n]) and rank in row_oracle.RANKS:
+            assert before is not None, f"{rank} ranks by the layer before"
+            alive[n], gap = row_oracle.choose(rank, alive[n], images[n], keep, before)
+            gaps.append(gap)
+        elif keep < len(alive[n]):
             scores = scores_of(
                 rank, alive[n], images[n], keep, (seed, n, index), embeddings,
                 attention_RR, place, last_of_prompt,

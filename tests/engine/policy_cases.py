@@ -30,6 +30,33 @@ DEVICE = (
 """Stages of which the device chooses some."""
 
 
+ROWS = (
+    "1:50% question",
+    "2:40% raters",
+    "1:60% feather, 3:20% unrotated",
+    "2:40% unrotated, 4:0",
+    "1:50% dart",
+    "0:70% diversity, 2:60% dart, 4:30% raters",
+    "1:70% question, 3:40% dart, 4:9 last_prompt",
+    "2:60% feather, 3:40% uniform, 5:3 dart",
+)
+"""Stages of which the device chooses some by many rows of a layer."""
+
+
+def row_mixed(shift: int = 0) -> tuple[Ask, ...]:
+    """Ranks by many rows with one image and two, in a batch with others."""
+    asks = [replace(one_image(170 + n + shift), stages=stages) for n, stages in enumerate(ROWS)]
+    asks += [replace(two_images(180 + n + shift), stages=stages) for n, stages in enumerate(ROWS)]
+    asks += [
+        replace(adjacent_images(190 + shift), stages=ROWS[5]),
+        replace(two_images(191 + shift), stages=("1:40% dart", "3:9 dart")),
+        replace(two_images(192 + shift), stages=("2:0", "2:25% raters")),
+        replace(one_image(193 + shift, before=0, after=1), stages="2:25% raters, 4:7% dart"),
+        replace(text_only(194), stages=ROWS[4]),
+    ]
+    return (*asks, *device_mixed(6, shift)[::6])
+
+
 def place_mixed(layers: int) -> tuple[Ask, ...]:
     """Ranks by place with one image and two, per-image lists, cliffs, the baseline and text in one batch."""
     asks = [replace(one_image(40 + n), stages=stages) for n, stages in enumerate(PLACE)]

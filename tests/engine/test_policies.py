@@ -12,9 +12,10 @@ from tests.engine import v2_cpu
 from tests.engine.cases import LONG, one_image, two_images
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, assert_exact
-from tests.engine.policy_cases import device_mixed, place_mixed
+from tests.engine.policy_cases import device_mixed, place_mixed, row_mixed
 from tests.engine.tiny_llava import words
 from tests.longer import some
+from vllm_flow.ranks import RANKS
 
 SMALL, TIGHT = "chunks-of-97-groups-of-2", "chunks-of-192-groups-of-3-async"
 CHUNKS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -55,10 +56,23 @@ def test_ranks_of_the_device_are_exact(open_engine: OpenEngine, name: str) -> No
     assert compared >= len(asks) * 0.8
 
 
+@pytest.mark.parametrize("name", v2_cpu.reduced(some(WHOLE, [TIGHT]), to=["groups-of-2"]))
+def test_ranks_by_many_rows_are_exact(open_engine: OpenEngine, name: str) -> None:
+    """Of the question, of hidden states and of keys without positions; beside requests with other ranks."""
+    group_layers, options = WHOLE[name]
+    engine = open_engine(LONG, group_layers, **options)
+    asks = row_mixed()
+    asks = v2_cpu.reduced(asks, to=[replace(ask, max_tokens=8) for ask in asks[:8]])
+    if "chunks" in name:  # see above
+        asks = [a for a in asks if len(a.images) < 2]
+    compared = assert_exact(engine, asks, engine.run_joining(asks), ties=True)
+    assert compared >= len(asks) * 0.8
+
+
 def test_another_rank_is_another_answer(open_engine: OpenEngine) -> None:
     """A control of the oracle: what another rank keeps gives other logprobs, or these tests prove nothing."""
     engine = open_engine(LONG, 2)
-    ranks = ("uniform", "random", "diversity", "last_image", "last_prompt")
+    ranks = RANKS
     asks = [replace(one_image(96), stages=f"2:30% {rank}") for rank in ranks]
     outputs = engine.run(asks)
     assert_exact(engine, asks, outputs)

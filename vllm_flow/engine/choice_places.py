@@ -43,6 +43,18 @@ class ChoicePlaces:
         picked[picks] = 1
         return picked[(~text_M).cumsum(0).sub(1).clamp_min(0)].masked_fill(text_M, 0)
 
+    def among(
+        self, choice: Choice, tokens: tuple[int, ...], offsets_M: torch.Tensor
+    ) -> torch.Tensor:
+        """[M] whether each row is one of some tokens of the whole image, counted without text; of rows of text,
+        anything."""
+        at = self._table("among", tokens, offsets_M.device)
+        total = choice.stop - choice.start - len(choice.text)
+        found = torch.zeros(total, dtype=torch.bool, device=offsets_M.device)
+        if choice.text:
+            offsets_M = self.token_of_offset(choice, offsets_M.device)[offsets_M]
+        return found.index_fill(0, at, True)[offsets_M]
+
     def tokens(self, choice: Choice, device: torch.device) -> torch.Tensor:
         """[N] offsets of the image's tokens in its extent."""
         return self._table("tokens", _token_places(choice.stop - choice.start, choice.text), device)

@@ -193,6 +193,9 @@ class DecoderHook:
                     last.slots,
                 )
             if variant.gather is not None:
+                if self.ranker is not None and variant.rankings:
+                    compare = self.ranker.layer_ranks.compare
+                    compare(variant.rankings, hidden_TH, residual_TH, self._rows)
                 self._advance(variant, variant.gather)
                 hidden_RH = hidden_RH.index_select(0, variant.gather)
                 if residual_RH is not None:
@@ -207,7 +210,7 @@ class DecoderHook:
         if self._positions is not None:
             positions = self._positions
         following = step.variants.get(index + 1)
-        watched = [r for r in following.rankings if r.by_attention] if following else []
+        watched = [r for r in following.rankings if r.by_layer] if following else []
         late = step.late.get(index, ())
         if not watched and not late:
             return forward(positions, hidden_RH, residual_RH, **kwargs)

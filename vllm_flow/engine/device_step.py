@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vllm_flow.engine.ranking import DeviceRanking, DeviceReading
+from vllm_flow.engine.device_ranking import DeviceRanking, DeviceReading
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def equip(keeper: Any, runner: Any, kv_cache_config: Any, is_profiling: bool) ->
         return
     caches.widest_first(runner.kv_caches)
     layers = compilation.static_forward_context
-    keeper.flow_hook.ranker = Ranker(kv_cache_config, layers)
+    keeper.flow_hook.ranker = Ranker(kv_cache_config, layers, keeper.flow_hook.decoder)
     keeper.flow_mover = RowMover(kv_cache_config, layers)
     if settings.attention_log is not None:
         keeper.flow_tap = AttentionTap(kv_cache_config, layers, settings.attention_log_kernel)

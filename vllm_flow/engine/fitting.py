@@ -22,7 +22,14 @@ from vllm_flow.log_keys import HEAT_KEY, LOG_KEY, parse_log
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import check_bound
 from vllm_flow.policy_keys import CLIFF_KEY, KEEP_KEY, WHEN_KEY
-from vllm_flow.ranks import RANKS, AttentionRank, PositionRank
+from vllm_flow.ranks import (
+    RANKS,
+    AttentionRank,
+    HiddenRank,
+    PositionRank,
+    UnrotatedRank,
+    after_layer,
+)
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -154,11 +161,23 @@ def _check_workers(layout: TokenLayout, settings: FlowSettings) -> None:
     attending = sorted(name for name in asked if isinstance(RANKS[name], AttentionRank))
     reason = settings.obstacles.get(obstacles.RANKS)
     if attending and reason is not None:
-        others = [name for name, rank in RANKS.items() if not isinstance(rank, AttentionRank)]
         raise Obstacle(
             f"{attending[0]!r} reads keys from this engine's KV cache, which cannot be done: {reason}; "
-            f"rank by {' or '.join(map(repr, others))}, {other}"
+            f"rank by {_before_layers()}, {other}"
         )
+    for kind, name in ((HiddenRank, obstacles.HIDDEN), (UnrotatedRank, obstacles.UNROTATED)):
+        comparing = sorted(rank for rank in asked if isinstance(RANKS[rank], kind))
+        reason = settings.obstacles.get(name)
+        if comparing and reason is not None:
+            raise Obstacle(
+                f"{comparing[0]!r} looks into the layers of this model, which cannot be done: {reason}; "
+                f"rank by {_before_layers()}."
+            )
+
+
+def _before_layers() -> str:
+    """The ranks that look at no layer, for messages."""
+    return " or ".join(repr(name) for name, rank in RANKS.items() if not after_layer(rank))
 
 
 def _check_states(layout: TokenLayout, settings: FlowSettings) -> None:
@@ -172,15 +191,14 @@ def _check_states(layout: TokenLayout, settings: FlowSettings) -> None:
         stage.layer: choice.rank
         for stage in layout.stages
         for choice in stage.choices
-        if isinstance(RANKS[choice.rank], AttentionRank)
+        if after_layer(RANKS[choice.rank])
     }
     stage = states.unranked_stage(settings.attending, sorted(asked))
     if stage is not None:
-        others = [name for name, rank in RANKS.items() if not isinstance(rank, AttentionRank)]
         raise Obstacle(
-            f"{asked[stage]!r} goes by the attention of layer {stage - 1}, which has a state in its place; "
+            f"{asked[stage]!r} looks at keys of layer {stage - 1}, which has a state in their place; "
             f"begin the stage at one of the layers "
-            f"{states.right_behind(settings.attending)}, or rank by {' or '.join(map(repr, others))}."
+            f"{states.right_behind(settings.attending)}, or rank by {_before_layers()}."
         )
 
 
@@ -192,10 +210,9 @@ def by_keys(policy: FlowPolicy) -> str | None:
 def _check_ranks(policy: FlowPolicy, settings: FlowSettings) -> None:
     rank = by_keys(policy) if settings.quantised_keys else None
     if rank is not None:
-        others = [name for name, known in RANKS.items() if not isinstance(known, AttentionRank)]
         raise Obstacle(
             f"rank {rank!r} reads keys, which this engine stores in eight bits; rank by "
-            f"{' or '.join(map(repr, others))}, or have the server started without kv_cache_dtype."
+            f"{_before_layers()}, or have the server started without kv_cache_dtype."
         )
 
 

@@ -16,6 +16,10 @@ from typing import Any
 
 RANKS = "ranks"
 """Ranks by attention: the keys in the cache cannot be read."""
+HIDDEN = "hidden"
+"""Ranks by hidden states: the model's keys or final norm are not where they are looked for."""
+UNROTATED = "unrotated"
+"""Ranks by attention without positions: where the model turns queries and keys is not known."""
 LATE = "late"
 """Eviction after the prefill: the rows of the cache cannot be moved."""
 METHOD = "flow_obstacles"

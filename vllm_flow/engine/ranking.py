@@ -13,57 +13,32 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.logger import init_logger
 
 from vllm_flow.engine.attention.keys import KeyReader, UnreadableKeys, key_reader
-from vllm_flow.engine.attention.row_mass import mass, mean_over_workers
+from vllm_flow.engine.attention.row_mass import mass, mass_of_rows, mean_over_workers
 from vllm_flow.engine.caches import cached_layers
 from vllm_flow.engine.choice_places import ChoicePlaces
+from vllm_flow.engine.device_ranking import DeviceRanking, DeviceReading
 from vllm_flow.engine.farthest_first import fast_order
 from vllm_flow.engine.hiding import hidden
-from vllm_flow.ranks import RANKS, AttentionRank, PictureRank
+from vllm_flow.engine.layer_ranks import LayerRanks
+from vllm_flow.ranks import RANKS, PictureRank, QuestionRank
 from vllm_flow.ranks.base import Needs
-from vllm_flow.rewriting import LateReading
 from vllm_flow.step import Ranking, StepPlan
 
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
+    from vllm_flow.engine.families.decoder_parts import Decoder
+
 logger = init_logger("vllm.vllm_flow.ranking")
 
 ORDERS_KEPT = 1024
 """Pictures whose order is remembered; an order is as many integers as tokens were put in order."""
-
-
-@dataclass(frozen=True)
-class DeviceRanking:
-    """A plan's ranking on the device."""
-
-    ranking: Ranking
-    blocks: torch.Tensor
-    """[B] blocks of the request, or more, in the storage group of the layer before the stage."""
-
-    @property
-    def rank(self) -> Any:
-        return RANKS[self.ranking.choice.rank]
-
-    @property
-    def by_attention(self) -> bool:
-        return isinstance(self.rank, AttentionRank)
-
-
-@dataclass(frozen=True)
-class DeviceReading:
-    """A row whose attention decides what stays of its prompt once that is computed."""
-
-    request_id: str
-    reading: LateReading
-    blocks: torch.Tensor
-    """[B] blocks of the request, or more, in the storage group of the layer."""
 
 
 class Ranker:
@@ -72,9 +47,12 @@ class Ranker:
     Args:
         kv_cache_config: names the layers of each group, whose caches are allocated.
         layers: attention layer name -> vLLM's ``Attention``.
+        decoder: the parts of the decoder.
     """
 
-    def __init__(self, kv_cache_config: KVCacheConfig, layers: Mapping[str, Any]) -> None:
+    def __init__(
+        self, kv_cache_config: KVCacheConfig, layers: Mapping[str, Any], decoder: Decoder
+    ) -> None:
         self._attention: dict[int, tuple[Any, KeyReader | None]] = {}
         self.unreadable: str | None = None
         """Why ranks by attention cannot read the keys of this cache; None where they can."""
@@ -85,8 +63,12 @@ class Ranker:
         self._scores: dict[tuple[int, int], torch.Tensor] = {}
         self._late: dict[str, dict[int, torch.Tensor]] = {}
         """Request -> layer -> [P] what the last row of its prompt gave each of its tokens there."""
+        self._weights: dict[tuple[int, int, str], torch.Tensor] = {}
+        """Request, image and rank -> [Q] how much each row of the question counts."""
         for layer in cached_layers(kv_cache_config, layers, self._reader):
             self._attention[layer.index] = layer.attention, layer.found
+        attention = {index: found[0] for index, found in self._attention.items() if index >= 0}
+        self.layer_ranks = LayerRanks(decoder, attention, self._places, self._scores)
 
     def _reader(self, attention: Any) -> KeyReader | None:
         try:
@@ -101,6 +83,8 @@ class Ranker:
         """Drop what a step that is over, or was given up, has left."""
         self._ordered.clear()
         self._scores.clear()
+        self._weights.clear()
+        self.layer_ranks.forget()
 
     def remove(self, request_id: str) -> None:
         """Drop what is kept of a request until its images leave."""
@@ -111,7 +95,8 @@ class Ranker:
         self._orders.clear()
 
     def look(self, rankings: Sequence[DeviceRanking], hidden_TH: torch.Tensor) -> None:
-        """Put the tokens of pictures in order, before any layer changes the embeddings in place."""
+        """Look at embeddings, before any layer changes them in place: put pictures' tokens in order, say which
+        rows of a question count."""
         wanted: dict[tuple[int, int, str], tuple[Ranking, int]] = {}
         for device in rankings:
             ranking, choice = device.ranking, device.ranking.choice
@@ -119,6 +104,11 @@ class Ranker:
                 key = (ranking.request, choice.image, choice.rank)
                 _, count = wanted.get(key, (ranking, 0))
                 wanted[key] = ranking, max(count, choice.ordered)
+            elif isinstance(device.rank, QuestionRank) and device.rank.weights is not None:
+                question = slice(ranking.question_row, ranking.question_row + ranking.question)
+                self._weights[(*device.key, choice.rank)] = device.rank.weights(
+                    self._tokens(ranking, hidden_TH), hidden_TH[question]
+                )
         for key, (ranking, count) in wanted.items():
             self._ordered[key] = self._order(ranking, count, hidden_TH)
 
@@ -132,16 +122,21 @@ class Ranker:
         if ranking.picture and known is not None and len(known) >= count:
             self._orders.move_to_end(name)
             return known
-        rows_NH = hidden_TH[ranking.first_row : ranking.first_row + extent]
-        if choice.text:
-            rows_NH = rows_NH.index_select(0, self._places.tokens(choice, hidden_TH.device))
-        order = fast_order(rank, hidden_TH.device)(rows_NH, count)
+        order = fast_order(rank, hidden_TH.device)(self._tokens(ranking, hidden_TH), count)
         if ranking.picture:
             self._orders[name] = order
             self._orders.move_to_end(name)
             while len(self._orders) > ORDERS_KEPT:
                 self._orders.popitem(last=False)
         return order
+
+    def _tokens(self, ranking: Ranking, hidden_TH: torch.Tensor) -> torch.Tensor:
+        """[N, H] embeddings of an image's tokens."""
+        choice = ranking.choice
+        extent_H = hidden_TH[ranking.first_row : ranking.first_row + choice.stop - choice.start]
+        if not choice.text:
+            return extent_H
+        return extent_H.index_select(0, self._places.tokens(choice, hidden_TH.device))
 
     @contextmanager
     def watching(
@@ -151,29 +146,33 @@ class Ranker:
         rows: torch.Tensor | None,
         late: Sequence[DeviceReading] = (),
     ) -> Iterator[None]:
-        """Read the attention of one layer while it runs.
+        """Read the attention, queries and keys of one layer while it runs.
 
         Args:
             rows: [R] rows of the step that are alive, None where all are.
             late: what is kept until :meth:`kept_positions` asks for it.
         """
         attention, read = self._attention[layer]
-        if read is None:  # such requests are refused
+        attending = [device for device in rankings if device.by_attention]
+        if read is None and (attending or late):  # such requests are refused
             raise RuntimeError(self.unreadable)
         forward = attention.forward
 
         def watched(query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.layer_ranks.note_keys(rankings, *args[:1])
             output = forward(query, *args, **kwargs)
-            for device in rankings:
-                key = (device.ranking.request, device.ranking.choice.image)
-                self._scores[key] = self.attended(attention, read, query, device, rows)
+            for device in attending:
+                self._scores[device.key] = self.attended(attention, read, query, device, rows)
             for found in late:
                 row, visible = query[found.reading.row], found.reading.visible
                 mass_P = mean_over_workers(mass(attention, read, row, found.blocks, visible))
                 self._late.setdefault(found.request_id, {})[layer] = mass_P
             return output
 
-        with hidden("forward", [(attention, watched)]):
+        with (
+            self.layer_ranks.watching(layer, rankings, rows),
+            hidden("forward", [(attention, watched)]),
+        ):
             yield
 
     def attended(
@@ -184,19 +183,29 @@ class Ranker:
         device: DeviceRanking,
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
-        """[M] probability that one row gives each row of the image, averaged over all heads."""
+        """[M] probability that one row gives each row of the image, or those of the question do on average; averaged
+        over all heads."""
         ranking, choice = device.ranking, device.ranking.choice
+        keys = slice(ranking.first_key, ranking.first_key + choice.left)
+        if isinstance(device.rank, QuestionRank):
+            asking, weights_Q = (
+                query[device.question_rows],
+                self._weights.get((*device.key, choice.rank)),
+            )
+            mass_S = mass_of_rows(
+                attention, read, asking, device.blocks, ranking.visible, weights_Q
+            )
+            return mean_over_workers(mass_S[keys].contiguous())
         row, last = query[ranking.query], None
         if choice.text and device.rank.needs == Needs.IMAGE:
             # Whose row is the image's last token, and not text, is known only here.
-            text_M = self._places.text(choice, self._offsets(ranking, rows, query.device))
+            text_M = self._places.text(choice, device.offsets(rows, query.device))
             index_M = torch.arange(choice.left, device=query.device)
             last = index_M.masked_fill(text_M, -1).max()
             row = query.index_select(0, (last + ranking.source).view(1))[0]
             last = last + ranking.first_key
         mass_S = mass(attention, read, row, device.blocks, ranking.visible, last)
-        mass_M = mass_S[ranking.first_key : ranking.first_key + choice.left].contiguous()
-        return mean_over_workers(mass_M)
+        return mean_over_workers(mass_S[keys].contiguous())
 
     def kept_positions(
         self, request_id: str, plan: StepPlan, device: torch.device
@@ -244,11 +253,11 @@ class Ranker:
         """
         for device in rankings:
             ranking, choice = device.ranking, device.ranking.choice
-            offsets_M = self._offsets(ranking, rows, gather_R.device)
+            offsets_M = device.offsets(rows, gather_R.device)
             if choice.picks is not None:
                 scores_M = self._places.picked(choice, offsets_M)
-            elif device.by_attention:
-                scores_M = self._scores.pop((ranking.request, choice.image))
+            elif device.by_layer:
+                scores_M = self._scores.pop(device.key)
             else:
                 scores_M = self._by_order(ranking, offsets_M)
             if choice.text:
@@ -267,11 +276,3 @@ class Ranker:
         if choice.text:
             offsets_M = self._places.token_of_offset(choice, offsets_M.device)[offsets_M]
         return -place_N[offsets_M]
-
-    @staticmethod
-    def _offsets(ranking: Ranking, rows: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-        """[M] offsets in the extent of the image's rows that are left."""
-        choice = ranking.choice
-        if rows is None:
-            return torch.arange(choice.left, device=device)
-        return rows[ranking.source : ranking.source + choice.left].long() - ranking.first_row

@@ -142,10 +142,7 @@ def against_policy(policy: FlowPolicy, attending: Sequence[int]) -> str | None:
     Args:
         attending: see :func:`attending`.
     """
-    from vllm_flow.ranks import (
-        RANKS,
-        AttentionRank,
-    )  # whoever asks what states are needs none of it
+    from vllm_flow.ranks import RANKS, after_layer  # whoever asks what states are needs none of it
 
     late = late_reason(attending)
     if policy.when == "decode" and late is not None:
@@ -154,12 +151,12 @@ def against_policy(policy: FlowPolicy, attending: Sequence[int]) -> str | None:
         stage.layer
         for stages in policy.images
         for stage in stages
-        if isinstance(RANKS.get(stage.rank or ""), AttentionRank)
+        if stage.rank is not None and after_layer(RANKS[stage.rank])
     }
     stage = unranked_stage(attending, sorted(ranked))
     if stage is None:
         return None
     return (
-        f"ranks by attention in a stage at layer {stage}, and the layer before it has a state in the place of "
+        f"ranks by a layer in a stage at layer {stage}, and the layer before it has a state in the place of "
         f"keys: begin it at one of the layers {right_behind(attending)}, or rank by place or picture."
     )

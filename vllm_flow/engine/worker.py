@@ -36,9 +36,11 @@ class FlowWorker(PlatformWorker):  # type: ignore[valid-type, misc]
         """What this worker cannot do, and why; asked by :mod:`vllm_flow.engine.obstacles`."""
         runner = self.model_runner
         keeper = runner.model_state if self.use_v2_model_runner else runner
+        ranker = keeper.flow_hook.ranker
         found = {
-            obstacles.RANKS: keeper.flow_hook.ranker.unreadable,
+            obstacles.RANKS: ranker.unreadable,
             obstacles.LATE: keeper.flow_mover.unmovable,
+            **ranker.layer_ranks.obstacles,
         }
         return {name: reason for name, reason in found.items() if reason is not None}
 

@@ -23,8 +23,7 @@ from typing import TypeAlias
 from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.profile.dimensions import Layered, ModelShape, TowerShape, Workload
-from vllm_flow.ranks import RANKS
-from vllm_flow.ranks.base import AttentionRank
+from vllm_flow.ranks import RANKS, after_layer
 from vllm_flow.spans import ImageSpans
 
 Policy: TypeAlias = "int | FlowPolicy"
@@ -103,7 +102,7 @@ def _prefilled(shape: Layered, work: Workload, policy: Policy) -> tuple[int, ...
 def key_rows(shape: Layered, work: Workload, policy: Policy) -> tuple[int, ...]:
     """Prompt rows of which each layer computes and stores the keys and values only: they leave after it.
 
-    Not before a stage that attention ranks: who leaves is known only once the layer has attended.
+    Not before a stage that ranks by this layer: who leaves is known only once it has run.
     """
     kept = _prefilled(shape, work, policy)
     ranked: set[int] = set()
@@ -112,7 +111,7 @@ def key_rows(shape: Layered, work: Workload, policy: Policy) -> tuple[int, ...]:
             stage.layer
             for stages in policy.images
             for stage in stages
-            if stage.rank is not None and isinstance(RANKS[stage.rank], AttentionRank)
+            if stage.rank is not None and after_layer(RANKS[stage.rank])
         }
     after = (*kept[1:], kept[-1])
     return tuple(

@@ -11,15 +11,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vllm_flow.ranks.base import AttentionRank, PictureRank, PositionRank, Rank
+from vllm_flow.ranks.dart import DART
 from vllm_flow.ranks.diversity import DIVERSITY
+from vllm_flow.ranks.feather import FEATHER
 from vllm_flow.ranks.last_image import LAST_IMAGE
 from vllm_flow.ranks.last_prompt import LAST_PROMPT
+from vllm_flow.ranks.question import QUESTION
 from vllm_flow.ranks.random import RANDOM
+from vllm_flow.ranks.raters import RATERS
+from vllm_flow.ranks.rows import HiddenRank, QuestionRank, UnrotatedRank, after_layer
 from vllm_flow.ranks.uniform import UNIFORM
+from vllm_flow.ranks.unrotated import UNROTATED
 
 RANKS: Mapping[str, Rank] = {
-    rank.name: rank for rank in (UNIFORM, RANDOM, DIVERSITY, LAST_IMAGE, LAST_PROMPT)
+    rank.name: rank
+    for rank in (
+        *(UNIFORM, RANDOM, DIVERSITY, LAST_IMAGE, LAST_PROMPT),
+        *(QUESTION, RATERS, UNROTATED, FEATHER, DART),
+    )
 }
 """Every rank this version knows, by the name that a request sends."""
 
-__all__ = ["RANKS", "AttentionRank", "PictureRank", "PositionRank", "Rank"]
+__all__ = [
+    "RANKS",
+    "AttentionRank",
+    "HiddenRank",
+    "PictureRank",
+    "PositionRank",
+    "QuestionRank",
+    "Rank",
+    "UnrotatedRank",
+    "after_layer",
+]

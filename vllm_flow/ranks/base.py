@@ -1,4 +1,4 @@
-"""The three kinds of ranks, told apart by what they look at; each says what that costs a request.
+"""Kinds of ranks, told apart by what they look at; each says what that costs a request. More: `rows`.
 
 Legend: M tokens of an image that are left, K of them kept, H width of the decoder's input.
 """
@@ -14,6 +14,8 @@ from vllm_flow.spans import IntArray
 
 if TYPE_CHECKING:
     import torch
+
+    from vllm_flow.ranks.rows import HiddenRank, UnrotatedRank
 
 
 class Needs(Enum):
@@ -73,7 +75,7 @@ class AttentionRank:
         return self.needs == Needs.PROMPT
 
 
-Rank: TypeAlias = "PositionRank | PictureRank | AttentionRank"
+Rank: TypeAlias = "PositionRank | PictureRank | AttentionRank | HiddenRank | UnrotatedRank"
 
 
 @dataclass(frozen=True, slots=True)
