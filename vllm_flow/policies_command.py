@@ -14,7 +14,15 @@ from collections.abc import Iterator
 
 from vllm_flow.policy import FlowPolicy, stages_text
 from vllm_flow.presets import PRESETS, PUBLISHED_LAYERS, PUBLISHED_TOKENS, Preset
-from vllm_flow.ranks import RANKS, AttentionRank, PictureRank, Rank
+from vllm_flow.ranks import (
+    RANKS,
+    AttentionRank,
+    HiddenRank,
+    PictureRank,
+    QuestionRank,
+    Rank,
+    UnrotatedRank,
+)
 from vllm_flow.ranks.base import Needs
 from vllm_flow.user_text import whole_number
 
@@ -103,6 +111,12 @@ def average(preset: Preset, num_layers: int) -> float:
 
 def looks_at(rank: Rank) -> str:
     """What a rank needs to know."""
+    if isinstance(rank, HiddenRank):
+        return "hidden states where the stage begins, keys of the layer before"
+    if isinstance(rank, UnrotatedRank):
+        return "queries and keys of the layer before, not yet turned"
+    if isinstance(rank, QuestionRank) and rank.weights is not None:
+        return "embeddings, and attention in the layer before, over all heads"
     if isinstance(rank, AttentionRank):
         return "attention in the layer before, over all heads"
     if isinstance(rank, PictureRank):

@@ -32,7 +32,7 @@ class Preset:
     def stages(self, num_layers: int) -> tuple[Stage, ...]:
         """The stages for a decoder of ``num_layers`` layers, none of them at its end or past it.
 
-        A stage that ranks by attention is never moved to layer 0, where nothing has attended yet.
+        A stage that ranks by the layer before is never moved to layer 0, where there is none.
         """
         found: dict[int, Stage] = {}
         for stage in self.published:
@@ -109,6 +109,47 @@ PRESETS: Mapping[str, Preset] = {
             "the code's to the nearest",
             "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models (arXiv 2503.02175), "
             "section 3; code: vbdi/divprune",
+        ),
+        Preset(
+            "sparsevlm-192",
+            (
+                Stage(3, _share(300), "raters"),
+                Stage(7, _share(200), "raters"),
+                Stage(16, _share(118), "raters"),
+            ),
+            "300, 200 and 118 of 576 tokens behind the layers 2, 6 and 15, the released code's counts for 192 where "
+            "it merges nothing (version 2.0); ranked by the mean attention of the text raters, heads averaged, "
+            "in the layer just run; raters are found once, by the embeddings; kept tokens keep their positions",
+            "nothing is merged or recycled, where versions before 2.0 do; that version also divides attention by "
+            "what rotary positions alone would give, and takes half of the heads, neither is done here; counts are "
+            "fixed, none adapts to the rank of a matrix; 206.8 tokens a layer, since layers 2, 6 and 15 run on "
+            "all that they rank, as they do in the code",
+            "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference (arXiv "
+            "2410.04417), section 3; code: Gumpest/SparseVLMs",
+        ),
+        Preset(
+            "feather",
+            (Stage(8, Fraction(17, 45), "feather"), Stage(16, Fraction(34, 1000), "unrotated")),
+            "at layer 8 every third token of every third row stays, and those that the prompt's last token attends "
+            "to most in the layer before without rotary positions, by the softmax over image tokens alone; at layer "
+            "16 9 % of those left, by the same criterion alone",
+            "the released code keeps 30 % by attention and the grid, 30 to 41 % in all by how far they coincide; "
+            "here 17/45 (37.8 %) stay, as many as if attention took no notice of the grid; an image that is no "
+            "square of tokens has evenly spaced ones for a grid",
+            "Feather the Throttle: Revisiting Visual Token Pruning for Vision-Language Model Acceleration (arXiv "
+            "2412.13180); code: markendo/FEATHER",
+        ),
+        Preset(
+            "dart",
+            (Stage(2, _share(132), "dart"),),
+            "132 of 576 tokens from layer 2 on, the released script's: pivots are the 4 tokens of the image and "
+            "the 4 of the text behind it whose keys in the layer before have the largest L1 norms; each in turn "
+            "keeps the 16 tokens left whose hidden states, past the final norm, have the smallest cosine with its own; "
+            "kept tokens keep their positions",
+            "pivots take turns by kind, image first, and size, where the code leaves their order to a Python set; "
+            "the text is that behind the last image",
+            "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More (arXiv "
+            "2502.11494); code: ZichenWen1/DART, read in a copy that has its history",
         ),
         Preset(
             "horizon-192",

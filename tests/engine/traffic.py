@@ -14,6 +14,8 @@ from tests.engine import v2_cpu
 from tests.engine.cases import LONG, Ask, text_only
 from tests.engine.harness import Engine, assert_exact
 from tests.engine.tiny_llava import words
+from vllm_flow import ranks
+from vllm_flow.ranks.base import Needs
 
 STEP_LIMIT = 5000
 """A run of some dozens of requests takes a few hundred steps; more means that it never ends."""
@@ -39,8 +41,10 @@ class Traffic:
         )
 
 
-RANKS = {"uniform": 0, "random": 0, "diversity": 1, "last_image": 1, "last_prompt": 2}
+RANKS = {name: list(Needs).index(rank.needs) for name, rank in ranks.RANKS.items()}
 """What each rank must see in one step: nothing, an image, or from the first image to the prompt's end."""
+AFTER_LAYER = {name for name, rank in ranks.RANKS.items() if ranks.after_layer(rank)}
+"""Those that need a layer before."""
 FAVOURITES = (
     "1:50% last_image",
     "2:40% diversity, 4:0",
@@ -56,16 +60,15 @@ def random_stages(
     """Any stages whose ranks look at no more than ``needs``, or a stage per image; or any late ones."""
     if rng.random() < 0.3:
         return str(rng.choice([s for s in FAVOURITES if needs or not ("image" in s or "div" in s)]))
-    ranks = [rank for rank, need in RANKS.items() if need <= needs]
-    ranks = ["uniform", "random", "last_prompt"] if late else ranks
+    names = [rank for rank, need in RANKS.items() if need <= needs]
+    names = ["uniform", "random", "last_prompt"] if late else names
 
     def stage(layer: int, amount: str, rank: str) -> str:
-        by_attention = rank.startswith("last")
-        rank = "uniform" if by_attention and layer == 0 else rank
+        rank = "uniform" if layer == 0 and rank in AFTER_LAYER else rank
         return f"{layer}:0" if amount == "0" else f"{layer}:{amount} {rank}"
 
     if images > 1 and rng.random() < 0.3:
-        rank = str(rng.choice([rank for rank in ranks if not rank.startswith("last")]))
+        rank = str(rng.choice([rank for rank in names if rank not in AFTER_LAYER]))
         amounts = [str(rng.choice(["0", "30%", "50"])) for _ in range(images)]
         return tuple(stage(int(rng.integers(LONG.layers + 1)), a, rank) for a in amounts)
     layers = sorted(rng.choice(LONG.layers, size=rng.integers(1, 4), replace=False).tolist())
@@ -75,7 +78,7 @@ def random_stages(
     if rng.random() < 0.4:
         amounts[-1] = "0"
     return ", ".join(
-        stage(layer, amount, str(rng.choice(ranks)))
+        stage(layer, amount, str(rng.choice(names)))
         for layer, amount in zip(layers, amounts, strict=True)
     )
 

@@ -15,6 +15,7 @@ from vllm_flow.policy import FlowPolicy
 from vllm_flow.profile import ideal
 from vllm_flow.profile.dimensions import ModelShape, TowerShape, Workload
 from vllm_flow.profile.ideal import row_count_ideal
+from vllm_flow.ranks import RANKS, after_layer
 
 small = st.integers(1, 12)
 
@@ -178,6 +179,7 @@ policies = st.sampled_from(
         "horizon-64",
         "0:64 uniform",
         "1:50% last_image;3:7 random;4:0 seed=2",
+        "1:50% question;2:40% dart;4:7 unrotated",
         "cliff=2 when=decode",
     ]
 )
@@ -221,7 +223,7 @@ def test_rows_of_a_policy_counted_one_by_one(shape: ModelShape, work: Workload, 
         chosen = next((s.rank for s in flow.images[0] if s.layer == layer + 1), None)
         if flow.when == "decode":
             rows += work.prompt_tokens
-        elif last or chosen in ("last_image", "last_prompt"):
+        elif last or (chosen is not None and after_layer(RANKS[chosen])):
             rows += work.text_tokens + sum(kept)
         else:
             rows += work.text_tokens + sum(after)

@@ -12,8 +12,8 @@ from vllm_flow.last_layer import LastLayer, spare_last_layers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy, Stage
-from vllm_flow.ranks import RANKS, PositionRank
-from vllm_flow.ranks.base import Draw
+from vllm_flow.ranks import RANKS, PositionRank, after_layer
+from vllm_flow.ranks.base import Draw, Needs
 from vllm_flow.spans import ImageSpans
 from vllm_flow.step import Ranking, ScheduledRequest
 
@@ -78,7 +78,7 @@ def cases(draw: st.DrawFn, ranks: tuple[str, ...] = tuple(RANKS)) -> Case:
         made = []
         for layer, keep in zip(layers, keeps, strict=True):
             keep = 0 if keep == 0 else 10 if keep == 1 and isinstance(keep, Fraction) else keep
-            names = [n for n in ranks if layer or n not in ("last_image", "last_prompt")]
+            names = [n for n in ranks if layer or not after_layer(RANKS[n])]
             made.append(Stage(layer, keep, draw(st.sampled_from(names)) if keep else None))
         return tuple(made)
 
@@ -194,12 +194,20 @@ def check_ranking(
     assert plan is not None
     rows = apply(plan, layer - 1, [(c, a) for c, a, _ in batch], starts)
     position = rows[ranking.query] - starts[ranking.request] + computed
-    if choice.rank == "last_prompt":
+    if choice.needs == Needs.PROMPT:
         assert position == case.prompt - 1
+        question = range(max(map(max, case.images)) + 1, case.prompt)
+        assert ranking.question == len(question)
+        first = ranking.query + 1 - ranking.question
+        asked = [
+            row - starts[ranking.request] + computed for row in rows[first : ranking.query + 1]
+        ]
+        assert asked == list(question)
+        assert ranking.question_row == starts[ranking.request] + question[0] - computed
     elif not choice.text:
         assert position == max(p for p in before if p in case.images[choice.image])
     assert ranking.first_key == sum(p < choice.start for p in before)
-    if not choice.text or choice.rank == "last_prompt":
+    if not choice.text or choice.needs == Needs.PROMPT:
         assert ranking.visible == before.index(position) + 1
 
 

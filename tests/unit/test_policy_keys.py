@@ -10,7 +10,7 @@ from vllm_flow.policy import WHOLE, FlowPolicy, Stage, weaker_layer
 from vllm_flow.policy_bounds import admit, check_bound, operators_policy
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import parse_policy, policy_label, request_keys
-from vllm_flow.ranks import RANKS
+from vllm_flow.ranks import RANKS, after_layer
 
 LAYERS = 32
 
@@ -92,12 +92,12 @@ def policies(draw: st.DrawFn) -> FlowPolicy:
     keeps = st.integers(0, 700) | shares | st.just(WHOLE)
 
     def stage(layer: int, keep: int | Fraction) -> Stage:
-        by_attention = ("last_image", "last_prompt")
-        rank = draw(ranks.filter(lambda name: layer or name not in by_attention)) if keep else None
+        possible = ranks.filter(lambda name: layer or not after_layer(RANKS[name]))
+        rank = draw(possible) if keep else None
         return Stage(layer, keep or 0, rank)
 
     if draw(st.booleans()):
-        rank = draw(ranks.filter(lambda name: name not in ("last_image", "last_prompt")))
+        rank = draw(ranks.filter(lambda name: not after_layer(RANKS[name])))
         cliffs = draw(st.lists(st.integers(0, LAYERS), min_size=2, max_size=4))
         images = [(Stage(c, k, rank if k else None),) for c in cliffs for k in [draw(keeps) or 0]]
     else:

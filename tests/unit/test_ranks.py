@@ -5,12 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_flow.ranks import RANKS, AttentionRank, PictureRank, PositionRank
+from vllm_flow.ranks import RANKS, AttentionRank, PictureRank, PositionRank, after_layer
 from vllm_flow.ranks.base import Draw, Needs
+from vllm_flow.ranks.dart import PIVOTS, unlike_pivots
 from vllm_flow.ranks.diversity import farthest_first
+from vllm_flow.ranks.feather import grid
+from vllm_flow.ranks.raters import raters
 
 SIZES = st.integers(1, 700).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total)))
 DRAWS = st.builds(Draw, st.integers(0, 2**32 - 1), st.integers(0, 50), st.integers(0, 80))
+ROWS = ("question", "raters", "unrotated", "feather", "dart")
 PLACES = [rank for rank in RANKS.values() if isinstance(rank, PositionRank)]
 
 
@@ -101,6 +105,7 @@ def test_what_a_rank_looks_at_decides_what_must_be_computed_at_once() -> None:
             "diversity": Needs.IMAGE,
             "last_image": Needs.IMAGE,
             "last_prompt": Needs.PROMPT,
+            **dict.fromkeys(ROWS, Needs.PROMPT),
         }
         == needs
     )
@@ -108,8 +113,69 @@ def test_what_a_rank_looks_at_decides_what_must_be_computed_at_once() -> None:
     assert isinstance(RANKS["diversity"], PictureRank)
     assert all(name == rank.name and rank.title for name, rank in RANKS.items())
     assert {name for name, rank in RANKS.items() if rank.draws} == {"random"}
+    assert {name for name, rank in RANKS.items() if after_layer(rank)} == {
+        "last_image",
+        "last_prompt",
+        *ROWS,
+    }
     assert {name for name, rank in RANKS.items() if rank.late} == {
         "uniform",
         "random",
         "last_prompt",
     }
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.data())
+def test_dart_keeps_pivots_and_what_is_least_like_each_in_turn(
+    total: int, question: int, data: st.DataObject
+) -> None:
+    keep = data.draw(st.integers(1, total))
+    draw = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    states, asking = draw.normal(size=(total, 5)), draw.normal(size=(question, 5))
+    sizes, asked = draw.permutation(total) + 1.0, draw.permutation(question) + 1.0
+    given_ = (torch.from_numpy(part) for part in (states, sizes, asking, asked))
+    found = unlike_pivots(*given_, keep)
+    assert found.dtype == torch.bool and int(found.sum()) == keep
+    own = np.argsort(-sizes)[: min(PIVOTS, keep)].tolist()
+    pivots = [states[at] for at in own]
+    pivots += [asking[at] for at in np.argsort(-asked)[:PIVOTS]]
+    stay, left = set(own), keep - len(own)
+    for index, pivot in enumerate(pivots):
+        others = [token for token in range(total) if token not in stay]
+        cosines = [
+            states[at] @ pivot / np.linalg.norm(states[at]) / np.linalg.norm(pivot) for at in others
+        ]
+        share = left // len(pivots) + (index < left % len(pivots))
+        stay |= {others[at] for at in np.argsort(cosines)[:share]}
+    assert found.nonzero()[:, 0].tolist() == sorted(stay)
+
+
+def test_dart_of_a_uniform_picture_chooses_as_many_as_asked() -> None:
+    same, sizes = torch.ones(9, 4), torch.ones(9)
+    found = unlike_pivots(same, sizes, torch.zeros(2, 4), torch.ones(2), 6)
+    assert found.nonzero()[:, 0].tolist() == list(range(6))
+
+
+@given(st.integers(1, 12), st.integers(1, 9), st.integers(0, 2**31))
+def test_raters_are_the_tokens_above_the_mean(total: int, question: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    image, asking = draw.normal(size=(total, 5)), draw.normal(size=(question, 5))
+    found = raters(torch.from_numpy(image), torch.from_numpy(asking)).bool().tolist()
+    exps = np.exp(image @ asking.T)
+    relevance = (exps / exps.sum(1, keepdims=True)).mean(0)
+    clear = np.abs(relevance - 1 / question) > 1e-6
+    assert [found[at] for at in np.flatnonzero(clear)] == (relevance > 1 / question)[clear].tolist()
+    assert any(found)
+
+
+def test_where_all_are_as_relevant_all_rate() -> None:
+    for question in range(1, 30):
+        assert raters(torch.ones(7, 3), torch.ones(question, 3)).tolist() == [1.0] * question
+
+
+def test_a_grid_has_every_third_token_of_every_third_row() -> None:
+    assert grid(36).tolist() == [0, 3, 18, 21]
+    assert len(grid(576)) == 64 and len(grid(729)) == 81
+    for total in (2, 35, 575):  # no square
+        assert len(set(grid(total).tolist())) == -(-total // 9) and grid(total).max() < total
+    assert grid(1).tolist() == [0]

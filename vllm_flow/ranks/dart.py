@@ -1,7 +1,7 @@
 """Tokens unlike a few pivots: what is left out is what others say already.
 
 "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More" (arXiv
-2502.11494), section 3, with what its released code compares: pivots are the tokens with the largest keys, of
+2502.11494), with what its released code compares: pivots are the tokens with the largest keys, of
 the image and of the question; every pivot in turn keeps as many of the tokens that are least like it.
 """
 
