@@ -7,7 +7,7 @@ Knows nothing of vLLM or the extension. R rows alive, T tokens, H heads, K key h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,23 +42,36 @@ class LayerBefore:
         return [self.place[position] for position in positions]
 
 
+def noted(attention: Any, note: Callable[[torch.Tensor, torch.Tensor], None]) -> list[Any]:
+    """Hooks that hand a layer's queries and keys over, heads x rows x head size, each time it has projected both.
+
+    Behind their norms, where a layer has some.
+    """
+    made: list[torch.Tensor] = []
+
+    def hook(_module: Any, _args: Any, result: torch.Tensor) -> None:
+        rows = result[0]
+        made.append(
+            (rows if rows.dim() == 3 else rows.unflatten(-1, (-1, attention.head_dim))).transpose(
+                0, 1
+            )
+        )
+        if len(made) == 2:
+            note(*made)
+            made.clear()
+
+    normed = hasattr(attention, "q_norm")
+    names = ("q_norm", "k_norm") if normed else ("q_proj", "k_proj")
+    return [getattr(attention, name).register_forward_hook(hook) for name in names]
+
+
 @contextmanager
 def projections(model: Any) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
     """Queries and keys of each decoder layer, heads x rows x head size, in the order of the layers."""
-    made: list[torch.Tensor] = []
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     hooks = []
     for layer in model.model.language_model.layers:
-        size = layer.self_attn.head_dim
-
-        def note(_module: Any, _args: Any, result: torch.Tensor, size: int = size) -> None:
-            made.append(result[0].unflatten(-1, (-1, size)).transpose(0, 1))
-            if len(made) == 2:
-                found.append((made[0], made[1]))
-                made.clear()
-
-        for part in (layer.self_attn.q_proj, layer.self_attn.k_proj):
-            hooks.append(part.register_forward_hook(note))
+        hooks += noted(layer.self_attn, lambda query, key: found.append((query, key)))
     try:
         yield found
     finally:
@@ -120,8 +133,11 @@ def _unrotated(alive: Sequence[int], before: LayerBefore) -> list[float]:
 
 
 def _grid(image: Sequence[int]) -> list[int]:
-    side = math.isqrt(len(image))
-    assert side * side == len(image)
+    total = len(image)
+    side = math.isqrt(total)
+    if side * side != total:
+        sampled = -(-total // 9)
+        return [image[(2 * index + 1) * total // (2 * sampled)] for index in range(sampled)]
     return [image[row * side + column] for row in range(0, side, 3) for column in range(0, side, 3)]
 
 

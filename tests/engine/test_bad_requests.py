@@ -71,6 +71,9 @@ def test_bad_value_is_refused(open_engine: OpenEngine, key: str, value: Any) -> 
         ({"flow_cliff": 2, "flow_keep": [3], "flow_rank": "uniform"}, "flow_keep=.*1 values and the prompt has 2"),
         ({"flow_stages": "1:20% uniform, 2:9 uniform"}, "keeps 9 and '1:20% uniform' left 5"),
         ({"flow_cliff": 2, "flow_keep": 3, "flow_rank": "last_prompt"}, "see 6[0-9] tokens in one step"),
+        ({"flow_cliff": 2, "flow_keep": 3, "flow_rank": "dart"}, "see 6[0-9] tokens in one step"),
+        ({"flow_stages": "1:5 question", "flow_when": "decode"}, "flow_when='decode': 'question'"),
+        ({"flow_cliff": 0, "flow_keep": 3, "flow_rank": "unrotated"}, "no layer is before layer 0"),
         ({"flow_preset": "divprune", "flow_when": "decode"}, "flow_when='decode': 'diversity'"),
     ],
 )  # fmt: skip

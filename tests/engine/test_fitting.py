@@ -262,13 +262,13 @@ def test_embeddings_have_no_policy() -> None:
     assert sent.sampling_params.extra_args is None and sent.cache_salt is None
 
 
-@pytest.mark.parametrize("rank", ["last_image", "last_prompt"])
+@pytest.mark.parametrize("rank", ["last_image", "last_prompt", "question", "raters"])
 def test_keys_of_eight_bits_are_not_read(rank: str) -> None:
     keys = {"flow_stages": f"2:50% {rank}"}
     assert settle(keys, IMAGE)[1]
     with pytest.raises(PolicyError, match=f"rank '{rank}' reads keys, .* rank by 'uniform' or"):
         settle(keys, IMAGE, quantised_keys=True)
-    for others in ("2:0", "2:50% uniform", "0:50% diversity, 3:10 random"):
+    for others in ("2:0", "2:50% uniform", "0:50% diversity, 3:10 random", "2:9 dart, 3:7 feather"):
         assert settle({"flow_stages": others}, IMAGE, quantised_keys=True)[1]
 
 

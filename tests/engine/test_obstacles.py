@@ -14,7 +14,7 @@ from vllm.v1.engine.core_client import AsyncMPClient
 from tests.engine.cases import GQA, one_image, text_only
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
-from vllm_flow.engine import moving, obstacles
+from vllm_flow.engine import layer_ranks, moving, obstacles
 from vllm_flow.engine.attention import keys
 
 
@@ -50,6 +50,30 @@ def test_what_a_cache_does_not_allow_is_refused(
         replace(one_image(3), stages="1:50% diversity, 2:30% random"),
         replace(text_only(4), stages="2:30% last_prompt"),
         replace(one_image(5, GQA.layers), late=True),
+    ]
+    assert_exact(engine, fine, engine.run(fine))
+
+
+def test_what_a_model_does_not_show_is_refused(
+    open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of whose layers nobody knows where they turn queries, and whose keys are no keys of heads."""
+    with monkeypatch.context() as patched:
+        patched.setattr(layer_ranks, "ROTATING", ())
+        patched.setattr(layer_ranks, "is_latent", lambda attention: True)
+        engine = open_engine(GQA, 2, seed=73)
+    others = "rank by 'uniform' or 'random' or 'diversity'"
+    for rank, said in (
+        ("unrotated", "where LlamaDecoderLayer turns its queries and keys is not known"),
+        ("feather", "where LlamaDecoderLayer turns"),
+        ("dart", "latent vectors in the place of keys"),
+    ):
+        with pytest.raises(ValueError, match=f"'{rank}' looks into the layers .*{said}.*{others}"):
+            engine.run([replace(one_image(7), stages=f"2:30% {rank}")])
+        engine.check_idle()
+    fine = [
+        replace(one_image(8), stages="1:50% diversity, 2:30% question"),
+        replace(text_only(9), stages="2:30% dart"),
     ]
     assert_exact(engine, fine, engine.run(fine))
 

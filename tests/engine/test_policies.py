@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.engine import v2_cpu
-from tests.engine.cases import LONG, one_image, two_images
+from tests.engine.cases import LONG, MISTRAL, NEXT, QWEN, one_image, two_images
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, assert_exact
-from tests.engine.policy_cases import device_mixed, place_mixed, row_mixed
+from tests.engine.policy_cases import ROWS, device_mixed, place_mixed, row_mixed
 from tests.engine.tiny_llava import words
 from tests.longer import some
 from vllm_flow.ranks import RANKS
@@ -67,6 +67,23 @@ def test_ranks_by_many_rows_are_exact(open_engine: OpenEngine, name: str) -> Non
         asks = [a for a in asks if len(a.images) < 2]
     compared = assert_exact(engine, asks, engine.run_joining(asks), ties=True)
     assert compared >= len(asks) * 0.8
+
+
+@pytest.mark.parametrize(
+    "shape", some({QWEN.name: QWEN, MISTRAL.name: MISTRAL, NEXT.name: NEXT}, [QWEN.name])
+)
+def test_ranks_by_many_rows_in_other_decoders(open_engine: OpenEngine, shape: str) -> None:
+    """With biases in their projections, other numbers of heads, and pictures in tiles."""
+    found = {one.name: one for one in (QWEN, MISTRAL, NEXT)}[shape]
+    engine = open_engine(found, 2)
+    asks = [
+        replace(ask, stages=stages)
+        for n, stages in enumerate(ROWS[:5])
+        for ask in (one_image(200 + n), two_images(210 + n))
+    ]
+    asks = [ask for ask in asks if "4:" not in str(ask.stages) or found.layers > 4]
+    compared = assert_exact(engine, asks, engine.run(asks), ties=True)
+    assert compared >= len(asks) * 0.7
 
 
 def test_another_rank_is_another_answer(open_engine: OpenEngine) -> None:
@@ -135,10 +152,23 @@ def test_another_question_on_a_ranked_picture_finds_it(
     assert_exact(engine, asks, engine.run(asks))
 
 
-def test_what_the_whole_prompt_chose_is_found_by_the_same_prompt(open_engine: OpenEngine) -> None:
+PROMPTS = {
+    "2:50% last_prompt": "2:50% last_prompt, 4:30% last_prompt",
+    "1:60% question, 3:30% raters": "2:50% raters, 4:30% question",
+    "2:50% feather": "2:50% feather, 4:30% unrotated",
+    "3:40% dart": "1:60% dart, 3:30% dart",
+}
+"""Of ranks that look at the whole prompt: stages for one image, and for two."""
+
+
+@pytest.mark.parametrize("stages", some(PROMPTS, ["2:50% last_prompt", "3:40% dart"]))
+def test_what_the_whole_prompt_chose_is_found_by_the_same_prompt(
+    open_engine: OpenEngine, stages: str
+) -> None:
     """Another prompt finds the text before the image alone, though it begins with the whole of the first."""
     engine = open_engine(LONG, 2, **CACHED)
-    first = replace(one_image(520, before=40, after=60), stages="2:50% last_prompt")
+    seed = 520 + 10 * [*PROMPTS].index(stages)
+    first = replace(one_image(seed, before=40, after=60), stages=stages)
     other = replace(first, prompt=f"{first.prompt} {words(5, 1)}")
     tokens = 1 + 40 + LONG.image_tokens + 60
     same = (tokens - 1) // BLOCK_SIZE * BLOCK_SIZE
@@ -146,7 +176,7 @@ def test_what_the_whole_prompt_chose_is_found_by_the_same_prompt(open_engine: Op
         (output,) = engine.run([ask])
         assert_exact(engine, [ask], [output])
         assert output.num_cached_tokens == hit
-    several = replace(two_images(525), stages="2:50% last_prompt, 4:30% last_prompt", samples=2)
+    several = replace(two_images(seed + 5), stages=PROMPTS[stages], samples=2)
     assert_exact(engine, [several], engine.run([several]))
 
 

@@ -31,6 +31,7 @@ from tests.engine.test_lifecycle import (
     test_preempted_requests_stay_exact,
 )
 from tests.engine.test_policies import (
+    test_ranks_by_many_rows_are_exact,
     test_ranks_by_place_are_exact,
     test_ranks_of_the_device_are_exact,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "test_only_steps_in_which_rows_leave_are_eager",
     "test_preempted_requests_stay_exact",
     "test_random_traffic_is_exact",
+    "test_ranks_by_many_rows_are_exact",
     "test_ranks_by_place_are_exact",
     "test_ranks_of_the_device_are_exact",
     "test_requests_join_a_running_batch",

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tests.engine import kept_oracle
+from tests.engine import kept_oracle, row_oracle
 from tests.families import leaving_rows, oracle
 from tests.families.making import Checkpoint
 
@@ -32,12 +32,21 @@ class Masks:
         self.length = length
         self.embeddings: torch.Tensor | None = None
         self.attention: torch.Tensor | None = None
+        self.projected: list[torch.Tensor] = []
+        """Queries and keys of the layer that ran last, heads x T x head size, where they can be seen."""
+        self.tables: Any = None
+        self.norm: Any = None
+        """The model's final one."""
         self.gap = 1.0
 
     def before(self, layer: int, hidden_1TH: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The mask of a layer, 1 x 1 x T x T."""
         gone = self._gone(layer, hidden_1TH)
         return oracle.without(mask, gone, self.windows.get(layer))
+
+    def project(self, query_HTD: torch.Tensor, key_KTD: torch.Tensor) -> None:
+        """Take in what a layer projects."""
+        self.projected = [query_HTD, key_KTD]
 
     def stay(self, layer: int, hidden_1RH: torch.Tensor) -> torch.Tensor | None:
         """The rows alive from a layer on, [R], where they leave the hidden states; None if none leaves there."""
@@ -50,12 +59,12 @@ class Masks:
         if self.embeddings is None:
             self.embeddings = hidden_1RH[0].double()
         if layer in self.stages:
-            self._choose(layer, *self.stages[layer])
+            self._choose(layer, *self.stages[layer], hidden_1RH[0])
         gone = torch.zeros(self.length, dtype=torch.bool)
         gone[[p for p in self.image if p not in self.alive]] = True
         return gone
 
-    def _choose(self, layer: int, amount: str, rank: str | None) -> None:
+    def _choose(self, layer: int, amount: str, rank: str | None, hidden_RH: torch.Tensor) -> None:
         keep = kept_oracle.count(amount, len(self.image))
         if keep >= len(self.alive):
             return
@@ -64,6 +73,16 @@ class Masks:
         if self.attention is not None and len(self.attention) < self.length:  # of the rows alive
             there = [p for p in range(self.length) if p not in self.image or p in self.alive]
             place = {position: row for row, position in enumerate(there)}
+        if rank in row_oracle.RANKS and keep:
+            assert self.attention is not None
+            query, key = self.projected if self.projected else (hidden_RH, hidden_RH)
+            before = row_oracle.LayerBefore(
+                range(self.image[-1] + 1, self.last + 1), place, self.embeddings.numpy(), self.attention,
+                self.norm(hidden_RH), query, key, self.tables,
+            )  # fmt: skip
+            self.alive, gap = row_oracle.choose(rank, self.alive, self.image, keep, before)
+            self.gap = min(self.gap, gap)
+            return
         scores = kept_oracle.scores_of(
             rank, self.alive, self.image, keep, (0, 0, layer), self.embeddings.numpy(),
             self.attention, place, self.last,
@@ -88,6 +107,7 @@ def _hooked(layers: Sequence[Any], masks: Masks, mask: bool) -> Iterator[None]:
             mask = kwargs["attention_mask"]
             assert mask.dtype == torch.float32 and mask.dim() == 4, "attention must be eager"
             hidden = args[0] if args else kwargs["hidden_states"]
+            masks.tables = kwargs.get("position_embeddings")
             return args, {**kwargs, "attention_mask": masks.before(index, hidden, mask)}
 
         return hook
@@ -102,6 +122,9 @@ def _hooked(layers: Sequence[Any], masks: Masks, mask: bool) -> Iterator[None]:
     ]
     attending = [found for layer in layers if (found := _attention(layer)) is not None]
     hooks += [attention.register_forward_hook(note) for attention in attending]
+    for attention in attending:
+        if hasattr(attention, "q_proj") and hasattr(attention, "head_dim"):
+            hooks += row_oracle.noted(attention, masks.project)
     try:
         yield
     finally:
@@ -123,6 +146,7 @@ def logprobs(
     """As :func:`tests.families.oracle.logprobs`; and the smallest gap between scores, see `kept_oracle`."""
     decoder = checkpoint.decoder(checkpoint.model)
     masks = Masks(prompt, len(prompt.ids) + len(answer), stages, checkpoint.windows)
+    masks.norm = getattr(decoder, "norm", lambda hidden: hidden)  # without one, nobody asks
     recurrent = checkpoint.recurrent
     rows = leaving_rows.leaving(decoder, masks.stay) if recurrent else nullcontext()
     with _hooked(decoder.layers, masks, mask=not recurrent), rows:

@@ -101,13 +101,20 @@ STAGES = (
     "1:50% last_prompt, 2:20% random",
     "0:60% uniform, 2:30% diversity",
     "1:50% diversity, 2:0",
+    "1:60% question, 2:30% raters",
 )
+
+OF_ROWS = ("1:60% feather, 2:30% unrotated", "1:50% dart")
+"""Ranks by what layers make of their rows."""
+TURNED = ("idefics3", "qwen3_vl", "mistral3", "internvl")
+"""Families of which the oracle sees queries and keys, and knows how they are turned."""
 
 BESIDE_STATES = (
     "0:40% diversity",
     "4:50% last_image",
     "1:60% uniform, 4:30% last_image",
     "4:50% last_prompt, 5:20% random",
+    "4:50% question",
     "0:60% uniform, 2:30% diversity",
     "1:50% diversity, 2:0",
 )
@@ -123,10 +130,12 @@ def test_what_stays_of_a_picture_is_exact(
     engine = Engine(checkpoint, group_layers=1)
     judge, (ask, _) = Judge(engine), prompts_of(checkpoint)
     # Ranks by attention are refused where a layer does not see every token.
-    unread = ("last_image", "last_prompt") if checkpoint.windows else ()
+    unread = ("last_image", "last_prompt", "question") if checkpoint.windows else ()
     kinds = [stages for stages in STAGES if not any(rank in stages for rank in unread)]
     if checkpoint.recurrent:
         kinds = list(BESIDE_STATES)
+    if name in TURNED:
+        kinds += [*OF_ROWS]
     asks = [replace(ask, stages=stages) for stages in kinds]
     outputs = engine.run(asks, _tokens(checkpoint))
     _record(table, name, "stages and ranks", asks, judge.assert_exact(asks, outputs))
