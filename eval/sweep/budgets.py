@@ -14,6 +14,7 @@ from fractions import Fraction
 
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.presets import PUBLISHED_LAYERS
+from vllm_flow.ranks import RANKS, after_layer
 
 DEFAULT = ("cliff", "uniform", "random", "diversity", "downsample")
 """Methods of a budget that names none."""
@@ -125,8 +126,7 @@ METHODS: Mapping[str, Callable[[Fraction, int, Keep], tuple[Stage, ...]]] = {
     "uniform": _before("uniform"),
     "random": _before("random"),
     "diversity": _before("diversity"),
-    "last_image": _attended("last_image"),
-    "last_prompt": _attended("last_prompt"),
+    **{name: _attended(name) for name, rank in RANKS.items() if after_layer(rank)},
     "horizon": _horizon,
 }
 """Ways to spend a budget on an image's tokens; `downsample` spends it on fewer patches."""

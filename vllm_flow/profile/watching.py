@@ -23,6 +23,8 @@ POOL_SLACK = 1
 """vLLM keeps one block of a pool as its null block."""
 RANKING = ("look", "attended", "choose")
 """Methods of :class:`vllm_flow.engine.ranking.Ranker` in which the device ranks."""
+LAYER_RANKING = ("note_keys", "unrotated", "compare")
+"""The same of its :class:`vllm_flow.engine.layer_ranks.LayerRanks`."""
 
 
 @dataclass
@@ -179,6 +181,8 @@ def ranking_clock(llm: LLM) -> Iterator[RankingClock]:
     with contextlib.ExitStack() as stack:
         for name in RANKING:
             stack.enter_context(_wrapped(ranker, name, clock.timed))
+        for name in LAYER_RANKING:
+            stack.enter_context(_wrapped(ranker.layer_ranks, name, clock.timed))
         yield clock
 
 

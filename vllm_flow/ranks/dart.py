@@ -43,8 +43,10 @@ def unlike_pivots(
 
 
 def _unit(states: torch.Tensor) -> torch.Tensor:
+    """Each row at length 1, in float32."""
     states = states.float()
-    return states / states.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    unit: torch.Tensor = states / states.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return unit
 
 
 DART = HiddenRank("dart", "least like a few pivots with large keys", unlike_pivots)
