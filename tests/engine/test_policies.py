@@ -75,7 +75,7 @@ def test_ranks_by_many_rows_are_exact(open_engine: OpenEngine, name: str) -> Non
 def test_ranks_by_many_rows_in_other_decoders(open_engine: OpenEngine, shape: str) -> None:
     """With biases in their projections, other numbers of heads, and pictures in tiles."""
     found = {one.name: one for one in (QWEN, MISTRAL, NEXT)}[shape]
-    engine = open_engine(found, 2)
+    engine = open_engine(found, 1)
     asks = [
         replace(ask, stages=stages)
         for n, stages in enumerate(ROWS[:5])

@@ -31,7 +31,7 @@ from vllm_flow.ranks import HiddenRank, UnrotatedRank
 
 ROTATING = (
     *("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"),
-    *("Qwen3DecoderLayer", "Qwen3MoeDecoderLayer"),
+    *("Qwen3DecoderLayer", "Qwen3MoeDecoderLayer", "Qwen3VLDecoderLayer", "Qwen3VLMoeDecoderLayer"),
 )
 """Layers that turn all queries and keys by ``self_attn.rotary_emb``, whatever their index."""
 
