@@ -73,7 +73,9 @@ def mass_of_rows(
     for first in range(0, len(rows), at_once):
         some = slice(first, first + at_once)
         query_KqGD = query_KQGD[:, some] * attention.impl.scale
-        logits_KqGS = query_KqGD @ keys_KSD[:, None].transpose(2, 3)
+        # Rows and groups in one dimension: keys broadcast over either would be copied for each.
+        logits_KrS = query_KqGD.flatten(1, 2) @ keys_KSD.transpose(1, 2)
+        logits_KqGS = logits_KrS.unflatten(1, query_KqGD.shape[1:3])
         unseen_qS = slots_S > last_Q[some, None]
         logits_KqGS = logits_KqGS.masked_fill(unseen_qS[:, None], -float("inf"))
         mass_S += weights_Q[some] @ logits_KqGS.softmax(-1).mean((0, 2))
