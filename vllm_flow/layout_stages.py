@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from vllm_flow.policy import FlowPolicy, Stage
-from vllm_flow.ranks import RANKS, PictureRank, PositionRank
+from vllm_flow.ranks import RANKS, PictureRank, PositionRank, TowerRank
 from vllm_flow.ranks.base import Draw, Needs
 from vllm_flow.spans import ImageSpans, IntArray
 
@@ -161,7 +161,7 @@ class _Track:
         rows = self._rows
         first = len(rows) == len(self._extent)
         ordered = 0
-        if isinstance(RANKS[name], PictureRank):
+        if isinstance(RANKS[name], (PictureRank, TowerRank)):
             nested = first or self._nested == name
             ordered = max(keep, self._ordered) if nested else self._total
             self._ordered = ordered

@@ -21,6 +21,7 @@ from vllm_flow.ranks import (
     PictureRank,
     QuestionRank,
     Rank,
+    TowerRank,
     UnrotatedRank,
 )
 from vllm_flow.ranks.base import Needs
@@ -121,6 +122,8 @@ def looks_at(rank: Rank) -> str:
         return "attention in the layer before, over all heads"
     if isinstance(rank, PictureRank):
         return "the image's embeddings"
+    if isinstance(rank, TowerRank):
+        return "attention of the vision tower's class token, over all heads"
     return "places alone"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm_flow.policy import WHOLE, Keep, Stage
 from vllm_flow.policy_error import PolicyError, shown
-from vllm_flow.ranks import RANKS, after_layer
+from vllm_flow.ranks import RANKS, TowerRank, after_layer
 from vllm_flow.user_text import whole_number
 
 KINDS = {
@@ -186,6 +186,14 @@ def _check_order(key: str, value: Any, stages: Sequence[Stage]) -> None:
                 value,
                 f"layer {after.layer} comes after layer {before.layer}; stages go by "
                 "ascending layer, one for each.",
+            )
+        rank = RANKS.get(after.rank or "")
+        if isinstance(rank, TowerRank) and not rank.nested:
+            raise PolicyError(
+                key,
+                value,
+                f"{after.rank!r} chooses among all tokens of an image, and at layer {after.layer} some may "
+                "be gone; make it the first stage, or take another rank.",
             )
         # A number and a share can be compared only when the image's size is known.
         alike = isinstance(after.keep, int) == isinstance(before.keep, int)

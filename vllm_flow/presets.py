@@ -111,6 +111,28 @@ PRESETS: Mapping[str, Preset] = {
             "section 3; code: vbdi/divprune",
         ),
         Preset(
+            "fastervlm",
+            (Stage(0, _share(29), "cls_attention"),),
+            "29 of 576 tokens before the decoder, the abstract's 95 % reduction: those that the tower's class token "
+            "attends to most, averaged over heads, in the layer whose output the decoder gets, as in the released code",
+            "kept tokens keep their positions, where the released code numbers them anew; of LLaVA-NeXT's tiles the "
+            "code keeps 29 each and every end of a row besides, here the best of the whole picture stay, ends of rows "
+            "first",
+            "[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster (arXiv "
+            "2412.01818, version 1), section 3; code: Theia-4869/FasterVLM",
+        ),
+        Preset(
+            "vispruner",
+            (Stage(0, _share(64), "cls_diverse"),),
+            "64 of 576 tokens before the decoder, one of the released README's two examples: half by the class token's "
+            "attention; of the others, eight a round, those of every second token go that are most like one between",
+            "how alike tokens are is told by the embeddings that enter the decoder, where the released code takes the "
+            "tower's features; kept tokens keep their positions, where that code numbers them anew; LLaVA-NeXT's tiles "
+            "are one picture here, each a picture of its own there",
+            "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs (arXiv "
+            "2412.01818, version 2), section 3; code: Theia-4869/VisPruner",
+        ),
+        Preset(
             "sparsevlm-192",
             (
                 Stage(3, _share(300), "raters"),

@@ -126,6 +126,8 @@ METHODS: Mapping[str, Callable[[Fraction, int, Keep], tuple[Stage, ...]]] = {
     "uniform": _before("uniform"),
     "random": _before("random"),
     "diversity": _before("diversity"),
+    "cls_attention": _before("cls_attention"),
+    "cls_diverse": _before("cls_diverse"),
     **{name: _attended(name) for name, rank in RANKS.items() if after_layer(rank)},
     "horizon": _horizon,
 }

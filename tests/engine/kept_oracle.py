@@ -34,6 +34,22 @@ class Kept:
     """The smallest relative distance between a score that stays and one that goes; 1 where nothing is scored."""
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What ranks of the picture go by."""
+
+    embeddings: np.ndarray
+    """T x D, as they enter the decoder."""
+    scores: dict[int, float]
+    """Position of an image token -> what the tower's class token gave it."""
+
+    @classmethod
+    def of(cls, model: Model, prompt: Prompt, hidden_TD: torch.Tensor) -> Seen:
+        at = torch.tensor(prompt.is_image_T).nonzero()[:, 0].tolist()
+        scores = [s for image in oracle.class_attention(model, prompt) for s in image.tolist()]
+        return cls(hidden_TD.double().numpy().copy(), dict(zip(at, scores, strict=True)))
+
+
 def parse(text: str) -> Stages:
     """Stages as a request writes them."""
     found: Stages = {}
@@ -65,6 +81,18 @@ def farthest_first(tokens_ND: np.ndarray) -> list[int]:
     return order
 
 
+def important_then_diverse(order: list[int], tokens_TD: np.ndarray, keep: int) -> set[int]:
+    """The first half of ``keep``, and the rest without those most like another one; one pair at a time, in float64."""
+    unit = tokens_TD / np.linalg.norm(tokens_TD, axis=1, keepdims=True)
+    stay, left = order[: keep // 2], order[keep // 2 :]
+    while len(left) + len(stay) > keep:
+        odd = left[1::2]
+        alike = [(max(float(unit[a] @ unit[b]) for b in odd), a) for a in left[::2]]
+        alike = sorted(alike, key=lambda pair: -pair[0])[min(8, len(left) + len(stay) - keep) :]
+        left = [token for _, token in alike] + odd
+    return {*stay, *left}
+
+
 @torch.inference_mode()
 def forward_kept(
     model_dir: Path,
@@ -77,7 +105,7 @@ def forward_kept(
     model, _ = oracle.load(model_dir)
     decoder = model.model.language_model
     hidden = oracle.embed(model, prompt, output)
-    embeddings = hidden[0].double().numpy().copy()
+    seen = Seen.of(model, prompt, hidden[0])
     position_T = torch.arange(hidden.shape[1])
     images = _images(model, prompt)
     own = [parse(stages if isinstance(stages, str) else stages[n]) for n in range(len(images))]
@@ -94,10 +122,10 @@ def forward_kept(
                     question = range(max(map(max, images)) + 1, len(prompt.ids)) if images else []
                     tables = decoder.rotary_emb(hidden, position_T[None])
                     before = row_oracle.LayerBefore(
-                        question, place, embeddings, attention_RR, decoder.norm(hidden)[0], *made[-1], tables
+                        question, place, seen.embeddings, attention_RR, decoder.norm(hidden)[0], *made[-1], tables
                     )  # fmt: skip
                 gaps += _choose(
-                    index, own, images, alive, seed, embeddings, attention_RR, place, len(prompt.ids) - 1, before
+                    index, own, images, alive, seed, seen, attention_RR, place, len(prompt.ids) - 1, before
                 )  # fmt: skip
                 chosen[index] = [list(image) for image in alive]
                 gone = _gone(images, alive)
@@ -127,7 +155,7 @@ def forward_late(
     model, _ = oracle.load(model_dir)
     decoder = model.model.language_model
     hidden = oracle.embed(model, prompt, output)
-    embeddings = hidden[0].double().numpy().copy()
+    seen = Seen.of(model, prompt, hidden[0])
     tokens, answer = hidden.shape[1], len(prompt.ids)
     position_T = torch.arange(tokens)
     images = _images(model, prompt)
@@ -141,7 +169,7 @@ def forward_late(
             if any(index in policy for policy in own):
                 attention_TT = weights[-1].mean(0) if weights else None
                 gaps += _choose(
-                    index, own, images, alive, seed, embeddings, attention_TT, place, answer - 1
+                    index, own, images, alive, seed, seen, attention_TT, place, answer - 1
                 )
                 chosen[index] = [list(image) for image in alive]
             mask = oracle.causal(tokens)
@@ -174,7 +202,7 @@ def _choose(
     images: list[list[int]],
     alive: list[list[int]],
     seed: int,
-    embeddings: np.ndarray,
+    seen: Seen,
     attention_RR: torch.Tensor | None,
     place: dict[int, int],
     last_of_prompt: int,
@@ -193,13 +221,13 @@ def _choose(
             gaps.append(gap)
         elif keep < len(alive[n]):
             scores = scores_of(
-                rank, alive[n], images[n], keep, (seed, n, index), embeddings,
+                rank, alive[n], images[n], keep, (seed, n, index), seen,
                 attention_RR, place, last_of_prompt,
             )  # fmt: skip
             order = sorted(range(len(scores)), key=lambda at: -scores[at])
-            if keep > 0 and rank in ("last_image", "last_prompt"):
+            if keep > 0 and rank in ("last_image", "last_prompt", "cls_attention"):
                 last, first = scores[order[keep - 1]], scores[order[keep]]
-                gaps.append((last - first) / last)
+                gaps.append((last - first) / last if np.isfinite(last) else 1.0)
             alive[n] = sorted(alive[n][at] for at in order[:keep])
     return gaps
 
@@ -210,7 +238,7 @@ def scores_of(
     image: list[int],
     keep: int,
     draw: tuple[int, int, int],
-    embeddings: np.ndarray,
+    seen: Seen,
     attention_RR: torch.Tensor | None,
     place: dict[int, int],
     last_of_prompt: int,
@@ -226,8 +254,14 @@ def scores_of(
         drawn = set(np.random.RandomState(list(draw)).permutation(total)[:keep].tolist())
         return [float(at in drawn) for at in range(total)]
     if rank == "diversity":
-        order = farthest_first(embeddings[image])
+        order = farthest_first(seen.embeddings[image])
         return [-float(order.index(image.index(position))) for position in alive]
+    if rank == "cls_attention":
+        return [seen.scores[position] for position in alive]
+    if rank == "cls_diverse":
+        order = sorted(image, key=lambda position: -seen.scores[position])
+        stay = important_then_diverse(order, seen.embeddings, keep)
+        return [float(position in stay) for position in alive]
     assert attention_RR is not None, f"{rank} ranks by the layer before"
     row = alive[-1] if rank == "last_image" else last_of_prompt
     return attention_RR[place[row]][[place[position] for position in alive]].tolist()

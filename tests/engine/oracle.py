@@ -102,6 +102,31 @@ def image_features(model: Model, prompt: Prompt) -> list[torch.Tensor]:
     return list(features.pooler_output)
 
 
+def class_attention(model: Model, prompt: Prompt) -> list[torch.Tensor]:
+    """Per image what the tower's class token gives each token, in the layer whose output the decoder gets.
+
+    Of tiles, by tile; the tokens that end rows have infinitely much.
+    """
+    if prompt.pixels is None:
+        return []
+    layer, tiles = model.config.vision_feature_layer, prompt.pixels.unsqueeze(1)
+    if prompt.sizes is not None:
+        tiles = prompt.pixels
+    scores = []
+    for picture in tiles:
+        weights = model.model.vision_tower(picture, output_attentions=True).attentions[layer]
+        scores.append(weights[:, :, 0, 1:].mean(1))
+    if prompt.sizes is None:
+        return [score[0] for score in scores]
+    packed, _ = model.model.pack_image_features(
+        [score[..., None] for score in scores],
+        prompt.sizes,
+        vision_feature_select_strategy="default",
+        image_newline=torch.tensor([torch.inf]),
+    )
+    return [score[:, 0] for score in packed]
+
+
 def causal(rows: int) -> torch.Tensor:
     """Additive mask 1 x 1 x rows x rows; removing rows keeps their order, so causality is by rank."""
     return torch.full((rows, rows), HIDDEN).triu(1)[None, None]

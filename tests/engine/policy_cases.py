@@ -26,6 +26,10 @@ DEVICE = (
     "1:60% last_image, 3:30% uniform, 4:10% diversity",
     "0:60% diversity, 2:40% diversity, 4:10% last_prompt",
     "1:50% last_prompt, 2:25% last_prompt, 3:12 last_prompt",
+    "0:50% cls_attention",
+    "0:60% cls_attention, 2:30% cls_attention, 4:10% last_prompt",
+    "1:75% uniform, 3:30% cls_attention",
+    "1:30% cls_diverse, 4:15% diversity",
 )
 """Stages of which the device chooses some."""
 

@@ -14,7 +14,7 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import Engine, assert_exact, params_of
 from tests.engine.tiny_llava import build
 
-STAGES = "0:30% diversity, 2:0"
+STAGES = ("0:30% diversity, 2:0", "0:30% cls_attention, 2:0")
 
 
 @pytest.fixture
@@ -31,11 +31,12 @@ def evict_pictures(engine: Engine) -> None:
     cache.freed.extend(gone)  # told to the worker with the next step
 
 
-def test_a_clients_name_for_two_pictures(engine: Engine) -> None:
+@pytest.mark.parametrize("stages", STAGES)
+def test_a_clients_name_for_two_pictures(engine: Engine, stages: str) -> None:
     """Of different sizes: the second is put in order anew, and the engine goes on."""
     for seed in (1, 2):  # a wide one, a tall one
-        ask = replace(one_image(seed), stages=STAGES)
-        prompt = engine.prompt(ask) | {"multi_modal_uuids": {"image": ["a client's"]}}
+        ask = replace(one_image(seed), stages=stages)
+        prompt = engine.prompt(ask) | {"multi_modal_uuids": {"image": [f"a client's {stages}"]}}
         outputs = engine.llm.generate([prompt], params_of(ask), use_tqdm=False)
         assert_exact(engine, [ask], outputs)
         evict_pictures(engine)
@@ -59,7 +60,8 @@ def weights_of(engine: Engine, other: Path) -> Iterator[None]:
 
 
 def test_other_weights_put_pictures_in_another_order(engine: Engine, tmp_path: Path) -> None:
-    asks: list[Ask] = [replace(one_image(5), stages=STAGES), one_image(5, 2), one_image(5)]
+    asks: list[Ask] = [replace(one_image(5), stages=stages) for stages in STAGES]
+    asks += [one_image(5, 2), one_image(5)]
     assert_exact(engine, asks, engine.run(asks))
     with weights_of(engine, build(replace(NEXT, seed=99), tmp_path)):
         assert_exact(engine, asks, engine.run(asks))

@@ -50,6 +50,7 @@ FAVOURITES = (
     "2:40% diversity, 4:0",
     "1:1/2 uniform, 3:20 last_image",
     "0:30% random",
+    "0:40% cls_diverse, 3:0",
 )
 """Drawn often, so that requests meet others of their policy in the prefix cache."""
 

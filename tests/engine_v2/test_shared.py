@@ -40,10 +40,12 @@ from tests.engine.test_prompt_logprobs import test_entries_are_the_oracles_or_no
 from tests.engine.test_runner import test_model_runner
 from tests.engine.test_storage import test_blocks_hold_what_the_layers_see
 from tests.engine.test_stress import test_random_traffic_is_exact
+from tests.engine.test_tower_ranks import test_a_picture_that_another_request_had_encoded_is_ranked
 
 __all__ = [
     "open_logging",
     "test_a_cached_prefix_is_read_like_any_other",
+    "test_a_picture_that_another_request_had_encoded_is_ranked",
     "test_a_prefix_that_covered_the_picture_is_lost",
     "test_a_preempted_request_logs_each_token_once",
     "test_a_request_preempted_in_the_step_that_encodes_its_picture",

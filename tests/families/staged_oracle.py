@@ -32,6 +32,8 @@ class Masks:
         self.length = length
         self.embeddings: torch.Tensor | None = None
         self.attention: torch.Tensor | None = None
+        self.scores: list[float] = []
+        """What the vision tower's class token gave each token of the image, where it was looked at."""
         self.projected: list[torch.Tensor] = []
         """Queries and keys of the layer that ran last, heads x T x head size, where they can be seen."""
         self.tables: Any = None
@@ -83,12 +85,14 @@ class Masks:
             self.alive, gap = row_oracle.choose(rank, self.alive, self.image, keep, before)
             self.gap = min(self.gap, gap)
             return
+        inside = dict(zip(self.image, self.scores, strict=False))
+        seen = kept_oracle.Seen(self.embeddings.numpy(), inside)
         scores = kept_oracle.scores_of(
-            rank, self.alive, self.image, keep, (0, 0, layer), self.embeddings.numpy(),
+            rank, self.alive, self.image, keep, (0, 0, layer), seen,
             self.attention, place, self.last,
         )  # fmt: skip
         order = sorted(range(len(scores)), key=lambda at: -scores[at])
-        if keep and rank in ("last_image", "last_prompt"):
+        if keep and rank in ("last_image", "last_prompt", "cls_attention"):
             last, first = scores[order[keep - 1]], scores[order[keep]]
             self.gap = min(self.gap, (last - first) / last)
         self.alive = sorted(self.alive[at] for at in order[:keep])
@@ -132,6 +136,23 @@ def _hooked(layers: Sequence[Any], masks: Masks, mask: bool) -> Iterator[None]:
             hook.remove()
 
 
+@contextmanager
+def _looked_into(model: Any, masks: Masks) -> Iterator[None]:
+    """Have the masks see the class token's row in the layer of a LLaVA's tower whose output the decoder gets."""
+
+    def note(_module: Any, _args: Any, result: Any) -> None:
+        assert result[1] is not None, "attention must be eager"
+        masks.scores = result[1][0, :, 0, 1:].mean(0).tolist()
+
+    tower = model.model.vision_tower
+    attention = tower.encoder.layers[model.config.vision_feature_layer].self_attn
+    hook = attention.register_forward_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _attention(layer: Any) -> Any:
     """A layer's attention, None where it has none; Nemotron-H's layers are one part each."""
     if hasattr(layer, "mixer"):
@@ -149,6 +170,7 @@ def logprobs(
     masks.norm = getattr(decoder, "norm", lambda hidden: hidden)  # without one, nobody asks
     recurrent = checkpoint.recurrent
     rows = leaving_rows.leaving(decoder, masks.stay) if recurrent else nullcontext()
-    with _hooked(decoder.layers, masks, mask=not recurrent), rows:
+    inside = _looked_into(checkpoint.model, masks) if "cls_attention" in stages else nullcontext()
+    with _hooked(decoder.layers, masks, mask=not recurrent), rows, inside:
         logits = oracle.forward(checkpoint, prompt, answer)
     return logits[len(prompt.ids) - 1 :].log_softmax(-1), masks.gap

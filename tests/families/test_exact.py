@@ -121,6 +121,10 @@ BESIDE_STATES = (
 """Where layer 3 is one of few that attend: by attention right behind it."""
 
 
+IN_TOWER = ("0:40% cls_attention", "1:60% cls_attention, 2:30% last_image")
+"""Of the families whose tower is looked into, and one picture of which is one tile."""
+
+
 @pytest.mark.parametrize("name", NAMES if CHOICE else ("idefics3",))
 def test_what_stays_of_a_picture_is_exact(
     name: str, checkpoint_of: Callable[[str], Checkpoint], table: Rows
@@ -136,6 +140,8 @@ def test_what_stays_of_a_picture_is_exact(
         kinds = list(BESIDE_STATES)
     if name in TURNED:
         kinds += [*OF_ROWS]
+    if name in ("llava", "shikra"):
+        kinds += IN_TOWER
     asks = [replace(ask, stages=stages) for stages in kinds]
     outputs = engine.run(asks, _tokens(checkpoint))
     _record(table, name, "stages and ranks", asks, judge.assert_exact(asks, outputs))

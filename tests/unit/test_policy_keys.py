@@ -93,6 +93,10 @@ def policies(draw: st.DrawFn) -> FlowPolicy:
 
     def stage(layer: int, keep: int | Fraction) -> Stage:
         possible = ranks.filter(lambda name: layer or not after_layer(RANKS[name]))
+        # What chooses among all tokens of an image comes first.
+        possible = possible.filter(
+            lambda name: layer == first or getattr(RANKS[name], "nested", True)
+        )
         rank = draw(possible) if keep else None
         return Stage(layer, keep or 0, rank)
 
@@ -113,6 +117,7 @@ def policies(draw: st.DrawFn) -> FlowPolicy:
         )
         if draw(st.booleans()):
             amounts[-1] = 0
+        first = layers[0]
         images = [tuple(map(stage, layers, amounts))]
     draws = any(s.rank == "random" for stages in images for s in stages)
     seed = draw(st.integers(0, 2**32 - 1)) if draws else 0
@@ -177,6 +182,10 @@ def test_lists_are_image_by_image() -> None:
     [
         ({"flow_cliff": 4, "flow_stages": "4:0"}, "flow_cliff=4: flow_stages is there as well"),
         ({"flow_preset": "fastv", "flow_cliff": 4}, "send one of them"),
+        (
+            {"flow_stages": "0:50% uniform, 2:9 cls_diverse"},
+            "layer 2 some may be gone; make it the",
+        ),
         ({"flow_preset": "fatv"}, "did you mean 'fastv'"),
         ({"flow_preset": "fastv", "flow_keep": 3}, "flow_preset settles it"),
         ({"flow_stages": "4:0", "flow_keep": 3}, "write it into flow_stages"),

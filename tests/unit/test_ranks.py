@@ -5,8 +5,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_flow.ranks import RANKS, AttentionRank, PictureRank, PositionRank, after_layer
+from vllm_flow.ranks import (
+    RANKS,
+    AttentionRank,
+    PictureRank,
+    PositionRank,
+    TowerRank,
+    after_layer,
+)
 from vllm_flow.ranks.base import Draw, Needs
+from vllm_flow.ranks.cls_attention import most_attended
+from vllm_flow.ranks.cls_diverse import ROUND, important_then_diverse
 from vllm_flow.ranks.dart import PIVOTS, unlike_pivots
 from vllm_flow.ranks.diversity import farthest_first
 from vllm_flow.ranks.feather import grid
@@ -95,6 +104,53 @@ def test_diversity_of_a_uniform_picture_chooses_each_token_once() -> None:
     assert farthest_first(torch.ones(1, 4), 1).tolist() == [0]
 
 
+def scored(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of which some are equal, as of half-precision floats; and embeddings."""
+    draw = np.random.default_rng(seed)
+    return torch.from_numpy(draw.integers(0, 9, count) / 8.0), torch.from_numpy(
+        draw.normal(size=(count, 5))
+    )
+
+
+@given(st.integers(1, 60), st.integers(0, 2**31), st.data())
+def test_the_most_attended_come_first(count: int, seed: int, data: st.DataObject) -> None:
+    scores, embeddings = scored(count, seed)
+    keep = data.draw(st.integers(0, count))
+    expected = sorted(range(count), key=lambda token: (-float(scores[token]), token))
+    assert most_attended(scores, embeddings, keep).tolist() == expected[:keep]
+
+
+@given(st.integers(1, 90), st.integers(0, 2**31), st.data())
+def test_half_are_important_and_the_rest_outlast_the_others(
+    count: int, seed: int, data: st.DataObject
+) -> None:
+    """Against the same rule by sets: of each round's compared tokens, the most alike go."""
+    scores, embeddings = scored(count, seed)
+    keep = data.draw(st.integers(1, count))
+    found = important_then_diverse(scores, embeddings, keep).tolist()
+    assert len(set(found)) == len(found) == keep
+    order = most_attended(scores, embeddings, count).tolist()
+    important, left = order[: keep // 2], order[keep // 2 :]
+    assert found[: keep // 2] == important
+    unit = embeddings / embeddings.norm(dim=1, keepdim=True)
+    cosine = (unit @ unit.T).numpy()
+    while len(left) > keep - len(important):
+        others = left[1::2]
+        compared = sorted(left[::2], key=lambda token: -cosine[token, others].max())
+        left = compared[min(ROUND, len(left) - keep + len(important), len(compared)) :] + others
+    assert set(found) == {*important, *left}
+
+
+def test_of_two_tokens_alike_one_stays() -> None:
+    """Eight pairs of equals that nothing attends to, and eight tokens that stay for it."""
+    pairs = torch.eye(8).repeat_interleave(2, 0)
+    embeddings = torch.cat([torch.ones(8, 8), pairs])
+    scores = torch.cat([torch.ones(8), torch.zeros(16)])
+    found = important_then_diverse(scores, embeddings, 16).tolist()
+    assert found[:8] == list(range(8))
+    assert sorted((token - 8) // 2 for token in found[8:]) == list(range(8))
+
+
 def test_what_a_rank_looks_at_decides_what_must_be_computed_at_once() -> None:
     needs = {name: rank.needs for name, rank in RANKS.items()}
     assert (
@@ -103,6 +159,8 @@ def test_what_a_rank_looks_at_decides_what_must_be_computed_at_once() -> None:
             "uniform": Needs.NOTHING,
             "random": Needs.NOTHING,
             "diversity": Needs.IMAGE,
+            "cls_attention": Needs.IMAGE,
+            "cls_diverse": Needs.IMAGE,
             "last_image": Needs.IMAGE,
             "last_prompt": Needs.PROMPT,
             **dict.fromkeys(ROWS, Needs.PROMPT),
@@ -111,6 +169,8 @@ def test_what_a_rank_looks_at_decides_what_must_be_computed_at_once() -> None:
     )
     assert all(isinstance(RANKS[name], AttentionRank) for name in ("last_image", "last_prompt"))
     assert isinstance(RANKS["diversity"], PictureRank)
+    towers = {name: rank.nested for name, rank in RANKS.items() if isinstance(rank, TowerRank)}
+    assert towers == {"cls_attention": True, "cls_diverse": False}
     assert all(name == rank.name and rank.title for name, rank in RANKS.items())
     assert {name for name, rank in RANKS.items() if rank.draws} == {"random"}
     assert {name for name, rank in RANKS.items() if after_layer(rank)} == {

@@ -27,6 +27,7 @@ from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.last_layer import KeyWriter
 from vllm_flow.engine.leaving import Pieces, at_their_rows
 from vllm_flow.engine.ranking import Ranker
+from vllm_flow.engine.tower_scores import Tower
 
 
 class DecoderHook:
@@ -46,6 +47,8 @@ class DecoderHook:
         self._survivors: torch.Tensor | None = None
         self.ranker: Ranker | None = None
         """Set once there is a KV cache to read."""
+        self.tower = Tower()
+        """Set where the whole model is known."""
         self._replacements: list[tuple[nn.Module, Callable[..., Any]]] = []
         form = FORMS[decoder.call]
         self._select, self._lengthens = form.select, form.lengthens

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_flow.engine import backends, caches, last_layer, mutual_attention
+from vllm_flow.engine import backends, caches, last_layer, mutual_attention, tower_scores
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.moving import RowMover
@@ -41,7 +41,9 @@ def equip(keeper: Any, runner: Any, kv_cache_config: Any, is_profiling: bool) ->
         return
     caches.widest_first(runner.kv_caches)
     layers = compilation.static_forward_context
-    keeper.flow_hook.ranker = Ranker(kv_cache_config, layers, keeper.flow_hook.decoder)
+    keeper.flow_hook.ranker = Ranker(
+        kv_cache_config, layers, keeper.flow_hook.decoder, tower_scores.encoded(runner)
+    )
     keeper.flow_mover = RowMover(kv_cache_config, layers)
     if settings.attention_log is not None:
         keeper.flow_tap = AttentionTap(kv_cache_config, layers, settings.attention_log_kernel)

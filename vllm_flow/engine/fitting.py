@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.engine import obstacles, states
+from vllm_flow.engine import fitting_ranks, obstacles, states
 from vllm_flow.engine.connectors import LAYOUT_KEY, REMOTE_BLOCKS, REMOTE_PREFILL
+from vllm_flow.engine.obstacles import Obstacle
 from vllm_flow.engine.requests import (
     evictable,
     image_ranges,
@@ -22,25 +23,10 @@ from vllm_flow.log_keys import HEAT_KEY, LOG_KEY, parse_log
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import check_bound
 from vllm_flow.policy_keys import CLIFF_KEY, KEEP_KEY, WHEN_KEY
-from vllm_flow.ranks import (
-    RANKS,
-    AttentionRank,
-    HiddenRank,
-    PositionRank,
-    UnrotatedRank,
-    after_layer,
-)
+from vllm_flow.ranks import RANKS, PositionRank
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
-
-
-class Obstacle(Exception):
-    """Why a request cannot have a policy, with the remedy; ``key`` is at fault, or the policy's own."""
-
-    def __init__(self, reason: str, key: str | None = None) -> None:
-        self.key = key
-        super().__init__(reason)
 
 
 def fitted(
@@ -80,9 +66,8 @@ def fitted(
     if request.resumable:
         raise Obstacle("streaming input may bring images later; leave out the policy.")
     _check_log(layout, keys, settings.num_layers)
-    _check_states(layout, settings)
-    _check_ranks(policy, settings)
-    _check_workers(layout, settings)
+    _check_late(layout, settings)
+    fitting_ranks.check(policy, layout, settings)
     if settings.connected:
         _check_transfer(request, layout, settings)
     _check_step(layout, settings)
@@ -141,78 +126,27 @@ def _check_places(images: Iterable[Sequence[tuple[int, int]]], prompt_tokens: in
         past = end
 
 
-def _check_workers(layout: TokenLayout, settings: FlowSettings) -> None:
-    """What the workers cannot do would end the engine."""
-    other = "or have the server started with another attention backend (--attention-backend)."
-    if layout.late and settings.connected:
+def _check_late(layout: TokenLayout, settings: FlowSettings) -> None:
+    """What the engine, or its workers, cannot do once a prompt is computed."""
+    if not layout.late:
+        return
+    forgets = states.late_reason(settings.attending)
+    if forgets is not None:
+        raise Obstacle(
+            f"images cannot leave this model after the prefill: {forgets}; leave it out.", WHEN_KEY
+        )
+    if settings.connected:
         raise Obstacle(
             "this engine has a KV connector, which may fill blocks that were given back before what "
             "stays is copied out of them; leave this key out, or the connector.",
             WHEN_KEY,
         )
     reason = settings.obstacles.get(obstacles.LATE)
-    if layout.late and reason is not None:
+    if reason is not None:
         raise Obstacle(
             f"what stays after the prefill cannot be moved in this engine's KV cache: {reason}; leave "
-            f"this key out, {other}",
+            f"this key out, {fitting_ranks.ANOTHER_BACKEND}",
             WHEN_KEY,
-        )
-    asked = {choice.rank for stage in layout.stages for choice in stage.choices}
-    attending = sorted(name for name in asked if isinstance(RANKS[name], AttentionRank))
-    reason = settings.obstacles.get(obstacles.RANKS)
-    if attending and reason is not None:
-        raise Obstacle(
-            f"{attending[0]!r} reads keys from this engine's KV cache, which cannot be done: {reason}; "
-            f"rank by {_before_layers()}, {other}"
-        )
-    for kind, name in ((HiddenRank, obstacles.HIDDEN), (UnrotatedRank, obstacles.UNROTATED)):
-        comparing = sorted(rank for rank in asked if isinstance(RANKS[rank], kind))
-        reason = settings.obstacles.get(name)
-        if comparing and reason is not None:
-            raise Obstacle(
-                f"{comparing[0]!r} looks into the layers of this model, which cannot be done: {reason}; "
-                f"rank by {_before_layers()}."
-            )
-
-
-def _before_layers() -> str:
-    """The ranks that look at no layer, for messages."""
-    return " or ".join(repr(name) for name, rank in RANKS.items() if not after_layer(rank))
-
-
-def _check_states(layout: TokenLayout, settings: FlowSettings) -> None:
-    """What layers without keys cannot do; see `states`."""
-    late = states.late_reason(settings.attending)
-    if layout.late and late is not None:
-        raise Obstacle(
-            f"images cannot leave this model after the prefill: {late}; leave it out.", WHEN_KEY
-        )
-    asked = {
-        stage.layer: choice.rank
-        for stage in layout.stages
-        for choice in stage.choices
-        if after_layer(RANKS[choice.rank])
-    }
-    stage = states.unranked_stage(settings.attending, sorted(asked))
-    if stage is not None:
-        raise Obstacle(
-            f"{asked[stage]!r} looks at keys of layer {stage - 1}, which has a state in their place; "
-            f"begin the stage at one of the layers "
-            f"{states.right_behind(settings.attending)}, or rank by {_before_layers()}."
-        )
-
-
-def by_keys(policy: FlowPolicy) -> str | None:
-    """A rank of the policy's that reads keys, None if there is none."""
-    return next((n for n in sorted(policy.ranks) if isinstance(RANKS[n], AttentionRank)), None)
-
-
-def _check_ranks(policy: FlowPolicy, settings: FlowSettings) -> None:
-    rank = by_keys(policy) if settings.quantised_keys else None
-    if rank is not None:
-        raise Obstacle(
-            f"rank {rank!r} reads keys, which this engine stores in eight bits; rank by "
-            f"{_before_layers()}, or have the server started without kv_cache_dtype."
         )
 
 

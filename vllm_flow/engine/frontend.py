@@ -15,7 +15,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 
 from vllm_flow.engine.connectors import LAYOUT_KEY
-from vllm_flow.engine.fitting import Obstacle, check_bounds, fitted, transfer_of
+from vllm_flow.engine.fitting import check_bounds, fitted, transfer_of
+from vllm_flow.engine.obstacles import Obstacle
 from vllm_flow.engine.prefix import SALT_MARK, policy_salt
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.log_keys import LOG_KEY, parse_log

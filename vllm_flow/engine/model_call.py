@@ -17,6 +17,7 @@ from vllm_flow.engine.families import decoder_of
 from vllm_flow.engine.leaving import Pieces
 from vllm_flow.engine.pieces import compiles_in_pieces
 from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.engine.tower_scores import ScoringModel, tower_of
 
 _EAGER_PASS = FlowStep(variants={}, profiles=True)
 
@@ -31,6 +32,10 @@ class FlowModel:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
 
+class FlowScoringModel(ScoringModel, FlowModel):
+    """The same, of a model whose vision tower shows what ranks ask of it."""
+
+
 def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> DecoderHook:
     """Turn a loaded model into one that the returned hook takes over call by call.
 
@@ -42,8 +47,9 @@ def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> DecoderHook:
     if compiles_in_pieces(vllm_config):
         hook.pieces = Pieces(decoder.layers, vllm_config.compilation_config)
     hook.eager_operators = eager_operators(decoder.model, vllm_config)
-    adoption.adopt(model, FlowModel)
-    model.flow_hook = hook
+    hook.tower = tower = tower_of(model, vllm_config)
+    adoption.adopt(model, FlowScoringModel if tower.unreadable is None else FlowModel)
+    model.flow_hook, model.flow_tower = hook, tower
     return hook
 
 

@@ -20,12 +20,22 @@ HIDDEN = "hidden"
 """Ranks by hidden states: the model's keys or final norm are not where they are looked for."""
 UNROTATED = "unrotated"
 """Ranks by attention without positions: where the model turns queries and keys is not known."""
+TOWER = "tower"
+"""Ranks by the vision tower's attention: nobody reads it in this engine."""
 LATE = "late"
 """Eviction after the prefill: the rows of the cache cannot be moved."""
 METHOD = "flow_obstacles"
 """Of a worker: obstacle -> reason."""
 _FIELD = "flow_obstacles"
 """On the front end's ``VllmConfig``."""
+
+
+class Obstacle(Exception):
+    """Why a request cannot have a policy, with the remedy; ``key`` is at fault, or the policy's own."""
+
+    def __init__(self, reason: str, key: str | None = None) -> None:
+        self.key = key
+        super().__init__(reason)
 
 
 def known(vllm_config: Any) -> Mapping[str, str]:

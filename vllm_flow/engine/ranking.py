@@ -26,7 +26,8 @@ from vllm_flow.engine.device_ranking import DeviceRanking, DeviceReading
 from vllm_flow.engine.farthest_first import fast_order
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.layer_ranks import LayerRanks
-from vllm_flow.ranks import RANKS, PictureRank, QuestionRank
+from vllm_flow.engine.tower_scores import Encoded, scores_of
+from vllm_flow.ranks import RANKS, PictureRank, QuestionRank, TowerRank
 from vllm_flow.ranks.base import Needs
 from vllm_flow.step import Ranking, StepPlan
 
@@ -48,11 +49,17 @@ class Ranker:
         kv_cache_config: names the layers of each group, whose caches are allocated.
         layers: attention layer name -> vLLM's ``Attention``.
         decoder: the parts of the decoder.
+        encoded: the runner's encoder cache.
     """
 
     def __init__(
-        self, kv_cache_config: KVCacheConfig, layers: Mapping[str, Any], decoder: Decoder
+        self,
+        kv_cache_config: KVCacheConfig,
+        layers: Mapping[str, Any],
+        decoder: Decoder,
+        encoded: Encoded,
     ) -> None:
+        self._encoded = encoded
         self._attention: dict[int, tuple[Any, KeyReader | None]] = {}
         self.unreadable: str | None = None
         """Why ranks by attention cannot read the keys of this cache; None where they can."""
@@ -100,7 +107,7 @@ class Ranker:
         wanted: dict[tuple[int, int, str], tuple[Ranking, int]] = {}
         for device in rankings:
             ranking, choice = device.ranking, device.ranking.choice
-            if isinstance(device.rank, PictureRank):
+            if isinstance(device.rank, (PictureRank, TowerRank)):
                 key = (ranking.request, choice.image, choice.rank)
                 _, count = wanted.get(key, (ranking, 0))
                 wanted[key] = ranking, max(count, choice.ordered)
@@ -115,14 +122,19 @@ class Ranker:
     def _order(self, ranking: Ranking, count: int, hidden_TH: torch.Tensor) -> torch.Tensor:
         """[count or more] tokens of a picture, best first; remembered under the picture's name."""
         choice, rank = ranking.choice, RANKS[ranking.choice.rank]
-        assert isinstance(rank, PictureRank)
         extent = choice.stop - choice.start
         name = (ranking.picture, choice.rank, extent - len(choice.text))
         known = self._orders.get(name)
-        if ranking.picture and known is not None and len(known) >= count:
+        fits = known is not None and (count <= len(known) if rank.nested else count == len(known))
+        if ranking.picture and fits:
             self._orders.move_to_end(name)
             return known
-        order = fast_order(rank, hidden_TH.device)(self._tokens(ranking, hidden_TH), count)
+        rows_NH = self._tokens(ranking, hidden_TH)
+        if isinstance(rank, TowerRank):
+            order = rank.order(scores_of(self._encoded, ranking.picture), rows_NH, count)
+        else:
+            assert isinstance(rank, PictureRank)
+            order = fast_order(rank, hidden_TH.device)(rows_NH, count)
         if ranking.picture:
             self._orders[name] = order
             self._orders.move_to_end(name)

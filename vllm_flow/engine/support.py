@@ -58,7 +58,7 @@ def check_policies(settings: Any) -> None:
     Raises:
         ValueError: names the rank.
     """
-    from vllm_flow.engine.fitting import by_keys
+    from vllm_flow.engine.fitting_ranks import by_keys
 
     tasks = () if settings.profile is None else settings.profile.policies.values()
     for policy in (settings.default_policy, *tasks):

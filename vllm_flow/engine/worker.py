@@ -39,6 +39,7 @@ class FlowWorker(PlatformWorker):  # type: ignore[valid-type, misc]
         ranker = keeper.flow_hook.ranker
         found = {
             obstacles.RANKS: ranker.unreadable,
+            obstacles.TOWER: keeper.flow_hook.tower.unreadable,
             obstacles.LATE: keeper.flow_mover.unmovable,
             **ranker.layer_ranks.obstacles,
         }

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vllm_flow.ranks.base import AttentionRank, PictureRank, PositionRank, Rank
+from vllm_flow.ranks.base import AttentionRank, PictureRank, PositionRank, Rank, TowerRank
+from vllm_flow.ranks.cls_attention import CLS_ATTENTION
+from vllm_flow.ranks.cls_diverse import CLS_DIVERSE
 from vllm_flow.ranks.dart import DART
 from vllm_flow.ranks.diversity import DIVERSITY
 from vllm_flow.ranks.feather import FEATHER
@@ -26,7 +28,7 @@ from vllm_flow.ranks.unrotated import UNROTATED
 RANKS: Mapping[str, Rank] = {
     rank.name: rank
     for rank in (
-        *(UNIFORM, RANDOM, DIVERSITY, LAST_IMAGE, LAST_PROMPT),
+        *(UNIFORM, RANDOM, DIVERSITY, CLS_ATTENTION, CLS_DIVERSE, LAST_IMAGE, LAST_PROMPT),
         *(QUESTION, RATERS, UNROTATED, FEATHER, DART),
     )
 }
@@ -40,6 +42,7 @@ __all__ = [
     "PositionRank",
     "QuestionRank",
     "Rank",
+    "TowerRank",
     "UnrotatedRank",
     "after_layer",
 ]

@@ -51,6 +51,26 @@ class PictureRank:
     order: Callable[[torch.Tensor, int], torch.Tensor]
     """``order(embeddings [N, H], K)``: [K] indices of the whole image's tokens, best first. Nested: the
     order of fewer is the beginning of the order of more."""
+    nested: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs.IMAGE
+    late: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class TowerRank:
+    """Chooses by what the vision tower's class token attended to while the picture was encoded.
+
+    The score is the attention probability in the layer whose output the decoder gets, averaged over heads.
+    """
+
+    name: str
+    title: str
+    order: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+    """``order(scores [N], embeddings [N, H], K)``: [K] indices of the whole image's tokens, best first."""
+    nested: bool = True
+    """Whether the order of fewer is the beginning of the order of more. If not, the rank is refused but at an
+    image's first stage, where all of its tokens are there to be chosen."""
     draws: ClassVar[bool] = False
     needs: ClassVar[Needs] = Needs.IMAGE
     late: ClassVar[bool] = False
@@ -75,7 +95,9 @@ class AttentionRank:
         return self.needs == Needs.PROMPT
 
 
-Rank: TypeAlias = "PositionRank | PictureRank | AttentionRank | HiddenRank | UnrotatedRank"
+Rank: TypeAlias = (
+    "PositionRank | PictureRank | TowerRank | AttentionRank | HiddenRank | UnrotatedRank"
+)
 
 
 @dataclass(frozen=True, slots=True)

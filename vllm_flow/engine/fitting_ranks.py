@@ -1,0 +1,111 @@
+"""Whether an engine can have a policy's ranks: what they look at must be there to be read."""
+
+from __future__ import annotations
+
+from vllm_flow.engine import obstacles, states
+from vllm_flow.engine.obstacles import Obstacle
+from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.layout import TokenLayout
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.ranks import (
+    RANKS,
+    AttentionRank,
+    HiddenRank,
+    TowerRank,
+    UnrotatedRank,
+    after_layer,
+)
+
+ANOTHER_BACKEND = "or have the server started with another attention backend (--attention-backend)."
+LOOKS: tuple[tuple[type, str], ...] = (
+    (AttentionRank, obstacles.RANKS),
+    (HiddenRank, obstacles.HIDDEN),
+    (UnrotatedRank, obstacles.UNROTATED),
+    (TowerRank, obstacles.TOWER),
+)
+"""Kinds of ranks by what may keep an engine from them."""
+
+
+def check(policy: FlowPolicy, layout: TokenLayout, settings: FlowSettings) -> None:
+    """Refuse ranks that this engine cannot have.
+
+    Raises:
+        Obstacle: names one of them, the reason, and those that it can have.
+    """
+    _check_states(layout, settings)
+    _check_keys(policy, settings)
+    _check_workers(layout, settings)
+
+
+def by_keys(policy: FlowPolicy) -> str | None:
+    """A rank of the policy's that reads keys, None if there is none."""
+    return next((n for n in sorted(policy.ranks) if isinstance(RANKS[n], AttentionRank)), None)
+
+
+def _check_keys(policy: FlowPolicy, settings: FlowSettings) -> None:
+    rank = by_keys(policy) if settings.quantised_keys else None
+    if rank is not None:
+        raise Obstacle(
+            f"rank {rank!r} reads keys, which this engine stores in eight bits; rank by "
+            f"{_before_layers(settings)}, or have the server started without kv_cache_dtype."
+        )
+
+
+def _check_states(layout: TokenLayout, settings: FlowSettings) -> None:
+    """What layers without keys cannot do; see `states`."""
+    asked = {
+        stage.layer: choice.rank
+        for stage in layout.stages
+        for choice in stage.choices
+        if after_layer(RANKS[choice.rank])
+    }
+    stage = states.unranked_stage(settings.attending, sorted(asked))
+    if stage is not None:
+        raise Obstacle(
+            f"{asked[stage]!r} looks at keys of layer {stage - 1}, which has a state in their place; "
+            f"begin the stage at one of the layers "
+            f"{states.right_behind(settings.attending)}, or rank by {_before_layers(settings)}."
+        )
+
+
+def _check_workers(layout: TokenLayout, settings: FlowSettings) -> None:
+    """What the workers cannot read would end the engine."""
+    asked = {choice.rank for stage in layout.stages for choice in stage.choices}
+    attending = sorted(name for name in asked if isinstance(RANKS[name], AttentionRank))
+    reason = settings.obstacles.get(obstacles.RANKS)
+    if attending and reason is not None:
+        raise Obstacle(
+            f"{attending[0]!r} reads keys from this engine's KV cache, which cannot be done: {reason}; "
+            f"rank by {_before_layers(settings)}, {ANOTHER_BACKEND}"
+        )
+    for kind, name in ((HiddenRank, obstacles.HIDDEN), (UnrotatedRank, obstacles.UNROTATED)):
+        comparing = sorted(rank for rank in asked if isinstance(RANKS[rank], kind))
+        reason = settings.obstacles.get(name)
+        if comparing and reason is not None:
+            raise Obstacle(
+                f"{comparing[0]!r} looks into the layers of this model, which cannot be done: {reason}; "
+                f"rank by {_before_layers(settings)}."
+            )
+    towers = sorted(name for name in asked if isinstance(RANKS[name], TowerRank))
+    reason = settings.obstacles.get(obstacles.TOWER)
+    if towers and reason is not None:
+        raise Obstacle(
+            f"{towers[0]!r} reads the attention of the vision tower's class token, {reason}; rank by "
+            f"{_possible(settings)}."
+        )
+
+
+def _possible(settings: FlowSettings, *, behind_layers: bool = True) -> str:
+    """The ranks that the engine can have, for messages."""
+    refused = tuple(kind for kind, name in LOOKS if name in settings.obstacles)
+    found = (
+        repr(name)
+        for name, rank in RANKS.items()
+        if not isinstance(rank, refused) and (behind_layers or not after_layer(rank))
+    )
+    return " or ".join(found)
+
+
+def _before_layers(settings: FlowSettings) -> str:
+    """Those of them that look at no layer."""
+    return _possible(settings, behind_layers=False)
