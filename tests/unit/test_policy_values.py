@@ -20,8 +20,7 @@ from vllm_flow.policy_values import (
     read_seed,
     read_stages,
 )
-from vllm_flow.ranks import RANKS
-from vllm_flow.ranks.base import AttentionRank
+from vllm_flow.ranks import RANKS, after_layer
 
 LAYERS = 32
 NO_INTEGERS = (True, False, 1.0, "1", None, [1], {"layer": 1})
@@ -108,9 +107,9 @@ def test_a_long_share_is_read_as_long_as_it_is_24_characters() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(RANKS))
-def test_ranks_by_attention_have_a_layer_before_them(name: str) -> None:
+def test_ranks_by_a_layer_have_one_before_them(name: str) -> None:
     assert read_rank("flow_rank", name, 1) == name
-    if isinstance(RANKS[name], AttentionRank):
+    if after_layer(RANKS[name]):
         with pytest.raises(PolicyError, match="no layer is before layer 0"):
             read_rank("flow_rank", name, 0)
     else:
