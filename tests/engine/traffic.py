@@ -45,6 +45,8 @@ RANKS = {name: list(Needs).index(rank.needs) for name, rank in ranks.RANKS.items
 """What each rank must see in one step: nothing, an image, or from the first image to the prompt's end."""
 AFTER_LAYER = {name for name, rank in ranks.RANKS.items() if ranks.after_layer(rank)}
 """Those that need a layer before."""
+FIRST_ONLY = {name for name, rank in ranks.RANKS.items() if not getattr(rank, "nested", True)}
+"""Those that choose among all tokens of an image."""
 FAVOURITES = (
     "1:50% last_image",
     "2:40% diversity, 4:0",
@@ -61,7 +63,7 @@ def random_stages(
     """Any stages whose ranks look at no more than ``needs``, or a stage per image; or any late ones."""
     if rng.random() < 0.3:
         return str(rng.choice([s for s in FAVOURITES if needs or not ("image" in s or "div" in s)]))
-    names = [rank for rank, need in RANKS.items() if need <= needs]
+    names = [rank for rank, need in RANKS.items() if need <= needs and rank not in FIRST_ONLY]
     names = ["uniform", "random", "last_prompt"] if late else names
 
     def stage(layer: int, amount: str, rank: str) -> str:

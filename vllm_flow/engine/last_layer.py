@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 LAYERS = (
     *("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"),
     *("Qwen3DecoderLayer", "Qwen3MoeDecoderLayer", "DeepseekV2DecoderLayer"),
+    *("Qwen3VLDecoderLayer", "Qwen3VLMoeDecoderLayer", "AriaTextDecoderLayer"),
 )
 """Layers whose keys are: norm, fused projection, optional norm per head, rotary embedding; or latent."""
 
