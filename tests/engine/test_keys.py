@@ -141,6 +141,14 @@ def test_a_layer_that_sees_a_window_is_refused(window: Any) -> None:
         key_reader(combined)
 
 
+def test_a_layer_that_sees_a_chunk_is_refused() -> None:
+    """Llama 4's local attention."""
+    layer = layer_writing(slot_writer, strided(KVCacheLayout.LBHNC, FLOAT))
+    layer.attention_chunk_size = 64
+    with pytest.raises(ValueError, match="sees a chunk of the tokens, not every one; leave out"):
+        key_reader(layer)
+
+
 @pytest.mark.parametrize("none", [None, -1, (-1, -1)])
 def test_no_window_is_none(none: Any) -> None:
     cache = strided(KVCacheLayout.LBHNC, FLOAT)

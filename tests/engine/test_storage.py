@@ -17,6 +17,7 @@ from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVQuantMode,
     MambaSpec,
+    SinkFullAttentionSpec,
     SlidingWindowSpec,
 )
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
@@ -169,7 +170,7 @@ def test_a_model_whose_keys_differ_in_size_has_a_storage_group_per_layer() -> No
     assert [each and each.group_layers for each in found] == [2, 1, 4]
 
 
-def test_layers_with_a_window_share_a_storage_group_with_those_without() -> None:
+def test_layers_with_a_window_or_chunks_share_a_storage_group_with_those_without() -> None:
     """Stored whole: the window is the attention's own affair, and counts what is stored."""
     shape = dict(block_size=16, num_kv_heads=1, head_size=8, dtype=torch.float32)
     windowed = SlidingWindowSpec(sliding_window=64, **shape)
@@ -179,10 +180,10 @@ def test_layers_with_a_window_share_a_storage_group_with_those_without() -> None
     found = groups.group_specs(mixed, settings)
     assert found == groups.group_specs(dict.fromkeys(names, FullAttentionSpec(**shape)), settings)
     local = ChunkedLocalAttentionSpec(attention_chunk_size=64, **shape)
-    with pytest.raises(
-        ValueError, match=r"'layers\.2\.attn' stores ChunkedLocalAttentionSpec; serve"
-    ):
-        groups.group_specs(mixed | {names[2]: local}, settings)
+    assert groups.group_specs(mixed | {names[2]: local}, settings) == found
+    sinks = SinkFullAttentionSpec(sink_len=4, **shape)
+    with pytest.raises(ValueError, match=r"'layers\.2\.attn' stores SinkFullAttentionSpec; serve"):
+        groups.group_specs(mixed | {names[2]: sinks}, settings)
 
 
 def test_states_stay_vllms_and_are_kept_between_steps_alone() -> None:

@@ -65,6 +65,9 @@ class Checkpoint:
     of it the same in small, for the rest of the process."""
     windows: Mapping[int, int] = field(default_factory=dict)
     """Layer -> how many tokens a row sees there, its own included: past the cliff, of those that are left."""
+    local: Mapping[int, int] = field(default_factory=dict)
+    """Layer -> how many tokens a chunk has there, of which a row sees its own: past the cliff, of those that are
+    left."""
     write_ids: Callable[[str, Sequence[Image.Image]], list[int]] | None = None
     """A prompt as ids, where vLLM takes no text about pictures."""
     nested: bool = False
@@ -194,7 +197,7 @@ def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
 
 def save(checkpoint: Checkpoint, where: Path) -> Checkpoint:
     """Draw the weights and write the checkpoint to ``where``."""
-    model = checkpoint.model.to(torch.float32)
+    model = checkpoint.model.float()  # which leaves complex numbers alone
     for module in model.modules():
         # vLLM's Transformers backend decorates their classes, also those of this model, for torch.compile.
         module.do_not_compile = True

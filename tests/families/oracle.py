@@ -11,7 +11,7 @@ Shapes: T tokens (prompt, then answer), V vocabulary. Knows nothing of vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +51,11 @@ def encode(checkpoint: Checkpoint, text: str, pictures: Sequence[Image.Image]) -
         images=[list(pictures)] if checkpoint.nested else list(pictures),
         return_tensors="pt",
     )
-    inputs = {name: value for name, value in found.items() if name not in checkpoint.unused}
+    inputs = {
+        name: value.float() if value.is_floating_point() else value  # some give pixels in bfloat16
+        for name, value in found.items()
+        if name not in checkpoint.unused
+    }
     ids = inputs["input_ids"][0].tolist()
     return Prompt(ids, is_image(checkpoint, ids), inputs=inputs)
 
@@ -73,7 +77,7 @@ def logprobs(
     decoder = checkpoint.decoder(checkpoint.model)
     hide_T = torch.cat([prompt.is_image_T, torch.zeros(len(answer), dtype=torch.bool)])
     first = len(prompt.ids) if late else 0
-    changed: Any = _masked(decoder.layers, cliff, hide_T, checkpoint.windows, first)
+    changed: Any = _masked(checkpoint, cliff, hide_T, first)
     if checkpoint.recurrent:
         stay = (~hide_T).nonzero()[:, 0]
         changed = leaving_rows.leaving(decoder, lambda layer, _: stay if layer == cliff else None)
@@ -124,12 +128,20 @@ def _longer(inputs: dict[str, Any], answer: Sequence[int]) -> dict[str, Any]:
     return longer
 
 
-def without(mask_11TT: torch.Tensor, gone_T: torch.Tensor, window: int | None) -> torch.Tensor:
+def without(
+    mask_11TT: torch.Tensor, gone_T: torch.Tensor, window: int | None, local: int | None = None
+) -> torch.Tensor:
     """A layer's mask with keys hidden from every row but their own.
 
     Args:
         window: how many of the tokens that are left a row sees, its own included; None: all of them.
+        local: of how many of them a chunk is that a row sees itself in; None: they are not divided.
     """
+    if local is not None:
+        chunk_T = ((~gone_T).cumsum(0) - 1) // local
+        other_TT = chunk_T[:, None] != chunk_T[None, :]
+        later_TT = torch.ones_like(other_TT).triu(1)
+        mask_11TT = torch.zeros_like(mask_11TT).masked_fill(other_TT | later_TT, HIDDEN)
     if window is not None:
         rank_T = (~gone_T).cumsum(0)
         far_TT = rank_T[:, None] - rank_T[None, :] >= window
@@ -140,18 +152,15 @@ def without(mask_11TT: torch.Tensor, gone_T: torch.Tensor, window: int | None) -
 
 
 @contextmanager
-def _masked(
-    layers: Sequence[nn.Module],
-    cliff: int,
-    gone_T: torch.Tensor,
-    windows: Mapping[int, int],
-    first: int,
-) -> Iterator[None]:
+def _masked(checkpoint: Checkpoint, cliff: int, gone_T: torch.Tensor, first: int) -> Iterator[None]:
+    layers = checkpoint.decoder(checkpoint.model).layers
+
     def hide(index: int) -> Any:
         def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             mask = kwargs["attention_mask"]
             assert mask.dtype == torch.float32 and mask.dim() == 4, "attention must be eager"
-            hidden = without(mask, gone_T, windows.get(index))
+            seen = checkpoint.windows.get(index), checkpoint.local.get(index)
+            hidden = without(mask, gone_T, *seen)
             hidden = torch.cat([mask[..., :first, :], hidden[..., first:, :]], -2)
             return args, {**kwargs, "attention_mask": hidden}
 

@@ -7,7 +7,7 @@ may stand between its tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -22,9 +22,9 @@ class Masks:
     """Hides keys layer by layer, and chooses which from the layer before."""
 
     def __init__(
-        self, prompt: oracle.Prompt, length: int, stages: str, windows: Mapping[int, int]
+        self, checkpoint: Checkpoint, prompt: oracle.Prompt, length: int, stages: str
     ) -> None:
-        self.windows = windows
+        self.windows, self.local = checkpoint.windows, checkpoint.local
         self.image = prompt.is_image_T.nonzero()[:, 0].tolist()
         self.alive = list(self.image)
         self.last = len(prompt.ids) - 1
@@ -44,7 +44,7 @@ class Masks:
     def before(self, layer: int, hidden_1TH: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The mask of a layer, 1 x 1 x T x T."""
         gone = self._gone(layer, hidden_1TH)
-        return oracle.without(mask, gone, self.windows.get(layer))
+        return oracle.without(mask, gone, self.windows.get(layer), self.local.get(layer))
 
     def project(self, query_HTD: torch.Tensor, key_KTD: torch.Tensor) -> None:
         """Take in what a layer projects."""
@@ -166,7 +166,7 @@ def logprobs(
 ) -> tuple[torch.Tensor, float]:
     """As :func:`tests.families.oracle.logprobs`; and the smallest gap between scores, see `kept_oracle`."""
     decoder = checkpoint.decoder(checkpoint.model)
-    masks = Masks(prompt, len(prompt.ids) + len(answer), stages, checkpoint.windows)
+    masks = Masks(checkpoint, prompt, len(prompt.ids) + len(answer), stages)
     masks.norm = getattr(decoder, "norm", lambda hidden: hidden)  # without one, nobody asks
     recurrent = checkpoint.recurrent
     rows = leaving_rows.leaving(decoder, masks.stay) if recurrent else nullcontext()

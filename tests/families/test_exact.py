@@ -134,7 +134,8 @@ def test_what_stays_of_a_picture_is_exact(
     engine = Engine(checkpoint, group_layers=1)
     judge, (ask, _) = Judge(engine), prompts_of(checkpoint)
     # Ranks by attention are refused where a layer does not see every token.
-    unread = ("last_image", "last_prompt", "question") if checkpoint.windows else ()
+    local = checkpoint.windows or checkpoint.local
+    unread = ("last_image", "last_prompt", "question") if local else ()
     kinds = [stages for stages in STAGES if not any(rank in stages for rank in unread)]
     if checkpoint.recurrent:
         kinds = list(BESIDE_STATES)

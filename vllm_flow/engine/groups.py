@@ -16,6 +16,7 @@ from typing_extensions import Self
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
     FullAttentionSpec,
     KVCacheSpec,
     MambaSpec,
@@ -112,7 +113,8 @@ def group_specs(specs: Mapping[str, KVCacheSpec], settings: FlowSettings) -> dic
 
     A sliding window is stored like full attention, as vLLM itself does where it has no manager for windows:
     the attention looks no further back than its window in what is stored, which past a cliff are kept tokens.
-    What lies outside a window is not freed.
+    What lies outside a window is not freed. So are chunks of local attention (Llama 4): the layer's own metadata
+    divide what is stored into chunks, which past a cliff count kept tokens.
 
     Layers whose keys differ in size (Gemma 4) are padded to the largest, so that a block holds as many tokens in
     each: vLLM would give them blocks of different lengths.
@@ -134,11 +136,17 @@ def group_specs(specs: Mapping[str, KVCacheSpec], settings: FlowSettings) -> dic
             spec = replace_as(
                 spec, FullAttentionSpec, drop=("extra_retained_tokens",), sliding_window=None
             )
+        elif type(spec) is ChunkedLocalAttentionSpec:
+            logger.info_once(
+                "Local attention: past the cliff its chunks count kept tokens, and no blocks of earlier chunks "
+                "are freed, with or without a policy."
+            )
+            spec = replace_as(spec, FullAttentionSpec, attention_chunk_size=None)
         kind = _SPEC_OF.get(type(spec))
         if kind is None or spec.sliding_window is not None or spec.tokens_per_state != 1:
             raise ValueError(
-                f"vLLM-Flow evicts from full and sliding-window attention, Gated DeltaNet, Mamba 2 and short "
-                f"convolutions, but layer {name!r} stores {type(spec).__name__}; serve this model without "
+                f"vLLM-Flow evicts from full, sliding-window and chunked local attention, Gated DeltaNet, Mamba 2 "
+                f"and short convolutions, but layer {name!r} stores {type(spec).__name__}; serve this model without "
                 "additional_config['vllm_flow']."
             )
         first, last = settings.group_of(storage_layer(name, settings))

@@ -85,6 +85,11 @@ def window_of(impl: Any) -> int | None:
     return None if left is None or left < 0 else int(left)
 
 
+def chunk_of(attention: Any) -> int | None:
+    """Tokens of a chunk, where a layer sees the row's own chunk alone (Llama 4); None where it has none."""
+    return getattr(attention, "attention_chunk_size", None)
+
+
 def _whole(impl: Any) -> Any:
     """Of a combination of backends the one that takes every step; the combination tells little of itself."""
     variants = getattr(impl, "get_impl_variants", None)
@@ -108,6 +113,8 @@ def key_reader(attention: Any) -> KeyReader:
             raise UnreadableKeys(f"{attention.layer_name} has {feature}")
     if window_of(impl) is not None:
         raise UnreadableKeys(f"{attention.layer_name} sees a sliding window, not every token")
+    if chunk_of(attention) is not None:
+        raise UnreadableKeys(f"{attention.layer_name} sees a chunk of the tokens, not every one")
     cache = cache_of(attention)
     slots = cache.shape[2]
     # A generator of its own: the default one belongs to the sampler.

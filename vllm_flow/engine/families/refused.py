@@ -38,9 +38,6 @@ BY_NAME = {
     "KimiK3ForConditionalGeneration": (
         "it has layers of linear attention, whose state mixes all tokens, beside those of latent attention"
     ),
-    "Llama4ForConditionalGeneration": (
-        "its local attention divides a prompt into chunks by position, which packed storage does not keep"
-    ),
     "MiniMaxM3SparseForConditionalGeneration": _INDEX,
     "NemotronParseForConditionalGeneration": (
         "its decoder looks at the picture by cross-attention, so that no image token is among its rows"

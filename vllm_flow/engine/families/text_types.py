@@ -7,6 +7,7 @@ from __future__ import annotations
 
 TEXT_TYPES = {
     "llama": "LlamaModel",
+    "llama4_text": "Llama4Model",
     "mistral": "MistralModel",
     "qwen2": "Qwen2Model",
     "qwen2_vl_text": "Qwen2Model",

@@ -1,5 +1,6 @@
-"""Families whose pictures some layers see through a sliding window, one way; `known` puts them beside the others.
+"""Families whose pictures some layers see through a sliding window or chunk by chunk, one way.
 
+`known` puts them beside the others.
 Knows neither torch nor vLLM.
 """
 
@@ -30,6 +31,17 @@ WINDOWED = (
         compared="transformers' forward with vLLM's order of M-RoPE's frequencies",
         beyond="windows narrower than a picture",
         adapter=deepstack_decoder,
+    ),
+    Family(
+        "Llama 4",
+        ("Llama4ForConditionalGeneration",),
+        ("Llama4Model",),
+        "tiles of 336 x 336 pixels, then the picture whole, 144 tokens each; chunks of local attention count kept "
+        "tokens past the cliff",
+        "the markers around the picture, between its tiles, and before the picture whole",
+        ("llama4",),
+        beyond="chunks shorter than a picture; queries scaled by their position, as vLLM does from a max_model_len "
+        "of 32K on; on CPU vLLM 0.32 multiplies a view that it cannot, of which the test makes a copy",
     ),
     Family(
         "Muse Glimmer",
