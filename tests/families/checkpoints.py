@@ -193,6 +193,7 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "hyperclovax_vision": backend_kin.hyperclovax_vision,
     "aya_vision": backend_kin.aya_vision,
     "qwen2_vl_backend": _backend(qwen.qwen2_vl),
+    "glm4_5v_backend": _backend(glm.glm4_5v),
 }
 
 

@@ -275,7 +275,7 @@ FAMILIES = (
     ),
     Family(
         "any, in vLLM's Transformers backend: Aya Vision, HyperCLOVA X Vision",
-        ("TransformersMultiModalForCausalLM",),
+        ("TransformersMultiModalForCausalLM", "TransformersMultiModalMoEForCausalLM"),
         (),
         "as in its own row",
         "as in its own row",
@@ -283,6 +283,7 @@ FAMILIES = (
             "internvl_backend",
             "idefics3_backend",
             "qwen2_vl_backend",
+            "glm4_5v_backend",
             "hyperclovax_vision",
             "aya_vision",
         ),
