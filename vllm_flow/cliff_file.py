@@ -11,6 +11,7 @@ cliffs; a cliff equal to the number of layers evicts nothing. Knows nothing of v
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -22,10 +23,15 @@ from vllm_flow.outputs import write_text
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import operators_policy
 from vllm_flow.policy_error import PolicyError
-from vllm_flow.policy_keys import CLIFF_KEY, FORMS, POLICY_KEYS
+from vllm_flow.policy_keys import CLIFF_KEY, FORMS, POLICY_KEYS, REQUEST_KEYS, is_own
 from vllm_flow.user_text import parse_json
 
 FORMAT = "vllm-flow-cliff/1"
+
+
+READ_FROM = "read_from"
+"""In the content that processes hand on: the file's name, for messages."""
+KNOWN = ("format", "model", "num_layers", "default", "tasks", "created", "versions")
 
 
 class ProfileError(ValueError):
@@ -63,6 +69,10 @@ def read_profile(source: Any, num_layers: int) -> Profile:
             f"({_brief(content.get('model'))}), and this one has {num_layers}; make one for this "
             "model with `vllm-flow cliff`."
         )
+    for entry in content:
+        meant = difflib.get_close_matches(str(entry), KNOWN, n=1, cutoff=0.75)
+        if entry not in KNOWN and meant:
+            raise ProfileError(f"{name}: {_brief(entry)} says nothing; did you mean {meant[0]!r}?")
     tasks = content.get("tasks")
     if not isinstance(tasks, Mapping) or not tasks:
         raise ProfileError(f'{name}: "tasks" must be an object with at least one task.')
@@ -81,11 +91,11 @@ def load_profile(source: Any) -> tuple[str, Mapping[str, Any]]:
         ProfileError: there is no such file, or it is no profile of this format.
     """
     if isinstance(source, Mapping):
-        name, content = "the profile", source
+        name, content = str(source.get(READ_FROM) or "the profile"), source
     elif isinstance(source, (str, os.PathLike)) and str(source).strip():
         name = str(source)
         try:
-            content = parse_json(Path(source).read_text(encoding="utf-8"))
+            content = parse_json(Path(source).expanduser().read_text(encoding="utf-8"))
         except OSError as error:
             raise ProfileError(f"profile {name!r} cannot be read ({error.strerror}).") from None
         except ValueError as error:
@@ -107,7 +117,7 @@ def essential(source: Any) -> dict[str, Any]:
     Raises:
         ProfileError: see :func:`load_profile`.
     """
-    _, content = load_profile(source)
+    read_from, content = load_profile(source)
     kept = {
         name: content[name]
         for name in ("format", "model", "num_layers", "default")
@@ -121,7 +131,7 @@ def essential(source: Any) -> dict[str, Any]:
             else entry
             for task, entry in tasks.items()
         }
-    return {**kept, "tasks": tasks}
+    return {**kept, READ_FROM: read_from, "tasks": tasks}
 
 
 def merged(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,10 +163,12 @@ def _policy(where: str, entry: Any, num_layers: int) -> FlowPolicy | None:
         raise ProfileError(
             f'{where} must be an object with "{CLIFF_KEY}", or another policy\'s keys.'
         )
+    keys = {key: value for key, value in entry.items() if is_own(key)}
+    others = [key for key in keys if key in REQUEST_KEYS and key not in POLICY_KEYS]
+    if others:
+        raise ProfileError(f"{where}: {others[0]!r} is no request key of a policy; leave it out.")
     try:
-        return operators_policy(
-            {key: entry[key] for key in POLICY_KEYS if key in entry}, num_layers
-        )
+        return operators_policy(keys, num_layers)
     except PolicyError as error:
         raise ProfileError(f"{where}: {error}") from None
 

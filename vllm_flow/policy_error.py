@@ -12,9 +12,10 @@ class PolicyError(ValueError):
     """A request's ``flow_*`` keys cannot be honoured; the message names key, value and remedy."""
 
     def __init__(self, key: str, value: Any, reason: str) -> None:
-        self.key = key
+        # A client's key may be of any length, or hold what no answer can: half a character, a line's end.
+        self.key = key if len(key) <= 80 and key.isprintable() else shown(key)
         self.value = value
-        super().__init__(f"{key}={shown(value)}: {reason}")
+        super().__init__(f"{self.key}={shown(value)}: {reason}")
 
 
 def shown(value: Any) -> str:

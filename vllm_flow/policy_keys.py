@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
@@ -46,12 +47,40 @@ MOST_IMAGES = 4096
 """Entries of a list with one value per image."""
 
 
+def is_own(key: Any) -> bool:
+    """Whether a key is this extension's, or was meant to be: with the prefix in letters of any kind, or a known
+    key but for capitals, hyphens, spaces and what nobody sees."""
+    if not isinstance(key, str):
+        return False
+    if key.startswith(KEY_PREFIX):
+        return True
+    return _unstyled(key).startswith(KEY_PREFIX) or _letters(key) in _BY_LETTERS
+
+
+def unknown(key: str) -> str:
+    """What to say of a key that is ours and that nobody knows: the one that was meant, or all of them."""
+    meant = _BY_LETTERS.get(_letters(key))
+    close = [meant] if meant else difflib.get_close_matches(_unstyled(key), REQUEST_KEYS, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known keys: {quoted(REQUEST_KEYS)}."
+
+
+def _unstyled(key: str) -> str:
+    return unicodedata.normalize("NFKC", key[:80]).casefold().strip()
+
+
+def _letters(key: str) -> str:
+    return "".join(letter for letter in _unstyled(key) if letter.isalnum())
+
+
+_BY_LETTERS = {_letters(key): key for key in REQUEST_KEYS}
+
+
 def parse_policy(keys: Mapping[str, Any] | None, num_layers: int) -> FlowPolicy | None:
     """Read a policy from a request's extra arguments.
 
     Args:
         keys: the request's extra arguments; keys without the ``flow_`` prefix belong to others
-            and are left alone.
+            and are left alone, but for those that are ours in another spelling (:func:`is_own`).
         num_layers: number of decoder layers of the model.
 
     Returns:
@@ -65,12 +94,8 @@ def parse_policy(keys: Mapping[str, Any] | None, num_layers: int) -> FlowPolicy 
     if not keys:
         return None
     for key, value in keys.items():
-        if isinstance(key, str) and key.startswith(KEY_PREFIX) and key not in REQUEST_KEYS:
-            close = difflib.get_close_matches(key, REQUEST_KEYS, n=1)
-            hint = (
-                f"did you mean {close[0]!r}?" if close else f"known keys: {quoted(REQUEST_KEYS)}."
-            )
-            raise PolicyError(key, value, f"vLLM-Flow does not know this key; {hint}")
+        if key not in REQUEST_KEYS and is_own(key):
+            raise PolicyError(key, value, f"vLLM-Flow does not know this key; {unknown(key)}")
     _check_together(keys)
     if STAGES_KEY in keys:
         images: tuple[tuple[Stage, ...], ...] = (

@@ -82,6 +82,19 @@ def test_a_policy_that_evicts_nothing_does_not_go_on(keys: Any, images: Any) -> 
     assert settle(keys, *images) == (None, None)
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"flow_cliff": [4, 5]},
+        {"flow_cliff": [4]},
+        {"flow_cliff": 4, "flow_keep": [3, "50%"], "flow_rank": "uniform"},
+    ],
+)
+def test_a_list_is_for_as_many_images_as_it_has_values_also_where_there_are_none(keys: Any) -> None:
+    with pytest.raises(PolicyError, match=r"values and the prompt has 0 images; give one value"):
+        settle(keys)
+
+
 def test_every_policy_has_a_salt_of_its_own() -> None:
     sent = [
         {"flow_cliff": 4},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,12 @@ from vllm.engine.arg_utils import EngineArgs
 
 from tests.engine.harness import asynchronous_on_cpu
 from tests.engine.tiny_llava import Shape, build
+from vllm_flow.cliff_file import FORMAT
 from vllm_flow.engine import plugin
 from vllm_flow.engine.attention.writer import check_log
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.support import FP8, check_version
+from vllm_flow.policy import FlowPolicy
 
 BOTH = {"kv_role": "kv_both"}
 DRAFTS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
@@ -90,6 +93,69 @@ def test_the_key_selects_our_classes(model_dir: Path, asynchronous: bool) -> Non
 def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config_of(model_dir, options)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"vllm-flow": {}}, "'vllm-flow'.*did you mean 'vllm_flow'"),
+        ({"vllmFlow": {}}, "did you mean 'vllm_flow'"),
+        (
+            {"vllm_flow": {}, "VLLM_FLOW": {"max_policy": {}}},
+            "'VLLM_FLOW'.*did you mean 'vllm_flow'",
+        ),
+        (
+            {"vllm_flow": {}, "max_policy": {"flow_cliff": 2}},
+            r"'max_policy'.* into the object 'vllm_flow'",
+        ),
+    ],
+)
+def test_settings_in_the_wrong_place_are_refused(
+    model_dir: Path, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_of(model_dir, additional_config=given)
+
+
+def test_without_the_key_others_keep_their_settings(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An option's name alone may be another extension's: it is told of, and no more."""
+    said: list[str] = []
+    monkeypatch.setattr(plugin.logger, "warning_once", lambda text, *v: said.append(text % v))
+    config = config_of(model_dir, additional_config={"other": 1, "max_policy": {"flow_cliff": 2}})
+    assert FlowSettings.of(config) is None
+    (told,) = set(said)
+    assert "'max_policy'" in told and "{'vllm_flow': {'max_policy': ...}}" in told
+
+
+def test_the_log_says_what_is_on(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(plugin.logger, "info_once", lambda text, *v: said.append(text % v))
+    config_of(model_dir)
+    assert not said
+    config_of(model_dir, {})
+    config_of(
+        model_dir,
+        {"group_layers": 2, "default_policy": {"flow_cliff": 4}, "max_policy": {"flow_cliff": 2}},
+    )
+    config_of(model_dir, {"allow_request_policy": False, "attention_log": str(model_dir / "log")})
+    first, bounded, closed = dict.fromkeys(said)
+    assert "6 decoder layers, 6 storage groups of 1 layers." in first
+    assert "evict nothing" in first and "may send any policy" in first
+    assert "3 storage groups of 2 layers" in bounded
+    assert '"4:0"' in bounded and 'no more than "2:0"' in bounded
+    assert "refused" in closed and str(model_dir / "log") in closed
+
+
+def test_a_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell has read the JSON, so nobody else replaces the tilde."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert FlowSettings.read({"attention_log": "~/log"}, 6).attention_log == str(tmp_path / "log")
+    profile = {"format": FORMAT, "num_layers": 6, "tasks": {"pope": {"flow_cliff": 3}}}
+    (tmp_path / "cliff.json").write_text(json.dumps(profile))
+    found = FlowSettings.read({"default_policy": {"profile": "~/cliff.json"}}, 6)
+    assert found.default_policy == FlowPolicy.withdrawal(3)
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,13 @@ def test_each_line_is_checked_by_itself(
     lines.append(
         json.dumps(twice).replace('{"flow_cliff": 2}', '{"flow_cliff": 1, "flow_cliff": 2}')
     )
+    beside = {"custom_id": "beside", "method": "POST", "url": CHAT, "body": BODY}
+    lines.append(json.dumps({**beside, "vllm_xargs": {"flow_cliff": 2}}))
     reached, written = run(lines, tmp_path, monkeypatch)
     assert [request.vllm_xargs for request in reached] == [{"flow_cliff": 2}] * 2
     said = {line["custom_id"]: json.dumps(line) for line in written}
-    for name, (_, sentence) in {**BAD, "twice": ({}, "more than once")}.items():
+    more = {"twice": ({}, "more than once"), "beside": ({}, 'object "vllm_xargs" of "body"')}
+    for name, (_, sentence) in {**BAD, **more}.items():
         assert sentence in said[name].replace('\\"', '"') and '"status_code": 400' in said[name]
     assert "handled" in said["first"] and "handled" in said["last"]
 

@@ -56,6 +56,9 @@ MISPLACED = (
     {"response_format": {"type": "text", CLIFF_KEY: 1}},
     {"sampling_params": {CLIFF_KEY: 1}},
     {"vllm_xargs": {"inner": {CLIFF_KEY: 1}}},
+    {"FLOW_CLIFF": 1},
+    {"vllm-xargs": {"flow-cliff": 1}},
+    {"messages": [{"role": "user", "content": "x", "Flow_Stages": "2:0"}]},
     {"messages": [{"role": "user", "content": "x", CLIFF_KEY: 1}]},
     {"messages": [{"content": [{"type": "text", "text": "x", "flow_task": "vqa"}]}]},
     {"messages": [{"content": [{"type": "image_url", "image_url": {"url": "u", CLIFF_KEY: 0}}]}]},
@@ -109,7 +112,7 @@ def test_names_in_the_clients_own_data_are_its_own(body: dict[str, Any]) -> None
 )
 def test_the_sentence_says_where_a_key_belongs(body: dict[str, Any], place: Any, says: str) -> None:
     for known in (SETTINGS, None):
-        with pytest.raises(PolicyError, match=r"^flow_") as refused:
+        with pytest.raises(PolicyError, match=r"^(?i:flow[_-])") as refused:
             check_body(body, known, place)
         assert says in str(refused.value)
 
@@ -280,6 +283,20 @@ def test_routes_that_generate_nothing_say_so(small: Server, path: str) -> None:
     body = {"model": NAME, "messages": [{"role": "user", "content": "hello"}]}
     assert small.post(path, body).status_code == 200
     assert "no use of such keys" in refused(small, path, {**body, "vllm_xargs": {CLIFF_KEY: 2}})
+
+
+def test_a_key_in_the_address_is_refused(small: Server) -> None:
+    body = bodies()[CHAT]
+    assert "vllm_xargs" in refused(small, f"{CHAT}?{CLIFF_KEY}=2", body)
+    assert small.post(f"{CHAT}?other=2", body).status_code == 200
+
+
+def test_a_key_that_cannot_be_written_is_named(small: Server) -> None:
+    """JSON may hold half of a character, which no answer can."""
+    raw = json.dumps({**bodies()[CHAT], "vllm_xargs": {"flow_half": 1}}).replace("half", "\\ud800")
+    answer = small.client.post(CHAT, content=raw, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("'flow_\\ud800'=1: vLLM-Flow does not know")
 
 
 @pytest.mark.parametrize("key", [{CLIFF_KEY: 1}, {CLIFF_KEY: LAYERS}])

@@ -20,6 +20,7 @@ from tests.server import malformed
 from tests.server.conftest import LAYERS, STRONGEST
 from tests.server.requests import CHAT, COMPLETIONS, chat_body, text_body
 from tests.server.serving import Server
+from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import REQUEST_KEYS
 
 BATCH = 25
@@ -96,7 +97,7 @@ def test_bad_keys_are_refused_by_name(
     answer = watched.post(path, {**GOOD[path], "vllm_xargs": keys})
     assert answer.status_code == 400, answer.text
     said = sentence(answer)
-    assert said.startswith(f"{named}="), said
+    assert said.startswith(f"{PolicyError(named, 1, '').key}="), said
     assert (
         f"it must be an integer from 0 (no layer sees the image) to {LAYERS}" in said
         or "a list needs one value per image of the prompt." in said
@@ -120,7 +121,10 @@ def test_a_key_in_the_wrong_place_is_refused(
 ) -> None:
     """vLLM ignores fields that it does not know, and the policy with them."""
     said = watched.refused(path, {**GOOD[path], key: value})
-    assert said.startswith(f"{key}=") and 'into the object "vllm_xargs"' in said
+    assert (
+        said.startswith(f"{PolicyError(key, 1, '').key}=")
+        and 'into the object "vllm_xargs"' in said
+    )
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])

@@ -89,6 +89,13 @@ def test_profiles_of_two_models_are_not_merged(name: str, value: Any) -> None:
         ({"tasks": {"pope": {"flow_cliff": True}}}, "task 'pope': flow_cliff=True"),
         ({"default": {}}, '"default" must be an object'),
         ({"default": {"flow_cliff": -1}}, "flow_cliff=-1"),
+        (
+            {"tasks": {"pope": {"flow_cliff": 3, "flow_kep": "9%"}}},
+            "'pope': flow_kep=.*'flow_keep'",
+        ),
+        ({"tasks": {"pope": {"flow_cliff": 3, "flow_task": "a"}}}, "'pope': 'flow_task' is no"),
+        ({"default": {"flow_cliff": 3, "Flow_When": "decode"}}, "Flow_When=.*'flow_when'"),
+        ({"defualt": {"flow_cliff": 3}}, "'defualt'.*did you mean 'default'"),
     ],
 )
 def test_what_is_no_profile_of_this_model_is_refused(change: dict[str, Any], says: str) -> None:
@@ -174,8 +181,12 @@ def test_bad_profiles_are_refused_with_the_settings_name(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"\['default_policy'\]: profile .* cannot be read"):
         with_profile_read(options(path))
     write_profile(path, content({"pope": 10}))
-    with pytest.raises(ValueError, match=r"\['default_policy'\].*this one has 24"):
-        FlowSettings.read(options(path), 24)
+    for source in (options(path), with_profile_read(options(path))):
+        # The second is what a server's processes get.
+        with pytest.raises(
+            ValueError, match=r"\['default_policy'\]: .*cliff.json .*this one has 24"
+        ):
+            FlowSettings.read(source, 24)
     with pytest.raises(ValueError, match="'flow_cliff' beside 'profile'"):
         FlowSettings.read(options(path, flow_cliff=3), LAYERS)
     with pytest.raises(ValueError, match="no such option"):

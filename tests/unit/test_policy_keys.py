@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy import WHOLE, FlowPolicy, Stage, weaker_layer
 from vllm_flow.policy_bounds import admit, check_bound, operators_policy
 from vllm_flow.policy_error import PolicyError
@@ -31,6 +32,8 @@ def test_keys_of_others_are_left_alone() -> None:
     assert parse_policy(
         {"flowers": 3, "other": "x", "flow_cliff": 1}, LAYERS
     ) == FlowPolicy.withdrawal(1)
+    for key in ("cliff", "flow", "flow rate", "workflow_seed", "low_rank", "x.flow_cliff", "流"):
+        assert parse_policy({key: 3}, LAYERS) is None
 
 
 NOT_A_LAYER = st.one_of(
@@ -60,12 +63,34 @@ def test_an_enormous_integer_is_refused_without_being_printed() -> None:
 
 @pytest.mark.parametrize(
     ("key", "hint"),
-    [("flow_clif", "did you mean 'flow_cliff'"), ("flow_temperature", "known keys: 'flow_cliff'")],
+    [
+        ("flow_clif", "did you mean 'flow_cliff'"),
+        ("flow_temperature", "known keys: 'flow_cliff'"),
+        ("FLOW_CLIFF", "did you mean 'flow_cliff'"),
+        ("Flow_Temperature", "known keys: 'flow_cliff'"),
+        ("flow-cliff", "did you mean 'flow_cliff'"),
+        ("flowLogAttention", "did you mean 'flow_log_attention'"),
+        (" flow_keep", "did you mean 'flow_keep'"),
+        ("fl\u200bow_cliff", "did you mean 'flow_cliff'"),
+        ("ｆｌｏｗ_cliff", "did you mean 'flow_cliff'"),
+    ],
 )
 def test_an_unknown_flow_key_is_refused_with_a_hint(key: str, hint: str) -> None:
     with pytest.raises(PolicyError, match=hint):
         parse_policy({key: 1}, LAYERS)
     assert issubclass(PolicyError, ValueError)
+
+
+@given(st.text(st.characters(codec=None, exclude_categories=())))
+def test_whatever_a_key_holds_its_refusal_can_be_sent_and_logged(rest: str) -> None:
+    with pytest.raises(PolicyError) as error:
+        parse_policy({f"flow_?{rest}": 1}, LAYERS)
+    for said in (str(error.value), error.value.key):
+        said.encode()
+        assert said.isprintable() and said.lstrip("'\"").startswith("flow_?")
+    with pytest.raises(PolicyError) as error:
+        parse_policy({"flow_" + "x" * 100_000: 1}, LAYERS)
+    assert len(str(error.value)) < 500
 
 
 @given(st.integers(0, LAYERS), st.none() | st.integers(0, LAYERS - 1), st.booleans())
@@ -81,6 +106,16 @@ def test_an_operator_bounds_what_requests_ask_for(
         with pytest.raises(PolicyError, match="the operator of this server"):
             admit({"flow_cliff": cliff}, LAYERS, allowed=allowed, strongest=bound)
     assert admit({"other": 1}, LAYERS, allowed=allowed, strongest=bound) is None
+
+
+def test_a_bound_that_allows_nothing_is_one() -> None:
+    """As a request's policy it would be none, and no bound would be the opposite of what was meant."""
+    for keys in ({"flow_cliff": LAYERS}, {"flow_stages": f"{LAYERS}:0"}):
+        bound = FlowSettings.read({"max_policy": keys}, LAYERS).max_policy
+        with pytest.raises(PolicyError, match=f"from {LAYERS} to {LAYERS}"):
+            admit({"flow_cliff": LAYERS - 1}, LAYERS, strongest=bound)
+        assert admit({"flow_cliff": LAYERS}, LAYERS, strongest=bound) is None
+    assert FlowSettings.read({}, LAYERS).max_policy is None
 
 
 @st.composite

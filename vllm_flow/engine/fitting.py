@@ -55,9 +55,9 @@ def fitted(
             f"no policy reaches inputs of the modality {strange!r}; leave out the policy."
         )
     totals = [image.mm_position.get_num_embeds() for image in evictable(features)]
+    _check_images(policy, totals, keys)
     if not totals:
         return None
-    _check_images(policy, totals, keys)
     prompt_tokens = len(request.prompt_token_ids or ())
     _check_places(image_ranges(features), prompt_tokens)
     layout = layout_of(policy, features, settings.num_layers, prompt_tokens)

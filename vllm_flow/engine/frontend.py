@@ -24,9 +24,9 @@ from vllm_flow.policy_bounds import admit, parse_task
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import (
     FORMS,
-    KEY_PREFIX,
     POLICY_KEYS,
     TASK_KEY,
+    is_own,
     parse_policy,
     request_keys,
 )
@@ -57,7 +57,7 @@ def tell_unread(params: Any) -> None:
     Refusing them here would come after its picture was prepared, which vLLM's next request with it relies on.
     """
     keys = getattr(params, "extra_args", None) or {}
-    unread = sorted(key for key in keys if isinstance(key, str) and key.startswith(KEY_PREFIX))
+    unread = sorted(key for key in keys if is_own(key))
     if unread:
         logger.warning_once(
             "A request sends %s, which vLLM-Flow is not there to read: the answer is that of no policy. "

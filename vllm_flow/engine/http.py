@@ -17,7 +17,7 @@ JSON body depends on ``validate_json_request``. FastAPI has parsed the body by t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -26,7 +26,7 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm_flow.engine.frontend import RefusedRequest, check_keys
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy_error import PolicyError
-from vllm_flow.policy_keys import KEY_PREFIX
+from vllm_flow.policy_keys import KEY_PREFIX, is_own
 from vllm_flow.user_text import NotJSON, parse_json
 
 XARGS = "vllm_xargs"
@@ -79,6 +79,7 @@ async def checked_json_request(raw_request: Request) -> None:
     except (ValueError, RecursionError):
         return  # no JSON: for vLLM to refuse
     try:
+        check_address(raw_request.query_params, PLACES.get(route))
         check_once(raw)
         check_body(body, getattr(raw_request.app.state, STATE, None), PLACES.get(route))
     except PolicyError as error:
@@ -93,7 +94,11 @@ def refusal_of(line: str, settings: FlowSettings) -> str | None:
     try:
         request = parse_json(line)
         check_once(line.encode("utf-8", "surrogatepass"))
-        check_body(request.get("body"), settings, PLACES.get(request.get("url")))
+        place = PLACES.get(request.get("url"))
+        check_body(request.get("body"), settings, place)
+        beside = {name: value for name, value in request.items() if name != "body"}
+        for key, value in _strays(beside, None):
+            raise PolicyError(key, value, _belongs(None if place is None else ("body", *place)))
     except NotJSON as error:  # vLLM's own reader has read it, which is another
         return f"this line is no JSON that can be checked: {error}."
     except PolicyError as error:
@@ -122,7 +127,7 @@ def check_body(
     if isinstance(keys, dict):
         if settings is not None:
             check_keys(keys, settings)
-        own = next((key for key in keys if key.startswith(KEY_PREFIX)), None)
+        own = next(filter(is_own, keys), None)
         if own is not None and body.get(BEAMS) not in (None, False):
             reason = (
                 "beam search makes requests of its own, which would not carry this key; leave out "
@@ -131,6 +136,16 @@ def check_body(
             raise PolicyError(own, keys[own], reason)
     for key, value in _strays(body, keys):
         raise PolicyError(key, value, _belongs(place))
+
+
+def check_address(query: Mapping[str, str], place: Sequence[str] | None) -> None:
+    """Refuse keys behind the address, where vLLM reads none.
+
+    Raises:
+        PolicyError: names the first.
+    """
+    for key in filter(is_own, query):
+        raise PolicyError(key, query[key], _belongs(place))
 
 
 def _belongs(place: Sequence[str] | None) -> str:
@@ -153,7 +168,7 @@ def _strays(body: dict[str, Any], keys: Any) -> Iterator[tuple[str, Any]]:
             waiting += [(item, field) for item in node if isinstance(item, (dict, list))]
             continue
         for key, value in node.items():
-            if key.startswith(KEY_PREFIX) and node is not keys:
+            if node is not keys and is_own(key):
                 yield key, value
             if isinstance(value, (dict, list)) and not _clients_own(node, key, field):
                 within = key if field is None and key not in _BODIES else field

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.logger import init_logger
+
+logger = init_logger("vllm.vllm_flow.plugin")
+
 WORKER_CLS = "vllm_flow.engine.worker.FlowWorker"
 SCHEDULER_CLS = "vllm_flow.engine.scheduler.FlowScheduler"
 ASYNC_SCHEDULER_CLS = "vllm_flow.engine.scheduler.FlowAsyncScheduler"
@@ -33,17 +37,33 @@ def configure(config: Any) -> None:
     """
     from vllm import __version__
 
+    from vllm_flow import __version__ as FLOW_VERSION
     from vllm_flow.engine import drafts, metrics
     from vllm_flow.engine.attention.writer import check_log
     from vllm_flow.engine.prompt_scores import blank
-    from vllm_flow.engine.setting_values import CONFIG_KEY, with_profile_read
+    from vllm_flow.engine.setting_values import CONFIG_KEY, strays, with_profile_read
     from vllm_flow.engine.settings import FlowSettings
     from vllm_flow.engine.support import check_policies, check_supported
     from vllm_flow.patches import core_client, endpoint_plugins, logprobs, renderer, run_batch
 
     options = config.additional_config
-    if not isinstance(options, dict) or CONFIG_KEY not in options:
+    if not isinstance(options, dict):
         return
+    misplaced = strays(options, FlowSettings.names())
+    if CONFIG_KEY not in options:
+        for name in misplaced:
+            logger.warning_once(
+                "additional_config[%r] is no setting of vLLM's. If it is meant for vLLM-Flow, which is off: "
+                "write {'%s': {%r: ...}}.",
+                name,
+                CONFIG_KEY,
+                name,
+            )
+        return
+    if misplaced:
+        raise ValueError(
+            f"additional_config[{misplaced[0]!r}]: this setting belongs into the object {CONFIG_KEY!r}."
+        )
     if config.model_config is None or config.model_config.is_submodel_config:
         return  # a view of a config that was or will be configured as a whole
     if drafts.is_drafters_config(config):
@@ -72,6 +92,7 @@ def configure(config: Any) -> None:
             "vllm.v1.worker.gpu_worker.Worker",
         ),
     )
+    logger.info_once("vLLM-Flow %s: %s", FLOW_VERSION, settings.summary)
     metrics.enable(config.model_config.served_model_name)
     endpoint_plugins.apply(_key_check)
     renderer.apply()

@@ -7,6 +7,7 @@ nothing of vLLM.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,24 @@ def known(options: Any, names: Sequence[str]) -> None:
             raise ValueError(f"{_named(name)}: no such option; {hint}")
 
 
+def strays(config: Mapping[Any, Any], names: Sequence[str]) -> list[str]:
+    """Options of these names that stand beside ``vllm_flow`` and not in it, where nobody reads them.
+
+    Args:
+        config: ``additional_config``, which other extensions have settings in, too.
+
+    Raises:
+        ValueError: ``vllm_flow`` in another spelling, which no other extension's name would be.
+    """
+    for name in config:
+        letters = "".join(letter for letter in str(name).casefold() if letter.isalnum())
+        if name != CONFIG_KEY and letters == CONFIG_KEY.replace("_", ""):
+            raise ValueError(
+                f"additional_config[{name!r}]: vLLM-Flow would not read it; did you mean {CONFIG_KEY!r}?"
+            )
+    return [name for name in config if name in names]
+
+
 def layers(options: Mapping[str, Any], name: str, num_layers: int) -> int | None:
     """A number of layers, None where it is left out."""
     found = options.get(name)
@@ -58,11 +77,11 @@ def flag(options: Mapping[str, Any], name: str, default: bool) -> bool:
 
 
 def directory(options: Mapping[str, Any], name: str) -> str | None:
-    """The name of a directory, which need not exist."""
+    """The name of a directory, which need not exist; a ``~`` that no shell has replaced is."""
     found = options.get(name)
     if found is not None and (not isinstance(found, str) or not found.strip()):
         raise ValueError(f"{_named(name)}={found!r}: it must name a directory.")
-    return found
+    return None if found is None else os.path.expanduser(found)
 
 
 def size(options: Mapping[str, Any], name: str, default: int) -> int:
@@ -101,6 +120,17 @@ def policy(options: Mapping[str, Any], name: str, num_layers: int) -> FlowPolicy
         return operators_policy(keys, num_layers)
     except PolicyError as error:
         raise ValueError(f"{_named(name)}: {error}") from None
+
+
+def bound(options: Mapping[str, Any], name: str, num_layers: int) -> FlowPolicy | None:
+    """A policy as the most that others may evict, None where there is no bound.
+
+    One that evicts nothing is a bound like any other, though as a request's policy it would be none.
+    """
+    found = policy(options, name, num_layers)
+    if found is None and options.get(name):
+        return FlowPolicy.withdrawal(num_layers)
+    return found
 
 
 def profile(options: Mapping[str, Any], num_layers: int) -> Profile | None:

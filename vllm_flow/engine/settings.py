@@ -138,9 +138,32 @@ class FlowSettings:
             return found
         return f"{found}, with keys in {self.layers_per_block} of each and a state per request in the others"
 
+    @property
+    def summary(self) -> str:
+        """What an operator may want to see confirmed when the engine starts."""
+        default = "evict nothing"
+        if self.default_policy is not None:
+            default = f'get "{self.default_policy}"'
+        others = "others may send any policy"
+        if not self.allow_request_policy:
+            others = "those that send one are refused"
+        elif self.max_policy is not None:
+            others = f'others may evict no more than "{self.max_policy}"'
+        found = f"{self.num_layers} decoder layers, {self.storage}. Requests without a policy {default}; {others}."
+        if self.profile is not None:
+            found += f" Tasks of the profile: {', '.join(sorted(self.profile.policies))}."
+        if self.attention_log is not None:
+            found += f" Attention is logged in {self.attention_log}."
+        return found
+
     def group_of(self, layer: int) -> tuple[int, int]:
         """First and last layer of the storage group that decoder layer ``layer`` belongs to."""
         return next(group for group in self.groups if group[0] <= layer <= group[1])
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The options' names."""
+        return [f.name for f in fields(cls) if f.name not in READ]
 
     @classmethod
     def read(
@@ -158,7 +181,7 @@ class FlowSettings:
         Raises:
             ValueError: not an object, an unknown option, or a value out of range; names it.
         """
-        values.known(options, [f.name for f in fields(cls) if f.name not in READ])
+        values.known(options, cls.names())
         group_layers = values.layers(options, "group_layers", num_layers)
         if group_layers is None:
             group_layers = default_span(num_layers, attending, draft_layers)
@@ -174,7 +197,7 @@ class FlowSettings:
             group_layers=group_layers,
             default_policy=default,
             profile=profile,
-            max_policy=values.policy(options, "max_policy", num_layers),
+            max_policy=values.bound(options, "max_policy", num_layers),
             allow_request_policy=values.flag(options, "allow_request_policy", True),
             attention_log=values.directory(options, "attention_log"),
             attention_log_max_bytes=values.size(
