@@ -107,7 +107,7 @@ def say(name: str, sentence: str, error: BaseException) -> None:
     with contextlib.suppress(OSError):
         # A terminal has just shown ^C, or a progress bar.
         start = "\n" if sys.stderr.isatty() else ""
-        print(f"{start}vllm-flow {name}: {line if line.endswith('.') else line + '.'}",
+        print(f"{start}vllm-flow {name}: {line if line.endswith(('.', '?')) else line + '.'}",
               file=sys.stderr, flush=True)  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_flow.eval.sweep.conversation import Conversation, choose
+from vllm_flow.model_names import why_unread
 from vllm_flow.remote_code import refusal
 
 DEMO_MODELS = ("demo", "demo-small")
@@ -82,9 +83,8 @@ def read_facts(
     except Exception as error:
         if needed := refusal(error):
             raise ModelError(f"model {model!r}: {needed}") from None
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(
-            f"model {model!r} cannot be read: {first} (a directory, a hub name, or `demo`; "
+            f"model {model!r} cannot be read: {why_unread(path, error)} (a directory, a hub name, or `demo`; "
             "HF_HUB_OFFLINE=1 keeps to what is in the hub's cache)"
         ) from None
     if config.model_type in CHUNKED:

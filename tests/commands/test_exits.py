@@ -49,6 +49,7 @@ def own_handlers() -> object:
     [
         (CommandError("the engine\nended"), STOPPED, "the engine ended."),
         (Refused("no such thing."), REFUSED, "no such thing."),
+        (Refused("did you mean 'a'?"), REFUSED, "did you mean 'a'?"),
         (KeyboardInterrupt(), INTERRUPTED, "interrupted."),
         (OSError(errno.ENOSPC, "x", "/a/b"), STOPPED, "/a/b: No space left on device."),
         (OSError(errno.EROFS, "Error writing. Detail: ..."), STOPPED, "Read-only file system."),

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from vllm_flow.exits import CommandError
+from vllm_flow.model_names import absence
 
 if TYPE_CHECKING:
     from vllm_flow.analysis.vlm import Vlm
@@ -29,7 +30,9 @@ def load(
         return Vlm.load(model, dtype, chosen, attention)
     # Transformers reads foreign files and raises what it likes for damaged ones (KeyError, TypeError, ...).
     except Exception as error:
-        raise CommandError(f"{model} cannot be loaded: {error or repr(error)}") from error
+        raise CommandError(
+            f"{model} cannot be loaded: {absence(model, error) or error or repr(error)}"
+        ) from error
 
 
 def load_or_explain(model: str, attention: str | None = None) -> Vlm | None:

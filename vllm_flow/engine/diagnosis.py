@@ -16,6 +16,7 @@ from importlib import metadata
 from typing import Any
 
 from vllm_flow import __version__, setup_env
+from vllm_flow.model_names import UnreadModel
 from vllm_flow.remote_code import refusal
 
 PLUGIN_GROUP = "vllm.general_plugins"
@@ -84,6 +85,8 @@ def diagnose(
     for topic, ask in questions:
         try:
             findings += ask()
+        except UnreadModel as error:
+            findings.append(Finding(topic, f"{model}: {error}", problem=True))
         except Exception as error:  # whatever is broken in there is what the user wants to know
             text = " ".join((refusal(error) or f"{type(error).__name__}: {error}").split())
             findings.append(Finding(topic, text, problem=True))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.model_names import UnreadModel, absence
 from vllm_flow.remote_code import refusal
 
 if TYPE_CHECKING:
@@ -74,11 +75,12 @@ def read_config(model: str, trust_remote_code: bool) -> Any:
 
 
 def check_code(model: str, trust_remote_code: bool) -> None:
-    """Refuse a model whose configuration is code that may not run.
+    """Refuse a model that is not there, or whose configuration is code that may not run.
 
     For what builds a whole configuration of vLLM, which would try three times, and log that.
 
     Raises:
+        UnreadModel: (a ValueError) there is no such model.
         ValueError: names the option.
     """
     try:
@@ -86,6 +88,8 @@ def check_code(model: str, trust_remote_code: bool) -> None:
     except Exception as error:  # whatever else is wrong, vLLM says
         if needed := refusal(error):
             raise ValueError(needed) from None
+        if absent := absence(model, error):
+            raise UnreadModel(f"{absent}.") from None
 
 
 def replace_tower_part(model: nn.Module, name: str, make: Callable[[], nn.Module]) -> None:

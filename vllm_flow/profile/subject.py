@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vllm_flow.model_names import why_unread
 from vllm_flow.profile.dimensions import ModelShape
 
 PICTURE = (640, 480)
@@ -70,8 +71,7 @@ def subject_of(
             return Subject(shape, picture or (side, side), shape.tower.tokens)
     # Of foreign files, which may lack anything or hold it in any type.
     except Exception as error:
-        first = next(iter(str(error).splitlines()), repr(error))
-        raise ValueError(f"no model at {model!r}: {first}") from error
+        raise ValueError(f"no model at {model!r}: {why_unread(model, error)}") from error
     return _as_vllm_sees_it(model, dtype, picture or PICTURE, trust_remote_code)
 
 
