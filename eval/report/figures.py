@@ -136,6 +136,9 @@ def scores(axis: Any, task: TaskResult, layers: int) -> None:
         )  # fmt: skip
     _mark_cliff(axis, task)
     _layer_axis(axis, layers)
+    if task.cliff is not None and task.cliff.too_few:
+        # Below the panel: within it, wherever that is, some curve or its interval passes.
+        axis.set_xlabel(f"{axis.get_xlabel()}\n(too few questions to show one)")
     _headed(axis, task, "")
 
 
@@ -150,14 +153,6 @@ def _mark_cliff(axis: Any, task: TaskResult) -> None:
     if cliff.seen is not None and cliff.seen != cliff.shown:
         label = "from here on no larger loss seen or found"
         axis.axvline(cliff.seen, color=GREEN, lw=1.2, ls="-.", label=label, zorder=1)
-    if cliff.too_few:
-        # Below the curve, which ends at the baseline: above it where lower is better.
-        higher = task.higher_is_better
-        axis.text(
-            0.98, 0.04 if higher else 0.9, "too few questions\nto show a cliff", ha="right",
-            va="bottom" if higher else "top", transform=axis.transAxes, fontsize=8.5, color=GREEN,
-            bbox={"facecolor": axis.get_facecolor(), "edgecolor": "none", "pad": 1.5, "alpha": 0.85},
-        )  # fmt: skip
 
 
 def differences(axis: Any, task: TaskResult, layers: int, options: Options) -> None:

@@ -23,6 +23,7 @@ from vllm_flow.eval.report.cost import (
     times_by_policy,
     tokens_by_policy,
 )
+from vllm_flow.eval.report.figures_cost import _tokens, curves, looks_of
 from vllm_flow.eval.report.results import Options, Summary
 from vllm_flow.eval.report.summary import summarise
 from vllm_flow.eval.statistics.intervals import Interval, between
@@ -32,6 +33,23 @@ from vllm_flow.eval.sweep.records import Run
 
 FAST = Options(resamples=100, swaps=999)
 POLICIES = "baseline,cliff=10,budget=1/2,budget=1/2 last_prompt"
+
+
+def test_every_point_of_the_figure_is_on_its_axis(tmp_path: Path) -> None:
+    """Also text alone, which costs nothing and stands left of that for its method's sake."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    run = make_run(tmp_path, ["scienceqa"], "baseline,text-only,cliff=10,budget=1/3", 20)
+    summary, found, _ = read(run, run.answers().to_pylist())
+    axis = Figure().subplots()
+    curves(axis, summary.tasks[0], found, _tokens, looks_of({"scienceqa": found}))
+    left, right = axis.get_xlim()
+    drawn = {
+        bars.get_label(): [float(x) for x in bars.lines[0].get_xdata()] for bars in axis.containers
+    }
+    assert len(drawn["cliff"]) == 2 and min(drawn["cliff"]) < 1
+    assert all(left < x < right for xs in drawn.values() for x in xs)
 
 
 @pytest.fixture(scope="module")
