@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from tests.analysis.conftest import PROMPT, SHAPE
 from tests.engine import tiny_llava
 from tests.unit.odd_pictures import png_of
 from vllm_flow import cli
-from vllm_flow.analysis import cam_command
+from vllm_flow.analysis import cam_command, figure_cam
 from vllm_flow.analysis.attention_reference import attention_masses, write_tables
 from vllm_flow.analysis.cam_command import box_corners, colour, layer_numbers
 from vllm_flow.analysis.cam_file import CamRecord
@@ -282,6 +283,19 @@ def test_panels_have_the_pictures_proportions(tmp_path: Path) -> None:
     draw_overlays([both[0]], tmp_path / "few")
     boxed = dataclasses.replace(both[0], coverage=np.full((5, 8), 0.5), box=(0, 0, 80, 100))
     draw_convergence(boxed, tmp_path / "boxed")  # with heat in every layer
+
+
+def test_nothing_is_written_over_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line of even heat is named in the legend, below each panel."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(figure_cam, "save", lambda plt, figure, stem: drawn.append(figure) or [])
+    record = record_of((100, 100), (4, 4), 5)
+    draw_convergence(
+        dataclasses.replace(record, coverage=np.full((4, 4), 0.5), box=(0, 0, 50, 50)), tmp_path
+    )
+    for axis in drawn[0].axes:
+        assert not axis.texts
+        assert [text.get_text() for text in axis.get_legend().get_texts()] == ["even heat"]
 
 
 def test_a_map_need_not_be_square(tmp_path: Path) -> None:

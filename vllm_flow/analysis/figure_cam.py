@@ -164,16 +164,11 @@ def draw_convergence(record: CamRecord, stem: Path) -> list[Path]:
         figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.9), layout="constrained")
         parts = (
             ("inside_box", 100.0, "heat inside the box, %", "Where the heat lies",
-             100 * float(record.coverage.mean()), "even heat"),
-            ("entropy", 1.0, "entropy of the heat (1: even)", "How spread it is", 1.0, "even heat"),
+             100 * float(record.coverage.mean())),
+            ("entropy", 1.0, "entropy of the heat (1: even)", "How spread it is", 1.0),
         )  # fmt: skip
-        for axis, (key, factor, label, heading, level, note) in zip(axes, parts, strict=True):
-            axis.axhline(level, color=QUIET, linewidth=1, linestyle="--")
-            axis.annotate(
-                note, (layers[-1], level), (0, 3 if level > 1 else -4),
-                textcoords="offset points", ha="right", va="bottom" if level > 1 else "top",
-                fontsize=8, color=QUIET,
-            )  # fmt: skip
+        for axis, (key, factor, label, heading, level) in zip(axes, parts, strict=True):
+            axis.axhline(level, color=QUIET, linewidth=1, linestyle="--", label="even heat")
             axis.plot(
                 layers, [factor * row[key] for row in rows], color=COLOURS[0], marker="o",
                 markersize=4, linewidth=1.6,
@@ -186,7 +181,7 @@ def draw_convergence(record: CamRecord, stem: Path) -> list[Path]:
                     empty, [0] * len(empty), color=QUIET, marker="x", markersize=5, linestyle="none",
                     clip_on=False, label="no heat in this layer",
                 )  # fmt: skip
-                axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(-0.02, -0.13))
+            axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(-0.02, -0.13), ncols=2)
             axis.set_xlim(layers[0] - 0.7, layers[-1] + 0.7)
             axis.set_xlabel("decoder layer (0-based)")
             axis.set_ylabel(label)
