@@ -200,3 +200,24 @@ def test_a_rank_by_the_whole_prompt_reaches_from_the_first_image_to_its_end() ->
     assert len({same.key(b"x", 5), other.key(b"x", 5), same.key(b"y", 5), b"x"}) == 4
     with pytest.raises(ValueError, match="how long"):
         TokenLayout.of(policy, images)
+
+
+@pytest.mark.parametrize(
+    ("stages", "ordered"),
+    [
+        # As far as the first stage keeps, which a later one of the same rank goes by.
+        ((Stage(1, 9, "diversity"), Stage(3, 4, "diversity")), [9, 9]),
+        # All of it where others have chosen before.
+        ((Stage(1, 9, "last_image"), Stage(3, 4, "diversity")), [0, 12]),
+        ((Stage(1, 9, "diversity"), Stage(2, 7, "last_image"), Stage(3, 4, "diversity")), [9, 0, 12]),
+        ((Stage(1, 9, "uniform"), Stage(3, 4, "diversity")), [12]),
+        # Nothing to choose where all stays.
+        ((Stage(1, 12, "diversity"), Stage(2, 4, "diversity"), Stage(3, 4, "diversity")), [4]),
+    ],
+)
+def test_a_picture_is_put_in_order_only_as_far_as_a_stage_needs(
+    stages: tuple[Stage, ...], ordered: list[int]
+) -> None:
+    layout = TokenLayout.of(FlowPolicy((stages,)), ImageSpans.from_ranges([(2, 14)]), 20)
+    assert layout is not None
+    assert [choice.ordered for stage in layout.stages for choice in stage.choices] == ordered
