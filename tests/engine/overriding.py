@@ -19,6 +19,8 @@ from typing import Any
 import vllm
 from torch import nn
 from vllm.distributed.kv_transfer.kv_connector.v1.base import SupportsHMA
+from vllm.model_executor.models.llava import LlavaForConditionalGeneration
+from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
 from vllm.v1.worker.block_table import MultiGroupBlockTable
 from vllm.v1.worker.cpu.model_runner import CPUModelRunner as CpuRunnerV2
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner as CpuRunnerV1
@@ -31,7 +33,7 @@ import vllm_flow.engine
 import vllm_flow.models
 from vllm_flow.engine.connectors import FlowConnector
 from vllm_flow.engine.cpu_groups import DirectSlots
-from vllm_flow.engine.model_call import FlowModel
+from vllm_flow.engine.model_call import FlowModel, FlowScoringModel
 from vllm_flow.engine.prompt_scores import FlowPromptLogprobs
 from vllm_flow.engine.runner_v1 import FlowRunnerV1
 from vllm_flow.engine.runner_v2 import FlowModelState, FlowRunnerV2
@@ -41,6 +43,7 @@ MIXED_BEFORE: dict[type, tuple[type, ...]] = {
     FlowRunnerV2: (RunnerV2, CpuRunnerV2),
     FlowModelState: (default.DefaultModelState,),
     FlowModel: (nn.Module,),
+    FlowScoringModel: (nn.Module, LlavaForConditionalGeneration, LlavaNextForConditionalGeneration),
     FlowPromptLogprobs: (PromptLogprobsWorker,),
     DirectSlots: (MultiGroupBlockTable,),
     FlowConnector: (SupportsHMA,),

@@ -21,6 +21,7 @@ from tests.engine.harness import Engine, assert_exact
 from tests.engine.test_lifecycle import TINY_POOL
 from vllm_flow.engine import tower_scores
 from vllm_flow.engine.tower_scores import Tower, class_attention, tower_of
+from vllm_flow.ranks import RANKS, TowerRank
 
 RANKED = ("0:50% cls_attention", "2:30% cls_attention, 3:0", "0:30% cls_diverse, 2:10% uniform")
 
@@ -111,13 +112,13 @@ def test_preempted_requests_are_ranked_again(open_engine: OpenEngine) -> None:
 
 def test_an_engine_that_takes_embeddings_refuses_the_rank(open_engine: OpenEngine) -> None:
     engine = open_engine(GQA, 2, enable_mm_embeds=True)
+    others = " or ".join(repr(n) for n, rank in RANKS.items() if not isinstance(rank, TowerRank))
     for stages in ("0:50% cls_attention", "1:50% uniform, 2:30% cls_attention", "0:9 cls_diverse"):
         rank = stages.split()[-1]
         with pytest.raises(
             ValueError,
             match=rf"flow_stages.*'{rank}' reads the attention of the vision tower's class token, and this "
-            r"engine takes pictures that no tower of it has seen \(enable_mm_embeds\); rank by "
-            r"'uniform' or 'random' or 'diversity' or 'last_image' or 'last_prompt'\.",
+            rf"engine takes pictures that no tower of it has seen \(enable_mm_embeds\); rank by {others}\.",
         ):
             engine.run([replace(one_image(1), stages=stages)])
         engine.check_idle()

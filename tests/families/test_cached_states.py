@@ -29,10 +29,15 @@ from tests.families.cached_states import (
     sharing,
 )
 from tests.families.making import words
+from vllm_flow.ranks import RANKS
+from vllm_flow.ranks.base import Needs
 
 if TYPE_CHECKING:
     from tests.families.making import Checkpoint
     from tests.families.running import Engine, Judge
+
+OF_THE_PROMPT = tuple(name for name, rank in RANKS.items() if rank.needs == Needs.PROMPT)
+"""Ranks whose choice depends on the question."""
 
 slow = pytest.mark.skipif(
     v2_cpu.wanted(), reason="scheduling is the same, and V2's interpreter slow"
@@ -152,7 +157,8 @@ def test_what_is_ranked_lies_across_blocks_in_one_step(engine: Engine, judge: Ju
         one = replace(plain, stages=stages)
         assert run(engine, judge, one) == [0]
         # What the prompt's end ranks is computed with it, and no step ends with a block.
-        assert run(engine, judge, one) == [0 if "prompt" in stages else 128], stages
+        ranked_last = any(name in stages for name in OF_THE_PROMPT)
+        assert run(engine, judge, one) == [0 if ranked_last else 128], stages
 
 
 def test_a_state_in_the_middle_of_a_block_is_nobodys(engine: Engine, judge: Judge) -> None:

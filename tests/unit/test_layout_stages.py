@@ -209,7 +209,10 @@ def test_a_rank_by_the_whole_prompt_reaches_from_the_first_image_to_its_end() ->
         ((Stage(1, 9, "diversity"), Stage(3, 4, "diversity")), [9, 9]),
         # All of it where others have chosen before.
         ((Stage(1, 9, "last_image"), Stage(3, 4, "diversity")), [0, 12]),
-        ((Stage(1, 9, "diversity"), Stage(2, 7, "last_image"), Stage(3, 4, "diversity")), [9, 0, 12]),
+        (
+            (Stage(1, 9, "diversity"), Stage(2, 7, "last_image"), Stage(3, 4, "diversity")),
+            [9, 0, 12],
+        ),
         ((Stage(1, 9, "uniform"), Stage(3, 4, "diversity")), [12]),
         # Nothing to choose where all stays.
         ((Stage(1, 12, "diversity"), Stage(2, 4, "diversity"), Stage(3, 4, "diversity")), [4]),

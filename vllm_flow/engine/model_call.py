@@ -48,7 +48,10 @@ def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> DecoderHook:
         hook.pieces = Pieces(decoder.layers, vllm_config.compilation_config)
     hook.eager_operators = eager_operators(decoder.model, vllm_config)
     hook.tower = tower = tower_of(model, vllm_config)
-    adoption.adopt(model, FlowScoringModel if tower.unreadable is None else FlowModel)
+    if tower.unreadable is None:
+        adoption.adopt(model, FlowScoringModel)
+    else:
+        adoption.adopt(model, FlowModel)
     model.flow_hook, model.flow_tower = hook, tower
     return hook
 
