@@ -2,8 +2,8 @@
 
 The tests import ``Scheduler``, ``AsyncScheduler`` and ``KVCacheManager`` by name; what they find
 there are subclasses of those that first give each plain full-attention cache its storage groups,
-and then are the extension's. Everything else stays stock: other caches (sliding windows, Mamba, MLA,
-several groups), and whatever the tests build by hand.
+and then are the extension's. Everything else stays stock: other caches (sliding windows, chunks, Mamba,
+MLA, several groups), and whatever the tests build by hand.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from vllm.config.scheduler import SchedulerConfig
 from vllm.v1.core import kv_cache_manager
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched import async_scheduler, diffusion_scheduler, scheduler
-from vllm.v1.kv_cache_interface import KVCacheConfig, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    KVCacheConfig,
+    SlidingWindowSpec,
+)
 
 from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.scheduler import FlowAsyncScheduler, FlowScheduler
@@ -40,8 +44,8 @@ def grouped(config: KVCacheConfig, num_layers: int, num_groups: int) -> KVCacheC
     if len(config.kv_cache_groups) != 1:
         return None
     (group,) = config.kv_cache_groups
-    if type(group.kv_cache_spec) is SlidingWindowSpec:
-        return None  # stored whole with the extension, and these tests count what a window frees
+    if type(group.kv_cache_spec) in (SlidingWindowSpec, ChunkedLocalAttentionSpec):
+        return None  # stored whole with the extension, and these tests count what is freed
     if is_state(group.kv_cache_spec):
         return None  # states alone, without a layer that has keys
     settings = FlowSettings.read({"group_layers": num_layers // num_groups}, num_layers)
