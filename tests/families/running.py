@@ -62,10 +62,21 @@ class Engine:
             self.llm = LLM(model=str(checkpoint.where), **(settings | checkpoint.options | options))
 
     @property
+    def runner(self) -> Any:
+        """vLLM's model runner."""
+        core = self.llm.llm_engine.engine_core.engine_core
+        return core.model_executor.driver_worker.worker.model_runner
+
+    @property
     def model(self) -> Any:
         """vLLM's model."""
-        core = self.llm.llm_engine.engine_core.engine_core
-        return core.model_executor.driver_worker.worker.model_runner.model
+        return self.runner.model
+
+    @property
+    def spares_last_layers(self) -> bool:
+        """Whether image rows leave the last layer that sees them early."""
+        keeper = getattr(self.runner, "model_state", self.runner)  # model runner V2's, or V1
+        return bool(keeper.flow_requests.spares_last_layers)
 
     @property
     def decoder(self) -> Decoder:

@@ -15,7 +15,7 @@ from tests.engine.cases import GQA, LONG, QUICK, Ask, Case, Shape, every_cliff, 
 from tests.engine.compiling import counted_calls
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, Engine, assert_exact, logprobs_of, picture, tokens_of
-from tests.engine.policy_cases import late_mixed
+from tests.engine.policy_cases import device_mixed, late_mixed, row_mixed
 from tests.gpu.backends import DEFAULT, EAGER, GRAPHS, WIDE, flash, triton, v1
 from vllm_flow.engine.pieces import Piece
 
@@ -79,6 +79,15 @@ def test_what_leaves_after_the_prefill_is_exact(
     asks = late_mixed(LONG.layers)
     for run in (engine.run_joining, engine.run):
         assert assert_exact(engine, asks, run(asks), ties=True) >= len(asks) * 0.8
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_what_the_device_keeps_is_exact(open_engine: OpenEngine, execution: dict[str, Any]) -> None:
+    """Every rank: by embeddings, inside the tower, by attention of one row and of many, by hidden states."""
+    engine = open_engine(LONG, 2, **triton(**execution))
+    for asks in (device_mixed(LONG.layers), row_mixed()):
+        compared = assert_exact(engine, asks, engine.run(asks), ties=True)
+        assert compared >= len(asks) * 0.8
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)

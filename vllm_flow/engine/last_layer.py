@@ -37,6 +37,7 @@ LAYERS = (
     *("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"),
     *("Qwen3DecoderLayer", "Qwen3MoeDecoderLayer", "DeepseekV2DecoderLayer"),
     *("Qwen3VLDecoderLayer", "Qwen3VLMoeDecoderLayer", "AriaTextDecoderLayer"),
+    *("Glm4DecoderLayer", "Glm4MoeDecoderLayer"),
 )
 """Layers whose keys are: norm, fused projection, optional norm per head, rotary embedding; or latent."""
 
