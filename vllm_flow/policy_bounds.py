@@ -113,6 +113,33 @@ def check_bound(
     )
 
 
+SIZES = tuple(256 << power for power in range(8))
+"""Tokens of a picture at which two policies are compared when no picture is known: shares of fewer would often
+be rounded to the same number."""
+
+
+def contradicts(policy: FlowPolicy, strongest: FlowPolicy, num_layers: int) -> bool:
+    """Whether a policy evicts more than another one allows from every picture from which it evicts any.
+
+    One that does so from pictures of some sizes alone, as a share may beside a number of tokens, is none: what
+    such a policy may do, a picture's size decides.
+
+    Args:
+        policy, strongest: with one value for all images each.
+    """
+    told = []
+    for total in SIZES:
+        if all(policy.kept(layer, 0, total) == total for layer in range(num_layers)):
+            continue
+        try:
+            check_bound(policy, strongest, [total], num_layers)
+        except PolicyError:
+            told.append(True)
+        else:
+            told.append(False)
+    return bool(told) and all(told)
+
+
 def parse_task(keys: Mapping[str, Any] | None, tasks: Collection[str] | None) -> str | None:
     """Read from a request's extra arguments which task it belongs to.
 

@@ -11,6 +11,7 @@ import torch
 from vllm import SamplingParams
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
+from vllm_flow.cliff_file import Profile
 from vllm_flow.engine.frontend import check_params, check_request
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy_error import PolicyError
@@ -170,6 +171,16 @@ def test_a_default_policy_stays_away_from_what_it_does_not_fit() -> None:
     # A client opts out by any form of the baseline.
     assert settle({"flow_cliff": LAYERS}, (5, 90), default_policy=default) == (None, None)
     assert settle({"flow_stages": "31:0"}, (5, 90), default_policy=default)[0] == {"flow_cliff": 31}
+
+
+def test_a_default_policy_stays_away_from_pictures_of_which_it_evicts_more_than_is_allowed() -> None:
+    default = parse_policy({"flow_stages": "4:50% uniform"}, LAYERS)
+    bounds = {"max_policy": parse_policy({"flow_stages": "4:25 uniform"}, LAYERS)}
+    assert settle(None, (5, 50), default_policy=default, **bounds)[1] is not None
+    assert settle(None, (5, 49), default_policy=default, **bounds) == (None, None)
+    profile = Profile({"a": default}, None)
+    assert settle({"flow_task": "a"}, (5, 50), profile=profile, **bounds)[1] is not None
+    assert settle({"flow_task": "a"}, (5, 49), profile=profile, **bounds) == (None, None)
 
 
 def test_the_most_that_is_allowed_depends_on_the_picture() -> None:

@@ -143,6 +143,8 @@ def test_the_setting_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="kernel='xformers': .*column_major.*; leave it out"):
         tap.AttentionTap(None, {"only": layer(CACHE)}, "xformers")
     assert (
-        FlowSettings.read({"attention_log_kernel": "xformers"}, 4).attention_log_kernel
+        FlowSettings.read(
+            {"attention_log": "x", "attention_log_kernel": "xformers"}, 4
+        ).attention_log_kernel
         == "xformers"
     )

@@ -138,8 +138,13 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
             if asked is not None:
                 key = obstacle.key or asked
                 raise PolicyError(key, keys.get(key, value), str(obstacle)) from None
-        if asked is not None and settings.max_policy is not None:
-            check_bounds(request, policy, settings.max_policy, settings.num_layers)
+        if settings.max_policy is not None:
+            try:
+                check_bounds(request, policy, settings.max_policy, settings.num_layers)
+            except PolicyError:
+                if asked is not None:
+                    raise
+                layout = None  # within its bounds for pictures of other sizes
         if layout is not None:
             # Nothing behind the front end is told of a policy that evicts nothing.
             others |= request_keys(policy)

@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm_flow.cliff_file import Profile, ProfileError, essential, read_profile
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.policy_bounds import operators_policy
+from vllm_flow.policy_bounds import contradicts, operators_policy
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import POLICY_KEYS
 
@@ -131,6 +131,45 @@ def bound(options: Mapping[str, Any], name: str, num_layers: int) -> FlowPolicy 
     if found is None and options.get(name):
         return FlowPolicy.withdrawal(num_layers)
     return found
+
+
+def check_effects(options: Mapping[str, Any]) -> None:
+    """Refuse options that beside the others, or without them, would have no effect."""
+    if options.get("attention_log") is None:
+        for name in ("attention_log_max_bytes", "attention_log_kernel"):
+            if name in options:
+                raise ValueError(
+                    f"{_named(name)}={options[name]!r}: no attention is logged, so it would have no effect; name "
+                    f"a directory in 'attention_log', or leave {name!r} out."
+                )
+    if options.get("max_policy") and options.get("allow_request_policy") is False:
+        raise ValueError(
+            f"{_named('max_policy')}: 'allow_request_policy' is false, so no request has a policy that it could "
+            "bound; leave one of the two out."
+        )
+
+
+def check_bounded(
+    default: FlowPolicy | None,
+    tasks: Mapping[str, FlowPolicy | None],
+    strongest: FlowPolicy | None,
+    num_layers: int,
+) -> None:
+    """Refuse policies of the operator's own that evict more than he lets requests evict.
+
+    Args:
+        tasks: the policies of the profile, by task: a request that names the task asks for its policy.
+    """
+    if strongest is None:
+        return
+    # Tasks first: where a profile says no default, it is its only task's, and the task is what can be mended.
+    named = {f" of the task {task!r}": policy for task, policy in tasks.items()}
+    for of_task, policy in {**named, "": default}.items():
+        if policy is not None and contradicts(policy, strongest, num_layers):
+            raise ValueError(
+                f"{_named('default_policy')}: \"{policy}\"{of_task} evicts more than 'max_policy' lets any request "
+                f'evict, which is "{strongest}"; let one evict less, or the other more.'
+            )
 
 
 def profile(options: Mapping[str, Any], num_layers: int) -> Profile | None:

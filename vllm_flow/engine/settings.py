@@ -57,7 +57,8 @@ class FlowSettings:
 
     max_policy: FlowPolicy | None = None
     """The most a request may evict, layer by layer: one that keeps fewer tokens of an image in any
-    layer is refused. Same form."""
+    layer is refused. Same form. A default, or a task's policy, that evicts more whatever the picture is
+    refused at start-up; one that does so for pictures of some sizes stays away from those."""
 
     allow_request_policy: bool = True
     """False refuses every request that sends a policy of its own."""
@@ -179,7 +180,8 @@ class FlowSettings:
             attending, draft_layers: see the fields.
 
         Raises:
-            ValueError: not an object, an unknown option, or a value out of range; names it.
+            ValueError: not an object, an unknown option, a value out of range, an option without effect, or
+                two that contradict one another; names it.
         """
         values.known(options, cls.names())
         group_layers = values.layers(options, "group_layers", num_layers)
@@ -192,12 +194,14 @@ class FlowSettings:
             if profile is None
             else profile.default
         )
-        return cls(
+        strongest = values.bound(options, "max_policy", num_layers)
+        values.check_bounded(default, profile.policies if profile else {}, strongest, num_layers)
+        found = cls(
             num_layers=num_layers,
             group_layers=group_layers,
             default_policy=default,
             profile=profile,
-            max_policy=values.bound(options, "max_policy", num_layers),
+            max_policy=strongest,
             allow_request_policy=values.flag(options, "allow_request_policy", True),
             attention_log=values.directory(options, "attention_log"),
             attention_log_max_bytes=values.size(
@@ -208,6 +212,8 @@ class FlowSettings:
             attending=attending,
             draft_layers=draft_layers,
         )
+        values.check_effects(options)  # last, since a bad value is the plainer fault
+        return found
 
     @classmethod
     def of(cls, vllm_config: VllmConfig) -> FlowSettings | None:
