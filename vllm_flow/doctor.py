@@ -16,8 +16,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from vllm_flow.demo_model.naming import resolve_model
 from vllm_flow.engine.diagnosis import Diagnosis, diagnose
 from vllm_flow.engine.process import hush
+from vllm_flow.exits import CommandError
+from vllm_flow.model_names import UnreadModel
 from vllm_flow.remote_code import add_option as add_trust
 
 WIDTH = 14
@@ -28,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--probe", action="store_true", help="import vLLM: its device, model runner and attention"
     )
-    parser.add_argument("--model", help="the same, for this model: a folder, or a name of the hub")
+    parser.add_argument("--model", help="the same, for this model: a folder, a hub name, or demo")
     add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print an object instead of lines")
 
@@ -37,7 +40,11 @@ def run(args: argparse.Namespace) -> int:
     """Print the diagnosis; 1 where serving would not work."""
     # vLLM logs how it comes to its choices, which would drown what is said here.
     hush()
-    found = diagnose(args.model, probe=args.probe, trust_remote_code=args.trust_remote_code)
+    try:
+        model = None if args.model is None else resolve_model(args.model)
+    except UnreadModel as error:
+        raise CommandError(str(error)) from error
+    found = diagnose(model, probe=args.probe, trust_remote_code=args.trust_remote_code)
     if args.json:
         print(json.dumps({"serves": not found.problems, **asdict(found)}, indent=2))
     else:

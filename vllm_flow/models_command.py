@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from vllm_flow.analysis.cam_names import READ, UNREAD
+from vllm_flow.demo_model.naming import resolve_model
 from vllm_flow.engine.families.family import Family
 from vllm_flow.engine.families.known import FAMILIES
 from vllm_flow.engine.process import hush
@@ -43,7 +44,7 @@ MARKER = re.compile(r"<[^ ,]+>|\[[A-Z_]+\]")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("model", nargs="?", help="look at this model: a folder, or a hub name")
+    parser.add_argument("model", nargs="?", help="look at this model: a folder, a hub name, or demo")
     parser.add_argument(
         "--picture",
         type=pixels,
@@ -158,7 +159,7 @@ def about(
     from vllm_flow.engine.settings import FlowSettings
     from vllm_flow.profile.picture_cost import read_config
 
-    config = read_config(model, trust_remote_code=trust_remote_code)
+    config = read_config(resolve_model(model), trust_remote_code=trust_remote_code)
     families.check_supported(config)
     family = families.family_of(config.architecture)
     assert family is not None, "check_supported refuses what has no row"

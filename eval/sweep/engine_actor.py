@@ -68,8 +68,9 @@ class EngineActor:
         import vllm
 
         from vllm_flow.engine.inspect import scheduler_of
+        from vllm_flow.demo_model.naming import resolve_model
         from vllm_flow.eval.sweep.conversation import Conversation
-        from vllm_flow.eval.sweep.model_facts import read_processor, resolve_model
+        from vllm_flow.eval.sweep.model_facts import read_processor
 
         self.options = options
         self.policies = {policy.name: policy for policy in options.policies}

@@ -9,12 +9,11 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_flow.demo_model.naming import DEMO_MODELS, resolve_model
 from vllm_flow.eval.sweep.conversation import Conversation, choose
-from vllm_flow.model_names import why_unread
+from vllm_flow.model_names import UnreadModel, why_unread
 from vllm_flow.remote_code import refusal
 
-DEMO_MODELS = ("demo", "demo-small")
-"""Names that stand for the models of `vllm_flow.demo_model`; each machine assembles its own copy."""
 CHUNKED = ("kimi_k25",)
 """Types of models whose pictures are vLLM's modality "vision_chunk"."""
 MOST_LAYERS = 10_000
@@ -39,23 +38,6 @@ class ModelFacts:
     conversation: Conversation
 
 
-def resolve_model(model: str) -> str:
-    """The path or hub name that stands for `model`; assembles a demo model on this machine.
-
-    Raises:
-        ModelError: a demo model cannot be assembled here.
-    """
-    if model not in DEMO_MODELS:
-        return model
-    from vllm_flow.demo_model.assemble import AssemblyError, assemble, assemble_small
-    from vllm_flow.demo_model.smollm2 import MissingDecoder
-
-    try:
-        return str(assemble() if model == "demo" else assemble_small())
-    except (AssemblyError, MissingDecoder) as error:
-        raise ModelError(str(error)) from None
-
-
 def read_facts(
     model: str, conversation: str = "auto", trust_remote_code: bool = False
 ) -> ModelFacts:
@@ -75,7 +57,10 @@ def read_facts(
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     hush()
-    path = resolve_model(model)
+    try:
+        path = resolve_model(model)
+    except UnreadModel as error:
+        raise ModelError(str(error)) from None
     try:
         config = read_config(path, trust_remote_code)
         processor = read_processor(path, trust_remote_code)

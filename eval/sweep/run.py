@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from vllm_flow.demo_model.naming import DEMO_MODELS
 from vllm_flow.eval.statistics.power import forecast
 from vllm_flow.eval.sweep import driver, timing
 from vllm_flow.eval.sweep.engine_options import EngineOptions
-from vllm_flow.eval.sweep.model_facts import DEMO_MODELS, ModelError, ModelFacts, read_facts
+from vllm_flow.eval.sweep.model_facts import ModelError, ModelFacts, read_facts
 from vllm_flow.eval.sweep.pictures import background_of
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run, RunError, difference

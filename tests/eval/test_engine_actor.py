@@ -23,7 +23,7 @@ from vllm_flow.demo_model.heldout import ANSWER_SUFFIX, load_questions, parse_ye
 from vllm_flow.eval.sweep import engine_actor, model_facts  # noqa: E402
 from vllm_flow.eval.sweep.downsample import encode, interpolate, reduced  # noqa: E402
 from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor  # noqa: E402
-from vllm_flow.eval.sweep.model_facts import resolve_model  # noqa: E402
+from vllm_flow.demo_model.naming import resolve_model  # noqa: E402
 from vllm_flow.eval.sweep.policies import parse_policies  # noqa: E402
 from vllm_flow.eval.sweep.schema import ANSWERS  # noqa: E402
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work  # noqa: E402

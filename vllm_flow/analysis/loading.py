@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from vllm_flow.demo_model.naming import DEMO_MODELS
 from vllm_flow.exits import CommandError
 from vllm_flow.model_names import absence
 
@@ -17,7 +18,7 @@ def load(
     model: str, dtype: str = "float32", device: str | None = None, attention: str | None = None
 ) -> Vlm:
     """The loaded model; CommandError where it cannot be had."""
-    if model == "demo":
+    if model in DEMO_MODELS:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
     from transformers.utils import logging

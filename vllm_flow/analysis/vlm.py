@@ -23,10 +23,9 @@ from PIL import Image, ImageDraw
 from vllm_flow.analysis.maps import check_box
 from vllm_flow.analysis.seen_kinds import Unsupported, check_architecture, check_config, see
 from vllm_flow.analysis.seen_picture import Part, SeenPicture
+from vllm_flow.demo_model.naming import resolve_model
 from vllm_flow.pictures import as_rgb
 
-DEMO = "demo"
-"""Stands for the embedded demo model wherever a model is named."""
 TYPES = ("mm_token_type_ids", "token_type_ids")
 """Inputs with a value per token, 0 for text."""
 
@@ -80,11 +79,7 @@ class Vlm:
             PretrainedConfig,
         )
 
-        path = name
-        if name == DEMO:
-            from vllm_flow.demo_model.assemble import assemble
-
-            path = str(assemble())
+        path = resolve_model(name)
         # Before the configuration is made of it: for some, that is code beside the checkpoint.
         read, _ = PretrainedConfig.get_config_dict(path)
         check_architecture((read.get("architectures") or ["a model without architectures"])[0])

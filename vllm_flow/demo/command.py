@@ -24,9 +24,11 @@ from vllm_flow.demo.policies import read_policies
 from vllm_flow.demo.results_page import spread_over
 from vllm_flow.demo.rows import summarise
 from vllm_flow.demo.serving import Asker, EngineOptions, full_grid, start_engine
+from vllm_flow.demo_model.naming import DEMO, resolve_model
 from vllm_flow.engine.process import quieten
 from vllm_flow.eval.sweep.policies import PolicySpecError
 from vllm_flow.exits import CommandError, Refused, keeping
+from vllm_flow.model_names import UnreadModel
 from vllm_flow.options import count, gib, positive
 from vllm_flow.outputs import check_folder
 from vllm_flow.policy import FlowPolicy
@@ -71,7 +73,7 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``vllm-flow demo``."""
-    parser.add_argument("--model", help="directory or hub name (default: the demo model)")
+    parser.add_argument("--model", help="directory or hub name (default: demo, the demo model)")
     add_trust(parser)
     parser.add_argument(
         "--cliffs",
@@ -104,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
     if console.width < WIDTH:
         console.width = WIDTH
     started = time.monotonic()
+    if args.model == DEMO:
+        args.model = None
     check_folder(args.out)
     quieten(offline=args.model is None)
     build = prompt_of(args)
@@ -194,7 +198,7 @@ def engine_options(args: argparse.Namespace, console: Console) -> EngineOptions:
     pool = None if args.kv_cache_gib is None else int(args.kv_cache_gib * 2**30)
     if args.model is not None:
         return EngineOptions(
-            model=args.model,
+            model=resolve_model(args.model),
             dtype=args.dtype or "auto",
             group_layers=args.group_layers,
             max_model_len=1024,
@@ -202,16 +206,13 @@ def engine_options(args: argparse.Namespace, console: Console) -> EngineOptions:
             block_size=None,
             trust_remote_code=args.trust_remote_code,
         )
-    from vllm_flow.demo_model.assemble import AssemblyError, assemble
-    from vllm_flow.demo_model.smollm2 import MissingDecoder
-
     console.print("assembling the demo model (kept in a cache after the first time)")
     try:
-        path = assemble()
-    except (AssemblyError, MissingDecoder) as error:
+        path = resolve_model(DEMO)
+    except UnreadModel as error:
         raise CommandError(str(error)) from error
     return EngineOptions(
-        model=str(path),
+        model=path,
         dtype=args.dtype or "float32",
         group_layers=args.group_layers or STEP,
         max_model_len=512,

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", help=f"a model's folder or hub name, or {PREFIX}KEY=N,...")
+    what.add_argument("--model", help=f"a model's folder or hub name, demo, or {PREFIX}KEY=N,...")
     what.add_argument(
         "--shape", help="a LLaVA of this shape with random weights: layers=16,hidden=1024,..."
     )

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.demo_model.naming import resolve_model
 from vllm_flow.exits import keeping
 from vllm_flow.profile.findings import Results
 from vllm_flow.profile.shape import PREFIX, LlavaShape
@@ -146,7 +147,7 @@ def settle(args: argparse.Namespace, scratch: Path) -> Setup:
 def _checkpoint(args: argparse.Namespace, spelled: str | None, scratch: Path) -> tuple[str, str]:
     """(model, load format); peers need weights in files, vLLM can make its own up."""
     if spelled is None:
-        return args.model, args.load_format
+        return resolve_model(args.model), args.load_format
     from vllm_flow.profile.shape import write_folder, write_weights
 
     llava = LlavaShape.parse(spelled)

@@ -41,7 +41,7 @@ class Mode:
 def main() -> None:
     """Parse, measure, print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="folder of a LLaVA (default: the demo model)")
+    parser.add_argument("--model", default="demo", help="folder of a LLaVA, or demo (default)")
     parser.add_argument("--batch", type=int, default=4, help="requests that decode together")
     parser.add_argument("--tokens", type=int, default=12, help="answer tokens per request")
     parser.add_argument("--rounds", type=int, default=20)
@@ -74,9 +74,9 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, directory: str) -> None:
     """Run all modes and print what they took."""
-    from vllm_flow.demo_model.assemble import assemble
+    from vllm_flow.demo_model.naming import resolve_model
 
-    model = arguments.model or str(assemble())
+    model = resolve_model(arguments.model)
     logs = {"attention_log": directory, "attention_log_kernel": arguments.kernel}
     flows: list[dict[str, Any]] = [{}, logs]
     if arguments.swap:
