@@ -16,6 +16,7 @@ from hashlib import sha256
 
 import numpy as np
 
+from vllm_flow.counts import counted
 from vllm_flow.layout_stages import LayoutStage, Range, layout_stages, limits
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans, IntArray
@@ -91,7 +92,8 @@ class TokenLayout:
             return None
         if not policy.shared and len(policy.images) != len(images):
             raise ValueError(
-                f"{policy}: for {len(policy.images)} images, but there are {len(images)}"
+                f"{policy}: for {counted(len(policy.images), 'image')}, but there "
+                f"{'is' if len(images) == 1 else 'are'} {len(images)}"
             )
         stages = layout_stages(policy, images)
         if not any(stage.evicted.total for stage in stages):

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from vllm_flow.analysis.cam_names import READ, UNREAD
+from vllm_flow.counts import counted
 from vllm_flow.demo_model.naming import resolve_model
 from vllm_flow.engine.families.family import Family
 from vllm_flow.engine.families.known import FAMILIES
@@ -44,7 +45,9 @@ MARKER = re.compile(r"<[^ ,]+>|\[[A-Z_]+\]")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("model", nargs="?", help="look at this model: a folder, a hub name, or demo")
+    parser.add_argument(
+        "model", nargs="?", help="look at this model: a folder, a hub name, or demo"
+    )
     parser.add_argument(
         "--picture",
         type=pixels,
@@ -166,7 +169,7 @@ def about(
     layers = config.get_total_num_hidden_layers()
     settings = FlowSettings.read({}, layers, states.attending(config))
     yield f"{config.architecture} is supported: {family.name}"
-    yield f"  language model   {config.hf_text_config.model_type}, {layers} layers: flow_cliff 0 to {layers}"
+    yield f"  language model   {config.hf_text_config.model_type}, {counted(layers, 'layer')}: flow_cliff 0 to {layers}"
     yield f"  storage          {settings.storage}, if group_layers is left out"
     yield f"  a picture        {family.layout}"
     yield f"  stays as text    {family.stays}"
@@ -185,8 +188,8 @@ def _about_picture(model_config: Any, picture: tuple[int, int]) -> Iterator[str]
     tokens = picture_tokens(model_config, *picture)
     yield ""
     yield (
-        f"A picture of {picture[0]} x {picture[1]} pixels: {tokens.evicted} tokens leave at the "
-        f"cliff, {tokens.kept} around them stay."
+        f"A picture of {picture[0]} x {picture[1]} pixels: {counted(tokens.evicted, 'token leaves', 'tokens leave')} "
+        f"at the cliff, {tokens.kept} around them stay."
     )
     shape = decoder_shape(model_config)
     if shape is None:

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
+from vllm_flow.counts import counted
 from vllm_flow.log_keys import LOG_KEYS
 from vllm_flow.policy import FlowPolicy, Stage, When, keep_text, stages_text
 from vllm_flow.policy_error import PolicyError
@@ -209,7 +210,7 @@ def _per_image(keys: Mapping[str, Any], num_layers: int) -> tuple[tuple[Stage, .
         raise PolicyError(
             KEEP_KEY,
             keys[KEEP_KEY],
-            f"it has {len(keeps)} values and {CLIFF_KEY} has {len(cliffs)}; each has one per image.",
+            f"it has {counted(len(keeps), 'value')} and {CLIFF_KEY} has {len(cliffs)}; each has one per image.",
         )
     count = max(len(cliffs), len(keeps))
     cliffs, keeps = _stretched(cliffs, count), _stretched(keeps, count)

@@ -68,6 +68,8 @@ def read_keep(key: str, value: Any) -> Keep:
         reason = f"it must be {KEEP_FORMS}."
         if isinstance(value, float) and 0 < value < 1:
             reason = f'a share is written as text, so that it is exact: "{value * 100:g}%".'
+        if isinstance(keep, Fraction) and keep > 1:
+            reason = "the share is too large: no more than 100% of an image can be kept."
         raise PolicyError(key, value, reason)
     if not isinstance(keep, Fraction) and keep.bit_length() > 31:
         raise PolicyError(key, value, "no image has so many tokens.")

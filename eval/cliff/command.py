@@ -183,11 +183,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _share(text: str) -> float:
     """`0.5%` or `0.005`."""
-    try:
-        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1:
+    value = _number(text)
+    if value is None or not 0 < value < 1:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no share between 0 and 1; write 0.5% or 0.005"
         )
@@ -195,7 +192,17 @@ def _share(text: str) -> float:
 
 
 def _confidence(text: str) -> float:
-    value = _share(text)
-    if not 0.5 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: it must lie between 50% and 100%")
+    value = _number(text)
+    if value is None or not 0.5 < value < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no confidence between 50% and 100%, both left out; write 95% or 0.95"
+        )
     return value
+
+
+def _number(text: str) -> float | None:
+    """A number, or one of percent; None for other texts."""
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.cliff import search
 from vllm_flow.eval.cliff.bounds import items_for, smallest_tolerance
 from vllm_flow.eval.cliff.evidence import CliffError, in_random_order, split_at
@@ -85,7 +86,7 @@ def make_plan(args: Namespace, items: Sequence[Item], num_layers: int) -> Plan:
     if smallest > args.tolerance:
         needed = items_for(args.tolerance, args.confidence) / (1 - search.EXPLORED)
         raise CliffError(
-            f"with {len(items)} questions the smallest tolerance that can be shown is "
+            f"with {counted(len(items), 'question')} the smallest tolerance that can be shown is "
             f"{percent(smallest)} at {args.confidence:.0%} confidence ({left} of them are kept for the "
             f"test, and not one answer may change); {percent(args.tolerance)} needs about {needed:.0f} "
             "questions, more where answers change. Take more questions, or a larger --tolerance."

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.report import text
 from vllm_flow.eval.report.cost_page import EqualCost
 from vllm_flow.eval.report.examples import Answers, examples
@@ -170,14 +171,27 @@ def gaps(summary: Summary, meta: Mapping[str, Any]) -> list[str]:
             names = ", ".join(text.policy_title(r.policy) for r in whole[:4])
             more = f" and {len(whole) - 4} more policies" if len(whole) > 4 else ""
             found.append(
-                f"{text.task_title(task.name)}: {missing} of {asked} answers are not there yet ({names}{more})."
+                f"{text.task_title(task.name)}: {missing} of {counted(asked, 'answer is', 'answers are')} not there "
+                f"yet ({names}{more})."
             )
         if task.baseline is None:
-            found.append(
-                f"{text.task_title(task.name)} has no baseline, so nothing can be compared with it: "
-                "ask the policy “baseline” too."
-            )
+            found.append(_without_baseline(task))
     return found
+
+
+def _without_baseline(task: TaskResult) -> str:
+    """Why nothing can be compared with the baseline, and the remedy."""
+    asked = next((r for r in task.policies if r.policy.kind == "baseline"), None)
+    if asked is None:
+        why = "has no baseline", "ask the policy “baseline” too"
+    elif asked.missing:
+        why = "has no answer under its baseline yet", "the same command of vllm-flow eval goes on"
+    else:
+        why = (
+            "has only errors under its baseline",
+            "mend what they say and give the same command of vllm-flow eval again with --retry-errors",
+        )
+    return f"{text.task_title(task.name)} {why[0]}, so nothing can be compared with it: {why[1]}."
 
 
 def doubts(summary: Summary) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.report import text
 from vllm_flow.eval.report.compare import Pair
 from vllm_flow.eval.report.results import Options
@@ -61,8 +62,8 @@ def show_pairs(
     for task, count in strange.items():
         if count:
             console.print(
-                f"{text.task_title(task)}: {count} questions have one id and other words or truths in the two "
-                "runs, and are left out."
+                f"{text.task_title(task)}: {counted(count, 'question has', 'questions have')} one id "
+                "and other words or truths in the two runs, and are left out."
             )
 
 

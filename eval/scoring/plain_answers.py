@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.tasks.base import Item, Scored, Task
 from vllm_flow.eval.tasks.reading import DataError, Row, brief, few
 
@@ -79,7 +80,8 @@ def score_plain(args: argparse.Namespace) -> Result:
     torn = unfinished(task, items, scored)
     if torn:
         notes.append(
-            f"{torn} questions lack an answer to one of the parts that are scored together"
+            f"{counted(torn, 'question lacks', 'questions lack')} an answer to one of the parts that are "
+            "scored together"
         )
     return Result(task, scored, notes)
 
@@ -109,7 +111,8 @@ def joined(items: Sequence[Item], rows: Iterable[Row]) -> dict[str, str]:
         found[answered.id], places[answered.id] = row.get(text, str), row.place
     if unknown:
         raise DataError(
-            f"{len(unknown)} answers are to no question of the data (by {' or '.join(IDS)}): {few(unknown)}"
+            f"{counted(len(unknown), 'answer is', 'answers are')} to no question of the data "
+            f"(by {' or '.join(IDS)}): {few(unknown)}"
         )
     return found
 

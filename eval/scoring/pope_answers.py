@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.scoring.answer_files import Answer
 from vllm_flow.eval.tasks.base import Item
 from vllm_flow.eval.tasks.reading import DataError, Row, brief, by_unique, few
@@ -154,7 +155,7 @@ def _join_blocks(records: Sequence[Record], labels: Mapping[str, Sequence[Item]]
     if len(records) != sum(sizes.values()):
         told = " + ".join(f"{size} {category}" for category, size in sizes.items())
         raise DataError(
-            f"{len(records)} answers for {told} = {sum(sizes.values())} questions.{VERSIONS}"
+            f"{counted(len(records), 'answer')} for {told} = {counted(sum(sizes.values()), 'question')}.{VERSIONS}"
         )
     fitting: list[dict[str, str]] = []
     furthest, reason = -1, ""
@@ -193,7 +194,7 @@ def _join(category: str, records: Sequence[Record], items: Sequence[Item]) -> di
         told += f"; without a label: {few(extra)}" if extra else ""
         hint = "." + VERSIONS if category == "random" else ""
         raise DataError(
-            f"category {category}: {len(records)} answers for {len(items)} questions{told}{hint}"
+            f"category {category}: {counted(len(records), 'answer')} for {counted(len(items), 'question')}{told}{hint}"
         )
     if by_id.keys() == known.keys():
         pairs = [(record, known[record.id]) for record in records]

@@ -24,6 +24,7 @@ from math import sqrt
 
 from scipy.stats import norm
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.statistics.intervals import minimum_detectable, unseen_share
 
 CHANGED = (0.02, 0.05, 0.1)
@@ -116,7 +117,7 @@ def forecast(
         return f"{questions_needed(tolerance, changed, design=design, confidence=confidence, power=power)}"
 
     text = (
-        f"{number} questions on {distinct} pictures can rule out a loss of more than "
+        f"{counted(number, 'question')} on {counted(distinct, 'picture')} can rule out a loss of more than "
         f"{shown(low, 1)} to {shown(high, effect)} points; {100 * tolerance:g} "
         f"point{'' if tolerance == 0.01 else 's'} would take {needed(low, 1)} to {needed(high, effect)}"
     )

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
+from vllm_flow.counts import counted
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.presets import PUBLISHED_LAYERS
 from vllm_flow.ranks import RANKS, after_layer
@@ -100,7 +101,7 @@ def _attended(rank: str) -> Callable[[Fraction, int, Keep], tuple[Stage, ...]]:
         left = keep((share * num_layers - first) / max(1, num_layers - first))
         if left <= 0:
             raise BudgetError(
-                f"{rank} needs {first} layers with the whole image before it ranks, which alone cost as much"
+                f"{rank} needs {counted(first, 'layer')} with the whole image before it ranks, which alone cost as much"
             )
         return (_kept(first, left, rank),)
 

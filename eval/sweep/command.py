@@ -36,6 +36,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.counts import counted
 from vllm_flow.options import gib, positive, seed
 from vllm_flow.remote_code import add_option as add_trust
 from vllm_flow.user_text import NotJSON, parse_json
@@ -178,8 +179,8 @@ def run(args: argparse.Namespace) -> int:
     if not errors or args.errors_ok:
         return 0
     print(
-        f"vllm-flow eval: {errors} rows are errors, so the exit status is {SOME_ERRORS}: --retry-errors "
-        "asks them again, --errors-ok takes them as they are.",
+        f"vllm-flow eval: {counted(errors, 'row is an error', 'rows are errors')}, so the exit status is "
+        f"{SOME_ERRORS}: --retry-errors asks them again, --errors-ok takes them as they are.",
         file=sys.stderr,
     )
     return SOME_ERRORS

@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.sweep import cluster, machines
 from vllm_flow.eval.sweep.engine_actor import EngineActor
 from vllm_flow.eval.sweep.engine_options import EngineOptions
@@ -84,7 +85,7 @@ def collect(
         tell(progress, batch)
         if max_errors is not None and progress.errors > max_errors:
             raise SweepError(
-                f"{progress.errors} requests failed, more than --max-errors {max_errors}. "
+                f"{counted(progress.errors, 'request')} failed, more than --max-errors {max_errors}. "
                 f"{most_frequent(progress)}"
             )
     return progress

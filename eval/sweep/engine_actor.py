@@ -67,8 +67,8 @@ class EngineActor:
         prepare_process()
         import vllm
 
-        from vllm_flow.engine.inspect import scheduler_of
         from vllm_flow.demo_model.naming import resolve_model
+        from vllm_flow.engine.inspect import scheduler_of
         from vllm_flow.eval.sweep.conversation import Conversation
         from vllm_flow.eval.sweep.model_facts import read_processor
 

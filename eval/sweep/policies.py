@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.sweep import budgets
 from vllm_flow.eval.sweep.budgets import DOWNSAMPLE, METHODS, BudgetError
 from vllm_flow.eval.sweep.policy import (
@@ -225,7 +226,7 @@ def _budget(part: str, amount: str, total: int | None) -> tuple[Fraction, bool]:
             "the tokens of this model's pictures are not one number; write a share such as 33%.",
         )
     if keep >= total:
-        raise PolicySpecError(part, f"a picture has {total} tokens; write fewer.")
+        raise PolicySpecError(part, f"a picture has {counted(total, 'token')}; write fewer.")
     return Fraction(keep, total), True
 
 

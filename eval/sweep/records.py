@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.sweep.checked import RunError, read_meta, read_table
 from vllm_flow.eval.sweep.schema import (
     ANSWERS,
@@ -252,7 +253,7 @@ def _first_difference(
                 "--seed, or another directory."
             )
     return (
-        f"the run has {len(before)} items and the data {len(after)}; use the same data and --limit, "
+        f"the run has {counted(len(before), 'item')} and the data {len(after)}; use the same data and --limit, "
         "or another directory."
     )
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.reading import DataError, Row, parquet_cells, parquet_rows
 
@@ -42,7 +43,9 @@ def rows_and_pictures(
 
 def _as_many(path: Path, found: list[Found], rows: Sequence[Row]) -> list[Found]:
     if len(found) != len(rows):
-        raise DataError(f"{path}: {len(rows)} rows and {len(found)} pictures; the file is damaged")
+        raise DataError(
+            f"{path}: {counted(len(rows), 'row')} and {counted(len(found), 'picture')}; the file is damaged"
+        )
     return found
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.tasks.base import (
     Item,
     Metrics,
@@ -107,7 +108,7 @@ class Mme(Task):
             image = beside.with_name(beside.name + (kinds[0] if kinds else ".jpg"))
             lines = [line for line in read_text(path).split("\n") if line.strip()]
             if len(lines) != 2:
-                raise DataError(f"{path}: {len(lines)} questions, not two")
+                raise DataError(f"{path}: {counted(len(lines), 'question')}, not two")
             for number, line in enumerate(lines, 1):
                 question, tab, answer = line.strip().partition("\t")
                 if not tab:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.counts import counted
 from vllm_flow.pictures import (
     WHITE,
     Colour,
@@ -104,7 +105,9 @@ def _embedded(path: Path, row: int, column: str) -> tuple[bytes, str]:
                     break
                 start += rows
             else:
-                raise PictureError(f"{path}: {start} rows, so no row {row}; was it replaced?")
+                raise PictureError(
+                    f"{path}: {counted(start, 'row')}, so no row {row}; was it replaced?"
+                )
         cell = _column(str(path), path.stat().st_mtime_ns, group, column)[row - start].as_py()
     except FileNotFoundError:
         raise PictureError(f"{path}: there is no such file; check the path") from None

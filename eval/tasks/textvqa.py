@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, counts_of, ratio
 from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.reading import (
@@ -190,7 +191,9 @@ def item(row: Row, image: str | None, tokens: Iterable[str] | None) -> Item:
     """The item of an annotation; `tokens` None leaves the OCR line out."""
     question, answers = row.get("question", str), row.get("answers", list)
     if len(answers) != ANSWERS or not all(isinstance(answer, str) for answer in answers):
-        raise DataError(f"{row.place}: {len(answers)} answers; the rule needs {ANSWERS} texts")
+        raise DataError(
+            f"{row.place}: {counted(len(answers), 'answer')}; the rule needs {ANSWERS} texts"
+        )
     truth = {"answers": answers, "question": question, "image_id": row.identifier("image_id")}
     text = question_text(question, tokens)
     return Item(row.identifier("question_id"), text, image, truth)

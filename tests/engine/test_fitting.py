@@ -173,7 +173,9 @@ def test_a_default_policy_stays_away_from_what_it_does_not_fit() -> None:
     assert settle({"flow_stages": "31:0"}, (5, 90), default_policy=default)[0] == {"flow_cliff": 31}
 
 
-def test_a_default_policy_stays_away_from_pictures_of_which_it_evicts_more_than_is_allowed() -> None:
+def test_a_default_policy_stays_away_from_pictures_of_which_it_evicts_more_than_is_allowed() -> (
+    None
+):
     default = parse_policy({"flow_stages": "4:50% uniform"}, LAYERS)
     bounds = {"max_policy": parse_policy({"flow_stages": "4:25 uniform"}, LAYERS)}
     assert settle(None, (5, 50), default_policy=default, **bounds)[1] is not None

@@ -141,7 +141,7 @@ def test_the_log_says_what_is_on(model_dir: Path, monkeypatch: pytest.MonkeyPatc
     )
     config_of(model_dir, {"allow_request_policy": False, "attention_log": str(model_dir / "log")})
     first, bounded, closed = dict.fromkeys(said)
-    assert "6 decoder layers, 6 storage groups of 1 layers." in first
+    assert "6 decoder layers, 6 storage groups of 1 layer." in first
     assert "evict nothing" in first and "may send any policy" in first
     assert "3 storage groups of 2 layers" in bounded
     assert '"4:0"' in bounded and 'no more than "2:0"' in bounded

@@ -192,6 +192,17 @@ def test_a_file_of_another_model_is_left_alone(
     assert "no profile" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--confidence=100%", "--confidence=40%", "--confidence=x"])
+def test_a_confidence_gets_examples_of_its_own(
+    data: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(arguments(data, option))
+    told = capsys.readouterr().err
+    assert "is no confidence between 50% and 100%" in told and "write 95% or 0.95" in told
+    assert "0.5%" not in told.rpartition("--confidence")[2]
+
+
 @pytest.mark.parametrize(
     "option",
     ["--tolerance=0", "--tolerance=x", "--confidence=40%", "--kl-threshold=0", "--kl-rule=x"],

@@ -20,10 +20,10 @@ prepare_process()
 
 from tests.eval.demo_pope import GRID, LAYERS, small_options  # noqa: E402
 from vllm_flow.demo_model.heldout import ANSWER_SUFFIX, load_questions, parse_yes_no  # noqa: E402
+from vllm_flow.demo_model.naming import resolve_model  # noqa: E402
 from vllm_flow.eval.sweep import engine_actor, model_facts  # noqa: E402
 from vllm_flow.eval.sweep.downsample import encode, interpolate, reduced  # noqa: E402
 from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor  # noqa: E402
-from vllm_flow.demo_model.naming import resolve_model  # noqa: E402
 from vllm_flow.eval.sweep.policies import parse_policies  # noqa: E402
 from vllm_flow.eval.sweep.schema import ANSWERS  # noqa: E402
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work  # noqa: E402
@@ -199,7 +199,7 @@ def test_what_cannot_be_answered_becomes_a_row(engine: EngineActor, tmp_path: Pa
     says = {
         "missing": "image unreadable: " + str(tmp_path / "nowhere.png: there is no such file"),
         "corrupt": "damaged or cut short (image file is truncated",
-        "no row": "1 rows, so no row 7",
+        "no row": "1 row, so no row 7",
         "no picture": "row 0, column 'image': no picture of a kind",
         "long": "refused: ",
     }

@@ -78,7 +78,7 @@ def test_several_sources_need_a_name(tmp_path: Path, command: Command) -> None:
     answers = files.json_lines(tmp_path / "a.jsonl", [{"question_id": 1, "text": "No"}])
     call = ("pope", "--labels", tmp_path / "data/pope", "--answers", answers)
     assert "take pope-coco or" in command.refuses(*call)
-    assert "1 answers for 7 random" in command.refuses(*call, "--source", "gqa")
+    assert "1 answer for 7 random" in command.refuses(*call, "--source", "gqa")
 
 
 def test_two_files_for_one_category(tmp_path: Path) -> None:

@@ -230,6 +230,30 @@ def test_one_policy_is_enough_for_a_report(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("*.png"))
 
 
+@pytest.mark.parametrize(
+    ("shares", "says"),
+    [
+        ({"failures": 1.0}, "only errors under its baseline.*--retry-errors"),
+        ({"unfinished": 1.0}, "no answer under its baseline yet.*the same command"),
+    ],
+    ids=["failed", "not asked yet"],
+)
+def test_a_baseline_without_answers_is_not_asked_for(
+    tmp_path: Path, no_figures: None, shares: dict[str, float], says: str
+) -> None:
+    run = make_run(tmp_path, ["scienceqa"], "cliff=12", items=10)
+    baseline = make_run(tmp_path / "more", ["scienceqa"], "baseline,cliff=12", items=10, **shares)
+    rows = [row for row in baseline.answers().to_pylist() if row["policy"] == "baseline"]
+    asked = make_run(
+        tmp_path / "asked", ["scienceqa"], "baseline,cliff=12", items=10, unfinished=1.0
+    )
+    asked.append(
+        pa.Table.from_pylist(rows + run.answers().to_pylist(), schema=run.answers().schema)
+    )
+    _, page = write_report(asked.path, tmp_path / "out", FAST)
+    assert re.search(says, words(page)) and "policy “baseline” too" not in words(page)
+
+
 def test_a_policy_of_an_unknown_kind_is_reported(tmp_path: Path, no_figures: None) -> None:
     run = make_run(tmp_path, ["textvqa"], "baseline,cliff=6:18:6", items=20)
     extra = [

@@ -155,7 +155,7 @@ def test_questions_with_one_id_and_other_words_are_no_pair(
     reworded = [replace(asked[0], text="Is it?"), *asked[1:]]
     pq.write_table(items_table("pope", reworded), items)
     assert main(["report", str(run.path), str(other.path), "--out", str(tmp_path / "out")]) == 0
-    assert "1 questions have one id and other words" in " ".join(capsys.readouterr().out.split())
+    assert "1 question has one id and other words" in " ".join(capsys.readouterr().out.split())
     pq.write_table(items_table("pope", [replace(i, text="?") for i in asked]), items)
     assert main(["report", str(run.path), str(other.path)]) == 2
     assert "no answers to the same questions" in capsys.readouterr().err

@@ -48,9 +48,7 @@ def test_missing_unknown_and_double_answers(command: Command, tmp_path: Path) ->
     assert command.scores(*call([one]))["metrics"] == {"anls": 1.0}
     assert "1 of 2 questions have no answer and are left out" in command.errors
     assert "line 2: the answer to 1 comes twice" in command.refuses(*call([one, one]))
-    assert "1 answers are to no question" in command.refuses(
-        *call([{"question_id": 3, "text": "x"}])
-    )
+    assert "1 answer is to no question" in command.refuses(*call([{"question_id": 3, "text": "x"}]))
     assert "no 'text'" in command.refuses(*call([{"question_id": 1}]))
     assert "no 'question_id'" in command.refuses(*call([{"text": "x"}]))
     assert "neither val_v1.0" in command.refuses(
@@ -74,7 +72,7 @@ def test_mme_in_llavas_format_and_in_points(command: Command, tmp_path: Path) ->
     files.json_lines(path, rows[:1])
     assert command.scores("mme", "--data", data, "--answers", path)["metrics"]["count"] == 0.5
     assert (
-        "1 questions lack an answer to one of the parts that are scored together" in command.errors
+        "1 question lacks an answer to one of the parts that are scored together" in command.errors
     )
     files.json_lines(path, [{"question_id": "count/1.png", "text": "Yes"}])
     assert "2 questions have this id (count/1.png#1, count/1.png#2)" in command.refuses(

@@ -206,7 +206,7 @@ def test_images_that_are_not_there(tmp_path: Path) -> None:
         load_image(parquet_image(tmp_path / "absent.parquet", 0))
     with pytest.raises(PictureError, match="row 0, column 'image': no picture there"):
         load_image(parquet_image(path, 0))
-    with pytest.raises(PictureError, match="1 rows, so no row 1"):
+    with pytest.raises(PictureError, match="1 row, so no row 1"):
         load_image(parquet_image(path, 1))
     with pytest.raises(PictureError, match="no column 'picture'"):
         load_image(parquet_image(path, 0, "picture"))

@@ -75,7 +75,7 @@ def test_a_share_is_exact(part: int, of: int, percent: int, rest: str) -> None:
     if part <= of:
         assert read_keep("flow_keep", f"{part}/{of}") == read(Fraction(part, of))
     else:
-        with pytest.raises(PolicyError, match="it must be a number of tokens"):
+        with pytest.raises(PolicyError, match="the share is too large"):
             read_keep("flow_keep", f"{part}/{of}")
 
 
@@ -84,12 +84,14 @@ def test_a_share_is_exact(part: int, of: int, percent: int, rest: str) -> None:
     [
         *((value, "it must be a number of tokens") for value in NO_INTEGERS if value != "1"),
         (-1, "it must be a number of tokens"),
-        ("100.5%", "it must be a number of tokens"),
+        ("100.5%", "the share is too large"),
         ("٢٥%", "it must be a number of tokens"),
         ("٣/٤", "it must be a number of tokens"),
         ("50 %", "it must be a number of tokens"),
         ("1/0", "it must be a number of tokens"),
         ("0." + "1" * 22 + "%", "it must be a number of tokens"),
+        ("101%", "the share is too large: no more than 100%"),
+        ("71/70", "the share is too large"),
         (0.25, 'written as text, so that it is exact: "25%"'),
         (2**31, "no image has so many tokens"),
         (str(2**31), "no image has so many tokens"),

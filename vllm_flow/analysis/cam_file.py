@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_flow.analysis.maps import entropy, mass_inside
+from vllm_flow.counts import counted
 from vllm_flow.outputs import write_whole
 
 
@@ -95,7 +96,9 @@ class CamRecord:
         """What does not fit together; None if all does."""
         shapes = self.heat.ndim == 3 and len(self.heat) == len(self.layers) > 0 and self.heat.size
         if not shapes:
-            return f"its heat has the shape {self.heat.shape} for {len(self.layers)} layers"
+            return (
+                f"its heat has the shape {self.heat.shape} for {counted(len(self.layers), 'layer')}"
+            )
         if self.view.ndim != 3 or self.view.shape[2] != 3 or not self.view.size:
             return f"its picture has the shape {self.view.shape}"
         if not np.isfinite(self.heat).all():

@@ -16,6 +16,7 @@ from importlib import metadata
 from typing import Any
 
 from vllm_flow import __version__, setup_env
+from vllm_flow.counts import counted
 from vllm_flow.model_names import UnreadModel
 from vllm_flow.remote_code import refusal
 
@@ -262,8 +263,8 @@ def check_model(model: str, trust_remote_code: bool = False) -> Iterable[Finding
     text = config.model_config.hf_text_config.model_type
     yield Finding(
         "model",
-        f"{config.model_config.architecture} is supported: {settings.num_layers} decoder "
-        f"layers ({text}), so flow_cliff may be 0 to {settings.num_layers}; {settings.storage}.",
+        f"{config.model_config.architecture} is supported: {counted(settings.num_layers, 'decoder layer')} "
+        f"({text}), so flow_cliff may be 0 to {settings.num_layers}; {settings.storage}.",
     )
     yield from describe_engine(config)
 

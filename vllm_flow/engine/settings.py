@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.cliff_file import Profile
+from vllm_flow.counts import counted
 from vllm_flow.engine import drafts, engine_facts, obstacles, states
 from vllm_flow.engine import setting_values as values
 from vllm_flow.engine.setting_values import CONFIG_KEY
@@ -132,7 +133,9 @@ class FlowSettings:
     @property
     def storage(self) -> str:
         """The storage groups in words."""
-        found = f"{len(self.groups)} storage groups of {self.group_layers} layers"
+        found = (
+            f"{counted(len(self.groups), 'storage group')} of {counted(self.group_layers, 'layer')}"
+        )
         if self.draft_layers:
             found = f"{found}, the drafter's {self.draft_layers} first"
         if not self.attending:
@@ -150,7 +153,10 @@ class FlowSettings:
             others = "those that send one are refused"
         elif self.max_policy is not None:
             others = f'others may evict no more than "{self.max_policy}"'
-        found = f"{self.num_layers} decoder layers, {self.storage}. Requests without a policy {default}; {others}."
+        found = (
+            f"{counted(self.num_layers, 'decoder layer')}, {self.storage}. Requests without a policy {default}; "
+            f"{others}."
+        )
         if self.profile is not None:
             found += f" Tasks of the profile: {', '.join(sorted(self.profile.policies))}."
         if self.attention_log is not None:

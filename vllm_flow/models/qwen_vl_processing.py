@@ -26,6 +26,7 @@ from vllm.multimodal.processing import (
     PromptUpdateDetails,
 )
 
+from vllm_flow.counts import counted
 from vllm_flow.models.qwen_vl_config import QwenVLConfig, check
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -128,7 +129,7 @@ class QwenVLMultiModalProcessor(BaseMultiModalProcessor[QwenVLProcessingInfo]):
         if places != pictures:
             raise ValueError(
                 f"Qwen-VL's prompt has a place for each picture, <img></img>: this one has {places}, "
-                f"and {pictures} pictures were sent."
+                f"and {counted(pictures, 'picture was', 'pictures were')} sent."
             )
         return super().apply(inputs, timing_ctx)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from vllm_flow.counts import counted
 from vllm_flow.profile import engines, ideal, load, watching
 from vllm_flow.profile.dimensions import ModelShape, Workload
 from vllm_flow.profile.engines import System
@@ -178,8 +179,8 @@ def capacity(bench: Bench) -> tuple[Capacity, ...]:
         limit = llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         if wanted > limit:
             raise ValueError(
-                f"{fits} requests fit into the pool, more than max_num_seqs={limit} lets run; "
-                "use a smaller --kv-cache-gib."
+                f"{counted(fits, 'request fits', 'requests fit')} into the pool, more than "
+                f"max_num_seqs={limit} lets run; use a smaller --kv-cache-gib."
             )
         record = Capacity(
             system=system.name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vllm_flow.counts import counted
 from vllm_flow.model_names import why_unread
 from vllm_flow.profile.dimensions import ModelShape
 
@@ -34,7 +35,7 @@ class Subject:
         """
         if tokens % self.image_tokens:
             raise ValueError(
-                f"{tokens} image tokens: one image has {self.image_tokens}; use a multiple."
+                f"{counted(tokens, 'image token')}: one image has {self.image_tokens}; use a multiple."
             )
         return tokens // self.image_tokens
 
