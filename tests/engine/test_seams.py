@@ -264,7 +264,7 @@ def test_endpoint_plugins_are_left_alone_until_the_extension_is_on() -> None:
 
 
 def patched() -> list[Callable[..., Any]]:
-    """Every function that the ledger of patches names, as it is now."""
+    """Every function that a patch of `register` wraps, as it is now."""
     return [
         VllmConfig.__post_init__,
         InputProcessor.process_inputs,
