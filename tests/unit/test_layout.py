@@ -51,7 +51,7 @@ def test_layers_are_in_the_stage_that_began_last(case: Case, data: st.DataObject
 def test_a_policy_for_other_images_is_none_for_these() -> None:
     two = FlowPolicy(((Stage(1),), (Stage(2),)))
     one = ImageSpans(((4, 12),))
-    with pytest.raises(ValueError, match="for 2 images, but there are 1"):
+    with pytest.raises(ValueError, match="for 2 images, but there is 1"):
         TokenLayout.of(two, [one], PROMPT)
     assert TokenLayout.of(two, [], PROMPT) is None
     assert TokenLayout.of(two, [ImageSpans(), ImageSpans()], PROMPT) is None
