@@ -68,7 +68,7 @@ def test_bad_value_is_refused(open_engine: OpenEngine, key: str, value: Any) -> 
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"flow_cliff": 2, "flow_keep": [3], "flow_rank": "uniform"}, "flow_keep=.*1 values and the prompt has 2"),
+        ({"flow_cliff": 2, "flow_keep": [3], "flow_rank": "uniform"}, "flow_keep=.*1 value and the prompt has 2"),
         ({"flow_stages": "1:20% uniform, 2:9 uniform"}, "keeps 9 and '1:20% uniform' left 5"),
         ({"flow_cliff": 2, "flow_keep": 3, "flow_rank": "last_prompt"}, "see 6[0-9] tokens in one step"),
         ({"flow_cliff": 2, "flow_keep": 3, "flow_rank": "dart"}, "see 6[0-9] tokens in one step"),

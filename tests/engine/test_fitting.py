@@ -118,7 +118,7 @@ def test_every_policy_has_a_salt_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"flow_cliff": [3]}, "flow_cliff=[3]: it has 1 values and the prompt has 2 images"),
+        ({"flow_cliff": [3]}, "flow_cliff=[3]: it has 1 value and the prompt has 2 images"),
         (
             {"flow_cliff": 3, "flow_keep": [9, 9, 9], "flow_rank": "uniform"},
             "flow_keep=[9, 9, 9]: it has 3 values and the prompt has 2 images",

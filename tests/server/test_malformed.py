@@ -202,7 +202,7 @@ def test_a_broken_picture_is_refused(watched: Watched, cliff: Any, url: Any) -> 
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        ({"vllm_xargs": {"flow_cliff": [2, 3]}}, "the prompt has 1 images"),
+        ({"vllm_xargs": {"flow_cliff": [2, 3]}}, "the prompt has 1 image"),
         ({"cache_salt": "\x00vllm-flow\x00cliff=2\x00"}, "cache_salt"),
         ({"max_tokens": 5000}, "max_tokens"),
         ({"temperature": -1}, "temperature"),

@@ -191,7 +191,7 @@ def test_where_the_operator_has_no_profile_a_task_is_a_400(small: Server) -> Non
 def test_what_a_policy_excludes_is_a_400(server: Tiny) -> None:
     refused = server.chat(server.body(6, {"flow_cliff": [2, 3]}))
     assert refused.status_code == 400
-    assert "the prompt has 1 images" in refused.json()["error"]["message"]
+    assert "the prompt has 1 image" in refused.json()["error"]["message"]
 
 
 def test_evicted_positions_have_no_prompt_logprobs(server: Tiny) -> None:

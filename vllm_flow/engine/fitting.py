@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.counts import counted
 from vllm_flow.engine import fitting_ranks, obstacles, states
 from vllm_flow.engine.connectors import LAYOUT_KEY, REMOTE_BLOCKS, REMOTE_PREFILL
 from vllm_flow.engine.obstacles import Obstacle
@@ -99,8 +100,8 @@ def _check_images(policy: FlowPolicy, totals: list[int], keys: Mapping[str, Any]
         value = keys.get(key)
         if isinstance(value, (list, tuple)) and len(value) != len(totals):
             raise Obstacle(
-                f"it has {len(value)} values and the prompt has {len(totals)} images; give one value "
-                "per image, in the order of the prompt, or a single one for all of them, no list.",
+                f"it has {counted(len(value), 'value')} and the prompt has {counted(len(totals), 'image')}; "
+                "give one value per image, in the order of the prompt, or a single one for all of them, no list.",
                 key,
             )
     for image, total in enumerate(totals):
