@@ -92,7 +92,7 @@ def test_a_policy_that_evicts_nothing_does_not_go_on(keys: Any, images: Any) -> 
     ],
 )
 def test_a_list_is_for_as_many_images_as_it_has_values_also_where_there_are_none(keys: Any) -> None:
-    with pytest.raises(PolicyError, match=r"values and the prompt has 0 images; give one value"):
+    with pytest.raises(PolicyError, match=r"values? and the prompt has 0 images; give one value"):
         settle(keys)
 
 
