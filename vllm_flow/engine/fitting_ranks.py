@@ -70,29 +70,30 @@ def _check_states(layout: TokenLayout, settings: FlowSettings) -> None:
 
 def _check_workers(layout: TokenLayout, settings: FlowSettings) -> None:
     """What the workers cannot read would end the engine."""
-    asked = {choice.rank for stage in layout.stages for choice in stage.choices}
-    attending = sorted(name for name in asked if isinstance(RANKS[name], AttentionRank))
-    reason = settings.obstacles.get(obstacles.RANKS)
-    if attending and reason is not None:
-        raise Obstacle(
-            f"{attending[0]!r} reads keys from this engine's KV cache, which cannot be done: {reason}; "
+    asked = sorted({choice.rank for stage in layout.stages for choice in stage.choices})
+    for kind, obstacle in LOOKS:
+        name = next((name for name in asked if isinstance(RANKS[name], kind)), None)
+        reason = settings.obstacles.get(obstacle)
+        if name is not None and reason is not None:
+            raise Obstacle(f"{name!r} {_unread(obstacle, reason, settings)}")
+
+
+def _unread(obstacle: str, reason: str, settings: FlowSettings) -> str:
+    """What a rank would look at, why it cannot, and the remedy."""
+    if obstacle == obstacles.RANKS:
+        return (
+            f"reads keys from this engine's KV cache, which cannot be done: {reason}; "
             f"rank by {_before_layers(settings)}, {ANOTHER_BACKEND}"
         )
-    for kind, name in ((HiddenRank, obstacles.HIDDEN), (UnrotatedRank, obstacles.UNROTATED)):
-        comparing = sorted(rank for rank in asked if isinstance(RANKS[rank], kind))
-        reason = settings.obstacles.get(name)
-        if comparing and reason is not None:
-            raise Obstacle(
-                f"{comparing[0]!r} looks into the layers of this model, which cannot be done: {reason}; "
-                f"rank by {_before_layers(settings)}."
-            )
-    towers = sorted(name for name in asked if isinstance(RANKS[name], TowerRank))
-    reason = settings.obstacles.get(obstacles.TOWER)
-    if towers and reason is not None:
-        raise Obstacle(
-            f"{towers[0]!r} reads the attention of the vision tower's class token, {reason}; rank by "
+    if obstacle == obstacles.TOWER:
+        return (
+            f"reads the attention of the vision tower's class token, {reason}; rank by "
             f"{_possible(settings)}."
         )
+    return (
+        f"looks into the layers of this model, which cannot be done: {reason}; "
+        f"rank by {_before_layers(settings)}."
+    )
 
 
 def _possible(settings: FlowSettings, *, behind_layers: bool = True) -> str:
