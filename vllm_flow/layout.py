@@ -17,9 +17,9 @@ from hashlib import sha256
 import numpy as np
 
 from vllm_flow.counts import counted
-from vllm_flow.layout_stages import LayoutStage, Range, layout_stages, limits
+from vllm_flow.layout_stages import LayoutStage, layout_stages, limits
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.spans import ImageSpans, IntArray
+from vllm_flow.spans import ImageSpans, IntArray, Range
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,7 @@ import numpy as np
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.ranks import RANKS, PictureRank, PositionRank, TowerRank
 from vllm_flow.ranks.base import Draw, Needs
-from vllm_flow.spans import ImageSpans, IntArray
-
-Range = tuple[int, int]
-"""Half-open."""
+from vllm_flow.spans import ImageSpans, IntArray, Range
 
 
 @dataclass(frozen=True, slots=True)

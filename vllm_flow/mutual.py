@@ -7,12 +7,8 @@ it what every token sees. Integers only; imports neither torch nor vLLM.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
 
-from vllm_flow.spans import ImageSpans
-
-Range: TypeAlias = tuple[int, int]
-"""Half-open."""
+from vllm_flow.spans import ImageSpans, Range
 
 
 def reached(ranges: Iterable[Range], first: int, end: int) -> tuple[Range, ...]:

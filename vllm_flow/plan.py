@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_flow.layout_stages import Choice
-from vllm_flow.mutual import Range, stored
+from vllm_flow.mutual import stored
 from vllm_flow.ranks.base import Needs
-from vllm_flow.spans import IntArray
+from vllm_flow.spans import IntArray, Range
 from vllm_flow.step import Ranking, ScheduledRequest, StepPlan, Variant
 
 

@@ -9,18 +9,25 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 IntArray = NDArray[np.int64]
+Range: TypeAlias = tuple[int, int]
+"""Half-open: its first position, and the one past its last."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSpans:
     """Sorted, disjoint, non-empty half-open ranges ``[start, end)`` of prompt positions."""
 
-    ranges: tuple[tuple[int, int], ...] = ()
+    ranges: tuple[Range, ...] = ()
+    total: int = field(init=False, repr=False, compare=False)
+    """Number of image tokens in the prompt."""
+    end: int = field(init=False, repr=False, compare=False)
+    """First position past the last image token (0 without images)."""
     _starts: IntArray = field(init=False, repr=False, compare=False)
     _lengths: IntArray = field(init=False, repr=False, compare=False)
     _before: IntArray = field(init=False, repr=False, compare=False)
@@ -38,15 +45,18 @@ class ImageSpans:
             last = end
         starts = np.array([start for start, _ in self.ranges], dtype=np.int64)
         lengths = np.array([end - start for start, end in self.ranges], dtype=np.int64)
+        # Asked for by every storage group of every request in every step.
+        object.__setattr__(self, "total", int(lengths.sum()))
+        object.__setattr__(self, "end", last)
         object.__setattr__(self, "_starts", starts)
         object.__setattr__(self, "_lengths", lengths)
         object.__setattr__(self, "_before", np.concatenate(([0], np.cumsum(lengths))))
         object.__setattr__(self, "_first", tuple(start for start, _ in self.ranges))
 
     @classmethod
-    def from_ranges(cls, ranges: Iterable[tuple[int, int]]) -> ImageSpans:
+    def from_ranges(cls, ranges: Iterable[Range]) -> ImageSpans:
         """Spans from ranges in any order; touching and overlapping ones are merged, empty dropped."""
-        merged: list[tuple[int, int]] = []
+        merged: list[Range] = []
         for start, end in sorted(ranges):
             if end <= start:
                 continue
@@ -65,16 +75,6 @@ class ImageSpans:
         starts = positions[np.concatenate(([0], cut + 1))]
         ends = positions[np.concatenate((cut, [-1]))] + 1
         return cls(tuple(zip(starts.tolist(), ends.tolist(), strict=True)))
-
-    @property
-    def total(self) -> int:
-        """Number of image tokens in the prompt."""
-        return int(self._before[-1])
-
-    @property
-    def end(self) -> int:
-        """First position past the last image token (0 without images)."""
-        return self.ranges[-1][1] if self.ranges else 0
 
     def count_before(self, position: int) -> int:
         """Number of image tokens at positions < ``position``."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from vllm_flow.layout import TokenLayout
 from vllm_flow.layout_stages import Choice
-from vllm_flow.mutual import Range, reached
-from vllm_flow.spans import IntArray
+from vllm_flow.mutual import reached
+from vllm_flow.spans import IntArray, Range
 
 
 @dataclass(frozen=True, slots=True)

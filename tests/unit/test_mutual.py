@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vllm_flow.layout import TokenLayout
-from vllm_flow.mutual import Range, reached, stored, undivided
+from vllm_flow.mutual import reached, stored, undivided
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy, Stage
-from vllm_flow.spans import ImageSpans
+from vllm_flow.spans import ImageSpans, Range
 from vllm_flow.step import ScheduledRequest, StepPlan
 
 LAYERS = 4

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vllm.multimodal.inputs import MultiModalFeatureSpec
 
     # Brings numpy, without which `vllm-flow doctor` reads the support matrix.
-    from vllm_flow.mutual import Range
+    from vllm_flow.spans import Range
 
 BACKENDS = ("TRITON_ATTN", "TRITON_FLASH_ATTN")
 """Backends that take ranges, and of which the metadata of a step's layers share no memory.

@@ -20,12 +20,11 @@ from vllm_flow.decode_plan import decode_facts
 from vllm_flow.last_layer import spare_last_layers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.log_keys import AttentionLog, parse_log
-from vllm_flow.mutual import Range
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_keys import parse_policy
 from vllm_flow.rewriting import LateReading, late_readings
-from vllm_flow.spans import ImageSpans
+from vllm_flow.spans import ImageSpans, Range
 from vllm_flow.step import ScheduledRequest, StepPlan, scheduled_request
 
 if TYPE_CHECKING:
