@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from typing_extensions import Self
@@ -51,9 +52,9 @@ class _OfOneGroup:
             raise AssertionError("layers of different storage groups do not share a block table")
         return specs[0]
 
-    @property
+    @cached_property
     def without_layers(self) -> Self:
-        """Equal for storage groups that differ in their layers alone."""
+        """Equal for storage groups that differ in their layers alone; asked for each group in every step."""
         return replace(self, first_layer=0, last_layer=0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -130,22 +130,14 @@ class StepBuilder:
                     step.slot_mapping[name] = common.slot_mapping
         return step
 
-    @contextmanager
-    def _alone(self, place: _Place, variant: int, table: torch.Tensor) -> Iterator[None]:
+    def _alone(
+        self, place: _Place, variant: int, table: torch.Tensor
+    ) -> AbstractContextManager[None]:
         """While it lasts, what a builder keeps of one metadata is not that of the step's other variants."""
         builder = place.attn_group.get_metadata_builder(0)
-        if not place.keeps_states:
-            with self._plans.of(builder, variant):
-                yield
-            return
-        with (
-            # In buffers for a captured step, as Gated DeltaNet's builder is asked, and the others.
-            hidden("use_full_cuda_graph", [(builder, False)]),
-            hidden("decode_cudagraph_max_bs", [(builder, -1)]),
-            # Some builders take states as the runner has looked them up.
-            hidden("mamba_aligned_state_indices", [(builder, table)]),
-        ):
-            yield
+        if place.keeps_states:
+            return _outside_buffers(builder, table)
+        return self._plans.of(builder, variant)
 
     def late(
         self,
@@ -183,6 +175,23 @@ class StepBuilder:
                 states = is_state(attn_group.kv_cache_spec)
                 found[index].append(_Place(group, size, attn_group, of_variant, states))
         return found
+
+
+@contextmanager
+def _outside_buffers(builder: Any, table: torch.Tensor) -> Iterator[None]:
+    """While it lasts, a builder of layers with states keeps nothing in what it has for captured steps.
+
+    Args:
+        table: [Q, slots] states, see :meth:`VariantTensors.states`.
+    """
+    with (
+        # In buffers for a captured step, as Gated DeltaNet's builder is asked, and the others.
+        hidden("use_full_cuda_graph", [(builder, False)]),
+        hidden("decode_cudagraph_max_bs", [(builder, -1)]),
+        # Some builders take states as the runner has looked them up.
+        hidden("mamba_aligned_state_indices", [(builder, table)]),
+    ):
+        yield
 
 
 class Drafted(NamedTuple):

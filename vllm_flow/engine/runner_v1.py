@@ -135,7 +135,7 @@ class FlowRunnerV1(model_call.EagerProfile):
         batch = self.input_batch
         shares = (
             batch.req_ids,
-            batch.num_computed_tokens_cpu[: batch.num_reqs],
+            batch.num_computed_tokens_cpu[: batch.num_reqs].tolist(),
             [num_scheduled_tokens[request_id] for request_id in batch.req_ids],
         )
         plan = self.flow_requests.plan(*shares)
