@@ -54,14 +54,15 @@ def name(
     suffix = _suffix(kind + group)
     keys = [BlockHashWithGroupId(prefix + suffix) for prefix in prefixes]
     named = pool.cached_block_hash_to_block._cache
-    if block.block_hash is None and named.keys().isdisjoint(keys):
-        named.update(dict.fromkeys(keys, block))
-        block.set_block_hash(keys[0], num_tokens=num_tokens)
-        if len(keys) > 1:
-            pool.cached_block_hashes_by_block[block.block_id] = set(keys[1:])
+    if not named.keys().isdisjoint(keys):
+        for key in keys:
+            pool._insert_block_hash(key, block, num_tokens=num_tokens)
         return
-    for key in keys:
-        pool._insert_block_hash(key, block, num_tokens=num_tokens)
+    named.update(dict.fromkeys(keys, block))
+    if block.block_hash is None:
+        block.set_block_hash(keys.pop(0), num_tokens=num_tokens)
+    if keys:
+        pool.cached_block_hashes_by_block.setdefault(block.block_id, set()).update(keys)
 
 
 def name_each(

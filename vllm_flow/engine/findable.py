@@ -32,8 +32,8 @@ class FindablePrefixes(LateBlocks):
         request_id, layout = request.request_id, prefixes.layout
         known = self.findable_blocks(request_id)
         last = max(known, prefixes.last)
-        packed = self._is_packed(layout)
-        if not packed:
+        packs = self._is_packed(layout)
+        if not packs:
             self._cache_by_position(request, prefixes.last)
         held, size = self.req_to_blocks[request_id], self.block_size
         for stage in self.stages(layout):
@@ -48,7 +48,7 @@ class FindablePrefixes(LateBlocks):
                     packed.num_blocks * size,
                 )
         self._findable[request_id] = last
-        if packed:  # vLLM knows of the others
+        if packs and self.block_pool.enable_kv_cache_events:  # of the others vLLM tells
             self._announce(request, layout, known, last)
 
     def _cache_by_position(self, request: Request, num_blocks: int) -> None:
