@@ -214,6 +214,14 @@ def test_dart_of_a_uniform_picture_chooses_as_many_as_asked() -> None:
     assert found.nonzero()[:, 0].tolist() == list(range(6))
 
 
+def test_dart_has_four_pivots_of_the_image_the_first_of_equals() -> None:
+    """Of forty tokens with equal keys the first four, and then the one that is unlike them."""
+    states = torch.tensor([[1.0, 0.0]]).repeat(40, 1)
+    states[-1] = torch.tensor([-1.0, 0.0])
+    found = unlike_pivots(states, torch.ones(40), states[:1], torch.ones(1), 5)
+    assert found.nonzero()[:, 0].tolist() == [0, 1, 2, 3, 39]
+
+
 @given(st.integers(1, 12), st.integers(1, 9), st.integers(0, 2**31))
 def test_raters_are_the_tokens_above_the_mean(total: int, question: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
