@@ -142,15 +142,29 @@ def merged(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> dict[s
     """
     if before is None:
         return dict(after)
-    for name in ("model", "num_layers"):
-        if before.get(name) != after.get(name):
-            raise ProfileError(
-                f"the file there is the profile of another model: {name} is {before.get(name)!r} there "
-                f"and {after.get(name)!r} here; name another file with --out."
-            )
+    check_joins(before, after)
     tasks = {**before.get("tasks", {}), **after.get("tasks", {})}
     default = {"default": before["default"]} if "default" in before else {}
     return {**default, **after, "tasks": tasks}
+
+
+def check_joins(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Refuse to join two profiles, of the second of which only the model may be known yet.
+
+    Raises:
+        ProfileError: the two are of different models, or the first has no object of tasks.
+    """
+    for name in ("model", "num_layers"):
+        if before.get(name) != after.get(name):
+            raise ProfileError(
+                f"the file there is the profile of another model: {name} is {_brief(before.get(name))} there "
+                f"and {after.get(name)!r} here; name another file with --out."
+            )
+    if not isinstance(before.get("tasks", {}), Mapping):
+        raise ProfileError(
+            'the file there is damaged: its "tasks" must be an object; mend or delete it, or name another '
+            "file with --out."
+        )
 
 
 def write_profile(path: Path, content: Mapping[str, Any]) -> None:

@@ -158,16 +158,14 @@ def run(args: argparse.Namespace) -> int:
     folder = folder_of(args)
     check_folder(folder, f"--answers {folder}")
 
-    def kept() -> str | None:
-        going = f"the same command goes on from what is in {folder}"
-        return going if (folder / "run.json").exists() else None
-
-    with keeping(kept):
+    begun: list[bool] = []  # before that another command is what it takes
+    going = f"the same command goes on from what is in {folder}"
+    with keeping(lambda: going if begun else None):
         try:
             before = load_profile(args.out)[1] if args.out.exists() else None
             from vllm_flow.eval.cliff.find import find
 
-            found = find(args)
+            found = find(args, before, lambda: begun.append(True))
             content = merged(before, found)
         except ProfileError as error:
             raise Refused(f"{args.out}: {error}") from error

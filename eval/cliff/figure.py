@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.cliff.ladder import LAYERS, answer_of, label_of, top_of
 from vllm_flow.style import AMBER, BLUE, GREEN, QUIET, VERMILION, house, save
 
@@ -141,7 +142,8 @@ def draw_divergence(axis: Any, entry: Mapping[str, Any]) -> None:
     )
     axis.set_ylabel("KL(baseline || cliff), nats")
     axis.set_title(
-        f"First answer token moves ({evidence['items']} questions, {evidence['confidence']:.0%} interval)"
+        f"First answer token moves ({counted(evidence['items'], 'question')}, "
+        f"{evidence['confidence']:.0%} interval)"
     )
     axis.legend(fontsize=9)
 
@@ -180,5 +182,5 @@ def draw_attention(axis: Any, attention: Mapping[str, Any], num_layers: int) -> 
     axis.set_ylim(0, None)
     axis.set_ylabel("%")
     alone = attention["flow_cliff"]
-    said = f"{alone} layers" if alone < num_layers else "no cliff"
+    said = counted(alone, "layer") if alone < num_layers else "no cliff"
     axis.set_title(f"Attention on the image in layer n (not causal; alone it would say: {said})")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vllm_flow.cliff_file import FORMAT
+from vllm_flow.cliff_file import FORMAT, check_joins
 from vllm_flow.eval.cliff import search
 from vllm_flow.eval.cliff.bounds import smallest_tolerance
 from vllm_flow.eval.cliff.engine import CliffEngine
@@ -35,29 +35,41 @@ from vllm_flow.eval.sweep.work import TaskWork
 from vllm_flow.eval.tasks import Task
 
 
-def find(args: Namespace) -> dict[str, Any]:
+def find(
+    args: Namespace,
+    before: Mapping[str, Any] | None = None,
+    begun: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """A profile with one task, as `vllm_flow.cliff_file` describes it.
 
+    Args:
+        before: the profile that it is to join; one that it cannot is refused before an engine starts.
+        begun: called once answers are kept from which the same command goes on.
+
     Raises:
-        CliffError, ValueError: (of data, tasks and models) it cannot begin or go on.
+        CliffError, ValueError: (of data, tasks, models and profiles) it cannot begin or go on.
     """
     facts = read_facts(args.model, args.conversation, args.trust_remote_code)
+    if before is not None:
+        check_joins(before, {"model": args.model, "num_layers": facts.num_layers})
     work, task = read_questions(args)
     ladder = ladder_of(args, facts.num_layers)
     plan = None if args.unlabelled else make_plan(args, work.items, ladder.top)
     with (
-        recording(args, facts, work, ladder.policies, on_gpu()) as record,
+        recording(args, facts, work, ladder.policies, on_gpu(), begun) as record,
         started(args, facts, work) as (engine, folder),
     ):
         engine.record = record
         if len(record):
-            print(f"Going on from {len(record)} answers and measurements in {record.run.path}.")
+            print(
+                f"Going on from what is in {record.run.path}, answers and measurements: {len(record)}."
+            )
         if plan is not None and task is not None:
             entry = labelled(engine, plan, task, args)
         else:
             entry = unlabelled(engine, args)
-        if folder is not None:
-            entry["evidence"]["attention"] = attention(engine, folder, args.mass_share)
+        if folder is not None and (read := attention(engine, folder, args.mass_share)):
+            entry["evidence"]["attention"] = read
         entry["evidence"] |= {"seed": args.seed, **ladder.about()}
         entry = {**ladder.keys(entry["evidence"]["rung"], facts.num_layers), **entry}
     return {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,14 @@ def folder_of(args: Namespace) -> Path:
 
 @contextmanager
 def recording(
-    args: Namespace, facts: ModelFacts, work: TaskWork, policies: Sequence[Any], on_gpu: bool
+    args: Namespace,
+    facts: ModelFacts,
+    work: TaskWork,
+    policies: Sequence[Any],
+    on_gpu: bool,
+    begun: Callable[[], None] = lambda: None,
 ) -> Iterator[Record]:
-    """The record that a command's arguments name, begun or continued.
+    """The record that a command's arguments name, begun or continued; `begun` is called when it is open.
 
     Raises:
         CliffError: what is there was asked otherwise, or is being written; says what differs.
@@ -111,7 +116,9 @@ def recording(
         with run.writing():
             run.write_items(work.task, work.items)
             run.extend([work.task], [policy.as_json() for policy in policies])
-            yield Record(run, work.task)
+            record = Record(run, work.task)
+            begun()
+            yield record
             run.compact()
     except RunError as error:
         raise CliffError(

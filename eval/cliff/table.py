@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.cliff.ladder import answer_of, label_of, top_of
 from vllm_flow.policy_keys import CLIFF_KEY, POLICY_KEYS
 
@@ -86,13 +87,13 @@ def labelled_words(task: str, entry: Mapping[str, Any], num_layers: int) -> list
     else:
         low, high = evidence["interval"]
         lines = [
-            f"{task}: {found}. Loss of {evidence['metric']} "
+            f"{task}: {found}. Loss of {evidence['metric']} in its test "
             f"{points(evidence['loss'])} points, at most {points(high)} at {confidence} confidence "
             f"(tolerated: {tolerance})."
         ]
     if evidence["tests"]:
         lines.append(
-            f"Tests are on the {evidence['tests'][0]['items']} questions that exploration did not see, from "
+            f"Tests are on the {counted(evidence['tests'][0]['items'], 'question')} that exploration did not see, from "
             "the deepest layer down to the first that fails; the losses above are on all questions of a layer."
         )
     total, whole = evidence["requests"], evidence["requests_of_a_sweep"]
@@ -100,7 +101,7 @@ def labelled_words(task: str, entry: Mapping[str, Any], num_layers: int) -> list
         f"Asked {total} requests, {100 * total / whole:.0f} % of the {whole} for every question at every layer."
     )
     lines.append(
-        f"With these {evidence['items']} questions the smallest tolerance that can be shown is "
+        f"With {counted(evidence['items'], 'question')} the smallest tolerance that can be shown is "
         f"{points(evidence['smallest_tolerance'])} points."
     )
     if evidence["items_left_out"]:
@@ -153,8 +154,8 @@ def unlabelled_words(task: str, entry: Mapping[str, Any], num_layers: int) -> li
         f"{'mean' if evidence['rule'] == 'mean' else 'upper limit of the mean'} of KL(baseline || cliff) "
         f"stays at or below {evidence['threshold']:g} nats; by the mean {label_of(evidence, rule['mean'])}, by the "
         f"upper limit {label_of(evidence, rule['upper'])}.",
-        f"On {evidence['items']} questions, {evidence['requests']} requests; KL over the whole vocabulary, at the "
-        "first answer token. It says how far answers move, not whether they become worse.",
+        f"On {counted(evidence['items'], 'question')}, {evidence['requests']} requests; KL over the whole vocabulary, "
+        "at the first answer token. It says how far answers move, not whether they become worse.",
     ]
 
 
@@ -167,11 +168,11 @@ def attention_words(attention: Mapping[str, Any], num_layers: int) -> str:
         else f"the image has more than {share} in the last layer, so no cliff"
     )
     return (
-        f"Attention alone ({attention['items']} questions, first answer token): {said}. "
+        f"Attention alone ({counted(attention['items'], 'question')}, first answer token): {said}. "
         f"Not causal. {attention['remark']}"
     )
 
 
 def points(share: float) -> str:
     """A share as percentage points."""
-    return f"{100 * share:.2f}".rstrip("0").rstrip(".")
+    return f"{round(100 * share, 2) + 0.0:.2f}".rstrip("0").rstrip(".")  # -0.0 + 0.0 is 0.0

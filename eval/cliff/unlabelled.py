@@ -111,11 +111,13 @@ def agreement(engine: CliffEngine) -> Any:
     )
 
 
-def attention(engine: CliffEngine, folder: Path, share: float) -> dict[str, Any]:
-    """What the attention on the image alone would have said."""
+def attention(engine: CliffEngine, folder: Path, share: float) -> dict[str, Any] | None:
+    """What the attention on the image alone would have said; None where the first questions have no picture."""
     indices = [
         at for at, item in enumerate(engine.work.items[:ATTENTION_ITEMS]) if item.image is not None
     ]
+    if not indices:
+        return None
     masses = image_masses(engine, indices, folder)
     means = divergence.bootstrap_means(masses.T)
     return {

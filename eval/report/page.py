@@ -204,8 +204,8 @@ def doubts(summary: Summary) -> list[str]:
         count = sum(one.unclear for one in scores.values())
         if first and count and task.unclear:
             found.append(
-                f"{text.task_title(task.name)}, {text.policy_title(first.policy)}: {count} of {len(scores)} "
-                f"answers {task.unclear}."
+                f"{text.task_title(task.name)}, {text.policy_title(first.policy)}: answers that "
+                f"{task.unclear}: {count} of {len(scores)}."
             )
     return found
 

@@ -87,7 +87,7 @@ def textvqa_answers(items: Sequence[Item], rows: Sequence[Row]) -> list[Answer]:
     if unknown:
         shown = few(f"{row.place} ({row.identifier('question_id')})" for row in unknown)
         raise DataError(
-            f"{len(unknown)} of {len(rows)} answers are to no question of the annotations "
+            f"answers to no question of the annotations: {len(unknown)} of {len(rows)} "
             f"(image id and question must both fit): {shown}"
         )
     return joined
@@ -115,6 +115,6 @@ def _refuse_unknown(answers: Mapping[str, Row], known: Iterable[str], what: str)
     unknown = [number for number in answers if number not in names]
     if unknown:
         raise DataError(
-            f"{len(unknown)} of {len(answers)} answers have {what}: {few(unknown)} "
+            f"answers with {what}, {len(unknown)} of {len(answers)}: {few(unknown)} "
             f"({answers[unknown[0]].place})"
         )

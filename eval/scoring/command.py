@@ -93,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, write, show; 2 where the files are not as they must be."""
+    from vllm_flow.counts import counted
     from vllm_flow.eval.scoring.plain_answers import score_plain
     from vllm_flow.eval.scoring.tables import show
     from vllm_flow.eval.tasks.base import sum_counts
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"vllm-flow score: note: {note}", file=sys.stderr)
     show(result.task, metrics, result.scored)
     if args.json is not None:
-        print(f"metrics and {len(result.scored)} items: {args.json}")
+        print(f"metrics and {counted(len(result.scored), 'item')}: {args.json}")
     return 0
 
 
@@ -161,7 +162,7 @@ def score_scienceqa(args: argparse.Namespace) -> Result:
     scored = [unanswered(i) if text is None else task.score(i, text) for i, text in pairs]
     missing = [item.id for item, text in pairs if text is None]
     note = (
-        f"{len(missing)} of {len(items)} questions have no answer and count as wrong, outside of the "
+        f"questions without an answer: {len(missing)} of {len(items)}, which count as wrong, outside of the "
         f"IMG accuracy: {few(missing)}"
     )
     return Result(task, scored, [note] if missing else [])
@@ -176,7 +177,7 @@ def score_textvqa(args: argparse.Namespace) -> Result:
     pairs = textvqa_answers(items, read_records(args.answers))
     scored = [TASK.score(question, text) for question, text in pairs if text is not None]
     note = (
-        f"{len(items) - len(scored)} of {len(items)} questions have no answer; the accuracy is over the "
+        f"questions without an answer: {len(items) - len(scored)} of {len(items)}; the accuracy is over the "
         "answered ones, as in the official evaluation"
     )
     return Result(TASK, scored, [note] if len(scored) < len(items) else [])
@@ -193,8 +194,8 @@ def score_chair(args: argparse.Namespace) -> Result:
     unknown = [image for image in captions if image not in truth.objects]
     if unknown:
         raise DataError(
-            f"{args.captions}: {len(unknown)} of {len(captions)} images are not in the annotations "
-            f"(images of train2014 need train's two files too): {few(unknown)}"
+            f"{args.captions}: images that are not in the annotations: {len(unknown)} of {len(captions)} "
+            f"(those of train2014 need train's two files too): {few(unknown)}"
         )
     scored = [
         task.score(task.item(image, truth.objects[image], None), caption)
@@ -213,7 +214,7 @@ def unclear_note(result: Result) -> list[str]:
     """What to say of answers in which the rule found nothing that it looks for."""
     answered = [one for one in result.scored if one.parsed is not None or one.unclear]
     count = sum(one.unclear for one in answered)
-    return [f"{count} of {len(answered)} answers {result.task.unclear}"] if count else []
+    return [f"answers that {result.task.unclear}: {count} of {len(answered)}"] if count else []
 
 
 SCORERS: dict[str, Callable[[argparse.Namespace], Result]] = {

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.tasks.base import Item
 from vllm_flow.eval.tasks.pictures import parquet_place
 from vllm_flow.eval.tasks.reading import DataError, Row, brief, by_unique, few
@@ -84,7 +85,7 @@ def score_samples(args: argparse.Namespace) -> Result:
     notes = []
     if len(pairs) < len(items):
         notes.append(
-            f"{len(items) - len(pairs)} of {len(items)} questions have no answer and are left out"
+            f"questions without an answer, left out: {len(items) - len(pairs)} of {len(items)}"
         )
     return Result(task, scored, [*notes, *beside([sample for _, sample in pairs], scored)])
 
@@ -108,8 +109,8 @@ def read_samples(rows: Iterable[Row]) -> dict[int, Sample]:
         samples[number] = Sample(text, str(row.values.get("input", "")), _own(row), row.place)
     if failed:
         raise DataError(
-            f"lmms-eval got no answer to {len(failed)} of {len(samples)} questions and scored its own note of "
-            f"it: {few(failed, 1)}; ask again"
+            f"lmms-eval got no answer to {len(failed)} of {counted(len(samples), 'question')} and scored its own "
+            f"note of it: {few(failed, 1)}; ask again"
         )
     return samples
 
@@ -136,8 +137,8 @@ def joined(items: Sequence[Item], samples: Mapping[int, Sample]) -> list[tuple[I
     unknown = [f"{number} ({samples[number].place})" for number in samples if number not in by_row]
     if unknown:
         raise DataError(
-            f"{len(unknown)} of {len(samples)} answers are to rows that have no question with a picture in the "
-            f"data: {few(unknown)}"
+            f"answers to rows that have no question with a picture in the data: {len(unknown)} of {len(samples)}, "
+            f"{few(unknown)}"
         )
     for number, sample in samples.items():
         question = _first_line(by_row[number].text)
@@ -197,8 +198,8 @@ def beside(samples: Sequence[Sample], scored: Sequence[Any]) -> list[str]:
     theirs = sum(score for _, score in pairs) / len(pairs)
     ours = sum(one.score for one, _ in pairs) / len(pairs)
     other = [one.id for one, score in pairs if abs(one.score - score) > 1e-6]
-    said = f"{len(other)} of {len(pairs)} answers are scored differently: {few(other)}"
-    same = f"all {len(pairs)} answers are scored alike"
+    said = f"answers scored differently: {len(other)} of {len(pairs)}, {few(other)}"
+    same = f"answers scored alike: all {len(pairs)}"
     return [
         f"mean score of an answer: {100 * theirs:.2f} % by lmms-eval, {100 * ours:.2f} % by our rule; "
         + (said if other else same)

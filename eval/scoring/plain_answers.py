@@ -74,7 +74,7 @@ def score_plain(args: argparse.Namespace) -> Result:
     notes = []
     if missing:
         notes.append(
-            f"{len(missing)} of {len(items)} questions have no answer and are left out, which no official "
+            f"questions without an answer: {len(missing)} of {len(items)}, left out, which no official "
             f"script does: {few(missing)}"
         )
     torn = unfinished(task, items, scored)

@@ -213,8 +213,8 @@ def _join(category: str, records: Sequence[Record], items: Sequence[Item]) -> di
     if wrong:
         record, item, why = wrong[0]
         raise DataError(
-            f"category {category}: {len(wrong)} of {len(pairs)} answers are not to the questions of the "
-            f"label file, question ids {few(r.id for r, _, _ in wrong)}. The first: "
+            f"category {category}: answers not to the questions of the label file: {len(wrong)} of {len(pairs)}, "
+            f"question ids {few(r.id for r, _, _ in wrong)}. The first: "
             f"{record.row.place} {why}"
         )
     return {item.id: record.text for record, item in pairs}

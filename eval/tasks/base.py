@@ -92,7 +92,7 @@ class Task(ABC):
     full_marks: Mapping[str, float] = MappingProxyType({})
     """Metrics that the benchmark reports in points: what a share of 1 is worth there, e.g. 2000."""
     unclear: str = ""
-    """What to say of `Scored.unclear` answers, after "6 of 6 answers": how the rule takes them."""
+    """What to say of `Scored.unclear` answers, after "answers that": how the rule takes them."""
     binary: bool = True
     """Whether an item's score is 0 or 1 (then differences are tested by McNemar's test, else by a
     paired bootstrap)."""

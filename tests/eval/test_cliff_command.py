@@ -178,18 +178,26 @@ def test_the_number_of_questions_that_it_names_is_enough(data: Path) -> None:
 
 
 def test_a_file_of_another_model_is_left_alone(
-    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Refused before an engine starts, and without a word of answers that nobody has asked for yet."""
+    monkeypatch.setattr(find, "started", None)
     out = tmp_path / "cliff.json"
-    out.write_text(
-        json.dumps({"format": "vllm-flow-cliff/1", "model": "other", "num_layers": 32, "tasks": {}})
-    )
-    assert command("--unlabelled", "--items", "2", "--out", str(out)) == 2
-    assert "another model" in capsys.readouterr().err
-    assert json.loads(out.read_text())["model"] == "other"
-    out.write_text("{}")
-    assert command("--unlabelled", "--items", "2", "--out", str(out)) == 2
-    assert "no profile" in capsys.readouterr().err
+    (tmp_path / "cliff-pope-unlabelled-run").mkdir()
+    (tmp_path / "cliff-pope-unlabelled-run" / "run.json").write_text("{}")
+    profile = {"format": FORMAT, "model": "demo-small", "num_layers": LAYERS, "tasks": {}}
+    for there, says in (
+        ({**profile, "model": "other"}, "another model: model is 'other'"),
+        ({**profile, "num_layers": 32}, "another model: num_layers is 32"),
+        ({**profile, "tasks": ["pope"]}, '"tasks" must be an object'),
+        ({}, "no profile"),
+    ):
+        out.write_text(json.dumps(there))
+        argv = arguments(data, "--unlabelled", "--items", "2", "--out", str(out))
+        assert cli.main(argv) == 2
+        said = capsys.readouterr().err
+        assert says in said and "goes on" not in said
+        assert json.loads(out.read_text()) == there
 
 
 @pytest.mark.parametrize("option", ["--confidence=100%", "--confidence=40%", "--confidence=x"])

@@ -74,7 +74,7 @@ def test_killed_it_goes_on(
     before = asked(stopped)
     assert 0 < before.total() < asked(whole).total()
     assert finished(data, stopped, *more) == 0
-    assert f"Going on from {before.total()} answers and measurements" in capsys.readouterr().out
+    assert f"answers and measurements: {before.total()}." in capsys.readouterr().out
     # Killed between two batches: everything asked had been answered, and is asked no second time.
     assert asked(stopped) == asked(whole) and set(asked(stopped).values()) == {1}
     assert entry(stopped) == entry(whole)

@@ -48,7 +48,7 @@ def test_scienceqa_a_missing_answer(command: Command) -> None:
     rows = [{"question_id": "4", "prompt": "<image>\nQ", "text": "A"}]
     scores = command.scores(*scienceqa(command, rows, "--split", "test"))
     assert scores["metrics"] == {"accuracy": pytest.approx(1 / 3), "img_accuracy": 1.0}
-    assert "2 of 3 questions have no answer and count as wrong" in command.errors
+    assert "questions without an answer: 2 of 3, which count as wrong" in command.errors
 
 
 def test_scienceqa_the_prompt_says_what_was_seen(command: Command) -> None:
@@ -59,7 +59,7 @@ def test_scienceqa_the_prompt_says_what_was_seen(command: Command) -> None:
 
 def test_scienceqa_refusals(command: Command) -> None:
     row = {"question_id": "4", "prompt": "Q", "text": "A"}
-    assert "problem ids that are not in this split: 6, 77" in command.refuses(
+    assert "problem ids that are not in this split, 2 of 3: 6, 77" in command.refuses(
         *scienceqa(command, [row, row | {"question_id": "6"}, row | {"question_id": 77}])
     )
     assert "line 2: the answer to 4 comes twice" in command.refuses(*scienceqa(command, [row, row]))
@@ -102,7 +102,7 @@ def test_textvqa(command: Command, asked: str) -> None:
 def test_textvqa_by_question_id_and_in_part(command: Command) -> None:
     scores = command.scores(*textvqa(command, [{"question_id": 34603, "text": "10"}]))
     assert scores["metrics"] == {"accuracy": 1.0}
-    assert "2 of 3 questions have no answer" in command.errors
+    assert "questions without an answer: 2 of 3" in command.errors
 
 
 def test_textvqa_refusals(command: Command) -> None:
@@ -111,7 +111,7 @@ def test_textvqa_refusals(command: Command) -> None:
         *textvqa(command, [row, row])
     )
     message = command.refuses(*textvqa(command, [row, row | {"prompt": "What time?\nAnswer"}]))
-    assert "1 of 2 answers are to no question of the annotations" in message
+    assert "answers to no question of the annotations: 1 of 2" in message
     assert "line 2 (ff)" in message
     assert "no 'prompt', and ff is none of" in command.refuses(
         *textvqa(command, [{"question_id": "ff", "text": "x"}])
@@ -159,7 +159,7 @@ def test_chair_refusals(command: Command, coco: Path, monkeypatch: pytest.Monkey
 
     assert "line 3: the caption of image 7 comes twice" in call([*CAPTIONS, CAPTIONS[0]])
     message = call([*CAPTIONS, {"image_id": 99, "caption": "x"}])
-    assert "1 of 3 images are not in the annotations" in message and ": 99" in message
+    assert "images that are not in the annotations: 1 of 3" in message and ": 99" in message
     assert "'image_id' is 'x', not a COCO" in call([{"image_id": "x", "caption": "x"}])
     assert "no 'caption'" in call([{"image_id": 7, "text": "x"}])
     import nltk

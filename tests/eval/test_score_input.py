@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,10 +105,13 @@ def test_answers_that_name_no_letter_are_told(command: Command) -> None:
     rows = [{"question_id": n, "text": text} for n, text in (("4", "(A) b"), ("5", "(C) d"))]
     scores = command.scores(*scienceqa(command, rows))
     assert scores["metrics"]["accuracy"] == 0.0
-    assert "2 of 2 answers name no letter in a form that the official rule reads" in command.errors
+    assert re.search(
+        "answers that name no letter in a form that the official rule reads .*: 2 of 2",
+        command.errors,
+    )
     rows[0]["text"] = "A"
     command.scores(*scienceqa(command, rows))
-    assert "1 of 2 answers name no letter" in command.errors
+    assert re.search("answers that name no letter .*: 1 of 2", command.errors)
     rows[1]["text"] = "C"
     command.scores(*scienceqa(command, rows))
     assert "name no letter" not in command.errors
@@ -123,7 +127,7 @@ def test_answers_that_say_neither_yes_nor_no_are_told(command: Command, labels: 
     path = files.json_lines(command.folder / "answers.jsonl", rows)
     scores = command.scores("pope", "--labels", labels, "--answers", path)
     assert {item["parsed"] for item in scores["items"]} == {"yes"}
-    assert "5 of 12 answers say neither yes nor no" in command.errors
+    assert re.search("answers that say neither yes nor no .*: 5 of 12", command.errors)
 
 
 def test_captions_that_name_nothing_are_told(command: Command, coco: Path) -> None:
@@ -131,7 +135,7 @@ def test_captions_that_name_nothing_are_told(command: Command, coco: Path) -> No
         command.folder / "c.jsonl", [CAPTIONS[0], {"image_id": 8, "caption": "?"}]
     )
     command.scores("chair", "--annotations", coco.parent, "--captions", path)
-    assert "1 of 2 answers name no object, and so invent none" in command.errors
+    assert "answers that name no object, and so invent none: 1 of 2" in command.errors
 
 
 KEYS = st.sampled_from(

@@ -64,13 +64,13 @@ def test_answers_are_joined_by_row_and_scored_by_our_rule(command: Command, data
         "random/0": "yes", "popular/1": "no", "popular/0": "yes", "adversarial/2": "yes",
     }  # fmt: skip
     assert "75.00 % by lmms-eval, 100.00 % by our rule" in command.errors
-    assert "1 of 4 answers are scored differently: adversarial/2" in command.errors
+    assert "answers scored differently: 1 of 4, adversarial/2" in command.errors
 
 
 def test_a_part_of_the_questions(command: Command, data: Path) -> None:
     assert len(command.scores(*call(command.folder, data, SAMPLES[:2]))["items"]) == 2
-    assert "2 of 4 questions have no answer and are left out" in command.errors
-    assert "all 2 answers are scored alike" in command.errors
+    assert "questions without an answer, left out: 2 of 4" in command.errors
+    assert "answers scored alike: all 2" in command.errors
 
 
 def test_a_score_that_is_a_number(command: Command, data: Path) -> None:
@@ -80,7 +80,10 @@ def test_a_score_that_is_a_number(command: Command, data: Path) -> None:
         for one, score in zip(SAMPLES, (1, 1, 0.4, True), strict=True)
     ]
     command.scores(*call(command.folder, data, rows))
-    assert "85.00 % by lmms-eval, 100.00 % by our rule; 1 of 4 answers" in command.errors
+    assert (
+        "85.00 % by lmms-eval, 100.00 % by our rule; answers scored differently: 1 of 4"
+        in command.errors
+    )
     bare = [{key: value for key, value in one.items() if key != "exact_match"} for one in rows]
     command.scores(*call(command.folder, data, bare))
     assert "by lmms-eval" not in command.errors
@@ -89,7 +92,7 @@ def test_a_score_that_is_a_number(command: Command, data: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"doc_id": 9}, "1 of 4 answers are to rows that have no question"),
+        ({"doc_id": 9}, "answers to rows that have no question with a picture in the data: 1 of 4"),
         ({"doc_id": 1}, "the answer to row 1 comes twice"),
         ({"input": "Is there a cow in the image?"}, "row 0 of the data is"),
         ({"filtered_resps": ["a", "b"]}, "not one text"),

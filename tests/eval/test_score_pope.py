@@ -158,7 +158,7 @@ def test_pope_answers_to_other_questions(command: Command, labels: Path) -> None
     ]
     wrong = [rows[0] | {"prompt": "Is there a zebra in the image?"}, *rows[1:]]
     message = call(wrong)
-    assert "category random: 1 of 4 answers are not to the questions" in message
+    assert "category random: answers not to the questions of the label file: 1 of 4" in message
     assert "question ids 1. The first:" in message and "answers.jsonl, line 1" in message
     assert "asks about 'zebra', the label file about 'Is there a sink in the image?'" in message
     message = call([rows[0] | {"image": "COCO_val2014_000000000009.jpg"}, *rows[1:]])

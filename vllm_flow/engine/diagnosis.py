@@ -226,7 +226,7 @@ def check_patches(imported: bool = True) -> Iterable[Finding]:
     for problem in wrong:
         yield Finding("patches", f"{problem}; install a tested version of vLLM.", problem=True)
     if not wrong:
-        names = ", ".join(target.patch for target in TARGETS)
+        names = ", ".join(dict.fromkeys(target.patch for target in TARGETS))
         yield Finding("patches", f"all {len(TARGETS)} targets are as expected ({names}).")
 
 
