@@ -9,16 +9,18 @@ from unittest import mock
 
 import pytest
 import torch
+from transformers import AutoImageProcessor
 from vllm.model_executor.models.clip import CLIPVisionModel
 from vllm.model_executor.models.llava import LlavaForConditionalGeneration
 from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
 from vllm.model_executor.models.siglip import SiglipVisionModel
 
 from tests.engine import v2_cpu
-from tests.engine.cases import GQA, LONG, NEXT, one_image, text_only, two_images
+from tests.engine.cases import LONG, NEXT, Ask, one_image, text_only, two_images
 from tests.engine.fixtures import OpenEngine
-from tests.engine.harness import Engine, assert_exact
+from tests.engine.harness import Engine, assert_exact, params_of, tokens_of
 from tests.engine.test_lifecycle import TINY_POOL
+from tests.engine.tiny_llava import picture
 from vllm_flow.engine import tower_scores
 from vllm_flow.engine.tower_scores import Tower, class_attention, tower_of
 from vllm_flow.ranks import RANKS, TowerRank
@@ -110,27 +112,61 @@ def test_preempted_requests_are_ranked_again(open_engine: OpenEngine) -> None:
     engine.check_idle()
 
 
-def test_an_engine_that_takes_embeddings_refuses_the_rank(open_engine: OpenEngine) -> None:
-    engine = open_engine(GQA, 2, enable_mm_embeds=True)
+def embeddings_of(engine: Engine, seed: int) -> torch.Tensor:
+    """What the engine's own tower and projector make of a picture, [N, H], as a client may send it."""
+    core = engine.llm.llm_engine.engine_core.engine_core
+    model = core.model_executor.driver_worker.worker.model_runner.model
+    pixels = AutoImageProcessor.from_pretrained(engine.model_dir)(
+        picture(engine.shape, seed), return_tensors="pt"
+    )["pixel_values"]
+    with torch.inference_mode():
+        (found,) = model.embed_multimodal(pixel_values=pixels)
+    return found.clone()
+
+
+def test_pictures_that_come_as_embeddings_refuse_the_rank(open_engine: OpenEngine) -> None:
+    """Per request: beside them pictures that come as pixels are ranked."""
+    engine = open_engine(LONG, 2, enable_mm_embeds=True)
     others = " or ".join(repr(n) for n, rank in RANKS.items() if not isinstance(rank, TowerRank))
+    ask = one_image(360)
+    sent = embeddings_of(engine, ask.images[0])
+
+    def run(ask: Ask, data: Any, **more: Any) -> Any:
+        prompt = {"prompt": ask.prompt, "multi_modal_data": {"image": data}, **more}
+        return engine.llm.generate(prompt, params_of(ask), use_tqdm=False)
+
     for stages in ("0:50% cls_attention", "1:50% uniform, 2:30% cls_attention", "0:9 cls_diverse"):
         rank = stages.split()[-1]
         with pytest.raises(
             ValueError,
-            match=rf"flow_stages.*'{rank}' reads the attention of the vision tower's class token, and this "
-            rf"engine takes pictures that no tower of it has seen \(enable_mm_embeds\); rank by {others}\.",
+            match=rf"flow_stages.*'{rank}' reads the attention of the vision tower's class token, and a picture of "
+            "this prompt came as embeddings, which no tower of this engine has seen; send its pixels, or rank by "
+            rf"{others}\.",
         ):
-            engine.run([replace(one_image(1), stages=stages)])
+            run(replace(ask, stages=stages), [sent])
         engine.check_idle()
-    fine = [replace(one_image(2), stages="1:50% diversity"), one_image(3, 2)]
+    # Other ranks serve them, and what comes as pixels is ranked by the tower.
+    fine = [replace(ask, stages="1:50% diversity"), replace(ask, cliff=2), ask]
+    assert_exact(engine, fine, [run(one, [sent])[0] for one in fine])
+    fine = [replace(one_image(360 + n), stages=stages) for n, stages in enumerate(RANKED)]
     fine += [replace(text_only(4), stages="0:9 cls_attention")]
     assert_exact(engine, fine, engine.run(fine))
+    # Pixels under the name of embeddings: vLLM goes by what came first, and the engine goes on.
+    named = {"multi_modal_uuids": {"image": ["one name"]}}
+    run(ask, [sent], **named)
+    pixels = picture(engine.shape, 361)
+    ((output,)) = run(replace(ask, stages="0:50% cls_attention"), [pixels], **named)
+    assert tokens_of(output)
+    assert_exact(engine, fine, engine.run(fine))
+    engine.check_idle()
 
 
 def config(**changes: Any) -> Any:
     model = SimpleNamespace(
         architecture="QuiteAnotherModel",
-        multimodal_config=SimpleNamespace(enable_mm_embeds=changes.pop("embeds", False)),
+        multimodal_config=SimpleNamespace(
+            enable_mm_embeds=True, mm_encoder_tp_mode=changes.pop("mode", "weights")
+        ),
     )
     return SimpleNamespace(**{"model_config": model, "ec_transfer_config": None} | changes)
 
@@ -153,13 +189,19 @@ def test_who_is_refused(kind: type[Any]) -> None:
         (torch.nn.Linear(1, 1), config(), "LLaVA-1.5, LLaVA-NeXT and Shikra, and not of QuiteAnother"),
         (llava(kind, SiglipVisionModel), config(), "tower, a SiglipVisionModel, has no such token"),
         (llava(kind, CLIPVisionModel, "full"), config(), "'full' is one of the image's tokens itself"),
-        (clip, config(embeds=True), "no tower of it has seen (enable_mm_embeds)"),
+        (clip, config(mode="data"), "workers encode different pictures (mm_encoder_tp_mode='data')"),
         (clip, config(ec_transfer_config=object()), "in another engine (ec_transfer_config)"),
     ):  # fmt: skip
         assert said in (tower_of(model, engine).unreadable or "")
     layers = [SimpleNamespace(self_attn=SimpleNamespace(attn=n)) for n in range(3)]
     clip.vision_tower.vision_model = SimpleNamespace(encoder=SimpleNamespace(layers=layers))
     assert tower_of(clip, config()).unreadable is None
+
+
+@pytest.mark.parametrize("kind", [LlavaForConditionalGeneration, LlavaNextForConditionalGeneration])
+def test_every_worker_sees_every_picture(kind: type[Any]) -> None:
+    """vLLM falls back from ``mm_encoder_tp_mode="data"`` where a model does not share pictures out: these do not."""
+    assert not kind.supports_encoder_tp_data
 
 
 @pytest.mark.parametrize("heads", [1, 3])

@@ -100,7 +100,8 @@ def eagle3(weights: Weights, target: Path | None = None) -> dict[str, Any]:
     }
 
 
-def _small(weights: Weights, target: Path) -> dict[str, Any]:
+def small(weights: Weights, target: Path | None = None) -> dict[str, Any]:
+    """Draws a small model of text; what its configuration says beside the target's language model."""
     for layer in range(SMALL_LAYERS):
         weights.layer(f"model.layers.{layer}.")
         weights.norm(f"model.layers.{layer}.input_layernorm.weight")
@@ -110,7 +111,7 @@ def _small(weights: Weights, target: Path) -> dict[str, Any]:
     return {"num_hidden_layers": SMALL_LAYERS, "architectures": ["LlamaForCausalLM"]}
 
 
-_KINDS = {"eagle": (_eagle, 77), "eagle3": (eagle3, 78), "draft_model": (_small, 79)}
+_KINDS = {"eagle": (_eagle, 77), "eagle3": (eagle3, 78), "draft_model": (small, 79)}
 METHODS = tuple(_KINDS)
 
 

@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from tests.engine.test_speculative import counted
-from tests.engine.tiny_drafters import GUESSES, Weights, eagle3
+from tests.engine.tiny_drafters import GUESSES, Weights, eagle3, small
 from tests.engine.tiny_llava import Shape
 from tests.families import next_token
 from tests.families.asking import Ask, every_cliff
+from tests.families.llama4 import SEEN
 from tests.families.making import Checkpoint, text_settings
 from tests.families.running import Engine, Judge
 
@@ -40,21 +41,26 @@ def asks_of(checkpoint: Checkpoint) -> list[Ask]:
     return every_cliff(checkpoint, [None, *range(checkpoint.num_layers)])
 
 
+def drafter(checkpoint: Checkpoint, where: Path, method: str) -> dict[str, Any]:
+    """``speculative_config`` with a drafter, written there, that says the checkpoint's words."""
+    weights = Weights(Shape(), 83, len(checkpoint.vocab), checkpoint.word_ids)
+    own = {"eagle3": eagle3, "draft_model": small}[method](weights)
+    settings = text_settings(checkpoint.vocab) | {"head_dim": 32} | own
+    LlamaConfig(**settings).save_pretrained(where)
+    save_file(weights.found, where / "model.safetensors", metadata={"format": "pt"})
+    return {"method": method, "model": str(where), "num_speculative_tokens": GUESSES}
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_eagle3_is_exact_on_positions_of_three_axes(
     checkpoint_of: Callable[[str], Checkpoint], tmp_path: Path, family: str, asynchronous: bool
 ) -> None:
     checkpoint = of_few_words(checkpoint_of(family))
-    weights = Weights(Shape(), 83, len(checkpoint.vocab), checkpoint.word_ids)
-    settings = text_settings(checkpoint.vocab) | {"head_dim": 32} | eagle3(weights)
-    LlamaConfig(**settings).save_pretrained(tmp_path)
-    save_file(weights.found, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    drafter = {"method": "eagle3", "model": str(tmp_path), "num_speculative_tokens": GUESSES}
     engine = Engine(
         checkpoint,
         1,
-        speculative_config=drafter,
+        speculative_config=drafter(checkpoint, tmp_path, "eagle3"),
         async_scheduling=asynchronous,
         max_num_batched_tokens=80,
     )
@@ -82,6 +88,42 @@ def test_a_layer_that_predicts_the_next_token_is_exact(
     asks = asks_of(checkpoint)
     with counted(scheduler_of(engine)) as drafted:
         outputs = engine.run(asks, TOKENS)
+    Judge(engine).assert_exact(asks, outputs)
+    assert drafted.accepted > 10 and drafted.tokens - drafted.accepted > 20, drafted
+    engine.check_idle()
+
+
+def test_hidden_states_are_not_read_beside_chunks_of_local_attention(
+    checkpoint_of: Callable[[str], Checkpoint], tmp_path: Path
+) -> None:
+    """vLLM turns off what storage groups stand on; what is refused is the drafter, with what to draft by instead."""
+    checkpoint = checkpoint_of("llama4")
+    with pytest.raises(ValueError, match="hidden states beside chunks .* to 'ngram' or 'draft_m"):
+        Engine(checkpoint, 1, speculative_config=drafter(checkpoint, tmp_path, "eagle3"))
+
+
+@pytest.mark.parametrize(
+    ("method", "asynchronous"), [("ngram", False), ("draft_model", False), ("draft_model", True)]
+)
+def test_chunks_of_local_attention_count_drafts_that_were_kept(
+    checkpoint_of: Callable[[str], Checkpoint], tmp_path: Path, method: str, asynchronous: bool
+) -> None:
+    """Chunks of kept tokens end among drafts, of which some are refused; the device knows how many."""
+    checkpoint = of_few_words(checkpoint_of("llama4"))
+    from_text = {"method": "ngram", "num_speculative_tokens": GUESSES}
+    from_text |= {"prompt_lookup_max": 2, "prompt_lookup_min": 1}
+    engine = Engine(
+        checkpoint,
+        3,
+        speculative_config=from_text
+        if method == "ngram"
+        else drafter(checkpoint, tmp_path, method),
+        async_scheduling=asynchronous,
+        max_num_batched_tokens=80,
+    )
+    asks = asks_of(checkpoint)
+    with counted(scheduler_of(engine)) as drafted:
+        outputs = engine.run(asks, 2 * SEEN)
     Judge(engine).assert_exact(asks, outputs)
     assert drafted.accepted > 10 and drafted.tokens - drafted.accepted > 20, drafted
     engine.check_idle()

@@ -71,7 +71,7 @@ def test_layers_that_are_elsewhere_are_refused() -> None:
 def config(method: str, **changed: Any) -> Any:
     """What of a ``VllmConfig`` is looked at."""
     facts = {"gemma4": False, "parallel": False, "mla": False, "mutual": False, "transfer": None}
-    facts |= {"adaptive": False, "v2": False}
+    facts |= {"adaptive": False, "v2": False, "chunk": None}
     assert changed.keys() <= facts.keys()
     facts |= changed
     return SimpleNamespace(
@@ -83,7 +83,11 @@ def config(method: str, **changed: Any) -> Any:
             parallel_drafting=facts["parallel"],
             enable_adaptive_verification=facts["adaptive"],
         ),
-        model_config=SimpleNamespace(use_mla=facts["mla"], is_mm_prefix_lm=facts["mutual"]),
+        model_config=SimpleNamespace(
+            use_mla=facts["mla"],
+            is_mm_prefix_lm=facts["mutual"],
+            attention_chunk_size=facts["chunk"],
+        ),
         scheduler_config=SimpleNamespace(async_scheduling=False),
         kv_transfer_config=facts["transfer"],
         use_v2_model_runner=facts["v2"],
@@ -119,6 +123,9 @@ def test_rows_that_only_the_device_shares_out_are_refused(method: str) -> None:
         ("eagle3", {"parallel": True}, "leave parallel_drafting out"),
         ("eagle", {"mla": True}, "beside latent attention"),
         ("eagle", {"mutual": True}, "beside pictures whose tokens see one another"),
+        ("eagle", {"chunk": 32}, "to 'ngram' or 'draft_model', or leave it out"),
+        ("eagle3", {"chunk": 32}, "beside chunks of local attention"),
+        ("mtp", {"chunk": 32}, "beside chunks of local attention"),
         ("draft_model", {"transfer": object()}, "leave out kv_transfer_config"),
     ],
 )
@@ -126,6 +133,8 @@ def test_what_is_not_is_refused(method: str, changed: dict[str, Any], remedy: st
     assert remedy in (drafts.reason_against(config(method, **changed)) or "")
     if changed:
         assert drafts.reason_against(config("ngram", **changed)) is None
+    if "chunk" in changed:
+        assert drafts.reason_against(config("draft_model", **changed)) is None
 
 
 def test_a_decoder_that_collects_otherwise_is_refused_for_eagle3() -> None:

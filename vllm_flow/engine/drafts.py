@@ -28,6 +28,8 @@ OF_TEXT = ("ngram",)
 """Methods that propose what stood in a text before, and store nothing."""
 WITH_LAYERS = ("eagle", "eagle3", "mtp", "draft_model")
 """Methods whose drafters are models with keys and values of their own."""
+OF_HIDDEN_STATES = ("eagle", "eagle3", "mtp")
+"""Those of them that are given the target's hidden states."""
 METHODS = (*OF_TEXT, *WITH_LAYERS)
 ALSO_V2 = ("ngram_gpu",)
 """Methods under Model Runner V2 alone, where this one is another name of ngram."""
@@ -94,6 +96,12 @@ def _against_layers(config: Any) -> str | None:
             "drafters with keys of their own beside pictures whose tokens see one another: set the method of "
             "speculative_config to 'ngram', or leave it out.",
             target.is_mm_prefix_lm,
+        ),
+        (
+            # vLLM then turns its hybrid KV-cache manager off, on which storage groups stand.
+            "drafters that read the target's hidden states beside chunks of local attention: set the method of "
+            "speculative_config to 'ngram' or 'draft_model', or leave it out.",
+            speculative.method in OF_HIDDEN_STATES and target.attention_chunk_size is not None,
         ),
         (
             "KV connectors beside a drafter with keys of its own: leave out kv_transfer_config, or set the method "

@@ -20,6 +20,11 @@ def hands_over(vllm_config: Any) -> bool:
     return connectors.hands_over(vllm_config.kv_transfer_config)
 
 
+def mm_embeds(model_config: Any) -> bool:
+    """Whether requests may bring pictures as embeddings, which no tower of the engine has seen."""
+    return bool(getattr(model_config.multimodal_config, "enable_mm_embeds", False))
+
+
 def step_tokens(scheduler: Any, drafts: int) -> int:
     """Tokens of one request that a step has room for while every other one decodes, with so many drafts.
 

@@ -68,7 +68,7 @@ def fitted(
         raise Obstacle("streaming input may bring images later; leave out the policy.")
     _check_log(layout, keys, settings.num_layers)
     _check_late(layout, settings)
-    fitting_ranks.check(policy, layout, settings)
+    fitting_ranks.check(policy, layout, settings, evictable(features))
     if settings.connected:
         _check_transfer(request, layout, settings)
     _check_step(layout, settings)

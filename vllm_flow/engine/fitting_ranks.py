@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
 from vllm_flow.engine import obstacles, states
 from vllm_flow.engine.obstacles import Obstacle
 from vllm_flow.engine.settings import FlowSettings
@@ -16,6 +19,11 @@ from vllm_flow.ranks import (
     after_layer,
 )
 
+if TYPE_CHECKING:
+    from vllm.multimodal.inputs import MultiModalFeatureSpec
+
+PIXELS = "pixel_values"
+"""What the models of which a tower is read (`tower_scores`) call the pixels of a picture."""
 ANOTHER_BACKEND = "or have the server started with another attention backend (--attention-backend)."
 LOOKS: tuple[tuple[type, str], ...] = (
     (AttentionRank, obstacles.RANKS),
@@ -26,8 +34,13 @@ LOOKS: tuple[tuple[type, str], ...] = (
 """Kinds of ranks by what may keep an engine from them."""
 
 
-def check(policy: FlowPolicy, layout: TokenLayout, settings: FlowSettings) -> None:
-    """Refuse ranks that this engine cannot have.
+def check(
+    policy: FlowPolicy,
+    layout: TokenLayout,
+    settings: FlowSettings,
+    pictures: Iterable[MultiModalFeatureSpec] = (),
+) -> None:
+    """Refuse ranks that this engine cannot have, or not of these pictures.
 
     Raises:
         Obstacle: names one of them, the reason, and those that it can have.
@@ -35,6 +48,8 @@ def check(policy: FlowPolicy, layout: TokenLayout, settings: FlowSettings) -> No
     _check_states(layout, settings)
     _check_keys(policy, settings)
     _check_workers(layout, settings)
+    if settings.mm_embeds:
+        _check_encoded(layout, settings, pictures)
 
 
 def by_keys(policy: FlowPolicy) -> str | None:
@@ -78,6 +93,25 @@ def _check_workers(layout: TokenLayout, settings: FlowSettings) -> None:
             raise Obstacle(f"{name!r} {_unread(obstacle, reason, settings)}")
 
 
+def _check_encoded(
+    layout: TokenLayout, settings: FlowSettings, pictures: Iterable[MultiModalFeatureSpec]
+) -> None:
+    """A picture that comes as embeddings has been through no tower of this engine."""
+    asked = sorted({choice.rank for stage in layout.stages for choice in stage.choices})
+    name = next((name for name in asked if isinstance(RANKS[name], TowerRank)), None)
+    if name is not None and not all(_has_pixels(picture.data) for picture in pictures):
+        raise Obstacle(
+            f"{name!r} reads the attention of the vision tower's class token, and a picture of this prompt came as "
+            f"embeddings, which no tower of this engine has seen; send its pixels, or rank by "
+            f"{_possible(settings, tower=False)}."
+        )
+
+
+def _has_pixels(item: Any) -> bool:
+    """Whether the tower is given what a picture's item holds; not known of one that lies elsewhere."""
+    return item is not None and PIXELS in item
+
+
 def _unread(obstacle: str, reason: str, settings: FlowSettings) -> str:
     """What a rank would look at, why it cannot, and the remedy."""
     if obstacle == obstacles.RANKS:
@@ -96,9 +130,10 @@ def _unread(obstacle: str, reason: str, settings: FlowSettings) -> str:
     )
 
 
-def _possible(settings: FlowSettings, *, behind_layers: bool = True) -> str:
+def _possible(settings: FlowSettings, *, behind_layers: bool = True, tower: bool = True) -> str:
     """The ranks that the engine can have, for messages."""
     refused = tuple(kind for kind, name in LOOKS if name in settings.obstacles)
+    refused += () if tower else (TowerRank,)
     found = (
         repr(name)
         for name, rank in RANKS.items()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 READ = (
     *("num_layers", "profile", "step_tokens", "obstacles", "quantised_keys", "connected"),
-    *("hands_over", "mutual_pictures", "attending", "draft_layers"),
+    *("hands_over", "mutual_pictures", "attending", "draft_layers", "mm_embeds"),
 )
 """Fields that are no options."""
 KERNELS = ("auto", "triton", "torch", "xformers")
@@ -95,6 +95,9 @@ class FlowSettings:
     mutual_pictures: bool = False
     """Whether tokens of a picture see one another in both directions (read from the engine, not set by
     the operator)."""
+
+    mm_embeds: bool = False
+    """Whether pictures may come as embeddings (read from the engine, not set by the operator)."""
 
     connected: bool = False
     """Whether the engine has a KV connector (read from it, not set by the operator)."""
@@ -243,6 +246,7 @@ class FlowSettings:
             obstacles=obstacles.known(vllm_config),
             mutual_pictures=vllm_config.model_config.is_mm_prefix_lm,
             quantised_keys=vllm_config.cache_config.cache_dtype.startswith("fp8"),
+            mm_embeds=engine_facts.mm_embeds(vllm_config.model_config),
             connected=getattr(vllm_config.kv_transfer_config, "kv_connector", None) is not None,
             # What becomes of states, nobody has tried.
             hands_over=not attending and engine_facts.hands_over(vllm_config),

@@ -21,9 +21,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from vllm.logger import init_logger
 
 from vllm_flow.engine.attention.row_mass import mean_over_workers
 from vllm_flow.engine.hiding import hidden
+
+logger = init_logger("vllm.vllm_flow.tower_scores")
 
 Encoded: TypeAlias = "Mapping[str, torch.Tensor]"
 """A runner's encoder cache: a picture's name -> what it was encoded to."""
@@ -160,8 +163,8 @@ def _unreadable(model: Any, vllm_config: Any) -> str | None:
     strategy = model.config.vision_feature_select_strategy
     if strategy != "default":
         return f"which with vision_feature_select_strategy {strategy!r} is one of the image's tokens itself"
-    if vllm_config.model_config.multimodal_config.enable_mm_embeds:
-        return "and this engine takes pictures that no tower of it has seen (enable_mm_embeds)"
+    if vllm_config.model_config.multimodal_config.mm_encoder_tp_mode == "data":
+        return "and workers encode different pictures (mm_encoder_tp_mode='data')"
     if vllm_config.ec_transfer_config is not None:
         return "and pictures may be encoded in another engine (ec_transfer_config)"
     return None
@@ -175,6 +178,18 @@ def encoded(runner: Any) -> Encoded:
 
 
 def scores_of(cache: Encoded, picture: str) -> torch.Tensor:
-    """[N] of a picture whose tokens a step computes, which is therefore encoded."""
-    scores_N: torch.Tensor = getattr(cache[picture], SCORES_FIELD)
-    return scores_N
+    """[N] of a picture whose tokens a step computes, which is therefore encoded.
+
+    The front end refuses the rank where a picture comes as embeddings. But clients may name their pictures, and
+    one may have sent embeddings under the name of another's pixels: vLLM then goes by what came first. Of that
+    nothing is known, so all tokens are alike, and the first ones stay.
+    """
+    found = cache[picture]
+    scores_N: torch.Tensor | None = getattr(found, SCORES_FIELD, None)
+    if scores_N is not None:
+        return scores_N
+    logger.warning_once(
+        "A picture is to be ranked by the vision tower's attention that came as embeddings under the same name "
+        "before: its first tokens stay. Give every picture a name (uuid) of its own, or none."
+    )
+    return found.new_zeros(len(found), dtype=torch.float32)
