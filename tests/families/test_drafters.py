@@ -16,6 +16,7 @@ from tests.engine.tiny_drafters import GUESSES, Weights, eagle3, small
 from tests.engine.tiny_llava import Shape
 from tests.families import next_token
 from tests.families.asking import Ask, every_cliff
+from tests.families.llama4 import SEEN
 from tests.families.making import Checkpoint, text_settings
 from tests.families.running import Engine, Judge
 
@@ -99,6 +100,33 @@ def test_hidden_states_are_not_read_beside_chunks_of_local_attention(
     checkpoint = checkpoint_of("llama4")
     with pytest.raises(ValueError, match="hidden states beside chunks .* to 'ngram' or 'draft_m"):
         Engine(checkpoint, 1, speculative_config=drafter(checkpoint, tmp_path, "eagle3"))
+
+
+@pytest.mark.parametrize(
+    ("method", "asynchronous"), [("ngram", False), ("draft_model", False), ("draft_model", True)]
+)
+def test_chunks_of_local_attention_count_drafts_that_were_kept(
+    checkpoint_of: Callable[[str], Checkpoint], tmp_path: Path, method: str, asynchronous: bool
+) -> None:
+    """Chunks of kept tokens end among drafts, of which some are refused; the device knows how many."""
+    checkpoint = of_few_words(checkpoint_of("llama4"))
+    from_text = {"method": "ngram", "num_speculative_tokens": GUESSES}
+    from_text |= {"prompt_lookup_max": 2, "prompt_lookup_min": 1}
+    engine = Engine(
+        checkpoint,
+        3,
+        speculative_config=from_text
+        if method == "ngram"
+        else drafter(checkpoint, tmp_path, method),
+        async_scheduling=asynchronous,
+        max_num_batched_tokens=80,
+    )
+    asks = asks_of(checkpoint)
+    with counted(scheduler_of(engine)) as drafted:
+        outputs = engine.run(asks, 2 * SEEN)
+    Judge(engine).assert_exact(asks, outputs)
+    assert drafted.accepted > 10 and drafted.tokens - drafted.accepted > 20, drafted
+    engine.check_idle()
 
 
 def scheduler_of(engine: Engine) -> Any:
