@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from vllm.model_executor.layers.linear import QKVParallelLinear
-from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+from vllm.model_executor.layers.attention import (
+    Attention,
+    ChunkedLocalAttention,
+    StaticSinkAttention,
+)
+from vllm.model_executor.layers.mamba.mamba_mixer2 import MambaMixer2
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend
 
@@ -18,7 +21,7 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import Engine, assert_exact
 from tests.engine.tiny_llava import Shape
 from vllm_flow.engine.families import Decoder, decoder_of
-from vllm_flow.engine.last_layer import key_value_projection, reason_against
+from vllm_flow.engine.last_layer import KeyWriter, key_value_projection, reason_against
 from vllm_flow.engine.variant_tensors import VariantTensors
 from vllm_flow.last_layer import LastLayer, spare_last_layers
 from vllm_flow.layout import TokenLayout
@@ -108,17 +111,15 @@ def test_a_weight_that_is_kept_is_not_copied(open_engine: OpenEngine) -> None:
     torch.testing.assert_close(kept(rows), fused.bias[8:].expand(5, 8))
 
 
-def fake_decoder(kind: str = "LlamaDecoderLayer", call: Any = "residual", **attn: Any) -> Decoder:
-    """One layer of the usual kind but for what is named."""
-    model = attn.pop("model", nn.Identity())
-    sharing = attn.pop("kv_sharing_target_layer_name", None)
-    parts = {
-        "qkv_proj": QKVParallelLinear.__new__(QKVParallelLinear),
-        "rotary_emb": RotaryEmbedding.__new__(RotaryEmbedding),
-        "attn": SimpleNamespace(kv_sharing_target_layer_name=sharing),
-    }
-    layer = type(kind, (), {"self_attn": SimpleNamespace(**(parts | attn))})()
-    return Decoder(model, [layer], nn.Identity(), call=call)
+def fake_decoder(*kinds: Any, model: Any = None, sharing: str | None = None) -> Decoder:
+    """One layer of the usual kind, with modules of these classes that keep something."""
+    layer = type("SomeLayer", (nn.Module,), {})()
+    for number, kind in enumerate(kinds or (Attention,)):
+        kept = kind.__new__(kind)
+        nn.Module.__init__(kept)
+        kept.kv_sharing_target_layer_name = sharing
+        layer.add_module(str(number), kept)
+    return Decoder(model or nn.Identity(), [layer], nn.Identity())
 
 
 def offloaded() -> nn.Module:
@@ -138,12 +139,11 @@ class PlansOnTheHost(CPUAttentionBackend):
     ("decoder", "backend", "reason"),
     [
         (fake_decoder(), CPUAttentionBackend, None),
-        (fake_decoder("Qwen3MoeDecoderLayer"), FlashAttentionBackend, None),
-        (fake_decoder("BeeLayer"), CPUAttentionBackend, "how BeeLayer makes its keys"),
-        (fake_decoder(call="batched"), CPUAttentionBackend, "how LlamaDecoderLayer makes"),
-        (fake_decoder(qkv_proj=object()), CPUAttentionBackend, "its projection is a object"),
-        (fake_decoder(rotary_emb=object()), CPUAttentionBackend, "positions go through object"),
-        (fake_decoder(kv_sharing_target_layer_name="0"), CPUAttentionBackend, "share keys"),
+        (fake_decoder(ChunkedLocalAttention), FlashAttentionBackend, None),
+        (fake_decoder(MambaMixer2), CPUAttentionBackend, "where SomeLayer keeps its keys"),
+        (fake_decoder(Attention, MambaMixer2), CPUAttentionBackend, "where SomeLayer keeps"),
+        (fake_decoder(StaticSinkAttention), CPUAttentionBackend, "where SomeLayer keeps"),
+        (fake_decoder(sharing="0"), CPUAttentionBackend, "share keys"),
         (fake_decoder(model=offloaded()), CPUAttentionBackend, "only when their layer is called"),
         (fake_decoder(), WritesItself, "CPU_ATTN stores keys within attention"),
         (fake_decoder(), PlansOnTheHost, "FLASHINFER may size its buffers"),
@@ -155,6 +155,33 @@ def test_every_reason_to_run_the_whole_layer(
 ) -> None:
     found = reason_against(decoder, [backend])
     assert found is None if reason is None else reason in (found or "")
+
+
+def test_layers_of_any_kind_run_up_to_their_attention(
+    open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where how a layer makes its keys is not known: the MLP has the same rows, and answers are exact."""
+    engine = open_engine(GQA, 2)
+    writers = getattr(runner_of(engine), "model_state", runner_of(engine)).flow_hook._key_writers
+    ask, called = one_image(34, 2), list[int]()
+    for writer in writers:
+        monkeypatch.setattr(writer, "_apart", False)
+        run = writer._run_to_attention
+        monkeypatch.setattr(
+            writer,
+            "_run_to_attention",
+            lambda *a, run=run, **k: (called.append(len(a[2])), run(*a, **k)),
+        )
+    prompt, *rest = rows_per_layer(engine, ask)
+    assert rest == [prompt - GQA.image_tokens] * 3
+    assert called == [GQA.image_tokens]
+
+
+def test_a_layer_that_does_not_come_to_its_attention_is_no_answer(open_engine: OpenEngine) -> None:
+    layer = layers_of(open_engine(GQA, 2))[0]
+    writer = KeyWriter(Decoder(nn.Identity(), [layer], None, call="plain"), layer)
+    with pytest.raises(RuntimeError, match="LlamaDecoderLayer did not come to its attention"):
+        writer.write(lambda *_: None, None, torch.zeros(1, 2), None, torch.zeros(1))
 
 
 def test_as_many_runs_as_requests_do_not_make_the_table_theirs() -> None:

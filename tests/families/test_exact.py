@@ -28,15 +28,11 @@ BLOCK = 32
 
 WHOLE = {
     *("qwen3_5", "qwen3_5_moe", "minicpm_v_4_6", "minicpm_v_4_7", "interns2_preview", "interns2_mobius"),
-    *("lfm2_vl", "nemotron_nano_v2_vl", "nemotron_3_omni", "gemma3", "gemma4", "gemma4_moe", "gemma4_unified"),
-    *("internvl_chat_internlm2", "glm4v", "molmo_qwen2", "molmo_olmo", "muse_glimmer", "phi3v", "step3", "step3_7"),
-    *("cohere2_vision", "cohere_compass", "ernie4_5_vl", "exaone4_5", "granite4_vision", "llama4"),
-    *("openpangu_vl", "blip2", "qwen3_5_video"),
-    # In vLLM's Transformers backend layers are transformers' own.
-    *("internvl_backend", "idefics3_backend", "qwen2_vl_backend", "glm4_5v_backend"),
-    *("hunyuan_vl", "hyperclovax_vision", "aya_vision"),
+    *("lfm2_vl", "nemotron_nano_v2_vl", "nemotron_3_omni", "qwen3_5_video"),
+    *("gemma3", "gemma4", "gemma4_moe", "gemma4_unified"),
 }  # fmt: skip
-"""Checkpoints of families whose last layer that sees an image runs whole, for its keys are made otherwise."""
+"""Checkpoints of families whose last layer that sees an image runs whole: beside states, and where a picture's tokens
+see one another in both directions."""
 
 
 def _tokens(checkpoint: Checkpoint) -> int:

@@ -58,7 +58,7 @@ class DecoderHook:
         self.pieces: Pieces | None = None
         """Set where vLLM compiles the decoder in pieces, through which rows may leave, too."""
         self._adapters = AdapterRows(decoder.model)
-        self._key_writers = [KeyWriter(layer) for layer in decoder.layers]
+        self._key_writers = [KeyWriter(decoder, layer) for layer in decoder.layers]
         for index, layer in enumerate(decoder.layers):
             hook = self._lengthened_layer if form.lengthens else self._layer
             self._replace(layer, partial(form.layer, partial(hook, index)))
@@ -190,10 +190,12 @@ class DecoderHook:
             if (last := variant.last) is not None:
                 self._adapters.keep(last.rows)
                 self._key_writers[index].write(
+                    forward,
                     self._select(positions, last.rows),
                     hidden_TH.index_select(0, last.gather),
                     None if residual_TH is None else residual_TH.index_select(0, last.gather),
                     last.slots,
+                    **kwargs,
                 )
             if variant.gather is not None:
                 if self.ranker is not None and variant.rankings:

@@ -1,13 +1,14 @@
 """Keys and values of rows whose output nobody reads, computed and stored alone.
 
 What :mod:`vllm_flow.last_layer` plans, in one layer: input norm, K and V projection, norm of the keys,
-rotary embedding, and the write into the KV cache. Query, attention, output projection and MLP of these
-rows are left out.
+rotary embedding, and the write into the KV cache. Attention, output projection and MLP of these rows are left
+out, and their queries where a layer is made as :data:`LAYERS` are. Of any other layer its own code runs up to its
+attention, whatever it does before that: there keys and values are stored, and the call ends.
 
-Seams: the parts of a decoder layer by the names that vLLM's Llama-like layers share
-(``input_layernorm``, ``self_attn.qkv_proj``, ``k_norm``, ``rotary_emb``, ``attn``) or, of latent attention,
-``MultiHeadLatentAttentionWrapper`` has (``kv_a_proj_with_mqa`` and so on), and ``do_kv_cache_update`` of the
-attention backend. Where a model or backend has none of them, image rows
+Seams: ``forward`` of a layer's ``Attention``, hidden for one call; the parts of a decoder layer by the names that
+vLLM's Llama-like layers share (``input_layernorm``, ``self_attn.qkv_proj``, ``k_norm``, ``rotary_emb``, ``attn``)
+or, of latent attention, ``MultiHeadLatentAttentionWrapper`` has (``kv_a_proj_with_mqa`` and so on); and
+``do_kv_cache_update`` of the attention backend. Where a model or backend has none of them, image rows
 run through the whole of their last layer, and :func:`reason_against` says why.
 
 Legend: D rows, H hidden size.
@@ -22,12 +23,15 @@ import torch
 from torch import nn
 from vllm.logger import init_logger
 from vllm.lora.layers import BaseLayerWithLoRA
+from vllm.model_executor.layers.attention import Attention, ChunkedLocalAttention
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.linear import QKVParallelLinear, UnquantizedLinearMethod
 from vllm.model_executor.layers.mla import MultiHeadLatentAttentionWrapper
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
 
 from vllm_flow.engine.backends import used
+from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.latent import store
 
 if TYPE_CHECKING:
@@ -39,7 +43,7 @@ LAYERS = (
     *("Qwen3VLDecoderLayer", "Qwen3VLMoeDecoderLayer", "AriaTextDecoderLayer"),
     *("Glm4DecoderLayer", "Glm4MoeDecoderLayer"),
 )
-"""Layers whose keys are: norm, fused projection, optional norm per head, rotary embedding; or latent."""
+"""Layers whose keys need no queries: norm, fused projection, optional norm per head, rotary embedding; or latent."""
 
 BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN", "CPU_MLA")
 """Backends that read from the cache all keys of a prefill that are no rows of the same run, and take more runs
@@ -58,18 +62,10 @@ def reason_against(decoder: Decoder, backends: Iterable[Any], mutual: bool = Fal
     if len({weight.device.type for weight in decoder.model.parameters()}) > 1:
         return "some weights come to the device only when their layer is called"
     for layer in decoder.layers:
-        if decoder.call not in ("residual", "scaled") or type(layer).__name__ not in LAYERS:
-            return f"how {type(layer).__name__} makes its keys is not known"
-        attn = layer.self_attn
-        if type(_latent(attn)) is MultiHeadLatentAttentionWrapper:
-            continue
-        if not hasattr(attn, "qkv_proj"):
-            return f"how {type(attn).__name__} makes its keys is not known"
-        if type(_bare(attn.qkv_proj)) is not QKVParallelLinear:
-            return f"its projection is a {type(attn.qkv_proj).__name__}"
-        if not isinstance(attn.rotary_emb, RotaryEmbedding | MRotaryEmbedding):
-            return f"its positions go through {type(attn.rotary_emb).__name__}"
-        if attn.attn.kv_sharing_target_layer_name is not None:
+        attention = attention_of(layer)
+        if attention is None and not (_apart(decoder, layer) and _latent(layer.self_attn)):
+            return f"where {type(layer).__name__} keeps its keys is not known"
+        if attention is not None and attention.kv_sharing_target_layer_name is not None:
             return "layers share keys"
     for backend in backends:
         name = backend.get_name()
@@ -98,6 +94,25 @@ def spares(decoder: Decoder, attn_groups: Sequence[Sequence[Any]], mutual: bool 
     return reason is None
 
 
+def attention_of(layer: nn.Module) -> Any:
+    """vLLM's ``Attention`` in a decoder layer; None where it keeps something else, or has several."""
+    found = [module for module in layer.modules() if isinstance(module, AttentionLayerBase)]
+    kinds = (Attention, ChunkedLocalAttention)
+    return found[0] if len(found) == 1 and type(found[0]) in kinds else None
+
+
+def _apart(decoder: Decoder, layer: Any) -> bool:
+    """Whether a layer's keys and values can be made without its queries."""
+    if decoder.call not in ("residual", "scaled") or type(layer).__name__ not in LAYERS:
+        return False
+    attn = layer.self_attn
+    if type(_latent(attn)) is MultiHeadLatentAttentionWrapper:
+        return True
+    return type(_bare(getattr(attn, "qkv_proj", None))) is QKVParallelLinear and isinstance(
+        attn.rotary_emb, RotaryEmbedding | MRotaryEmbedding
+    )
+
+
 def _latent(attn: Any) -> Any:
     """What makes the vectors of latent attention; None where keys and values are stored."""
     return getattr(attn, "mla_attn", None)
@@ -108,31 +123,77 @@ def _bare(projection: Any) -> Any:
     return projection.base_layer if isinstance(projection, BaseLayerWithLoRA) else projection
 
 
+class _Stored(Exception):
+    """Ends a layer's call, once keys and values are where they belong."""
+
+
 class KeyWriter:
     """Stores the keys and values of some rows, or their latent vectors, in one layer.
 
     One that :func:`reason_against` does not rule out.
     """
 
-    def __init__(self, layer: Any) -> None:
-        self._layer = layer
+    def __init__(self, decoder: Decoder, layer: Any) -> None:
+        self._layer, self._apart = layer, _apart(decoder, layer)
         self._project: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._cut_from: Any = None
 
     def write(
         self,
-        positions: torch.Tensor,
+        forward: Callable[..., Any],
+        positions: Any,
         hidden_DH: torch.Tensor,
         residual_DH: torch.Tensor | None,
         slots: torch.Tensor,
+        **others: Any,
     ) -> None:
         """Store the rows' keys and values.
 
         Args:
-            positions: [D], M-RoPE [3, D]; of DeepSeek's layers with the factors of their queries, a pair.
+            forward: the layer's, in the form in which the hook calls it.
+            positions: of the rows, as that takes them: [D], M-RoPE [3, D]; with what else it is given of each row,
+                a tuple.
             hidden_DH, residual_DH: what comes out of the layer before; may be changed.
             slots: [D] slots of the layer's cache.
+            others: what else the layer is given, and is no row's.
         """
+        if self._apart:
+            self._write_apart(positions, hidden_DH, residual_DH, slots)
+        else:
+            self._run_to_attention(forward, positions, hidden_DH, residual_DH, slots, **others)
+
+    def _run_to_attention(
+        self,
+        forward: Callable[..., Any],
+        positions: Any,
+        hidden_DH: torch.Tensor,
+        residual_DH: torch.Tensor | None,
+        slots: torch.Tensor,
+        **others: Any,
+    ) -> None:
+        attention = attention_of(self._layer)
+
+        def keep(_query: Any, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> None:
+            heads = attention.num_kv_heads
+            key_DKD = key.reshape(-1, heads, attention.head_size)
+            value_DKD = value.reshape(-1, heads, attention.head_size_v)
+            store(attention, key_DKD, value_DKD, slots)
+            raise _Stored
+
+        try:
+            with hidden("forward", [(attention, keep)]):
+                forward(positions, hidden_DH, residual_DH, **others)
+        except _Stored:
+            return
+        raise RuntimeError(f"{type(self._layer).__name__} did not come to its attention")
+
+    def _write_apart(
+        self,
+        positions: Any,
+        hidden_DH: torch.Tensor,
+        residual_DH: torch.Tensor | None,
+        slots: torch.Tensor,
+    ) -> None:
         norm, attn = self._layer.input_layernorm, self._layer.self_attn
         if isinstance(positions, tuple):  # with factors of the queries
             positions = positions[0]

@@ -26,6 +26,7 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import get_forward_context
 
 from vllm_flow.engine.hiding import hidden
+from vllm_flow.engine.last_layer import attention_of
 from vllm_flow.engine.pieces import CALL, Captured, Piece, pieces_of
 
 if TYPE_CHECKING:
@@ -199,6 +200,9 @@ class Pieces:
             return False
         if any(variant.num_rows == 0 for variant in step.variants.values()):
             return False
+        last = [layer for layer, variant in step.variants.items() if variant.last is not None]
+        if any(attention_of(self._layers[layer]) is None for layer in last):
+            return False  # latent vectors are stored by another name
         if self._pieces is None:
             self._pieces = pieces_of(self._config, len(self._layers))
         return self._pieces is not None and all(piece.movable for piece in self._pieces)
@@ -207,7 +211,7 @@ class Pieces:
     def leaving(self, step: FlowStep) -> Iterator[LeavingCall]:
         """Let rows leave in the one call of the model that is made meanwhile."""
         last = [
-            (self._layers[layer].self_attn.attn.impl, variant)
+            (attention_of(self._layers[layer]).impl, variant)
             for layer, variant in step.variants.items()
             if variant.last is not None
         ]
