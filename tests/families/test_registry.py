@@ -118,7 +118,6 @@ BY_CONFIGURATION = {
 UNTESTED = {
     "Cosmos3EdgeForConditionalGeneration",
     "InternS1ProForConditionalGeneration",
-    "KananaVForConditionalGeneration",
     "MiMoV2OmniForCausalLM",
 }
 """Refused until somebody tests them; ``untested_models`` tries them."""

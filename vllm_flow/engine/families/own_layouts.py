@@ -100,6 +100,16 @@ OWN_LAYOUTS = (
         own_type="Keye",
     ),
     Family(
+        "Kanana-V",
+        ("KananaVForConditionalGeneration",),
+        ("LlamaModel",),
+        "one token per 28 x 28 pixels",
+        "nothing",
+        ("kanana_v",),
+        compared=FROM_EMBEDDINGS,
+        beyond="the projector, which vLLM builds of timm's parts, a small one",
+    ),
+    Family(
         "Isaac",
         ("IsaacForConditionalGeneration",),
         ("Qwen3Model",),
