@@ -111,7 +111,7 @@ def test_while_it_loads(name: str, argv: list[str], data: Path, tmp_path: Path) 
     "module",
     [
         pytest.param("tests.eval.fake_engine", id="fake"),
-        pytest.param("vllm_flow.cli", id="real", marks=pytest.mark.long),
+        pytest.param("tests.eval.slow_engine", id="real", marks=pytest.mark.long),
     ],
 )
 def test_an_evaluation_keeps_its_answers(module: str, data: Path, tmp_path: Path) -> None:

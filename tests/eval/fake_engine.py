@@ -61,9 +61,9 @@ class FakeActor:
 fake_answers = partial(driver.answers, actor=FakeActor)  # type: ignore[arg-type]
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], answers: Any = fake_answers) -> int:
     """The command's exit status."""
-    driver.answers = fake_answers  # type: ignore[assignment]
+    driver.answers = answers
     machines.PATIENCE = float(os.environ.get("VLLM_FLOW_TEST_PATIENCE", machines.PATIENCE))
     return cli.main(argv)
 

@@ -19,16 +19,17 @@ from tests.engine.fixtures import prepare_process
 prepare_process()
 ray = pytest.importorskip("ray")
 
-from tests.eval import fake_engine  # noqa: E402
+from tests.eval import fake_engine, slow_engine  # noqa: E402
 from tests.eval.demo_pope import write_pope  # noqa: E402
 from tests.eval.nodes import TOKEN, Cluster, Node  # noqa: E402
 from tests.eval.test_driver import rows_of, wait_for, written  # noqa: E402
+from vllm_flow.eval.sweep.checked import RunError  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 POLICIES = "baseline,cliff=2,cliff=4,text-only"
 QUESTIONS = 120
-REAL, FAKE = "vllm_flow.cli", fake_engine.__name__
+REAL, FAKE = slow_engine.__name__, fake_engine.__name__
 
 
 @pytest.fixture
@@ -38,8 +39,8 @@ def data(tmp_path: Path) -> Path:
 
 
 def sweep(module: str, data: Path, out: Path, *more: str) -> list[str]:
-    """One question at a time, so that nodes have the time to come and go."""
-    slowly = {"max_num_seqs": 1} if module == REAL else {"seconds": 0.7}
+    """Slowly, so that nodes have the time to come and go: three seconds per batch of two questions."""
+    slowly = {"max_num_seqs": 1} if module == REAL else {"seconds": slow_engine.SECONDS / 2}
     return [
         *(sys.executable, "-m", module, "eval", "--model", "demo-small"),
         *("--tasks", "pope", "--data", str(data), "--out", str(out), "--policies", POLICIES),
@@ -63,10 +64,14 @@ class Sweep:
 
     def answered_on(self, *nodes: Node) -> bool:
         """Whether each of these has given an answer."""
+        try:
+            rows = (
+                rows_of(self.out) if (self.out / "run.json").exists() and written(self.out) else []
+            )
+        except RunError:  # when it ends, it makes one file of all
+            self.child.wait(30)
         assert self.child.poll() is None, f"it ended too early to show anything: {self.said()}"
-        if not (self.out / "run.json").exists() or not written(self.out):
-            return False
-        pids = {int(row["engine"].rpartition(":")[2]) for row in rows_of(self.out) if row["engine"]}
+        pids = {int(row["engine"].rpartition(":")[2]) for row in rows if row["engine"]}
         return all(any(node.runs(pid) for pid in pids) for node in nodes)
 
     def ended(self, status: int) -> list[dict[str, Any]]:

@@ -86,10 +86,9 @@ def test_what_reads_the_cache_reads_vectors(
         additional_config={"vllm_flow": flow},
         max_num_batched_tokens=32,
     )
-    core: Any = engine.llm.llm_engine.engine_core.engine_core
-    runner = core.model_executor.driver_worker.worker.model_runner
-    assert runner.flow_requests.spares_last_layers
-    assert runner.flow_hook.ranker.unreadable is None and runner.flow_mover.unmovable is None
+    assert engine.spares_last_layers
+    assert engine.keeper.flow_hook.ranker.unreadable is None
+    assert engine.keeper.flow_mover.unmovable is None
     judge, cliffs = Judge(engine), range(checkpoint.num_layers)
     late = [replace(ask, late=True) for ask in every_cliff(checkpoint, list(cliffs))]
     judge.assert_exact(late, engine.run(late, 8))

@@ -226,7 +226,11 @@ DRAFTS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3
 @pytest.mark.parametrize(
     ("arguments", "options", "told"),
     [
-        ({"speculative_config": DRAFTS}, {}, "on a CPU, where .* wrong inputs"),
+        (
+            {"speculative_config": DRAFTS},
+            {},
+            "under Model Runner V2" if v2_cpu.wanted() else "on a CPU, where .* wrong inputs",
+        ),
         ({}, {"group_layers": 9}, "use one of 1, 2, 3, 4, 5, 6, 7, 8"),
         (
             {},

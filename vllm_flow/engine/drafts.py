@@ -13,12 +13,13 @@ steps `decode_graphs`.
 Seams: the names of vLLM's attention layers, in which drafters number theirs behind the target's or under a prefix
 of their own; ``_draft_attn_layer_names`` of a proposer, ``draft_attn_layer_names`` of a speculator;
 ``_maybe_add_hidden_state`` of vLLM's ``EagleModelMixin``, by which a decoder collects what EAGLE-3 reads between its
-layers. Knows no requests and takes no step.
+layers; ``num_accepted_tokens_cpu`` of Model Runner V1's batch. Knows no requests and takes no step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -240,3 +241,27 @@ def check_collects(decoder: Any) -> None:
             f"vLLM-Flow does not know how {type(decoder.model).__name__} collects what EAGLE-3 reads between its "
             "layers: set the method of speculative_config to 'eagle' or 'ngram', or leave it out."
         )
+
+
+@contextmanager
+def counts_by_former_rows(runner: Any) -> Iterator[None]:
+    """While rows of the batch move, how many tokens each request was given stays by the rows of the step before.
+
+    Where the prefix cache finds states and steps are scheduled ahead, Model Runner V1 of vLLM 0.32 and 0.33 looks
+    these counts up by former rows, though they have moved with their requests: of a request whose row changed, it would
+    go on from the state of another one's last accepted draft. So does vLLM without the extension.
+
+    Args:
+        runner: a Model Runner V1, about to update its states.
+    """
+    event = getattr(runner, "num_accepted_tokens_event", None)
+    align = runner.vllm_config.cache_config.mamba_cache_mode == "align"
+    if event is None or not runner.use_async_scheduling or not align:
+        yield
+        return
+    event.synchronize()  # the counts are on their way from the device; vLLM waits for them a moment later
+    batch = runner.input_batch
+    former = batch.num_accepted_tokens_cpu.copy()
+    yield
+    if batch.prev_req_id_to_index:  # else vLLM takes them by the rows of now
+        batch.num_accepted_tokens_cpu[:] = former

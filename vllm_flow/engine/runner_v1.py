@@ -91,7 +91,8 @@ class FlowRunnerV1(model_call.EagerProfile):
         if rewrites := rewrites_of(scheduler_output):
             self.flow_mover.move(rewrites, self.flow_requests.layouts, self.flow_hook.ranker)
             self._cut_block_tables(rewrites)
-        return super()._update_states(scheduler_output)
+        with drafts.counts_by_former_rows(self):
+            return super()._update_states(scheduler_output)
 
     def _cut_block_tables(self, rewrites: Rewrites) -> None:
         """Leave the blocks that stay; vLLM appends the new ones."""
