@@ -135,8 +135,9 @@ IN_TOWER = ("0:40% cls_attention", "1:60% cls_attention, 2:30% last_image")
 """Of the families whose tower is looked into, and one picture of which is one tile."""
 
 
-UNEVEN = {"shikra": 2}
-"""Seeds of pictures no two tokens of which rank alike, where the first picture has such."""
+UNEVEN = {"shikra": (2, 0), "llava_onevision": (1, 1)}
+"""Seed and size of pictures no two tokens of which rank alike, where the first picture has such: LLaVA-OneVision's is
+one tile, which is its overview too, and has every embedding twice."""
 
 
 @pytest.mark.parametrize("name", NAMES if CHOICE else ("idefics3",))
@@ -148,7 +149,8 @@ def test_what_stays_of_a_picture_is_exact(
     engine = Engine(checkpoint, group_layers=1)
     judge, (ask, _) = Judge(engine), prompts_of(checkpoint)
     if name in UNEVEN:
-        ask = replace(ask, pictures=(picture(UNEVEN[name], checkpoint.sizes[0]),))
+        seed, size = UNEVEN[name]
+        ask = replace(ask, pictures=(picture(seed, checkpoint.sizes[size]),))
     # Ranks by attention are refused where a layer does not see every token.
     local = checkpoint.windows or checkpoint.local
     unread = ("last_image", "last_prompt", "question") if local else ()
