@@ -7,11 +7,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vllm_flow.profile import engines, ideal, load, speed_figure, speed_tables, under_load, watching
+from vllm_flow.profile import (
+    engines,
+    ideal,
+    load,
+    speed_figure,
+    speed_tables,
+    turns,
+    under_load,
+    watching,
+)
 from vllm_flow.profile import rounds as measure
 from vllm_flow.profile.engines import System
 from vllm_flow.profile.findings import Results
@@ -125,7 +135,7 @@ def test_capacity_is_what_the_pool_holds(bench: Bench) -> None:
 
 def test_prefill_and_decode_cover_every_system(bench: Bench) -> None:
     prefill = measure.prefill(bench, batch=2, rounds=1)
-    decode = measure.decode(bench.with_work(replace(bench.work, images=2, image_tokens=128)), 1, 1)
+    decode = turns.decode(bench.with_work(replace(bench.work, images=2, image_tokens=128)), 1, 1)
     names = [system.name for system in bench.systems]
     assert [row.system for row in prefill] == [row.system for row in decode] == names
     assert prefill[0].speedup.median == decode[0].speedup.median == 1
@@ -133,6 +143,37 @@ def test_prefill_and_decode_cover_every_system(bench: Bench) -> None:
     spared = 3 - bench.shape.key_share
     assert prefill[2].ideal_rows == pytest.approx(4 * 84 / (4 * 84 - spared * 64))
     assert {row.image_tokens for row in decode} == {128}
+
+
+def test_decode_steps_of_two_engines_alternate(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that is twice as slow from turn to turn says nothing about the systems."""
+    work, taken = replace(bench.work, output_tokens=40), []
+    real = turns._turn
+
+    def drifting(llm: object, batch: int) -> list[float]:
+        steps = real(llm, batch)  # type: ignore[arg-type]
+        assert len(steps) < turns.TURN
+        speed = 0.8 if llm is bench.stock else 1.0
+        taken.append((llm is bench.flow, len(steps)))
+        return [speed * 2.0 ** ((len(taken) - 1) // 2)] * len(steps)
+
+    monkeypatch.setattr(turns, "_turn", drifting)
+    shuffler = SimpleNamespace(shuffle=lambda order: order.sort())
+    systems = (bench.systems[0], CLIFF)
+    _, prompts = bench.requests(2)
+    pairs = turns.in_turns(bench.with_work(work), systems, prompts, shuffler)  # type: ignore[arg-type]
+    assert [flow for flow, _ in taken] == [False, True] * (len(taken) // 2)
+    assert [count for _, count in taken[:6]] == [turns.TURN - 1] * 6
+    assert 4 <= len(pairs) <= 40 // turns.TURN
+    assert [stock / flow for stock, flow in pairs] == [0.8] * len(pairs)
+
+
+def test_too_few_tokens_for_a_turn_are_refused(bench: Bench) -> None:
+    short = bench.with_work(replace(bench.work, output_tokens=2))
+    with pytest.raises(ValueError, match="of 2 output tokens .* larger --output-tokens"):
+        turns.decode(short, 1, 1)
 
 
 def test_what_is_ranked_says_how_long_ranking_took(bench: Bench) -> None:

@@ -1,7 +1,8 @@
 """The measurements: in every round each system does the same work, in an order that changes.
 
 Rounds alternate between the systems, so that a slow moment of the machine hits all alike, and
-ratios are taken within a round. One round before them warms up and is not counted.
+ratios are taken within a round. One round before them warms up and is not counted. Decode steps
+alternate more finely: see ``turns.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from vllm_flow.counts import counted
 from vllm_flow.profile import engines, ideal, load, watching
 from vllm_flow.profile.dimensions import ModelShape, Workload
 from vllm_flow.profile.engines import System
-from vllm_flow.profile.findings import Capacity, Decode, Prefill, Spread, ratios
+from vllm_flow.profile.findings import Capacity, Prefill, Spread, ratios
 from vllm_flow.profile.subject import Subject
 
 if TYPE_CHECKING:
@@ -84,9 +85,12 @@ class Bench:
         """The same engines with other requests."""
         return replace(self, work=work, seed=self.seed + 1_000_000)
 
-    def rounds(self, count: int, what: str) -> Iterator[tuple[int, System]]:
-        """(round, system), shuffled within each round; round 0 warms up."""
-        shuffler, order = random.Random(self.seed), list(self.systems)
+    def rounds(
+        self, count: int, what: str, systems: Sequence[System] | None = None
+    ) -> Iterator[tuple[int, System]]:
+        """(round, system), of all systems or of those given, shuffled within each round; round 0 warms up."""
+        shuffler = random.Random(self.seed)
+        order = list(self.systems if systems is None else systems)
         with tqdm(
             total=(count + 1) * len(order),
             desc=what,
@@ -221,28 +225,3 @@ def _running_at_once(bench: Bench, llm: LLM, system: System, wanted: int) -> int
     while llm.llm_engine.has_unfinished_requests():
         llm.llm_engine.step()
     return running
-
-
-def decode(bench: Bench, batch: int, rounds: int) -> tuple[Decode, ...]:
-    """Pure decode steps of one batch: mean step time per run."""
-    _, prompts = bench.requests(batch)
-    step_ms: dict[str, list[float]] = defaultdict(list)
-    for number, system in bench.rounds(rounds, f"decode, {bench.work.image_tokens} image tokens"):
-        llm = bench.engine(system)
-        with watching.watch(llm) as seen:
-            tokens = bench.work.output_tokens if number else 2
-            llm.generate(bench.unseen(prompts), load.params_of(system, tokens), use_tqdm=False)
-        if number:
-            steps = [step.seconds for step in seen.steps if not step.holds_prompt]
-            step_ms[system.name].append(1e3 * Spread.of(steps).median)
-    return tuple(
-        Decode(
-            system=system.name,
-            image_tokens=bench.work.image_tokens,
-            batch=batch,
-            step_ms=Spread.of(step_ms[system.name]),
-            speedup=ratios(step_ms[engines.STOCK], step_ms[system.name]),
-            ideal_bytes=ideal.decode_ratio(bench.shape, bench.work, bench.seen(system), batch),
-        )
-        for system in bench.systems
-    )

@@ -167,7 +167,7 @@ def _measurements(
     args: argparse.Namespace, setup: Setup, bench: Any
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """(part, what was found), one after the other."""
-    from vllm_flow.profile import rounds, under_load
+    from vllm_flow.profile import rounds, turns, under_load
 
     if "prefill" in args.parts:
         yield "prefill", rounds.prefill(bench, args.batch, args.rounds)
@@ -188,7 +188,7 @@ def _measurements(
             tuple(
                 row
                 for tokens in setup.contexts
-                for row in rounds.decode(
+                for row in turns.decode(
                     bench.with_work(
                         replace(
                             bench.work,
@@ -232,7 +232,7 @@ def _empty(args: argparse.Namespace, setup: Setup, bench: Any) -> Results:
             f"{model}; {engine['dtype']}; vLLM {engine['vllm']}, torch {engine['torch']}, "
             f"{engine['device']}, threads: {engine['threads']}; storage groups of {setup.options.group_layers} layers, "
             f"blocks of {engine['block_size']} tokens; stock and extension are two engines of one "
-            "process, rounds alternate; medians [lowest, highest].",
+            "process, rounds alternate, decode steps eight by eight; medians [lowest, highest].",
             speed_tables.interval_note(args.rounds),
         ),
     )
