@@ -112,12 +112,11 @@ def test_chunks_of_local_attention_count_drafts_that_were_kept(
     checkpoint = of_few_words(checkpoint_of("llama4"))
     from_text = {"method": "ngram", "num_speculative_tokens": GUESSES}
     from_text |= {"prompt_lookup_max": 2, "prompt_lookup_min": 1}
+    of_text = method == "ngram"
     engine = Engine(
         checkpoint,
-        3,
-        speculative_config=from_text
-        if method == "ngram"
-        else drafter(checkpoint, tmp_path, method),
+        2 if of_text else 3,  # the drafter's layers among them
+        speculative_config=from_text if of_text else drafter(checkpoint, tmp_path, method),
         async_scheduling=asynchronous,
         max_num_batched_tokens=80,
     )
