@@ -146,6 +146,7 @@ def test_a_model_whose_keys_differ_in_size_has_a_storage_group_per_layer() -> No
                 model_arch_config=shape,
                 get_total_num_hidden_layers=lambda: len(shape),
                 is_mm_prefix_lm=False,
+                multimodal_config=None,
                 is_hybrid=False,
                 hf_text_config=SimpleNamespace(),
             ),
