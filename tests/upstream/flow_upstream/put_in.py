@@ -131,6 +131,7 @@ class _BareScheduler:
             model_config=SimpleNamespace(
                 get_total_num_hidden_layers=lambda: LAYERS,
                 is_mm_prefix_lm=False,
+                multimodal_config=None,
                 is_hybrid=False,
                 hf_text_config=SimpleNamespace(),
                 model_arch_config=[SimpleNamespace(head_size=1, total_num_kv_heads=1)] * LAYERS,
