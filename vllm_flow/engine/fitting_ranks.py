@@ -85,9 +85,8 @@ def _check_states(layout: TokenLayout, settings: FlowSettings) -> None:
 
 def _check_workers(layout: TokenLayout, settings: FlowSettings) -> None:
     """What the workers cannot read would end the engine."""
-    asked = sorted({choice.rank for stage in layout.stages for choice in stage.choices})
     for kind, obstacle in LOOKS:
-        name = next((name for name in asked if isinstance(RANKS[name], kind)), None)
+        name = _asked(layout, kind)
         reason = settings.obstacles.get(obstacle)
         if name is not None and reason is not None:
             raise Obstacle(f"{name!r} {_unread(obstacle, reason, settings)}")
@@ -97,14 +96,19 @@ def _check_encoded(
     layout: TokenLayout, settings: FlowSettings, pictures: Iterable[MultiModalFeatureSpec]
 ) -> None:
     """A picture that comes as embeddings has been through no tower of this engine."""
-    asked = sorted({choice.rank for stage in layout.stages for choice in stage.choices})
-    name = next((name for name in asked if isinstance(RANKS[name], TowerRank)), None)
+    name = _asked(layout, TowerRank)
     if name is not None and not all(_has_pixels(picture.data) for picture in pictures):
         raise Obstacle(
             f"{name!r} reads the attention of the vision tower's class token, and a picture of this prompt came as "
             f"embeddings, which no tower of this engine has seen; send its pixels, or rank by "
             f"{_possible(settings, tower=False)}."
         )
+
+
+def _asked(layout: TokenLayout, kind: type) -> str | None:
+    """The first rank of a kind, by name, that any stage chooses by."""
+    asked = sorted({choice.rank for stage in layout.stages for choice in stage.choices})
+    return next((name for name in asked if isinstance(RANKS[name], kind)), None)
 
 
 def _has_pixels(item: Any) -> bool:

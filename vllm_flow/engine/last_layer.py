@@ -135,6 +135,7 @@ class KeyWriter:
 
     def __init__(self, decoder: Decoder, layer: Any) -> None:
         self._layer, self._apart = layer, _apart(decoder, layer)
+        self._attention = attention_of(layer)
         self._project: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._cut_from: Any = None
 
@@ -171,7 +172,7 @@ class KeyWriter:
         slots: torch.Tensor,
         **others: Any,
     ) -> None:
-        attention = attention_of(self._layer)
+        attention = self._attention
 
         def keep(_query: Any, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> None:
             heads = attention.num_kv_heads
