@@ -123,7 +123,7 @@ def looks_at(rank: Rank) -> str:
     if isinstance(rank, PictureRank):
         return "the image's embeddings"
     if isinstance(rank, TowerRank):
-        return "attention of the vision tower's class token, over all heads"
+        return f"{rank.score.value}, over all heads"
     return "places alone"
 
 

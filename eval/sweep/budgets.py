@@ -129,6 +129,7 @@ METHODS: Mapping[str, Callable[[Fraction, int, Keep], tuple[Stage, ...]]] = {
     "diversity": _before("diversity"),
     "cls_attention": _before("cls_attention"),
     "cls_diverse": _before("cls_diverse"),
+    "received_attention": _before("received_attention"),
     **{name: _attended(name) for name, rank in RANKS.items() if after_layer(rank)},
     "horizon": _horizon,
 }

@@ -152,6 +152,10 @@ LONG = Shape("llama", layers=6, heads=4, kv_heads=2, head_dim=32, grid=12, seed=
 NEXT = Shape("llama", layers=4, heads=4, kv_heads=2, head_dim=32, grid=4, seed=6, tiles=True)
 """LLaVA-NeXT: wide pictures and tall ones, whose numbers of tokens differ."""
 
+SIGLIP = Shape("llama", layers=4, heads=4, kv_heads=2, head_dim=32, grid=6, seed=7, siglip=True)
+SIGLIP_NEXT = replace(SIGLIP, grid=4, seed=8, tiles=True)
+"""Without a class token."""
+
 SHAPES = (GQA, MHA, MISTRAL, QWEN, LONG, NEXT)
 
 CLIFFS = tuple(

@@ -20,6 +20,7 @@ from tests.engine.oracle import Model, OracleOutput, Prompt
 
 Stages = dict[int, tuple[str, str | None]]
 """Layer -> how much stays, and by which rank."""
+IN_TOWER = ("cls_attention", "received_attention")
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,18 @@ class Seen:
 
     embeddings: np.ndarray
     """T x D, as they enter the decoder."""
-    scores: dict[int, float]
-    """Position of an image token -> what the tower's class token gave it."""
+    scores: dict[str, dict[int, float]]
+    """Rank of the tower -> position of an image token -> what it was given there."""
 
     @classmethod
     def of(cls, model: Model, prompt: Prompt, hidden_TD: torch.Tensor) -> Seen:
         at = torch.tensor(prompt.is_image_T).nonzero()[:, 0].tolist()
-        scores = [s for image in oracle.class_attention(model, prompt) for s in image.tolist()]
-        return cls(hidden_TD.double().numpy().copy(), dict(zip(at, scores, strict=True)))
+        scores = {}
+        for rank in IN_TOWER:
+            images = oracle.tower_attention(model, prompt, received=rank == IN_TOWER[1])
+            given = [s for image in images for s in image.tolist()]
+            scores[rank] = dict(zip(at, given, strict=True))
+        return cls(hidden_TD.double().numpy().copy(), scores)
 
 
 def parse(text: str) -> Stages:
@@ -225,7 +230,7 @@ def _choose(
                 attention_RR, place, last_of_prompt,
             )  # fmt: skip
             order = sorted(range(len(scores)), key=lambda at: -scores[at])
-            if keep > 0 and rank in ("last_image", "last_prompt", "cls_attention"):
+            if keep > 0 and rank in ("last_image", "last_prompt", *IN_TOWER):
                 last, first = scores[order[keep - 1]], scores[order[keep]]
                 gaps.append((last - first) / last if np.isfinite(last) else 1.0)
             alive[n] = sorted(alive[n][at] for at in order[:keep])
@@ -256,10 +261,10 @@ def scores_of(
     if rank == "diversity":
         order = farthest_first(seen.embeddings[image])
         return [-float(order.index(image.index(position))) for position in alive]
-    if rank == "cls_attention":
-        return [seen.scores[position] for position in alive]
+    if rank in IN_TOWER:
+        return [seen.scores[rank][position] for position in alive]
     if rank == "cls_diverse":
-        order = sorted(image, key=lambda position: -seen.scores[position])
+        order = sorted(image, key=lambda position: -seen.scores["cls_attention"][position])
         stay = important_then_diverse(order, seen.embeddings, keep)
         return [float(position in stay) for position in alive]
     assert attention_RR is not None, f"{rank} ranks by the layer before"

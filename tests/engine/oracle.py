@@ -102,26 +102,30 @@ def image_features(model: Model, prompt: Prompt) -> list[torch.Tensor]:
     return list(features.pooler_output)
 
 
-def class_attention(model: Model, prompt: Prompt) -> list[torch.Tensor]:
-    """Per image what the tower's class token gives each token, in the layer whose output the decoder gets.
+def tower_attention(model: Model, prompt: Prompt, received: bool) -> list[torch.Tensor]:
+    """Per image a score of each token, in the tower's layer whose output the decoder gets, averaged over heads.
 
-    Of tiles, by tile; the tokens that end rows have infinitely much.
+    What the class token gives it, or what the tower's rows that are tokens give it on average. Of tiles, by tile; the
+    tokens that end rows have infinitely much.
     """
     if prompt.pixels is None:
         return []
     layer, tiles = model.config.vision_feature_layer, prompt.pixels.unsqueeze(1)
+    strategy = model.config.vision_feature_select_strategy
+    first = 1 if strategy == "default" else 0
     if prompt.sizes is not None:
         tiles = prompt.pixels
     scores = []
     for picture in tiles:
         weights = model.model.vision_tower(picture, output_attentions=True).attentions[layer]
-        scores.append(weights[:, :, 0, 1:].mean(1))
+        asking = weights[:, :, first:] if received else weights[:, :, :1]
+        scores.append(asking[..., first:].mean((1, 2)))
     if prompt.sizes is None:
         return [score[0] for score in scores]
     packed, _ = model.model.pack_image_features(
         [score[..., None] for score in scores],
         prompt.sizes,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=strategy,
         image_newline=torch.tensor([torch.inf]),
     )
     return [score[:, 0] for score in packed]

@@ -30,6 +30,7 @@ DEVICE = (
     "0:60% cls_attention, 2:30% cls_attention, 4:10% last_prompt",
     "1:75% uniform, 3:30% cls_attention",
     "1:30% cls_diverse, 4:15% diversity",
+    "0:60% received_attention, 3:20% last_prompt",
 )
 """Stages of which the device chooses some."""
 

@@ -1,28 +1,30 @@
-"""Ranks by the vision tower's class token: where their scores come from, and who is refused them."""
+"""Ranks by the vision tower's attention: where their scores come from, and who is refused them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from transformers import AutoImageProcessor
-from vllm.model_executor.models.clip import CLIPVisionModel
-from vllm.model_executor.models.llava import LlavaForConditionalGeneration
-from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
-from vllm.model_executor.models.siglip import SiglipVisionModel
 
 from tests.engine import v2_cpu
-from tests.engine.cases import LONG, NEXT, Ask, one_image, text_only, two_images
+from tests.engine.cases import (
+    LONG,
+    NEXT,
+    Ask,
+    one_image,
+    text_only,
+    two_images,
+)
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import Engine, assert_exact, params_of, tokens_of
 from tests.engine.test_lifecycle import TINY_POOL
 from tests.engine.tiny_llava import picture
 from vllm_flow.engine import tower_scores
-from vllm_flow.engine.tower_scores import Tower, class_attention, tower_of
+from vllm_flow.engine.tower_scores import Tower
 from vllm_flow.ranks import RANKS, TowerRank
 
 RANKED = ("0:50% cls_attention", "2:30% cls_attention, 3:0", "0:30% cls_diverse, 2:10% uniform")
@@ -60,14 +62,16 @@ def test_a_picture_that_another_request_had_encoded_is_ranked(
     assert len(scored(engine)) == len(encoded_pictures(engine)) > 0
 
 
-def encoded_pictures(engine: Engine) -> list[torch.Tensor]:
+def encoded_pictures(engine: Engine) -> dict[str, torch.Tensor]:
+    """By name."""
     core = engine.llm.llm_engine.engine_core.engine_core
     runner = core.model_executor.driver_worker.worker.model_runner
-    return list(tower_scores.encoded(runner).values())
+    return dict(tower_scores.encoded(runner))
 
 
 def scored(engine: Engine) -> list[torch.Tensor]:
-    return [p for p in encoded_pictures(engine) if hasattr(p, tower_scores.SCORES_FIELD)]
+    pictures = encoded_pictures(engine).values()
+    return [p for p in pictures if hasattr(p, tower_scores.SCORES_FIELD)]
 
 
 def test_scores_go_with_what_was_encoded(open_engine: OpenEngine) -> None:
@@ -159,73 +163,3 @@ def test_pictures_that_come_as_embeddings_refuse_the_rank(open_engine: OpenEngin
     assert tokens_of(output)
     assert_exact(engine, fine, engine.run(fine))
     engine.check_idle()
-
-
-def config(**changes: Any) -> Any:
-    model = SimpleNamespace(
-        architecture="QuiteAnotherModel",
-        multimodal_config=SimpleNamespace(
-            enable_mm_embeds=True, mm_encoder_tp_mode=changes.pop("mode", "weights")
-        ),
-    )
-    return SimpleNamespace(**{"model_config": model, "ec_transfer_config": None} | changes)
-
-
-def llava(kind: type[Any], tower: type[Any], strategy: str = "default") -> Any:
-    """A model without weights."""
-    model = kind.__new__(kind)
-    torch.nn.Module.__init__(model)
-    model.vision_tower = tower.__new__(tower)
-    torch.nn.Module.__init__(model.vision_tower)
-    model.config = SimpleNamespace(vision_feature_select_strategy=strategy)
-    return model
-
-
-@pytest.mark.parametrize("kind", [LlavaForConditionalGeneration, LlavaNextForConditionalGeneration])
-def test_who_is_refused(kind: type[Any]) -> None:
-    """Each with a sentence of its own; the families that can are named to all that cannot."""
-    clip = llava(kind, CLIPVisionModel)
-    for model, engine, said in (
-        (torch.nn.Linear(1, 1), config(), "LLaVA-1.5, LLaVA-NeXT and Shikra, and not of QuiteAnother"),
-        (llava(kind, SiglipVisionModel), config(), "tower, a SiglipVisionModel, has no such token"),
-        (llava(kind, CLIPVisionModel, "full"), config(), "'full' is one of the image's tokens itself"),
-        (clip, config(mode="data"), "workers encode different pictures (mm_encoder_tp_mode='data')"),
-        (clip, config(ec_transfer_config=object()), "in another engine (ec_transfer_config)"),
-    ):  # fmt: skip
-        assert said in (tower_of(model, engine).unreadable or "")
-    layers = [SimpleNamespace(self_attn=SimpleNamespace(attn=n)) for n in range(3)]
-    clip.vision_tower.vision_model = SimpleNamespace(encoder=SimpleNamespace(layers=layers))
-    assert tower_of(clip, config()).unreadable is None
-
-
-@pytest.mark.parametrize("kind", [LlavaForConditionalGeneration, LlavaNextForConditionalGeneration])
-def test_every_worker_sees_every_picture(kind: type[Any]) -> None:
-    """vLLM falls back from ``mm_encoder_tp_mode="data"`` where a model does not share pictures out: these do not."""
-    assert not kind.supports_encoder_tp_data
-
-
-@pytest.mark.parametrize("heads", [1, 3])
-def test_the_class_tokens_attention_is_the_softmax_of_its_row(heads: int) -> None:
-    """By another formula; and the mean of workers with some of the heads each is that of all heads."""
-    pictures, rows, size = 2, 7, 8
-    generator = torch.Generator().manual_seed(heads)
-    query, key = torch.randn(2, pictures, rows, heads * size, generator=generator).double()
-    attention = SimpleNamespace(head_size=size, scale=0.3)
-    found = class_attention(attention, query, key)
-    logits = torch.einsum(
-        "plhd,pmhd->phlm", *(t.view(pictures, rows, heads, size) for t in (query, key))
-    )
-    expected = (0.3 * logits).softmax(-1).mean(1)[:, 0, 1:]
-    torch.testing.assert_close(found, expected.float(), atol=1e-6, rtol=1e-5)
-    halves = [
-        class_attention(attention, *(t[..., n * size : (n + 1) * size] for t in (query, key)))
-        for n in range(heads)
-    ]
-    torch.testing.assert_close(torch.stack(halves).mean(0), found, atol=1e-6, rtol=1e-5)
-
-
-def test_what_is_no_picture_has_no_scores() -> None:
-    """Where the model makes nothing of what it is given, nothing is read."""
-    attention = SimpleNamespace(forward=None, head_size=4, scale=1)
-    assert Tower(attention, None).encode(lambda: [], {}) == ()
-    assert vars(attention)["forward"] is None

@@ -30,6 +30,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    SiglipVisionConfig,
 )
 
 from tests.word_tokenizer import word_tokenizer
@@ -63,6 +64,8 @@ class Shape:
     seed: int = 0
     tiles: bool = False
     """LLaVA-NeXT: a picture is seen whole and in tiles, so its number of tokens depends on its size."""
+    siglip: bool = False
+    """A SigLIP tower, which has no class token, in the place of CLIP's."""
 
     @property
     def image_tokens(self) -> int:
@@ -105,21 +108,23 @@ def _text_config(shape: Shape) -> PretrainedConfig:
 
 def config_of(shape: Shape) -> LlavaConfig | LlavaNextConfig:
     """The LLaVA configuration of a shape: CLIP tower, second-last feature layer, CLS dropped, as LLaVA-1.5."""
-    vision = CLIPVisionConfig(
+    sizes = dict(
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=3,
         num_attention_heads=2,
-        projection_dim=64,
         image_size=shape.grid * shape.patch,
         patch_size=shape.patch,
     )
+    vision: PretrainedConfig = CLIPVisionConfig(projection_dim=64, **sizes)
+    if shape.siglip:
+        vision = SiglipVisionConfig(vision_use_head=False, **sizes)
     common = dict(
         vision_config=vision,
         text_config=_text_config(shape),
         image_token_id=IMAGE_TOKEN_ID,
         vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=_strategy(shape),
         image_seq_length=shape.image_tokens,
         tie_word_embeddings=False,
     )
@@ -132,6 +137,11 @@ def config_of(shape: Shape) -> LlavaConfig | LlavaNextConfig:
         config.architectures = ["LlavaForConditionalGeneration"]
     config.torch_dtype = "float32"
     return config
+
+
+def _strategy(shape: Shape) -> str:
+    """Whether the tower's first row is dropped."""
+    return "full" if shape.siglip else "default"
 
 
 def _pinpoints(shape: Shape) -> list[list[int]]:
@@ -214,8 +224,8 @@ def _write_processor(shape: Shape, where: Path) -> None:
         processor_class=kind,
         image_token="<image>",
         patch_size=shape.patch,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        vision_feature_select_strategy=_strategy(shape),
+        num_additional_image_tokens=0 if shape.siglip else 1,
     )
     (where / "preprocessor_config.json").write_text(json.dumps(image, indent=1))
     (where / "processor_config.json").write_text(json.dumps(processor, indent=1))

@@ -37,6 +37,9 @@ from tests.engine.test_policies import (
 )
 from tests.engine.test_prefix_caching import test_baseline_beside_policies
 from tests.engine.test_prompt_logprobs import test_entries_are_the_oracles_or_none
+from tests.engine.test_received_attention import (
+    test_who_asks_for_what_patches_receive_has_pictures_encoded_for_it,
+)
 from tests.engine.test_runner import test_model_runner
 from tests.engine.test_storage import test_blocks_hold_what_the_layers_see
 from tests.engine.test_stress import test_random_traffic_is_exact
@@ -69,5 +72,6 @@ __all__ = [
     "test_requests_join_a_running_batch",
     "test_stock_baseline_is_the_oracle",
     "test_what_leaves_after_the_prefill_is_exact",
+    "test_who_asks_for_what_patches_receive_has_pictures_encoded_for_it",
     "test_without_policy_equals_stock",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tests.engine import kept_oracle, row_oracle
-from tests.families import leaving_rows, oracle
+from tests.families import leaving_rows, oracle, tower_oracle
 from tests.families.making import Checkpoint
 
 
@@ -32,8 +32,8 @@ class Masks:
         self.length = length
         self.embeddings: torch.Tensor | None = None
         self.attention: torch.Tensor | None = None
-        self.scores: list[float] = []
-        """What the vision tower's class token gave each token of the image, where it was looked at."""
+        self.scores: dict[str, list[float]] = {}
+        """Rank of the vision tower -> what each token of the image was given there, where it was looked at."""
         self.projected: list[torch.Tensor] = []
         """Queries and keys of the layer that ran last, heads x T x head size, where they can be seen."""
         self.tables: Any = None
@@ -85,14 +85,16 @@ class Masks:
             self.alive, gap = row_oracle.choose(rank, self.alive, self.image, keep, before)
             self.gap = min(self.gap, gap)
             return
-        inside = dict(zip(self.image, self.scores, strict=False))
+        inside = {
+            name: dict(zip(self.image, given, strict=True)) for name, given in self.scores.items()
+        }
         seen = kept_oracle.Seen(self.embeddings.numpy(), inside)
         scores = kept_oracle.scores_of(
             rank, self.alive, self.image, keep, (0, 0, layer), seen,
             self.attention, place, self.last,
         )  # fmt: skip
         order = sorted(range(len(scores)), key=lambda at: -scores[at])
-        if keep and rank in ("last_image", "last_prompt", "cls_attention"):
+        if keep and rank in ("last_image", "last_prompt", *kept_oracle.IN_TOWER):
             last, first = scores[order[keep - 1]], scores[order[keep]]
             self.gap = min(self.gap, (last - first) / last)
         self.alive = sorted(self.alive[at] for at in order[:keep])
@@ -136,23 +138,6 @@ def _hooked(layers: Sequence[Any], masks: Masks, mask: bool) -> Iterator[None]:
             hook.remove()
 
 
-@contextmanager
-def _looked_into(model: Any, masks: Masks) -> Iterator[None]:
-    """Have the masks see the class token's row in the layer of a LLaVA's tower whose output the decoder gets."""
-
-    def note(_module: Any, _args: Any, result: Any) -> None:
-        assert result[1] is not None, "attention must be eager"
-        masks.scores = result[1][0, :, 0, 1:].mean(0).tolist()
-
-    tower = model.model.vision_tower
-    attention = tower.encoder.layers[model.config.vision_feature_layer].self_attn
-    hook = attention.register_forward_hook(note)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def _attention(layer: Any) -> Any:
     """A layer's attention, None where it has none; Nemotron-H's layers are one part each."""
     if hasattr(layer, "mixer"):
@@ -170,7 +155,8 @@ def logprobs(
     masks.norm = getattr(decoder, "norm", lambda hidden: hidden)  # without one, nobody asks
     recurrent = checkpoint.recurrent
     rows = leaving_rows.leaving(decoder, masks.stay) if recurrent else nullcontext()
-    inside = _looked_into(checkpoint.model, masks) if "cls_attention" in stages else nullcontext()
+    looks = any(rank in stages for rank in kept_oracle.IN_TOWER)
+    inside = tower_oracle.looked_into(checkpoint.model, masks.scores) if looks else nullcontext()
     with _hooked(decoder.layers, masks, mask=not recurrent), rows, inside:
         logits = oracle.forward(checkpoint, prompt, answer)
     return logits[len(prompt.ids) - 1 :].log_softmax(-1), masks.gap

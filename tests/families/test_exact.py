@@ -132,10 +132,16 @@ BESIDE_STATES = (
 
 
 IN_TOWER = ("0:40% cls_attention", "1:60% cls_attention, 2:30% last_image")
+WITH_CLASS_TOKEN = ("llava", "shikra", "internvl", "internvl_qwen3")
+LOOKED_INTO = (
+    *(*WITH_CLASS_TOKEN, "llava_onevision"),
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+)
+RECEIVED = ("0:40% received_attention", "1:60% received_attention, 2:30% last_image")
 """Of the families whose tower is looked into, and one picture of which is one tile."""
 
 
-UNEVEN = {"shikra": (2, 0), "llava_onevision": (1, 1)}
+UNEVEN = {"shikra": (2, 0), "llava_onevision": (1, 1), "qwen3_vl_moe": (4, 1)}
 """Seed and size of pictures no two tokens of which rank alike, where the first picture has such: LLaVA-OneVision's is
 one tile, which is its overview too, and has every embedding twice."""
 
@@ -159,8 +165,10 @@ def test_what_stays_of_a_picture_is_exact(
         kinds = list(BESIDE_STATES)
     if name in TURNED:
         kinds += [*OF_ROWS]
-    if name in ("llava", "shikra"):
+    if name in WITH_CLASS_TOKEN:
         kinds += IN_TOWER
+    if name in LOOKED_INTO:
+        kinds += RECEIVED[:1] if checkpoint.recurrent else RECEIVED
     asks = [replace(ask, stages=stages) for stages in kinds]
     outputs = engine.run(asks, _tokens(checkpoint))
     _record(table, name, "stages and ranks", asks, judge.assert_exact(asks, outputs))

@@ -11,6 +11,7 @@ from vllm_flow.ranks import (
     PictureRank,
     PositionRank,
     TowerRank,
+    TowerScore,
     after_layer,
 )
 from vllm_flow.ranks.base import Draw, Needs
@@ -159,6 +160,7 @@ def test_what_a_rank_looks_at_decides_what_must_be_computed_at_once() -> None:
         "diversity": Needs.IMAGE,
         "cls_attention": Needs.IMAGE,
         "cls_diverse": Needs.IMAGE,
+        "received_attention": Needs.IMAGE,
         "last_image": Needs.IMAGE,
         "last_prompt": Needs.PROMPT,
         **dict.fromkeys(ROWS, Needs.PROMPT),
@@ -167,8 +169,12 @@ def test_what_a_rank_looks_at_decides_what_must_be_computed_at_once() -> None:
     assert {name: rank.needs for name, rank in known.items()} == expected
     assert all(isinstance(RANKS[name], AttentionRank) for name in ("last_image", "last_prompt"))
     assert isinstance(RANKS["diversity"], PictureRank)
-    towers = {name: rank.nested for name, rank in known.items() if isinstance(rank, TowerRank)}
-    assert towers == {"cls_attention": True, "cls_diverse": False}
+    towers = {n: (r.nested, r.score) for n, r in known.items() if isinstance(r, TowerRank)}
+    assert towers == {
+        "cls_attention": (True, TowerScore.CLASS),
+        "cls_diverse": (False, TowerScore.CLASS),
+        "received_attention": (True, TowerScore.RECEIVED),
+    }
     assert all(name == rank.name and rank.title for name, rank in RANKS.items())
     assert {name for name, rank in known.items() if rank.draws} == {"random"}
     assert {name for name, rank in known.items() if after_layer(rank)} == {

@@ -37,6 +37,7 @@ def equip(keeper: Any, runner: Any, kv_cache_config: Any, is_profiling: bool) ->
         runner.attn_groups,
         mutual=runner.vllm_config.model_config.is_mm_prefix_lm,
     )
+    keeper.flow_hook.tower.layouts = keeper.flow_requests.layouts
     if is_profiling:
         return
     caches.widest_first(runner.kv_caches)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.engine import obstacles, states
 from vllm_flow.engine.obstacles import Obstacle
+from vllm_flow.engine.scored_pictures import PIXELS
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import FlowPolicy
@@ -14,7 +15,9 @@ from vllm_flow.ranks import (
     RANKS,
     AttentionRank,
     HiddenRank,
+    Rank,
     TowerRank,
+    TowerScore,
     UnrotatedRank,
     after_layer,
 )
@@ -22,16 +25,15 @@ from vllm_flow.ranks import (
 if TYPE_CHECKING:
     from vllm.multimodal.inputs import MultiModalFeatureSpec
 
-PIXELS = "pixel_values"
-"""What the models of which a tower is read (`tower_scores`) call the pixels of a picture."""
 ANOTHER_BACKEND = "or have the server started with another attention backend (--attention-backend)."
-LOOKS: tuple[tuple[type, str], ...] = (
-    (AttentionRank, obstacles.RANKS),
-    (HiddenRank, obstacles.HIDDEN),
-    (UnrotatedRank, obstacles.UNROTATED),
-    (TowerRank, obstacles.TOWER),
-)
-"""Kinds of ranks by what may keep an engine from them."""
+LOOKS: Mapping[str, tuple[type, TowerScore | None]] = {
+    obstacles.RANKS: (AttentionRank, None),
+    obstacles.HIDDEN: (HiddenRank, None),
+    obstacles.UNROTATED: (UnrotatedRank, None),
+    obstacles.TOWER: (TowerRank, TowerScore.CLASS),
+    obstacles.RECEIVED: (TowerRank, TowerScore.RECEIVED),
+}
+"""What may keep an engine from ranks -> their kind, and their score if they look inside the tower."""
 
 
 def check(
@@ -48,8 +50,9 @@ def check(
     _check_states(layout, settings)
     _check_keys(policy, settings)
     _check_workers(layout, settings)
-    if settings.mm_embeds:
-        _check_encoded(layout, settings, pictures)
+    tower = _asked(layout, TowerRank)
+    if tower is not None:
+        _check_encoded(tower, settings, pictures)
 
 
 def by_keys(policy: FlowPolicy) -> str | None:
@@ -85,35 +88,49 @@ def _check_states(layout: TokenLayout, settings: FlowSettings) -> None:
 
 def _check_workers(layout: TokenLayout, settings: FlowSettings) -> None:
     """What the workers cannot read would end the engine."""
-    for kind, obstacle in LOOKS:
-        name = _asked(layout, kind)
+    for obstacle, (kind, score) in LOOKS.items():
+        name = _asked(layout, kind, score)
         reason = settings.obstacles.get(obstacle)
         if name is not None and reason is not None:
             raise Obstacle(f"{name!r} {_unread(obstacle, reason, settings)}")
 
 
 def _check_encoded(
-    layout: TokenLayout, settings: FlowSettings, pictures: Iterable[MultiModalFeatureSpec]
+    name: str, settings: FlowSettings, pictures: Iterable[MultiModalFeatureSpec]
 ) -> None:
-    """A picture that comes as embeddings has been through no tower of this engine."""
-    name = _asked(layout, TowerRank)
-    if name is not None and not all(_has_pixels(picture.data) for picture in pictures):
-        raise Obstacle(
-            f"{name!r} reads the attention of the vision tower's class token, and a picture of this prompt came as "
-            f"embeddings, which no tower of this engine has seen; send its pixels, or rank by "
-            f"{_possible(settings, tower=False)}."
-        )
+    """What comes as embeddings has been through no tower of this engine; of a video's frames nobody knows.
+
+    Args:
+        name: of a rank that looks inside the tower.
+    """
+    reads = f"{name!r} reads the {RANKS[name].score.value}"
+    remedy = f"rank by {_possible(settings, tower=False)}."
+    for picture in pictures:
+        if picture.modality == "video":
+            raise Obstacle(
+                f"{reads}, and nobody has tested how those of a video's frames compare; send frames as single "
+                f"pictures, or {remedy}"
+            )
+        if settings.mm_embeds and not _has_pixels(picture.data):
+            raise Obstacle(
+                f"{reads}, and a picture of this prompt came as embeddings, which no tower of this engine has "
+                f"seen; send its pixels, or {remedy}"
+            )
 
 
-def _asked(layout: TokenLayout, kind: type) -> str | None:
+def _asked(layout: TokenLayout, kind: type, score: TowerScore | None = None) -> str | None:
     """The first rank of a kind, by name, that any stage chooses by."""
     asked = sorted({choice.rank for stage in layout.stages for choice in stage.choices})
-    return next((name for name in asked if isinstance(RANKS[name], kind)), None)
+    return next((name for name in asked if _is_kind(RANKS[name], kind, score)), None)
+
+
+def _is_kind(rank: Rank, kind: type, score: TowerScore | None) -> bool:
+    return isinstance(rank, kind) and (score is None or getattr(rank, "score", None) == score)
 
 
 def _has_pixels(item: Any) -> bool:
     """Whether the tower is given what a picture's item holds; not known of one that lies elsewhere."""
-    return item is not None and PIXELS in item
+    return item is not None and any(name in item for name in PIXELS)
 
 
 def _unread(obstacle: str, reason: str, settings: FlowSettings) -> str:
@@ -123,11 +140,9 @@ def _unread(obstacle: str, reason: str, settings: FlowSettings) -> str:
             f"reads keys from this engine's KV cache, which cannot be done: {reason}; "
             f"rank by {_before_layers(settings)}, {ANOTHER_BACKEND}"
         )
-    if obstacle == obstacles.TOWER:
-        return (
-            f"reads the attention of the vision tower's class token, {reason}; rank by "
-            f"{_possible(settings)}."
-        )
+    score = LOOKS[obstacle][1]
+    if score is not None:
+        return f"reads the {score.value}, {reason}; rank by {_possible(settings)}."
     return (
         f"looks into the layers of this model, which cannot be done: {reason}; "
         f"rank by {_before_layers(settings)}."
@@ -136,12 +151,13 @@ def _unread(obstacle: str, reason: str, settings: FlowSettings) -> str:
 
 def _possible(settings: FlowSettings, *, behind_layers: bool = True, tower: bool = True) -> str:
     """The ranks that the engine can have, for messages."""
-    refused = tuple(kind for kind, name in LOOKS if name in settings.obstacles)
-    refused += () if tower else (TowerRank,)
+    refused = [found for name, found in LOOKS.items() if name in settings.obstacles]
+    refused += [] if tower else [(TowerRank, None)]
     found = (
         repr(name)
         for name, rank in RANKS.items()
-        if not isinstance(rank, refused) and (behind_layers or not after_layer(rank))
+        if not any(_is_kind(rank, *kind) for kind in refused)
+        and (behind_layers or not after_layer(rank))
     )
     return " or ".join(found)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 
+from vllm_flow.engine import scored_pictures
 from vllm_flow.engine.connectors import LAYOUT_KEY
 from vllm_flow.engine.fitting import check_bounds, fitted, transfer_of
 from vllm_flow.engine.obstacles import Obstacle
@@ -148,6 +149,8 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
         if layout is not None:
             # Nothing behind the front end is told of a policy that evicts nothing.
             others |= request_keys(policy)
+            if request.mm_features:
+                request.mm_features = scored_pictures.named(request.mm_features, layout)
             if not layout.late:  # till its images leave, such a request is one without a policy
                 request.cache_salt = policy_salt(request.cache_salt, layout)
     if layout is None and settings.connected:

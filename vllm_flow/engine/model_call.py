@@ -17,7 +17,8 @@ from vllm_flow.engine.families import decoder_of
 from vllm_flow.engine.leaving import Pieces
 from vllm_flow.engine.pieces import compiles_in_pieces
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.engine.tower_scores import ScoringModel, tower_of
+from vllm_flow.engine.tower_scores import ScoringModel
+from vllm_flow.engine.tower_views import tower_of
 
 _EAGER_PASS = FlowStep(variants={}, profiles=True)
 
@@ -48,7 +49,7 @@ def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> DecoderHook:
         hook.pieces = Pieces(decoder.layers, vllm_config.compilation_config)
     hook.eager_operators = eager_operators(decoder.model, vllm_config)
     hook.tower = tower = tower_of(model, vllm_config)
-    if tower.unreadable is None:
+    if tower.readable:
         adoption.adopt(model, FlowScoringModel)
     else:
         adoption.adopt(model, FlowModel)

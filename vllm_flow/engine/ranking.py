@@ -131,7 +131,8 @@ class Ranker:
             return known
         rows_NH = self._tokens(ranking, hidden_TH)
         if isinstance(rank, TowerRank):
-            order = rank.order(scores_of(self._encoded, ranking.picture), rows_NH, count)
+            scores_N = scores_of(self._encoded, ranking.picture, rank.score)
+            order = rank.order(scores_N, rows_NH, count)
         else:
             assert isinstance(rank, PictureRank)
             order = fast_order(rank, hidden_TH.device)(rows_NH, count)

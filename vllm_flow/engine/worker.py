@@ -39,8 +39,8 @@ class FlowWorker(PlatformWorker):  # type: ignore[valid-type, misc]
         ranker = keeper.flow_hook.ranker
         found = {
             obstacles.RANKS: ranker.unreadable,
-            obstacles.TOWER: keeper.flow_hook.tower.unreadable,
             obstacles.LATE: keeper.flow_mover.unmovable,
+            **keeper.flow_hook.tower.unreadable,
             **ranker.layer_ranks.obstacles,
         }
         return {name: reason for name, reason in found.items() if reason is not None}

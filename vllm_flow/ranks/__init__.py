@@ -10,7 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vllm_flow.ranks.base import AttentionRank, PictureRank, PositionRank, Rank, TowerRank
+from vllm_flow.ranks.base import (
+    AttentionRank,
+    PictureRank,
+    PositionRank,
+    Rank,
+    TowerRank,
+    TowerScore,
+)
 from vllm_flow.ranks.cls_attention import CLS_ATTENTION
 from vllm_flow.ranks.cls_diverse import CLS_DIVERSE
 from vllm_flow.ranks.dart import DART
@@ -21,6 +28,7 @@ from vllm_flow.ranks.last_prompt import LAST_PROMPT
 from vllm_flow.ranks.question import QUESTION
 from vllm_flow.ranks.random import RANDOM
 from vllm_flow.ranks.raters import RATERS
+from vllm_flow.ranks.received_attention import RECEIVED_ATTENTION
 from vllm_flow.ranks.rows import HiddenRank, QuestionRank, UnrotatedRank, after_layer
 from vllm_flow.ranks.uniform import UNIFORM
 from vllm_flow.ranks.unrotated import UNROTATED
@@ -28,8 +36,8 @@ from vllm_flow.ranks.unrotated import UNROTATED
 RANKS: Mapping[str, Rank] = {
     rank.name: rank
     for rank in (
-        *(UNIFORM, RANDOM, DIVERSITY, CLS_ATTENTION, CLS_DIVERSE, LAST_IMAGE, LAST_PROMPT),
-        *(QUESTION, RATERS, UNROTATED, FEATHER, DART),
+        *(UNIFORM, RANDOM, DIVERSITY, CLS_ATTENTION, CLS_DIVERSE, RECEIVED_ATTENTION),
+        *(LAST_IMAGE, LAST_PROMPT, QUESTION, RATERS, UNROTATED, FEATHER, DART),
     )
 }
 """Every rank this version knows, by the name that a request sends."""
@@ -43,6 +51,7 @@ __all__ = [
     "QuestionRank",
     "Rank",
     "TowerRank",
+    "TowerScore",
     "UnrotatedRank",
     "after_layer",
 ]

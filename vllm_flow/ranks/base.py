@@ -57,12 +57,18 @@ class PictureRank:
     late: ClassVar[bool] = False
 
 
+class TowerScore(Enum):
+    """Attention probability in the vision tower's layer whose output the decoder gets, averaged over heads."""
+
+    CLASS = "attention of the vision tower's class token"
+    """What the class token gives a patch."""
+    RECEIVED = "attention among the vision tower's patches"
+    """What a patch is given, averaged over the patches of its picture."""
+
+
 @dataclass(frozen=True)
 class TowerRank:
-    """Chooses by what the vision tower's class token attended to while the picture was encoded.
-
-    The score is the attention probability in the layer whose output the decoder gets, averaged over heads.
-    """
+    """Chooses by a score that the vision tower gave each token while the picture was encoded."""
 
     name: str
     title: str
@@ -71,6 +77,7 @@ class TowerRank:
     nested: bool = True
     """Whether the order of fewer is the beginning of the order of more. If not, the rank is refused but at an
     image's first stage, where all of its tokens are there to be chosen."""
+    score: TowerScore = TowerScore.CLASS
     draws: ClassVar[bool] = False
     needs: ClassVar[Needs] = Needs.IMAGE
     late: ClassVar[bool] = False

@@ -1,0 +1,89 @@
+"""What rows of a vision tower's layer attend to, from its queries and keys: what ranks by the tower go by.
+
+Seam: ``forward`` of vLLM's ``MMEncoderAttention`` of one layer, hidden while pictures are encoded.
+
+Legend: P pictures, or parts of them, with as many rows each; L rows of one; Q heads of this worker, D their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from vllm_flow.engine.attention.row_mass import LOGITS_AT_ONCE
+from vllm_flow.engine.hiding import hidden
+from vllm_flow.ranks import TowerScore
+
+
+def class_attention(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
+    """[P, L - 1] probability that the first row gives each other one, averaged over heads.
+
+    Args:
+        query, key: [P, L, Q, D].
+    """
+    class_PQ1D = query[:, :1].transpose(1, 2).float()
+    logits_PQ1L = (class_PQ1D * scale) @ key.permute(0, 2, 3, 1).float()
+    mass_PL = logits_PQ1L[:, :, 0].softmax(-1).mean(1)
+    return mass_PL[:, 1:].contiguous()
+
+
+def received_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scale: float,
+    first: int = 0,
+    at_once: int = LOGITS_AT_ONCE,
+) -> torch.Tensor:
+    """[P, L - first] probability that each row is given, averaged over the rows from ``first`` on and over heads.
+
+    Every row attends to all rows of its picture, those before ``first`` included. Nothing of the size of
+    P x Q x L x L is ever held.
+
+    Args:
+        query, key: [P, L, Q, D].
+        at_once: logits that are held at once, but at least one row's.
+    """
+    pictures, rows, heads, _ = query.shape
+    rows_at_once = max(1, at_once // (heads * rows))
+    pictures_at_once = max(1, rows_at_once // rows)
+    found_PL = query.new_zeros(pictures, rows, dtype=torch.float32)
+    for start in range(0, pictures, pictures_at_once):
+        some = slice(start, start + pictures_at_once)
+        query_pQLD = query[some].transpose(1, 2)
+        key_pQDL = key[some].permute(0, 2, 3, 1).float()
+        for row in range(first, rows, rows_at_once):
+            query_pQlD = query_pQLD[:, :, row : row + rows_at_once].float() * scale
+            found_PL[some] += (query_pQlD @ key_pQDL).softmax(-1).sum((1, 2))
+    return found_PL[:, first:] / (heads * (rows - first))
+
+
+@contextmanager
+def watching(
+    attention: Any, kinds: Iterable[TowerScore], first: int
+) -> Iterator[Callable[[], dict[TowerScore, torch.Tensor]]]:
+    """Score what goes through a layer whose pictures, or tiles, all have as many rows.
+
+    Args:
+        attention: the layer's.
+        first: row of a picture that is its first patch's, or token's.
+
+    Yields:
+        what gives [P, L - first] of every kind, or nothing if the layer was not called.
+    """
+    noted: dict[TowerScore, list[torch.Tensor]] = {kind: [] for kind in kinds}
+    forward, size, scale = attention.forward, attention.head_size, attention.scale
+
+    def watched(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        heads = [rows.unflatten(-1, (-1, size)) for rows in (query, key)]
+        for kind, found in noted.items():
+            if kind == TowerScore.CLASS:
+                found.append(class_attention(*heads, scale))
+            else:
+                found.append(received_attention(*heads, scale, first))
+        return forward(query, key, *args, **kwargs)
+
+    with hidden("forward", [(attention, watched)]):
+        yield lambda: {kind: torch.cat(found) for kind, found in noted.items() if found}

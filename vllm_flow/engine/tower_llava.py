@@ -1,0 +1,99 @@
+"""The towers of LLaVA's line, whose rows are the tokens of a picture or of its tiles.
+
+Seams, hidden while pictures are encoded: ``forward`` of the attention of the layer whose output the decoder
+gets (vLLM builds the tower up to it, so that it is the last), and ``_merge_image_patch_embeddings`` of LLaVA-NeXT
+and LLaVA-OneVision.
+
+Legend: P pictures or tiles of a call, L rows of the tower, Q heads of this worker, D their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vllm_flow.engine.hiding import hidden
+from vllm_flow.engine.tower_attention import watching
+from vllm_flow.engine.tower_scores import Scores
+from vllm_flow.ranks import TowerScore
+
+MERGE = "_merge_image_patch_embeddings"
+"""Puts a picture's tokens together from those of its tiles, without those of padding."""
+NEWLINE = "image_newline"
+"""Of a model that does: what ends a row. Some hand it to the method besides."""
+
+
+class LlavaView:
+    """The tower of a model of LLaVA's line, whose rows are the tokens of one tile.
+
+    Args:
+        model: LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision as loaded.
+        attention: vLLM's ``MMEncoderAttention`` of the layer to read.
+    """
+
+    def __init__(self, model: Any, attention: Any) -> None:
+        self._attention = attention
+        self._tiled = model if hasattr(model, MERGE) else None
+        self._first = int(model.config.vision_feature_select_strategy == "default")
+        """The tower's row that is the first token; a class token is none by default."""
+
+    @contextmanager
+    def looking(self, kinds: Iterable[TowerScore]) -> Iterator[Callable[[], Scores]]:
+        """See :class:`vllm_flow.engine.tower_scores.View`."""
+        with watching(self._attention, kinds, self._first) as found, merging(self._tiled) as merges:
+            yield lambda: self._tokens(found(), merges)
+
+    def _tokens(self, rows: Scores, merges: Sequence[Merge]) -> Scores:
+        """Scores of tokens from those of the tower's rows."""
+        if self._tiled is None:
+            return rows
+        return {kind: torch.cat([*merged(self._tiled, merges, rows[kind])]) for kind in rows}
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How a picture's tokens were put together."""
+
+    size: Any
+    """Of the picture."""
+    tiles: int
+    """That the tower saw of it."""
+    options: Mapping[str, Any]
+
+
+@contextmanager
+def merging(model: Any) -> Iterator[list[Merge]]:
+    """Note how a model that sees pictures in tiles merges them; nothing of another (None)."""
+    noted: list[Merge] = []
+    if model is None:
+        yield noted
+        return
+    merge = getattr(model, MERGE)
+
+    def noting(size: Any, tiles: torch.Tensor, **options: Any) -> Any:
+        noted.append(Merge(size, len(tiles), options))
+        return merge(size, tiles, **options)
+
+    with hidden(MERGE, [(model, noting)]):
+        yield noted
+
+
+def merged(model: Any, merges: Sequence[Merge], scores: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Per picture [N] scores of its tokens, put together as the tokens were.
+
+    The ends of rows, which the model adds, are no patches: they stay before all else.
+
+    Args:
+        scores: [tiles of all pictures, patches of a tile].
+    """
+    merge = getattr(model, MERGE)
+    ends = scores.new_tensor([float("inf")])
+    with hidden(NEWLINE, [(model, ends)]):
+        parts = scores[..., None].split([one.tiles for one in merges])
+        for one, part in zip(merges, parts, strict=True):
+            handed = {NEWLINE: ends} if NEWLINE in one.options else {}
+            yield merge(one.size, part, **{**one.options, **handed})[:, 0]
