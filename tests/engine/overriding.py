@@ -32,7 +32,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 import vllm_flow.engine
 import vllm_flow.models
 from vllm_flow.engine.connectors import FlowConnector
-from vllm_flow.engine.cpu_groups import DirectSlots
+from vllm_flow.engine.cpu_groups import StackedTables
 from vllm_flow.engine.model_call import FlowModel, FlowScoringModel
 from vllm_flow.engine.prompt_scores import FlowPromptLogprobs
 from vllm_flow.engine.runner_v1 import FlowRunnerV1
@@ -45,7 +45,7 @@ MIXED_BEFORE: dict[type, tuple[type, ...]] = {
     FlowModel: (nn.Module,),
     FlowScoringModel: (nn.Module, LlavaForConditionalGeneration, LlavaNextForConditionalGeneration),
     FlowPromptLogprobs: (PromptLogprobsWorker,),
-    DirectSlots: (MultiGroupBlockTable,),
+    StackedTables: (MultiGroupBlockTable,),
     FlowConnector: (SupportsHMA,),
 }
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
-from vllm.v1.worker.block_table import MultiGroupBlockTable
+from vllm.v1.worker.block_table import MultiGroupBlockTable, SlotMappingMode
 
 from tests.engine.cases import GQA, Ask, one_image
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, Engine, assert_exact
 from tests.engine.test_last_layer import runner_of
 from vllm_flow.engine import cpu_groups
+from vllm_flow.engine.runner_v1 import FlowRunnerV1
 
 
 def builds_of(engine: Engine, asks: list[Ask], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -93,7 +94,8 @@ def test_a_drafter_finds_its_group_among_those_that_are_built(
 ) -> None:
     runner = runner_of(open_engine(GQA, 1))
     builders = [groups[0].get_metadata_builder(0) for groups in runner.attn_groups]
-    found = cpu_groups.shared_build(runner.kv_cache_config, builders, drafts)
+    tables = runner.input_batch.block_table.block_tables
+    found = cpu_groups.shared_build(runner.kv_cache_config, builders, tables, drafts)
     assert [one.layer_names for one in found.seen] == [
         one.layer_names for one in runner.kv_cache_config.kv_cache_groups[:seen]
     ]
@@ -117,6 +119,62 @@ def test_slots_are_those_of_vllm(open_engine: OpenEngine) -> None:
     assert len({tuple(slots.tolist()) for slots in found[0]}) == GQA.layers, "tables differ"
 
 
+def test_views_of_slots_are_those_of_vllm(open_engine: OpenEngine) -> None:
+    """The same ones in steps of the same size, and vLLM's own where rows are padding."""
+    engine = open_engine(GQA, 1)
+    runner = runner_of(engine)
+    vllms = super(FlowRunnerV1, runner)._get_slot_mappings
+    for tokens in (1, 4, 65, 4):
+        assert_close(runner._get_slot_mappings(tokens, 1, tokens), vllms(tokens, 1, tokens))
+    first, second = (runner._get_slot_mappings(4, 4, 4) for _ in range(2))
+    assert len(first[0]) == len(first[1]) == GQA.layers
+    for mine, again in zip(first, second, strict=True):
+        assert mine is not again, "whoever gets them may change them"
+        assert all(again[key] is view for key, view in mine.items())
+    slots = runner.input_batch.block_table[1].slot_mapping.gpu
+    slots[:5] = 7
+    assert first[0][1].tolist() == [7] * 4
+    assert runner._get_slot_mappings(5, 5, 4)[0][1].tolist() == [7, 7, 7, 7, -1]
+
+
+def test_views_are_not_remembered_without_end() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> list[int]:
+        made.append(number)
+        return [number]
+
+    remembered = cpu_groups.Remembered(make)
+    most = cpu_groups.Remembered.AT_MOST
+    for _ in range(2):
+        assert [remembered[number] for number in range(most)] == [[n] for n in range(most)]
+    assert made == list(range(most))
+    assert remembered[most] == [most]
+    assert list(remembered) == [most]
+
+
+def test_groups_of_other_shapes_are_computed_apart_and_states_not_at_all() -> None:
+    """A table of states is as narrow as their blocks are few: no token's position is looked up there."""
+    with_slots = SlotMappingMode.TOKEN_TO_KV_SLOT
+    modes = [with_slots, with_slots, SlotMappingMode.NONE, with_slots]
+    device = torch.device("cpu")
+    tables = MultiGroupBlockTable(
+        4, 99, False, device, [16, 16, 16, 64], [8, 8, 1, 2], slot_mapping_modes=modes
+    )
+    tables.add_row(([5, 6], [7, 8], [9], [3]), 1)
+    cpu_groups.stack(tables)
+    tables.add_row(([1, 2], [3, 4], [2], [1]), 0)
+    tables.compute_slot_mapping(
+        2, torch.tensor([0, 1, 3], dtype=torch.int32), torch.tensor([17, 15, 16])
+    )
+    slots = [table.slot_mapping.gpu[:3].tolist() for table in tables.block_tables]
+    assert slots[0] == [2 * 16 + 1, 5 * 16 + 15, 6 * 16]
+    assert slots[1] == [4 * 16 + 1, 7 * 16 + 15, 8 * 16]
+    assert slots[2] == [0, 0, 0]
+    assert slots[3] == [1 * 64 + 17, 3 * 64 + 15, 3 * 64 + 16]
+    assert tables[2].get_device_tensor(2).tolist() == [[2], [9]]
+
+
 def test_nothing_is_shared_among_layers_that_differ(open_engine: OpenEngine) -> None:
     """Such as layers with windows of their own."""
     runner = runner_of(open_engine(GQA, STOCK))
@@ -137,4 +195,4 @@ def test_nothing_is_shared_among_layers_that_differ(open_engine: OpenEngine) -> 
     )
     assert cpu_groups.share(stand_in) is None
     assert not one.supports_update_block_table
-    assert isinstance(tables, cpu_groups.DirectSlots)
+    assert isinstance(tables, cpu_groups.StackedTables)

@@ -106,6 +106,21 @@ class FlowRunnerV1(model_call.EagerProfile):
                     table.block_table.np[row, rewrite.kept : table.num_blocks_per_row[row]] = 0
                     table.num_blocks_per_row[row] = rewrite.kept
 
+    def _get_slot_mappings(
+        self,
+        num_tokens_padded: int,
+        num_reqs_padded: int,
+        num_tokens_unpadded: int,
+        ubatch_slices: Any = None,
+    ) -> Any:
+        shared = self.flow_shared_build
+        padded = num_tokens_padded != num_tokens_unpadded
+        if shared is None or padded or ubatch_slices is not None:
+            return super()._get_slot_mappings(
+                num_tokens_padded, num_reqs_padded, num_tokens_unpadded, ubatch_slices
+            )
+        return shared.slot_mappings(num_tokens_padded)
+
     def _build_attention_metadata(
         self,
         *args: Any,
@@ -122,7 +137,7 @@ class FlowRunnerV1(model_call.EagerProfile):
                 **kwargs,
             )
         if shared is not None and slot_mappings is not None:
-            shared.spread(built[0], self.input_batch.block_table, slot_mappings)
+            shared.spread(built[0], slot_mappings)
         step = None
         if num_scheduled_tokens:  # absent in dummy runs, whose rows belong to no request
             padded = 0 if slot_mappings is None else len(slot_mappings[0])
@@ -134,6 +149,9 @@ class FlowRunnerV1(model_call.EagerProfile):
         self, num_scheduled_tokens: dict[str, int], padded_rows: int
     ) -> FlowStep | None:
         batch = self.input_batch
+        logs = self.flow_tap is not None and self.flow_tap.requests
+        if not self.flow_requests.layouts and not logs:
+            return None
         shares = (
             batch.req_ids,
             batch.num_computed_tokens_cpu[: batch.num_reqs].tolist(),
@@ -141,7 +159,6 @@ class FlowRunnerV1(model_call.EagerProfile):
         )
         plan = self.flow_requests.plan(*shares)
         readings = self.flow_requests.late_readings(plan, *shares)
-        logs = self.flow_tap is not None and self.flow_tap.requests
         if plan is None and not readings and not logs:
             return None
         block_tables = [
@@ -192,6 +209,7 @@ def adopt(runner: Any, settings: FlowSettings) -> None:
     """Turn a freshly built V1 runner, of whatever platform, into one that evicts."""
     adoption.adopt(runner, FlowRunnerV1)
     runner.flow_settings = settings
+    runner.flow_shared_build = None
     mutual_of = mutual_attention.reader(runner.vllm_config)
     runner.flow_requests = LayoutBook(settings.num_layers, mutual_of)
     runner.flow_tap = None
