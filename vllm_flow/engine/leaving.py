@@ -191,7 +191,9 @@ class Pieces:
     """
 
     def __init__(self, layers: Sequence[Any], compilation_config: Any) -> None:
-        self._layers, self._config = layers, compilation_config
+        self._config = compilation_config
+        self._attentions = [attention_of(layer) for layer in layers]
+        """vLLM's, by layer; None where latent vectors are stored, by another name."""
         self._pieces: list[Piece] | None = None
 
     def take(self, step: FlowStep) -> bool:
@@ -201,17 +203,17 @@ class Pieces:
         if any(variant.num_rows == 0 for variant in step.variants.values()):
             return False
         last = [layer for layer, variant in step.variants.items() if variant.last is not None]
-        if any(attention_of(self._layers[layer]) is None for layer in last):
-            return False  # latent vectors are stored by another name
+        if any(self._attentions[layer] is None for layer in last):
+            return False
         if self._pieces is None:
-            self._pieces = pieces_of(self._config, len(self._layers))
+            self._pieces = pieces_of(self._config, len(self._attentions))
         return self._pieces is not None and all(piece.movable for piece in self._pieces)
 
     @contextmanager
     def leaving(self, step: FlowStep) -> Iterator[LeavingCall]:
         """Let rows leave in the one call of the model that is made meanwhile."""
         last = [
-            (attention_of(self._layers[layer]).impl, variant)
+            (self._attentions[layer].impl, variant)
             for layer, variant in step.variants.items()
             if variant.last is not None
         ]
