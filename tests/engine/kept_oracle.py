@@ -73,9 +73,12 @@ def count(amount: str, total: int) -> int:
 
 
 def farthest_first(tokens_ND: np.ndarray) -> list[int]:
-    """Token indices, each the farthest from all before it in cosine distance; one at a time, in float64."""
+    """Token indices, each the farthest from all before it in cosine distance; one at a time, in float64.
+
+    Of equals, the first one wins: what is behind the ninth digit is how rows of a product are rounded.
+    """
     unit = tokens_ND / np.linalg.norm(tokens_ND, axis=1, keepdims=True)
-    distance = 1 - unit @ unit.T
+    distance = np.round(1 - unit @ unit.T, 9)
     nearest = [min(np.delete(row, at), default=0) for at, row in enumerate(distance)]
     order = [int(np.argmax(nearest))]
     apart = distance[order[0]].copy()
@@ -96,6 +99,18 @@ def important_then_diverse(order: list[int], tokens_TD: np.ndarray, keep: int) -
         alike = sorted(alike, key=lambda pair: -pair[0])[min(8, len(left) + len(stay) - keep) :]
         left = [token for _, token in alike] + odd
     return {*stay, *left}
+
+
+def settled(tokens_ND: np.ndarray, there: set[int], keep: int) -> bool:
+    """Whether rounding decides nothing of which of the tokens that are still there stay, farthest first: the same ones
+    do, of embeddings that differ by ten times the rounding of float32. What is equal stays so."""
+
+    def kept(tokens_ND: np.ndarray) -> list[int]:
+        return sorted([token for token in farthest_first(tokens_ND) if token in there][:keep])
+
+    _, equal = np.unique(tokens_ND, axis=0, return_inverse=True)
+    noise = np.random.default_rng(0).standard_normal((3, *tokens_ND.shape)) * 1e-6
+    return all(kept(tokens_ND * (1 + part[equal.ravel()])) == kept(tokens_ND) for part in noise)
 
 
 @torch.inference_mode()

@@ -93,6 +93,10 @@ class Masks:
             rank, self.alive, self.image, keep, (0, 0, layer), seen,
             self.attention, place, self.last,
         )  # fmt: skip
+        if rank == "diversity":
+            there = {self.image.index(position) for position in self.alive}
+            if not kept_oracle.settled(seen.embeddings[self.image], there, keep):
+                self.gap = 0.0
         order = sorted(range(len(scores)), key=lambda at: -scores[at])
         if keep and rank in ("last_image", "last_prompt", *kept_oracle.IN_TOWER):
             last, first = scores[order[keep - 1]], scores[order[keep]]

@@ -1,6 +1,9 @@
 """Ranks that choose by place or picture: which tokens, how many, and always the same."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,6 +106,32 @@ def test_diversity_of_a_uniform_picture_chooses_each_token_once() -> None:
     assert farthest_first(same, 6).tolist() == list(range(6))
     assert farthest_first(torch.zeros(6, 4), 3).tolist() == [0, 1, 2]
     assert farthest_first(torch.ones(1, 4), 1).tolist() == [0]
+
+
+def with_equals(places: Sequence[int], width: int) -> torch.Tensor:
+    """[307, width] embeddings, some of them the very same, as those of the ends of a picture's rows."""
+    embeddings = torch.randn(307, width, generator=torch.Generator().manual_seed(width))
+    embeddings[list(places)] = embeddings[places[0]].clone()
+    return embeddings
+
+
+@pytest.mark.parametrize("width", [64, 128, 333, 1024])
+def test_of_equals_the_first_is_the_farthest(width: int) -> None:
+    """Wherever a product's rows stand, of which the last of 307 stands apart."""
+    equals = [16, 33, 70, 148, 306]
+    embeddings = with_equals(equals, width)
+    chosen = farthest_first(embeddings, 307).tolist()
+    assert [token for token in chosen if token in equals] == equals
+    assert chosen[-4:] == equals[1:], "the others are as near as can be"
+
+
+@pytest.mark.parametrize("width", [64, 128, 333, 1024])
+def test_of_equals_the_first_go_as_most_alike(width: int) -> None:
+    equals, between = [160, 200, 250, 306], 153
+    embeddings = with_equals(equals, width)
+    embeddings[between] = embeddings[160] + 0.1 * embeddings[between]
+    found = important_then_diverse(torch.zeros(307), embeddings, 305).tolist()
+    assert {*range(307)} - {*found} == {160, 200}
 
 
 def scored(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
