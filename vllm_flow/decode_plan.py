@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_flow.counts import counted
 from vllm_flow.step import ScheduledRequest
 
 EVERYTHING = np.iinfo(np.int32).max
@@ -44,7 +45,7 @@ def decode_facts(requests: Sequence[ScheduledRequest], num_layers: int) -> NDArr
     for index, request in enumerate(requests):
         if request.num_scheduled != count:
             raise ValueError(
-                f"request {index} of the step has {request.num_scheduled} tokens and request 0 has "
+                f"request {index} of the step has {counted(request.num_scheduled, 'token')} and request 0 has "
                 f"{count}; in a captured decode step all have as many."
             )
         layout, token = request.layout, request.num_computed
@@ -57,7 +58,7 @@ def decode_facts(requests: Sequence[ScheduledRequest], num_layers: int) -> NDArr
                 before, missing = gone.count_before(token), gone.count_before(token + count)
                 if before < missing < before + count:
                     raise ValueError(
-                        f"request {index} of the step has {count} tokens, of which {missing - before} "
+                        f"request {index} of the step has {counted(count, 'token')}, of which {missing - before} "
                         "are evicted; a captured decode step has rows of all or of none."
                     )
                 if missing > before:

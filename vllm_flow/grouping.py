@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from vllm_flow.counts import counted
+
 FEW_GROUPS = 4
 """With fewer groups memory is saved so coarsely that a little padding is the better choice."""
 MAX_PADDING = 0.05
@@ -56,8 +58,8 @@ def storage_groups(num_layers: int, group_layers: int, draft_layers: int = 0) ->
                 ", or the drafter no room",
             )
         raise ValueError(
-            f"group_layers={group_layers} leaves the last of the model's {num_layers} decoder layers{drafter} "
-            f"a group of no more than two thirds of it, or none at all{room}; use one of "
+            f"group_layers={group_layers} leaves the last of the model's {counted(num_layers, 'decoder layer')}"
+            f"{drafter} a group of no more than two thirds of it, or none at all{room}; use one of "
             f"{', '.join(map(str, sizes))}."
         )
     return tuple(range(-draft_layers, num_layers, group_layers))

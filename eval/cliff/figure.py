@@ -46,7 +46,7 @@ def draw(task: str, entry: Mapping[str, Any], num_layers: int, out: Path) -> lis
             answer = (
                 f"{label_of(evidence, answer_of(entry))} {what}"
                 if "ladder" in evidence
-                else (f"{answer_of(entry)} of {num_layers} layers")
+                else f"{answer_of(entry)} of {counted(num_layers, 'layer')}"
             )
         figure.suptitle(f"{task}: {answer}", x=0.01, ha="left", fontweight="bold", fontsize=12)
         return save(plt, figure, out.with_name(f"{out.stem}-{task}"))
@@ -118,7 +118,7 @@ def draw_questions(axis: Any, evidence: Mapping[str, Any]) -> None:
     axis.set_ylabel("questions")
     share = 100 * evidence["requests"] / evidence["requests_of_a_sweep"]
     axis.set_title(
-        f"Questions asked: {evidence['requests']} requests, {share:.0f} % of a full sweep"
+        f"Questions asked: {counted(evidence['requests'], 'request')}, {share:.0f} % of a full sweep"
     )
 
 

@@ -115,7 +115,7 @@ def started(
 def labelled(engine: CliffEngine, plan: Plan, task: Task, args: Namespace) -> dict[str, Any]:
     """Run the search; with --exhaustive also ask everything and say what the full sweep says."""
     evidence = Evidence(task, engine.work.items, plan.num_layers)
-    with tqdm(unit="answer", desc="asking", dynamic_ncols=True) as bar:
+    with tqdm(unit=" answers", desc="asking", dynamic_ncols=True) as bar:
         steps = search.search(plan, evidence.loss)
         try:
             while True:

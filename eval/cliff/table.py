@@ -98,7 +98,8 @@ def labelled_words(task: str, entry: Mapping[str, Any], num_layers: int) -> list
         )
     total, whole = evidence["requests"], evidence["requests_of_a_sweep"]
     lines.append(
-        f"Asked {total} requests, {100 * total / whole:.0f} % of the {whole} for every question at every layer."
+        f"Asked {counted(total, 'request')}, {100 * total / whole:.0f} % of the {whole} for every question at "
+        "every layer."
     )
     lines.append(
         f"With {counted(evidence['items'], 'question')} the smallest tolerance that can be shown is "
@@ -154,8 +155,8 @@ def unlabelled_words(task: str, entry: Mapping[str, Any], num_layers: int) -> li
         f"{'mean' if evidence['rule'] == 'mean' else 'upper limit of the mean'} of KL(baseline || cliff) "
         f"stays at or below {evidence['threshold']:g} nats; by the mean {label_of(evidence, rule['mean'])}, by the "
         f"upper limit {label_of(evidence, rule['upper'])}.",
-        f"On {counted(evidence['items'], 'question')}, {evidence['requests']} requests; KL over the whole vocabulary, "
-        "at the first answer token. It says how far answers move, not whether they become worse.",
+        f"On {counted(evidence['items'], 'question')}, {counted(evidence['requests'], 'request')}; KL over the whole "
+        "vocabulary, at the first answer token. It says how far answers move, not whether they become worse.",
     ]
 
 

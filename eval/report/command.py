@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.counts import counted
 from vllm_flow.user_text import parse_json
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def pack(path: Path, out: Path, options: Options) -> int:
 
     meta, items, _, answers, summary = summarised(path, out, options)
     files = write_pack(out, meta, items, summary, answers, options)
-    print(f"{len(files)} files of the result pack: {out}")
+    print(f"{counted(len(files), 'file')} of the result pack: {out}")
     return 0
 
 
@@ -115,7 +116,7 @@ def compare(first: Path, second: Path, out: Path, options: Options) -> int:
     if not pairs:
         raise RunError(
             f"{first} and {second} have no answers to the same questions under the same policy: "
-            f"{sum(map(len, common.values()))} questions in common, {sum(strange.values())} with one id but "
+            f"{counted(sum(map(len, common.values())), 'question')} in common, {sum(strange.values())} with one id but "
             "other words"
         )
     differ = settings_that_differ(runs[0].meta, runs[1].meta)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.report import figures_cost, text
 from vllm_flow.eval.report.contests import Budget, contests, sentences
 from vllm_flow.eval.report.cost import (
@@ -92,9 +93,13 @@ def read_times(path: Path) -> Mapping[str, Any] | None:
 
 def _timed(measured: Mapping[str, Any] | None) -> str:
     about = measured or {}
+    requests, rounds = (
+        counted(about[name + "s"], name) if name + "s" in about else f"? {name}s"
+        for name in ("request", "round")
+    )
     return (
-        f"Prefill time: {about.get('requests', '?')} requests at once, up to their first tokens, pictures encoded "
-        f"before; {about.get('rounds', '?')} rounds in which every policy had its turn, each beside the "
+        f"Prefill time: {requests} at once, up to their first tokens, pictures encoded "
+        f"before; {rounds} in which every policy had its turn, each beside the "
         f"baseline of its round, on {about.get('hardware', 'an unnamed machine')}; median [lowest, highest]."
     )
 
@@ -162,7 +167,7 @@ def _seeds(point: Point, share: bool) -> str:
     mean = point.between
     if share:
         mean = Interval(mean.value, max(mean.low, 0.0), min(mean.high, 1.0))
-    return f"{len(point.policies)} seeds: {low} to {high}; mean of all seeds {text.limits(mean, share)}"
+    return f"{counted(len(point.policies), 'seed')}: {low} to {high}; mean of all seeds {text.limits(mean, share)}"
 
 
 def _cost_rows(found: Mapping[str, Sequence[Point]]) -> Iterable[tuple[Any, ...]]:

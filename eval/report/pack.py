@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.report.results import Options, Summary
 from vllm_flow.eval.report.tables import write_tables
 from vllm_flow.eval.tasks.base import Item
@@ -131,7 +132,7 @@ def readme(
         "",
         "`settings.json`: everything the answers depend on. `questions.jsonl`: what was asked. `items.csv`: every "
         "answer with its score. `scores.csv`: every number of the report, unrounded.",
-        f"`data.sha256`: {len(found)} data files and pictures, by their paths from the folder of the data; "
+        f"`data.sha256`: {counted(len(found), 'data file')} and pictures, by their paths from the folder of the data; "
         "`pack.sha256`: the files here. To check both, in this folder:",
         "",
         "    sha256sum -c pack.sha256",

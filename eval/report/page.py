@@ -169,7 +169,8 @@ def gaps(summary: Summary, meta: Mapping[str, Any]) -> list[str]:
         if missing:
             whole = [r for r in task.policies if r.missing]
             names = ", ".join(text.policy_title(r.policy) for r in whole[:4])
-            more = f" and {len(whole) - 4} more policies" if len(whole) > 4 else ""
+            rest = counted(len(whole) - 4, "more policy", "more policies")
+            more = f" and {rest}" if len(whole) > 4 else ""
             found.append(
                 f"{text.task_title(task.name)}: {missing} of {counted(asked, 'answer is', 'answers are')} not there "
                 f"yet ({names}{more})."

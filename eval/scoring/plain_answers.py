@@ -132,7 +132,7 @@ def _which(items: Sequence[Item], row: Row) -> Item | None:
     fitting = [item for item in items if _same_question(head, item)]
     if len(fitting) != 1:
         raise DataError(
-            f"{row.place}: {brief(head)} is the question of {len(fitting)} items of this id"
+            f"{row.place}: {brief(head)} is the question of {counted(len(fitting), 'item')} of this id"
         )
     return fitting[0]
 

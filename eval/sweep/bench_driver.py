@@ -29,6 +29,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.sweep import driver
 from vllm_flow.eval.sweep.engine_actor import EngineActor
 from vllm_flow.eval.sweep.engine_options import EngineOptions
@@ -102,7 +103,9 @@ class Bench:
             max_model_len=512,
             kv_cache_bytes=DEMO_POOL,
         )
-        print(f"model {model}, {facts.num_layers} layers; policies: {', '.join(self.names)}")
+        print(
+            f"model {model}, {counted(facts.num_layers, 'layer')}; policies: {', '.join(self.names)}"
+        )
         # Kept to the end, both of them: vLLM's engines of a process share their process groups.
         self.stock: EngineActor | None = None
         self.engine = EngineActor(self.options)
@@ -149,8 +152,8 @@ class Bench:
         batches = -(-count // self.batch)
         added = (statistics.median(through) - statistics.median(loop)) / (batches - 1)
         print(
-            f"\n1. {count} items x {len(two)} policies in {batches} batches, "
-            f"{rounds} rounds\n"
+            f"\n1. {counted(count, 'item')} x {len(two)} policies in {counted(batches, 'batch', 'batches')}, "
+            f"{counted(rounds, 'round')}\n"
             f"   through Ray, of the time of a plain loop  {ratio(through, loop)}\n"
             f"   loop {spread_of(loop)} s, Ray {spread_of(through)} s: {1000 * added:+.1f} ms a batch\n"
             f"   once: Ray starts in {start:.1f} s; first batch after {spread_of(firsts)} s, the "
@@ -191,8 +194,8 @@ class Bench:
         ]
         ideal = sum(computed) / sum(r["prompt_tokens"] * self.num_layers for r in rows["sweep"])
         print(
-            f"\n2. {count} items x {len(self.policies)} policies = {count * len(self.policies)} "
-            f"requests, {rounds} rounds\n"
+            f"\n2. {counted(count, 'item')} x {counted(len(self.policies), 'policy', 'policies')} = "
+            f"{counted(count * len(self.policies), 'request')}, {counted(rounds, 'round')}\n"
             f"   the sweep takes, of the time of as many requests\n"
             f"   to stock vLLM, an item's side by side     {ratio(times['sweep'], times['stock'])}\n"
             f"   to stock vLLM, pass by pass               {ratio(times['sweep'], times['passes'])}\n"
@@ -233,8 +236,8 @@ class Bench:
                 assert sorted(got) == sorted(lengths), "the lengths are not those asked for"
         self.engine.sampling = {}
         print(
-            f"\n3. {count} requests, {lengths.count(CAPTION)} of {CAPTION} tokens, the others of {WORD}, in "
-            f"batches of {self.batch}, {rounds} rounds\n"
+            f"\n3. {counted(count, 'request')}, {lengths.count(CAPTION)} of {CAPTION} tokens, the others of {WORD}, in "
+            f"batches of {self.batch}, {counted(rounds, 'round')}\n"
             f"   throughput, of that of all of them enqueued at once in one engine\n"
             f"   batches side by side, as sweeps run      "
             f"{ratio(times['at once'], times['side by side'])}\n"

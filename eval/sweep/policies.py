@@ -273,7 +273,7 @@ def _layers(part: str, name: str, value: str | None, lowest: int, num_layers: in
     """One number, or a range with both ends; each from `lowest` to `num_layers`."""
     pieces = [] if value is None else value.split(":")
     if any(len(piece) > 9 and piece.isdigit() for piece in pieces):
-        raise PolicySpecError(part[:40], f"the model has {num_layers} decoder layers.")
+        raise PolicySpecError(part[:40], f"the model has {counted(num_layers, 'decoder layer')}.")
     numbers = [number for piece in pieces if (number := whole_number(piece)) is not None]
     if not 1 <= len(pieces) <= 3 or len(numbers) < len(pieces):
         raise PolicySpecError(
@@ -288,7 +288,7 @@ def _layers(part: str, name: str, value: str | None, lowest: int, num_layers: in
     if first < lowest or last > num_layers:
         raise PolicySpecError(
             part,
-            f"the model has {num_layers} decoder layers; write numbers from {lowest} to "
+            f"the model has {counted(num_layers, 'decoder layer')}; write numbers from {lowest} to "
             f"{num_layers}.",
         )
     return range(first, last + 1, step)

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from vllm_flow.counts import counted
 from vllm_flow.demo_model.naming import DEMO_MODELS
 from vllm_flow.eval.statistics.power import forecast
 from vllm_flow.eval.sweep import driver, timing
@@ -254,10 +255,12 @@ def stream(
     """Answer what is left, under a bar that shows the rate and the time left; `progress` goes on."""
     left = sum(map(requests_of, batches))
     if not left:
-        print(f"Nothing left to ask: {run.path} has all {total} answers.")
+        print(
+            f"Nothing left to ask: {run.path} has {counted(total, 'answer', 'answers, all of them')}."
+        )
         return
-    print(f"{left} of {total} answers to get; {starting(pool)}.", flush=True)
-    with tqdm(total=total, initial=total - left, unit="answer", dynamic_ncols=True) as bar:
+    print(f"{left} of {counted(total, 'answer')} to get; {starting(pool)}.", flush=True)
+    with tqdm(total=total, initial=total - left, unit=" answers", dynamic_ncols=True) as bar:
 
         def tell(progress: driver.Progress, batch: pa.Table) -> None:
             if bar.n == bar.initial:
@@ -276,7 +279,7 @@ def starting(pool: driver.Pool) -> str:
     """Which engines start, as a clause; those without room wait for it."""
     now = driver.room(pool)
     if now == pool.engines:
-        return f"starting {now} {'engine' if now == 1 else 'engines'}"
+        return f"starting {counted(now, 'engine')}"
     return f"starting {now} of {pool.engines} engines, more when a machine with room for one joins"
 
 
@@ -285,7 +288,8 @@ def report(run: Run, tasks: Sequence[str], policies: Sequence[Policy]) -> int:
     asked = pc.field("task").isin(list(tasks)) & pc.field("policy").isin([p.name for p in policies])
     found = driver.Progress()
     found.count(run.answers().filter(asked))
-    print(f"{found.answered - found.errors} answers and {found.errors} errors in {run.path}.")
+    answers = counted(found.answered - found.errors, "answer")
+    print(f"{answers} and {counted(found.errors, 'error')} in {run.path}.")
     if found.errors:
         print(driver.most_frequent(found))
     return found.errors

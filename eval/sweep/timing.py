@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.sweep.engine_actor import Ask, EngineActor
 from vllm_flow.eval.sweep.engine_options import EngineOptions
 from vllm_flow.eval.sweep.machines import Machine, Pool, alive
@@ -91,7 +92,10 @@ def time_policies(
     if not rows:
         print("No question has a picture, so that no prefill is timed.")
         return
-    print(f"Timing prefills of {len(rows)} requests, {rounds} rounds of {len(names)} policies.")
+    print(
+        f"Timing prefills of {counted(len(rows), 'request')}, {counted(rounds, 'round')} of "
+        f"{counted(len(names), 'policy', 'policies')}."
+    )
     actor = ray.remote(Stopwatch).options(**placement(pool, alive())).remote(options)
     try:
         seconds = ray.get(actor.measure.remote(rows, rounds, options.seed))

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.tasks.base import (
     Item,
     Metrics,
@@ -113,7 +114,7 @@ class Ai2d(Task):
         picture: str,
     ) -> Item:
         if not 0 <= at < len(options) <= 26:
-            raise DataError(f"{row.place}: answer {brief(at)} of {len(options)} options")
+            raise DataError(f"{row.place}: answer {brief(at)} of {counted(len(options), 'option')}")
         truth = {"answer": chr(ord("A") + at), "question": question, "image_id": picture}
         return Item(name, choose(question, options, style=self.prompts), image, truth)
 

@@ -110,7 +110,7 @@ def tsv_rows(path: Path, long: str) -> Iterator[tuple[Row, Cell]]:
             continue
         if len(values) != len(header):
             raise DataError(
-                f"{path}, byte {start}: {len(values)} fields, the header has {len(header)}"
+                f"{path}, byte {start}: {counted(len(values), 'field')}, the header has {len(header)}"
             )
         row = Row(
             f"{path}, byte {start}", dict(zip(header, (v or None for v in values), strict=True))

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.tasks.base import (
     Item,
     Metrics,
@@ -121,7 +122,7 @@ class MMBench(Task):
         answer, group = row.get("answer", str), str(row.values.get(category) or "")
         if answer not in options:
             raise DataError(
-                f"{row.place}: the answer {brief(answer)} is none of the {len(options)} options"
+                f"{row.place}: the answer {brief(answer)} is not one of the {counted(len(options), 'option')}"
             )
         hint = "" if is_none(row.values.get("hint")) else str(row.values["hint"])
         question = row.get("question", str)

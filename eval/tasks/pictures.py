@@ -77,7 +77,7 @@ def load_image(image: str, reading: str = "server", background: Colour = WHITE) 
 
 
 def _decoded(path: Path, start: int, length: int) -> tuple[bytes, str]:
-    name = f"{path}, {length} bytes from {start}"
+    name = f"{path}, {counted(length, 'byte')} from {start}"
     try:
         with path.open("rb") as file:
             file.seek(start)

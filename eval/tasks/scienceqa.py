@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, counts_of, ratio
 from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.reading import (
@@ -171,7 +172,7 @@ def _item(row: Row, number: str, image: str | None) -> Item:
     answer = row.get("answer", int)
     if not 0 <= answer < len(choices) <= len(LETTERS):
         raise DataError(
-            f"{row.place}: answer {brief(answer)} of {len(choices)} choices (at most {len(LETTERS)})"
+            f"{row.place}: answer {brief(answer)} of {counted(len(choices), 'choice')} (at most {len(LETTERS)})"
         )
     text = question_text(
         row.get("question", str),

@@ -156,7 +156,7 @@ def test_mmbench_hub(tmp_path: Path) -> None:
     assert [i.id for i in items] == ["7", "1000007", "2000007", "8"]
     assert items[0].group == "coarse_perception" and "D." not in items[0].text
     files.parquet(path, [table[0] | {"answer": "D"}])
-    with pytest.raises(DataError, match="row 0: the answer 'D' is none of the 3 options"):
+    with pytest.raises(DataError, match="row 0: the answer 'D' is not one of the 3 options"):
         get_task("mmbench").read(tmp_path)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.counts import counted
 from vllm_flow.demo_model.heldout import HeldoutScene, load_questions, load_scenes
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def play_pointing(vlm: Vlm, count: int, out: Path) -> dict[str, Any]:
     from vllm_flow.analysis import pointing
     from vllm_flow.analysis.cam import Settings
 
-    print(f"pointing game: {count} scenes, two kinds of questions")
+    print(f"pointing game: {counted(count, 'scene')}, two kinds of questions")
     settings = Settings(tuple(range(len(vlm.layers))), samples=0)
     rounds = pointing.draw_rounds(count, "seen")
     by_task = {}

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from vllm_flow.analysis.exact import mcnemar_greater
 from vllm_flow.analysis.maps import Hits, count_hits, normalised, pointing_chance, points_inside
+from vllm_flow.counts import counted
 from vllm_flow.demo_model.heldout import HeldoutScene, build_prompt, load_scenes
 from vllm_flow.demo_model.questions import ANSWER_SUFFIX, presence
 
@@ -202,9 +203,9 @@ def report(rows: Sequence[Row], judged: Row) -> str:
     """The table as text."""
     first = rows[0]
     lines = [
-        f"{first.target.total} rounds; by chance {100 * first.target.chance:.1f} % on the object, "
+        f"{counted(first.target.total, 'round')}; by chance {100 * first.target.chance:.1f} % on the object, "
         f"{100 * first.other.chance:.1f} % on the other one. Shares in % with exact 95 % intervals;",
-        f"p one-sided; with {len(rows)} rows look for p below {0.05 / len(rows):.4f} (Bonferroni).",
+        f"p one-sided; with {counted(len(rows), 'row')} look for p below {0.05 / len(rows):.4f} (Bonferroni).",
         "",
         "layer  on the object       shuffled weights    on another object   p chance  p control  p other",
     ]
@@ -278,7 +279,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     playing = play(vlm, rounds, args.task, settings)
     outcomes = list(track(playing, "pointing", total=len(rounds), disable=not sys.stderr.isatty()))
     rows = summarise(outcomes, settings.layers)
-    print(f"{args.task}, {args.split} scenes, hook {args.hook}, {args.samples} noisy copies")
+    print(
+        f"{args.task}, {args.split} scenes, hook {args.hook}, {counted(args.samples, 'noisy copy', 'noisy copies')}"
+    )
     print(report(rows, judge(outcomes, settings.layers)))
     if args.csv:
         write_csv(rows, args.csv)

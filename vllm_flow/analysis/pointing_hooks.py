@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from vllm_flow.analysis import pointing
 from vllm_flow.analysis.cam_names import HOOKS
 from vllm_flow.analysis.pointing import Outcome, Row, percent
+from vllm_flow.counts import counted
 from vllm_flow.user_text import whole_numbers
 
 Table = Mapping[tuple[int, str], Sequence[Row]]
@@ -36,9 +37,9 @@ def markdown(table: Table) -> str:
     first = next(iter(table.values()))[0]
     tests = sum(map(len, table.values()))
     lines = [
-        f"{first.target.total} scenes; by chance {100 * first.target.chance:.1f} % on the object, "
+        f"{counted(first.target.total, 'scene')}; by chance {100 * first.target.chance:.1f} % on the object, "
         f"{100 * first.other.chance:.1f} % on the other one. Shares in % with exact 95 % intervals; p "
-        f"one-sided; {tests} rows: look for p below {0.05 / tests:.4f} (Bonferroni).",
+        f"one-sided; {counted(tests, 'row')}: look for p below {0.05 / tests:.4f} (Bonferroni).",
         "",
         "| hook point | layer | copies | on the object | shuffled weights | another object "
         "| p chance | p shuffled | p another |",
@@ -102,7 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings(layers, samples, args.sigma, args.seed)
         playing = pointing.play_hooks(vlm, rounds, args.task, settings, tuple(HOOKS))
         shown = track(
-            playing, f"{samples} copies", total=len(rounds), disable=not sys.stderr.isatty()
+            playing,
+            counted(samples, "copy", "copies"),
+            total=len(rounds),
+            disable=not sys.stderr.isatty(),
         )
         for hook, rows in rows_of(list(shown), layers).items():
             table[samples, hook] = rows

@@ -25,6 +25,7 @@ from vllm_flow.analysis.seen_picture import (
     cells,
     tiled_parts,
 )
+from vllm_flow.counts import counted
 from vllm_flow.engine.families.known import FAMILIES, family_of
 
 DECODERS = (
@@ -118,7 +119,7 @@ def see(
     found = kind(Given(config, processor, batch, size, others, count))
     if found.num_tokens != count:
         raise Unsupported(
-            f"the picture became {count} image tokens, not {found.num_tokens}: the processor and the "
+            f"the picture became {counted(count, 'image token')}, not {found.num_tokens}: the processor and the "
             "model's tower do not belong together"
         )
     return found

@@ -25,6 +25,7 @@ from vllm_flow.analysis.attention_reference import (
     mean_flow,
     span_of,
 )
+from vllm_flow.counts import counted
 from vllm_flow.engine.attention import xformers_needs
 from vllm_flow.style import SPANS
 
@@ -64,7 +65,7 @@ def span_masses(
     window = getattr(vlm.decoder.config, "sliding_window", None)
     if window is not None and total > window:
         raise ValueError(
-            f"some layers see the last {window} tokens only, of {total} with the answer: load the "
+            f"some layers see the last {counted(window, 'token')} only, of {total} with the answer: load the "
             'model with attention="eager"'
         )
     is_image = np.concatenate([encoded.is_image_T.numpy(), np.zeros(len(answer), dtype=bool)])

@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 from vllm_flow.analysis.maps import check_box
 from vllm_flow.analysis.seen_kinds import Unsupported, check_architecture, check_config, see
 from vllm_flow.analysis.seen_picture import Part, SeenPicture
+from vllm_flow.counts import counted
 from vllm_flow.demo_model.naming import resolve_model
 from vllm_flow.pictures import as_rgb
 
@@ -124,7 +125,7 @@ class Vlm:
         token = self.processor.image_token
         if prompt.count(token) != 1:
             raise Unsupported(
-                f"the prompt names {token} {prompt.count(token)} times: name it exactly once, where "
+                f"the prompt names {token} {counted(prompt.count(token), 'time')}: name it exactly once, where "
                 "the picture goes"
             )
         batch = self._processed(prompt, image)

@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vllm_flow import user_text
+from vllm_flow.counts import counted
 from vllm_flow.demo import material, results_figure, results_page, results_table
 from vllm_flow.demo.kinds import HEADLINE
 from vllm_flow.demo.measurements import Answer, Question, Results, Setting
@@ -122,11 +123,11 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"{options.model} cannot be served: {error}") from error
     cliffs, policies = settings_of(args, engine.num_layers, full_grid(llm))
     asker = Asker(llm, engine, build, policies)
-    beside = f" and under {len(policies)} policies" if policies else ""
+    beside = f" and under {counted(len(policies), 'policy', 'policies')}" if policies else ""
     console.print(
-        f"{len(questions)} questions of {len({q.kind for q in questions})} kinds at {len(cliffs)} "
-        f"cliffs each (captions at {min(len(cliffs), FEW_CLIFFS)}){beside}, mixed in one engine "
-        f"({engine.num_layers} layers, {len(engine.group_starts)} storage groups)"
+        f"{counted(len(questions), 'question')} of {counted(len({q.kind for q in questions}), 'kind')} at "
+        f"{counted(len(cliffs), 'cliff')} each (captions at {min(len(cliffs), FEW_CLIFFS)}){beside}, mixed in one "
+        f"engine ({counted(engine.num_layers, 'layer')}, {counted(len(engine.group_starts), 'storage group')})"
     )
     rounds = min(args.rounds, 2) if args.quick else args.rounds
     results, written = ask(asker, questions, cliffs, rounds, args.out, console)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_flow import style
+from vllm_flow.counts import counted
 from vllm_flow.demo.kinds import BY_KEY, HEADLINE, Kind
 from vllm_flow.demo.measurements import Results, Row
 from vllm_flow.demo.results_table import layers_text
@@ -147,7 +148,7 @@ def draw_speed(axis: Any, results: Results) -> None:
             capsize=2,
             linewidth=2,
             elinewidth=1,
-            label=f"measured: median and range of {timed[0].speedup.count} rounds",
+            label=f"measured: median and range of {counted(timed[0].speedup.count, 'round')}",
         )
     if disturbed:
         axis.vlines(
@@ -172,7 +173,7 @@ def draw_blocks(axis: Any, results: Results) -> None:
         [row.blocks_predicted for row in results.rows],
         color=IDEAL,
         linestyle="--",
-        label=f"predicted: {groups} groups, {size} tokens a block",
+        label=f"predicted: {counted(groups, 'group')}, {size} tokens a block",
     )
     axis.plot(
         cliffs,

@@ -12,6 +12,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from vllm_flow.counts import counted
 from vllm_flow.demo.kinds import HEADLINE, Kind
 from vllm_flow.demo.measurements import AGREEMENT, TRIMMED, Results, Row, Score, Spread
 from vllm_flow.demo.rows import equal_from, level_text
@@ -147,7 +148,7 @@ def asked_text(kind: Kind, results: Results) -> str:
     chance = results.chance(kind.key)
     said = f"{count} {kind.what} ({kind.rule}"
     if not kind.every_cliff:
-        said += f"; at {len(results.cliffs_of(kind.key))} cliffs"
+        said += f"; at {counted(len(results.cliffs_of(kind.key)), 'cliff')}"
     return said + (f"; guessing gives {percent(chance)} %)" if chance else ")")
 
 
@@ -175,15 +176,15 @@ def notes(results: Results) -> list[str]:
         f"Where no paired difference to the baseline excludes zero any more: {levels}. An observation "
         "about this run, each comparison by itself: few questions cannot tell small differences.",
         "KV blocks: measured / predicted, mean per yes/no question, over "
-        f"{len(engine.group_starts)} storage groups with {engine.block_size}-token blocks; measured "
-        f"equals predicted in every group for {equal} of {requests} requests of all kinds.",
+        f"{counted(len(engine.group_starts), 'storage group')} with {engine.block_size}-token blocks; measured "
+        f"equals predicted in every group for {equal} of {counted(requests, 'request')} of all kinds.",
     ]
     if rows[0].speedup is not None:
         count = rows[0].speedup.count
         trimmed = ", the lowest and the highest left out," if count >= TRIMMED else ""
         out.append(
             f"Prefill: how many times faster than the baseline, median and range of "
-            f"{count} rounds{trimmed} in which the same batch runs {everywhere(results)}, and three times "
+            f"{counted(count, 'round')}{trimmed} in which the same batch runs {everywhere(results)}, and three times "
             "at the baseline, whose median counts; ideal: rows times layers, of the last layer with image "
             "rows their keys and values. Without the vision tower "
             "and the preparation of pictures."

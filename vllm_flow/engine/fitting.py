@@ -109,7 +109,7 @@ def _check_images(policy: FlowPolicy, totals: list[int], keys: Mapping[str, Any]
         for before, after in zip(stages, stages[1:], strict=False):
             if after.kept(total) > before.kept(total):
                 raise Obstacle(
-                    f"of an image of {total} tokens, stage {str(after)!r} keeps {after.kept(total)} and "
+                    f"of an image of {counted(total, 'token')}, stage {str(after)!r} keeps {after.kept(total)} and "
                     f"{str(before)!r} left {before.kept(total)}; tokens that are gone do not come back."
                 )
 
@@ -121,7 +121,7 @@ def _check_places(images: Iterable[Sequence[tuple[int, int]]], prompt_tokens: in
     for start, end in places:
         if start < past or end > prompt_tokens:
             raise Obstacle(
-                f"one of its pictures is at tokens {start} to {end} of a prompt of {prompt_tokens} tokens, "
+                f"one of its pictures is at tokens {start} to {end} of a prompt of {counted(prompt_tokens, 'token')}, "
                 "beyond its end or in another picture; send the places that rendering gave."
             )
         past = end

@@ -9,6 +9,8 @@ import logging
 import os
 import warnings
 
+from vllm_flow.counts import counted
+
 
 def hush() -> None:
     """Let vLLM log errors only, unless the user says otherwise; before vLLM is imported, which reads the level."""
@@ -43,4 +45,4 @@ def device_name() -> str:
             name = next(names, "CPU")
     except OSError:
         name = "CPU"
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{name}, {counted(os.cpu_count() or 1, 'core')}"

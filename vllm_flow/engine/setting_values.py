@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_flow.cliff_file import Profile, ProfileError, essential, read_profile
+from vllm_flow.counts import counted
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import contradicts, operators_policy
 from vllm_flow.policy_error import PolicyError
@@ -63,7 +64,7 @@ def layers(options: Mapping[str, Any], name: str, num_layers: int) -> int | None
     if found is not None and not _is_int(found):
         raise ValueError(
             f"{_named(name)}={found!r}: it must be an integer, a number of "
-            f"the model's {num_layers} decoder layers."
+            f"the model's {counted(num_layers, 'decoder layer')}."
         )
     return found
 

@@ -6,6 +6,7 @@ rows that are computed after all, or a copy per layer.
 
 from __future__ import annotations
 
+from vllm_flow.counts import counted
 from vllm_flow.profile.findings import Results
 
 MARGIN = 0.5
@@ -36,7 +37,7 @@ def regressions(results: Results) -> list[str]:
     for capacity in results.capacity:
         if capacity.running != capacity.ideal:
             found.append(
-                f"capacity, {capacity.system}: {capacity.running} requests at once, "
+                f"capacity, {capacity.system}: {counted(capacity.running, 'request')} at once, "
                 f"predicted {capacity.ideal}"
             )
     for decode in results.decode:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.counts import counted
 from vllm_flow.grouping import storage_groups
 
 CONVERSATIONS = 12
@@ -188,7 +189,9 @@ def measure_evicting(
         yield compare(name, replay(flow, requests, lambda turn: None), stock, pool)
         for cliff in cliffs if size == GROUP_LAYERS else ():
             found = replay(flow, requests, lambda turn, cliff=cliff: cliff)  # type: ignore[misc]
-            yield compare(f"cliff {cliff}, {layers // size} storage groups", found, stock, pool)
+            yield compare(
+                f"cliff {cliff}, {counted(layers // size, 'storage group')}", found, stock, pool
+            )
 
 
 def measure(model: Path, turns: int, group_layers: int, cliffs: Sequence[int]) -> list[Row]:
@@ -237,7 +240,7 @@ def main() -> None:
     else:
         rows = measure(model, args.turns, GROUP_LAYERS, cliffs)
     print(
-        f"{CONVERSATIONS} conversations of {args.turns} turns about {PICTURES} pictures, "
+        f"{CONVERSATIONS} conversations of {counted(args.turns, 'turn')} about {PICTURES} pictures, "
         f"{BLOCK_SIZE}-token blocks\n"
     )
     pool = "| blocks in the pool " if args.pools else ""

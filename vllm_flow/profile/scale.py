@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from vllm_flow.counts import counted
 from vllm_flow.options import count, positive, positive_number, positives
 from vllm_flow.profile import ideal
 from vllm_flow.profile.dimensions import ModelShape, TowerShape, Workload
@@ -178,8 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.text_tokens, images * shape.tower.tokens, args.output_tokens, images
             )
             print(
-                f"\n{args.model}, {images} image(s){size} = {work.image_tokens} image tokens, "
-                f"{work.text_tokens} text tokens, {work.output_tokens} out\n"
+                f"\n{args.model}, {counted(images, 'image')}{size} = {counted(work.image_tokens, 'image token')}, "
+                f"{counted(work.text_tokens, 'text token')}, {work.output_tokens} out\n"
             )
             rows = [fleet_row(shape, work, cliff, given) for cliff in cliffs]
             print(markdown(rows, shape.layers))

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.counts import counted
 from vllm_flow.demo_model.naming import resolve_model
 from vllm_flow.exits import keeping
 from vllm_flow.profile.findings import Results
@@ -100,7 +101,7 @@ def settle(args: argparse.Namespace, scratch: Path) -> Setup:
     requests = args.requests or tuple(max(4, 2 * level) for level in args.concurrency)
     if len(requests) != len(args.concurrency):
         raise ValueError(
-            f"--requests names {len(requests)} loads, --concurrency {len(args.concurrency)}."
+            f"--requests names {counted(len(requests), 'load')}, --concurrency {len(args.concurrency)}."
         )
     spelled = args.shape or (args.model if args.model.startswith(PREFIX) else None)
     model, load_format = _checkpoint(args, spelled, scratch)
@@ -230,9 +231,10 @@ def _empty(args: argparse.Namespace, setup: Setup, bench: Any) -> Results:
             f"{work.output_tokens} out; {flops.total / 1e9:.0f} GFLOP of prefill without a policy, "
             f"{tower}.",
             f"{model}; {engine['dtype']}; vLLM {engine['vllm']}, torch {engine['torch']}, "
-            f"{engine['device']}, threads: {engine['threads']}; storage groups of {setup.options.group_layers} layers, "
-            f"blocks of {engine['block_size']} tokens; stock and extension are two engines of one "
-            "process, rounds alternate, decode steps eight by eight; medians [lowest, highest].",
+            f"{engine['device']}, threads: {engine['threads']}; storage groups of "
+            f"{counted(setup.options.group_layers, 'layer')}, blocks of {engine['block_size']} tokens; stock and "
+            "extension are two engines of one process, rounds alternate, decode steps eight by eight; medians "
+            "[lowest, highest].",
             speed_tables.interval_note(args.rounds),
         ),
     )

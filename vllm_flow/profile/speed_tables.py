@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from rich import box
 from rich.table import Table
 
+from vllm_flow.counts import counted
 from vllm_flow.profile.findings import LEAST_ROUNDS, Ratio, Results, Spread
 
 
@@ -38,7 +39,8 @@ def interval_note(rounds: int) -> str:
     """What the columns of intervals say, and what they need where there were too few rounds."""
     what = f"{CI}: of the median ratio, by order statistics, whatever the distribution"
     if rounds < LEAST_ROUNDS:
-        return f"{what}; {rounds} rounds allow none, --rounds {LEAST_ROUNDS} is the fewest that do."
+        few = counted(rounds, "round allows", "rounds allow")
+        return f"{what}; {few} none, --rounds {LEAST_ROUNDS} is the fewest that do."
     return f"{what}; of {rounds} rounds."
 
 

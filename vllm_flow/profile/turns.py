@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.counts import counted
 from vllm_flow.profile import ideal, load, watching
 from vllm_flow.profile.engines import System
 from vllm_flow.profile.findings import Decode, Ratio, Spread
@@ -91,9 +92,10 @@ def in_turns(
         while llm.llm_engine.has_unfinished_requests():
             llm.llm_engine.step()
     if not turns:
+        decoding = counted(len(prompts), "request only decodes", "requests all only decode")
         raise ValueError(
-            f"of {bench.work.output_tokens} output tokens no two steps were left in which all "
-            f"{len(prompts)} requests only decode; use a larger --output-tokens, or a smaller --decode-batch."
+            f"of {counted(bench.work.output_tokens, 'output token')} no two steps were left in which {decoding}; use a "
+            "larger --output-tokens, or a smaller --decode-batch."
         )
     return turns
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vllm_flow.counts import counted
 from vllm_flow.demo_model.datasets import BENCHMARKS, TASKS, write_datasets
 from vllm_flow.demo_model.datasets.hub import write_hub
 from vllm_flow.demo_model.heldout import DATA, SPLITS
@@ -56,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     for name, count in counts.items():
-        print(f"{args.out / name}: {count} items")
+        print(f"{args.out / name}: {counted(count, 'item')}")
     if args.hub:
         for name, count in write_hub(args.out, args.out / "hub").items():
-            print(f"{args.out / 'hub' / name}: {count} rows")
+            print(f"{args.out / 'hub' / name}: {counted(count, 'row')}")
     return 0
 
 

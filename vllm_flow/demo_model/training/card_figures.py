@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.counts import counted
 from vllm_flow.demo_model.training.answers import JOBS, LOWER_IS_BETTER, Answers
 from vllm_flow.demo_model.training.measure import compared
 from vllm_flow.style import COLOURS, MARKERS, QUIET, house
@@ -101,7 +102,7 @@ def draw_layers(answers: Path, data: Path, cliffs: Sequence[int], path: Path) ->
             )  # fmt: skip
             axis.axhline(shown(parts[-1].value), color=QUIET, linewidth=0.8, linestyle=":")
             axis.set_title(
-                f"{TITLES[name]} ({result[1]} pictures)",
+                f"{TITLES[name]} ({counted(result[1], 'picture')})",
                 loc="left",
                 fontsize=8.5,
                 fontweight="normal",

@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from vllm_flow.counts import counted
 from vllm_flow.demo_model.heldout import SPLITS, HeldoutScene
 from vllm_flow.demo_model.scenes import HELDOUT_SEEDS, Palette, Style, compose
 from vllm_flow.demo_model.training.sprites import Assets, load_assets
@@ -89,7 +90,7 @@ def main() -> None:
     counts = COUNTS if args.count is None else dict(args.count)
     made = write_scenes(load_assets(args.work), args.out, counts)
     size = sum(scene.image_path.stat().st_size for scene in made)
-    print(f"{len(made)} pictures, {size / 1e6:.1f} MB")
+    print(f"{counted(len(made), 'picture')}, {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

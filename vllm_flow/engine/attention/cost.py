@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.counts import counted
 from vllm_flow.engine.settings import KERNELS
 
 if TYPE_CHECKING:
@@ -88,7 +89,11 @@ def measure(arguments: argparse.Namespace, directory: str) -> None:
     modes = [
         Mode("no log directory", plain, None),
         Mode("log directory, no request logs", logging, None),
-        Mode(f"every request logs {len(chosen)} layers", logging, {"flow_log_attention": chosen}),
+        Mode(
+            f"every request logs {counted(len(chosen), 'layer')}",
+            logging,
+            {"flow_log_attention": chosen},
+        ),
         Mode(f"every request logs all {layers} layers", logging, {"flow_log_attention": True}),
         Mode(
             f"all {layers} layers and the heat",
@@ -183,10 +188,10 @@ def _print(modes: list[Mode], arguments: argparse.Namespace, context: int, dropp
         device = get_cpu_info()["brand_raw"]
     print(
         f"vLLM {vllm.__version__}, torch {torch.__version__}, {arguments.dtype}, "
-        f"{device}, {torch.get_num_threads()} thread(s).\n"
-        f"{arguments.batch} requests of {context} prompt tokens decode together; "
-        f"{arguments.rounds} interleaved rounds of {arguments.tokens - 2} timed steps; "
-        f"{dropped} rows dropped.\n"
+        f"{device}, {counted(torch.get_num_threads(), 'thread')}.\n"
+        f"{counted(arguments.batch, 'request')} of {context} prompt tokens decode together; "
+        f"{counted(arguments.rounds, 'interleaved round')} of {counted(arguments.tokens - 2, 'timed step')}; "
+        f"{counted(dropped, 'row')} dropped.\n"
     )
     print(
         f"| mode | ms ({arguments.clock}) per decode step | ratio | middle half of the ratios "
