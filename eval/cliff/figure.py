@@ -8,7 +8,11 @@ from typing import Any
 
 from vllm_flow.counts import counted
 from vllm_flow.eval.cliff.ladder import LAYERS, answer_of, label_of, top_of
+from vllm_flow.eval.report.text import metric_title, task_title
 from vllm_flow.style import AMBER, BLUE, GREEN, QUIET, VERMILION, house, save
+
+BAND: Any = {"color": AMBER, "linewidth": 6, "alpha": 0.25, "zorder": 0}
+"""The answer, through all panels."""
 
 
 def draw(task: str, entry: Mapping[str, Any], num_layers: int, out: Path) -> list[Path]:
@@ -24,6 +28,9 @@ def draw(task: str, entry: Mapping[str, Any], num_layers: int, out: Path) -> lis
             panels, 1, figsize=(8, 3.1 + 1.75 * (panels - 1)), sharex=True, layout="constrained",
             height_ratios=[2.1, *[1] * (panels - 1)],
         )  # fmt: skip
+        if answer_of(entry) < top:
+            for axis in axes:
+                axis.axvline(answer_of(entry), **BAND, label="found")
         if labelled:
             draw_loss(axes[0], entry)
             draw_questions(axes[1], evidence)
@@ -33,7 +40,6 @@ def draw(task: str, entry: Mapping[str, Any], num_layers: int, out: Path) -> lis
         if "attention" in evidence:
             draw_attention(axes[2], evidence["attention"], num_layers)
         for axis in axes:
-            axis.axvline(answer_of(entry), color=AMBER, linewidth=6, alpha=0.25, zorder=0)
             axis.set_xlim(-0.7, top + 0.7)
         axes[-1].set_xlabel(what)
         axes[-1].xaxis.get_major_locator().set_params(integer=True)
@@ -46,9 +52,11 @@ def draw(task: str, entry: Mapping[str, Any], num_layers: int, out: Path) -> lis
             answer = (
                 f"{label_of(evidence, answer_of(entry))} {what}"
                 if "ladder" in evidence
-                else f"{answer_of(entry)} of {counted(num_layers, 'layer')}"
+                else f"{answer_of(entry)} of {counted(num_layers, 'layer')} see the image"
             )
-        figure.suptitle(f"{task}: {answer}", x=0.01, ha="left", fontweight="bold", fontsize=12)
+        figure.suptitle(
+            f"{task_title(task)}: {answer}", x=0.01, ha="left", fontweight="bold", fontsize=12
+        )
         return save(plt, figure, out.with_name(f"{out.stem}-{task}"))
 
 
@@ -86,16 +94,15 @@ def draw_loss(axis: Any, entry: Mapping[str, Any]) -> None:
     axis.axhline(
         tolerance, color=GREEN, linewidth=1.4, linestyle="--", label=f"tolerated: {tolerance:g}"
     )
-    axis.set_ylabel(f"loss of {evidence['metric']}, points")
+    metric = metric_title(evidence["metric"])
+    axis.set_ylabel(f"loss of {metric}, points")
     axis.set_title(f"Loss against the baseline ({evidence['confidence']:.0%} limit on each side)")
     axis.legend(fontsize=9)
     largest = max([100 * row["high"] for row in evidence["curve"]] + [tolerance])
     lowest = min([100 * row["low"] for row in evidence["curve"]] + [-tolerance / 2])
     # Near the tolerance is where it is decided; a layer without the image may lose fifty points.
     if largest > 8 * tolerance:
-        axis.set_ylabel(
-            f"loss of {evidence['metric']}, points\n(logarithmic beyond {2 * tolerance:g})"
-        )
+        axis.set_ylabel(f"loss of {metric}, points\n(logarithmic beyond {2 * tolerance:g})")
         axis.set_yscale("symlog", linthresh=2 * tolerance, linscale=1.5)
         from matplotlib.ticker import FixedLocator, FuncFormatter
 
@@ -113,8 +120,8 @@ def draw_questions(axis: Any, evidence: Mapping[str, Any]) -> None:
     """How many questions each layer was asked."""
     rows = evidence["curve"]
     layers, items = [row["layer"] for row in rows], [row["items"] for row in rows]
-    axis.bar(layers, items, color=BLUE, alpha=0.75, width=0.7)
-    axis.axhline(evidence["items"], color=QUIET, linewidth=1, linestyle=":")
+    axis.bar(layers, items, color=BLUE, width=0.7)
+    mark(axis, evidence["items"], f"all {evidence['items']}")
     axis.set_ylabel("questions")
     share = 100 * evidence["requests"] / evidence["requests_of_a_sweep"]
     axis.set_title(
@@ -161,7 +168,7 @@ def draw_agreement(axis: Any, evidence: Mapping[str, Any]) -> None:
     values = [100 * row["same_answer"]["value"] for row in rows]
     axis.plot(layers, values, color=GREEN, marker="s", markersize=4)
     axis.set_ylim(None, 103)
-    axis.set_ylabel("%")
+    axis.set_ylabel("answers, %")
     axis.set_title("Greedy answers equal to the baseline's")
 
 
@@ -178,9 +185,18 @@ def draw_attention(axis: Any, attention: Mapping[str, Any], num_layers: int) -> 
     axis.plot(
         layers, [100 * mass["value"] for mass in masses], color=AMBER, marker="^", markersize=4
     )
-    axis.axhline(100 * attention["share"], color=QUIET, linewidth=1, linestyle=":")
+    mark(axis, 100 * attention["share"], f"{100 * attention['share']:.3g} %")
     axis.set_ylim(0, None)
-    axis.set_ylabel("%")
+    axis.set_ylabel("attention, %")
     alone = attention["flow_cliff"]
     said = counted(alone, "layer") if alone < num_layers else "no cliff"
-    axis.set_title(f"Attention on the image in layer n (not causal; alone it would say: {said})")
+    axis.set_title(f"Attention on the image in layer n (not causal; by itself: {said})")
+
+
+def mark(axis: Any, height: float, said: str) -> None:
+    """A dotted line at `height`, with what it stands for beside its right end."""
+    axis.axhline(height, color=QUIET, linewidth=1, linestyle=":")
+    axis.annotate(
+        said, (1, height), xycoords=("axes fraction", "data"), xytext=(4, 0),
+        textcoords="offset points", ha="left", va="center", color=QUIET, fontsize=9,
+    )  # fmt: skip

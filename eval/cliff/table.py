@@ -11,6 +11,7 @@ from rich.table import Table
 
 from vllm_flow.counts import counted
 from vllm_flow.eval.cliff.ladder import answer_of, label_of, top_of
+from vllm_flow.eval.report.text import metric_title
 from vllm_flow.policy_keys import CLIFF_KEY, POLICY_KEYS
 
 
@@ -36,7 +37,7 @@ def labelled_table(entry: Mapping[str, Any], num_layers: int) -> Table:
     evidence = entry["evidence"]
     tests = {test["layer"]: test for test in evidence["tests"]}
     what = evidence.get("ladder", {}).get("what", "layers")
-    metric, level = evidence["metric"], f"{evidence['confidence']:.0%}"
+    metric, level = metric_title(evidence["metric"]), f"{evidence['confidence']:.0%}"
     table = Table(box=box.MARKDOWN)
     for heading in (what, "questions", f"{metric} %", f"loss, points [{level} each side]"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -87,7 +88,7 @@ def labelled_words(task: str, entry: Mapping[str, Any], num_layers: int) -> list
     else:
         low, high = evidence["interval"]
         lines = [
-            f"{task}: {found}. Loss of {evidence['metric']} in its test "
+            f"{task}: {found}. Loss of {metric_title(evidence['metric'])} in its test "
             f"{points(evidence['loss'])} points, at most {points(high)} at {confidence} confidence "
             f"(tolerated: {tolerance})."
         ]

@@ -35,7 +35,7 @@ def unlabelled(engine: CliffEngine, args: Namespace) -> dict[str, Any]:
     count, layers = len(engine.work.items), len(engine.policies) - 1
     divergences = np.empty((layers, count))
     same_token = np.empty((layers, count))
-    with tqdm(total=count, unit=" questions", desc="distributions", dynamic_ncols=True) as bar:
+    with tqdm(total=count, unit="question", desc="distributions", dynamic_ncols=True) as bar:
         for at in range(count):
             divergences[:, at], same_token[:, at] = first_token(engine, at)
             bar.update()
@@ -98,7 +98,7 @@ def agreement(engine: CliffEngine) -> Any:
     texts: dict[tuple[str, int], str] = {}
     wanted = [(at, range(layers + 1)) for at in range(len(items))]
     total = len(items) * (layers + 1)
-    with tqdm(total=total, unit=" answers", desc="answers", dynamic_ncols=True) as bar:
+    with tqdm(total=total, unit="answer", desc="answers", dynamic_ncols=True) as bar:
         for item_id, layer, text, error in engine.answers(wanted, bar.update):
             if text is None:
                 raise CliffError(f"question {item_id} at layer {layer}: {error}")

@@ -260,7 +260,7 @@ def stream(
         )
         return
     print(f"{left} of {counted(total, 'answer')} to get; {starting(pool)}.", flush=True)
-    with tqdm(total=total, initial=total - left, unit=" answers", dynamic_ncols=True) as bar:
+    with tqdm(total=total, initial=total - left, unit="answer", dynamic_ncols=True) as bar:
 
         def tell(progress: driver.Progress, batch: pa.Table) -> None:
             if bar.n == bar.initial:

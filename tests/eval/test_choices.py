@@ -115,7 +115,7 @@ def test_mmbench_official(tmp_path: Path) -> None:
 def test_a_table_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "x.tsv"
     path.write_text("a\timage\n1\t2\n1\n")
-    with pytest.raises(DataError, match="byte 12: 1 fields, the header has 2"):
+    with pytest.raises(DataError, match="byte 12: 1 field, the header has 2"):
         list(tsv_rows(path, "image"))
     path.write_text("a\tb\n")
     with pytest.raises(DataError, match="no column 'image'"):

@@ -44,7 +44,7 @@ def test_questions_are_counted_in_words(items: int, said: str) -> None:
 def test_the_loss_in_the_sentence_is_that_of_its_test_and_nothing_has_no_sign() -> None:
     """The table's loss is on all questions of a layer, which is another number."""
     (first, *_) = table.labelled_words("pope", labelled(90), LAYERS)
-    assert "flow_cliff 2 of 6. Loss of f1 in its test 0 points, at most 3 at 95%" in first
+    assert "flow_cliff 2 of 6. Loss of F1 in its test 0 points, at most 3 at 95%" in first
 
 
 @pytest.mark.parametrize(("cliff", "said"), [(1, "1 layer)"), (2, "2 layers)"), (6, "no cliff)")])

@@ -171,7 +171,7 @@ class Asker:
         from vllm_flow.engine.inspect import footprints
 
         prompts = {question.id: self.prompt(question) for question, _ in jobs}
-        with tqdm(total=len(jobs), desc=what, unit=" requests", dynamic_ncols=True) as bar:
+        with tqdm(total=len(jobs), desc=what, unit="request", dynamic_ncols=True) as bar:
             for first in range(0, len(jobs), CHUNK):
                 chunk = jobs[first : first + CHUNK]
                 outputs = self.generate(
@@ -230,7 +230,7 @@ class Asker:
         ratios: dict[Setting, list[float]] = {setting: [] for setting in settings}
         shuffler = random.Random(0)
         total = (rounds + 1) * (len(others) + 3)
-        with tqdm(total=total, desc="timing", unit=" batches", dynamic_ncols=True) as bar:
+        with tqdm(total=total, desc="timing", unit="batch", dynamic_ncols=True) as bar:
             for number in range(rounds + 1):
                 shuffler.shuffle(others)
                 half = len(others) // 2

@@ -94,7 +94,7 @@ class Bench:
         with tqdm(
             total=(count + 1) * len(order),
             desc=what,
-            unit=" runs",
+            unit="run",
             dynamic_ncols=True,
             leave=False,
             disable=None,
@@ -172,7 +172,7 @@ def capacity(bench: Bench) -> tuple[Capacity, ...]:
     """
     records: list[Capacity] = []
     first: Capacity | None = None
-    for system in tqdm(bench.systems, desc="capacity", unit=" runs", leave=False, disable=None):
+    for system in tqdm(bench.systems, desc="capacity", unit="run", leave=False, disable=None):
         llm, seen = bench.engine(system), bench.seen(system)
         starts = watching.group_starts(llm)
         block_size = llm.llm_engine.vllm_config.cache_config.block_size
