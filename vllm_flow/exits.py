@@ -23,6 +23,7 @@ INTERRUPTED = 128 + signal.SIGINT
 UNREAD = 128 + signal.SIGPIPE
 
 
+OURS = "vllm-flow"
 LONGEST = 1200
 """Characters of a sentence."""
 
@@ -53,33 +54,38 @@ def keeping(kept: Callable[[], str | None]) -> Iterator[None]:
         raise
 
 
-def guarded(name: str, call: Callable[[], int]) -> int:
-    """The exit status of `call`, the work of `vllm-flow name`, however it ends."""
+def guarded(name: str, call: Callable[[], int | None], by: str = OURS) -> int:
+    """The exit status of `call`, the work of `vllm-flow name` (or of another program), however it ends."""
     plain_output()
     heed_lost_interrupts()
     try:
         status = call()
         sys.stdout.flush()  # here, where a full disk can still be told
-        return status
+        return status or 0
     except BrokenPipeError:
         # What is still in the buffer has no reader; Python would complain of it at its end.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNREAD
     except CommandError as error:
-        say(name, str(error), error)
+        say(f"{by} {name}", str(error), error)
         return error.status
     except BaseException as error:
         if interrupted(error):
             # A second Ctrl-C ends what the first left to tidy up, without a word.
             with contextlib.suppress(ValueError):  # not the main thread
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
-            say(name, "interrupted", error)
+            say(f"{by} {name}", "interrupted", error)
             return INTERRUPTED
         if not isinstance(error, OSError):
             raise
-        say(name, told(error), error)
+        say(f"{by} {name}", told(error), error)
         return STOPPED
+
+
+def run_module(name: str, main: Callable[[], int | None]) -> NoReturn:
+    """The end of a process that runs a module: `python -m name`, whose work `main` is."""
+    leave(guarded(name, main, "python -m"))
 
 
 def leave(status: int) -> NoReturn:
@@ -96,7 +102,7 @@ def leave(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def say(name: str, sentence: str, error: BaseException) -> None:
+def say(program: str, sentence: str, error: BaseException) -> None:
     """Print the sentence, and what is kept, as one line."""
     kept = getattr(error, "_vllm_flow_kept", None)
     line = " ".join(sentence.split())
@@ -107,7 +113,7 @@ def say(name: str, sentence: str, error: BaseException) -> None:
     with contextlib.suppress(OSError):
         # A terminal has just shown ^C, or a progress bar.
         start = "\n" if sys.stderr.isatty() else ""
-        print(f"{start}vllm-flow {name}: {line if line.endswith(('.', '?')) else line + '.'}",
+        print(f"{start}{program}: {line if line.endswith(('.', '?')) else line + '.'}",
               file=sys.stderr, flush=True)  # fmt: skip
 
 

@@ -34,15 +34,17 @@ from vllm_flow.eval.sweep import driver
 from vllm_flow.eval.sweep.engine_actor import EngineActor
 from vllm_flow.eval.sweep.engine_options import EngineOptions
 from vllm_flow.eval.sweep.model_facts import ModelFacts, read_facts
-from vllm_flow.eval.sweep.policies import BASELINE, Policy, parse_policies
+from vllm_flow.eval.sweep.policies import BASELINE, Policy, PolicySpecError, parse_policies
 from vllm_flow.eval.sweep.records import Run
 from vllm_flow.eval.sweep.run import DEMO_POOL
 from vllm_flow.eval.sweep.work import IN_FLIGHT, TaskWork, batches_of, plan_work
 from vllm_flow.eval.tasks import Item
+from vllm_flow.exits import Refused, run_module
 from vllm_flow.grouping import default_group_layers
+from vllm_flow.options import positive
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
         prog="python -m vllm_flow.eval.sweep.bench_driver",
@@ -51,19 +53,29 @@ def main() -> None:
     )
     parser.add_argument("--model", default="demo-small")
     parser.add_argument("--policies", help="default: the baseline and three cliffs, spread")
-    parser.add_argument("--items", type=int, default=1000, help="items of the comparison with Ray")
-    parser.add_argument("--sweep-items", type=int, default=192, help="items of the other one")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--items", type=positive, default=1000, help="items of the comparison with Ray"
+    )
+    parser.add_argument("--sweep-items", type=positive, default=192, help="items of the other one")
+    parser.add_argument("--batch", type=positive, default=32, help="items of a batch")
+    parser.add_argument("--rounds", type=positive, default=3, help="of each comparison")
     parser.add_argument("--part", choices=("ray", "policies", "overlap"), help="one of them alone")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.part in (None, "ray") and args.items <= args.batch:
+        raise Refused("--items: more than one --batch, since the time of a batch is what is told")
     # Ray would give its engine a share of the cores, the loop's engine would take all of them.
     os.environ["OMP_NUM_THREADS"] = "1"
-    facts = read_facts(args.model)
+    try:
+        facts = read_facts(args.model)
+    except ValueError as error:
+        raise Refused(str(error)) from error
     layers = facts.num_layers
     spread = sorted({layers // 4, layers // 2, 3 * layers // 4})
     spec = args.policies or ",".join(["baseline", *(f"cliff={cliff}" for cliff in spread)])
-    policies = parse_policies(spec, layers)
+    try:
+        policies = parse_policies(spec, layers)
+    except PolicySpecError as error:
+        raise Refused(f"--policies: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args.model, facts, policies, args.batch, Path(folder))
         if args.part in (None, "ray"):
@@ -283,4 +295,4 @@ def spread_of(seconds: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_module("vllm_flow.eval.sweep.bench_driver", main)

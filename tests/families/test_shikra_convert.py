@@ -9,6 +9,7 @@ import torch
 
 from tests.families import paper
 from tests.families.making import fill, tokenizer
+from vllm_flow.exits import Refused
 from vllm_flow.models.shikra_convert import added, converted_name, main
 
 
@@ -39,16 +40,16 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pat
     return paper.publish(processor.tokenizer, processor.image_processor, made.model, root)
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *folders: Path) -> str:
+def refusal(*folders: Path) -> str:
     names = ("--delta", "--base", "--tower", "--out")
     arguments = [part for pair in zip(names, map(str, folders), strict=True) for part in pair]
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(Refused) as told:
         main(arguments)
-    return capsys.readouterr().err
+    return str(told.value)
 
 
 def test_a_base_of_another_width_is_refused_by_name(
-    published: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    published: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     delta, base, tower = published
     other = tmp_path / "base"
@@ -56,24 +57,24 @@ def test_a_base_of_another_width_is_refused_by_name(
     file = "pytorch_model-00001-of-00001.bin"
     weights = torch.load(base / file, weights_only=True)
     torch.save({**weights, "lm_head.weight": torch.zeros(8, 64)}, other / file)
-    said = refusal(capsys, delta, other, tower, tmp_path / "out")
+    said = refusal(delta, other, tower, tmp_path / "out")
     assert "lm_head.weight: a delta of shape" in said and "the LLaMA that Shikra began with" in said
 
 
 def test_a_tokenizer_that_is_not_shikras_is_refused(
-    published: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    published: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     delta, base, tower = published
     other = tmp_path / "delta"
     other.mkdir()
     (other / "config.json").write_text((delta / "config.json").read_text())
     tokenizer(())[0].save_pretrained(other)
-    assert "lacks <im_patch>" in refusal(capsys, other, base, tower, tmp_path / "out")
+    assert "lacks <im_patch>" in refusal(other, base, tower, tmp_path / "out")
 
 
 def test_a_folder_without_weights_is_refused(
-    published: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    published: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     delta, _, tower = published
-    said = refusal(capsys, delta, tmp_path, tower, tmp_path / "out")
+    said = refusal(delta, tmp_path, tower, tmp_path / "out")
     assert "holds neither *.safetensors nor" in said

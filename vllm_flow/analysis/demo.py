@@ -1,4 +1,4 @@
-"""Every figure of the analysis for the demo model: ``python -m vllm_flow.analysis.demo``.
+"""Every figure of the analysis for the demo model, and the numbers behind it: minutes on one core.
 
 No engine is started: transformers runs the model. What is shown is not picked by eye: the first
 held-out scenes with objects that come once and that the model lists exactly, and for counts all scenes.
@@ -9,14 +9,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.analysis import pointing
 from vllm_flow.counts import counted
 from vllm_flow.demo_model.heldout import HeldoutScene, load_questions, load_scenes
+from vllm_flow.exits import run_module
+from vllm_flow.options import count
+from vllm_flow.outputs import check_folder
 
 if TYPE_CHECKING:
     from vllm_flow.analysis.attention_reference import Masses
@@ -174,21 +177,32 @@ def play_pointing(vlm: Vlm, count: int, out: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, draw, say where; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m vllm_flow.analysis.demo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("out/analysis"))
-    parser.add_argument("--rounds", type=int, default=100, help="scenes of the pointing game")
-    parser.add_argument("--samples", type=int, default=8, help="noisy copies of a shown CAM")
-    parser.add_argument("--small", type=Path, help="folder for small copies, as in docs/pictures")
+    parser = argparse.ArgumentParser(
+        prog="python -m vllm_flow.analysis.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("out/analysis"), help="folder (default: %(default)s)")
+    add(
+        "--rounds",
+        type=pointing.rounds,
+        default=100,
+        help="scenes of the pointing game (default: 100)",
+    )
+    add("--samples", type=count, default=8, help="noisy copies of a shown CAM (default: 8)")
+    add("--small", type=Path, metavar="FOLDER", help="also copies 1400 pixels wide, for pages")
     args = parser.parse_args(argv)
+    check_folder(args.out)
+    if args.small:
+        check_folder(args.small, f"--small {args.small}")
 
     from vllm_flow.analysis import figures_command
     from vllm_flow.analysis.figure_pointing import draw_pointing
-    from vllm_flow.analysis.loading import load_or_explain
+    from vllm_flow.analysis.loading import load
 
     started = time.monotonic()
-    vlm = load_or_explain("demo", attention="eager")
-    if vlm is None:
-        return 1
+    vlm = load("demo", attention="eager")
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
     scenes = load_scenes("seen")
@@ -212,4 +226,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_module("vllm_flow.analysis.demo", main)

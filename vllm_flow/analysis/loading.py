@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
 from vllm_flow.demo_model.naming import DEMO_MODELS
@@ -34,12 +33,3 @@ def load(
         raise CommandError(
             f"{model} cannot be loaded: {absence(model, error) or error or repr(error)}"
         ) from error
-
-
-def load_or_explain(model: str, attention: str | None = None) -> Vlm | None:
-    """The same, with None after an explanation on stderr."""
-    try:
-        return load(model, attention=attention)
-    except CommandError as error:
-        print(error, file=sys.stderr)
-        return None

@@ -32,6 +32,9 @@ from vllm_flow.analysis.maps import Hits, count_hits, normalised, pointing_chanc
 from vllm_flow.counts import counted
 from vllm_flow.demo_model.heldout import HeldoutScene, build_prompt, load_scenes
 from vllm_flow.demo_model.questions import ANSWER_SUFFIX, presence
+from vllm_flow.exits import run_module
+from vllm_flow.options import count, not_negative, seed
+from vllm_flow.outputs import check_file
 
 if TYPE_CHECKING:
     from vllm_flow.analysis.cam import Settings
@@ -85,6 +88,16 @@ def draw_rounds(count: int | None, split: str, seed: int = 0) -> list[Round]:
             target, other = rng.sample(list(scene.boxes), 2)
             rounds.append(Round(scene, target, other))
     return rounds[:count]
+
+
+def rounds(text: str) -> int:
+    """How many rounds are played, for argparse: two halves, neither of them empty."""
+    number = count(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(
+            f"{number}: at least 2, since the layer is chosen on one half and judged on the other"
+        )
+    return number
 
 
 def asked(round_: Round, task: str) -> tuple[str, str, str]:
@@ -249,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from vllm_flow.analysis.cam import Settings
     from vllm_flow.analysis.cam_names import DEFAULT_HOOK, HOOKS
-    from vllm_flow.analysis.loading import load_or_explain
+    from vllm_flow.analysis.loading import load
 
     parser = argparse.ArgumentParser(
         prog="python -m vllm_flow.analysis.pointing",
@@ -259,25 +272,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", choices=TASKS, default="naming")
     parser.add_argument("--split", choices=("seen", "unseen_style"), default="seen")
     parser.add_argument(
-        "--rounds", type=int, help="scenes (default: all with two objects that come once)"
+        "--rounds", type=rounds, help="scenes (default: all with two objects that come once)"
     )
     parser.add_argument(
-        "--samples", type=int, default=0, help="noisy copies; 0: the picture itself"
+        "--samples", type=count, default=0, help="noisy copies; 0: the picture itself"
     )
-    parser.add_argument("--sigma", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sigma", type=not_negative, default=0.1)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--hook", choices=tuple(HOOKS), default=DEFAULT_HOOK)
     parser.add_argument("--csv", type=Path, help="where the table goes as CSV")
     args = parser.parse_args(argv)
-    vlm = load_or_explain("demo")
-    if vlm is None:
-        return 1
+    if args.csv:
+        check_file(args.csv, "--csv")
+    vlm = load("demo")
     settings = Settings(
         tuple(range(len(vlm.layers))), args.samples, args.sigma, args.seed, args.hook
     )
-    rounds = draw_rounds(args.rounds, args.split, args.seed)
-    playing = play(vlm, rounds, args.task, settings)
-    outcomes = list(track(playing, "pointing", total=len(rounds), disable=not sys.stderr.isatty()))
+    drawn = draw_rounds(args.rounds, args.split, args.seed)
+    playing = play(vlm, drawn, args.task, settings)
+    outcomes = list(track(playing, "pointing", total=len(drawn), disable=not sys.stderr.isatty()))
     rows = summarise(outcomes, settings.layers)
     print(
         f"{args.task}, {args.split} scenes, hook {args.hook}, {counted(args.samples, 'noisy copy', 'noisy copies')}"
@@ -289,4 +302,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_module("vllm_flow.analysis.pointing", main)

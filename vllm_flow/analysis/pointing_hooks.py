@@ -16,6 +16,8 @@ from vllm_flow.analysis import pointing
 from vllm_flow.analysis.cam_names import HOOKS
 from vllm_flow.analysis.pointing import Outcome, Row, percent
 from vllm_flow.counts import counted
+from vllm_flow.exits import Refused, run_module
+from vllm_flow.options import not_negative, positive, seed
 from vllm_flow.user_text import whole_numbers
 
 Table = Mapping[tuple[int, str], Sequence[Row]]
@@ -56,7 +58,7 @@ def markdown(table: Table) -> str:
 def numbers(text: str) -> tuple[int, ...]:
     """`0,6` or `0:30:2`, for argparse."""
     found = whole_numbers(text)
-    if found is None:
+    if not found:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a list like 0,6 nor a range like 0:30:2"
         )
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.progress import track
 
     from vllm_flow.analysis.cam import Settings
-    from vllm_flow.analysis.loading import load_or_explain
+    from vllm_flow.analysis.loading import load
 
     parser = argparse.ArgumentParser(
         prog="python -m vllm_flow.analysis.pointing_hooks",
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--layers", type=numbers, default=(0, 6), help="decoder layers (default: 0,6)"
     )
     parser.add_argument(
-        "--rounds", type=int, help="scenes (default: all with two objects that come once)"
+        "--rounds", type=positive, help="scenes (default: all with two objects that come once)"
     )
     parser.add_argument(
         "--samples",
@@ -89,14 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=(0, 8),
         help="noisy copies; 0: the picture itself (default: 0,8)",
     )
-    parser.add_argument("--sigma", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sigma", type=not_negative, default=0.1)
+    parser.add_argument("--seed", type=seed, default=0)
     args = parser.parse_args(argv)
-    vlm = load_or_explain("demo")
-    if vlm is None:
-        return 1
+    vlm = load("demo")
     started = time.monotonic()
     layers = args.layers
+    if max(layers) >= len(vlm.layers):
+        raise Refused(f"--layers: the demo model has the layers 0 to {len(vlm.layers) - 1}")
     rounds = pointing.draw_rounds(args.rounds, args.split, args.seed)
     table: dict[tuple[int, str], Sequence[Row]] = {}
     for samples in args.samples:
@@ -116,4 +118,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_module("vllm_flow.analysis.pointing_hooks", main)

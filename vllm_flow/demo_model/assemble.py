@@ -12,11 +12,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.exits import reason
+from vllm_flow.exits import reason, run_module
 from vllm_flow.outputs import OutputError, check_folder
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -168,7 +168,7 @@ def _write_small(folder: Path) -> None:
     write_checkpoint(folder, weights, SMALL_CONFIG, tokenizer, config)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the checkpoint's folder; ``--small`` for the small one."""
     parser = argparse.ArgumentParser(
         prog="python -m vllm_flow.demo_model.assemble", description=__doc__
@@ -177,9 +177,11 @@ def main() -> None:
         "--out", type=Path, help=f"cache folder (default: ${CACHE_VARIABLE} or ~/.cache)"
     )
     parser.add_argument("--small", action="store_true", help="the small model for fast tests")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.out:
+        check_folder(args.out)
     print(assemble_small(args.out) if args.small else assemble(args.out))
 
 
 if __name__ == "__main__":
-    main()
+    run_module("vllm_flow.demo_model.assemble", main)

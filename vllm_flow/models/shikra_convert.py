@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 
+from vllm_flow.exits import Refused, run_module
+from vllm_flow.outputs import check_folder
+
 PROJECTOR = "model.mm_projector."
 TOKENS = {"image": "<im_patch>", "start": "<im_start>", "end": "<im_end>"}
 
@@ -85,12 +88,19 @@ def convert(delta: Path, base: Path, tower: Path, out: Path) -> None:
     """Write the whole checkpoint, processor and tokenizer included, to ``out``.
 
     Raises:
-        ValueError: the delta's tokenizer lacks Shikra's tokens, or its weights do not fit the base.
+        ValueError: a folder lacks its files, the delta's tokenizer Shikra's tokens, or its weights do not fit
+            the base.
     """
     from safetensors.torch import save_file
     from transformers import AutoTokenizer, CLIPImageProcessor, LlavaProcessor
 
-    tokenizer = AutoTokenizer.from_pretrained(delta)
+    for where in (delta, tower):
+        if not (where / "config.json").is_file():
+            raise ValueError(f"{where}: there is no config.json in this folder")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(delta)
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(f"the tokenizer in {delta} cannot be read: {error}") from error
     known = tokenizer.get_vocab()
     missing = [token for token in TOKENS.values() if token not in known]
     if missing:
@@ -128,7 +138,9 @@ def _read(where: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m vllm_flow.models.shikra_convert", description=__doc__
+    )
     for name, text in (
         ("delta", "the published delta of Shikra"),
         ("base", "LLaMA-7B, as the delta's authors had it"),
@@ -137,12 +149,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         parser.add_argument(f"--{name}", type=Path, required=True, help=text)
     args = parser.parse_args(argv)
+    check_folder(args.out)
     try:
         convert(args.delta, args.base, args.tower, args.out)
-    except (ValueError, OSError) as error:
-        parser.exit(1, f"{error}\n")
+    except ValueError as error:
+        raise Refused(str(error)) from error
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_module("vllm_flow.models.shikra_convert", main)

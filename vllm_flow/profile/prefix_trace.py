@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from vllm_flow.counts import counted
+from vllm_flow.exits import run_module
 from vllm_flow.grouping import storage_groups
+from vllm_flow.options import positive
+from vllm_flow.outputs import check_file
 
 CONVERSATIONS = 12
 PICTURES = 4
@@ -211,18 +214,22 @@ def measure(model: Path, turns: int, group_layers: int, cliffs: Sequence[int]) -
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=4, help="questions per conversation")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m vllm_flow.profile.prefix_trace", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--turns", type=positive, default=4, help="questions per conversation")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     parser.add_argument(
         "--pools",
-        type=int,
+        type=positive,
         nargs="+",
         metavar="BLOCKS",
         help="pools that evict, in blocks of tokens that they hold for every layer",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.json:
+        check_file(args.json, "--json")
 
     from vllm_flow.engine.process import quieten
 
@@ -257,4 +264,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_module("vllm_flow.profile.prefix_trace", main)

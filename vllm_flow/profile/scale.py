@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from vllm_flow.counts import counted
+from vllm_flow.exits import run_module
 from vllm_flow.options import count, positive, positive_number, positives
 from vllm_flow.profile import ideal
 from vllm_flow.profile.dimensions import ModelShape, TowerShape, Workload
@@ -191,4 +192,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_module("vllm_flow.profile.scale", main)

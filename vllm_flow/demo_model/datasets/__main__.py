@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,9 @@ from vllm_flow.counts import counted
 from vllm_flow.demo_model.datasets import BENCHMARKS, TASKS, write_datasets
 from vllm_flow.demo_model.datasets.hub import write_hub
 from vllm_flow.demo_model.heldout import DATA, SPLITS
+from vllm_flow.exits import Refused, run_module
+from vllm_flow.options import positive, seed
+from vllm_flow.outputs import check_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,10 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument(
         "--items",
-        type=int,
+        type=positive,
         help="at most so many items per task (POPE: per label file; default: all there are)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="decides what is drawn (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="decides what is drawn (default: 0)")
     parser.add_argument(
         "--split",
         choices=SPLITS,
@@ -50,12 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "harnesses started in OUT/hub",
     )
     args = parser.parse_args(argv)
+    check_folder(args.out)
     try:
         counts = write_datasets(
             args.out, args.items, args.seed, args.split, args.tasks, args.pictures
         )
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    except (ValueError, FileNotFoundError) as error:
+        raise Refused(str(error)) from error
     for name, count in counts.items():
         print(f"{args.out / name}: {counted(count, 'item')}")
     if args.hub:
@@ -65,4 +68,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_module("vllm_flow.demo_model.datasets", main)

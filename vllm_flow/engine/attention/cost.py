@@ -13,15 +13,20 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.counts import counted
 from vllm_flow.engine.settings import KERNELS
+from vllm_flow.exits import Refused, run_module
+from vllm_flow.model_names import why_unread
+from vllm_flow.options import count, positive
 
 if TYPE_CHECKING:
     from vllm import LLM
 
+DTYPES = ("float32", "bfloat16", "float16")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 FILLER = "The picture was taken on a quiet day and nobody remembers who was there. "
 
@@ -39,15 +44,29 @@ class Mode:
     """What the writer's thread took afterwards, per decode step, per round."""
 
 
-def main() -> None:
+def answer_tokens(text: str) -> int:
+    """For argparse: the first step is the prefill, the second warms up, and what is left is timed."""
+    tokens = count(text)
+    if tokens < 3:
+        raise argparse.ArgumentTypeError(f"{tokens}: at least 3, of which the last is timed")
+    return tokens
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse, measure, print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m vllm_flow.engine.attention.cost", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--model", default="demo", help="folder of a LLaVA, or demo (default)")
-    parser.add_argument("--batch", type=int, default=4, help="requests that decode together")
-    parser.add_argument("--tokens", type=int, default=12, help="answer tokens per request")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--filler", type=int, default=12, help="sentences before the question")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--batch", type=positive, default=4, help="requests that decode together")
+    parser.add_argument(
+        "--tokens", type=answer_tokens, default=12, help="answer tokens per request"
+    )
+    parser.add_argument(
+        "--rounds", type=positive, default=20, help="rounds that are timed (default: 20)"
+    )
+    parser.add_argument("--filler", type=count, default=12, help="sentences before the question")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument(
         "--swap",
         action="store_true",
@@ -65,7 +84,7 @@ def main() -> None:
         default="auto",
         help="attention_log_kernel of the logging engine: on CUDA compare triton with torch",
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -76,8 +95,14 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, directory: str) -> None:
     """Run all modes and print what they took."""
     from vllm_flow.demo_model.naming import resolve_model
+    from vllm_flow.models import read_config
 
     model = resolve_model(arguments.model)
+    try:
+        read_config(model)
+    # Transformers reads foreign files and raises what it likes.
+    except Exception as error:
+        raise Refused(f"--model {arguments.model}: {why_unread(arguments.model, error)}") from error
     logs = {"attention_log": directory, "attention_log_kernel": arguments.kernel}
     flows: list[dict[str, Any]] = [{}, logs]
     if arguments.swap:
@@ -208,4 +233,4 @@ def _print(modes: list[Mode], arguments: argparse.Namespace, context: int, dropp
 
 
 if __name__ == "__main__":
-    main()
+    run_module("vllm_flow.engine.attention.cost", main)
