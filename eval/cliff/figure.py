@@ -25,7 +25,7 @@ def draw(task: str, entry: Mapping[str, Any], num_layers: int, out: Path) -> lis
     panels = 2 + ("attention" in evidence)
     with house() as plt:
         figure, axes = plt.subplots(
-            panels, 1, figsize=(8, 3.1 + 1.75 * (panels - 1)), sharex=True, layout="constrained",
+            panels, 1, figsize=(8, 3.5 + 1.75 * (panels - 1)), sharex=True, layout="constrained",
             height_ratios=[2.1, *[1] * (panels - 1)],
         )  # fmt: skip
         if answer_of(entry) < top:
@@ -96,10 +96,10 @@ def draw_loss(axis: Any, entry: Mapping[str, Any]) -> None:
     )
     metric = metric_title(evidence["metric"])
     axis.set_ylabel(f"loss of {metric}, points")
-    axis.set_title(f"Loss against the baseline ({evidence['confidence']:.0%} limit on each side)")
-    axis.legend(fontsize=9)
-    largest = max([100 * row["high"] for row in evidence["curve"]] + [tolerance])
-    lowest = min([100 * row["low"] for row in evidence["curve"]] + [-tolerance / 2])
+    titled(axis, f"Loss against the baseline ({evidence['confidence']:.0%} limit on each side)")
+    swept = [100 * row["value"] for row in evidence.get("sweep", {}).get("curve", ())]
+    largest = max([100 * row["high"] for row in evidence["curve"]] + [*swept, tolerance])
+    lowest = min([100 * row["low"] for row in evidence["curve"]] + [*swept, -tolerance / 2])
     # Near the tolerance is where it is decided; a layer without the image may lose fifty points.
     if largest > 8 * tolerance:
         axis.set_ylabel(f"loss of {metric}, points\n(logarithmic beyond {2 * tolerance:g})")
@@ -148,11 +148,11 @@ def draw_divergence(axis: Any, entry: Mapping[str, Any]) -> None:
         threshold, color=GREEN, linewidth=1.4, linestyle="--", label=f"threshold: {threshold:g}"
     )
     axis.set_ylabel("KL(baseline || cliff), nats")
-    axis.set_title(
+    titled(
+        axis,
         f"First answer token moves ({counted(evidence['items'], 'question')}, "
-        f"{evidence['confidence']:.0%} interval)"
+        f"{evidence['confidence']:.0%} interval)",
     )
-    axis.legend(fontsize=9)
 
 
 def draw_agreement(axis: Any, evidence: Mapping[str, Any]) -> None:
@@ -200,3 +200,14 @@ def mark(axis: Any, height: float, said: str) -> None:
         said, (1, height), xycoords=("axes fraction", "data"), xytext=(4, 0),
         textcoords="offset points", ha="left", va="center", color=QUIET, fontsize=9,
     )  # fmt: skip
+
+
+def titled(axis: Any, title: str) -> None:
+    """A title, and under it the legend: inside the panel it would lie on curves."""
+    names = axis.get_legend_handles_labels()[1]
+    columns = 3 if len(names) > 4 else len(names)
+    axis.legend(
+        fontsize=9, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2,
+        borderpad=0.1, columnspacing=2,
+    )  # fmt: skip
+    axis.set_title(title, pad=8 + 14 * -(-len(names) // columns))

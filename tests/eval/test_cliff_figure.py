@@ -23,18 +23,23 @@ def attention(cliff: int) -> dict[str, Any]:
     return {"flow_cliff": cliff, "share": 0.1, "items": 3, "image_mass": masses}
 
 
-def labelled(found: int, loss: float) -> dict[str, Any]:
+def labelled(found: int, loss: float, swept: float | None = None) -> dict[str, Any]:
     curve = [
         {"layer": layer, "items": items, "score": 0.9, **between(loss)}
         for layer, items in ((3, 30), (found, 120), (25, 90))
     ]
+    sweep = (
+        []
+        if swept is None
+        else [{"layer": layer, "value": swept - layer / 30} for layer in range(LAYERS)]
+    )
     test = {"layer": found, "passed": found < LAYERS, "items": 90, **between(loss)}
     return {
         "flow_cliff": found,
         "evidence": {
             "method": "labelled", "metric": "f1", "items": 120, "tolerance": 0.06, "confidence": 0.95, "tests": [test],
             "curve": curve, "requests": 720, "requests_of_a_sweep": 3720, "attention": attention(22),
-        },
+        } | ({"sweep": {"flow_cliff": found, "curve": sweep}} if sweep else {}),
     }  # fmt: skip
 
 
@@ -55,6 +60,8 @@ def unlabelled(found: int) -> dict[str, Any]:
 CASES = {
     "found": labelled(16, 0.02),
     "logarithmic": labelled(16, 0.9),
+    "swept": labelled(16, 0.02, swept=0.98),
+    "swept below": labelled(16, 0.02, swept=0.5),
     "nothing found": labelled(LAYERS, 0.2),
     "without labels": unlabelled(19),
     "at the first layer": unlabelled(0),
@@ -96,6 +103,14 @@ def test_every_line_across_a_panel_is_named(drawn: tuple[dict[str, Any], Any]) -
     assert title in drawing.get_suptitle() and drawing.get_suptitle().startswith("POPE: ")
 
 
+def test_every_point_is_in_view(drawn: tuple[dict[str, Any], Any]) -> None:
+    for axis in drawn[1].axes:
+        low, high = axis.get_ylim()
+        for line in axis.lines:
+            if len(line.get_xdata()) > 2:
+                assert all(low <= value <= high for value in line.get_ydata())
+
+
 def test_no_text_is_cut_off_or_covered(drawn: tuple[dict[str, Any], Any]) -> None:
     _, drawing = drawn
     page, boxes = drawing.bbox, {}
@@ -103,6 +118,9 @@ def test_no_text_is_cut_off_or_covered(drawn: tuple[dict[str, Any], Any]) -> Non
         for text in (axis.title, axis._left_title, axis.yaxis.label, axis.xaxis.label, *axis.texts):
             if text.get_text():
                 boxes[number, text.get_text()] = text.get_window_extent()
+    first, *_ = drawing.axes
+    boxes[0, "legend"] = first.get_legend().get_window_extent()
+    assert not first.get_legend().get_window_extent().overlaps(first.get_window_extent())
     for text in drawing.texts:
         boxes[-1, text.get_text()] = text.get_window_extent()
     for place, box in boxes.items():
