@@ -30,7 +30,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from vllm_flow.counts import counted
-from vllm_flow.eval.sweep import driver
+from vllm_flow.eval.sweep import connection, driver
 from vllm_flow.eval.sweep.engine_actor import EngineActor
 from vllm_flow.eval.sweep.engine_options import EngineOptions
 from vllm_flow.eval.sweep.model_facts import ModelFacts, read_facts
@@ -150,7 +150,7 @@ class Bench:
     def ray_against_loop(self, count: int, rounds: int) -> None:
         """Print what Ray adds to a loop over the same batches."""
         began = time.perf_counter()
-        pool = driver.connect(None, 1)
+        pool = connection.connect(None, 1)
         start = time.perf_counter() - began
         loop, through, firsts, two = [], [], [], self.policies[:2]
         for _ in range(rounds):

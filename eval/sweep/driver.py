@@ -9,21 +9,20 @@ writes: what a killed driver loses is what the engines have not handed back, at 
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from vllm_flow.counts import counted
-from vllm_flow.eval.sweep import cluster, machines
+from vllm_flow.eval.sweep import machines
+from vllm_flow.eval.sweep.connection import shortened
 from vllm_flow.eval.sweep.engine_actor import EngineActor
 from vllm_flow.eval.sweep.engine_options import EngineOptions
-from vllm_flow.eval.sweep.machines import Pool, SweepError, Watch, pool_of
+from vllm_flow.eval.sweep.machines import Pool, SweepError, Watch
 from vllm_flow.eval.sweep.records import Run
 from vllm_flow.eval.sweep.work import SEQUENCES, in_flight, requests_of
 
@@ -94,84 +93,9 @@ def collect(
 def most_frequent(progress: Progress, count: int = 3) -> str:
     """The reasons that came most often, as a sentence."""
     told = [
-        f"{number} x {_short(reason)}" for reason, number in progress.reasons.most_common(count)
+        f"{number} x {shortened(reason)}" for reason, number in progress.reasons.most_common(count)
     ]
     return "Most frequent: " + "; ".join(told) + "." if told else ""
-
-
-def connect(address: str | None, engines: int | None) -> Pool:
-    """Join the cluster at `address`, or start Ray on this machine; one engine per GPU, else one.
-
-    A cluster that is joined may grow, so that engines may start later for which there is no room yet.
-
-    Raises:
-        cluster.ClusterError: nothing that is Ray answers at the address, in a few seconds' time.
-        SweepError: it has no room for the engines.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    # Leave CUDA_VISIBLE_DEVICES alone for actors without a GPU (Ray's coming default).
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Where it cannot join a cluster; 20 by default, of 40 seconds each.
-    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
-    import ray
-
-    named = os.environ.get("RAY_ADDRESS")
-    address = named if address in (None, "", "auto") and named else address
-    growing = False
-    if ray.is_initialized():
-        pass
-    elif address and address != "local":
-        join(address)
-        growing = True
-    else:
-        # Ray's own processes on this machine would print beside the progress bar; their files have it.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        try:
-            ray.init(
-                address="local",  # without it, Ray would also join what an earlier cluster left in /tmp
-                num_cpus=max(os.cpu_count() or 1, engines or 1),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-        # Of Ray's own processes that did not come up, Ray says so with a bare Exception.
-        except Exception as error:
-            raise SweepError(f"Ray cannot start here: {_short(str(error), 600)}") from error
-    return pool_of(machines.alive(), engines, growing)
-
-
-@contextmanager
-def connected(address: str | None, engines: int | None) -> Iterator[Pool]:
-    """`connect`, and disconnect on leaving, however that happens: engines and Ray's own processes end.
-
-    A connection that was there before is left alone.
-    """
-    import ray
-
-    before = ray.is_initialized()
-    try:
-        yield connect(address, engines)
-    finally:
-        if not before:
-            ray.shutdown()
-
-
-def join(address: str) -> None:
-    """Connect to the cluster at `address`.
-
-    Raises:
-        cluster.ClusterError: see :func:`connect`.
-    """
-    import ray
-
-    cluster.check(address)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise cluster.ClusterError(address, _short(str(error), 600)) from None
-    except SystemExit:  # which Ray raises where it gives up
-        raise cluster.ClusterError(address, "it does not let this machine join") from None
 
 
 def answers(
@@ -277,14 +201,14 @@ def explain(error: BaseException) -> str:
     text = "\n".join(line for line in str(error).splitlines() if line.strip())
     if type(error).__name__ in DEATHS:
         if "creation task" in text:
-            return f"an engine could not start: {_short(text.splitlines()[-1].strip(), 600)}"
+            return f"an engine could not start: {shortened(text.splitlines()[-1].strip(), 600)}"
         return (
             f"an engine died, and so did those that were given its batch after it, {RETRIES} "
-            f"times: {_short(text.splitlines()[0], 600)}"
+            f"times: {shortened(text.splitlines()[0], 600)}"
         )
     cause = getattr(error, "cause", None) or error
     said = str(cause).partition("\nFailed to apply UDF")[0]  # what Ray Data adds to the message
-    return f"an engine failed: {type(cause).__name__}: {_short(said, 600)}"
+    return f"an engine failed: {type(cause).__name__}: {shortened(said, 600)}"
 
 
 def hush() -> None:
@@ -292,23 +216,3 @@ def hush() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)
-
-
-def hardware(pool: Pool) -> str:
-    """What computes, for the record: the cluster's accelerators, or this machine's processor."""
-    import ray
-
-    if pool.num_gpus:
-        kinds = sorted(
-            name.partition(":")[2]
-            for name in ray.cluster_resources()
-            if name.startswith("accelerator_type:")
-        )
-        return f"{pool.engines} x {' or '.join(kinds) or 'GPU'}"
-    from vllm_flow.engine.process import device_name
-
-    return device_name()
-
-
-def _short(text: str, limit: int = 200) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from vllm_flow.counts import counted
 from vllm_flow.demo_model.naming import DEMO_MODELS
 from vllm_flow.eval.statistics.power import forecast
-from vllm_flow.eval.sweep import driver, timing
+from vllm_flow.eval.sweep import connection, driver, timing
 from vllm_flow.eval.sweep.engine_options import EngineOptions
 from vllm_flow.eval.sweep.model_facts import ModelError, ModelFacts, read_facts
 from vllm_flow.eval.sweep.pictures import background_of
@@ -66,11 +66,11 @@ def evaluate(args: Namespace) -> int:
         if len(policies) > 1:
             told = forecast([item.picture_of for item in task.items], args.tolerance / 100)
             print(f"{task.task}: {told}", flush=True)
-    with driver.connected(args.ray_address, args.engines) as pool:
+    with connection.connected(args.ray_address, args.engines) as pool:
         meta = run_settings(
             args, facts, on_gpu=pool.num_gpus > 0, limit=args.limit, engines=pool.engines
         )
-        meta |= {"hardware": driver.hardware(pool), "prompts": args.prompts}
+        meta |= {"hardware": connection.hardware(pool), "prompts": args.prompts}
         run = open_run(args.out, meta)
         with (
             run.writing(),

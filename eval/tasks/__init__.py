@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 NOT_TASKS = {
-    "anls", "base", "boxes", "cells", "choices", "coco", "language", "pictures", "prompts", "reading",
+    "anls", "base", "boxes", "cells", "choices", "coco", "language", "parquet", "pictures", "prompts", "reading",
     "steps",
 }  # fmt: skip
 """What the tasks share lives in their room too."""

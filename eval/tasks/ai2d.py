@@ -30,6 +30,7 @@ from vllm_flow.eval.tasks.base import (
     ratio,
 )
 from vllm_flow.eval.tasks.cells import rows_and_pictures
+from vllm_flow.eval.tasks.parquet import parquet_files
 from vllm_flow.eval.tasks.prompts import choose
 from vllm_flow.eval.tasks.reading import (
     DataError,
@@ -37,7 +38,6 @@ from vllm_flow.eval.tasks.reading import (
     brief,
     directory,
     named_rows,
-    parquet_files,
     read_json,
     read_text,
 )

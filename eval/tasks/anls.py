@@ -22,6 +22,7 @@ from vllm_flow.eval.tasks.base import (
     ratio,
 )
 from vllm_flow.eval.tasks.cells import rows_and_pictures
+from vllm_flow.eval.tasks.parquet import parquet_files
 from vllm_flow.eval.tasks.prompts import short_answer
 from vllm_flow.eval.tasks.reading import (
     DataError,
@@ -30,7 +31,6 @@ from vllm_flow.eval.tasks.reading import (
     first_directory_with,
     first_file,
     json_rows,
-    parquet_files,
     read_json,
 )
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from vllm_flow.counts import counted
+from vllm_flow.eval.tasks.parquet import parquet_cells, parquet_rows
 from vllm_flow.eval.tasks.pictures import parquet_image
-from vllm_flow.eval.tasks.reading import DataError, Row, parquet_cells, parquet_rows
+from vllm_flow.eval.tasks.reading import DataError, Row
 
 Found = TypeVar("Found")
 

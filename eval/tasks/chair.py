@@ -31,6 +31,7 @@ from typing import Literal, NamedTuple
 from vllm_flow.eval.tasks import coco
 from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, counts_of, ratio
 from vllm_flow.eval.tasks.language import singulars, tokenise, wordnet_lemmas
+from vllm_flow.eval.tasks.parquet import parquet_files, parquet_rows
 from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.reading import (
     DataError,
@@ -38,8 +39,6 @@ from vllm_flow.eval.tasks.reading import (
     directory,
     few,
     first_directory_with,
-    parquet_files,
-    parquet_rows,
     read_text,
 )
 from vllm_flow.user_text import whole_number

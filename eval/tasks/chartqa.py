@@ -25,15 +25,9 @@ from vllm_flow.eval.tasks.base import (
     grouped_accuracy,
 )
 from vllm_flow.eval.tasks.cells import rows_and_pictures
+from vllm_flow.eval.tasks.parquet import parquet_files
 from vllm_flow.eval.tasks.prompts import short_answer
-from vllm_flow.eval.tasks.reading import (
-    DataError,
-    brief,
-    directory,
-    json_rows,
-    parquet_files,
-    read_json,
-)
+from vllm_flow.eval.tasks.reading import DataError, brief, directory, json_rows, read_json
 
 GROUPS = ("human", "augmented")
 FOLDERS = (".", "test", "ChartQA Dataset/test")

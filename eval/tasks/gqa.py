@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, grouped_accuracy
+from vllm_flow.eval.tasks.parquet import parquet_files, parquet_rows
 from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.prompts import short_answer
 from vllm_flow.eval.tasks.reading import (
@@ -29,8 +30,6 @@ from vllm_flow.eval.tasks.reading import (
     first_directory_with,
     first_file,
     named_rows,
-    parquet_files,
-    parquet_rows,
     read_json,
 )
 

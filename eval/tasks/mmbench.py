@@ -35,15 +35,10 @@ from vllm_flow.eval.tasks.base import (
 )
 from vllm_flow.eval.tasks.cells import Cell, digest, rows_and_pictures, tsv_rows
 from vllm_flow.eval.tasks.choices import infer
+from vllm_flow.eval.tasks.parquet import parquet_files
 from vllm_flow.eval.tasks.pictures import encoded_image
 from vllm_flow.eval.tasks.prompts import choose
-from vllm_flow.eval.tasks.reading import (
-    DataError,
-    Row,
-    brief,
-    directory,
-    parquet_files,
-)
+from vllm_flow.eval.tasks.reading import DataError, Row, brief, directory
 
 ROTATION = 1_000_000
 LETTERS = "ABCD"

@@ -32,16 +32,10 @@ from vllm_flow.eval.tasks.base import (
     whole_bundles,
     with_counts,
 )
+from vllm_flow.eval.tasks.parquet import parquet_files, parquet_rows
 from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.prompts import short_answer
-from vllm_flow.eval.tasks.reading import (
-    DataError,
-    brief,
-    directory,
-    parquet_files,
-    parquet_rows,
-    read_text,
-)
+from vllm_flow.eval.tasks.reading import DataError, brief, directory, read_text
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",

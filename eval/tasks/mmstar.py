@@ -23,7 +23,8 @@ from vllm_flow.eval.tasks.base import (
     ratio,
 )
 from vllm_flow.eval.tasks.cells import rows_and_pictures
-from vllm_flow.eval.tasks.reading import DataError, brief, directory, parquet_files
+from vllm_flow.eval.tasks.parquet import parquet_files
+from vllm_flow.eval.tasks.reading import DataError, brief, directory
 
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 CATEGORIES = (

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, counts_of, ratio
+from vllm_flow.eval.tasks.parquet import parquet_files, parquet_rows
 from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.reading import (
     DataError,
@@ -37,8 +38,6 @@ from vllm_flow.eval.tasks.reading import (
     clipped,
     directory,
     first_directory_with,
-    parquet_files,
-    parquet_rows,
     read_records,
 )
 

@@ -1,4 +1,4 @@
-"""Reads the files tasks and answers come in, JSON, JSON lines, parquet and pickles, and names what is wrong in them.
+"""Reads the files tasks and answers come in, JSON, JSON lines and pickles, and names what is wrong in them.
 
 Knows nothing of tasks: a `DataError` says which file, which line or row, and what was expected there.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,50 +192,6 @@ def read_plain_pickle(path: Path, kind: type = object) -> Any:
     return value
 
 
-def parquet_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
-    """The named columns of a parquet file, row by row; `optional` ones only where the file has them."""
-    with _parquet(path, columns) as file:
-        present = file.schema_arrow.names
-        wanted = [*columns, *(name for name in optional if name in present)]
-        records = file.read(columns=wanted).to_pylist()
-    return [Row(f"{path}, row {number}", values) for number, values in enumerate(records)]
-
-
-@contextmanager
-def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Any]:
-    """The open file, which has the columns; DataError where it cannot be read, also later on."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            present = file.schema_arrow.names
-            missing = [name for name in columns if name not in present]
-            if missing:
-                raise DataError(
-                    f"{path}: no column {few(missing)} (the file has {few(present, 12)})"
-                )
-            yield file
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except DataError:
-        raise
-    # pyarrow raises UnicodeDecodeError, a ValueError, for text that is none.
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise DataError(f"{path}: not a parquet file, or damaged ({reason[:200]})") from None
-
-
-def parquet_files(data: Path, *patterns: str) -> list[Path]:
-    """The parquet files below `data` whose names fit a pattern, in order; the first pattern that
-    fits any wins."""
-    for pattern in patterns:
-        found = sorted(data.rglob(pattern))
-        if found:
-            return found
-    return []
-
-
 def directory(data: Path) -> Path:
     """`data` as a Path; DataError unless it is a directory."""
     data = Path(data)
@@ -279,32 +234,3 @@ def first_directory_with(data: Path, names: Sequence[str], folders: Sequence[str
 def first_file(data: Path, name: str, folders: Sequence[str]) -> Path | None:
     """The file `name` in the first of `folders` (below `data`) that has it; None where none does."""
     return next((data / f / name for f in folders if (data / f / name).is_file()), None)
-
-
-def parquet_cells(path: Path, column: str) -> Iterator[Any]:
-    """The values of one column of a parquet file, batch by batch: images are large."""
-    with _parquet(path, [column]) as file:
-        for batch in file.iter_batches(batch_size=64, columns=[column]):
-            yield from batch.column(0).to_pylist()
-
-
-def parquet_present(path: Path, column: str) -> list[bool]:
-    """For each row of a parquet file whether `column` holds something; a hub's image, a struct of
-    bytes and path, does if either is there. Reads batch by batch: images are large."""
-    import pyarrow.compute as pc
-
-    present: list[bool] = []
-    with _parquet(path, [column]) as file:
-        for batch in file.iter_batches(batch_size=256, columns=[column]):
-            values = batch.column(0)
-            valid = pc.is_valid(values)
-            if hasattr(values.type, "fields"):
-                parts = [
-                    pc.is_valid(pc.struct_field(values, [i])) for i in range(values.type.num_fields)
-                ]
-                some = parts[0]
-                for part in parts[1:]:
-                    some = pc.or_(some, part)
-                valid = pc.and_(valid, some)
-            present += valid.to_pylist()
-    return present

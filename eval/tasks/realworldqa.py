@@ -23,14 +23,8 @@ from vllm_flow.eval.tasks.base import (
     ratio,
 )
 from vllm_flow.eval.tasks.cells import rows_and_pictures
-from vllm_flow.eval.tasks.reading import (
-    DataError,
-    Row,
-    directory,
-    first_file,
-    parquet_files,
-    read_records,
-)
+from vllm_flow.eval.tasks.parquet import parquet_files
+from vllm_flow.eval.tasks.reading import DataError, Row, directory, first_file, read_records
 
 
 def parse(text: str) -> str:

@@ -35,6 +35,7 @@ from vllm_flow.eval.tasks.base import (
 )
 from vllm_flow.eval.tasks.boxes import Box, overlap, parse_box
 from vllm_flow.eval.tasks.cells import picture_sizes, rows_and_pictures
+from vllm_flow.eval.tasks.parquet import parquet_files
 from vllm_flow.eval.tasks.reading import (
     DataError,
     Row,
@@ -42,7 +43,6 @@ from vllm_flow.eval.tasks.reading import (
     directory,
     first_directory_with,
     json_rows,
-    parquet_files,
     read_json,
     read_json_lines,
     read_plain_pickle,

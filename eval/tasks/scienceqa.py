@@ -23,6 +23,7 @@ from typing import Any
 
 from vllm_flow.counts import counted
 from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, counts_of, ratio
+from vllm_flow.eval.tasks.parquet import parquet_files, parquet_present, parquet_rows
 from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.reading import (
     DataError,
@@ -32,9 +33,6 @@ from vllm_flow.eval.tasks.reading import (
     directory,
     few,
     first_file,
-    parquet_files,
-    parquet_present,
-    parquet_rows,
     read_json,
 )
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from vllm_flow.counts import counted
 from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, counts_of, ratio
+from vllm_flow.eval.tasks.parquet import parquet_files, parquet_rows
 from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.reading import (
     DataError,
@@ -30,8 +31,6 @@ from vllm_flow.eval.tasks.reading import (
     directory,
     first_directory_with,
     json_rows,
-    parquet_files,
-    parquet_rows,
     read_json,
 )
 

@@ -161,7 +161,7 @@ def no_engines(patch: pytest.MonkeyPatch) -> None:
     """`eval` and `cliff` with a model that is known, and no engine or one that makes its answers up."""
     from tests.eval.fake_cliff import FakeEngine
     from vllm_flow.eval.cliff import figure, find
-    from vllm_flow.eval.sweep import driver, model_facts, run
+    from vllm_flow.eval.sweep import model_facts, run
 
     if not _facts:
         _facts["demo-small"] = model_facts.read_facts("demo-small")
@@ -177,18 +177,17 @@ def no_engines(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(find, "started", started)
     patch.setattr(find, "on_gpu", lambda: False)
     patch.setattr(figure, "draw", lambda *_: [])
-    patch.setattr(driver, "hardware", lambda pool: "none")
 
 
 def no_cluster(patch: pytest.MonkeyPatch) -> None:
-    from vllm_flow.eval.sweep import driver, run
+    from vllm_flow.eval.sweep import connection, run
 
     @contextlib.contextmanager
-    def connected(*_: Any) -> Iterator[driver.Pool]:
-        yield driver.Pool(1, 0, 1)
+    def connected(*_: Any) -> Iterator[connection.Pool]:
+        yield connection.Pool(1, 0, 1)
 
-    patch.setattr(driver, "connected", connected)
-    patch.setattr(driver, "hardware", lambda pool: "none")
+    patch.setattr(connection, "connected", connected)
+    patch.setattr(connection, "hardware", lambda pool: "none")
     patch.setattr(run, "stream", lambda *_: None)
 
 

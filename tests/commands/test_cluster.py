@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from vllm_flow import cli
-from vllm_flow.eval.sweep import cluster, driver
+from vllm_flow.eval.sweep import cluster, connection
 from vllm_flow.eval.sweep.cluster import ClusterError, check, split
 
 Serve = Callable[[socket.socket], None]
@@ -124,10 +124,10 @@ def test_the_command_says_so_with_status_2(
 
     folder = Path(str(tmp_path))
     pope_data(folder)
-    connected, hardware = driver.connected, driver.hardware
+    connected, hardware = connection.connected, connection.hardware
     no_engines(monkeypatch)
-    monkeypatch.setattr(driver, "connected", connected)
-    monkeypatch.setattr(driver, "hardware", hardware)
+    monkeypatch.setattr(connection, "connected", connected)
+    monkeypatch.setattr(connection, "hardware", hardware)
     monkeypatch.setattr(cluster, "PATIENCE", 0.3)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     address = f"127.0.0.1:{free_port()}"

@@ -56,9 +56,9 @@ def cluster() -> Iterator[str]:
     """Ray on this machine, two slots; its address. Started once for all files: its processes take seconds each."""
     import ray
 
-    from vllm_flow.eval.sweep import driver
+    from vllm_flow.eval.sweep import connection
 
     ray.shutdown()
-    driver.connect(None, 2)
+    connection.connect(None, 2)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()

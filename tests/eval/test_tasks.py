@@ -17,8 +17,9 @@ from tests.eval import files
 from vllm_flow.eval import tasks
 from vllm_flow.eval.tasks import Item, get_task, load_image, task_names
 from vllm_flow.eval.tasks.base import ratio, sum_counts
+from vllm_flow.eval.tasks.parquet import parquet_rows
 from vllm_flow.eval.tasks.pictures import parquet_image
-from vllm_flow.eval.tasks.reading import DataError, parquet_rows, read_json, read_json_lines
+from vllm_flow.eval.tasks.reading import DataError, read_json, read_json_lines
 from vllm_flow.pictures import PictureError
 
 EXAMPLES = {

@@ -1,0 +1,109 @@
+"""From an address, or none, to engines' machines: a Ray cluster is joined, or Ray is started here.
+
+Knows nothing of what is computed there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vllm_flow.eval.sweep import cluster, machines
+from vllm_flow.eval.sweep.machines import Pool, SweepError, pool_of
+
+
+def connect(address: str | None, engines: int | None) -> Pool:
+    """Join the cluster at `address`, or start Ray on this machine; one engine per GPU, else one.
+
+    A cluster that is joined may grow, so that engines may start later for which there is no room yet.
+
+    Raises:
+        cluster.ClusterError: nothing that is Ray answers at the address, in a few seconds' time.
+        SweepError: it has no room for the engines.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # Leave CUDA_VISIBLE_DEVICES alone for actors without a GPU (Ray's coming default).
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Where it cannot join a cluster; 20 by default, of 40 seconds each.
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+    import ray
+
+    named = os.environ.get("RAY_ADDRESS")
+    address = named if address in (None, "", "auto") and named else address
+    growing = False
+    if ray.is_initialized():
+        pass
+    elif address and address != "local":
+        join(address)
+        growing = True
+    else:
+        # Ray's own processes on this machine would print beside the progress bar; their files have it.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        try:
+            ray.init(
+                address="local",  # without it, Ray would also join what an earlier cluster left in /tmp
+                num_cpus=max(os.cpu_count() or 1, engines or 1),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        # Of Ray's own processes that did not come up, Ray says so with a bare Exception.
+        except Exception as error:
+            raise SweepError(f"Ray cannot start here: {shortened(str(error), 600)}") from error
+    return pool_of(machines.alive(), engines, growing)
+
+
+@contextmanager
+def connected(address: str | None, engines: int | None) -> Iterator[Pool]:
+    """`connect`, and disconnect on leaving, however that happens: engines and Ray's own processes end.
+
+    A connection that was there before is left alone.
+    """
+    import ray
+
+    before = ray.is_initialized()
+    try:
+        yield connect(address, engines)
+    finally:
+        if not before:
+            ray.shutdown()
+
+
+def join(address: str) -> None:
+    """Connect to the cluster at `address`.
+
+    Raises:
+        cluster.ClusterError: see :func:`connect`.
+    """
+    import ray
+
+    cluster.check(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise cluster.ClusterError(address, shortened(str(error), 600)) from None
+    except SystemExit:  # which Ray raises where it gives up
+        raise cluster.ClusterError(address, "it does not let this machine join") from None
+
+
+def hardware(pool: Pool) -> str:
+    """What computes, for the record: the cluster's accelerators, or this machine's processor."""
+    import ray
+
+    if pool.num_gpus:
+        kinds = sorted(
+            name.partition(":")[2]
+            for name in ray.cluster_resources()
+            if name.startswith("accelerator_type:")
+        )
+        return f"{pool.engines} x {' or '.join(kinds) or 'GPU'}"
+    from vllm_flow.engine.process import device_name
+
+    return device_name()
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """A text of at most `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
