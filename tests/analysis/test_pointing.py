@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vllm_flow.analysis import demo, pointing, pointing_hooks
+from vllm_flow.analysis import demo, pointing, pointing_hooks, pointing_table
 from vllm_flow.analysis.cam import Settings
-from vllm_flow.analysis.pointing import MEAN, Outcome
+from vllm_flow.analysis.pointing import Outcome
+from vllm_flow.analysis.pointing_table import MEAN
 from vllm_flow.analysis.vlm import Vlm, tokens_of
 from vllm_flow.demo_model.assemble import assemble
 from vllm_flow.demo_model.heldout import load_scenes
@@ -42,7 +43,7 @@ def test_rows_count_what_happened() -> None:
     assert {row.control.hits for row in rows} == {row.other.hits for row in rows} == {1}
     assert rows[0].target.chance == 0.25 and rows[0].other.chance == pytest.approx(0.2)
     assert rows[0].p_control == 0.5  # one round gained, none lost
-    text = pointing.report(rows, rows[0])
+    text = pointing_table.report(rows, rows[0])
     assert "66.7 [ 9.4, 99.2]" in text and "mean" in text
 
 
@@ -68,7 +69,7 @@ def test_the_heat_is_on_the_object_and_not_by_chance() -> None:
     rounds = pointing.draw_rounds(18, "seen")
     played = list(pointing.play(vlm, rounds, "naming", Settings(LAYERS, samples=0)))
     mean = pointing.summarise(played, LAYERS)[-1]
-    assert mean.target.low > mean.target.chance, pointing.report([mean], mean)
+    assert mean.target.low > mean.target.chance, pointing_table.report([mean], mean)
     assert mean.target.hits >= 2 * max(mean.control.hits, mean.other.hits)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from vllm import RequestOutput
 
-from tests.engine import kept_oracle, oracle
+from tests.engine import attention_oracle, kept_oracle, oracle
 from tests.engine.cases import (
     Ask,
 )
@@ -98,7 +98,7 @@ def assert_logged(
         if ask.late:
             attention = kept_oracle.attention_late(*of_model, ask.stages or f"{cliff}:0").numpy()
         else:
-            attention = oracle.attention_removed(*of_model, cliff).numpy()
+            attention = attention_oracle.attention_removed(*of_model, cliff).numpy()
         for key in wanted:
             _, layer, token = key
             row = by_key[key]

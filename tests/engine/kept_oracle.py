@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.engine import oracle, row_oracle
+from tests.engine import attention_oracle, oracle, row_oracle
 from tests.engine.oracle import Model, OracleOutput, Prompt
 
 Stages = dict[int, tuple[str, str | None]]
@@ -132,7 +132,10 @@ def forward_kept(
     alive = [list(image) for image in images]
     chosen: dict[int, list[list[int]]] = {}
     gaps = [1.0]
-    with oracle.attention_weights(model) as weights, row_oracle.projections(model) as made:
+    with (
+        attention_oracle.attention_weights(model) as weights,
+        row_oracle.projections(model) as made,
+    ):
         for index, layer in enumerate(decoder.layers):
             if any(index in policy for policy in own):
                 place = {int(p): row for row, p in enumerate(position_T)}
@@ -184,7 +187,7 @@ def forward_late(
     chosen: dict[int, list[list[int]]] = {}
     gaps = [1.0]
     place = {position: position for position in range(tokens)}
-    with oracle.attention_weights(model) as weights:
+    with attention_oracle.attention_weights(model) as weights:
         for index, layer in enumerate(decoder.layers):
             if any(index in policy for policy in own):
                 attention_TT = weights[-1].mean(0) if weights else None
@@ -207,7 +210,7 @@ def attention_late(
     model_dir: Path, prompt: Prompt, output: Sequence[int], stages: str | Sequence[str]
 ) -> torch.Tensor:
     """Attention L x T x T averaged over heads, as :func:`forward_late` computes it."""
-    with oracle.attention_weights(oracle.load(model_dir)[0]) as weights:
+    with attention_oracle.attention_weights(oracle.load(model_dir)[0]) as weights:
         forward_late(model_dir, prompt, output, stages)
     return torch.stack([weight.mean(0) for weight in weights])
 

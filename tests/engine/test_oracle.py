@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.engine import oracle
+from tests.engine import attention_oracle, oracle
 from tests.engine.cases import (
     SHAPES,
     Ask,
@@ -151,15 +151,15 @@ def test_check_greedy_is_generate(root: Path, ask: Ask) -> None:
 def test_attention_is_hugging_faces(shape: Shape, root: Path, name: str) -> None:
     """What the attention log is compared with is `output_attentions=True`, as far as that goes: without a cliff."""
     prompt, output = encoded(shape, root, PROMPTS[name]), [20, 60, 30]
-    expected = oracle.attention_full(build(shape, root), prompt, output)
-    found = oracle.attention_removed(build(shape, root), prompt, output, shape.layers)
+    expected = attention_oracle.attention_full(build(shape, root), prompt, output)
+    found = attention_oracle.attention_removed(build(shape, root), prompt, output, shape.layers)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert expected.sum(-1).allclose(torch.ones(()))
 
 
 def test_attention_past_the_cliff_is_among_the_rows_left(shape: Shape, root: Path) -> None:
     prompt, output, cliff = encoded(shape, root, PROMPTS["two images"]), [20, 60], 1
-    found = oracle.attention_removed(build(shape, root), prompt, output, cliff)
+    found = attention_oracle.attention_removed(build(shape, root), prompt, output, cliff)
     is_image = torch.tensor([*prompt.is_image_T, False, False])
     assert found[:cliff, ~is_image][..., is_image].gt(0).any()
     assert not found[cliff:, :, is_image].any() and not found[cliff:, is_image].any()

@@ -6,32 +6,35 @@ vLLM's kernels for drafts beside states are CUDA's: `gated_delta` and `state_cop
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 from tests.engine import v2_cpu
-from tests.families.making import picture, words
+from tests.families.drafted_states import (
+    ALL,
+    CACHING,
+    GUESSES,
+    KINDS,
+    QUICK,
+    TOKENS,
+    Way,
+    ask,
+    counted,
+    metadata_of_states,
+    name_of,
+    scheduler_of,
+)
+from tests.families.making import words
 from tests.longer import some
 
 if TYPE_CHECKING:
     from tests.families.making import Checkpoint
-    from tests.families.running import Ask, Engine, Judge
+    from tests.families.running import Engine, Judge
 
 pytestmark = pytest.mark.skipif(v2_cpu.wanted(), reason="drafts beside states run under V1")
-GUESSES = 3
-TOKENS = 24
-UNIT = 32
-"""Pixels of a picture's token, either way."""
-KINDS = {
-    "ngram": {"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 1},
-    "mtp": {"method": "mtp"},
-}
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +51,6 @@ def drafting(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -
     from tests.families.next_token import qwen3_5
 
     return qwen3_5(checkpoint, tmp_path_factory.mktemp("mtp") / "qwen3_5")
-
-
-Way = tuple[str, bool, bool]
-"""A method, whether scheduling is asynchronous, whether prefixes are cached."""
-QUICK: Way = ("mtp", False, True)
-CACHING: list[Way] = [QUICK, ("ngram", False, True), ("mtp", True, True)]
-ALL: list[Way] = [*CACHING, ("mtp", False, False), ("ngram", False, False), ("mtp", True, False)]
-
-
-def name_of(way: Way) -> str:
-    method, asynchronous, caching = way
-    return f"{method}-{'async' if asynchronous else 'sync'}-{'cached' if caching else 'uncached'}"
 
 
 @pytest.fixture(scope="module")
@@ -109,44 +100,6 @@ def judge(open_way: Callable[[Way], Engine]) -> Judge:
 by_all = pytest.mark.parametrize("engine", some(ALL, [QUICK]), indirect=True, ids=name_of)
 by_caching = pytest.mark.parametrize("engine", some(CACHING, [QUICK]), indirect=True, ids=name_of)
 by_quick = pytest.mark.parametrize("engine", [QUICK], indirect=True, ids=name_of)
-
-
-def ask(seed: int, rows: int, columns: int, before: int = 0, cliff: int | None = None) -> Ask:
-    """A picture of rows x columns tokens at token ``before`` of a prompt: without words, at the first."""
-    from tests.families.running import Ask
-
-    text = f"{words(before, seed)} <|image_pad|> {words(5, 900 + seed)}".strip()
-    return Ask(text, (picture(seed, (rows * UNIT, columns * UNIT)),), cliff)
-
-
-def scheduler_of(engine: Engine) -> Any:
-    return engine.llm.llm_engine.engine_core.engine_core.scheduler
-
-
-def counted(engine: Engine) -> Any:
-    """Drafts that are checked meanwhile."""
-    from tests.engine import test_speculative
-
-    return test_speculative.counted(SimpleNamespace(scheduler=scheduler_of(engine)))  # type: ignore[arg-type]
-
-
-@contextmanager
-def metadata_of_states(engine: Engine) -> Iterator[list[Any]]:
-    """What is made meanwhile for layers with states past a cliff, where vLLM's own does not do."""
-    from vllm_flow.engine.hiding import hidden
-
-    core: Any = engine.llm.llm_engine.engine_core.engine_core
-    hook = core.model_executor.driver_worker.worker.model_runner.flow_hook
-    found: list[Any] = []
-    stock = hook.arm
-
-    def arm(step: Any) -> None:
-        made = () if step is None else step.attn_metadata.values()
-        found.extend(metadata for metadata in made if hasattr(metadata, "num_spec_decodes"))
-        stock(step)
-
-    with hidden("arm", [(hook, arm)]):
-        yield found
 
 
 @by_all
@@ -339,53 +292,3 @@ def test_a_group_that_vllm_divides_for_the_drafter_is_exact(tmp_path: Path) -> N
     assert (output.kv_transfer_params or {})["vllm_flow"]["kv_blocks_saved"] == 2
     engine.check_idle()
     check_integrity(engine.llm)
-
-
-@pytest.mark.parametrize("drafts", [(3, 3), (1, 3), (0, 2)])
-def test_vllms_own_function_loses_what_a_convolution_needs(
-    drafts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Why a CPU is refused; put right in vLLM 0.33, of which there is no build for one."""
-    import vllm
-    from packaging.version import Version
-    from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
-
-    from tests.families import gated_delta
-
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(gdn_attention, "ops", gated_delta._Kernels)
-    width, channels, heads, size, kept = 4, 12, 1, 4, 3 + GUESSES
-    layer = SimpleNamespace(
-        conv1d=SimpleNamespace(weight=torch.randn(channels, 1, width), bias=None),
-        activation="silu",
-        A_log=torch.zeros(heads),
-        dt_bias=torch.zeros(heads),
-        rearrange_mixed_qkv=lambda mixed: [
-            part.reshape(1, len(mixed), heads, size) for part in mixed.split(size, -1)
-        ],
-    )
-    results = []
-    for forward in (gated_delta.STOCK, gated_delta._check_drafts):
-        generator = torch.Generator().manual_seed(7)
-        windows = torch.randn(2, channels, kept, generator=generator)
-        memory = torch.zeros(2 + GUESSES, heads, size, size)
-        found = []
-        for accepted, count in zip((2, 1), drafts, strict=True):
-            metadata = SimpleNamespace(
-                num_spec_decodes=1,
-                spec_state_indices_tensor=torch.arange(1, 2 + GUESSES)[None],
-                spec_query_start_loc=torch.tensor([0, 1 + count]),
-                num_accepted_tokens=torch.tensor([accepted]),
-            )
-            mixed = torch.randn(1 + count, channels, generator=generator)
-            gates = torch.zeros(1 + count, heads)
-            try:
-                found.append(
-                    forward(layer, metadata, mixed, gates, gates, windows, memory, width, kept)
-                )
-            except RuntimeError as error:
-                assert "must match the size" in str(error)
-                found.append(torch.full((1 + count, heads, size), torch.nan))
-        results.append(torch.cat(found))
-    right = drafts[0] == GUESSES or Version(vllm.__version__) >= Version("0.33")
-    assert torch.allclose(*results, atol=1e-5) == right

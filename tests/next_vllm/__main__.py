@@ -45,6 +45,7 @@ FAMILIES = (
 V1_ALONE = (
     "tests/families/test_forms.py",
     "tests/families/test_latent.py",
+    "tests/families/test_drafted_convolutions.py",
     "tests/families/test_drafted_states.py",
     "tests/families/test_adapted_states.py",
     "tests/families/test_connected_states.py",

@@ -7,93 +7,23 @@ engine process, worker and back.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import httpx
-import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.engine import oracle
-from tests.engine.tiny_llava import SPECIALS, WORDS, Shape, build, picture, words
-from tests.server.requests import CHAT, chat_body, data_url
-from tests.server.serving import NAME, Server, serve
-from vllm_flow.cliff_file import FORMAT, write_profile
-
-SHAPE = Shape(layers=4, grid=8)
-TEMPLATE = (
-    "{% for m in messages %}{% for c in m.content %}"
-    "{% if c.type == 'text' %}{{ c.text }}{% else %}<image>{% endif %} {% endfor %}{% endfor %}"
-)
-TASKS = {"yes-no": 1, "reading": 3, "everything": SHAPE.layers}
-"""Cliffs of the operator's profile, which has no default: requests that name no task get none."""
-WORD_IDS = list(range(len(SPECIALS), len(SPECIALS) + len(WORDS)))
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """The running server, and requests for its model."""
-
-    running: Server
-    log: Path
-
-    def body(self, seed: int, xargs: Any = None, **more: Any) -> dict[str, Any]:
-        """A chat request: words, a picture as data URL, words."""
-        content = [
-            {"type": "text", "text": words(5, seed)},
-            {"type": "image_url", "image_url": {"url": data_url(picture(SHAPE, seed))}},
-            {"type": "text", "text": words(7, seed + 1)},
-        ]
-        return {
-            "model": NAME,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": 12,
-            "temperature": 0,
-            "allowed_token_ids": WORD_IDS,
-            "return_token_ids": True,
-            "add_special_tokens": True,
-            **({} if xargs is None else {"vllm_xargs": xargs}),
-            **more,
-        }
-
-    def chat(self, body: dict[str, Any]) -> httpx.Response:
-        return self.running.post("/v1/chat/completions", body)
-
-    def expected(self, seed: int, cliff: int) -> list[int]:
-        prompt = f"{words(5, seed)} <image> {words(7, seed + 1)} "
-        found = oracle.generate(
-            self.running.model_dir, prompt, [picture(SHAPE, seed)], cliff, 12, tuple(WORD_IDS)
-        )
-        return list(found.token_ids)
-
-
-def write_tasks(path: Path) -> None:
-    tasks = {task: {"flow_cliff": cliff, "evidence": {}} for task, cliff in TASKS.items()}
-    content = {"format": FORMAT, "model": NAME, "num_layers": SHAPE.layers, "tasks": tasks}
-    write_profile(path, content)
+from tests.engine import attention_oracle, oracle
+from tests.engine.tiny_llava import picture, words
+from tests.server.requests import CHAT, chat_body
+from tests.server.serving import NAME, Server
+from tests.server.tiny_server import SHAPE, TASKS, WORD_IDS, Tiny, logged, metrics, serve_tiny
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
-    root = tmp_path_factory.mktemp("server")
-    (root / "template.jinja").write_text(TEMPLATE)
-    write_tasks(root / "cliff.json")
-    flow = {
-        "group_layers": 2,
-        "attention_log": str(root / "attention"),
-        "default_policy": {"profile": str(root / "cliff.json")},
-    }
-    arguments = [
-        *("--max-model-len", "256", "--kv-cache-memory-bytes", str(16 << 20)),
-        *("--chat-template", str(root / "template.jinja")),
-        *("--additional-config", json.dumps({"vllm_flow": flow})),
-    ]
-    with serve(build(SHAPE, root), arguments, root / "server.log") as running:
-        yield Tiny(running, root / "attention")
+    with serve_tiny(tmp_path_factory.mktemp("server")) as running:
+        yield running
 
 
 @pytest.mark.parametrize("cliff", [None, *range(SHAPE.layers + 1)])
@@ -225,18 +155,6 @@ def test_text_alone_with_a_policy_is_served(server: Tiny) -> None:
     assert answer.json()["choices"][0]["token_ids"] == list(expected.token_ids)
 
 
-def logged(server: Tiny, request_id: str, rows: int, kind: str = "mass") -> list[dict[str, Any]]:
-    """Rows of a request, once that many have been written."""
-    end = time.monotonic() + 30
-    found: list[dict[str, Any]] = []
-    while time.monotonic() < end and len(found) < rows:
-        time.sleep(0.2)
-        if (server.log / kind).exists():
-            table = pq.read_table(server.log / kind)
-            found = [row for row in table.to_pylist() if row["request_id"] == request_id]
-    return found
-
-
 def test_attention_is_logged_under_the_id_that_the_client_sees(server: Tiny) -> None:
     """JSON's true, a list of layers, and the way from the worker's process to the engine's to the disk."""
     xargs = {"flow_cliff": 2, "flow_log_attention": True, "flow_log_attention_heat": True}
@@ -259,21 +177,14 @@ def test_attention_is_logged_under_the_id_that_the_client_sees(server: Tiny) -> 
     prompt = f"{words(5, 9)} <image> {words(7, 10)} "
     encoded = oracle.encode(server.running.model_dir, prompt, [picture(SHAPE, 9)])
     tokens = answer["choices"][0]["token_ids"]
-    attention = oracle.attention_removed(server.running.model_dir, encoded, tokens[:-1], 2)
+    attention = attention_oracle.attention_removed(
+        server.running.model_dir, encoded, tokens[:-1], 2
+    )
     is_image = torch.tensor([*encoded.is_image_T, *[False] * 11])
     for row in rows:
         weights = attention[row["layer"], len(encoded.ids) - 1 + row["token"]]
         assert abs(row["image"] - float(weights[is_image].sum())) < 1e-4
         assert abs(sum(row[name] for name in ("system", "image", "user", "output")) - 1) < 1e-5
-
-
-def metrics(server: Tiny) -> dict[str, float]:
-    """The extension's counters by name and the values of their labels."""
-    return {
-        ":".join((name, *(value for _, value in labels))): number
-        for (name, labels), number in server.running.samples().items()
-        if name.startswith("vllm_flow:") and "_created" not in name
-    }
 
 
 def test_what_a_policy_did_is_in_its_response_and_in_the_metrics(server: Tiny) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from vllm_flow.policy import FlowPolicy, Stage
-from vllm_flow.policy_bounds import admit, check_bound
+from tests.unit.any_policy import LAYERS, policies
+from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.policy import FlowPolicy, Stage, weaker_layer
+from vllm_flow.policy_bounds import admit, check_bound, operators_policy
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import parse_policy
 
-LAYERS = 32
 SOME = FlowPolicy(((Stage(2, 64, "uniform"),),))
 """The operator wants 64 tokens kept."""
 
@@ -72,3 +75,63 @@ def test_a_cliff_is_bound_by_a_cliff_and_stages_by_stages() -> None:
     ):
         late = FlowPolicy(((Stage(4, 0, None),),), when="decode")
         check_bound(FlowPolicy.withdrawal(8), late, [576], LAYERS)
+
+
+@given(st.integers(0, LAYERS), st.none() | st.integers(0, LAYERS - 1), st.booleans())
+def test_an_operator_bounds_what_requests_ask_for(
+    cliff: int, strongest: int | None, allowed: bool
+) -> None:
+    bound = None if strongest is None else FlowPolicy.withdrawal(strongest)
+    if allowed and (strongest is None or cliff >= strongest):
+        expected = parse_policy({"flow_cliff": cliff}, LAYERS)
+        found = admit({"flow_cliff": cliff}, LAYERS, allowed=allowed, strongest=bound)
+        assert found == expected
+    else:
+        with pytest.raises(PolicyError, match="the operator of this server"):
+            admit({"flow_cliff": cliff}, LAYERS, allowed=allowed, strongest=bound)
+    assert admit({"other": 1}, LAYERS, allowed=allowed, strongest=bound) is None
+
+
+def test_a_bound_that_allows_nothing_is_one() -> None:
+    """As a request's policy it would be none, and no bound would be the opposite of what was meant."""
+    for keys in ({"flow_cliff": LAYERS}, {"flow_stages": f"{LAYERS}:0"}):
+        bound = FlowSettings.read({"max_policy": keys}, LAYERS).max_policy
+        with pytest.raises(PolicyError, match=f"from {LAYERS} to {LAYERS}"):
+            admit({"flow_cliff": LAYERS - 1}, LAYERS, strongest=bound)
+        assert admit({"flow_cliff": LAYERS}, LAYERS, strongest=bound) is None
+    assert FlowSettings.read({}, LAYERS).max_policy is None
+
+
+@given(policies(), policies(), st.lists(st.integers(1, 800), min_size=4, max_size=4))
+def test_a_bound_compares_layer_by_layer(
+    policy: FlowPolicy, strongest: FlowPolicy, totals: list[int]
+) -> None:
+    images = [
+        image
+        for image in range(4)
+        if all(p.shared or image < len(p.images) for p in (policy, strongest))
+    ]
+    weaker = [
+        layer
+        for layer in range(LAYERS + 1)
+        if any(
+            policy.kept(layer, i, totals[i]) < strongest.kept(layer, i, totals[i]) for i in images
+        )
+    ]
+    found = weaker_layer(policy, strongest, totals[: len(images)])
+    assert found == min(weaker, default=None)
+    evicts = any(
+        policy.kept(layer, i, totals[i]) < totals[i] for layer in range(LAYERS) for i in images
+    )
+    early = evicts and (policy.when, strongest.when) == ("prefill", "decode")
+    if found is None and not early:
+        check_bound(policy, strongest, totals[: len(images)], LAYERS)
+    else:
+        with pytest.raises(PolicyError, match="the operator of this server allows"):
+            check_bound(policy, strongest, totals[: len(images)], LAYERS)
+
+
+def test_an_operators_policy_is_for_any_number_of_images() -> None:
+    assert operators_policy({"flow_cliff": 4}, LAYERS) == FlowPolicy.withdrawal(4)
+    with pytest.raises(PolicyError, match="any number of images"):
+        operators_policy({"flow_cliff": 4, "flow_keep": [1, 2], "flow_rank": "uniform"}, LAYERS)

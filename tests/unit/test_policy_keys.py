@@ -6,14 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.policy import WHOLE, FlowPolicy, Stage, weaker_layer
-from vllm_flow.policy_bounds import admit, check_bound, operators_policy
+from tests.unit.any_policy import LAYERS, policies
+from vllm_flow.policy import WHOLE, FlowPolicy, Stage
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import parse_policy, policy_label, request_keys
-from vllm_flow.ranks import RANKS, after_layer
-
-LAYERS = 32
 
 
 @given(st.integers(0, LAYERS - 1))
@@ -91,72 +87,6 @@ def test_whatever_a_key_holds_its_refusal_can_be_sent_and_logged(rest: str) -> N
     with pytest.raises(PolicyError) as error:
         parse_policy({"flow_" + "x" * 100_000: 1}, LAYERS)
     assert len(str(error.value)) < 500
-
-
-@given(st.integers(0, LAYERS), st.none() | st.integers(0, LAYERS - 1), st.booleans())
-def test_an_operator_bounds_what_requests_ask_for(
-    cliff: int, strongest: int | None, allowed: bool
-) -> None:
-    bound = None if strongest is None else FlowPolicy.withdrawal(strongest)
-    if allowed and (strongest is None or cliff >= strongest):
-        expected = parse_policy({"flow_cliff": cliff}, LAYERS)
-        found = admit({"flow_cliff": cliff}, LAYERS, allowed=allowed, strongest=bound)
-        assert found == expected
-    else:
-        with pytest.raises(PolicyError, match="the operator of this server"):
-            admit({"flow_cliff": cliff}, LAYERS, allowed=allowed, strongest=bound)
-    assert admit({"other": 1}, LAYERS, allowed=allowed, strongest=bound) is None
-
-
-def test_a_bound_that_allows_nothing_is_one() -> None:
-    """As a request's policy it would be none, and no bound would be the opposite of what was meant."""
-    for keys in ({"flow_cliff": LAYERS}, {"flow_stages": f"{LAYERS}:0"}):
-        bound = FlowSettings.read({"max_policy": keys}, LAYERS).max_policy
-        with pytest.raises(PolicyError, match=f"from {LAYERS} to {LAYERS}"):
-            admit({"flow_cliff": LAYERS - 1}, LAYERS, strongest=bound)
-        assert admit({"flow_cliff": LAYERS}, LAYERS, strongest=bound) is None
-    assert FlowSettings.read({}, LAYERS).max_policy is None
-
-
-@st.composite
-def policies(draw: st.DrawFn) -> FlowPolicy:
-    """Any policy that keys can write."""
-    when = draw(st.sampled_from(["prefill", "decode"]))
-    ranks = st.sampled_from(sorted(n for n in RANKS if when == "prefill" or RANKS[n].late))
-    shares = st.fractions(0, 1, max_denominator=1000).filter(lambda share: 0 < share < 1)
-    keeps = st.integers(0, 700) | shares | st.just(WHOLE)
-
-    def stage(layer: int, keep: int | Fraction) -> Stage:
-        possible = ranks.filter(lambda name: layer or not after_layer(RANKS[name]))
-        # What chooses among all tokens of an image comes first.
-        possible = possible.filter(
-            lambda name: layer == first or getattr(RANKS[name], "nested", True)
-        )
-        rank = draw(possible) if keep else None
-        return Stage(layer, keep or 0, rank)
-
-    if draw(st.booleans()):
-        rank = draw(ranks.filter(lambda name: not after_layer(RANKS[name])))
-        cliffs = draw(st.lists(st.integers(0, LAYERS), min_size=2, max_size=4))
-        images = [(Stage(c, k, rank if k else None),) for c in cliffs for k in [draw(keeps) or 0]]
-    else:
-        layers = sorted(draw(st.sets(st.integers(0, LAYERS - 1), min_size=1, max_size=4)))
-        amounts = sorted(
-            draw(
-                st.one_of(
-                    st.lists(st.integers(1, 700), min_size=len(layers), max_size=len(layers)),
-                    st.lists(shares, min_size=len(layers), max_size=len(layers)),
-                )
-            ),
-            reverse=True,
-        )
-        if draw(st.booleans()):
-            amounts[-1] = 0
-        first = layers[0]
-        images = [tuple(map(stage, layers, amounts))]
-    draws = any(s.rank == "random" for stages in images for s in stages)
-    seed = draw(st.integers(0, 2**32 - 1)) if draws else 0
-    return FlowPolicy(tuple(images), seed, when)
 
 
 @given(policies())
@@ -292,35 +222,6 @@ def test_whatever_is_sent_is_a_policy_or_a_refusal(keys: dict) -> None:
         assert policy is None or parse_policy(request_keys(policy), LAYERS) == policy
 
 
-@given(policies(), policies(), st.lists(st.integers(1, 800), min_size=4, max_size=4))
-def test_a_bound_compares_layer_by_layer(
-    policy: FlowPolicy, strongest: FlowPolicy, totals: list[int]
-) -> None:
-    images = [
-        image
-        for image in range(4)
-        if all(p.shared or image < len(p.images) for p in (policy, strongest))
-    ]
-    weaker = [
-        layer
-        for layer in range(LAYERS + 1)
-        if any(
-            policy.kept(layer, i, totals[i]) < strongest.kept(layer, i, totals[i]) for i in images
-        )
-    ]
-    found = weaker_layer(policy, strongest, totals[: len(images)])
-    assert found == min(weaker, default=None)
-    evicts = any(
-        policy.kept(layer, i, totals[i]) < totals[i] for layer in range(LAYERS) for i in images
-    )
-    early = evicts and (policy.when, strongest.when) == ("prefill", "decode")
-    if found is None and not early:
-        check_bound(policy, strongest, totals[: len(images)], LAYERS)
-    else:
-        with pytest.raises(PolicyError, match="the operator of this server allows"):
-            check_bound(policy, strongest, totals[: len(images)], LAYERS)
-
-
 @pytest.mark.parametrize(
     ("keys", "label"),
     [
@@ -337,9 +238,3 @@ def test_a_bound_compares_layer_by_layer(
 )  # fmt: skip
 def test_metrics_have_few_names_for_policies(keys: dict | None, label: str) -> None:
     assert policy_label(keys) == label
-
-
-def test_an_operators_policy_is_for_any_number_of_images() -> None:
-    assert operators_policy({"flow_cliff": 4}, LAYERS) == FlowPolicy.withdrawal(4)
-    with pytest.raises(PolicyError, match="any number of images"):
-        operators_policy({"flow_cliff": 4, "flow_keep": [1, 2], "flow_rank": "uniform"}, LAYERS)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.analysis import pointing
+from vllm_flow.analysis import pointing, pointing_table
 from vllm_flow.counts import counted
 from vllm_flow.demo_model.heldout import HeldoutScene, load_questions, load_scenes
 from vllm_flow.exits import run_module
@@ -158,7 +158,6 @@ def draw_cams(vlm: Vlm, scenes: Sequence[HeldoutScene], samples: int, out: Path)
 
 def play_pointing(vlm: Vlm, count: int, out: Path) -> dict[str, Any]:
     """The pointing game's summary by kind of question; reports and numbers are written."""
-    from vllm_flow.analysis import pointing
     from vllm_flow.analysis.cam import Settings
 
     print(f"pointing game: {counted(count, 'scene')}, two kinds of questions")
@@ -168,9 +167,9 @@ def play_pointing(vlm: Vlm, count: int, out: Path) -> dict[str, Any]:
     for task in pointing.TASKS:
         outcomes = list(pointing.play(vlm, rounds, task, settings))
         by_task[task] = pointing.summarise(outcomes, settings.layers)
-        report = pointing.report(by_task[task], pointing.judge(outcomes, settings.layers))
+        report = pointing_table.report(by_task[task], pointing.judge(outcomes, settings.layers))
         (out / f"pointing_{task}.txt").write_text(report + "\n", encoding="utf-8")
-        pointing.write_csv(by_task[task], out / f"pointing_{task}.csv")
+        pointing_table.write_csv(by_task[task], out / f"pointing_{task}.csv")
         print(f"  {task}: {report.splitlines()[-1]}")
     return by_task
 

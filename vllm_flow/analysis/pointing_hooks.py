@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 
 from vllm_flow.analysis import pointing
 from vllm_flow.analysis.cam_names import HOOKS
-from vllm_flow.analysis.pointing import Outcome, Row, percent
+from vllm_flow.analysis.pointing import Outcome, Row
+from vllm_flow.analysis.pointing_table import percent
 from vllm_flow.counts import counted
 from vllm_flow.exits import Refused, run_module
 from vllm_flow.options import not_negative, positive, seed
