@@ -123,3 +123,27 @@ def test_contributing_has_every_suite() -> None:
     assert set(re.findall(r"^\| `make ([\w-]+)`", first, re.MULTILINE)) == set(suites.split())
     others = set(re.findall(r"^(test-[\w-]+):", makefile, re.MULTILINE)) - set(suites.split())
     assert others <= set(re.findall(r"`make ([\w-]+)", second))
+
+
+def test_the_readmes_prefill_is_that_of_the_profile() -> None:
+    """Rounded; the blocks are those of the page's table of capacity, one request at a time."""
+    printed: dict[str, list[str]] = {}
+    for row in re.findall(
+        r"^\| (?:cliff=)?(\w+) \| (.*) \|$", read("docs/results/cpu_profile.md"), re.M
+    ):
+        printed.setdefault(row[0], []).append(row[1])
+    shown = read("README.md").split("| cliff | prefill × |")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(shown) == 5
+    for row in shown:
+        cliff, times, ideal, whole, blocks = (cell.strip() for cell in row.strip("|").split("|"))
+        name = "baseline" if cliff == "none" else cliff
+        first = [cell.strip() for cell in printed[name][0].split("|")]
+        for said, full in ((times, first[1]), (ideal, first[2]), (whole, first[-1])):
+            for short, long in zip(
+                *(re.findall(r"[\d.]+", text) for text in (said, full)), strict=True
+            ):
+                digits = len(short.partition(".")[2])
+                assert abs(float(short) - float(long)) <= 0.51 * 10**-digits, (cliff, short, long)
+        if blocks.endswith("as predicted"):
+            held = blocks.split()[0]
+            assert any(row.startswith(f"1 | {held} | {held} | yes |") for row in printed[name])
