@@ -108,8 +108,8 @@ def test_an_engines_log_is_drawn_where_it_lies(tmp_path: Path) -> None:
 def test_figures_without_material(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["figures", str(tmp_path)]) == 1
     assert "nothing to draw" in capsys.readouterr().err
-    assert cli.main(["figures", str(tmp_path / "gone")]) == 1
-    assert "is no folder" in capsys.readouterr().err
+    assert cli.main(["figures", str(tmp_path / "gone")]) == 2
+    assert "is no folder; name the one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_flow.analysis.cam_names import DEFAULT_HOOK, DTYPES, HOOKS
+from vllm_flow.counts import counted
 from vllm_flow.options import count, not_negative, positive, seed
 from vllm_flow.pictures import WHITE, Colour, checked_background, read_picture
 from vllm_flow.user_text import whole_number, whole_numbers
@@ -61,6 +62,29 @@ def box_corners(text: str) -> tuple[float, float, float, float]:
     return left, top, right, bottom
 
 
+def spoken(text: str) -> str:
+    """A text with something in it."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; write a question")
+    return text
+
+
+def device(text: str) -> str:
+    """`cpu`, `cuda` or `cuda:1`, and a device that is there."""
+    name, colon, number = text.partition(":")
+    if name not in ("cpu", "cuda") or (colon and whole_number(number) is None):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device: write cpu, cuda or cuda:1")
+    if name == "cuda":
+        import torch
+
+        there = torch.cuda.device_count()
+        if int(number or 0) >= there:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: torch sees {counted(there, 'CUDA device')} here; leave --device out"
+            )
+    return text
+
+
 def colour(text: str) -> Colour:
     """`red,green,blue`, each from 0 to 255."""
     try:
@@ -76,7 +100,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="demo", help="folder, hub name, or demo (default)")
     add("--image", type=Path, required=True, help="the picture")
-    add("--prompt", required=True, help="the question, or the whole prompt with the image token")
+    add(
+        "--prompt",
+        type=spoken,
+        required=True,
+        help="the question, or the whole prompt with the image token",
+    )
     add("--answer", help="the answer to explain (default: the model's own, greedy)")
     add("--word", help="explain this word of the answer only (default: the whole answer)")
     add("--layers", type=layer_numbers, default=None, help="all (default), 0,4,8 or 0:30:2")
@@ -98,7 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--max-tokens", type=positive, default=32, help="longest answer of the model's own")
     add("--dtype", choices=DTYPES, default="float32")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    add("--device", type=device, help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     add("--batch", type=positive, default=4, help="copies at a time; less saves memory")
     add(
         "--checkpointing",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -65,7 +66,8 @@ class CamRecord:
                 data = dict(file)
         # What NumPy, zipfile and zlib raise for damaged files has no common name.
         except Exception as error:
-            raise ValueError(f"{path} is no CAM ({error})") from None
+            why = f"it is damaged: {error}" if zipfile.is_zipfile(path) else "it is no NPZ file"
+            raise ValueError(f"{path} is no CAM ({why}); `vllm-flow cam` writes them") from None
         if missing := {field.name for field in fields(cls) if field.default is MISSING} - set(data):
             raise ValueError(f"{path} is no CAM: it lacks {', '.join(sorted(missing))}")
         try:

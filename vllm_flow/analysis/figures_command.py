@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from vllm_flow.outputs import check_folder
 
     if not args.run.is_dir():
-        raise CommandError(f"{args.run} is no folder")
+        raise Refused(f"{args.run} is no folder; name the one that the files are in")
     out = args.out or args.run / "figures"
     check_folder(out)
     with keeping(lambda: f"figures that were drawn are in {out}" if out.is_dir() else None):
@@ -83,6 +83,10 @@ def draw_masses(run: Path, out: Path, request: str | None = None) -> list[Path]:
     written = [*sorted(run.glob("attention*.parquet")), *sorted(run.glob("mass/*.parquet"))]
     paths = [path for path in written if is_mass_file(path)]
     if not paths:
+        if request is not None:
+            raise ValueError(
+                f"--request {request}: there is no attention in {run}, neither attention*.parquet nor mass/*.parquet"
+            )
         return []
     masses = read_masses(paths)
     if request is not None and request not in set(masses["request_id"]):
