@@ -140,3 +140,14 @@ def test_the_table_has_a_row_for_every_hook_point_layer_and_number_of_copies() -
     ]
     assert [cells[3].split()[0] for cells in lines[:4]] == ["100.0", "50.0", "0.0", "50.0"]
     assert "2 scenes; by chance 25.0 %" in text and "p below 0.0063" in text
+
+
+def test_the_cam_of_a_word_of_a_shown_scene() -> None:
+    """As `make analysis-demo` draws it, by the command's own options."""
+    vlm = Vlm.load(assemble(), "float32", "cpu")
+    scene = next(s for s in load_scenes("seen") if 2 <= len(s.objects) == len(s.boxes))
+    record = demo.cam_of(vlm, scene, scene.objects[0], 0)
+    assert record.answer == scene.caption and record.word == scene.objects[0]
+    assert record.layers == tuple(range(30)) and record.heat.shape == (30, 12, 12)
+    assert record.coverage is not None and record.samples == 0
+    assert demo.only(record, (4, 28)).heat.shape == (2, 12, 12)

@@ -56,6 +56,7 @@ def listed_exactly(vlm: Vlm, scenes: Sequence[HeldoutScene]) -> Iterator[Heldout
 def cam_of(vlm: Vlm, scene: HeldoutScene, word: str, samples: int) -> CamRecord:
     """The CAM of one object's name in a scene's caption at every layer, with the object's box."""
     from vllm_flow.analysis import cam_command
+    from vllm_flow.pictures import read_picture
 
     parser = argparse.ArgumentParser()
     cam_command.add_arguments(parser)
@@ -66,6 +67,7 @@ def cam_of(vlm: Vlm, scene: HeldoutScene, word: str, samples: int) -> CamRecord:
             ["--image", str(scene.image_path), "--prompt", scene.prompt, "--answer", scene.caption,
              "--word", word, "--box", box, "--samples", str(samples)]
         ),
+        read_picture(scene.image_path),
     )  # fmt: skip
     return record
 
