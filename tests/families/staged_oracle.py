@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tests.engine import kept_oracle, row_oracle
+from tests.engine import diverse_oracle, kept_oracle, row_oracle
 from tests.families import leaving_rows, oracle, tower_oracle
 from tests.families.making import Checkpoint
 
@@ -95,7 +95,7 @@ class Masks:
         )  # fmt: skip
         if rank == "diversity":
             there = {self.image.index(position) for position in self.alive}
-            if not kept_oracle.settled(seen.embeddings[self.image], there, keep):
+            if not diverse_oracle.settled(seen.embeddings[self.image], there, keep):
                 self.gap = 0.0
         order = sorted(range(len(scores)), key=lambda at: -scores[at])
         if keep and rank in ("last_image", "last_prompt", *kept_oracle.IN_TOWER):
