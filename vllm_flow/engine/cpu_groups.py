@@ -76,6 +76,7 @@ class SharedBuild:
         self.config, self.seen = config, seen
         self._builder, self._tables = builder, tables
         self._layers = [group.layer_names for group in config.kv_cache_groups]
+        self._unseen = [*enumerate(self._layers)][len(seen) :]
         self._table_views = Remembered(
             lambda requests: [table.get_device_tensor(requests) for table in tables]
         )
@@ -95,15 +96,24 @@ class SharedBuild:
         by_group, by_layer = self._slot_views[tokens]
         return by_group.copy(), by_layer.copy()
 
+    def build(self, build: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
+        """What the runner makes of some arguments while it sees no other groups."""
+        # Without a context manager: it would take as long as what is left to do.
+        whole, self.config.kv_cache_groups = self.config.kv_cache_groups, self.seen
+        try:
+            return build(*args, **kwargs)
+        finally:
+            self.config.kv_cache_groups = whole
+
     def spread(
         self, metadata_of_layer: dict[str, Any], slot_mappings: Mapping[int, torch.Tensor]
     ) -> None:
         """Add the layers of groups that the runner did not see to those of the first."""
         built = metadata_of_layer[self._layers[0][0]]
-        tables = self._table_views[len(built.block_table)]
-        for group in range(len(self.seen), len(self._layers)):
-            own = self._builder.update_block_table(built, tables[group], slot_mappings[group])
-            for name in self._layers[group]:
+        tables, update = self._table_views[len(built.block_table)], self._builder.update_block_table
+        for group, layers in self._unseen:
+            own = update(built, tables[group], slot_mappings[group])
+            for name in layers:
                 metadata_of_layer[name] = own
 
 
@@ -213,4 +223,6 @@ def shared_build(
         # One object: vLLM compares them in every step.
         seen.append(replace(group, kv_cache_spec=alike.setdefault(spec, spec)))
     one = len(alike) == 1 and len(builders) == len(seen) and not drafts
+    # Where vLLM sees one group, it need not remember for another what it has built.
+    builders[0].supports_update_block_table = not one
     return SharedBuild(config, seen[:1] if one else seen, builders[0], tables)

@@ -19,7 +19,7 @@ layers; ``num_accepted_tokens_cpu`` of Model Runner V1's batch. Knows no request
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -243,8 +243,7 @@ def check_collects(decoder: Any) -> None:
         )
 
 
-@contextmanager
-def counts_by_former_rows(runner: Any) -> Iterator[None]:
+def counts_by_former_rows(runner: Any) -> AbstractContextManager[None]:
     """While rows of the batch move, how many tokens each request was given stays by the rows of the step before.
 
     Where the prefix cache finds states and steps are scheduled ahead, Model Runner V1 of vLLM 0.32 and 0.33 looks
@@ -257,10 +256,13 @@ def counts_by_former_rows(runner: Any) -> Iterator[None]:
     event = getattr(runner, "num_accepted_tokens_event", None)
     align = runner.vllm_config.cache_config.mamba_cache_mode == "align"
     if event is None or not runner.use_async_scheduling or not align:
-        yield
-        return
+        return nullcontext()
+    return _counts_kept(runner.input_batch, event)
+
+
+@contextmanager
+def _counts_kept(batch: Any, event: Any) -> Iterator[None]:
     event.synchronize()  # the counts are on their way from the device; vLLM waits for them a moment later
-    batch = runner.input_batch
     former = batch.num_accepted_tokens_cpu.copy()
     yield
     if batch.prev_req_id_to_index:  # else vLLM takes them by the rows of now

@@ -26,7 +26,6 @@ from vllm_flow.engine.decoder import DecoderHook
 from vllm_flow.engine.device_step import FlowStep
 from vllm_flow.engine.equipment import equip
 from vllm_flow.engine.groups import group_specs, storage_layer
-from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.metadata import Drafted, StepBuilder
 from vllm_flow.engine.moving import Rewrites, RowMover, rewrites_of
 from vllm_flow.engine.requests import LayoutBook, logged_request
@@ -128,14 +127,9 @@ class FlowRunnerV1(model_call.EagerProfile):
         slot_mappings: Mapping[int, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
-        shared = self.flow_shared_build
-        with hidden("kv_cache_groups", () if shared is None else ((shared.config, shared.seen),)):
-            built = super()._build_attention_metadata(
-                *args,
-                num_scheduled_tokens=num_scheduled_tokens,
-                slot_mappings=slot_mappings,
-                **kwargs,
-            )
+        shared, build = self.flow_shared_build, super()._build_attention_metadata
+        kwargs |= {"num_scheduled_tokens": num_scheduled_tokens, "slot_mappings": slot_mappings}
+        built = build(*args, **kwargs) if shared is None else shared.build(build, *args, **kwargs)
         if shared is not None and slot_mappings is not None:
             shared.spread(built[0], slot_mappings)
         step = None

@@ -140,6 +140,8 @@ class _FlowScheduling:
             self.requests,
             with_pictures=not self.use_v2_model_runner,
         )
+        if not self.flow_requests.layouts:
+            return output
         rewrites: dict[str, dict[int, Rewrite]] = {}
         for manager in self.flow_managers:
             for request_id, rewrite in manager.take_rewrites().items():
