@@ -47,7 +47,9 @@ def interrupt(child: subprocess.Popen[str], when: Callable[[], object]) -> str:
     end = time.monotonic() + PATIENCE
     while not when():
         assert child.poll() is None, f"ended before: {child.communicate()}"
-        assert time.monotonic() < end, "it did not happen in time"
+        if time.monotonic() > end:
+            os.killpg(child.pid, signal.SIGKILL)  # what it started would stay beside all later tests
+            raise AssertionError(f"it did not happen in time: {child.communicate()}")
         time.sleep(0.02)
     os.killpg(child.pid, signal.SIGINT)
     return end_of(child)
