@@ -48,7 +48,9 @@ def interrupt(child: subprocess.Popen[str], when: Callable[[], object]) -> str:
     while not when():
         assert child.poll() is None, f"ended before: {child.communicate()}"
         if time.monotonic() > end:
-            os.killpg(child.pid, signal.SIGKILL)  # what it started would stay beside all later tests
+            os.killpg(
+                child.pid, signal.SIGKILL
+            )  # what it started would stay beside all later tests
             raise AssertionError(f"it did not happen in time: {child.communicate()}")
         time.sleep(0.02)
     os.killpg(child.pid, signal.SIGINT)

@@ -141,7 +141,12 @@ RECEIVED = ("0:40% received_attention", "1:60% received_attention, 2:30% last_im
 """Of the families whose tower is looked into, and one picture of which is one tile."""
 
 
-UNEVEN = {"shikra": (2, 0), "llava_onevision": (1, 1), "qwen3_vl_moe": (4, 1)}
+UNEVEN = {
+    "shikra": (2, 0),
+    "llava_onevision": (1, 1),
+    "qwen3_vl_moe": (4, 1),
+    "minicpm_o_2_6": (2, 0),
+}
 """Seed and size of pictures no two tokens of which rank alike, where the first picture has such: LLaVA-OneVision's is
 one tile, which is its overview too, and has every embedding twice."""
 
