@@ -16,6 +16,7 @@ from tests.engine import oracle
 from tests.engine.fixtures import OpenEngine
 from tests.engine.tiny_llava import Shape, build, picture, words
 from vllm_flow.profile import peers
+from vllm_flow.profile.ideal import row_count_ideal
 from vllm_flow.profile.peers import Batch, Pruning
 
 SHAPE = Shape("llama", layers=6, heads=4, kv_heads=2, head_dim=32, grid=5, seed=1)
@@ -159,15 +160,39 @@ def test_impossible_prunings_are_refused(stages: object, mask: bool, said: str) 
 
 
 @given(st.integers(1, 40), st.data())
-def test_vtws_equal_work_is_its_own_layer(layers: int, data: st.DataObject) -> None:
+def test_vtws_equal_work_is_its_own_layer_where_layers_run_whole(
+    layers: int, data: st.DataObject
+) -> None:
     layer = data.draw(st.integers(0, layers))
-    assert peers.vtw(layer).equal_work_cliff(layers) == layer
-    assert peers.none().equal_work_cliff(layers) == layers
+    assert peers.vtw(layer).equal_work_cliff(layers, key_share=1.0) == layer
+    assert peers.none().equal_work_cliff(layers, key_share=1.0) == layers
 
 
-def test_equal_work_of_fastv() -> None:
-    assert peers.fastv(2, 0.5).equal_work_cliff(16) == 9
-    assert peers.pyramid_drop(16).equal_work_cliff(16) == 8  # 4 x 1.875 = 7.5, to even
+@given(st.integers(4, 40), st.floats(0.01, 0.5), st.floats(0.05, 0.95), st.data())
+def test_no_other_cliff_costs_more_nearly_what_fastv_does(
+    layers: int, key_share: float, dropped: float, data: st.DataObject
+) -> None:
+    """Time in proportion to rows and layers, as :func:`row_count_ideal` has it."""
+    layer = data.draw(st.integers(1, layers - 1))
+    fastv = layers / (layer + (1 - dropped) * (layers - layer))
+
+    def ours(cliff: int) -> float:
+        return row_count_ideal(
+            num_layers=layers, cliff=cliff, prompt_tokens=1, image_tokens=1, key_share=key_share
+        )
+
+    found = peers.fastv(layer, dropped).equal_work_cliff(layers, key_share)
+    off = [abs(1 / fastv - 1 / ours(cliff)) for cliff in range(1, layers + 1)]
+    assert off[found - 1] <= min(off) + 1e-9
+
+
+def test_equal_work_of_published_settings() -> None:
+    """FastV: 2 layers and half of 14; PyramidDrop: 4 x (1 + 1/2 + 1/4 + 1/8)."""
+    assert peers.fastv(2, 0.5).image_row_cost(16) == 9
+    assert peers.pyramid_drop(16).image_row_cost(16) == 7.5
+    assert peers.fastv(2, 0.5).equal_work_cliff(16, key_share=0.16) == 10  # 9.16 layers
+    assert peers.pyramid_drop(16).equal_work_cliff(16, key_share=0.16) == 8  # 7.16
+    assert peers.key_mask(4).equal_work_cliff(16, key_share=0.16) == 16
 
 
 def test_prompts_of_different_length_are_refused(folder: Path) -> None:

@@ -48,8 +48,13 @@ def row_count_ideal(
             values alone, as a part of a layer; 1 where that layer runs whole.
     """
     full = num_layers * prompt_tokens
-    seen = cliff - 1 + key_share if 0 < cliff < num_layers else cliff
-    return full / (full - (num_layers - seen) * image_tokens)
+    paid = image_row_cost(num_layers, cliff, key_share)
+    return full / (full - (num_layers - paid) * image_tokens)
+
+
+def image_row_cost(num_layers: int, cliff: int, key_share: float) -> float:
+    """What an image row costs in prefill, in layers; ``key_share`` as in :func:`row_count_ideal`."""
+    return cliff - 1 + key_share if 0 < cliff < num_layers else cliff
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from vllm_flow.profile import engines, load, peers, watching
 from vllm_flow.profile.engines import System
 from vllm_flow.profile.findings import Ratio, Spread, ratios
+from vllm_flow.profile.ideal import image_row_cost
 from vllm_flow.profile.peers import Batch, Pruning
 from vllm_flow.profile.rounds import MIB, Bench
 
@@ -32,7 +33,8 @@ class Peer:
     name: str
     batch: int
     row_share: float
-    """Rows x layers of the prefill over the unpruned ones: the work it does."""
+    """Rows x layers of the prefill over the unpruned ones: the work it does. Ours counts the last layer's
+    image rows, of which it computes the keys and values alone, by what these cost."""
     prefill_per_s: Spread
     """Prompt tokens/s, counted before pruning."""
     decode_per_s: Spread
@@ -47,8 +49,10 @@ class Peer:
     """Share of the requests with the very same tokens as ``same_as``."""
 
 
-def peer_systems(num_layers: int, cliff: int) -> tuple[tuple[Pruning, ...], tuple[System, ...]]:
-    """Prunings on transformers, and our requests at the same work as each."""
+def peer_systems(
+    num_layers: int, cliff: int, key_share: float
+) -> tuple[tuple[Pruning, ...], tuple[System, ...]]:
+    """Prunings on transformers, and ours: with VTW's and the mask's answers, and at the others' work."""
     prunings = (
         peers.none(),
         peers.key_mask(cliff),
@@ -56,8 +60,9 @@ def peer_systems(num_layers: int, cliff: int) -> tuple[tuple[Pruning, ...], tupl
         peers.fastv(2, 0.5),
         peers.pyramid_drop(num_layers),
     )
-    cliffs = sorted({p.equal_work_cliff(num_layers) for p in prunings if p.stages and not p.mask})
-    ours = [System(f"cliff={c}", extension=True, cliff=c) for c in cliffs]
+    own = [pruning for pruning in prunings if pruning.stages and pruning.stages != ((cliff, 0.0),)]
+    cliffs = {cliff, *(pruning.equal_work_cliff(num_layers, key_share) for pruning in own)}
+    ours = [System(f"cliff={c}", extension=True, cliff=c) for c in sorted(cliffs)]
     return prunings, (System(engines.STOCK, extension=False), *ours)
 
 
@@ -74,7 +79,7 @@ def compare(
 def _at_batch(
     bench: Bench, model: Any, processor: Any, batch: int, cliff: int, rounds: int
 ) -> list[Peer]:
-    prunings, systems = peer_systems(bench.shape.layers, cliff)
+    prunings, systems = peer_systems(bench.shape.layers, cliff, bench.shape.key_share)
     _, prompts = bench.requests(batch)
     inputs = Batch.of(
         model,
@@ -126,7 +131,7 @@ def _records(
     memory: Mapping[str, float],
 ) -> list[Peer]:
     """What was timed, said and stored, by name, as a record for each."""
-    prunings, systems = peer_systems(bench.shape.layers, cliff)
+    prunings, systems = peer_systems(bench.shape.layers, cliff, bench.shape.key_share)
     out = bench.work.output_tokens
     base = [prefill for prefill, _ in seconds[HF + "none"]]
     records = []
@@ -171,15 +176,11 @@ def _twin(entry: Pruning | System, num_layers: int, cliff: int) -> str | None:
 
 def _row_share(entry: Pruning | System, bench: Bench) -> float:
     layers, work = bench.shape.layers, bench.work
-    if isinstance(entry, System):
-        seen = float(entry.layers_seen(layers))
-    elif entry.mask:
-        seen = float(layers)
+    if isinstance(entry, Pruning):
+        cost = entry.image_row_cost(layers)
     else:
-        bounds = [0, *(layer for layer, _ in entry.stages), layers]
-        shares = [1.0, *(share for _, share in entry.stages)]
-        seen = sum(s * (b - a) for s, a, b in zip(shares, bounds, bounds[1:], strict=False))
-    rows = layers * work.text_tokens + seen * work.image_tokens
+        cost = image_row_cost(layers, entry.layers_seen(layers), bench.shape.key_share)
+    rows = layers * work.text_tokens + cost * work.image_tokens
     return rows / (layers * work.prompt_tokens)
 
 

@@ -26,6 +26,8 @@ from typing import Any
 
 import torch
 
+from vllm_flow.profile.ideal import image_row_cost
+
 
 @dataclass(frozen=True)
 class Pruning:
@@ -48,16 +50,26 @@ class Pruning:
         if self.mask and shares != [0.0]:
             raise ValueError(f"{self.name}: a mask hides the whole image at one layer.")
 
-    def equal_work_cliff(self, num_layers: int) -> int:
-        """The cliff whose rows x layers come closest to this pruning's."""
+    def image_row_cost(self, num_layers: int) -> float:
+        """What an image row costs in prefill, in layers: the mean over all image rows."""
         if self.mask:
             return num_layers
-        bounds = [*(layer for layer, _ in self.stages), num_layers]
+        bounds = [0, *(min(layer, num_layers) for layer, _ in self.stages), num_layers]
         shares = [1.0, *(share for _, share in self.stages)]
-        starts = [0, *bounds[:-1]]
-        work = sum(s * (min(b, num_layers) - min(a, num_layers))
-                   for s, a, b in zip(shares, starts, bounds, strict=True))  # fmt: skip
-        return round(work)
+        spans = zip(shares, bounds, bounds[1:], strict=False)
+        return sum(share * (end - start) for share, start, end in spans)
+
+    def equal_work_cliff(self, num_layers: int, key_share: float) -> int:
+        """The cliff of ours at which an image row costs most nearly the same.
+
+        Args:
+            key_share: as in :func:`vllm_flow.profile.ideal.row_count_ideal`.
+        """
+        cost = self.image_row_cost(num_layers)
+        return min(
+            range(num_layers + 1),
+            key=lambda cliff: abs(image_row_cost(num_layers, cliff, key_share) - cost),
+        )
 
 
 def none() -> Pruning:
