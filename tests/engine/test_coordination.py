@@ -10,6 +10,7 @@ import pytest
 from tests.engine.bare_prompts import prompt
 from tests.engine.bare_scheduler import LAYERS, BareScheduler, OpenBare
 from tests.engine.harness import BLOCK_SIZE
+from vllm_flow.engine.cache_keys import POSITION
 from vllm_flow.engine.storage import FlowAttentionManager
 
 ASKED = ("get_num_blocks_to_allocate", "allocate_new_blocks", "cache_prefixes", "cache_blocks")
@@ -82,6 +83,30 @@ def test_a_block_is_found_once_it_has_a_hash(bare: OpenBare, policy: dict[str, A
     assert len(request.block_hashes) == len(known) == 3
     engine.step()
     assert cached[request.request_id] == 3
+    engine.drain()
+
+
+@pytest.mark.parametrize("layers", [1, LAYERS])
+def test_blocks_that_an_image_has_left_are_not_found_by_position(
+    bare: OpenBare, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hash of a prompt's last block comes in the step in which its image leaves, as with vLLM 0.33's drafters."""
+    engine = bare(layers, 100)
+    for memory in ("_write", "_check"):  # which knows no moves
+        monkeypatch.setattr(engine, memory, lambda *_: None)
+    tokens = prompt(21, 60, 15)
+    assert len(tokens) == 3 * BLOCK_SIZE
+    engine.add("one", tokens, cliff=3, answer=range(7, 90), flow_when="decode")
+    [request] = engine.scheduler.requests.values()
+    last = request.block_hashes.pop()  # until the first token of the answer
+    engine.step()
+    assert request.block_hashes[2] == last
+    engine.step()
+    left = [manager for manager in engine.managers if manager.spec.last_layer >= 3]
+    for manager in engine.managers:
+        found = [manager.find_cached(block, POSITION) for block in request.block_hashes]
+        assert all(found[:2]) and (found[2] is None) == (manager in left)
+    assert left
     engine.drain()
 
 

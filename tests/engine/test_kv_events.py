@@ -137,18 +137,24 @@ def consumed(engine: Engine) -> Iterator[Consumer]:
         del manager.take_events
 
 
+CHUNK = 97
+"""Tokens of a chunk into which no picture goes whole, so that nobody asks for a rank that looks at one."""
+
+
 @pytest.mark.parametrize("group_layers", some([2, 6], [2]))
+@pytest.mark.parametrize("chunk", [CHUNK, 0])
 def test_a_consumer_holds_what_the_pool_can_serve(
-    open_engine: OpenEngine, group_layers: int
+    open_engine: OpenEngine, group_layers: int, chunk: int
 ) -> None:
     """Cliffs and stages, evictions, copies, aborts, preemptions and resets."""
+    assert CHUNK < LONG.image_tokens
     engine = open_engine(
         LONG,
         group_layers,
         kv_cache_memory_bytes=1700 << 10,
         max_num_seqs=6,
         max_num_batched_tokens=512,
-        long_prefill_token_threshold=97,
+        long_prefill_token_threshold=chunk,
         **EVENTS,
     )
     with consumed(engine) as consumer:
@@ -179,6 +185,23 @@ def test_a_router_promises_what_the_engine_finds(
             outputs = engine.drain()
             assert outputs[name].num_cached_tokens == promised
             assert (promised > LONG.image_tokens + before) == (name == "same")
+
+
+@pytest.mark.parametrize("stages", ["2:50% last_image, 4:0", "1:40% diversity, 3:20% uniform"])
+def test_what_the_device_chooses_is_promised_to_its_end_and_taken_back(
+    open_engine: OpenEngine, stages: str
+) -> None:
+    """No prefix ends inside such a picture; a block that one would fill in part stands as long as the whole does."""
+    engine = open_engine(LONG, 2, kv_cache_memory_bytes=2 << 20, **EVENTS)
+    ask = replace(one_image(795, before=37, after=90), stages=stages)
+    with consumed(engine) as consumer:
+        engine.run([ask])
+        engine.add("again", replace(ask, prompt=f"{ask.prompt} {words(9, 1)}"))
+        [request] = engine.scheduler.requests.values()
+        promised = consumer.hit(request)
+        assert engine.drain()["again"].num_cached_tokens == promised > LONG.image_tokens + 37
+        engine.run([one_image(796 + index, before=40, after=90) for index in range(6)])
+        assert not consumer.hit(request), "nothing of it is left in the pool"
 
 
 def test_without_a_policy_the_stream_is_stock_vllms(open_engine: OpenEngine) -> None:

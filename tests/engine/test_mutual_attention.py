@@ -16,12 +16,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.sampling_params import SamplingParams
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
+from vllm.v1.request import Request
 from vllm.v1.worker.gpu.attn_utils import compute_mm_prefix_ranges
 
-from tests.engine.bare_prompts import IMAGE
+from tests.engine.bare_prompts import IMAGE, pictures
+from tests.engine.bare_requests import Sent
 from tests.engine.bare_scheduler import LENGTH, OpenBare
 from vllm_flow.engine import last_layer, mutual_attention
 from vllm_flow.engine.mutual_attention import (
@@ -104,6 +107,42 @@ def test_no_step_divides_a_picture(
         engine.drain()
     assert len(engine.answers) == 10 and chunks > 10
     assert not engine.scheduler.flow_requests.mutual, "forgotten with their requests"
+
+
+def test_pictures_of_later_input_are_where_they_stand_in_the_whole_prompt(bare: OpenBare) -> None:
+    """Of a streaming session: each input says where its pictures are from its own first token on."""
+    engine = bare(2, 8, max_num_batched_tokens=BUDGET, disable_chunked_mm_input=True)
+    book = engine.scheduler.flow_requests
+    book._mutual_of = partial(ranges_of, longest=None)
+
+    def streamed(tokens: list[int], more: bool = True) -> Request:
+        return Request(
+            request_id="session",
+            prompt_token_ids=tokens,
+            sampling_params=SamplingParams(max_tokens=1, ignore_eos=True),
+            pooling_params=None,
+            mm_features=pictures(tokens),
+            block_hasher=engine._hasher,
+            resumable=more,
+        )
+
+    first = streamed([5, *[IMAGE] * 9, 7])
+    engine.sent["session"] = Sent(first, None, (7,))
+    engine.scheduler.add_request(first)
+    assert book.mutual["session"] == ((1, 10),)
+    # While the first is computed, and once it waits for more.
+    engine.scheduler.add_request(streamed([5, 5, *[IMAGE] * 12, 7]))
+    assert book.mutual["session"] == ((1, 10),)
+    engine._write = engine._check = lambda *_: None  # a memory of one prompt
+    while engine.step():
+        pass
+    assert book.mutual["session"] == ((1, 10), (13, 25))
+    engine.scheduler.add_request(streamed([*[IMAGE] * 8, 7]))
+    assert book.mutual["session"] == ((1, 10), (13, 25), (26, 34))
+    while engine.step():
+        pass
+    engine.abort("session")
+    assert not book.mutual
 
 
 def config(**scheduler: Any) -> Any:

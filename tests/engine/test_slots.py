@@ -101,7 +101,8 @@ def test_blocks_that_go_round_between_requests_and_groups() -> None:
         layer.attn_backend = Backend
     spec = SimpleNamespace(block_size=SLOTS)
     groups = [SimpleNamespace(layer_names=[name], kv_cache_spec=spec) for name in names]
-    mover = RowMover(SimpleNamespace(kv_cache_groups=groups), layers)
+    config: Any = SimpleNamespace(kv_cache_groups=groups, needs_kv_cache_zeroing=False)
+    mover = RowMover(config, layers)
     assert mover.unmovable is None
     # Thirty tokens of image between text, then the prompt ends in its second block.
     policy = FlowPolicy(((Stage(0),),), when="decode")
@@ -121,3 +122,12 @@ def test_blocks_that_go_round_between_requests_and_groups() -> None:
         assert torch.equal(cache[new, :, : len(kept), SIZE:], -keys[slots].transpose(0, 1))
     untouched = torch.arange(SLOTS)
     assert torch.equal(cache[0, :, :, :SIZE], keys[untouched].transpose(0, 1))
+
+
+def test_nothing_is_moved_into_blocks_that_vllm_empties_afterwards() -> None:
+    """It is told of a step's new blocks, some of which another request of that step may have taken since."""
+    config: Any = SimpleNamespace(kv_cache_groups=[], needs_kv_cache_zeroing=True)
+    mover = RowMover(config, {})
+    assert mover.unmovable is not None and "empties" in mover.unmovable
+    with pytest.raises(RuntimeError, match="empties"):
+        mover.move({}, {})

@@ -21,6 +21,7 @@ from tests.engine.harness import assert_exact
 from tests.engine.policy_cases import DEVICE, PLACE
 from tests.engine_v2.recorded_graphs import recorded_graphs
 from vllm_flow.decode_plan import decode_facts
+from vllm_flow.engine import decode_graphs
 from vllm_flow.engine.decode_graphs import DecodeBuffers, unreplayable
 from vllm_flow.engine.runner_v2 import FlowRunnerV2
 from vllm_flow.layout import TokenLayout
@@ -250,3 +251,22 @@ def test_which_backends_have_full_graphs(
     )
     found = unreplayable([[group]])
     assert found is None if reason is None else re.match(reason, found or "")
+
+
+def test_names_of_layers_are_taken_apart_once() -> None:
+    """And not for every layer in every captured step."""
+    target = [f"once.layers.{layer}.attn" for layer in range(4)]
+    first = SimpleNamespace(first_layer=-1, last_layer=1)
+    second = SimpleNamespace(first_layer=2, last_layer=3)
+    groups = [
+        [SimpleNamespace(layer_names=["once.layers.4.attn", *target[:2]], kv_cache_spec=first)],
+        [SimpleNamespace(layer_names=target[2:], kv_cache_spec=second)],
+    ]
+    own = [[SimpleNamespace(layer_names=["once.layers.4.attn"], kv_cache_spec=first)]]
+    with mock.patch.object(
+        decode_graphs, "extract_layer_index", wraps=decode_graphs.extract_layer_index
+    ) as taken:
+        for _ in range(3):
+            assert decode_graphs.of_drafters(groups) == [groups[0], []]
+            assert not decode_graphs.are_drafters(groups) and decode_graphs.are_drafters(own)
+    assert taken.call_count == 5

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import torch
 
+from vllm_flow.engine.sending import sent
 from vllm_flow.layout_stages import Choice
 
 
@@ -71,9 +72,7 @@ class ChoicePlaces:
             if len(self._tables) >= self._most:
                 self._tables.clear()
             host = torch.tensor(values, dtype=torch.int64)
-            if device.type == "cuda":
-                host = host.pin_memory()
-            self._tables[key] = host.to(device, non_blocking=True)
+            self._tables[key] = sent(host, device)
         return self._tables[key]
 
 

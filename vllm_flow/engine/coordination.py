@@ -88,7 +88,8 @@ class FlowCoordinator(KVCacheCoordinator):
             key for n, key, _ in coming.named if n in retained or not self.flow_states
         )
         known = min(manager.findable_blocks(request_id) for manager in self.flow_managers)
-        prefixes = Prefixes(request.block_hashes, layout, size, known, computed)
+        told = self.block_pool.enable_kv_cache_events
+        prefixes = Prefixes(request.block_hashes, layout, size, known, computed, barred=told)
         for manager in self.flow_managers:
             manager.cache_prefixes(request, prefixes)
         for of_states in self.flow_states:

@@ -16,6 +16,7 @@ request: its one token, and the drafts behind it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vllm_flow.engine.device_step import FlowStep
 from vllm_flow.engine.drafts import layer_in_group
+from vllm_flow.engine.sending import snapshot
 
 REPLAYABLE = ("FLASH_ATTN", "TRITON_ATTN")
 """Backends whose kernels read lengths, tables and slots from the device, and nothing planned on the host.
@@ -137,9 +139,7 @@ class DecodeBuffers:
         num_stages = 0
         if facts_S2Q is not None:
             num_stages = len(facts_S2Q)
-            host = torch.from_numpy(facts_S2Q)
-            if self._facts.is_cuda:
-                host = host.pin_memory()
+            host = snapshot(torch.from_numpy(facts_S2Q), self._facts.device)
             self._facts[: host.numel()].copy_(host.view(-1), non_blocking=True)
         block = triton.next_power_of_2(len(seq_lens_R))
         _refresh_kernel[(self.num_layers,)](
@@ -207,9 +207,15 @@ class DecodeBuffers:
         return step
 
 
+@lru_cache(maxsize=4096)
+def _index_of(name: str) -> int:
+    """vLLM takes the whole name apart for it, which is too much for every layer in every step."""
+    return extract_layer_index(name)
+
+
 def _targets(names: Iterable[str], spec: Any) -> dict[str, int]:
     """The target's attention layers among those of one storage group, by name."""
-    found = {name: layer_in_group(name, extract_layer_index(name), spec) for name in names}
+    found = {name: layer_in_group(name, _index_of(name), spec) for name in names}
     return {name: layer for name, layer in found.items() if layer >= 0}
 
 

@@ -10,7 +10,8 @@ then what the pool can serve, whether a consumer keeps a set or counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -28,6 +29,7 @@ from vllm.v1.request import Request
 
 from vllm_flow.engine import adoption
 from vllm_flow.engine.cache_keys import KINDS_APART
+from vllm_flow.engine.hiding import hidden
 
 
 class FlowBlockPool(BlockPool):
@@ -35,6 +37,8 @@ class FlowBlockPool(BlockPool):
 
     flow_announced: set[BlockHashWithGroupId]
     """Stored, as told, and not removed."""
+    flow_untold: bool
+    """See :func:`untold`."""
 
     def announce(self, request: Request, indices: Iterable[int], group: int) -> None:
         """Tell of some of a request's blocks of tokens, ascending, what is not known of a group yet."""
@@ -72,6 +76,8 @@ class FlowBlockPool(BlockPool):
         # vLLM tells of a block again that another one doubles.
         told += [event for event in self.kv_event_queue if not isinstance(event, BlockStored)]
         self.kv_event_queue = told
+        if self.flow_untold:
+            return
         hashes = request.block_hashes
         found = [
             index
@@ -155,7 +161,14 @@ def tell(pool: BlockPool) -> None:
     """Let a pool that has events enabled tell them as above; others stay as they are."""
     if pool.enable_kv_cache_events:
         adoption.adopt(pool, FlowBlockPool)
-        pool.flow_announced = set()  # type: ignore[attr-defined]
+        pool.flow_announced, pool.flow_untold = set(), False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def untold(pool: BlockPool) -> Iterator[None]:
+    """While it lasts, nobody is told of blocks that are cached: of those that are found by more than their hash."""
+    with hidden("flow_untold", [(pool, True)] if isinstance(pool, FlowBlockPool) else []):
+        yield
 
 
 def announce(pool: BlockPool, request: Request, first: int, last: int, group: int) -> None:

@@ -11,7 +11,7 @@ from vllm.v1.request import Request
 
 from vllm_flow.engine import cache_keys
 from vllm_flow.engine.cache_keys import completed, tail
-from vllm_flow.engine.events import announce
+from vllm_flow.engine.events import announce, untold
 from vllm_flow.engine.late_blocks import LateBlocks
 from vllm_flow.engine.prefix_keys import Prefixes
 from vllm_flow.layout import TokenLayout
@@ -32,11 +32,16 @@ class FindablePrefixes(LateBlocks):
         request_id, layout = request.request_id, prefixes.layout
         known = self.findable_blocks(request_id)
         last = max(known, prefixes.last)
-        packs = self._is_packed(layout)
+        packs, stages, told = self._is_packed(layout), self.stages(layout), last
+        if stages and layout.shareable is not None:
+            # What only the same prompt finds, no router can ask for.
+            told = min(last, layout.shareable // self.block_size)
         if not packs:
-            self._cache_by_position(request, prefixes.last)
+            self._cache_by_position(request, min(prefixes.last, told))
+            with untold(self.block_pool):
+                self._cache_by_position(request, prefixes.last)
         held, size = self.req_to_blocks[request_id], self.block_size
-        for stage in self.stages(layout):
+        for stage in stages:
             for packed in prefixes.packed(stage):
                 kind = completed(stage) if packed.is_full else tail(stage)
                 cache_keys.name(
@@ -49,7 +54,7 @@ class FindablePrefixes(LateBlocks):
                 )
         self._findable[request_id] = last
         if packs and self.block_pool.enable_kv_cache_events:  # of the others vLLM tells
-            self._announce(request, layout, known, last)
+            self._announce(request, layout, known, told)
 
     def _cache_by_position(self, request: Request, num_blocks: int) -> None:
         known = self.num_cached_block.get(request.request_id, 0)
@@ -68,8 +73,6 @@ class FindablePrefixes(LateBlocks):
     def _announce(self, request: Request, layout: TokenLayout, first: int, last: int) -> None:
         """Tell of a packed group's blocks of tokens, but not of a picture before all kept tokens."""
         first_layer = self.spec.first_layer
-        if layout.shareable is not None:  # what only the same prompt finds, no router can ask for
-            last = min(last, layout.shareable // self.block_size)
         while first < last and not layout.stored_tokens((first + 1) * self.block_size, first_layer):
             first += 1
         announce(self.block_pool, request, first, last, self.kv_cache_group_id)

@@ -20,6 +20,7 @@ from vllm.logger import init_logger
 from vllm_flow.engine.caches import CachedLayer, cached_layers
 from vllm_flow.engine.latent import cache_of
 from vllm_flow.engine.ranking import Ranker
+from vllm_flow.engine.sending import sent
 from vllm_flow.engine.slots import TokenPlaces, token_places
 from vllm_flow.layout import TokenLayout
 from vllm_flow.rewriting import Rewrite, choosing_plan, moved_positions, overlap
@@ -66,6 +67,9 @@ class RowMover:
         """Why rows of this cache cannot be moved; None where they can."""
         self._memory: dict[Any, list[_Layer]] = {}
         """Layers by the memory that they share with those of other groups."""
+        if kv_cache_config.needs_kv_cache_zeroing:
+            self.unmovable = "vLLM empties a step's new blocks after they were filled"
+            return
         try:
             for layer in cached_layers(kv_cache_config, layers, token_places):
                 cache = layer.attention.kv_cache
@@ -154,6 +158,4 @@ def _copy(parts: Sequence[_Part]) -> None:
 def _on_device(arrays: Sequence[np.ndarray], device: torch.device) -> tuple[torch.Tensor, ...]:
     """All of them in a single copy that nobody waits for."""
     host = torch.from_numpy(np.concatenate(arrays, dtype=np.int64))
-    if device.type == "cuda":
-        host = host.pin_memory()
-    return host.to(device, non_blocking=True).split([len(array) for array in arrays])
+    return sent(host, device).split([len(array) for array in arrays])

@@ -32,6 +32,8 @@ class Prefixes:
 
     Args:
         block_hashes: hash of each whole block of the request's tokens, chained.
+        barred: name the blocks that prefixes fill in part at which none may end, too. Nobody looks these names up;
+            who is told of KV-cache events is told by them how long longer prefixes stand.
     """
 
     def __init__(
@@ -41,9 +43,10 @@ class Prefixes:
         block_size: int,
         first: int,
         last: int,
+        barred: bool = False,
     ) -> None:
         self.layout, self.first, self.last = layout, first, max(first, last)
-        self.block_size = block_size
+        self.block_size, self._barred = block_size, barred
         self._hashes = block_hashes
         self._boundaries: dict[int, list[PackedBoundary]] = {}
         self._packed: dict[int, list[PackedNames]] = {}
@@ -77,7 +80,7 @@ class Prefixes:
             found: dict[tuple[int, bool], PackedNames] = {}
             for (n, key, ends), boundary in zip(self.named, self.boundaries(stage), strict=True):
                 for index, is_full in ((boundary.completed, True), (boundary.tail, False)):
-                    if index is not None and (is_full or ends):
+                    if index is not None and (is_full or ends or self._barred):
                         names = found.setdefault(
                             (index, is_full), PackedNames(index, is_full, [], n)
                         )

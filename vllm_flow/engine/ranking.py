@@ -26,6 +26,7 @@ from vllm_flow.engine.device_ranking import DeviceRanking, DeviceReading
 from vllm_flow.engine.farthest_first import fast_order
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.layer_ranks import LayerRanks
+from vllm_flow.engine.sending import sent
 from vllm_flow.engine.tower_scores import Encoded, scores_of
 from vllm_flow.ranks import RANKS, PictureRank, QuestionRank, TowerRank
 from vllm_flow.ranks.base import Needs
@@ -233,10 +234,7 @@ class Ranker:
         found = {}
         for variant in plan.variants:
             if variant.gather is not None:
-                gather = torch.from_numpy(variant.gather)
-                if device.type == "cuda":
-                    gather = gather.pin_memory()
-                gather = gather.to(device, non_blocking=True)
+                gather = sent(torch.from_numpy(variant.gather), device)
                 rankings = [DeviceRanking(ranking, gather) for ranking in variant.rankings]
                 for one in rankings:
                     if one.by_attention and one.ranking.choice.picks is None:

@@ -29,6 +29,7 @@ from vllm_flow.engine.groups import group_specs, storage_layer
 from vllm_flow.engine.metadata import Drafted, StepBuilder
 from vllm_flow.engine.moving import Rewrites, RowMover, rewrites_of
 from vllm_flow.engine.requests import LayoutBook, logged_request
+from vllm_flow.engine.sending import sent
 from vllm_flow.engine.settings import FlowSettings
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class FlowRunnerV1(model_call.EagerProfile):
         if not self.use_async_spec_decode:
             return None
         batch, count = self.input_batch, self.input_batch.num_reqs
-        told = batch.num_computed_tokens_cpu_tensor[:count].to(self.device, non_blocking=True)
+        told = sent(batch.num_computed_tokens_cpu_tensor[:count], self.device)
         behind: torch.Tensor = told - self.num_computed_tokens[:count]
         return behind
 

@@ -27,6 +27,7 @@ from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.moving import RowMover, rewrites_of
 from vllm_flow.engine.prompt_scores import FlowPromptLogprobs
 from vllm_flow.engine.requests import LayoutBook, logged_request
+from vllm_flow.engine.sending import sent
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.shared_metadata import sharing
 
@@ -101,9 +102,10 @@ class FlowModelState(ModelState):
 
         if for_capture or cudagraph_mode == CUDAGraphMode.FULL:
             self.flow_hook.arm(None)  # a replay calls no model, and loses no row
-            drafters = decode_graphs.of_drafters(attn_groups)
-            found = stock(drafters) if any(drafters) else {}
-            if not decode_graphs.are_drafters(attn_groups):
+            found, drafting = {}, self.vllm_config.speculative_config is not None
+            if drafting and any(drafters := decode_graphs.of_drafters(attn_groups)):
+                found = stock(drafters)
+            if not drafting or not decode_graphs.are_drafters(attn_groups):
                 found |= self._prepare_graph(
                     input_batch,
                     cudagraph_mode,
@@ -143,12 +145,8 @@ class FlowModelState(ModelState):
         if not drafting or not self.scheduler_config.async_scheduling:
             return None
         count = input_batch.num_reqs
-        told = input_batch.seq_lens_cpu_upper_bound[:count]
-        if self.device.type == "cuda":
-            told = told.pin_memory()
-        behind: torch.Tensor = (
-            told.to(self.device, non_blocking=True) - input_batch.seq_lens[:count]
-        )
+        told = sent(input_batch.seq_lens_cpu_upper_bound[:count], self.device)
+        behind: torch.Tensor = told - input_batch.seq_lens[:count]
         return behind
 
     def _prepare_graph(

@@ -117,6 +117,13 @@ class _FlowScheduling:
         )
 
     def add_request(self, request: Request) -> None:
+        if request.request_id not in self.requests:  # else more of a streaming session's input
+            self._add_layout(request)
+            for observer in self.flow_observers:
+                observer.added(request)
+        super().add_request(request)
+
+    def _add_layout(self, request: Request) -> None:
         layout = self.flow_requests.add(
             request.request_id,
             request.sampling_params,
@@ -125,9 +132,11 @@ class _FlowScheduling:
         )
         if layout is not None and layout.shareable is not None:
             self.flow_requests.layouts[request.request_id] = with_digest(layout, request)
-        for observer in self.flow_observers:
-            observer.added(request)
-        super().add_request(request)
+
+    def _update_request_as_session(self, session: Request, update: Any) -> None:
+        """More of a streaming session's input has joined its prompt, pictures among it, which may see one another."""
+        super()._update_request_as_session(session, update)
+        self._add_layout(session)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         self.flow_in_flight.clear()

@@ -16,6 +16,7 @@ from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 
 from vllm_flow.engine.device_step import DeviceLastKeys
 from vllm_flow.engine.mutual_attention import as_vllm
+from vllm_flow.engine.sending import copied, snapshot
 from vllm_flow.last_layer import LastLayer
 from vllm_flow.spans import IntArray
 from vllm_flow.step import Variant
@@ -72,12 +73,13 @@ class VariantTensors:
             known = {"states": variant.requests * width + (lengths - 1) // size}
             parts |= known if behind is None else {"lengths": lengths}
         sizes = [len(part) for part in parts.values()]
-        host = torch.from_numpy(
-            np.concatenate(list(parts.values()), dtype=np.int32, casting="unsafe")
+        host = snapshot(
+            torch.from_numpy(
+                np.concatenate(list(parts.values()), dtype=np.int32, casting="unsafe")
+            ),
+            device,
         )
-        if device.type == "cuda":
-            host = host.pin_memory()
-        there = host.to(device, non_blocking=True)
+        there = copied(host, device)
         self._max_query_len, self._max_seq_len = variant.max_query_len, variant.max_seq_len
         self._on_host = dict(zip(parts, host.split(sizes), strict=True))
         self._on_device = dict(zip(parts, there.split(sizes), strict=True))

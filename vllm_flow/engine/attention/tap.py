@@ -23,6 +23,7 @@ from vllm_flow.engine.attention.keys import KeyReader, key_reader, span_lse, spa
 from vllm_flow.engine.attention.span_lse_triton import Kernel, SpanLse
 from vllm_flow.engine.caches import cached_layers
 from vllm_flow.engine.latent import cache_of, is_latent, queries_of
+from vllm_flow.engine.sending import sent
 from vllm_flow.step import StepPlan, Variant
 
 if TYPE_CHECKING:
@@ -216,9 +217,7 @@ def _reads(
     needed = -(-table[:, -1] // block_size)
     parts = (queries, np.array([row.index for row in rows]), needed, table.ravel())
     host = torch.from_numpy(np.concatenate(parts).astype(np.int64))
-    if block_table.device.type == "cuda":
-        host = host.pin_memory()
-    on_device = host.to(block_table.device, non_blocking=True)
+    on_device = sent(host, block_table.device)
     at, owner, needed_Q, table_QS1 = on_device.split([len(part) for part in parts])
     columns = torch.arange(int(needed.max()), device=block_table.device)
     blocks = block_table.index_select(0, owner)[:, : len(columns)].long()
