@@ -189,7 +189,7 @@ test-gpu: setup
 
 # The tests, then the profiles of docs/cuda.md; results in out/profile. Each step takes less than ten minutes.
 gpu-report: test-gpu
-	@$(BIN)/vllm-flow profile --preset cuda
+	@$(BIN)/vllm-flow profile --preset cuda $(ARGS)
 
 SECONDS ?= 3600
 # The seed is the time, so that every run sees new traffic; a failure prints what repeats it.

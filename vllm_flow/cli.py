@@ -24,7 +24,7 @@ class SubCommand(Protocol):
         """Declare the command's arguments."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do it; return the exit status."""
+        """Do it; return the exit status. ``args.argv`` is what followed the command's name."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
 
     def call() -> int:
-        args = build_parser(argv).parse_args(argv)
+        # What was given, not only what it came to: defaults are told from it.
+        given = argparse.Namespace(argv=tuple(argv[1:]))
+        args = build_parser(argv).parse_args(argv, given)
         return COMMANDS[args.command].load().run(args)
 
     return guarded(argv[0] if argv else "", call)

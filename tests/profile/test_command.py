@@ -64,6 +64,10 @@ def test_refusals(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> N
         ("--shape layers=4 --policies cliff=2/", "write cliff=8"),
         ("--shape layers=4 --group-layers 3", "group_layers=3"),
         ("--shape layers=4 --image-tokens 600", "600 image tokens"),
+        ("--shape layers=4,image_tokens=20", "--image-tokens for more"),
+        ("--shape layers=4 --peer-cliff cliff=1,cliff=2", "--peer-cliff 'cliff=1,cliff=2'"),
+        ("--shape layers=4 --peer-cliff ''", "peers are compared at one cliff"),
+        ("--shape layers=4 --peer-cliff fastv", "such as cliff=8"),
         ("--shape layers=4 --control", "not load"),
         ("--shape layers=4 --control --parts decode --policies cliff=2", "leave out --policies"),
         ("--model no-such-folder", "no model at 'no-such-folder'"),
@@ -109,3 +113,39 @@ def test_a_control_is_stock_vllm_twice(
     assert opened == extension
     names = [system.name for system in session.settle(args, tmp_path).systems]
     assert names[:2] == ["stock", "stock again" if args.control else "baseline"]
+
+
+@pytest.mark.parametrize(
+    ("line", "beside"),
+    [
+        ("", []),
+        ("--out OUT", []),
+        ("--rounds 6 --dtype float32 --out=OUT", ["--rounds", "6", "--dtype", "float32"]),
+        ("--policies 'cliff=1, fastv' --guard", ["--policies", "cliff=1, fastv", "--guard"]),
+    ],
+)
+def test_options_beside_a_preset_replace_its_own(
+    line: str, beside: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from vllm_flow import cli
+    from vllm_flow.profile import command
+
+    runs = []
+
+    class Child:
+        def __init__(self, run: list[str]) -> None:
+            runs.append(run)
+
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.setattr(command.subprocess, "Popen", Child)
+    out = tmp_path / "out"
+    argv = shlex.split(line.replace("OUT", str(out)))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["profile", *argv, "--preset", "cpu"]) == 0
+    folder = str(out) if "OUT" in line else "out/profile"
+    for run, (name, own) in zip(runs, PRESETS["cpu"], strict=True):
+        given = [*shlex.split(own), *beside, "--out", f"{folder}/{name}"]
+        assert run[run.index("profile") + 1 :] == given
+        parse(shlex.join(given))

@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_flow.exits import Refused
@@ -46,7 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--shape", help="a LLaVA of this shape with random weights: layers=16,hidden=1024,..."
     )
-    what.add_argument("--preset", choices=sorted(PRESETS), help="several runs, one after the other")
+    what.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        help="several runs, one after the other; other options given beside it replace those of each run",
+    )
     add(
         "--parts",
         type=_parts,
@@ -207,7 +212,7 @@ def run(args: argparse.Namespace) -> int:
 def _preset(args: argparse.Namespace) -> int:
     """Each run in a process of its own: engines give their memory back only when it ends."""
     for name, line in PRESETS[args.preset]:
-        own = [*shlex.split(line), "--out", str(args.out / name)]
+        own = [*shlex.split(line), *_beside_preset(args.argv), "--out", str(args.out / name)]
         print(f"\n$ vllm-flow profile {shlex.join(own)}\n", flush=True)
         child = subprocess.Popen([sys.executable, "-m", "vllm_flow.cli", "profile", *own])
         try:
@@ -217,6 +222,14 @@ def _preset(args: argparse.Namespace) -> int:
         if status:
             return status
     return 0
+
+
+def _beside_preset(argv: Sequence[str]) -> list[str]:
+    """The options that were given beside a preset, but for the folder, of which each run has its own."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--preset")
+    parser.add_argument("--out")
+    return parser.parse_known_args(argv)[1]
 
 
 def ended(child: subprocess.Popen[bytes], patience: float = 10) -> int:

@@ -119,6 +119,20 @@ def parse_systems(text: str, num_layers: int) -> list[System]:
     return systems
 
 
+def peer_cliff(text: str, num_layers: int) -> System:
+    """The one cliff of mask, VTW and ours among the peers.
+
+    Raises:
+        ValueError: none, several, or another policy.
+    """
+    found = parse_systems(text, num_layers)[1:]
+    if len(found) != 1 or found[0].cliff is None:
+        raise ValueError(
+            f"--peer-cliff {text!r}: peers are compared at one cliff, such as cliff=8 or cliff=L/4."
+        )
+    return found[0]
+
+
 def control_systems(text: str, parts: Sequence[str]) -> list[System]:
     """Stock vLLM, and stock vLLM again in the extension's place.
 
@@ -179,7 +193,6 @@ def prepare_process() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # vLLM keeps a core for its front end, which here shares the engine's process.
     os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 

@@ -9,10 +9,9 @@ TINY_LLAMA = "layers=22,hidden=2048,heads=32,kv_heads=4,mlp=5632"
 
 _LLAVA_16 = "--shape layers=16,hidden=1024,heads=16,kv_heads=16,mlp=2816 --block-size 32"
 
-_LLAVA_7B = (
-    "--shape layers=32,hidden=4096,heads=32,kv_heads=32,mlp=11008 --execution default "
-    "--prefix-caching --rounds 3 --kv-cache-gib 18 --block-size 16"
-)
+_SHAPE_7B = "layers=32,hidden=4096,heads=32,kv_heads=32,mlp=11008"
+_AS_SERVED = "--execution default --prefix-caching --rounds 3 --kv-cache-gib 18 --block-size 16"
+_LLAVA_7B = f"--shape {_SHAPE_7B} {_AS_SERVED}"
 _CUDA_POLICIES = "baseline,cliff=2,cliff=L/4,cliff=L/2,0:1/4 uniform"
 
 PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -68,6 +67,12 @@ PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
             "llava-7b-baseline",
             f"{_LLAVA_7B} --parts prefill,load,decode --concurrency 64 --requests 128 --decode-batch 8 "
             "--rounds 15 --policies baseline",
+        ),
+        # The same with LLaVA-1.5's own tower, whose time nothing saves.
+        (
+            "llava-7b-tower",
+            f"--shape {_SHAPE_7B},tower_layers=24,tower_hidden=1024 {_AS_SERVED} --parts load "
+            "--concurrency 64 --requests 128 --policies baseline,cliff=2,cliff=L/2",
         ),
         (
             "llava-7b-2880",

@@ -112,7 +112,7 @@ def settle(args: argparse.Namespace, scratch: Path) -> Setup:
         if args.control
         else engines.parse_systems(args.policies, shape.layers)
     )
-    (peer,) = engines.parse_systems(args.peer_cliff, shape.layers)[1:]
+    peer = engines.peer_cliff(args.peer_cliff, shape.layers)
     groups = args.group_layers or default_group_layers(shape.layers)
     storage_groups(shape.layers, groups)  # refuses sizes that vLLM would split
     image_tokens = args.image_tokens or subject.image_tokens

@@ -59,7 +59,7 @@ class LlavaShape:
         if math.isqrt(self.image_tokens) ** 2 != self.image_tokens:
             raise ValueError(
                 f"image_tokens={self.image_tokens}: one image is a square grid; use 576 (24 x 24) "
-                "or another square, and --images for more tokens per request."
+                "or another square, and --image-tokens for more tokens per request."
             )
         for whole, part in (("hidden", "heads"), ("heads", "kv_heads")):
             if getattr(self, whole) % getattr(self, part):
