@@ -29,6 +29,40 @@ from vllm_flow.rewriting import LateReading
 from vllm_flow.step import Ranking, StepPlan, Variant
 
 
+class Drafted(NamedTuple):
+    """What layers with states must know of each request's drafts: in a step with some the state of each is kept, and
+    the next step goes on from that of the last one that was accepted. N requests of the batch.
+    """
+
+    accepted: torch.Tensor
+    """[N] on the device, tokens that the step before gave each, the first of them no draft."""
+    drafts: torch.Tensor
+    """[N] on the host, drafts of each that the step checks; -1 for a chunk of its prompt."""
+
+    def of(self, tensors: VariantTensors) -> dict[str, torch.Tensor]:
+        """What the builder of a variant's metadata is given of them, [Q] each."""
+        requests = tensors.requests
+        on_host = torch.from_numpy(tensors.variant.requests)
+        return {
+            "num_accepted_tokens": self.accepted.index_select(0, requests),
+            "num_decode_draft_tokens_cpu": self.drafts.index_select(0, on_host),
+        }
+
+
+class StepInputs(NamedTuple):
+    """What is known of a step beside its plan."""
+
+    block_tables: Sequence[torch.Tensor]
+    """Per KV-cache group, [requests, blocks] block ids on the device."""
+    padded_rows: int = 0
+    """Rows that the model is called with, where vLLM pads the step for a CUDA graph."""
+    behind: torch.Tensor | None = None
+    """[requests] on the device, by how many tokens each is shorter than the plan takes it to be: drafts that were
+    refused since. Such requests have their prompt behind them."""
+    drafted: Drafted | None = None
+    """What layers with states know of drafts, in an engine that drafts."""
+
+
 class StepBuilder:
     """Turns plans into steps over one set of KV-cache groups.
 
@@ -66,23 +100,15 @@ class StepBuilder:
     def build(
         self,
         plan: StepPlan | None,
-        block_tables: Sequence[torch.Tensor],
-        padded_rows: int = 0,
+        inputs: StepInputs,
         late: dict[int, list[DeviceReading]] | None = None,
-        behind: torch.Tensor | None = None,
-        drafted: Drafted | None = None,
     ) -> FlowStep:
         """Build what the decoder hook needs for one step.
 
         Args:
             plan: the step's plan; its batch indices are rows of the block tables. None where no row
                 leaves and nothing is stored packed.
-            block_tables: per KV-cache group, [requests, blocks] block ids on the device.
-            padded_rows: rows that the model is called with, where vLLM pads the step for a CUDA graph.
             late: see :meth:`late`.
-            behind: [requests] on the device, by how many tokens each is shorter than the plan takes it to be:
-                drafts that were refused since. Such requests have their prompt behind them.
-            drafted: what layers with states know of drafts, in an engine that drafts.
         """
         step = FlowStep(variants={}, late=late or {})
         if plan is None:
@@ -90,45 +116,75 @@ class StepBuilder:
         starts = tuple(variant.first_layer for variant in plan.variants)
         found = zip(plan.variants, self._places(starts), strict=True)
         for number, (variant, places) in enumerate(found):
-            tables = _tables(block_tables, places)
-            of_states = next((_shape(block_tables, p) for p in places if p.keeps_states), None)
+            tables = _tables(inputs.block_tables, places)
+            states = [_shape(inputs.block_tables, p) for p in places if p.keeps_states]
             tensors = VariantTensors(
-                variant, tables, self._device, of_states, plan.seq_lens, behind
+                variant,
+                tables,
+                self._device,
+                states[0] if states else None,
+                plan.seq_lens,
+                inputs.behind,
             )
-            of_drafts = None if drafted is None else drafted.of(tensors)
-            # Keys of a layer need as many slots as rows. Padding stays until the first rows leave; those that
-            # are left may be padded anew.
-            padding = padded_rows - plan.num_rows
-            if variant.rows is not None:
-                padding = 0 if tensors.last else self.graph_rows - variant.num_rows
-            slots = tensors.slots(block_tables, tables, max(0, padding)) if tensors.writes else {}
+            slots: dict[int, torch.Tensor] = {}
+            if tensors.writes:
+                padding = self._padding(plan, tensors, inputs)
+                slots = tensors.slots(inputs.block_tables, tables, padding)
             step.variants[variant.first_layer] = DeviceVariant(
                 variant.num_rows,
                 tensors.get("rows"),
                 tensors.get("gather"),
                 tensors.last_keys(slots[places[0].group]) if tensors.last else None,
-                tuple(self._device_ranking(r, variant, block_tables) for r in variant.rankings),
+                tuple(self._device_ranking(r, variant, inputs) for r in variant.rankings),
             )
-            if variant.num_rows == 0:
-                continue  # the hook skips these layers
-            built: dict[Any, Any] = {}
-            for place in places:
-                if place.keeps_states and variant.continues_states:
-                    continue  # what vLLM has made says the same
-                table = block_tables[place.group]
-                if place.keeps_states:
-                    slots_of_drafts = place.attn_group.kv_cache_spec.num_speculative_blocks
-                    table = tensors.states(table, 1 + slots_of_drafts)
-                own = _wherever(table, block_tables[place.group]) if place.keeps_states else table
-                common = tensors.common_metadata(own, slots[place.group], place.keeps_states)
-                with self._alone(place, number, table):
-                    metadata = _build(
-                        place.attn_group, common, built, of_drafts if place.keeps_states else None
-                    )
-                for name in place.layer_names:
-                    step.attn_metadata[name] = metadata
-                    step.slot_mapping[name] = common.slot_mapping
+            if variant.num_rows:  # else the hook skips these layers
+                self._add_metadata(step, number, tensors, places, slots, inputs)
         return step
+
+    def _padding(self, plan: StepPlan, tensors: VariantTensors, inputs: StepInputs) -> int:
+        """Rows behind a variant's own that have slots, too, as keys of a layer need as many as there are rows.
+
+        The step's padding stays until the first rows leave; those that are left may be padded anew.
+        """
+        variant = tensors.variant
+        if variant.rows is None:
+            return max(0, inputs.padded_rows - plan.num_rows)
+        return 0 if tensors.last else max(0, self.graph_rows - variant.num_rows)
+
+    def _add_metadata(
+        self,
+        step: FlowStep,
+        number: int,
+        tensors: VariantTensors,
+        places: Sequence[_Place],
+        slots: dict[int, torch.Tensor],
+        inputs: StepInputs,
+    ) -> None:
+        """What a variant's layers attend by, of every storage group that they are in.
+
+        Args:
+            number: of the variant in its step.
+            slots: KV-cache group -> slots of the variant's rows.
+        """
+        of_drafts = None if inputs.drafted is None else inputs.drafted.of(tensors)
+        built: dict[Any, Any] = {}
+        for place in places:
+            table = inputs.block_tables[place.group]
+            own = table
+            if place.keeps_states:
+                if tensors.variant.continues_states:
+                    continue  # what vLLM has made says the same
+                slots_of_drafts = place.attn_group.kv_cache_spec.num_speculative_blocks
+                table = tensors.states(table, 1 + slots_of_drafts)
+                own = _wherever(table, inputs.block_tables[place.group])
+            common = tensors.common_metadata(own, slots[place.group], place.keeps_states)
+            with self._alone(place, number, table):
+                metadata = _build(
+                    place.attn_group, common, built, of_drafts if place.keeps_states else None
+                )
+            for name in place.layer_names:
+                step.attn_metadata[name] = metadata
+                step.slot_mapping[name] = common.slot_mapping
 
     def _alone(
         self, place: _Place, variant: int, table: torch.Tensor
@@ -154,11 +210,11 @@ class StepBuilder:
         return found
 
     def _device_ranking(
-        self, ranking: Ranking, variant: Variant, block_tables: Sequence[torch.Tensor]
+        self, ranking: Ranking, variant: Variant, inputs: StepInputs
     ) -> DeviceRanking:
         """A ranking with the blocks in which the layer before the variant keeps the request."""
         group = self._group_of_layer.get(variant.first_layer - 1, 0)
-        return DeviceRanking(ranking, block_tables[group][ranking.request])
+        return DeviceRanking(ranking, inputs.block_tables[group][ranking.request])
 
     def _find_places(self, starts: tuple[int, ...]) -> list[list[_Place]]:
         """For each variant, given the first layers of all, where its layers are kept."""
@@ -192,26 +248,6 @@ def _outside_buffers(builder: Any, table: torch.Tensor) -> Iterator[None]:
         hidden("mamba_aligned_state_indices", [(builder, table)]),
     ):
         yield
-
-
-class Drafted(NamedTuple):
-    """What layers with states must know of each request's drafts: in a step with some the state of each is kept, and
-    the next step goes on from that of the last one that was accepted. N requests of the batch.
-    """
-
-    accepted: torch.Tensor
-    """[N] on the device, tokens that the step before gave each, the first of them no draft."""
-    drafts: torch.Tensor
-    """[N] on the host, drafts of each that the step checks; -1 for a chunk of its prompt."""
-
-    def of(self, tensors: VariantTensors) -> dict[str, torch.Tensor]:
-        """What the builder of a variant's metadata is given of them, [Q] each."""
-        requests = tensors.requests
-        on_host = torch.from_numpy(tensors.variant.requests)
-        return {
-            "num_accepted_tokens": self.accepted.index_select(0, requests),
-            "num_decode_draft_tokens_cpu": self.drafts.index_select(0, on_host),
-        }
 
 
 class _Place(NamedTuple):

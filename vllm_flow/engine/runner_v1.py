@@ -26,7 +26,7 @@ from vllm_flow.engine.decoder import DecoderHook
 from vllm_flow.engine.device_step import FlowStep
 from vllm_flow.engine.equipment import equip
 from vllm_flow.engine.groups import group_specs, storage_layer
-from vllm_flow.engine.metadata import Drafted, StepBuilder
+from vllm_flow.engine.metadata import Drafted, StepBuilder, StepInputs
 from vllm_flow.engine.moving import Rewrites, RowMover, rewrites_of
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.sending import sent
@@ -165,9 +165,8 @@ class FlowRunnerV1(model_call.EagerProfile):
         if plan is None and not readings:
             return None
         late = self.flow_steps.late(readings, batch.req_ids, block_tables)
-        return self.flow_steps.build(
-            plan, block_tables, padded_rows, late, self._tokens_behind(), self._drafted()
-        )
+        inputs = StepInputs(block_tables, padded_rows, self._tokens_behind(), self._drafted())
+        return self.flow_steps.build(plan, inputs, late)
 
     def _drafted(self) -> Drafted | None:
         """What layers with states know of drafts; None where there are no drafts, or no states."""

@@ -23,7 +23,7 @@ from vllm_flow.engine.decode_graphs import DecodeBuffers, unreplayable
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
 from vllm_flow.engine.equipment import equip
 from vllm_flow.engine.groups import group_specs, storage_layer
-from vllm_flow.engine.metadata import StepBuilder
+from vllm_flow.engine.metadata import StepBuilder, StepInputs
 from vllm_flow.engine.moving import RowMover, rewrites_of
 from vllm_flow.engine.prompt_scores import FlowPromptLogprobs
 from vllm_flow.engine.requests import LayoutBook, logged_request
@@ -135,8 +135,8 @@ class FlowModelState(ModelState):
         if plan is None and not readings:
             return None
         late = self.flow_steps.late(readings, shares[0], block_tables)
-        behind = self._tokens_behind(input_batch)
-        return self.flow_steps.build(plan, block_tables, padded_rows, late, behind)
+        inputs = StepInputs(block_tables, padded_rows, self._tokens_behind(input_batch))
+        return self.flow_steps.build(plan, inputs, late)
 
     def _tokens_behind(self, input_batch: Any) -> torch.Tensor | None:
         """[requests] how many tokens fewer the device has computed of each than the host was told; None where the

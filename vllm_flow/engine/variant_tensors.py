@@ -34,7 +34,7 @@ class VariantTensors:
         device: where the model runs.
         of_states: shape of the tables of states, None where its layers have none.
         seq_lens: [N] tokens of each request of the batch after the step, by which its state is found.
-        behind: see :meth:`vllm_flow.engine.metadata.StepBuilder.build`.
+        behind: see :class:`vllm_flow.engine.metadata.StepInputs`.
     """
 
     def __init__(
