@@ -76,9 +76,9 @@ class Ranking:
     """Slot of the first of the M rows in the layer before the variant."""
     visible: int
     """Slots that the query row sees there."""
-    question_row: int = 0
+    question_row: int
     """Row of the step that is the prompt's first behind its last image, where a rank looks at the prompt."""
-    question: int = 1
+    question: int
     """Rows from there to the prompt's last, ``query``; they are never dropped."""
 
 

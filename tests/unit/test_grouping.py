@@ -31,7 +31,8 @@ def sizes_of(num_layers: int, group_layers: int) -> list[int]:
 
 @pytest.mark.parametrize("group_layers", [0, -1, 4, 5, 7])
 def test_groups_that_vllm_would_split_are_refused(group_layers: int) -> None:
-    with pytest.raises(ValueError, match="use one of 1, 2, 3, 6"):
+    says = "6 decoder layers a group of no more than two thirds of it, or none at all; use one of 1, 2, 3, 6"
+    with pytest.raises(ValueError, match=says):
         storage_groups(6, group_layers)
 
 
@@ -97,8 +98,40 @@ def test_a_group_that_has_no_room_for_a_drafter_is_refused() -> None:
 
 def test_groups_without_drafter_or_states() -> None:
     assert grouped(6, 2) == ((0, 1), (2, 3), (4, 5))
-    assert default_span(6) == 1
+    assert default_span(6) == 1 and default_span(28) == 4
     assert attending_group_sizes(8, (3, 7)) == tuple(range(1, 9))
+    assert grouped(8, 4, (3, 7)) == ((3, 3), (7, 7))
+
+
+def test_a_drafters_layers_are_counted_as_far_apart_as_the_models_first_one_is() -> None:
+    """Two at 2 and 5, and then four from 8 on: five layers would hold one of them, and then three."""
+    assert attending_group_sizes(8, (2, 3, 4, 5), 2) == (9, 12, 13, 14)
+
+
+@given(st.integers(1, 5), st.integers(1, 12), st.integers(0, 3), st.data())
+def test_where_every_few_layers_one_attends_groups_are_of_whole_periods(
+    period: int, count: int, drafts: int, data: st.DataObject
+) -> None:
+    """A drafter's layer counts as a period: groups of so many periods hold as many layers, whoever's they are."""
+    num_layers, attending = period * count, range(period - 1, period * count, period)
+    sizes = attending_group_sizes(num_layers, attending, drafts)
+    assert sizes[-1] == period * (count + drafts), "all in one group"
+    each = data.draw(st.integers(1, count + drafts))
+
+    def equal(stored: list[int]) -> list[tuple[int, int]]:
+        starts = range(0, len(stored), each)
+        return [(stored[at], stored[at + each - 1]) for at in starts]
+
+    expected = None
+    if (count + drafts) % each == 0 and each >= drafts:
+        expected = equal([*range(-drafts, 0), *attending])
+    elif drafts == 1 and count % each == 0 and count > each:  # vLLM divides the first
+        (_, last), *others = equal([*attending])
+        expected = [(-1, last), (-1, last), *others]
+    assert (each * period in sizes) == (expected is not None)
+    if expected is not None:
+        found = attending_groups(num_layers, each * period, attending, drafts)
+        assert found == tuple(expected)
 
 
 ATTENDING = st.sets(st.integers(0, 63), min_size=1).map(sorted)
@@ -107,7 +140,8 @@ ATTENDING = st.sets(st.integers(0, 63), min_size=1).map(sorted)
 @given(ATTENDING, st.integers(1, 64))
 def test_groups_beside_states_have_as_many_layers_each(attending: list[int], span: int) -> None:
     if span not in attending_group_sizes(64, attending):
-        with pytest.raises(ValueError, match=f"group_layers={span} parts"):
+        says = f"group_layers={span} parts the {len(attending)} of .* 64 decoder layers that have keys into"
+        with pytest.raises(ValueError, match=says):
             attending_groups(64, span, attending)
         return
     groups = attending_groups(64, span, attending)
@@ -152,7 +186,11 @@ def test_the_default_beside_states_has_few_groups_with_a_drafter_too(
 
 @pytest.mark.parametrize(
     ("num_layers", "span", "groups"),
-    [(32, 12, 3), (60, 16, 4), (24, 8, 4), (40, 8, 6), (48, 12, 5), (64, 16, 5), (4, 4, 2)],
+    [
+        *[(32, 12, 3), (60, 16, 4), (24, 8, 4), (40, 8, 6), (48, 12, 5), (64, 16, 5), (4, 4, 2)],
+        (100, 20, 6),  # 26 would be two groups, 25 are five
+        (52, 28, 2),  # 13 would be one, which vLLM does not divide
+    ],
 )
 def test_default_granularity_where_a_drafters_layer_attends_too(
     num_layers: int, span: int, groups: int
