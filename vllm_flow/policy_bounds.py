@@ -60,11 +60,11 @@ def admit(
     Raises:
         PolicyError: also where the operator's bounds exclude what is asked for.
     """
-    policy = parse_policy(keys, num_layers)
-    own = next((key for key in FORMS if keys and key in keys), None)
-    if keys and own is not None and not allowed:
+    policy, given = parse_policy(keys, num_layers), keys or {}
+    own = next((key for key in FORMS if key in given), None)
+    if own is not None and not allowed:
         raise PolicyError(
-            own, keys[own], "the operator of this server sets the policy; leave it out."
+            own, given[own], "the operator of this server sets the policy; leave it out."
         )
     if policy is None or strongest is None:
         return policy

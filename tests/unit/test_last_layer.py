@@ -99,6 +99,14 @@ def seen_by_a_causal_kernel(variant: Variant) -> list[tuple[int, int]]:
     ]
 
 
+@given(st.sets(st.integers(1, 90), min_size=1, max_size=5))
+def test_variants_are_in_the_order_of_their_layers_in_models_of_any_depth(cliffs: set[int]) -> None:
+    plans = plans_of([(Case(7, PICTURE, cliff), 0, 7) for cliff in cliffs])
+    assert plans is not None
+    firsts = [variant.first_layer for variant in plans[1].variants]
+    assert firsts == sorted(cliffs | {cliff - 1 for cliff in cliffs})
+
+
 @given(decode_batches())
 def test_a_step_in_which_no_row_leaves_keeps_its_plan(batch: Batch) -> None:
     plans = plans_of(batch)

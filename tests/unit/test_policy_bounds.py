@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.any_policy import LAYERS, policies
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy import FlowPolicy, Stage, weaker_layer
-from vllm_flow.policy_bounds import admit, check_bound, operators_policy
+from vllm_flow.policy_bounds import admit, check_bound, contradicts, operators_policy
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import parse_policy
 
@@ -77,6 +77,15 @@ def test_a_cliff_is_bound_by_a_cliff_and_stages_by_stages() -> None:
         check_bound(FlowPolicy.withdrawal(8), late, [576], LAYERS)
 
 
+@pytest.mark.parametrize(
+    "policy", [FlowPolicy(((Stage(2, 600, "uniform"),),)), FlowPolicy.withdrawal(LAYERS)], ids=str
+)
+def test_what_evicts_nothing_need_not_be_late(policy: FlowPolicy) -> None:
+    """Of this picture all is kept, or for all of the model's layers."""
+    late = FlowPolicy(((Stage(4),),), when="decode")
+    check_bound(policy, late, [576], LAYERS)
+
+
 @given(st.integers(0, LAYERS), st.none() | st.integers(0, LAYERS - 1), st.booleans())
 def test_an_operator_bounds_what_requests_ask_for(
     cliff: int, strongest: int | None, allowed: bool
@@ -133,5 +142,32 @@ def test_a_bound_compares_layer_by_layer(
 
 def test_an_operators_policy_is_for_any_number_of_images() -> None:
     assert operators_policy({"flow_cliff": 4}, LAYERS) == FlowPolicy.withdrawal(4)
-    with pytest.raises(PolicyError, match="any number of images"):
-        operators_policy({"flow_cliff": 4, "flow_keep": [1, 2], "flow_rank": "uniform"}, LAYERS)
+    for keys, said in (
+        ({"flow_cliff": 4, "flow_keep": [1, 2], "flow_rank": "uniform"}, "flow_keep"),
+        ({"flow_cliff": [4, 5], "flow_keep": 1, "flow_rank": "uniform"}, "flow_cliff"),
+    ):
+        with pytest.raises(PolicyError, match="any number of images") as error:
+            operators_policy(keys, LAYERS)
+        assert error.value.key == said
+
+
+@pytest.mark.parametrize("cliffs", [[2, 10], [10, 2]], ids=str)
+def test_a_cliff_of_any_image_is_bound(cliffs: list[int]) -> None:
+    with pytest.raises(PolicyError, match="allows layers from 5 on"):
+        admit({"flow_cliff": cliffs}, LAYERS, strongest=FlowPolicy.withdrawal(5))
+
+
+@pytest.mark.parametrize(
+    ("keep", "most", "expected"),
+    [
+        (100, Fraction(1, 2), True),
+        (300, Fraction(1, 2), False),  # of 512 tokens that is more, and of 256 it is all
+        (Fraction(2, 5), 20000, True),
+        (Fraction(7, 10), 20000, False),  # of a picture of 32768 tokens that is more
+    ],
+)
+def test_a_policy_contradicts_a_bound_that_it_breaks_with_every_picture(
+    keep: int | Fraction, most: int | Fraction, expected: bool
+) -> None:
+    policy, bound = (FlowPolicy(((Stage(2, kept, "uniform"),),)) for kept in (keep, most))
+    assert contradicts(policy, bound, LAYERS) == expected
