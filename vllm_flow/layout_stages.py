@@ -51,9 +51,9 @@ class Choice:
     counted in their order. Only the device knows their rows among those of text."""
 
     @property
-    def needs(self) -> Needs:
-        """What must be computed in one step for it."""
-        return Needs.IMAGE if self.picks is not None else RANKS[self.rank].needs
+    def by_prompt(self) -> bool:
+        """Whether all of the prompt from the image on must be computed in one step for it, not the image alone."""
+        return RANKS[self.rank].needs == Needs.PROMPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def limits(
     Raises:
         ValueError: a rank looks at the whole prompt, whose length is not known.
     """
-    prompt = min((c.start for c in choices if c.needs == Needs.PROMPT), default=None)
+    prompt = min((c.start for c in choices if c.by_prompt), default=None)
     if prompt is not None and prompt_tokens <= prompt:
         raise ValueError("a rank that looks at the whole prompt needs to know how long it is")
     found: dict[int, Range] = {}
@@ -106,7 +106,7 @@ def limits(
         if choice.image not in found:  # what stays at a later stage was there at the first
             found[choice.image] = (choice.start, choice.stop)
             barred[choice.image] = (choice.start, choice.kept_end)
-        if choice.needs == Needs.PROMPT:
+        if choice.by_prompt:
             found[choice.image] = (choice.start, prompt_tokens)
     whole = sorted(found.values())
     return tuple(whole), tuple(sorted(barred.values())), prompt
@@ -127,7 +127,7 @@ class _Track:
         the device."""
         self._virtual = False
         self._nested: str | None = None
-        """A rank by picture, while all that is left is among the tokens that it put first."""
+        """A rank by picture, while all that is left is among the tokens that it put in order."""
         self._ordered = 0
 
     def advance(self, layer: int) -> Choice | None:
@@ -162,7 +162,7 @@ class _Track:
             nested = first or self._nested == name
             ordered = max(keep, self._ordered) if nested else self._total
             self._ordered = ordered
-            self._nested = name if nested else None
+            self._nested = name
         else:
             self._nested = None
         self._rows, self._virtual = rows[: keep + len(self._text)], True
@@ -173,7 +173,7 @@ class _Track:
             stop=self._stop,
             left=len(rows),
             keep=len(self._rows),
-            kept_end=int(self._rows[-1]) + 1 if len(self._rows) else self._start,
+            kept_end=int(self._rows[-1]) + 1,
             ordered=ordered,
             text=tuple((self._text - self._start).tolist()),
             picks=None if picks is None else tuple(picks.tolist()),
@@ -181,8 +181,6 @@ class _Track:
 
     def gone(self) -> IntArray:
         """Positions of the extent's rows that are gone, ascending."""
-        if len(self._rows) == 0:
-            return self._extent
         left = np.zeros(len(self._extent), dtype=np.bool_)
         left[self._rows - self._start] = True
         gone: IntArray = self._extent[~left]

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from vllm_flow.layout_stages import Choice
 from vllm_flow.mutual import stored
-from vllm_flow.ranks.base import Needs
 from vllm_flow.spans import IntArray, Range
 from vllm_flow.step import Ranking, ScheduledRequest, StepPlan, Variant
 
@@ -148,7 +147,7 @@ def _made_now(request: ScheduledRequest, choices: Sequence[Choice]) -> Iterator[
             continue
         if choice.start < first and layout.may_end_at(first):
             continue  # all that stays is stored; the rows of the step leave
-        needed = layout.prompt_tokens if choice.needs == Needs.PROMPT else choice.stop
+        needed = layout.prompt_tokens if choice.by_prompt else choice.stop
         if choice.start < first or needed > end:
             raise ValueError(
                 f"tokens {choice.start} to {needed} must be computed in one step to be ranked, but "
@@ -179,7 +178,7 @@ def _ranking(
 
     query, visible = source + choice.left - 1, slot(choice.start) + choice.left
     question = max(1, layout.prompt_tokens - layout.spans.end)
-    if choice.needs == Needs.PROMPT:
+    if choice.by_prompt:
         last = row_of_token_0 + layout.prompt_tokens - 1
         query, visible = int(np.count_nonzero(alive[:last])), slot(layout.prompt_tokens)
     return Ranking(

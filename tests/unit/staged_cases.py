@@ -13,7 +13,7 @@ from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.ranks import RANKS, PositionRank, after_layer
-from vllm_flow.ranks.base import Draw, Needs
+from vllm_flow.ranks.base import Draw
 from vllm_flow.spans import ImageSpans
 from vllm_flow.step import Ranking, ScheduledRequest
 
@@ -194,7 +194,7 @@ def check_ranking(
     assert plan is not None
     rows = apply(plan, layer - 1, [(c, a) for c, a, _ in batch], starts)
     position = rows[ranking.query] - starts[ranking.request] + computed
-    if choice.needs == Needs.PROMPT:
+    if choice.by_prompt:
         assert position == case.prompt - 1
         question = range(max(map(max, case.images)) + 1, case.prompt)
         assert ranking.question == len(question)
@@ -207,7 +207,7 @@ def check_ranking(
     elif not choice.text:
         assert position == max(p for p in before if p in case.images[choice.image])
     assert ranking.first_key == sum(p < choice.start for p in before)
-    if not choice.text or choice.needs == Needs.PROMPT:
+    if not choice.text or choice.by_prompt:
         assert ranking.visible == before.index(position) + 1
 
 

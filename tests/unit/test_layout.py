@@ -78,8 +78,10 @@ def test_images_are_held_together_in_the_order_of_the_prompt() -> None:
     assert layout.next_cut(0, 20) == 4
 
 
-def test_a_prefix_that_ends_in_no_image_may_end_in_the_one_before() -> None:
-    policy = FlowPolicy(((Stage(1, 8, "last_image"),),))
+@pytest.mark.parametrize("layers", [(1, 1), (1, 3), (3, 1)], ids=str)
+def test_a_prefix_that_ends_in_no_image_may_end_in_the_one_before(layers: tuple[int, int]) -> None:
+    """Whichever is chosen of first."""
+    policy = FlowPolicy(tuple((Stage(layer, 8, "last_image"),) for layer in layers))
     layout = layout_of(policy, (2, 13), (14, 26))
     # Blocks of four: 20 is within the second image, 12 is not past what stays of the first (2 to 10).
     assert layout.last_end(20, 4) == 12

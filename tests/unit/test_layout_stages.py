@@ -27,6 +27,7 @@ from vllm_flow.grouping import storage_groups
 from vllm_flow.layout import TokenLayout, evicted_at, predict_blocks, stored_blocks
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy, Stage
+from vllm_flow.ranks import RANKS, PositionRank
 from vllm_flow.spans import ImageSpans
 from vllm_flow.step import ScheduledRequest
 
@@ -100,6 +101,47 @@ def test_a_prefix_that_may_end_has_all_that_stays(case: Case, data: st.DataObjec
         assert len(stays) == end - (0 if evicted is None else evicted.count_before(end))
         # And nothing of that image is stored any more.
         assert all(evicted is not None and evicted.is_image(p) for p in inside if p >= end)
+
+
+@settings(deadline=None)
+@given(cases())
+def test_the_device_is_asked_only_what_the_host_cannot_know(case: Case) -> None:
+    """By its ranks; and once it has chosen, which rows are those of the text between an image's tokens."""
+    expected = []
+    for index, image in enumerate(case.images):
+        left, text, chosen = len(image), image[-1] - image[0] + 1 - len(image), False
+        for stage in case.policy.stages_of(index):
+            keep = stage.kept(len(image))
+            if keep >= left:
+                continue
+            left = keep
+            by_place = keep == 0 or isinstance(RANKS[stage.rank], PositionRank)
+            if by_place and not (chosen and text):
+                continue
+            chosen = True
+            picked = keep if by_place else None
+            expected.append((stage.layer, index, keep + text, picked))
+    layout = case.layout
+    found = [
+        (stage.layer, c.image, c.keep, None if c.picks is None else len(c.picks))
+        for stage in (layout.stages if layout is not None else ())
+        for c in stage.choices
+    ]
+    assert found == sorted(expected, key=lambda each: each[:2])
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_an_image_without_tokens_is_none_for_the_others(empty: int) -> None:
+    policy = FlowPolicy(((Stage(2, 3, "last_image"), Stage(4)),))
+    image = ImageSpans.from_ranges([(4, 7), (8, 12)])
+    both = [image, image]
+    both[empty] = ImageSpans()
+    alone, found = (TokenLayout.of(policy, images, 15) for images in ([image], both))
+    assert alone is not None and found is not None
+    assert [stage.evicted for stage in found.stages] == [stage.evicted for stage in alone.stages]
+    assert (found.whole, found.spans) == (alone.whole, alone.spans)
+    for n in range(16):
+        assert found.may_end_at(n) == alone.may_end_at(n)
 
 
 @settings(max_examples=50, deadline=None)

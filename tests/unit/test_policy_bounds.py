@@ -164,6 +164,8 @@ def test_a_cliff_of_any_image_is_bound(cliffs: list[int]) -> None:
         (300, Fraction(1, 2), False),  # of 512 tokens that is more, and of 256 it is all
         (Fraction(2, 5), 20000, True),
         (Fraction(7, 10), 20000, False),  # of a picture of 32768 tokens that is more
+        (300, 20000, True),  # from 256 tokens it evicts none
+        (40000, 50000, False),  # nor from any
     ],
 )
 def test_a_policy_contradicts_a_bound_that_it_breaks_with_every_picture(
