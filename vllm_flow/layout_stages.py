@@ -140,7 +140,7 @@ class _Track:
         if keep == 0 or stage.rank is None:
             if self._virtual and len(self._text):
                 return self._choice("uniform", 0, np.zeros(0, dtype=np.int64))
-            self._rows, self._virtual = self._text, False
+            self._rows = self._text
             return None
         picks: IntArray | None = None
         if isinstance(RANKS[stage.rank], PositionRank):

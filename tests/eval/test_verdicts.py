@@ -29,6 +29,34 @@ def test_verdicts(difference: Interval, p: float, higher: bool, finding: str, wi
     assert (verdict.finding, verdict.within_tolerance) == (finding, within)
 
 
+@pytest.mark.parametrize("unseen", [0.0, 0.01, 0.011])
+def test_what_is_just_within_the_tolerance_is_within(unseen: float) -> None:
+    """Limits and what may not have been seen alike; beyond it is what is larger."""
+    verdict = judge(
+        interval(-0.01, 0.01), 0.001, identical=False, higher_is_better=True, tolerance=0.01, unseen=unseen
+    )  # fmt: skip
+    assert verdict.within_tolerance == (unseen <= 0.01)
+    assert verdict.finding == "none", "no difference is neither worse nor better, whatever p is"
+    at = [CliffEvidence(4, Interval(0.01, 0.0, 0.01), 0.001, unseen)]
+    cliff = find_cliff(at, tolerance=0.01)
+    assert (cliff.found, cliff.seen) == (4, 4)
+    assert cliff.shown == (4 if unseen <= 0.01 else None)
+
+
+def test_what_loses_all_is_worse() -> None:
+    lost = judge(interval(-1, -1), 0.001, identical=False, higher_is_better=True, tolerance=0.01)
+    assert lost.finding == "worse"
+
+
+@pytest.mark.parametrize(("p", "found"), [(0.05, 4), (0.0499, None)])
+def test_a_finding_is_below_the_level(p: float, found: int | None) -> None:
+    assert find_cliff(evidence((4, 0.2, 0.1, p)), tolerance=0.01).found == found
+    verdict = judge(
+        interval(-0.3, -0.1), p, identical=False, higher_is_better=True, tolerance=0.01
+    )
+    assert verdict.finding == ("none" if found else "worse")
+
+
 def evidence(*rows: tuple[int, float, float, float]) -> list[CliffEvidence]:
     """(cliff, loss, half width, corrected p)."""
     return [CliffEvidence(c, Interval(x, x - h, x + h), p) for c, x, h, p in rows]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta
+from scipy.optimize import brentq
+from scipy.stats import beta, poisson
 
 from vllm_flow.eval.cliff.bounds import (
     items_for,
@@ -58,6 +59,35 @@ def test_without_gains_the_upper_limit_is_at_least_clopper_and_pearsons(lost: in
     found = loss_limits(np.full(lost, 1 / count), 1 / count, count, 0.95).high
     exact = beta.ppf(0.95, lost + 1, count - lost)
     assert exact <= found <= 1.01 * exact
+
+
+@pytest.mark.parametrize("lost", [1, 3, 10])
+def test_without_gains_the_lower_limit_joins_the_exact_one_and_what_may_be_gained(
+    lost: int,
+) -> None:
+    """Exact: at it so many events or more come with the error rate. No gain was seen, and three may have been missed."""
+    count = 2000
+    fewest = brentq(lambda mean: poisson.sf(lost - 1, mean) - 0.05, 0, lost)
+    expected = lost - math.hypot(lost - fewest, -math.log(0.05))
+    found = loss_limits(np.full(lost, 1 / count), 1 / count, count, 0.95)
+    assert found.low == pytest.approx(expected / count)
+
+
+@pytest.mark.parametrize("lost", [1, 2, 10])
+@pytest.mark.parametrize("each", [1, 5])
+def test_events_of_equal_weight_have_poissons_limits_times_it(lost: int, each: int) -> None:
+    count = 1000
+    most = brentq(lambda mean: poisson.cdf(lost, mean) - 0.05, lost, lost + 40)
+    found = loss_limits(np.full(lost, each / count), 1 / count, count, 0.95)
+    assert found.high == pytest.approx(each * most / count)
+
+
+def test_an_event_that_was_not_seen_weighs_no_less_than_a_changed_answer() -> None:
+    """However little the seen ones weigh; and as much as the largest of them."""
+    tiny = loss_limits([1e-6], 0.01, 100, 0.95).high
+    assert tiny == pytest.approx(-math.log(0.05) / 100, rel=1e-2) and tiny > smallest_tolerance(100)
+    mixed = loss_limits([0.01, 0.03], 0.01, 100, 0.95).high
+    assert mixed > loss_limits([0.02, 0.02], 0.01, 100, 0.95).high
 
 
 def test_pictures_that_fail_as_a_whole_count_as_one_event() -> None:
