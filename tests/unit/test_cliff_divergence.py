@@ -54,6 +54,18 @@ def test_bootstrap_intervals_cover_the_mean() -> None:
     assert means == bootstrap_means(values, 0.9)
 
 
+def test_pictures_are_resampled_with_all_of_their_questions() -> None:
+    """The same twice is no more evidence; and the mean is over questions, of however many a picture has."""
+    values = np.random.default_rng(3).exponential(1, (2, 30))
+    alone = bootstrap_means(values, resamples=200)
+    units = np.repeat(np.arange(30), 2)
+    twice = bootstrap_means(np.repeat(values, 2, axis=1), resamples=200, units=units.tolist())
+    for one, other in zip(alone, twice, strict=True):
+        assert (other.value, other.low, other.high) == pytest.approx((one.value, one.low, one.high))
+    (uneven,) = bootstrap_means([[1.0, 1.0, 4.0]], resamples=200, units=[0, 0, 1])
+    assert (uneven.value, uneven.low, uneven.high) == (2.0, 1.0, 4.0)
+
+
 def test_the_upper_limit_is_the_more_cautious_reading() -> None:
     means = [
         Mean(1, 0.5, 2),

@@ -130,6 +130,16 @@ def test_the_device_is_asked_only_what_the_host_cannot_know(case: Case) -> None:
     assert found == sorted(expected, key=lambda each: each[:2])
 
 
+@pytest.mark.parametrize(("ranges", "asked"), [([(4, 12)], [1]), ([(4, 7), (8, 13)], [1, 3])])
+def test_places_among_rows_that_the_device_chose_are_known_where_no_text_is_between(
+    ranges: list[tuple[int, int]], asked: list[int]
+) -> None:
+    policy = FlowPolicy(((Stage(1, 6, "last_image"), Stage(3, 2, "uniform")),))
+    layout = TokenLayout.of(policy, [ImageSpans.from_ranges(ranges)], 15)
+    assert layout is not None
+    assert [stage.layer for stage in layout.stages if stage.choices] == asked
+
+
 @pytest.mark.parametrize("empty", [0, 1])
 def test_an_image_without_tokens_is_none_for_the_others(empty: int) -> None:
     policy = FlowPolicy(((Stage(2, 3, "last_image"), Stage(4)),))

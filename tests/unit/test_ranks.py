@@ -253,8 +253,9 @@ def test_dart_has_four_pivots_of_the_image_the_first_of_equals() -> None:
     """Of forty tokens with equal keys the first four, and then the one that is unlike them."""
     states = torch.tensor([[1.0, 0.0]]).repeat(40, 1)
     states[-1] = torch.tensor([-1.0, 0.0])
-    found = unlike_pivots(states, torch.ones(40), states[:1], torch.ones(1), 5)
-    assert found.nonzero()[:, 0].tolist() == [0, 1, 2, 3, 39]
+    for keep, expected in ((4, [0, 1, 2, 3]), (5, [0, 1, 2, 3, 39])):
+        found = unlike_pivots(states, torch.ones(40), states[:1], torch.ones(1), keep)
+        assert found.nonzero()[:, 0].tolist() == expected
 
 
 @given(st.integers(1, 12), st.integers(1, 9), st.integers(0, 2**31))
