@@ -51,9 +51,7 @@ def test_what_loses_all_is_worse() -> None:
 @pytest.mark.parametrize(("p", "found"), [(0.05, 4), (0.0499, None)])
 def test_a_finding_is_below_the_level(p: float, found: int | None) -> None:
     assert find_cliff(evidence((4, 0.2, 0.1, p)), tolerance=0.01).found == found
-    verdict = judge(
-        interval(-0.3, -0.1), p, identical=False, higher_is_better=True, tolerance=0.01
-    )
+    verdict = judge(interval(-0.3, -0.1), p, identical=False, higher_is_better=True, tolerance=0.01)
     assert verdict.finding == ("none" if found else "worse")
 
 

@@ -65,7 +65,7 @@ def test_without_gains_the_upper_limit_is_at_least_clopper_and_pearsons(lost: in
 def test_without_gains_the_lower_limit_joins_the_exact_one_and_what_may_be_gained(
     lost: int,
 ) -> None:
-    """Exact: at it so many events or more come with the error rate. No gain was seen, and three may have been missed."""
+    """Exact: at it so many events or more come with the error rate. No gain was seen, and three may be missed."""
     count = 2000
     fewest = brentq(lambda mean: poisson.sf(lost - 1, mean) - 0.05, 0, lost)
     expected = lost - math.hypot(lost - fewest, -math.log(0.05))
