@@ -64,6 +64,16 @@ def test_questions_that_change_together_need_the_design_effect() -> None:
     assert alone * 4 < number
 
 
+def test_what_is_shown_is_the_formulas() -> None:
+    """Of a thousand questions a hundred change: z of the limit times sqrt(101), z of the power times sqrt(100)."""
+    even = tolerance_shown(1000, 0.1, power=0.5)
+    assert even == pytest.approx(1.959964 * np.sqrt(101) / 1000, rel=1e-6)
+    wide = tolerance_shown(1000, 0.1, confidence=0.9, power=0.5)
+    assert wide == pytest.approx(1.644854 * np.sqrt(101) / 1000, rel=1e-6)
+    surer = tolerance_shown(1000, 0.1, power=0.8)
+    assert surer - even == pytest.approx(0.841621 * 10 / 1000, rel=1e-5)
+
+
 @given(st.floats(0.001, 0.5), st.floats(0, 1), st.floats(1, 30))
 def test_the_two_are_inverse(tolerance: float, changed: float, design: float) -> None:
     number = questions_needed(tolerance, changed, design=design)
