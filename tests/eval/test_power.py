@@ -99,6 +99,9 @@ def test_design_effects() -> None:
     for wrong in ((0.0, 0.1), (1.5, 0.1), (0.01, -0.1), (0.01, 2)):
         with pytest.raises(ValueError):
             questions_needed(*wrong)
+    for chance in ({"confidence": 0.0}, {"confidence": 1.0}, {"power": 0.49}, {"power": 1.0}):
+        with pytest.raises(ValueError, match="no confidence or power"):
+            tolerance_shown(100, 0.1, **chance)
     with pytest.raises(ValueError, match="needs questions"):
         design_effect([])
     with pytest.raises(ValueError, match="needs questions"):
