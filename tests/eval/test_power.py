@@ -97,7 +97,7 @@ def test_design_effects() -> None:
     assert design_effect("aaab") == pytest.approx((9 + 1) / 4)
     assert design_effect("aabb", 0.0) == 1 and design_effect("aabb", 0.5) == 1.5
     for wrong in ((0.0, 0.1), (1.5, 0.1), (0.01, -0.1), (0.01, 2)):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="lies between 0 and 1"):
             questions_needed(*wrong)
     for chance in ({"confidence": 0.0}, {"confidence": 1.0}, {"power": 0.49}, {"power": 1.0}):
         with pytest.raises(ValueError, match="no confidence or power"):
