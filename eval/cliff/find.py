@@ -29,7 +29,7 @@ from vllm_flow.eval.cliff.search import Ask, Finding, Plan
 from vllm_flow.eval.cliff.unlabelled import attention, unlabelled
 from vllm_flow.eval.sweep.engine_actor import EngineActor
 from vllm_flow.eval.sweep.model_facts import read_facts
-from vllm_flow.eval.sweep.run import engine_options, engine_settings
+from vllm_flow.eval.sweep.settings import engine_options, engine_settings
 from vllm_flow.eval.sweep.versions import versions
 from vllm_flow.eval.sweep.work import TaskWork
 from vllm_flow.eval.tasks import Task
@@ -52,7 +52,7 @@ def find(
     facts = read_facts(args.model, args.conversation, args.trust_remote_code)
     if before is not None:
         check_joins(before, {"model": args.model, "num_layers": facts.num_layers})
-    work, task = read_questions(args)
+    work, task = read_questions(args, facts.conversation.name)
     ladder = ladder_of(args, facts.num_layers)
     plan = None if args.unlabelled else make_plan(args, work.items, ladder.top)
     with (
@@ -70,7 +70,9 @@ def find(
             entry = unlabelled(engine, args)
         if folder is not None and (read := attention(engine, folder, args.mass_share)):
             entry["evidence"]["attention"] = read
-        entry["evidence"] |= {"seed": args.seed, **ladder.about()}
+        asked = {"conversation": facts.conversation.name, "image_preparation": work.preparation}
+        asked |= {"image_reading": work.reading, "seed": args.seed}
+        entry["evidence"] |= {**asked, **ladder.about()}
         entry = {**ladder.keys(entry["evidence"]["rung"], facts.num_layers), **entry}
     return {
         "format": FORMAT,

@@ -16,7 +16,7 @@ from vllm_flow.eval.cliff import search
 from vllm_flow.eval.cliff.bounds import items_for, smallest_tolerance
 from vllm_flow.eval.cliff.evidence import CliffError, in_random_order, split_at
 from vllm_flow.eval.cliff.search import Plan
-from vllm_flow.eval.sweep.pictures import background_of
+from vllm_flow.eval.sweep.pictures import background_of, preparation
 from vllm_flow.eval.sweep.run import read_task
 from vllm_flow.eval.sweep.work import TaskWork
 from vllm_flow.eval.tasks import Item, Task, get_task
@@ -29,9 +29,12 @@ UNLABELLED_TOKENS = 32
 """Tokens of the answers that are compared, where no task says how long an answer is."""
 
 
-def read_questions(args: Namespace) -> tuple[TaskWork, Task | None]:
-    """The questions in the search's order, and how they are scored (None for a file without labels)."""
-    preparation = None if args.image_preparation == "task" else args.image_preparation
+def read_questions(args: Namespace, conversation: str) -> tuple[TaskWork, Task | None]:
+    """The questions in the search's order, and how they are scored (None for a file without labels).
+
+    Args:
+        conversation: the name of the model's, which decides what is done to a task's pictures.
+    """
     background_of(args.engine_args)  # refused here, not by the engine
     if os.path.exists(args.data) and not os.path.isdir(args.data):  # a file, or a pipe
         if not args.unlabelled:
@@ -40,15 +43,12 @@ def read_questions(args: Namespace) -> tuple[TaskWork, Task | None]:
                 "folder that holds the task's data."
             )
         items = questions_of(args.data)
-        work = TaskWork(
-            args.task, items, UNLABELLED_TOKENS, preparation or "plain", args.image_reading
-        )
+        prepared = preparation(args.image_preparation, "plain", conversation)
+        work = TaskWork(args.task, items, UNLABELLED_TOKENS, prepared, args.image_reading)
         task = None
     else:
         task = get_task(args.task).asked_as(args.prompts)
-        work = read_task(
-            args.task, args.data, None, args.seed, preparation, args.image_reading, args.prompts
-        )
+        work = read_task(args.task, args, conversation, None)
     limit = args.items or (UNLABELLED_ITEMS if args.unlabelled else None)
     items = in_random_order(work.items, args.seed, limit, task)
     if not items:

@@ -20,7 +20,8 @@ import pyarrow as pa
 from vllm_flow.eval.cliff.evidence import CliffError
 from vllm_flow.eval.sweep.model_facts import ModelFacts
 from vllm_flow.eval.sweep.records import Run, RunError
-from vllm_flow.eval.sweep.run import open_run, run_settings
+from vllm_flow.eval.sweep.resuming import opened_run
+from vllm_flow.eval.sweep.settings import run_settings
 from vllm_flow.eval.sweep.work import TaskWork
 from vllm_flow.outputs import OutputError
 from vllm_flow.user_text import parse_json
@@ -110,11 +111,9 @@ def recording(
         CliffError: what is there was asked otherwise, or is being written; says what differs.
     """
     folder = folder_of(args)
-    meta = run_settings(args, facts, on_gpu=on_gpu, limit=args.items, engines=1)
+    meta = run_settings(args, facts, [work], on_gpu=on_gpu, limit=args.items, engines=1)
     try:
-        run = open_run(folder, meta)
-        with run.writing():
-            run.write_items(work.task, work.items)
+        with opened_run(folder, meta, [work], beside=(MEASURED,)) as run:
             run.extend([work.task], [policy.as_json() for policy in policies])
             record = Record(run, work.task)
             begun()

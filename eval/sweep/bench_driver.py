@@ -36,7 +36,7 @@ from vllm_flow.eval.sweep.engine_options import EngineOptions
 from vllm_flow.eval.sweep.model_facts import ModelFacts, read_facts
 from vllm_flow.eval.sweep.policies import BASELINE, Policy, PolicySpecError, parse_policies
 from vllm_flow.eval.sweep.records import Run
-from vllm_flow.eval.sweep.run import DEMO_POOL
+from vllm_flow.eval.sweep.settings import DEMO_POOL
 from vllm_flow.eval.sweep.work import IN_FLIGHT, TaskWork, batches_of, plan_work
 from vllm_flow.eval.tasks import Item
 from vllm_flow.exits import Refused, run_module

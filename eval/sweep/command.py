@@ -13,9 +13,9 @@ DATA has a folder per task (DATA/pope, DATA/textvqa). Each policy answers every 
 policies run side by side, so that its picture is encoded once.
 
 Nothing is lost: answers are written batch by batch. The same command again goes on where a run
-was stopped or killed and asks nothing twice; with more policies or tasks it extends the run. A run
-made with other settings is refused. What cannot be answered (a missing picture, a prompt that is
-too long) becomes an error row with the reason.
+was stopped or killed and asks nothing twice; with more policies, tasks or a larger --limit it extends the run. A
+run with answers that were asked with other settings is refused. What cannot be answered (a missing picture,
+a prompt that is too long) becomes an error row with the reason.
 
 Exit status: 0 when every question has an answer under every policy, 3 when all were asked and some rows are
 errors (0 with --errors-ok), 1 when stopped before, 2 when refused.
@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_questions(what: Any) -> None:
     from vllm_flow.eval.sweep.conversation import NAMES
+    from vllm_flow.eval.sweep.pictures import CHOICES
     from vllm_flow.eval.sweep.policies import SYNTAX
     from vllm_flow.eval.tasks import task_names
     from vllm_flow.eval.tasks.prompts import STYLES
@@ -92,7 +93,8 @@ def _add_questions(what: Any) -> None:
         "--conversation",
         choices=NAMES,
         default="auto",
-        help="prompt format (default: LLaVA-1.5's and Qwen-VL's own for these, else the model's chat template)",
+        help="prompt format (default: LLaVA-1.5's and Qwen-VL's own for these, else the model's chat template, "
+        "which is a server's for all)",
     )
     what.add_argument(
         "--prompts",
@@ -103,9 +105,10 @@ def _add_questions(what: Any) -> None:
     )
     what.add_argument(
         "--image-preparation",
-        choices=("task", "pad", "plain"),
-        default="task",
-        help="pad to a square as LLaVA-1.5 does, leave alone, or as each task says (default)",
+        choices=CHOICES,
+        default="auto",
+        help="pad to a square as LLaVA-1.5 does, leave alone as a server does, or (default) pad where the "
+        "conversation is LLaVA-1.5's and the task's authors did",
     )
     what.add_argument(
         "--image-reading",

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PREPARATIONS = ("pad", "plain")
+CHOICES = ("auto", *PREPARATIONS)
+"""What `--image-preparation` may say."""
+PADDING = ("llava-1.5",)
+"""Conversations of models whose authors pad pictures."""
 
 READERS = 4
 """Threads that read and decode a batch's pictures."""
@@ -39,6 +43,21 @@ def pad_to_square(image: Image, mean: Sequence[float] = CLIP_MEAN) -> Image:
     square = image_module.new("RGB", (side, side), tuple(int(value * 255) for value in mean))
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
+
+
+def preparation(asked: str, task: str, conversation: str) -> str:
+    """What is done to a task's pictures: one of `PREPARATIONS`.
+
+    Args:
+        asked: one of `CHOICES`; `auto` leaves it to the task.
+        task: `Task.image_preparation`; `conversation` leaves it to the conversation.
+        conversation: its name, which may be none of those that pad.
+    """
+    if asked != "auto":
+        return asked
+    if task != "conversation":
+        return task
+    return "pad" if conversation in PADDING else "plain"
 
 
 def prepare(image: Image, preparation: str) -> Image:

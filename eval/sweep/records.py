@@ -2,7 +2,7 @@
 
 The one place that knows the layout of a run directory. Knows nothing of engines, Ray or scoring.
 
-    RUN/run.json                settings; what the answers depend on (:data:`SETTINGS`) never changes
+    RUN/run.json                settings; what answers depend on stays as it is once there is one (`resuming`)
     RUN/items/<task>.parquet    the questions, written before the first answer (`schema.ITEMS`)
     RUN/answers/part-*.parquet  one file per batch, complete or not there at all (`schema.ANSWERS`)
 
@@ -26,7 +26,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vllm_flow.counts import counted
 from vllm_flow.eval.sweep.checked import RunError, read_meta, read_table
 from vllm_flow.eval.sweep.schema import (
     ANSWERS,
@@ -43,16 +42,6 @@ from vllm_flow.user_text import parse_json
 
 VERSION = 1
 """Raise when a reader of the last version would misread what is written."""
-
-SETTINGS = (
-    "version", "model", "num_layers", "group_layers", "block_size", "dtype", "max_model_len", "data", "seed",
-    "limit", "conversation", "prompt", "image_preparation",
-    "image_reading", "engine_args",
-)  # fmt: skip
-"""Entries of `run.json` that a resumed run must share, since answers depend on them."""
-
-VERSIONS = ("vllm_flow", "vllm", "transformers", "torch")
-"""Entries of `run.json`'s "versions" that it must share as well."""
 
 
 class Run:
@@ -82,8 +71,7 @@ class Run:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise OutputError(str(folder), error) from None
-        full = {"version": VERSION, "created": _now().isoformat(timespec="seconds"), **meta}
-        run = cls(path, full)
+        run = cls(path, {**_stamp(), **meta})
         run._write_meta()
         return run
 
@@ -133,6 +121,18 @@ class Run:
             self.meta["sessions"] = [*self.meta.get("sessions", []), dict(session)]
         self._write_meta()
 
+    def update(self, changes: Mapping[str, Any]) -> None:
+        """Write other values of some settings."""
+        self.meta |= changes
+        self._write_meta()
+
+    def begin_anew(self, meta: Mapping[str, Any]) -> None:
+        """Forget items, errors and settings of a run that has no answer, and take `meta` for its settings."""
+        for path in [*self._parts(), *self._item_files()]:
+            path.unlink()
+        self.meta = {**_stamp(), **meta}
+        self._write_meta()
+
     def _write_meta(self) -> None:
         text = json.dumps(self.meta, indent=2, ensure_ascii=False) + "\n"
         write_whole(
@@ -142,21 +142,31 @@ class Run:
     # Items.
 
     def write_items(self, task: str, items: Sequence[Item]) -> None:
-        """Write a task's items, or check that the ones there are the same.
+        """Write a task's items in place of those that are there.
 
         Raises:
-            RunError: other items are there, or an id comes twice.
+            RunError: an id comes twice.
         """
         table = items_table(task, items)
         if len(set(table["item_id"].to_pylist())) != table.num_rows:
             raise RunError(f"task {task}: item ids are not unique.")
         path = self._items_path(task)
-        if path.exists():
-            before, after = read_table(path, ITEMS).to_pylist(), table.to_pylist()
-            if before != after:
-                raise RunError(f"{self.path}: task {task}: {_first_difference(before, after)}")
-            return
-        _write_parquet(path, table)
+        if not path.exists() or not read_table(path, ITEMS).equals(table):
+            _write_parquet(path, table)
+
+    def item_rows(self, task: str) -> list[dict[str, Any]]:
+        """A task's items as rows of `schema.ITEMS`; none where the run has none of that task."""
+        path = self._items_path(task)
+        return read_table(path, ITEMS).to_pylist() if path.exists() else []
+
+    def relocate(self, old: str, new: str) -> None:
+        """Let all items' pictures that lie in the folder `old` lie in `new`."""
+        for path in self._item_files():
+            rows = relocated(read_table(path, ITEMS).to_pylist(), old, new)
+            _write_parquet(path, pa.Table.from_pylist(rows, schema=ITEMS))
+
+    def _item_files(self) -> list[Path]:
+        return sorted((self.path / "items").glob("*.parquet"))
 
     def items(self, task: str) -> list[Item]:
         """A task's items in their order; RunError where the run has none of that task."""
@@ -226,36 +236,18 @@ class Run:
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
-def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What keeps two `run.json` from being one run, a sentence part each; empty if nothing does."""
-    found = [
-        f"{name} is {json.dumps(before.get(name))} there and {json.dumps(after.get(name))} here"
-        for name in SETTINGS
-        if name in after and before.get(name) != after.get(name)
-    ]
-    old, new = before.get("versions", {}), after.get("versions", {})
-    return found + [
-        f"{name} is version {old.get(name)} there and {new.get(name)} here"
-        for name in VERSIONS
-        if name in new and old.get(name) != new.get(name)
-    ]
+def relocated(rows: Iterable[Mapping[str, Any]], old: str, new: str) -> list[dict[str, Any]]:
+    """Rows of items with pictures in the folder `new` that were in `old`."""
+
+    def moved(image: str | None) -> str | None:
+        inside = image is not None and image.startswith(old.rstrip("/") + "/")
+        return new.rstrip("/") + image[len(old.rstrip("/")) :] if image and inside else image
+
+    return [{**row, "image": moved(row["image"])} for row in rows]
 
 
-def _first_difference(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
-) -> str:
-    for old, new in zip(before, after, strict=False):
-        if old != new:
-            column = next(name for name in ITEMS.names if old[name] != new[name])
-            return (
-                f"the items differ from those of the run: item {old['item_id']} has {column} "
-                f"{old[column]!r} there and {new[column]!r} here; use the same data, --limit and "
-                "--seed, or another directory."
-            )
-    return (
-        f"the run has {counted(len(before), 'item')} and the data {len(after)}; use the same data and --limit, "
-        "or another directory."
-    )
+def _stamp() -> dict[str, Any]:
+    return {"version": VERSION, "created": _now().isoformat(timespec="seconds")}
 
 
 def _foreign(path: Path) -> Iterator[Path]:

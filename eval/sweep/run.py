@@ -7,12 +7,10 @@ the driver stream it through the engines. No Ray and no vLLM in here.
 from __future__ import annotations
 
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,25 +18,19 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from vllm_flow.counts import counted
-from vllm_flow.demo_model.naming import DEMO_MODELS
 from vllm_flow.eval.statistics.power import forecast
 from vllm_flow.eval.sweep import connection, driver, timing
 from vllm_flow.eval.sweep.engine_options import EngineOptions
 from vllm_flow.eval.sweep.model_facts import ModelError, ModelFacts, read_facts
-from vllm_flow.eval.sweep.pictures import background_of
+from vllm_flow.eval.sweep.pictures import background_of, preparation
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
-from vllm_flow.eval.sweep.records import Run, RunError, difference
-from vllm_flow.eval.sweep.versions import versions
+from vllm_flow.eval.sweep.records import Run
+from vllm_flow.eval.sweep.resuming import opened_run
+from vllm_flow.eval.sweep.settings import engine_options, run_settings
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, requests_of, sample
 from vllm_flow.eval.tasks import get_task
 from vllm_flow.exits import keeping
-from vllm_flow.grouping import default_group_layers
 from vllm_flow.outputs import check_folder, real
-
-DEMO_CONTEXT = 2048
-"""Tokens of the demo models' longest request: ScienceQA's 1024 answer tokens, and a prompt."""
-DEMO_POOL = 1 << 28
-"""KV-cache pool of an engine with a demo model, bytes; vLLM would take most of the memory."""
 
 
 def evaluate(args: Namespace) -> int:
@@ -51,14 +43,8 @@ def evaluate(args: Namespace) -> int:
     check_folder(args.out)
     facts = read_facts(args.model, args.conversation, args.trust_remote_code)
     policies = checked_policies(args.policies, facts, args.model)
-    preparation = None if args.image_preparation == "task" else args.image_preparation
     background_of(args.engine_args)  # refused here, not in every engine
-    tasks = [
-        read_task(
-            name, args.data, args.limit, args.seed, preparation, args.image_reading, args.prompts
-        )
-        for name in args.tasks
-    ]
+    tasks = [read_task(name, args, facts.conversation.name, args.limit) for name in args.tasks]
     kept = [name for name in args.tasks if get_task(name).asked_as(args.prompts) is get_task(name)]
     if args.prompts != "llava" and kept:
         print(f"{', '.join(kept)}: no prompts of {args.prompts} for these; asked as ever.")
@@ -67,13 +53,11 @@ def evaluate(args: Namespace) -> int:
             told = forecast([item.picture_of for item in task.items], args.tolerance / 100)
             print(f"{task.task}: {told}", flush=True)
     with connection.connected(args.ray_address, args.engines) as pool:
-        meta = run_settings(
-            args, facts, on_gpu=pool.num_gpus > 0, limit=args.limit, engines=pool.engines
-        )
+        gpus = pool.num_gpus > 0
+        meta = run_settings(args, facts, tasks, on_gpu=gpus, limit=args.limit, engines=pool.engines)
         meta |= {"hardware": connection.hardware(pool), "prompts": args.prompts}
-        run = open_run(args.out, meta)
         with (
-            run.writing(),
+            opened_run(args.out, meta, tasks, growing=True) as run,
             keeping(lambda: f"the answers so far are in {run.path}, and the same command goes on"),
         ):
             answer_all(args, facts, policies, tasks, pool, run, meta)
@@ -81,25 +65,6 @@ def evaluate(args: Namespace) -> int:
                 options = engine_options(args, facts, meta, policies)
                 timing.time_policies(run.path, tasks, options, pool, args.time, meta["hardware"])
         return report(run, [task.task for task in tasks], policies)
-
-
-def run_settings(
-    args: Namespace, facts: ModelFacts, *, on_gpu: bool, limit: int | None, engines: int
-) -> dict[str, Any]:
-    """What `run.json` says of a command that asks engines, `vllm-flow eval` or `vllm-flow cliff`."""
-    return {
-        "command": ["vllm-flow", *sys.argv[1:]],
-        **engine_settings(args, facts, on_gpu),
-        "prompt": facts.conversation.prompt("{text}", True),
-        "image_preparation": args.image_preparation,
-        "image_reading": args.image_reading,
-        "data": str(real(args.data)),
-        "limit": limit,
-        "engines": engines,
-        "versions": versions(),
-        "tasks": [],
-        "policies": [],
-    }
 
 
 def answer_all(
@@ -112,8 +77,6 @@ def answer_all(
     meta: Mapping[str, Any],
 ) -> None:
     """Get every answer that the run lacks; ``meta`` is what this command says of itself."""
-    for task in tasks:
-        run.write_items(task.task, task.items)
     failed = run.failed() if args.retry_errors else set()
     rows = plan_work(tasks, policies, run.done() - failed)
     session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
@@ -163,84 +126,19 @@ def checked_policies(spec: str, facts: ModelFacts, model: str) -> tuple[Policy, 
     return policies
 
 
-def read_task(
-    name: str,
-    data: Path,
-    limit: int | None,
-    seed: int,
-    preparation: str | None,
-    reading: str = "server",
-    prompts: str = "llava",
-) -> TaskWork:
-    """A task's items under ``data/<task>``; a variant (`textvqa-no-ocr`) shares its task's folder."""
-    task = get_task(name).asked_as(prompts)
-    own = real(data) / name
-    folder = own if os.path.exists(own) else own.with_name(name.partition("-")[0])
-    items = sample(task.read(folder), limit, seed, task)
-    return TaskWork(name, items, task.max_tokens, preparation or task.image_preparation, reading)
+def read_task(name: str, args: Namespace, conversation: str, limit: int | None) -> TaskWork:
+    """A task's items under ``DATA/<task>``; a variant (`textvqa-no-ocr`) shares its task's folder.
 
-
-def engine_settings(args: Namespace, facts: ModelFacts, on_gpu: bool) -> dict[str, Any]:
-    """What of `run.json` decides how engines compute, with every default made explicit."""
-    demo = args.model in DEMO_MODELS
-    return {
-        "model": args.model,
-        "num_layers": facts.num_layers,
-        "group_layers": args.group_layers or default_group_layers(facts.num_layers),
-        "block_size": args.block_size or (16 if on_gpu else 32),  # vLLM's smallest
-        "dtype": args.dtype or ("float32" if demo else facts.dtype),
-        "seed": args.seed,
-        "max_model_len": args.max_model_len or (DEMO_CONTEXT if demo else None),
-        "conversation": facts.conversation.name,
-        "trust_remote_code": args.trust_remote_code,
-        "engine_args": dict(args.engine_args),
-    }
-
-
-def engine_options(
-    args: Namespace, facts: ModelFacts, settings: Mapping[str, Any], policies: tuple[Policy, ...]
-) -> EngineOptions:
-    """How a command's engines are started; ``settings`` are those of :func:`engine_settings`."""
-    return EngineOptions(
-        model=args.model,
-        dtype=settings["dtype"],
-        group_layers=settings["group_layers"],
-        block_size=settings["block_size"],
-        conversation=settings["conversation"],
-        policies=policies,
-        full_grid=facts.full_grid,
-        seed=args.seed,
-        max_model_len=settings["max_model_len"],
-        kv_cache_bytes=pool_bytes(args),
-        picture_mark=facts.conversation.mark,
-        trust_remote_code=args.trust_remote_code,
-        engine_args=args.engine_args,
-    )
-
-
-def pool_bytes(args: Namespace) -> int | None:
-    """Bytes of each engine's KV-cache pool, None to leave it to vLLM."""
-    if args.kv_cache_gib is not None:
-        return int(args.kv_cache_gib * 2**30)
-    return DEMO_POOL if args.model in DEMO_MODELS else None
-
-
-def open_run(path: Path, meta: dict[str, Any]) -> Run:
-    """The run at `path`, created if it is not there.
-
-    Raises:
-        RunError: a run with other settings is there; names what differs.
+    Args:
+        args: of `vllm-flow eval` or `vllm-flow cliff`: data, seed, prompts, and what is done to pictures.
+        conversation: the name of the model's.
     """
-    if not (path / "run.json").exists():
-        return Run.create(path, meta)
-    run = Run.open(path)
-    found = difference(run.meta, meta)
-    if found:
-        raise RunError(
-            f"{path} was made with other settings: {'; '.join(found)}. Answers of both would be "
-            "mixed: use the same settings, or another --out."
-        )
-    return run
+    task = get_task(name).asked_as(args.prompts)
+    own = real(args.data) / name
+    folder = own if os.path.exists(own) else own.with_name(name.partition("-")[0])
+    items = sample(task.read(folder), limit, args.seed, task)
+    prepared = preparation(args.image_preparation, task.image_preparation, conversation)
+    return TaskWork(name, items, task.max_tokens, prepared, args.image_reading)
 
 
 def stream(

@@ -73,10 +73,11 @@ class Scored:
 class Task(ABC):
     """A benchmark. Implementations are frozen dataclasses whose fields are the task's options.
 
-    Pictures are read as vLLM's server reads them, so that an evaluation sees what is served. The official
-    scripts (LLaVA's, OPERA's) open them with PIL's `convert("RGB")`: sideways where only EXIF data says
-    how to turn them, and a transparent pixel in whatever colour is stored under it. `load_image(...,
-    "stored")`, on the command line `--image-reading stored`, reads as they do.
+    Picture files are read as vLLM's server reads them. The official scripts (LLaVA's, OPERA's) open them with
+    PIL's `convert("RGB")`: sideways where only EXIF data says how to turn them, and a transparent pixel in
+    whatever colour is stored under it. `load_image(..., "stored")`, on the command line `--image-reading
+    stored`, reads as they do. The words around a question and what is done to its picture follow a model's
+    authors, which for LLaVA-1.5 is not what a server does (docs/evaluation.md, "As it is served").
     """
 
     name: str
@@ -87,8 +88,9 @@ class Task(ABC):
     """The metric that is reported first."""
     higher_is_better: bool = True
     """Of the headline metric."""
-    image_preparation: Literal["pad", "plain"] = "pad"
-    """`pad`: to a square with the CLIP mean colour, as LLaVA-1.5 does; `plain`: left alone."""
+    image_preparation: Literal["conversation", "pad", "plain"] = "conversation"
+    """`pad`: to a square with the CLIP mean colour, as LLaVA-1.5 does; `plain`: left alone; `conversation`: the
+    one or the other, as the authors of the model's conversation do."""
     full_marks: Mapping[str, float] = MappingProxyType({})
     """Metrics that the benchmark reports in points: what a share of 1 is worth there, e.g. 2000."""
     unclear: str = ""

@@ -75,7 +75,7 @@ class RefCoco(Task):
     name: str = "refcoco"
     boxes: str = "llava"
     """One of `vllm_flow.eval.tasks.boxes.CONVENTIONS`."""
-    image_preparation: Literal["pad", "plain"] = "pad"
+    image_preparation: Literal["conversation", "pad", "plain"] = "pad"
 
     max_tokens = 64
     headline = "accuracy"

@@ -75,7 +75,7 @@ class Steps(Task):
     name: str
     headline: str
     higher_is_better: bool
-    image_preparation: Literal["pad", "plain"]
+    image_preparation: Literal["conversation", "pad", "plain"]
     unclear: str
     binary: bool
     full_marks: Mapping[str, float] = field(default_factory=dict)

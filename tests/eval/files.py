@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,10 @@ def coco(folder: Path, splits: Mapping[str, Mapping[int, tuple[list[str], list[s
             folder / f"captions_{split}2014.json", {"images": listed, "annotations": captions}
         )
     return folder
+
+
+def arguments(data: Path) -> Namespace:
+    """What `vllm-flow eval` is told of questions, all by default."""
+    return Namespace(
+        data=data, seed=0, prompts="llava", image_preparation="auto", image_reading="server"
+    )

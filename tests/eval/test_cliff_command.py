@@ -49,7 +49,7 @@ def arguments(data: Path, *more: str) -> list[str]:
 def engine(data: Path) -> Iterator[tuple[CliffEngine, Path]]:
     """The engine as the command starts it without labels, shared by the tests."""
     args = cli.build_parser(["cliff"]).parse_args(arguments(data, "--unlabelled"))
-    work, _ = read_questions(args)
+    work, _ = read_questions(args, "chat-template")
     with started(args, read_facts("demo-small"), work) as (engine, folder):
         assert folder is not None
         yield engine, folder
@@ -173,7 +173,7 @@ def test_what_cannot_begin_is_refused_before_an_engine_starts(
 def test_the_number_of_questions_that_it_names_is_enough(data: Path) -> None:
     parser = cli.build_parser(["cliff"])
     args = parser.parse_args(arguments(data, "--tolerance", "9%"))
-    work, _ = read_questions(args)
+    work, _ = read_questions(args, "chat-template")
     assert make_plan(args, work.items, LAYERS).tolerance == pytest.approx(0.09)
 
 

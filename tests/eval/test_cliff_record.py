@@ -78,9 +78,22 @@ def test_killed_it_goes_on(
     # Killed between two batches: everything asked had been answered, and is asked no second time.
     assert asked(stopped) == asked(whole) and set(asked(stopped).values()) == {1}
     assert entry(stopped) == entry(whole)
+    how = ("conversation", "image_preparation", "image_reading")
+    assert [entry(whole)["evidence"][one] for one in how] == ["chat-template", "plain", "server"]
     # Once more, for its own sake: there is nothing left to ask.
     assert finished(data, stopped, *more) == 0
     assert asked(stopped) == asked(whole) and entry(stopped) == entry(whole)
+
+
+def test_before_an_answer_everything_may_change(data: Path, tmp_path: Path) -> None:
+    """As after an engine argument that no engine starts with."""
+    folder = tmp_path / "cliff-pope-run"
+    assert finished(data, tmp_path, *LABELLED, "--dtype", "bfloat16") == 0
+    for part in (folder / "answers").iterdir():
+        part.unlink()
+    (folder / "measured.jsonl").unlink()
+    assert finished(data, tmp_path, *LABELLED) == 0
+    assert Run.open(folder).meta["dtype"] == "float32"
 
 
 def test_another_tolerance_reads_the_same_answers(data: Path, tmp_path: Path) -> None:

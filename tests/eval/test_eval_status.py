@@ -12,7 +12,7 @@ pytest.importorskip("ray")
 
 from vllm_flow import cli
 from vllm_flow.eval.sweep import driver, run
-from vllm_flow.eval.sweep.records import RunError
+from vllm_flow.eval.sweep.records import Run, RunError
 
 
 def status(monkeypatch: pytest.MonkeyPatch, does: Any, *more: str) -> int:
@@ -58,7 +58,7 @@ def test_help_says_what_a_status_means(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_errors_are_counted_over_the_tasks_and_policies_asked(tmp_path: Path) -> None:
-    made = run.open_run(tmp_path / "run", {})
+    made = Run.create(tmp_path / "run", {})
     rows = [
         {"task": task, "item_id": "1", "policy": policy, "error": "bad"}
         for task, policy in (("pope", "baseline"), ("pope", "cliff=2"), ("chair", "baseline"))

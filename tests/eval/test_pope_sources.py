@@ -11,6 +11,7 @@ import pytest
 
 from tests.eval import files
 from tests.eval.conftest import Command
+from tests.eval.files import arguments
 from tests.eval.test_score_pope import CATEGORIES, prompt
 from vllm_flow.eval.sweep.run import read_task
 from vllm_flow.eval.tasks import get_task
@@ -73,7 +74,7 @@ def test_several_sources_need_a_name(tmp_path: Path, command: Command) -> None:
         get_task("pope").read(tmp_path / "data/pope")
     assert "--source coco|aokvqa|gqa" in str(no.value)
     for source in SOURCES:
-        work = read_task(f"pope-{source}", tmp_path / "data", None, 0, None)
+        work = read_task(f"pope-{source}", arguments(tmp_path / "data"), "llava-1.5", None)
         assert {item.truth["image"] for item in work.items} == {f"{source}0.jpg", f"{source}1.jpg"}
     answers = files.json_lines(tmp_path / "a.jsonl", [{"question_id": 1, "text": "No"}])
     call = ("pope", "--labels", tmp_path / "data/pope", "--answers", answers)

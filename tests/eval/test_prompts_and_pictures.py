@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.unit.odd_pictures import FILES
 from vllm_flow.demo_model.heldout import build_prompt
-from vllm_flow.eval.sweep.conversation import ConversationError, choose
+from vllm_flow.eval.sweep.conversation import NAMES, ConversationError, choose
 from vllm_flow.eval.sweep.engine_actor import Ask
 from vllm_flow.eval.sweep.model_facts import (
     ModelError,
@@ -22,8 +22,10 @@ from vllm_flow.eval.sweep.model_facts import (
     read_facts,
 )
 from vllm_flow.eval.sweep.pictures import (
+    PREPARATIONS,
     background_of,
     pad_to_square,
+    preparation,
     prepare,
     read_pictures,
     unreadable,
@@ -120,6 +122,20 @@ def test_preparations() -> None:
     assert prepare(picture, "pad").size == (4, 4)
     with pytest.raises(ValueError, match="'crop'"):
         prepare(picture, "crop")
+
+
+def test_pictures_are_padded_where_llavas_conversation_is() -> None:
+    """And left alone elsewhere: 640 x 480 padded is a third more tokens for a Qwen2-VL, all of the mean colour."""
+    assert preparation("auto", "conversation", "llava-1.5") == "pad"
+    for conversation in set(NAMES) - {"auto", "llava-1.5"}:
+        assert preparation("auto", "conversation", conversation) == "plain"
+        assert preparation("auto", "pad", conversation) == "pad", (
+            "RefCOCO's boxes are of the square"
+        )
+    assert preparation("auto", "plain", "llava-1.5") == "plain"
+    for asked in PREPARATIONS:
+        assert preparation(asked, "conversation", "llava-1.5") == asked
+        assert preparation(asked, "plain", "chat-template") == asked
 
 
 def item(path: Path, preparation: str = "plain", reading: str = "server") -> dict[str, str]:

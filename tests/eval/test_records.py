@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_flow.eval.sweep import records
-from vllm_flow.eval.sweep.records import Run, RunError, difference
+from vllm_flow.eval.sweep.records import Run, RunError
 from vllm_flow.eval.sweep.schema import ANSWERS, KEY, one_row_per_key
 from vllm_flow.eval.tasks.base import Item
 
@@ -169,33 +169,20 @@ def test_one_writer(tmp_path: Path) -> None:
         pass
 
 
-def test_other_items_are_refused_by_name(tmp_path: Path) -> None:
+def test_items_are_unique_and_of_a_task(tmp_path: Path) -> None:
     run = Run.create(tmp_path, META)
     run.write_items("t", ITEMS)
+    before = (tmp_path / "items" / "t.parquet").stat().st_ino
     run.write_items("t", ITEMS)
-    changed = [ITEMS[0], Item("2", "Where?", None, {})]
-    with pytest.raises(RunError, match="item 2 has text 'Où . ' there and 'Where.' here"):
-        run.write_items("t", changed)
-    with pytest.raises(RunError, match="2 items and the data 1"):
-        run.write_items("t", ITEMS[:1])
+    assert (tmp_path / "items" / "t.parquet").stat().st_ino == before, "written once"
+    run.write_items("t", ITEMS[:1])
+    assert run.items("t") == ITEMS[:1] and run.item_rows("v") == []
     with pytest.raises(RunError, match="not unique"):
         run.write_items("u", [ITEMS[0], ITEMS[0]])
     with pytest.raises(RunError, match="no items of the task 'v' .it has: t."):
         run.items("v")
     with pytest.raises(RunError, match="no task's name"):
         run.items("../t")
-
-
-def test_settings_that_differ_are_named() -> None:
-    meta = {"model": "m", "dtype": "float32", "versions": {"vllm": "1", "ray": "1"}, "engines": 1}
-    assert difference(meta, meta) == []
-    other = {**meta, "engines": 8, "hardware": "x", "versions": {"vllm": "1", "ray": "2"}}
-    assert difference(meta, other) == []
-    other = {**meta, "model": "n", "versions": {"vllm": "2"}}
-    assert difference(meta, other) == [
-        'model is "m" there and "n" here',
-        "vllm is version 1 there and 2 here",
-    ]
 
 
 def test_extending_keeps_what_was_there(tmp_path: Path) -> None:

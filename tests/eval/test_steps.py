@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.eval import files
+from tests.eval.files import arguments
 from tests.eval.test_choices import mme_folders
 from tests.eval.test_scienceqa import official
 from vllm_flow.eval.report.text import task_title
@@ -68,9 +69,9 @@ def test_a_task_keeps_its_rule_and_gets_another_request(tmp_path: Path) -> None:
 def test_both_ways_in_one_run_read_one_folder(tmp_path: Path) -> None:
     official(tmp_path / "scienceqa")
     for name in ("scienceqa", "scienceqa-steps"):
-        work = read_task(name, tmp_path, 1, 0, None)
+        work = read_task(name, arguments(tmp_path), "llava-1.5", 1)
         assert work.task == name and len(work.items) == 1
-    assert read_task("scienceqa-steps", tmp_path, 1, 0, None).max_tokens == 1024
+    assert read_task("scienceqa-steps", arguments(tmp_path), "llava-1.5", 1).max_tokens == 1024
 
 
 def test_pairs_stay_pairs_and_other_prompts_are_known(tmp_path: Path) -> None:

@@ -137,13 +137,10 @@ def read_caption(said: str, truth: Mapping[str, Any]) -> Reading:
 
 
 def picture_of(asked: Question) -> Any:
-    """The picture as the task prepares it (PIL, RGB), before the model's own processor."""
-    from vllm_flow.eval.sweep.pictures import prepare
+    """The picture (PIL, RGB), before the model's own processor; a square, so there is nothing to pad."""
     from vllm_flow.eval.tasks import load_image
 
-    return prepare(
-        load_image(str(asked.picture)), get_task(BY_KEY[asked.kind].task).image_preparation
-    )
+    return load_image(str(asked.picture))
 
 
 def demo_prompt() -> Callable[[str], str]:
