@@ -28,6 +28,7 @@ from vllm_flow.eval.cliff.record import recording
 from vllm_flow.eval.cliff.search import Ask, Finding, Plan
 from vllm_flow.eval.cliff.unlabelled import attention, unlabelled
 from vllm_flow.eval.sweep.engine_actor import EngineActor
+from vllm_flow.eval.sweep.engine_args import check_engine_args, workers_of
 from vllm_flow.eval.sweep.model_facts import read_facts
 from vllm_flow.eval.sweep.settings import engine_options, engine_settings
 from vllm_flow.eval.sweep.versions import versions
@@ -49,6 +50,7 @@ def find(
     Raises:
         CliffError, ValueError: (of data, tasks, models and profiles) it cannot begin or go on.
     """
+    check_engine_args(args.engine_args)  # refused here, not by the engine
     facts = read_facts(args.model, args.conversation, args.trust_remote_code)
     if before is not None:
         check_joins(before, {"model": args.model, "num_layers": facts.num_layers})
@@ -101,7 +103,7 @@ def started(
     options = engine_options(args, facts, settings, ladder.policies)
     with tempfile.TemporaryDirectory(prefix="vllm-flow-cliff-") as folder:
         # The log sees the heads of one worker only.
-        alone = args.engine_args.get("tensor_parallel_size", 1) == 1
+        alone = workers_of(args.engine_args) == 1
         wanted = alone and not args.no_attention and not ladder.given
         log = {"attention_log": folder} if wanted else {}
         more = {"max_logprobs": -1} if args.unlabelled else {}

@@ -16,7 +16,7 @@ from vllm_flow.eval.cliff import search
 from vllm_flow.eval.cliff.bounds import items_for, smallest_tolerance
 from vllm_flow.eval.cliff.evidence import CliffError, in_random_order, split_at
 from vllm_flow.eval.cliff.search import Plan
-from vllm_flow.eval.sweep.pictures import background_of, preparation
+from vllm_flow.eval.sweep.pictures import preparation
 from vllm_flow.eval.sweep.run import read_task
 from vllm_flow.eval.sweep.work import TaskWork
 from vllm_flow.eval.tasks import Item, Task, get_task
@@ -35,7 +35,6 @@ def read_questions(args: Namespace, conversation: str) -> tuple[TaskWork, Task |
     Args:
         conversation: the name of the model's, which decides what is done to a task's pictures.
     """
-    background_of(args.engine_args)  # refused here, not by the engine
     if os.path.exists(args.data) and not os.path.isdir(args.data):  # a file, or a pipe
         if not args.unlabelled:
             raise CliffError(

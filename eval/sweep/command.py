@@ -20,7 +20,8 @@ a prompt that is too long) becomes an error row with the reason.
 Exit status: 0 when every question has an answer under every policy, 3 when all were asked and some rows are
 errors (0 with --errors-ok), 1 when stopped before, 2 when refused.
 
-On several GPUs of one machine, one engine runs on each. On a Ray cluster:
+On several GPUs of one machine, one engine runs on each, or with --engine-args '{"tensor_parallel_size": 2}' on
+each two. On a Ray cluster:
 
     ray job submit --address http://HEAD:8265 -- \\
         vllm-flow eval --model ... --data /shared/data --out /shared/runs/llava
@@ -49,7 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vllm-flow eval`."""
     _add_questions(parser.add_argument_group("what is asked"))
     engine = parser.add_argument_group("the engines")
-    engine.add_argument("--engines", type=positive, help="default: one per GPU, else one")
+    engine.add_argument(
+        "--engines",
+        type=positive,
+        help="default: one per GPU, or per tensor_parallel_size of --engine-args GPUs, else one",
+    )
     engine.add_argument(
         "--ray-address", help="a Ray cluster (default: RAY_ADDRESS, else this machine)"
     )

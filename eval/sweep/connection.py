@@ -13,8 +13,8 @@ from vllm_flow.eval.sweep import cluster, machines
 from vllm_flow.eval.sweep.machines import Pool, SweepError, pool_of
 
 
-def connect(address: str | None, engines: int | None) -> Pool:
-    """Join the cluster at `address`, or start Ray on this machine; one engine per GPU, else one.
+def connect(address: str | None, engines: int | None, workers: int = 1) -> Pool:
+    """Join the cluster at `address`, or start Ray on this machine; an engine per GPU, or per `workers` GPUs, else one.
 
     A cluster that is joined may grow, so that engines may start later for which there is no room yet.
 
@@ -52,11 +52,11 @@ def connect(address: str | None, engines: int | None) -> Pool:
         # Of Ray's own processes that did not come up, Ray says so with a bare Exception.
         except Exception as error:
             raise SweepError(f"Ray cannot start here: {shortened(str(error), 600)}") from error
-    return pool_of(machines.alive(), engines, growing)
+    return pool_of(machines.alive(), engines, growing, workers)
 
 
 @contextmanager
-def connected(address: str | None, engines: int | None) -> Iterator[Pool]:
+def connected(address: str | None, engines: int | None, workers: int = 1) -> Iterator[Pool]:
     """`connect`, and disconnect on leaving, however that happens: engines and Ray's own processes end.
 
     A connection that was there before is left alone.
@@ -65,7 +65,7 @@ def connected(address: str | None, engines: int | None) -> Iterator[Pool]:
 
     before = ray.is_initialized()
     try:
-        yield connect(address, engines)
+        yield connect(address, engines, workers)
     finally:
         if not before:
             ray.shutdown()
@@ -98,7 +98,7 @@ def hardware(pool: Pool) -> str:
             for name in ray.cluster_resources()
             if name.startswith("accelerator_type:")
         )
-        return f"{pool.engines} x {' or '.join(kinds) or 'GPU'}"
+        return f"{pool.engines * pool.num_gpus:g} x {' or '.join(kinds) or 'GPU'}"
     from vllm_flow.engine.process import device_name
 
     return device_name()

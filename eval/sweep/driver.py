@@ -1,7 +1,7 @@
 """Runs a sweep: batches of work stream through engines on Ray Data, answers stream into the run.
 
 Placement, backpressure and retries are Ray's: engines are the stateful actors of one `map_batches`.
-A batch is one block, so that it is given out, retried and handed back by itself. Only this process
+A batch is one row of one block, so that it is given out, retried and handed back by itself. Only this process
 writes: what a killed driver loses is what the engines have not handed back, at most
 `work.IN_FLIGHT` batches per engine. Knows nothing of models, prompts or scoring.
 """
@@ -158,10 +158,10 @@ def answering(
         # Up to Ray 2.63 nothing else says how often a task is retried and what an actor is called;
         # pyproject.toml has the bound.
         warnings.filterwarnings("ignore", message="`ray_remote_args(_fn)?` is deprecated")
-        return ray.data.from_arrow(list(batches)).map_batches(
-            actor,
-            fn_constructor_args=[options],
-            batch_size=None,  # a block is a batch
+        return ray.data.from_arrow([packed(batch) for batch in batches]).map_batches(
+            Engine,
+            fn_constructor_args=[actor, options],
+            batch_size=1,  # of rows, each of which is a batch: beside GPUs Ray Data wants a number
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
                 size=pool.engines,
@@ -174,6 +174,31 @@ def answering(
             ray_remote_args_fn=watch.naming(),
             **placement,
         )
+
+
+class Engine:
+    """What Ray Data runs: an engine that takes its batches out of their rows."""
+
+    def __init__(self, actor: Callable[[EngineOptions], Any], options: EngineOptions) -> None:
+        self.engine = actor(options)
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        """The answers of a batch."""
+        return self.engine(unpacked(row))
+
+
+def packed(batch: pa.Table) -> pa.Table:
+    """A batch as a table of one row."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_table(batch)
+    return pa.table({"batch": [sink.getvalue().to_pybytes()]})
+
+
+def unpacked(row: pa.Table) -> pa.Table:
+    """The batch in it."""
+    (stored,) = row["batch"].to_pylist()
+    return pa.ipc.open_stream(stored).read_all()
 
 
 def gone_with_a_machine() -> tuple[type[Exception], ...]:
@@ -190,9 +215,9 @@ def gone_with_a_machine() -> tuple[type[Exception], ...]:
 
 def batches_at_once(batches: Sequence[pa.Table], options: EngineOptions, pool: Pool) -> int:
     """Batches at an engine, see :func:`vllm_flow.eval.sweep.work.in_flight`."""
-    sequences = options.engine_args.get(
-        "max_num_seqs", SEQUENCES["gpu" if pool.num_gpus else "cpu"]
-    )
+    sequences = options.engine_args.get("max_num_seqs")
+    if sequences is None:
+        sequences = SEQUENCES["gpu" if pool.num_gpus else "cpu"]
     return in_flight([requests_of(batch) for batch in batches], pool.engines, sequences)
 
 

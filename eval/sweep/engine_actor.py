@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from vllm_flow.eval.sweep.budgets import image_rows
+from vllm_flow.eval.sweep.engine_args import EXECUTOR, workers_of
 from vllm_flow.eval.sweep.engine_options import EngineOptions
 from vllm_flow.eval.sweep.pictures import picture_key, read_pictures, unreadable
 from vllm_flow.eval.sweep.policies import BASELINE, Policy
@@ -91,6 +92,7 @@ class EngineActor:
             "enable_mm_embeds": options.embeds,
             "use_tqdm_on_load": False,
             "disable_log_stats": False,  # time stamps
+            **executor_of(options),
             **options.engine_args,
         }
         self.llm = vllm.LLM(model=model, additional_config=flow if extension else {}, **arguments)
@@ -264,6 +266,14 @@ class EngineActor:
 
     def _footprint(self, request_id: str) -> Any:
         return self._scheduler and self._scheduler.flow_footprints.latest.get(request_id)
+
+
+def executor_of(options: EngineOptions) -> dict[str, str]:
+    """How an engine of several workers starts them: as processes beside it, on the GPUs that Ray gave it.
+
+    Left to itself vLLM asks Ray for their GPUs where it finds a placement group, and waits for those that it has.
+    """
+    return {EXECUTOR: "mp"} if workers_of(options.engine_args) > 1 else {}
 
 
 def prepare_process() -> None:

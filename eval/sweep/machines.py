@@ -64,22 +64,34 @@ class Pool:
         return f"{count:g} {kind}" + ("" if count == 1 else "s")
 
 
-def pool_of(machines: Sequence[Machine], engines: int | None, growing: bool = False) -> Pool:
-    """How many engines of which size a cluster takes: one per GPU, else one; all processors are shared out.
+def pool_of(
+    machines: Sequence[Machine], engines: int | None, growing: bool = False, workers: int = 1
+) -> Pool:
+    """How many engines of which size a cluster takes: as many as its GPUs do, else one; all processors are shared out.
 
     Args:
         engines: as many as these, None to count GPUs.
         growing: machines may join, so that one engine with room is enough to begin.
+        workers: of an engine, each with a GPU of the engine's machine where there are GPUs.
 
     Raises:
         SweepError: fewer than `engines` fit.
     """
     gpus, cpus = (sum(getattr(m, kind) for m in machines) for kind in ("gpus", "cpus"))
-    count = engines if engines is not None else max(gpus, 1)
     if gpus:
-        if count > gpus and not growing:
-            raise SweepError(f"--engines {count}: the cluster has {gpus} GPUs, one per engine.")
-        return Pool(count, num_gpus=1, num_cpus=None)
+        fit = sum(m.gpus // workers for m in machines)
+        if not fit:
+            most = max(m.gpus for m in machines)
+            raise SweepError(
+                f"tensor_parallel_size {workers}: an engine takes {workers} GPUs of one machine, and none here has "
+                f"more than {most}; take at most {most}."
+            )
+        count = engines if engines is not None else fit
+        if count > fit and not growing:
+            each = "one per engine" if workers == 1 else f"room for {fit} of {workers} each"
+            raise SweepError(f"--engines {count}: the cluster has {gpus} GPUs, {each}.")
+        return Pool(count, num_gpus=workers, num_cpus=None)
+    count = engines if engines is not None else 1
     if not cpus or (count > cpus and not growing):
         raise SweepError(
             f"--engines {count}: the cluster has {cpus} CPUs, at least one per engine."

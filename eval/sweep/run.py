@@ -20,9 +20,10 @@ from tqdm import tqdm
 from vllm_flow.counts import counted
 from vllm_flow.eval.statistics.power import forecast
 from vllm_flow.eval.sweep import connection, driver, timing
+from vllm_flow.eval.sweep.engine_args import check_engine_args, workers_of
 from vllm_flow.eval.sweep.engine_options import EngineOptions
 from vllm_flow.eval.sweep.model_facts import ModelError, ModelFacts, read_facts
-from vllm_flow.eval.sweep.pictures import background_of, preparation
+from vllm_flow.eval.sweep.pictures import preparation
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run
 from vllm_flow.eval.sweep.resuming import opened_run
@@ -41,9 +42,9 @@ def evaluate(args: Namespace) -> int:
         CommandError: nothing can be written, there is no cluster, or it cannot go on.
     """
     check_folder(args.out)
+    check_engine_args(args.engine_args)
     facts = read_facts(args.model, args.conversation, args.trust_remote_code)
     policies = checked_policies(args.policies, facts, args.model)
-    background_of(args.engine_args)  # refused here, not in every engine
     tasks = [read_task(name, args, facts.conversation.name, args.limit) for name in args.tasks]
     kept = [name for name in args.tasks if get_task(name).asked_as(args.prompts) is get_task(name)]
     if args.prompts != "llava" and kept:
@@ -52,7 +53,8 @@ def evaluate(args: Namespace) -> int:
         if len(policies) > 1:
             told = forecast([item.picture_of for item in task.items], args.tolerance / 100)
             print(f"{task.task}: {told}", flush=True)
-    with connection.connected(args.ray_address, args.engines) as pool:
+    workers = workers_of(args.engine_args)
+    with connection.connected(args.ray_address, args.engines, workers) as pool:
         gpus = pool.num_gpus > 0
         meta = run_settings(args, facts, tasks, on_gpu=gpus, limit=args.limit, engines=pool.engines)
         meta |= {"hardware": connection.hardware(pool), "prompts": args.prompts}

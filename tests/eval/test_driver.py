@@ -22,7 +22,7 @@ pytest.importorskip("ray")
 from tests.eval import fake_engine  # noqa: E402
 from tests.eval.demo_pope import write_pope  # noqa: E402
 from vllm_flow import cli  # noqa: E402
-from vllm_flow.eval.sweep import driver, machines  # noqa: E402
+from vllm_flow.eval.sweep import driver, engine_args, machines  # noqa: E402
 from vllm_flow.eval.sweep.machines import Machine  # noqa: E402
 from vllm_flow.eval.sweep.records import Run  # noqa: E402
 from vllm_flow.eval.tasks import get_task  # noqa: E402
@@ -75,6 +75,7 @@ def engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "real":
         return "vllm_flow.cli"
     monkeypatch.setattr(driver, "answers", fake_engine.fake_answers)
+    monkeypatch.setattr(engine_args, "known_names", fake_engine.any_name)
     return fake_engine.__name__
 
 
@@ -176,7 +177,7 @@ def test_a_killed_driver_resumes_with_the_same_command(
         (["--dtype", "bfloat16"], 'dtype is "float32" there and "bfloat16" here'),
         (["--conversation", "llava-1.5"], "prompt is"),
         (["--limit", "3"], "limit is null there and 3 here"),
-        (["--engine-args", '{"max_num_seqs": 2}'], "engine_args is"),
+        (["--engine-args", '{"kv_cache_dtype": "fp8"}'], "engine argument kv_cache_dtype is null"),
     ):
         assert cli.main([*first, *change]) == 2
         assert says in capsys.readouterr().err
@@ -194,6 +195,7 @@ def test_machines_that_go_end_the_wait_for_them(
     command afterwards: test_cluster_nodes.py."""
     out = tmp_path / "run"
     monkeypatch.setattr(driver, "answers", fake_engine.fake_answers)
+    monkeypatch.setattr(engine_args, "known_names", fake_engine.any_name)
     monkeypatch.setattr(machines, "INTERVAL", 0.1)
     monkeypatch.setattr(machines, "PATIENCE", 0.3)
     both = [Machine("first", 0, 1), Machine("second", 0, 1)]

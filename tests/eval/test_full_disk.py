@@ -13,7 +13,7 @@ from tests.eval import fake_engine  # noqa: E402
 from tests.eval.demo_pope import write_pope  # noqa: E402
 from tests.eval.test_driver import command, rows_of, written  # noqa: E402
 from vllm_flow import cli  # noqa: E402
-from vllm_flow.eval.sweep import driver  # noqa: E402
+from vllm_flow.eval.sweep import driver, engine_args  # noqa: E402
 from vllm_flow.eval.sweep.records import Run  # noqa: E402
 
 QUESTIONS = 100
@@ -26,6 +26,7 @@ def test_a_full_disk_keeps_the_answers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(driver, "answers", fake_engine.fake_answers)
+    monkeypatch.setattr(engine_args, "known_names", fake_engine.any_name)
     write_pope(tmp_path / "data" / "pope", QUESTIONS)
     with tiny_disk(tmp_path / "disk", 1024) as disk:
         out = disk / "run"

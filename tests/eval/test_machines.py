@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +48,49 @@ def test_an_engine_is_on_one_machine(cpus: list[int], engines: int) -> None:
     assert pool.num_cpus is not None and pool.engines == engines
     assert sum(count // pool.num_cpus for count in cpus) >= engines == pool.room(there)
     assert sum(count // (pool.num_cpus + 1) for count in cpus) < engines
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=5),
+    st.integers(1, 9),
+    st.none() | st.integers(1, 12),
+)
+def test_an_engine_has_its_gpus_on_one_machine(
+    gpus: list[int], workers: int, engines: int | None
+) -> None:
+    """As many engines as machines have room for, none across two, and none with fewer GPUs than workers."""
+    there = [Machine(str(number), count, 8) for number, count in enumerate(gpus)]
+    fit = sum(count // workers for count in gpus)
+    if not any(gpus):
+        assert pool_of(there, engines, True, workers).num_gpus == 0
+    elif not fit:
+        for growing in (False, True):
+            with pytest.raises(
+                SweepError, match=f"tensor_parallel_size {workers}: .* more than {max(gpus)};"
+            ):
+                pool_of(there, engines, growing, workers)
+    elif engines is not None and engines > fit:
+        with pytest.raises(
+            SweepError, match=f"--engines {engines}: the cluster has {sum(gpus)} GPUs"
+        ):
+            pool_of(there, engines, False, workers)
+        assert pool_of(there, engines, True, workers).room(there) == fit
+    else:
+        pool = pool_of(there, engines, False, workers)
+        assert pool == Pool(engines or fit, workers, None)
+        assert pool.room(there) == pool.engines
+
+
+def test_ray_gives_an_engine_the_gpus_of_its_workers() -> None:
+    """Of four GPUs, which are none, two engines see two each."""
+    command = [sys.executable, "-m", "tests.eval.fake_gpus"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    lines = done.stdout.splitlines()
+    assert lines[:1] == ["pool 2 2"], done.stderr
+    seen = {line for line in lines if line.startswith("sees ")}
+    devices = [line.removeprefix("sees ").split(",") for line in seen]
+    assert len(lines) == 9 and sorted(sum(devices, [])) == ["0", "1", "2", "3"]
+    assert [len(one) for one in devices] == [2, 2]
 
 
 def test_an_engine_without_a_machine_is_met_by_time() -> None:
