@@ -99,3 +99,26 @@ def gib(text: str) -> float:
             f"{text[:SHOWN]!r}: write a size in GiB above 0, such as 1.5"
         )
     return value
+
+
+def tolerance(text: str) -> float:
+    """A loss that is put up with, as a share: `1%`, `1 point`, `1` and `0.5 points` are percentage points.
+
+    A number below 1 alone is refused: it may be meant as a share.
+    """
+    number, unit = text.strip(), ""
+    for ending in ("%", "points", "point"):
+        if number.endswith(ending):
+            number, unit = number.removesuffix(ending).rstrip(), ending
+            break
+    value = _finite(number)
+    if not 0 < value < 100:
+        raise argparse.ArgumentTypeError(
+            f"{text[:SHOWN]!r} is no tolerance; write points above 0 and below 100, such as 1% or 0.5%"
+        )
+    if not unit and value < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text[:SHOWN]!r} may be points or a share; write {value:g}% for {value:g} of a point, {100 * value:g}% "
+            "for that share"
+        )
+    return value / 100

@@ -43,7 +43,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.options import positive, positive_number, seed
+from vllm_flow.options import positive, positive_number, seed, tolerance
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +118,11 @@ def _add_ladder(over: Any) -> None:
 
 def _add_rule(rule: Any) -> None:
     rule.add_argument(
-        "--tolerance", type=_share, default=0.005, help="of the headline score (default: 0.5%%)"
+        "--tolerance",
+        type=tolerance,
+        default=0.005,
+        metavar="POINTS",
+        help="points of the headline score that may be lost (not relative to it), such as 1%% (default: 0.5%%)",
     )
     rule.add_argument("--confidence", type=_confidence, default=0.95, help="default: 95%%")
     rule.add_argument("--unlabelled", action="store_true", help="by divergence, without labels")

@@ -71,7 +71,7 @@ def labelled_table(entry: Mapping[str, Any], num_layers: int) -> Table:
 def labelled_words(task: str, entry: Mapping[str, Any], num_layers: int) -> list[str]:
     """The answer, its cost, and what the sample could have shown."""
     evidence, found = entry["evidence"], policy_words(entry, num_layers)
-    tolerance, confidence = points(evidence["tolerance"]), f"{evidence['confidence']:.0%}"
+    tolerance, confidence = f"{100 * evidence['tolerance']:g}", f"{evidence['confidence']:.0%}"
     if evidence["interval"] is None:
         first = evidence["tests"][0] if evidence["tests"] else None
         one = "Rung" if "ladder" in evidence else "Layer"

@@ -17,11 +17,12 @@ paper's appendix needs. With two runs, compares them on the questions that both 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.counts import counted
+from vllm_flow.options import tolerance
 from vllm_flow.user_text import parse_json
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tolerance",
-        type=float,
-        default=1.0,
+        type=tolerance,
         metavar="POINTS",
-        help="loss that counts as none, in percentage points of the headline metric (default: 1)",
+        help="loss that counts as none, in points of the headline metric (not relative to it), such as 1%% or 0.5%% "
+        "(default: what the run was begun with, else 1%%)",
     )
     parser.add_argument(
         "--resamples", type=int, default=2000, help="of the bootstrap (default: 2000)"
@@ -65,13 +66,12 @@ def run(args: argparse.Namespace) -> int:
     from vllm_flow.eval.report.results import Options
     from vllm_flow.exits import Refused
 
-    if not 0 <= args.tolerance < float("inf"):
-        raise Refused("--tolerance must be >= 0")
     if not 100 <= args.resamples <= MOST_RESAMPLES or args.seed < 0:
         raise Refused(f"--resamples must be >= 100 and <= {MOST_RESAMPLES}, --seed >= 0")
-    options = Options(tolerance=args.tolerance / 100, resamples=args.resamples, seed=args.seed)
     if len(args.runs) > 2 or (args.pack and len(args.runs) > 1):
         raise Refused("give one run, or two to be compared; --pack takes one")
+    accepted = args.tolerance or begun_with(args.runs)
+    options = Options(tolerance=accepted, resamples=args.resamples, seed=args.seed)
     if len(args.runs) == 2:
         return compare(*args.runs, args.out or args.runs[0] / "compare", options)
     (path,) = args.runs
@@ -81,6 +81,25 @@ def run(args: argparse.Namespace) -> int:
     show(summary, options)
     print(f"\n{page}")
     return 0
+
+
+def begun_with(runs: Sequence[Path]) -> float:
+    """The tolerance that runs were begun with, a share; of older ones the default.
+
+    Raises:
+        RunError: one is no run.
+        Refused: they were begun with different ones.
+    """
+    from vllm_flow.eval.report.results import Options
+    from vllm_flow.eval.report.text import tolerance_text
+    from vllm_flow.eval.sweep.records import Run
+    from vllm_flow.exits import Refused
+
+    found = [Run.open(path).meta.get("tolerance", Options.tolerance) for path in runs]
+    if len(set(found)) > 1:
+        told = " and ".join(map(tolerance_text, found))
+        raise Refused(f"the runs were begun with tolerances of {told}; say which with --tolerance")
+    return float(found[0])
 
 
 def pack(path: Path, out: Path, options: Options) -> int:
@@ -170,7 +189,7 @@ def write_report(path: Path, out: Path, options: Options | None = None) -> tuple
     from vllm_flow.eval.report.results import Options
     from vllm_flow.eval.report.tables import write_tables
 
-    options = options or Options()
+    options = options or Options(tolerance=begun_with([path]))
     meta, items, tasks, answers, summary = summarised(path, out, options)
     write_tables(summary, answers, out)
     figures = draw_all(summary, out, options)
@@ -224,6 +243,7 @@ def show(summary: Summary, options: Options) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from vllm_flow.eval.report import text
     from vllm_flow.eval.report.page import doubts, gaps, task_view
 
     console = Console(highlight=False)
@@ -249,5 +269,7 @@ def show(summary: Summary, options: Options) -> None:
     for view in views:
         if view["swept"]:
             console.print(f"{view['title']}: {view['cliff']}")
+    if sum(view["swept"] for view in views) > 1:
+        console.print(text.ACROSS_TASKS)
     for gap in [*gaps(summary, {}), *doubts(summary)]:
         console.print(gap)

@@ -285,6 +285,7 @@ def write_page(
         settings=settings(meta),
         versions=dict(meta.get("versions", {})),
         options=options,
-        tolerance=text.number(options.tolerance).removesuffix(".0"),
+        tolerance=text.exact(options.tolerance),
+        across=text.ACROSS_TASKS,
     )  # fmt: skip
     write_text(path, page)

@@ -12,6 +12,10 @@ TASKS = {
     "pope": "POPE", "realworldqa": "RealWorldQA", "refcoco": "RefCOCO", "scienceqa": "ScienceQA",
     "textvqa": "TextVQA", "vizwiz": "VizWiz",
 }  # fmt: skip
+ACROSS_TASKS = (
+    "Each task stands by itself, with 95 % for its own interval and Holm's correction over its own policies; nothing "
+    "corrects across tasks."
+)
 METRICS = {
     "f1": "F1", "chair_i": "CHAIR_i", "chair_s": "CHAIR_s", "chair": "CHAIR", "anls": "ANLS", "mean_iou": "mean IoU",
     "hal": "Hal", "cog": "Cog", "cover": "Cover", "img_accuracy": "accuracy (IMG)",
@@ -86,7 +90,7 @@ def verdict_text(
     """The verdict on a difference, in words that say no more than was found."""
     verdict = compared.verdict
     size = number(abs(compared.comparison.difference.value), share)
-    within = f"within ±{number(tolerance, share).removesuffix('.0')} {unit(share)}"
+    within = f"within ±{exact(tolerance, share)} {unit(share)}"
     if verdict.finding == "identical":
         text = "every answer scored the same"
     elif verdict.finding in ("worse", "better"):
@@ -136,6 +140,11 @@ def share_text(interval: Interval | None) -> str:
 
 
 def tolerance_text(tolerance: float, share: bool = True) -> str:
-    """`1 point`, `0.5 points`."""
-    name = "point" if share and tolerance == 0.01 else unit(share)
-    return f"{number(tolerance, share).removesuffix('.0')} {name}"
+    """`1 point`, `0.25 points`."""
+    name = "point" if share and exact(tolerance) == "1" else unit(share)
+    return f"{exact(tolerance, share)} {name}"
+
+
+def exact(tolerance: float, share: bool = True) -> str:
+    """A tolerance as it was given, a share in points: `0.25`."""
+    return f"{100 * tolerance if share else tolerance:g}"

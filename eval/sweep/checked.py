@@ -69,6 +69,10 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**6
 
 
+def _share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1
+
+
 def _sessions(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
@@ -78,6 +82,7 @@ FITS = {
     "policies": _policies,
     "sessions": _sessions,
     "num_layers": _whole,
+    "tolerance": _share,
     "versions": lambda value: isinstance(value, Mapping),
 }
 """Entries that are looked into, and what they must be."""

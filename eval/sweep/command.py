@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_flow.counts import counted
-from vllm_flow.options import gib, positive, seed
+from vllm_flow.options import gib, positive, seed, tolerance
 from vllm_flow.remote_code import add_option as add_trust
 from vllm_flow.user_text import NotJSON, parse_json
 
@@ -88,11 +88,11 @@ def _add_questions(what: Any) -> None:
     what.add_argument("--seed", type=seed, default=0)
     what.add_argument(
         "--tolerance",
-        type=points,
-        default=1.0,
+        type=tolerance,
+        default=0.01,
         metavar="POINTS",
-        help="loss that would count as none; before the run it is told how many questions that needs "
-        "(default: 1)",
+        help="loss that would count as none, in points of the headline metric (not relative to it), such as 0.5%%; "
+        "before the run it is told how many questions that needs, and the report takes it (default: 1%%)",
     )
     what.add_argument(
         "--conversation",
@@ -199,17 +199,6 @@ def _names(text: str) -> list[str]:
     if not all(names):
         raise argparse.ArgumentTypeError(f"{text!r} is no comma-separated list")
     return list(dict.fromkeys(names))
-
-
-def points(text: str) -> float:
-    """An option's percentage points, above 0 and at most 100."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 100:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of points above 0")
-    return value
 
 
 def json_object(text: str) -> dict[str, Any]:

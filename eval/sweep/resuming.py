@@ -204,5 +204,5 @@ def _go_on(run: Run, meta: Mapping[str, Any], rows: Mapping[str, Any], growing: 
     if old != new:
         run.relocate(old, new)
     prepared = {**preparations(run.meta), **meta.get("image_preparation", {})}
-    kept = {name: meta[name] for name in ("data", "limit") if name in meta}
+    kept = {name: meta[name] for name in ("data", "limit", "tolerance") if name in meta}
     run.update({**kept, "image_preparation": prepared})

@@ -51,13 +51,14 @@ def evaluate(args: Namespace) -> int:
         print(f"{', '.join(kept)}: no prompts of {args.prompts} for these; asked as ever.")
     for task in tasks:
         if len(policies) > 1:
-            told = forecast([item.picture_of for item in task.items], args.tolerance / 100)
+            told = forecast([item.picture_of for item in task.items], args.tolerance)
             print(f"{task.task}: {told}", flush=True)
     workers = workers_of(args.engine_args)
     with connection.connected(args.ray_address, args.engines, workers) as pool:
         gpus = pool.num_gpus > 0
         meta = run_settings(args, facts, tasks, on_gpu=gpus, limit=args.limit, engines=pool.engines)
         meta |= {"hardware": connection.hardware(pool), "prompts": args.prompts}
+        meta["tolerance"] = args.tolerance
         with (
             opened_run(args.out, meta, tasks, growing=True) as run,
             keeping(lambda: f"the answers so far are in {run.path}, and the same command goes on"),

@@ -213,7 +213,14 @@ def test_a_confidence_gets_examples_of_its_own(
 
 @pytest.mark.parametrize(
     "option",
-    ["--tolerance=0", "--tolerance=x", "--confidence=40%", "--kl-threshold=0", "--kl-rule=x"],
+    [
+        "--tolerance=0",
+        "--tolerance=0.01",
+        "--tolerance=x",
+        "--confidence=40%",
+        "--kl-threshold=0",
+        "--kl-rule=x",
+    ],
 )
 def test_bad_options_are_refused(data: Path, option: str) -> None:
     with pytest.raises(SystemExit):

@@ -33,6 +33,19 @@ def test_task_titles(name: str, title: str) -> None:
     assert text.task_title(name) == title
 
 
+@pytest.mark.parametrize(
+    ("tolerance", "share", "expected"),
+    [(0.01, True, "1 point"), (0.0025, True, "0.25 points"), (0.0001, True, "0.01 points"),
+     (0.07, True, "7 points"), (0.25, False, "0.25 units"), (0.01, False, "0.01 units")],
+)  # fmt: skip
+def test_a_tolerance_is_told_as_it_was_given(tolerance: float, share: bool, expected: str) -> None:
+    assert text.tolerance_text(tolerance, share) == expected
+    given = compared(0.0, 0.0, 1, 1, finding="none", within_tolerance=True)
+    assert text.verdict_text(given, tolerance, share).endswith(
+        f"±{text.exact(tolerance, share)} {text.unit(share)}"
+    )
+
+
 def test_metric_titles() -> None:
     named = [text.metric_title(m) for m in ("f1", "f1_random", "yes_ratio", "chair_i")]
     assert named == ["F1", "F1 random", "yes ratio", "CHAIR_i"]

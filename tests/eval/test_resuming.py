@@ -278,11 +278,18 @@ def test_a_corrected_command_goes_on(
     assert ask("--dtype", "float32", "--limit", "8") == 0
     assert ask("--dtype", "bfloat16", "--limit", "8") == 2
     assert 'dtype is "float32" there and "bfloat16" here' in capsys.readouterr().err
-    assert ask("--limit", "20", "--engine-args", '{"gpu_memory_utilization": 0.5}') == 0
+    assert Run.open(tmp_path / "run").meta["tolerance"] == 0.01
+    assert (
+        ask(
+            "--limit", "20", "--tolerance", "2%", "--engine-args", '{"gpu_memory_utilization": 0.5}'
+        )
+        == 0
+    )
     shutil.move(tmp_path / "data", tmp_path / "elsewhere")
     assert ask(data="elsewhere") == 0
     run = Run.open(tmp_path / "run")
     assert run.answers().num_rows == len(run.items("pope")) == 40
+    assert run.meta["tolerance"] == 0.01, "the last command's"
     assert all(Path(item.image or "").exists() for item in run.items("pope"))
 
 

@@ -22,6 +22,7 @@ READERS: dict[Callable[[str], Any], Callable[[Any], bool]] = {
     options.positive_number: lambda value: 0 < value < math.inf,
     options.not_negative: lambda value: 0 <= value < math.inf,
     options.gib: lambda value: 0 < value <= options.MOST_GIB,
+    options.tolerance: lambda value: 0 < value < 1,
 }
 TEXTS = st.text() | st.text("0123456789x.,-+eE_ infa²٣") | st.integers().map(str)
 
@@ -48,6 +49,12 @@ def test_any_text_is_read_or_refused(read: Callable[[str], Any], text: str) -> N
         (options.positive_number, "2.5e3", 2500.0),
         (options.not_negative, "0", 0.0),
         (options.gib, "0.06", 0.06),
+        (options.tolerance, "1%", 0.01),
+        (options.tolerance, "1", 0.01),
+        (options.tolerance, " 0.5 % ", 0.005),
+        (options.tolerance, "0.25 points", 0.0025),
+        (options.tolerance, "1 point", 0.01),
+        (options.tolerance, "50", 0.5),
     ],
 )
 def test_what_is_read(read: Callable[[str], Any], text: str, value: Any) -> None:
@@ -89,3 +96,28 @@ def test_the_largest_that_is_taken() -> None:
     for read, text in ((options.gib, "1000000.1"), (options.seed, "4294967296")):
         with pytest.raises(argparse.ArgumentTypeError):
             read(text)
+
+
+@pytest.mark.parametrize("text", ["0.005", "0.5", ".9"])
+def test_a_tolerance_that_may_be_a_share_is_refused_with_both_spellings(text: str) -> None:
+    value = float(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="may be points or a share") as error:
+        options.tolerance(text)
+    for spelling, meant in ((f"{value:g}%", value / 100), (f"{100 * value:g}%", value)):
+        assert f"write {spelling}" in str(error.value) or f", {spelling} for" in str(error.value)
+        assert options.tolerance(spelling) == pytest.approx(meant)
+
+
+@given(st.floats(0.001, 99.9), st.sampled_from(["%", " %", " points"]))
+def test_a_tolerance_with_a_unit_is_points(value: float, unit: str) -> None:
+    assert options.tolerance(f"{value}{unit}") == pytest.approx(value / 100)
+    if value >= 1:
+        assert options.tolerance(f"{value}") == options.tolerance(f"{value}%")
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "0%", "100", "100%", "-1%", "% 1", "1%%", "points", "1 %points", "1pp"]
+)
+def test_no_tolerance(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="above 0 and below 100"):
+        options.tolerance(text)
