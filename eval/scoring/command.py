@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     pope = tasks.add_parser("pope", help="yes/no questions about objects: F1 per category and mean")
-    pope.add_argument(
-        "--labels", type=Path, required=True, metavar="DIR",
+    place = pope.add_mutually_exclusive_group(required=True)
+    place.add_argument(
+        "--labels", type=Path, metavar="DIR",
         help="has coco_pope_*.json, aokvqa_pope_seem_*.json or gqa_pope_seem_*.json",
     )  # fmt: skip
+    _add_data(place)
     pope.add_argument(
         "--source", choices=("coco", "aokvqa", "gqa"), help="which of them, where DIR has several"
     )
@@ -62,23 +64,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="question file with question_id, image, text, category (llava_pope_test.jsonl)",
     )
     scienceqa = tasks.add_parser("scienceqa", help="multiple choice: accuracy and IMG accuracy")
-    scienceqa.add_argument("--problems", type=Path, required=True, metavar="FILE")
-    scienceqa.add_argument("--splits", type=Path, required=True, metavar="FILE")
+    _add_data(scienceqa)
+    scienceqa.add_argument("--problems", type=Path, metavar="FILE", help="instead of --data")
+    scienceqa.add_argument("--splits", type=Path, metavar="FILE", help="with --problems")
     scienceqa.add_argument("--split", default="test", help="default: test")
     scienceqa.add_argument("--answers", type=Path, required=True, metavar="FILE")
     textvqa = tasks.add_parser(
         "textvqa", help="reading in images: soft accuracy over ten annotators"
     )
-    textvqa.add_argument("--annotations", type=Path, required=True, metavar="FILE")
+    place = textvqa.add_mutually_exclusive_group(required=True)
+    place.add_argument("--annotations", type=Path, metavar="FILE")
+    _add_data(place)
     textvqa.add_argument("--answers", type=Path, required=True, metavar="FILE")
     chair = tasks.add_parser("chair", help="objects a caption invents: CHAIR_s, CHAIR_i, recall")
-    chair.add_argument(
+    place = chair.add_mutually_exclusive_group(required=True)
+    place.add_argument(
         "--annotations",
         type=Path,
-        required=True,
         metavar="DIR",
         help="has COCO's {instances,captions}_{train,val}2014.json",
     )
+    _add_data(place)
     chair.add_argument("--captions", type=Path, required=True, metavar="FILE")
     chair.add_argument(
         "--rule",
@@ -89,6 +95,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for task in (pope, scienceqa, textvqa, chair, *add_parsers(tasks), add_parser(tasks)):
         task.add_argument("--json", type=Path, metavar="OUT", help="write metrics and items there")
+
+
+def _add_data(parser: Any) -> None:
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="what vllm-flow eval reads for the task: official files or the hub's parquet",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -129,7 +144,7 @@ def score_pope(args: argparse.Namespace) -> Result:
     from vllm_flow.eval.tasks.reading import DataError, read_records
 
     task = Pope(source=args.source)
-    items = task.read(args.labels)
+    items = task.read(args.labels or args.data)
     answers = {}
     for category, path in (answer_file(text, CATEGORIES) for text in args.answers):
         if category in answers:
@@ -153,11 +168,17 @@ def score_pope(args: argparse.Namespace) -> Result:
 
 def score_scienceqa(args: argparse.Namespace) -> Result:
     from vllm_flow.eval.scoring.answer_files import scienceqa_answers
-    from vllm_flow.eval.tasks.reading import few, read_records
-    from vllm_flow.eval.tasks.scienceqa import ScienceQA, official_items, unanswered
+    from vllm_flow.eval.tasks.reading import DataError, few, read_records
+    from vllm_flow.eval.tasks.scienceqa import ScienceQA, official_items, only_pictures, unanswered
 
-    task = ScienceQA(images_only=False)
-    items = official_items(args.problems, args.splits, args.split, None)
+    files = (args.problems, args.splits)
+    if (args.data is None) == (None in files) or (args.data and any(files)):
+        raise DataError("give --data, or both --problems and --splits")
+    task = ScienceQA(split=args.split, images_only=False)
+    if args.data is None:
+        items = official_items(args.problems, args.splits, args.split, None)
+    else:
+        items = replace(task, images_only=only_pictures(args.data, args.split)).read(args.data)
     pairs = scienceqa_answers(items, read_records(args.answers))
     scored = [unanswered(i) if text is None else task.score(i, text) for i, text in pairs]
     missing = [item.id for item, text in pairs if text is None]
@@ -173,7 +194,10 @@ def score_textvqa(args: argparse.Namespace) -> Result:
     from vllm_flow.eval.tasks.reading import read_records
     from vllm_flow.eval.tasks.textvqa import TASK, annotation_rows, item
 
-    items = [item(row, None, None) for row in annotation_rows(args.annotations)]
+    if args.data is not None:
+        items = replace(TASK, ocr=False).read(args.data)  # answers are joined by the question alone
+    else:
+        items = [item(row, None, None) for row in annotation_rows(args.annotations)]
     pairs = textvqa_answers(items, read_records(args.answers))
     scored = [TASK.score(question, text) for question, text in pairs if text is not None]
     note = (
@@ -185,20 +209,20 @@ def score_textvqa(args: argparse.Namespace) -> Result:
 
 def score_chair(args: argparse.Namespace) -> Result:
     from vllm_flow.eval.scoring.answer_files import captions_by_image
-    from vllm_flow.eval.tasks.chair import Chair, coco_truth
+    from vllm_flow.eval.tasks.chair import Chair, truth_of
     from vllm_flow.eval.tasks.reading import DataError, directory, few, read_records
 
     task = Chair(rule=args.rule)
     captions = captions_by_image(read_records(args.captions))
-    truth = coco_truth(directory(args.annotations), args.rule, captions.keys())
-    unknown = [image for image in captions if image not in truth.objects]
+    truth = truth_of(directory(args.annotations or args.data), task, captions.keys())
+    unknown = [image for image in captions if image not in truth]
     if unknown:
         raise DataError(
             f"{args.captions}: images that are not in the annotations: {len(unknown)} of {len(captions)} "
             f"(those of train2014 need train's two files too): {few(unknown)}"
         )
     scored = [
-        task.score(task.item(image, truth.objects[image], None), caption)
+        task.score(task.item(image, truth[image], None), caption)
         for image, caption in captions.items()
     ]
     return Result(task, scored)

@@ -216,6 +216,14 @@ METRICS = {
 }
 
 
+def truth_of(data: Path, task: Chair, images: Collection[int]) -> Mapping[int, Collection[str]]:
+    """The objects of images by id, from COCO's annotations or the hub's parquet, of those that are there."""
+    files = parquet_files(data, "test-*.parquet")
+    if files and not coco.is_here(data):
+        return {item.truth["image_id"]: item.truth["objects"] for item in task.read(data)}
+    return coco_truth(data, task.rule, images).objects
+
+
 def chosen_images(data: Path) -> list[int]:
     """The image ids of a saved list, in its order."""
     path = data / CHOSEN

@@ -148,6 +148,13 @@ class ScienceQA(Task):
         }
 
 
+def only_pictures(data: Path, split: str) -> bool:
+    """Whether there are the hub's questions with a picture and no others."""
+    shards = f"{split}-*.parquet"
+    full, pictures = (parquet_files(data, f"ScienceQA-{part}/{shards}") for part in ("FULL", "IMG"))
+    return bool(pictures) and not full and first_file(data, "problems.json", FOLDERS) is None
+
+
 def unanswered(item: Item) -> Scored:
     """A question without an answer is wrong, and no part of the IMG accuracy."""
     return Scored(item.id, None, 0.0, {"asked": 1.0})
