@@ -29,7 +29,7 @@ from vllm_flow.eval.cliff.search import Ask, Finding, Plan
 from vllm_flow.eval.cliff.unlabelled import attention, unlabelled
 from vllm_flow.eval.sweep.engine_actor import EngineActor
 from vllm_flow.eval.sweep.engine_args import check_engine_args, workers_of
-from vllm_flow.eval.sweep.model_facts import read_facts
+from vllm_flow.eval.sweep.model_facts import check_ranks, read_facts
 from vllm_flow.eval.sweep.settings import engine_options, engine_settings
 from vllm_flow.eval.sweep.versions import versions
 from vllm_flow.eval.sweep.work import TaskWork
@@ -56,6 +56,7 @@ def find(
         check_joins(before, {"model": args.model, "num_layers": facts.num_layers})
     work, task = read_questions(args, facts.conversation.name)
     ladder = ladder_of(args, facts.num_layers)
+    check_ranks(ladder.policies, facts, args.model)
     plan = None if args.unlabelled else make_plan(args, work.items, ladder.top)
     with (
         recording(args, facts, work, ladder.policies, on_gpu(), begun) as record,

@@ -6,16 +6,28 @@ Knows Hugging Face configurations and processors; loads no weights.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from vllm_flow.demo_model.naming import DEMO_MODELS, resolve_model
 from vllm_flow.eval.sweep.conversation import Conversation, choose
+from vllm_flow.eval.sweep.policy import Policy
 from vllm_flow.model_names import UnreadModel, why_unread
+from vllm_flow.ranks import RANKS, TowerScore
 from vllm_flow.remote_code import refusal
 
 CHUNKED = ("kimi_k25",)
 """Types of models whose pictures are vLLM's modality "vision_chunk"."""
+WITHOUT_CLASS = frozenset(
+    f"{name}ForConditionalGeneration"
+    for name in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3VLMoe", "Qwen3_5", "Qwen3_5Moe")
+)
+"""Models whose towers have no class token."""
+LLAVAS = frozenset(
+    f"{name}ForConditionalGeneration" for name in ("Llava", "LlavaNext", "LlavaOnevision")
+)
+"""Models of which the tower's type says whether it has one."""
 MOST_LAYERS = 10_000
 """More than any model has."""
 
@@ -36,6 +48,8 @@ class ModelFacts:
     no_downsampling: str | None
     """Why pictures cannot be reduced for this model; None if they can."""
     conversation: Conversation
+    no_class_token: str | None = None
+    """Why no rank can read what a class token attends to, where the configuration says so; else the engine does."""
 
 
 def read_facts(
@@ -89,6 +103,7 @@ def read_facts(
         full_grid=full_grid(config),
         no_downsampling=downsampling_obstacle(config),
         conversation=choose(conversation, model, processor, lambda: picture_mark(config)),
+        no_class_token=class_token_obstacle(config),
     )
 
 
@@ -130,6 +145,38 @@ def full_grid(config: Any) -> int | None:
     if not isinstance(size, int) or not isinstance(patch, int) or size % patch:
         return None
     return size // patch
+
+
+def class_token_obstacle(config: Any) -> str | None:
+    """Why a model's vision tower has no class token beside its image tokens, where that is known for sure."""
+    architectures = config.architectures or ()
+    if WITHOUT_CLASS & set(architectures):
+        return f"the vision tower of {architectures[0]} has none"
+    if not LLAVAS & set(architectures):
+        return None
+    tower = config.vision_config.model_type
+    if tower != "clip_vision_model":
+        return f"its vision tower ({tower}) has none"
+    strategy = getattr(config, "vision_feature_select_strategy", "default")
+    if strategy != "default":
+        return f"with vision_feature_select_strategy={strategy!r} it is one of the image's tokens itself"
+    return None
+
+
+def check_ranks(policies: Iterable[Policy], facts: ModelFacts, model: str) -> None:
+    """Refuse ranks that no engine with this model could have.
+
+    Raises:
+        ModelError: names the first policy with one.
+    """
+    for policy in policies if facts.no_class_token is not None else ():
+        flow = policy.flow()
+        for name in sorted(flow.ranks) if flow is not None else ():
+            if getattr(RANKS[name], "score", None) is TowerScore.CLASS:
+                raise ModelError(
+                    f"policy {policy.name!r}: rank {name!r} reads what the class token attends to, and {model} has no "
+                    f"such token beside the image's, since {facts.no_class_token}; leave it out."
+                )
 
 
 def downsampling_obstacle(config: Any) -> str | None:

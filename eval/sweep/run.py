@@ -22,7 +22,7 @@ from vllm_flow.eval.statistics.power import forecast
 from vllm_flow.eval.sweep import connection, driver, timing
 from vllm_flow.eval.sweep.engine_args import check_engine_args, workers_of
 from vllm_flow.eval.sweep.engine_options import EngineOptions
-from vllm_flow.eval.sweep.model_facts import ModelError, ModelFacts, read_facts
+from vllm_flow.eval.sweep.model_facts import ModelError, ModelFacts, check_ranks, read_facts
 from vllm_flow.eval.sweep.pictures import preparation
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run
@@ -126,6 +126,7 @@ def checked_policies(spec: str, facts: ModelFacts, model: str) -> tuple[Policy, 
             f"policy {reduced[0]!r}: {model} cannot take reduced pictures, since "
             f"{facts.no_downsampling}; leave it out."
         )
+    check_ranks(policies, facts, model)
     return policies
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,8 @@ from vllm_flow.eval.sweep.conversation import NAMES, ConversationError, choose
 from vllm_flow.eval.sweep.engine_actor import Ask
 from vllm_flow.eval.sweep.model_facts import (
     ModelError,
+    check_ranks,
+    class_token_obstacle,
     downsampling_obstacle,
     full_grid,
     read_facts,
@@ -221,3 +224,36 @@ def test_grids() -> None:
     assert full_grid(config()) == 24
     assert full_grid(config(image_size=384)) is None
     assert full_grid(SimpleNamespace()) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, None),
+        (
+            {"architecture": "Qwen2VLForConditionalGeneration"},
+            "Qwen2VLForConditionalGeneration has none",
+        ),
+        ({"model_type": "siglip_vision_model"}, "siglip_vision_model. has none"),
+        ({"strategy": "full"}, "'full' it is one of the image's tokens itself"),
+        ({"architecture": "InternVLChatModel", "model_type": "x"}, None),
+        ({"architecture": "SomebodyElse", "model_type": "x"}, None),
+    ],
+)
+def test_ranks_by_a_class_token_that_is_not_there(
+    changes: dict[str, Any], says: str | None
+) -> None:
+    """Refused before an engine starts where the configuration says so; else the engine says it."""
+    facts = replace(
+        read_facts("demo-small"), no_class_token=class_token_obstacle(config(**changes))
+    )
+    others = "baseline,cliff=2,0:50% uniform,0:50% received_attention,2:50% last_prompt"
+    check_ranks(parse_policies(others, 6), facts, "m")
+    for spec in ("0:50% cls_attention", "0:50% cls_diverse;4:0", "fastervlm"):
+        asked = parse_policies(f"baseline,{spec}", 6)
+        if says is None:
+            check_ranks(asked, facts, "m")
+            continue
+        with pytest.raises(ModelError, match=says) as error:
+            check_ranks(asked, facts, "m")
+        assert asked[1].name in str(error.value) and "rank 'cls_" in str(error.value)

@@ -285,6 +285,7 @@ def test_a_corrected_command_goes_on(
         )
         == 0
     )
+    assert Run.open(tmp_path / "run").meta["tolerance"] == 0.02
     shutil.move(tmp_path / "data", tmp_path / "elsewhere")
     assert ask(data="elsewhere") == 0
     run = Run.open(tmp_path / "run")
