@@ -301,33 +301,6 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], no_figures:
     assert (run.path / "report" / "report.html").exists()
 
 
-def test_the_tolerance_is_the_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], no_figures: None
-) -> None:
-    """What a run was begun with, unless told another; of two runs the one that both have."""
-    run = make_run(tmp_path / "a", ["pope", "chair"], "baseline,cliff=6:18:6", items=12)
-    other = make_run(tmp_path / "b", ["pope"], "baseline,cliff=6:18:6", items=12)
-
-    def said(*more: str) -> str:
-        assert main(["report", *more, "--resamples", "100"]) == 0
-        return " ".join(capsys.readouterr().out.split())
-
-    assert "loses no more than 1 point." in said(str(run.path))
-    run.update({"tolerance": 0.0025})
-    told = said(str(run.path))
-    assert "loses no more than 0.25 points" in told and "nothing corrects across tasks" in told
-    page = (run.path / "report" / "report.html").read_text()
-    assert "tolerance 0.25 points" in page and page.count("corrects across tasks") == 2
-    assert "loses no more than 3 points" in said(str(run.path), "--tolerance", "3%")
-    assert "nothing corrects" not in said(str(other.path)), "of one task"
-    assert main(["report", str(run.path), str(other.path)]) == 2
-    assert "tolerances of 0.25 points and 1 point; say which" in capsys.readouterr().err
-    assert "comparison.csv" in said(str(run.path), str(other.path), "--tolerance", "1")
-    run.update({"tolerance": 25})
-    assert main(["report", str(run.path)]) == 2
-    assert "is damaged (tolerance is 25)" in capsys.readouterr().err
-
-
 def test_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "run.json" in capsys.readouterr().err
