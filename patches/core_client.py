@@ -30,12 +30,16 @@ def apply() -> None:
                 from vllm_flow.engine.pictures import pass_through
 
                 pass_through(client, renderer)
-            from vllm_flow.engine import obstacles
+            from vllm_flow.engine import default_policies, obstacles
             from vllm_flow.engine.settings import FlowSettings
 
             config = signature.bind_partial(*args, **kwargs).arguments["vllm_config"]
             if FlowSettings.of(config) is not None:
-                obstacles.ask(client, config)
+                obstacles.ask(
+                    client,
+                    config,
+                    lambda: default_policies.warn_of_obstacles(FlowSettings.of(config)),
+                )
             return client
 
         return make

@@ -14,7 +14,7 @@ from vllm.v1.engine.core_client import AsyncMPClient
 from tests.engine.cases import GQA, one_image, text_only
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
-from vllm_flow.engine import layer_ranks, moving, obstacles
+from vllm_flow.engine import default_policies, layer_ranks, moving, obstacles
 from vllm_flow.engine.attention import keys
 
 
@@ -84,9 +84,15 @@ def test_an_operators_policy_stays_away_from_what_cannot_be_done(
 ) -> None:
     default = {"flow_cliff": 2, "flow_keep": "30%", "flow_rank": "last_image"}
     flow = {"group_layers": 2, "default_policy": default}
+    said: list[str] = []
     with monkeypatch.context() as patched:
         patched.setattr(keys, "READERS", ())
+        patched.setattr(
+            default_policies.logger, "warning", lambda text, *values: said.append(text % values)
+        )
         engine = open_engine(GQA, 2, additional_config={"vllm_flow": flow}, seed=72)
+    [line] = said
+    assert "'last_image' reads keys" in line and "cannot be applied by this engine" in line
     ask = one_image(6)
     outputs = engine.llm.generate(
         engine.prompt(ask),
@@ -117,10 +123,11 @@ class Client(AsyncMPClient):
 def test_an_asynchronous_client_asks_before_the_first_request() -> None:
     config = SimpleNamespace()
     client = Client([{}, {obstacles.RANKS: "second"}, {obstacles.RANKS: "third"}])
-    obstacles.ask(client, config)
-    obstacles.ask(client, config)  # vLLM's factories call each other
+    heard: list[Any] = []
+    for _ in range(2):  # vLLM's factories call each other
+        obstacles.ask(client, config, lambda: heard.append(config))
     assert obstacles.known(config) == {} and not client.asked
-    assert asyncio.run(client.get_supported_tasks_async()) == ("generate",)
+    assert asyncio.run(client.get_supported_tasks_async()) == ("generate",) and heard == [config]
     assert obstacles.known(config) == {obstacles.RANKS: "second"}
     asyncio.run(client.get_supported_tasks_async())
-    assert client.asked == 1
+    assert client.asked == 1 and len(heard) == 1

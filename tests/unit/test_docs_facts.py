@@ -14,6 +14,7 @@ import pytest
 
 from vllm_flow.cli import build_parser
 from vllm_flow.engine import metrics
+from vllm_flow.engine.obstacles import Misfit
 from vllm_flow.engine.settings import READ, FlowSettings
 from vllm_flow.policy_keys import REQUEST_KEYS
 
@@ -100,8 +101,12 @@ def test_serving_has_every_field_of_a_report() -> None:
 def test_serving_has_every_counter() -> None:
     source = Path(metrics.__file__).read_text(encoding="utf-8")
     counters = re.findall(r'"(vllm_flow:\w+)"', source)
-    assert len(counters) == 7
+    assert len(counters) == 8
     assert table("docs/serving.md", "counter").keys() == {f"{name}_total" for name in counters}
+
+
+def test_serving_has_every_reason_for_which_a_default_policy_is_skipped() -> None:
+    assert list(table("docs/serving.md", "`reason`")) == [kind.value for kind in Misfit]
 
 
 def test_the_notebook_shows_the_report_of_today() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_flow.counts import counted
 from vllm_flow.engine import fitting_ranks, obstacles, states
 from vllm_flow.engine.connectors import LAYOUT_KEY, REMOTE_BLOCKS, REMOTE_PREFILL
-from vllm_flow.engine.obstacles import Obstacle
+from vllm_flow.engine.obstacles import Misfit, Obstacle
 from vllm_flow.engine.requests import (
     evictable,
     image_ranges,
@@ -46,14 +46,16 @@ def fitted(
     """
     if request.prompt_embeds is not None:
         raise Obstacle(
+            Misfit.EMBEDDINGS,
             "a prompt given as embeddings does not say which of them are a picture's; leave out "
-            "the policy, or send text and pictures."
+            "the policy, or send text and pictures.",
         )
     features = request.mm_features or ()
     strange = unreached_modality(features)
     if strange is not None:
         raise Obstacle(
-            f"no policy reaches inputs of the modality {strange!r}; leave out the policy."
+            Misfit.MODALITY,
+            f"no policy reaches inputs of the modality {strange!r}; leave out the policy.",
         )
     totals = [image.mm_position.get_num_embeds() for image in evictable(features)]
     _check_images(policy, totals, keys)
@@ -65,7 +67,9 @@ def fitted(
     if layout is None:
         return None
     if request.resumable:
-        raise Obstacle("streaming input may bring images later; leave out the policy.")
+        raise Obstacle(
+            Misfit.STREAMING, "streaming input may bring images later; leave out the policy."
+        )
     _check_log(layout, keys, settings.num_layers)
     _check_late(layout, settings)
     fitting_ranks.check(policy, layout, settings, evictable(features))
@@ -77,8 +81,9 @@ def fitted(
         return layout
     if layout.spans.end >= prompt_tokens:
         raise Obstacle(
+            Misfit.PROMPT_END,
             "the prompt ends with an image token, and the first answer token would be read from "
-            "an evicted row; put text (or the chat template's turn end) after the image."
+            "an evicted row; put text (or the chat template's turn end) after the image.",
         )
     return layout
 
@@ -100,6 +105,7 @@ def _check_images(policy: FlowPolicy, totals: list[int], keys: Mapping[str, Any]
         value = keys.get(key)
         if isinstance(value, (list, tuple)) and len(value) != len(totals):
             raise Obstacle(
+                Misfit.PICTURE,
                 f"it has {counted(len(value), 'value')} and the prompt has {counted(len(totals), 'image')}; "
                 "give one value per image, in the order of the prompt, or a single one for all of them, no list.",
                 key,
@@ -109,8 +115,9 @@ def _check_images(policy: FlowPolicy, totals: list[int], keys: Mapping[str, Any]
         for before, after in zip(stages, stages[1:], strict=False):
             if after.kept(total) > before.kept(total):
                 raise Obstacle(
+                    Misfit.PICTURE,
                     f"of an image of {counted(total, 'token')}, stage {str(after)!r} keeps {after.kept(total)} and "
-                    f"{str(before)!r} left {before.kept(total)}; tokens that are gone do not come back."
+                    f"{str(before)!r} left {before.kept(total)}; tokens that are gone do not come back.",
                 )
 
 
@@ -121,8 +128,9 @@ def _check_places(images: Iterable[Sequence[tuple[int, int]]], prompt_tokens: in
     for start, end in places:
         if start < past or end > prompt_tokens:
             raise Obstacle(
+                Misfit.PICTURE,
                 f"one of its pictures is at tokens {start} to {end} of a prompt of {counted(prompt_tokens, 'token')}, "
-                "beyond its end or in another picture; send the places that rendering gave."
+                "beyond its end or in another picture; send the places that rendering gave.",
             )
         past = end
 
@@ -134,10 +142,13 @@ def _check_late(layout: TokenLayout, settings: FlowSettings) -> None:
     forgets = states.late_reason(settings.attending)
     if forgets is not None:
         raise Obstacle(
-            f"images cannot leave this model after the prefill: {forgets}; leave it out.", WHEN_KEY
+            Misfit.ENGINE,
+            f"images cannot leave this model after the prefill: {forgets}; leave it out.",
+            WHEN_KEY,
         )
     if settings.connected:
         raise Obstacle(
+            Misfit.ENGINE,
             "this engine has a KV connector, which may fill blocks that were given back before what "
             "stays is copied out of them; leave this key out, or the connector.",
             WHEN_KEY,
@@ -145,6 +156,7 @@ def _check_late(layout: TokenLayout, settings: FlowSettings) -> None:
     reason = settings.obstacles.get(obstacles.LATE)
     if reason is not None:
         raise Obstacle(
+            Misfit.ENGINE,
             f"what stays after the prefill cannot be moved in this engine's KV cache: {reason}; leave "
             f"this key out, {fitting_ranks.ANOTHER_BACKEND}",
             WHEN_KEY,
@@ -163,18 +175,21 @@ def _check_transfer(
         return
     if not settings.hands_over:
         raise Obstacle(
+            Misfit.KV_TRANSFER,
             "the KV cache of a request that evicts stays in its engine; leave out kv_transfer_params, "
-            "or the policy."
+            "or the policy.",
         )
     if asked.get(REMOTE_BLOCKS) and not asked.get(REMOTE_PREFILL):
         raise Obstacle(
+            Misfit.KV_TRANSFER,
             "the blocks that kv_transfer_params names are an earlier turn's, to be read back as so many "
-            f"tokens, which packed blocks are not; leave out {REMOTE_BLOCKS}."
+            f"tokens, which packed blocks are not; leave out {REMOTE_BLOCKS}.",
         )
     if asked.get(REMOTE_PREFILL) and asked.get(LAYOUT_KEY) != layout.name(settings.group_layers):
         raise Obstacle(
+            Misfit.KV_TRANSFER,
             "its prompt was prefilled without this policy, or by an engine with other storage groups; "
-            "send what the prefill was sent, and give both engines the same group_layers."
+            "send what the prefill was sent, and give both engines the same group_layers.",
         )
 
 
@@ -193,10 +208,11 @@ def _check_step(layout: TokenLayout, settings: FlowSettings) -> None:
         return
     by_place = [name for name, rank in RANKS.items() if isinstance(rank, PositionRank)]
     raise Obstacle(
+        Misfit.STEP,
         f"its rank must see {longest} tokens in one step, and a step of this engine has room for "
         f"{settings.step_tokens}; rank by {' or '.join(map(repr, by_place))}, or have the server "
         "started with a greater max_num_batched_tokens, a smaller max_num_seqs or without "
-        "long_prefill_token_threshold."
+        "long_prefill_token_threshold.",
     )
 
 
@@ -206,9 +222,10 @@ def _check_pieces(layout: TokenLayout, settings: FlowSettings) -> None:
     if settings.mutual_pictures and not layout.late and any(choice.text for choice in asked):
         by_place = [name for name, rank in RANKS.items() if isinstance(rank, PositionRank)]
         raise Obstacle(
+            Misfit.PICTURE,
             "the tokens of a picture see one another, piece by piece where it is cut into crops, and how many "
             "of each piece stay is chosen on the device; rank by "
-            f"{' or '.join(map(repr, by_place))}, or leave out do_pan_and_scan."
+            f"{' or '.join(map(repr, by_place))}, or leave out do_pan_and_scan.",
         )
 
 
@@ -219,12 +236,14 @@ def _check_log(layout: TokenLayout, keys: Mapping[str, Any], num_layers: int) ->
         return
     if log.heat:
         raise Obstacle(
+            Misfit.LOG,
             "which image tokens stay is chosen on the device, so their shares have no places in the "
             "picture; leave this key out, or rank by place.",
             HEAT_KEY,
         )
     if any(choice.text for stage in layout.stages for choice in stage.choices):
         raise Obstacle(
+            Misfit.LOG,
             "this model has text between the tokens of a picture, and which of them come before it is "
             "chosen on the device; leave this key out, or rank by place.",
             LOG_KEY,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.engine import obstacles, states
-from vllm_flow.engine.obstacles import Obstacle
+from vllm_flow.engine.obstacles import Misfit, Obstacle
 from vllm_flow.engine.scored_pictures import PIXELS
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.layout import TokenLayout
@@ -50,7 +50,7 @@ def check(
     _check_states(layout, settings)
     _check_keys(policy, settings)
     _check_workers(layout, settings)
-    tower = _asked(layout, TowerRank)
+    tower = min((n for n in _chosen_by(layout) if isinstance(RANKS[n], TowerRank)), default=None)
     if tower is not None:
         _check_encoded(tower, settings, pictures)
 
@@ -64,8 +64,9 @@ def _check_keys(policy: FlowPolicy, settings: FlowSettings) -> None:
     rank = by_keys(policy) if settings.quantised_keys else None
     if rank is not None:
         raise Obstacle(
+            Misfit.ENGINE,
             f"rank {rank!r} reads keys, which this engine stores in eight bits; rank by "
-            f"{_before_layers(settings)}, or have the server started without kv_cache_dtype."
+            f"{_before_layers(settings)}, or have the server started without kv_cache_dtype.",
         )
 
 
@@ -80,19 +81,28 @@ def _check_states(layout: TokenLayout, settings: FlowSettings) -> None:
     stage = states.unranked_stage(settings.attending, sorted(asked))
     if stage is not None:
         raise Obstacle(
+            Misfit.ENGINE,
             f"{asked[stage]!r} looks at keys of layer {stage - 1}, which has a state in their place; "
             f"begin the stage at one of the layers "
-            f"{states.right_behind(settings.attending)}, or rank by {_before_layers(settings)}."
+            f"{states.right_behind(settings.attending)}, or rank by {_before_layers(settings)}.",
         )
+
+
+def unread(ranks: Collection[str], settings: FlowSettings) -> str | None:
+    """Of some ranks one that this engine's workers cannot have, why, and those that they can; None if all."""
+    for obstacle, (kind, score) in LOOKS.items():
+        name = next((rank for rank in sorted(ranks) if _is_kind(RANKS[rank], kind, score)), None)
+        reason = settings.obstacles.get(obstacle)
+        if name is not None and reason is not None:
+            return f"{name!r} {_unread(obstacle, reason, settings)}"
+    return None
 
 
 def _check_workers(layout: TokenLayout, settings: FlowSettings) -> None:
     """What the workers cannot read would end the engine."""
-    for obstacle, (kind, score) in LOOKS.items():
-        name = _asked(layout, kind, score)
-        reason = settings.obstacles.get(obstacle)
-        if name is not None and reason is not None:
-            raise Obstacle(f"{name!r} {_unread(obstacle, reason, settings)}")
+    reason = unread(_chosen_by(layout), settings)
+    if reason is not None:
+        raise Obstacle(Misfit.ENGINE, reason)
 
 
 def _check_encoded(
@@ -108,20 +118,21 @@ def _check_encoded(
     for picture in pictures:
         if picture.modality == "video":
             raise Obstacle(
+                Misfit.VIDEO,
                 f"{reads}, and nobody has tested how those of a video's frames compare; send frames as single "
-                f"pictures, or {remedy}"
+                f"pictures, or {remedy}",
             )
         if settings.mm_embeds and not _has_pixels(picture.data):
             raise Obstacle(
+                Misfit.EMBEDDINGS,
                 f"{reads}, and a picture of this prompt came as embeddings, which no tower of this engine has "
-                f"seen; send its pixels, or {remedy}"
+                f"seen; send its pixels, or {remedy}",
             )
 
 
-def _asked(layout: TokenLayout, kind: type, score: TowerScore | None = None) -> str | None:
-    """The first rank of a kind, by name, that any stage chooses by."""
-    asked = sorted({choice.rank for stage in layout.stages for choice in stage.choices})
-    return next((name for name in asked if _is_kind(RANKS[name], kind, score)), None)
+def _chosen_by(layout: TokenLayout) -> set[str]:
+    """The ranks that any stage chooses by."""
+    return {choice.rank for stage in layout.stages for choice in stage.choices}
 
 
 def _is_kind(rank: Rank, kind: type, score: TowerScore | None) -> bool:

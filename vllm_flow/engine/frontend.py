@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 
-from vllm_flow.engine import scored_pictures
+from vllm_flow.engine import default_policies, scored_pictures
 from vllm_flow.engine.connectors import LAYOUT_KEY
 from vllm_flow.engine.fitting import check_bounds, fitted, transfer_of
-from vllm_flow.engine.obstacles import Obstacle
+from vllm_flow.engine.obstacles import Misfit, Obstacle
 from vllm_flow.engine.prefix import SALT_MARK, policy_salt
 from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.engine.settled import Settled, note
 from vllm_flow.log_keys import LOG_KEY, parse_log
 from vllm_flow.policy_bounds import admit, parse_task
 from vllm_flow.policy_error import PolicyError
@@ -34,6 +35,9 @@ from vllm_flow.policy_keys import (
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
+
+    from vllm_flow.layout import TokenLayout
+    from vllm_flow.policy import FlowPolicy
 
 
 logger = init_logger("vllm.vllm_flow.frontend")
@@ -104,8 +108,8 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
     """Settle a processed request's policy, and give the policy a prefix cache of its own.
 
     A default policy, a task's included, is what the operator prefers, not what the client asked for:
-    it stays away from requests that it does not fit. What goes on to the scheduler and the workers
-    says stages, and nothing of tasks and presets.
+    it stays away from requests that it does not fit, and the operator is told (`default_policies`). What goes
+    on to the scheduler and the workers says stages, and nothing of tasks and presets.
 
     Raises:
         PolicyError: the client's policy cannot be combined with its prompt or parameters, or its
@@ -131,21 +135,16 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
     others = {key: value for key, value in keys.items() if key not in POLICY_KEYS}
     if log is not None and settings.attending:
         others |= log.request_keys()  # which layers attend is known here alone
-    layout = None
+    layout, skipped = None, None
     if policy is not None:
         try:
-            layout = fitted(request, policy, settings, keys)
+            layout = _layout(request, policy, settings, keys, asked is not None)
         except Obstacle as obstacle:
             if asked is not None:
                 key = obstacle.key or asked
                 raise PolicyError(key, keys.get(key, value), str(obstacle)) from None
-        if settings.max_policy is not None:
-            try:
-                check_bounds(request, policy, settings.max_policy, settings.num_layers)
-            except PolicyError:
-                if asked is not None:
-                    raise
-                layout = None  # within its bounds for pictures of other sizes
+            skipped = obstacle.kind
+            default_policies.tell_skipped(policy, task or "", skipped, str(obstacle))
         if layout is not None:
             # Nothing behind the front end is told of a policy that evicts nothing.
             others |= request_keys(policy)
@@ -156,6 +155,36 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
     if layout is None and settings.connected:
         _check_handed(transfer_of(keys))
     params.extra_args = others or None
+    note(params, Settled(task or "", skipped))
+
+
+def _layout(
+    request: EngineCoreRequest,
+    policy: FlowPolicy,
+    settings: FlowSettings,
+    keys: Mapping[str, Any],
+    own: bool,
+) -> TokenLayout | None:
+    """The request's layout under a policy, within the operator's bounds; None where nothing would be evicted.
+
+    Args:
+        own: whether the client asked for the policy.
+
+    Raises:
+        Obstacle: the policy does not fit.
+        PolicyError: the client's own evicts more than the operator allows.
+    """
+    layout = fitted(request, policy, settings, keys)
+    if settings.max_policy is None:
+        return layout
+    try:
+        check_bounds(request, policy, settings.max_policy, settings.num_layers)
+    except PolicyError as error:
+        if own:
+            raise
+        # Within its bounds for pictures of other sizes.
+        raise Obstacle(Misfit.BOUND, str(error)) from None
+    return layout
 
 
 def _check_salt(salt: str | None) -> None:

@@ -16,6 +16,8 @@ from typing import Any, TypedDict
 from prometheus_client import Counter
 
 from vllm_flow.engine.footprints import Footprint
+from vllm_flow.engine.obstacles import Misfit
+from vllm_flow.engine.settled import Settled, noted
 from vllm_flow.layout import Geometry, TokenLayout, evicted_at, predict_blocks, stored_blocks
 from vllm_flow.policy import When
 from vllm_flow.policy_keys import BASELINE, policy_label
@@ -168,6 +170,11 @@ class FlowMetrics:
             "Finished requests by policy.",
             [*labels, "policy"],
         )
+        self._skipped = Counter(
+            "vllm_flow:default_policy_skipped",
+            "Finished requests to which the operator's policy does not apply, by reason.",
+            [*labels, "reason"],
+        )
         self._saved = {
             "image_tokens_evicted": Counter(
                 "vllm_flow:image_tokens_evicted", "Image tokens evicted in the last layer.", labels
@@ -200,12 +207,18 @@ class FlowMetrics:
         self._requests.labels(model_name, BASELINE)
         for counter in (*self._saved.values(), self._dropped):
             counter.labels(model_name)
+        for kind in Misfit:
+            self._skipped.labels(model_name, kind.value)
         for what in KEPT_OR_EVICTED:
             self._stages.labels(model_name, "1", what)
 
-    def count(self, model_name: str, policy: str, found: Mapping[str, Any]) -> None:
+    def count(
+        self, model_name: str, policy: str, settled: Settled, found: Mapping[str, Any]
+    ) -> None:
         """Count one finished request with its report, under its policy's label."""
         self._requests.labels(model_name, policy).inc()
+        if settled.skipped is not None:
+            self._skipped.labels(model_name, settled.skipped.value).inc()
         for name, counter in self._saved.items():
             counter.labels(model_name).inc(found.get(name, 0))
         self._dropped.labels(model_name).inc(found.get("attention_rows_dropped", 0))
@@ -234,6 +247,9 @@ def begin(state: Any, params: Any) -> None:
     """Note a new request's policy; ``state`` is vLLM's ``RequestState`` of it in the front end."""
     keys = None if params is None else params.extra_args
     state.flow_policy = policy_label(keys)
+    # What vLLM makes of the parameters for each of several answers has their fields alone.
+    parent = state.parent_req
+    state.flow_settled = noted(params if parent is None else parent.sampling_params)
     state.flow_outline = None
     state.flow_report = {}
 
@@ -267,4 +283,5 @@ def count(state: Any) -> None:
     """Count a finished request; nothing before :func:`enable`."""
     if _metrics is not None:
         policy = getattr(state, "flow_policy", BASELINE)
-        _metrics.count(_model_name, policy, getattr(state, "flow_report", {}))
+        settled = getattr(state, "flow_settled", Settled())
+        _metrics.count(_model_name, policy, settled, getattr(state, "flow_report", {}))

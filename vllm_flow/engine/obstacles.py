@@ -11,7 +11,8 @@ such requests (:func:`vllm_flow.engine.fitting.fitted`).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 RANKS = "ranks"
@@ -32,11 +33,35 @@ _FIELD = "flow_obstacles"
 """On the front end's ``VllmConfig``."""
 
 
+class Misfit(str, Enum):
+    """Kinds of obstacles: the values of a counter's label, so they are few, and none depends on a request."""
+
+    ENGINE = "engine"
+    """No request of this engine could have it."""
+    STEP = "step"
+    """What its rank must see together has no room in one step."""
+    PROMPT_END = "prompt_end"
+    """The prompt ends with a picture."""
+    PICTURE = "picture"
+    """It does not go with pictures of these sizes, or in these pieces."""
+    VIDEO = "video"
+    EMBEDDINGS = "embeddings"
+    """The prompt, or a picture that is to be ranked by the vision tower, came as embeddings."""
+    MODALITY = "modality"
+    """An input that no policy reaches."""
+    STREAMING = "streaming"
+    KV_TRANSFER = "kv_transfer"
+    LOG = "attention_log"
+    """What the request wants logged cannot be told."""
+    BOUND = "max_policy"
+    """It evicts more of these pictures than the operator allows."""
+
+
 class Obstacle(Exception):
     """Why a request cannot have a policy, with the remedy; ``key`` is at fault, or the policy's own."""
 
-    def __init__(self, reason: str, key: str | None = None) -> None:
-        self.key = key
+    def __init__(self, kind: Misfit, reason: str, key: str | None = None) -> None:
+        self.kind, self.key = kind, key
         super().__init__(reason)
 
 
@@ -54,17 +79,18 @@ def merged(answers: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return found
 
 
-def ask(client: Any, vllm_config: Any) -> None:
+def ask(client: Any, vllm_config: Any, heard: Callable[[], None] = lambda: None) -> None:
     """Have what the workers say noted in the front end's configuration.
 
     Args:
         client: vLLM's ``EngineCoreClient`` of any kind, whose engine runs the extension.
         vllm_config: which the front end goes by.
+        heard: called once it is noted.
     """
     from vllm.v1.engine.core_client import AsyncMPClient
 
     if not isinstance(client, AsyncMPClient):
-        setattr(vllm_config, _FIELD, merged(client.collective_rpc(METHOD)))
+        _note(vllm_config, client.collective_rpc(METHOD), heard)
         return
     reference = weakref.ref(client)  # the client is to be freed as soon as it is dropped
 
@@ -72,8 +98,16 @@ def ask(client: Any, vllm_config: Any) -> None:
         client = reference()
         assert client is not None
         if not hasattr(vllm_config, _FIELD):
-            answers = await client.collective_rpc_async(METHOD)
-            setattr(vllm_config, _FIELD, merged(answers))
+            _note(vllm_config, await client.collective_rpc_async(METHOD), heard)
         return await type(client).get_supported_tasks_async(client)
 
     client.get_supported_tasks_async = get_supported_tasks_async
+
+
+def _note(
+    vllm_config: Any, answers: Sequence[Mapping[str, str]], heard: Callable[[], None]
+) -> None:
+    first = not hasattr(vllm_config, _FIELD)  # vLLM's factories call each other
+    setattr(vllm_config, _FIELD, merged(answers))
+    if first:
+        heard()

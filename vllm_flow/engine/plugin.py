@@ -40,10 +40,11 @@ def configure(config: Any) -> None:
     from vllm_flow import __version__ as FLOW_VERSION
     from vllm_flow.engine import drafts, metrics
     from vllm_flow.engine.attention.writer import check_log
+    from vllm_flow.engine.default_policies import check_policies
     from vllm_flow.engine.prompt_scores import blank
     from vllm_flow.engine.setting_values import CONFIG_KEY, strays, with_profile_read
     from vllm_flow.engine.settings import FlowSettings
-    from vllm_flow.engine.support import check_policies, check_supported
+    from vllm_flow.engine.support import check_supported
     from vllm_flow.patches import core_client, endpoint_plugins, logprobs, renderer, run_batch
 
     options = config.additional_config

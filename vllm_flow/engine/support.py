@@ -52,27 +52,6 @@ def check_supported(vllm_config: Any, vllm_version: str) -> None:
             raise ValueError(f"vLLM-Flow does not support {sentence}")
 
 
-def check_policies(settings: Any) -> None:
-    """Refuse an operator's policy that no request of this engine could have.
-
-    Raises:
-        ValueError: names the rank.
-    """
-    from vllm_flow.engine.fitting_ranks import by_keys
-
-    tasks = () if settings.profile is None else settings.profile.policies.values()
-    for policy in (settings.default_policy, *tasks):
-        unfit = None if policy is None else states.against_policy(policy, settings.attending)
-        if unfit is not None:
-            raise ValueError(f"default_policy {unfit}")
-        rank = None if policy is None else by_keys(policy)
-        if rank is not None and settings.quantised_keys:
-            raise ValueError(
-                f"default_policy ranks by {rank!r}, which reads keys, and this KV cache stores them in "
-                "eight bits: leave out kv_cache_dtype, or rank by place or picture."
-            )
-
-
 def check_version(version: str) -> None:
     """Refuse a vLLM outside the tested range."""
     from packaging.version import Version

@@ -1,0 +1,97 @@
+"""The operator's policies: those that no request could have, and the requests that they stay away from.
+
+A client that asks for what does not fit is told; of a default policy, or a task's, the client knows nothing. So
+the operator is told: at start-up where the configuration shows it, as soon as the workers have said what they
+cannot do, and by a warning and a counter (``metrics``) where one request is at fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vllm.logger import init_logger
+
+from vllm_flow.engine import fitting_ranks, obstacles, states
+from vllm_flow.engine.obstacles import Misfit
+from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy_keys import WHEN_KEY
+
+logger = init_logger("vllm.vllm_flow.default_policies")
+
+_told: set[tuple[str, Misfit]] = set()
+"""Of which policies the log has said why they stay away, as `str` writes them."""
+
+
+def check_policies(settings: FlowSettings) -> None:
+    """Refuse an operator's policy that no request of this engine could have.
+
+    Raises:
+        ValueError: names what it asks for.
+    """
+    for named, policy in _policies(settings):
+        unfit = states.against_policy(policy, settings.attending)
+        if unfit is not None:
+            raise ValueError(f"{named} {unfit}")
+        rank = fitting_ranks.by_keys(policy)
+        if rank is not None and settings.quantised_keys:
+            raise ValueError(
+                f"{named} ranks by {rank!r}, which reads keys, and this KV cache stores them in "
+                "eight bits: leave out kv_cache_dtype, or rank by place or picture."
+            )
+        if policy.when == "decode" and settings.connected:
+            raise ValueError(
+                f"{named} lets images leave after the prefill, and this engine has a KV connector, which may fill "
+                f"blocks that were given back before what stays is copied out of them: leave out {WHEN_KEY}, or "
+                "kv_transfer_config."
+            )
+
+
+def warn_of_obstacles(settings: FlowSettings) -> None:
+    """Say which of the operator's policies the workers cannot apply, once they have said what they cannot do."""
+    for named, policy in _policies(settings):
+        for reason in _unfit(policy, settings):
+            logger.warning(
+                '%s, "%s", cannot be applied by this engine: %s Requests with images are answered without it.',
+                named,
+                policy,
+                reason,
+            )
+
+
+def tell_skipped(policy: FlowPolicy, task: str, kind: Misfit, reason: str) -> None:
+    """Say, once for each policy and kind of reason, that a request does not get an operator's policy."""
+    if (str(policy), kind) in _told:
+        return
+    _told.add((str(policy), kind))
+    logger.warning(
+        '%s, "%s", is not applied to a request: %s Further ones are only counted, by '
+        'vllm_flow:default_policy_skipped_total{reason="%s"}.',
+        _named(task),
+        policy,
+        reason,
+        kind.value,
+    )
+
+
+def _policies(settings: FlowSettings) -> Iterator[tuple[str, FlowPolicy]]:
+    """What each of the operator's policies is called, and the policy."""
+    if settings.default_policy is not None:
+        yield _named(""), settings.default_policy
+    for task, policy in ({} if settings.profile is None else settings.profile.policies).items():
+        if policy is not None and policy != settings.default_policy:
+            yield _named(task), policy
+
+
+def _named(task: str) -> str:
+    return f"default_policy of the task {task!r}" if task else "default_policy"
+
+
+def _unfit(policy: FlowPolicy, settings: FlowSettings) -> Iterator[str]:
+    """Why the workers can apply a policy to no picture; nothing where they can."""
+    late = settings.obstacles.get(obstacles.LATE)
+    if policy.when == "decode" and late is not None:
+        yield f"what stays after the prefill cannot be moved in its KV cache: {late}."
+    unread = fitting_ranks.unread(policy.ranks, settings)
+    if unread is not None:
+        yield unread
