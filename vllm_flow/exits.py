@@ -2,7 +2,8 @@
 
 0 done, 1 stopped on the way (disk, engine, cluster's work), 2 refused before the work, 3 done with errors
 among the results (`eval`), 130 interrupted (Ctrl-C), 141 nobody reads the output any more. Faults of the
-program itself are not caught: their traceback is what a report needs. (standard library only)
+program itself are not caught: their traceback is what a report needs. A module of an extra that is not
+installed is refused with the extra's name (`extras`). (standard library only)
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import NoReturn
+
+from vllm_flow import extras
 
 STOPPED = 1
 REFUSED = 2
@@ -77,6 +80,10 @@ def guarded(name: str, call: Callable[[], int | None], by: str = OURS) -> int:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
             say(f"{by} {name}", "interrupted", error)
             return INTERRUPTED
+        missing = extras.remedy(error, name)
+        if missing is not None:
+            say(f"{by} {name}", missing, error)
+            return REFUSED
         if not isinstance(error, OSError):
             raise
         say(f"{by} {name}", told(error), error)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_flow.exits import reason, run_module
+from vllm_flow.exits import Refused, reason, run_module
 from vllm_flow.outputs import OutputError, check_folder
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -180,7 +180,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.out:
         check_folder(args.out)
-    print(assemble_small(args.out) if args.small else assemble(args.out))
+    from vllm_flow.demo_model.smollm2 import MissingDecoder
+
+    try:
+        print(assemble_small(args.out) if args.small else assemble(args.out))
+    except (AssemblyError, MissingDecoder) as error:
+        raise Refused(str(error)) from error
 
 
 if __name__ == "__main__":
