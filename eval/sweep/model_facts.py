@@ -64,6 +64,36 @@ def read_facts(
         ModelError: nothing can be read there, or only by code that may not run.
         ConversationError: no prompt can be made for it.
     """
+    config, processor = _read(model, trust_remote_code)
+    if config.model_type in CHUNKED:
+        raise ModelError(
+            f"model {model!r}: its pictures are of a modality of their own, which chats with a server carry and "
+            "prompts do not: evaluate it by a harness that asks the server (docs/evaluation.md)."
+        )
+    text = config.get_text_config()
+    return ModelFacts(
+        num_layers=_num_layers(model, text),
+        dtype=str(config.dtype or text.dtype or "float32").removeprefix("torch."),
+        full_grid=full_grid(config),
+        no_downsampling=downsampling_obstacle(config),
+        conversation=choose(conversation, model, processor, lambda: picture_mark(config)),
+        no_class_token=class_token_obstacle(config),
+    )
+
+
+def read_shape(model: str, trust_remote_code: bool = False) -> tuple[int, int | None]:
+    """Decoder layers of a model, and the side of the square of image tokens that a picture becomes, if it does.
+
+    Raises:
+        ModelError: see :func:`read_facts`.
+    """
+    config, _ = _read(model, trust_remote_code)
+    grid = None if downsampling_obstacle(config) else full_grid(config)
+    return _num_layers(model, config.get_text_config()), grid
+
+
+def _read(model: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """A model's configuration and processor."""
     from vllm_flow.engine.process import hush
     from vllm_flow.models import read_config
 
@@ -76,8 +106,7 @@ def read_facts(
     except UnreadModel as error:
         raise ModelError(str(error)) from None
     try:
-        config = read_config(path, trust_remote_code)
-        processor = read_processor(path, trust_remote_code)
+        return read_config(path, trust_remote_code), read_processor(path, trust_remote_code)
     # Transformers reads foreign files and raises what it likes for damaged ones (KeyError, TypeError, ...).
     except Exception as error:
         if needed := refusal(error):
@@ -86,25 +115,13 @@ def read_facts(
             f"model {model!r} cannot be read: {why_unread(path, error)} (a directory, a hub name, or `demo`; "
             "HF_HUB_OFFLINE=1 keeps to what is in the hub's cache)"
         ) from None
-    if config.model_type in CHUNKED:
-        raise ModelError(
-            f"model {model!r}: its pictures are of a modality of their own, which chats with a server carry and "
-            "prompts do not: evaluate it by a harness that asks the server (docs/evaluation.md)."
-        )
-    text = config.get_text_config()
-    num_layers = getattr(text, "num_hidden_layers", None)
-    if not isinstance(num_layers, int) or not 0 < num_layers < MOST_LAYERS:
-        raise ModelError(
-            f"model {model!r}: num_hidden_layers is {num_layers!r} in its configuration"
-        )
-    return ModelFacts(
-        num_layers=num_layers,
-        dtype=str(config.dtype or text.dtype or "float32").removeprefix("torch."),
-        full_grid=full_grid(config),
-        no_downsampling=downsampling_obstacle(config),
-        conversation=choose(conversation, model, processor, lambda: picture_mark(config)),
-        no_class_token=class_token_obstacle(config),
-    )
+
+
+def _num_layers(model: str, text: Any) -> int:
+    found = getattr(text, "num_hidden_layers", None)
+    if not isinstance(found, int) or not 0 < found < MOST_LAYERS:
+        raise ModelError(f"model {model!r}: num_hidden_layers is {found!r} in its configuration")
+    return found
 
 
 def read_processor(path: str, trust_remote_code: bool) -> Any:

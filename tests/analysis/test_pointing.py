@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +152,12 @@ def test_the_cam_of_a_word_of_a_shown_scene() -> None:
     assert record.layers == tuple(range(30)) and record.heat.shape == (30, 12, 12)
     assert record.coverage is not None and record.samples == 0
     assert demo.only(record, (4, 28)).heat.shape == (2, 12, 12)
+
+
+def test_the_demo_says_how_far_it_is_where_somebody_looks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for looking in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda looking=looking: looking)
+        assert list(demo.followed(iter("abc"), "captions", 3)) == ["a", "b", "c"]
+        assert ("captions" in capsys.readouterr().out) is looking

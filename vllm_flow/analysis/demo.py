@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_flow.analysis import pointing, pointing_table
 from vllm_flow.counts import counted
@@ -35,6 +36,16 @@ ON_THE_PAGE = ("attention", "flow", "cam_grid", "pointing")
 SMALL_WIDTH = 1400
 QUESTIONS = 48
 """Presence questions whose answers' attention is measured."""
+
+
+Each = TypeVar("Each")
+
+
+def followed(steps: Iterable[Each], what: str, total: int) -> Iterator[Each]:
+    """The same under a bar, where somebody looks."""
+    from rich.progress import track
+
+    yield from track(steps, what, total=total, disable=not sys.stderr.isatty())
 
 
 def listed_exactly(vlm: Vlm, scenes: Sequence[HeldoutScene]) -> Iterator[HeldoutScene]:
@@ -79,17 +90,17 @@ def only(record: CamRecord, layers: Sequence[int]) -> CamRecord:
 
 
 def measure_masses(
-    vlm: Vlm, asked: Mapping[str, tuple[Path, str]]
+    vlm: Vlm, asked: Mapping[str, tuple[Path, str]], what: str
 ) -> tuple[dict[str, Masses], dict[str, list[str]]]:
     """Attention masses of the model's own answers, and their tokens as text.
 
-    `asked`: name of a request -> picture and prompt.
+    `asked`: name of a request -> picture and prompt; `what` they are.
     """
     from vllm_flow.analysis.attention_reference import attention_masses
     from vllm_flow.pictures import read_picture
 
     masses, words = {}, {}
-    for name, (image, prompt) in asked.items():
+    for name, (image, prompt) in followed(asked.items(), what, len(asked)):
         encoded = vlm.encode(prompt, read_picture(image))
         answer = vlm.generate(encoded)
         masses[name] = attention_masses(vlm, encoded, answer)
@@ -110,13 +121,15 @@ def measure_attention(vlm: Vlm, out: Path) -> None:
         f"{scene.split}/{scene.image_path.stem}": (scene.image_path, scene.prompt)
         for scene in load_scenes("seen")[:CAPTIONS]
     }
-    masses, words = measure_masses(vlm, captions)
+    masses, words = measure_masses(vlm, captions, "captions")
     write_tables(masses, out)
     (out / WORDS).write_text(json.dumps(words, indent=1) + "\n", encoding="utf-8")
 
     questions = load_questions("seen")[:QUESTIONS]
     masses, _ = measure_masses(
-        vlm, {str(each.question_id): (each.image_path, each.prompt) for each in questions}
+        vlm,
+        {str(each.question_id): (each.image_path, each.prompt) for each in questions},
+        "answers",
     )
     path = out / "presence.parquet"
     pq.write_table(mass_table(masses), path)
@@ -148,7 +161,7 @@ def draw_cams(vlm: Vlm, scenes: Sequence[HeldoutScene], samples: int, out: Path)
     found = listed_exactly(vlm, scenes)
     records = []
     for _, scene in zip(range(SHOWN_SCENES), found, strict=False):
-        for word in scene.objects:
+        for word in followed(scene.objects, scene.image_path.stem, len(scene.objects)):
             record = cam_of(vlm, scene, word, samples)
             record.save(out / f"cam_{scene.image_path.stem}_{word.replace(' ', '_')}.npz")
             records.append(record)
@@ -167,7 +180,7 @@ def play_pointing(vlm: Vlm, count: int, out: Path) -> dict[str, Any]:
     rounds = pointing.draw_rounds(count, "seen")
     by_task = {}
     for task in pointing.TASKS:
-        outcomes = list(pointing.play(vlm, rounds, task, settings))
+        outcomes = list(followed(pointing.play(vlm, rounds, task, settings), task, len(rounds)))
         by_task[task] = pointing.summarise(outcomes, settings.layers)
         report = pointing_table.report(by_task[task], pointing.judge(outcomes, settings.layers))
         (out / f"pointing_{task}.txt").write_text(report + "\n", encoding="utf-8")

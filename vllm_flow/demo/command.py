@@ -27,13 +27,14 @@ from vllm_flow.demo.rows import summarise
 from vllm_flow.demo.serving import Asker, EngineOptions, full_grid, start_engine
 from vllm_flow.demo_model.naming import DEMO, resolve_model
 from vllm_flow.engine.process import quieten
+from vllm_flow.eval.sweep.command import add_engine
+from vllm_flow.eval.sweep.model_facts import read_shape
 from vllm_flow.eval.sweep.policies import PolicySpecError
 from vllm_flow.exits import CommandError, Refused, keeping
 from vllm_flow.model_names import UnreadModel
-from vllm_flow.options import count, gib, positive
+from vllm_flow.options import count, positive
 from vllm_flow.outputs import check_folder
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.remote_code import add_option as add_trust
 
 QUESTIONS = 24
 """Yes/no questions by default; the other kinds have their share of it."""
@@ -43,6 +44,8 @@ STEP = 3
 """Layers between two cliffs; the demo model's storage groups have as many."""
 TIMED_BATCH = 2
 """Yes/no questions in a batch whose prefill is timed."""
+CONTEXT = 1024
+"""Tokens of a request to a model of one's own; the demo model's are half as long."""
 WIDTH = 144
 """Least width of the output, so that a row of the table stays one line when it is piped."""
 UNBOUNDED = 10_000
@@ -75,7 +78,6 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``vllm-flow demo``."""
     parser.add_argument("--model", help="directory or hub name (default: demo, the demo model)")
-    add_trust(parser)
     parser.add_argument(
         "--cliffs",
         type=whole_numbers,
@@ -94,11 +96,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"yes/no questions (default: {QUESTIONS}); other kinds have their share of it",
     )
     parser.add_argument("--rounds", type=count, default=5, help="rounds of prefill timing")
-    parser.add_argument("--group-layers", type=positive, help="layers per storage group")
-    parser.add_argument("--dtype", help="float32 (default for the demo model), bfloat16 or float16")
-    parser.add_argument("--kv-cache-gib", type=gib, help="size of the KV-cache pool")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="where results go")
     parser.add_argument("--quick", action="store_true", help="few questions, cliffs and rounds")
+    add_engine(
+        parser.add_argument_group(
+            "the engine", f"as in `vllm-flow eval`; --max-model-len is {CONTEXT} if left out"
+        )
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -113,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
     quieten(offline=args.model is None)
     build = prompt_of(args)
     options = engine_options(args, console)
+    check_asked(args, options)
     questions = material.held_out(
         args.questions or (16 if args.quick else QUESTIONS), args.out / "questions"
     )
@@ -169,6 +174,21 @@ def settings_of(
     return cliffs, asked.policies
 
 
+def check_asked(args: argparse.Namespace, options: EngineOptions) -> None:
+    """Refuse cliffs and policies that do not fit the model, before an engine is there to ask.
+
+    Raises:
+        Refused: see :func:`settings_of`; or the model cannot be read.
+    """
+    if "hf_overrides" in options.engine_args:
+        return  # what the model then is, its engine knows
+    try:
+        num_layers, grid = read_shape(options.model, options.trust_remote_code)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    settings_of(args, num_layers, grid)
+
+
 def ask(
     asker: Asker,
     questions: list[Question],
@@ -202,10 +222,11 @@ def engine_options(args: argparse.Namespace, console: Console) -> EngineOptions:
             model=resolve_model(args.model),
             dtype=args.dtype or "auto",
             group_layers=args.group_layers,
-            max_model_len=1024,
+            max_model_len=args.max_model_len or CONTEXT,
             kv_cache_bytes=pool,
-            block_size=None,
+            block_size=args.block_size or smallest_block(),
             trust_remote_code=args.trust_remote_code,
+            engine_args=args.engine_args,
         )
     console.print("assembling the demo model (kept in a cache after the first time)")
     try:
@@ -216,10 +237,18 @@ def engine_options(args: argparse.Namespace, console: Console) -> EngineOptions:
         model=path,
         dtype=args.dtype or "float32",
         group_layers=args.group_layers or STEP,
-        max_model_len=512,
+        max_model_len=args.max_model_len or CONTEXT // 2,
         kv_cache_bytes=pool or 2**30,
-        block_size=32,  # vLLM's smallest on CPU; its default would hold a whole prompt
+        block_size=args.block_size or 32,  # vLLM's smallest on CPU; its default would hold a prompt
+        engine_args=args.engine_args,
     )
+
+
+def smallest_block() -> int:
+    """Tokens of vLLM's smallest KV-cache block on this machine."""
+    import torch
+
+    return 16 if torch.cuda.is_available() else 32
 
 
 def timed_batch(questions: list[Question]) -> list[Question]:

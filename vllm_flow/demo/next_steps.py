@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+from typing import Any
 
 from rich.console import Console
 
@@ -13,14 +15,19 @@ from vllm_flow.demo.serving import EngineOptions
 
 def serve_flags(options: EngineOptions) -> str:
     """The engine's options as flags of `vllm serve`, the extension's own left out."""
-    flags = f"--dtype {options.dtype} --max-model-len {options.max_model_len}"
-    if options.block_size is not None:
-        flags += f" --block-size {options.block_size}"
-    if options.kv_cache_bytes is not None:
-        flags += f" --kv-cache-memory-bytes {options.kv_cache_bytes}"
-    if options.trust_remote_code:
-        flags += " --trust-remote-code"
-    return flags
+    return " ".join(
+        flag(name, value)
+        for name, value in options.arguments.items()
+        if value not in (None, False) or name in options.engine_args
+    )
+
+
+def flag(name: str, value: Any) -> str:
+    """An argument of `vllm.LLM` as `vllm serve` takes it."""
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{option}" if value else f"--no-{option}"
+    return f"--{option} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}"
 
 
 def next_steps(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,20 @@ class EngineOptions:
     block_size: int | None
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of `vllm.LLM`; they win over this module's."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of these the arguments of `vllm.LLM` that a server takes, too; None leaves a choice to vLLM."""
+        return {
+            "dtype": self.dtype,
+            "max_model_len": self.max_model_len,
+            "block_size": self.block_size,
+            "kv_cache_memory_bytes": self.kv_cache_bytes,
+            "trust_remote_code": self.trust_remote_code,
+            **self.engine_args,
+        }
 
 
 def start_engine(options: EngineOptions) -> tuple[LLM, Engine]:
@@ -63,20 +77,15 @@ def start_engine(options: EngineOptions) -> tuple[LLM, Engine]:
     from vllm_flow.engine.settings import FlowSettings
 
     flow = {} if options.group_layers is None else {"group_layers": options.group_layers}
-    llm = vllm.LLM(
-        model=options.model,
-        dtype=options.dtype,
-        trust_remote_code=options.trust_remote_code,
-        max_model_len=options.max_model_len,
-        kv_cache_memory_bytes=options.kv_cache_bytes,
-        block_size=options.block_size,
-        limit_mm_per_prompt={"image": 1},
-        enforce_eager=True,  # compiling would take longer than the demo
-        enable_prefix_caching=False,
-        use_tqdm_on_load=False,
-        disable_log_stats=False,  # per-request time stamps
-        additional_config={"vllm_flow": flow},
-    )
+    arguments = {
+        "limit_mm_per_prompt": {"image": 1},
+        "enforce_eager": True,  # compiling would take longer than the demo
+        "enable_prefix_caching": False,
+        "use_tqdm_on_load": False,
+        "disable_log_stats": False,  # per-request time stamps
+        **options.arguments,
+    }
+    llm = vllm.LLM(model=options.model, additional_config={"vllm_flow": flow}, **arguments)
     config = llm.llm_engine.vllm_config
     settings = FlowSettings.of(config)
     assert settings is not None
@@ -155,15 +164,20 @@ class Asker:
         """As vLLM's, without its bar.
 
         Raises:
-            Refused: this engine cannot serve a policy, such as a rank by attention that it cannot read.
+            Refused: this engine cannot serve a policy, such as a rank by attention that it cannot read, or a
+                picture of this model is longer than its requests may be.
         """
+        from vllm.exceptions import VLLMValidationError
+
         try:
             return self.llm.generate(prompts, sampling, use_tqdm=False)
-        except ValueError as error:
+        except (ValueError, VLLMValidationError) as error:
             from vllm_flow.engine.frontend import RefusedRequest
 
             if isinstance(error, RefusedRequest):
                 raise Refused(f"--policies: {error}") from error
+            if isinstance(error, VLLMValidationError):
+                raise Refused(f"{error} Here --max-model-len sets it.") from error
             raise
 
     def run(self, jobs: Sequence[Job], what: str) -> Iterator[tuple[Job, str, Footprint]]:
