@@ -15,6 +15,7 @@ from typing import Protocol, cast
 
 from vllm_flow import __version__
 from vllm_flow.exits import guarded, leave
+from vllm_flow.unread_options import parse
 
 
 class SubCommand(Protocol):
@@ -109,9 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
 
     def call() -> int:
-        # What was given, not only what it came to: defaults are told from it.
-        given = argparse.Namespace(argv=tuple(argv[1:]))
-        args = build_parser(argv).parse_args(argv, given)
+        args = parse(build_parser(argv), argv)
         return COMMANDS[args.command].load().run(args)
 
     return guarded(argv[0] if argv else "", call)

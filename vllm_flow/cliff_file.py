@@ -1,7 +1,7 @@
 """The profile: a file that says where a model's cliff is, task by task, and on what evidence. (pure)
 
-    {"format": "vllm-flow-cliff/1", "model": "llava-hf/llava-1.5-7b-hf", "num_layers": 32,
-     "default": {"flow_cliff": 22},
+    {"format": "vllm-flow-cliff/1", "model": "llava-hf/llava-1.5-7b-hf",
+     "architecture": "LlavaForConditionalGeneration", "num_layers": 32, "default": "pope",
      "tasks": {"pope": {"flow_cliff": 22, "evidence": {...}}, "textvqa": {...}},
      "created": "...", "versions": {...}}
 
@@ -14,7 +14,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,11 @@ FORMAT = "vllm-flow-cliff/1"
 
 READ_FROM = "read_from"
 """In the content that processes hand on: the file's name, for messages."""
-KNOWN = ("format", "model", "num_layers", "default", "tasks", "created", "versions")
+KNOWN = (
+    *("format", "model", "architecture", "num_layers", "default", "tasks", "created", "versions"),
+)
+HUB = re.compile(r"models--[^/]+--(?P<name>[^/]+)/snapshots/[^/]+$")
+"""A model's folder in the hub's cache."""
 
 
 class ProfileError(ValueError):
@@ -46,6 +51,10 @@ class Profile:
     """By task; None is the baseline."""
     default: FlowPolicy | None = None
     """Of requests that name no task: the entry "default", else that of a single task, else none."""
+    model: str = ""
+    """What it was made for, as `vllm-flow cliff` was told."""
+    architecture: str = ""
+    """The same as its configuration names it; empty in a file that does not say."""
 
     def of_task(self, task: str) -> FlowPolicy | None:
         """The policy of a known task."""
@@ -77,11 +86,49 @@ def read_profile(source: Any, num_layers: int) -> Profile:
     if not isinstance(tasks, Mapping) or not tasks:
         raise ProfileError(f'{name}: "tasks" must be an object with at least one task.')
     policies = {task: _policy(f"{name}: task {task!r}", tasks[task], num_layers) for task in tasks}
-    if content.get("default") is not None:
-        default = _policy(f'{name}: "default"', content["default"], num_layers)
+    said = content.get("default")
+    if isinstance(said, str):
+        if said not in policies:
+            raise ProfileError(
+                f'{name}: "default" is {_brief(said)}, which is none of its tasks ({", ".join(policies)}).'
+            )
+        default = policies[said]
+    elif said is not None:
+        default = _policy(f'{name}: "default"', said, num_layers)
     else:
         default = next(iter(policies.values())) if len(policies) == 1 else None
-    return Profile(policies, default)
+    made_for = (str(content.get(key) or "") for key in ("model", "architecture"))
+    return Profile(policies, default, *made_for)
+
+
+def unlike(profile: Profile, names: Collection[str], architectures: Collection[str]) -> str | None:
+    """That a profile was made for another model than the one that is served, as far as names tell; None if not.
+
+    The number of layers tells little: many models have as many. A folder may hold a copy of any model, so of
+    one that has another name the architecture decides, where the profile says it.
+
+    Args:
+        names: of the model that is served: its path or its name on the hub, and what clients call it.
+        architectures: its configuration's.
+    """
+    if not profile.model or _last(profile.model) in map(_last, names):
+        return None
+    known = bool(profile.architecture and architectures)
+    if known and profile.architecture not in architectures:
+        return (
+            f"it was made for {profile.model} ({profile.architecture}), and this is {next(iter(names))} "
+            f"({', '.join(architectures)})"
+        )
+    if known and all(Path(name).is_dir() for name in list(names)[:1]):
+        return None
+    return f"it was made for {profile.model}, and this is called {next(iter(names))}"
+
+
+def _last(model: str) -> str:
+    """What two names of a model have in common: the last part, without owner, folder and capitals."""
+    path = model.replace("\\", "/").rstrip("/")
+    cached = HUB.search(path)
+    return (cached["name"] if cached else path.rpartition("/")[2]).casefold()
 
 
 def load_profile(source: Any) -> tuple[str, Mapping[str, Any]]:
@@ -120,7 +167,7 @@ def essential(source: Any) -> dict[str, Any]:
     read_from, content = load_profile(source)
     kept = {
         name: content[name]
-        for name in ("format", "model", "num_layers", "default")
+        for name in ("format", "model", "architecture", "num_layers", "default")
         if name in content
     }
     tasks = content.get("tasks")
@@ -146,6 +193,30 @@ def merged(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> dict[s
     tasks = {**before.get("tasks", {}), **after.get("tasks", {})}
     default = {"default": before["default"]} if "default" in before else {}
     return {**default, **after, "tasks": tasks}
+
+
+def check_default(before: Mapping[str, Any] | None, task: str, default: str | None) -> None:
+    """Refuse a task that a profile will not have once `task` has joined it.
+
+    Raises:
+        ProfileError: names those that it will have.
+    """
+    had = {} if before is None else before.get("tasks")
+    tasks = [*(had if isinstance(had, Mapping) else ()), task]
+    if default is not None and default not in tasks:
+        raise ProfileError(
+            f"--default {default!r}: the profile will have no such task; name one of {', '.join(dict.fromkeys(tasks))}."
+        )
+
+
+def with_default(content: Mapping[str, Any], task: str | None) -> dict[str, Any]:
+    """The profile whose requests without a task get the policy of this one; as it was for None."""
+    return dict(content) if task is None else {**content, "default": task}
+
+
+def lacks_default(content: Mapping[str, Any]) -> bool:
+    """Whether requests that name no task get no policy, as there are several and no default."""
+    return len(content["tasks"]) > 1 and content.get("default") is None
 
 
 def check_joins(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from vllm_flow.engine.process import hush
 from vllm_flow.exits import CommandError
 from vllm_flow.model_names import UnreadModel
 from vllm_flow.remote_code import add_option as add_trust
+from vllm_flow.unread_options import refuse_unread
 
 WIDTH = 14
 
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the diagnosis; 1 where serving would not work."""
     # vLLM logs how it comes to its choices, which would drown what is said here.
     hush()
+    if args.model is None:
+        refuse_unread(args, ("trust_remote_code",), "without --model")
     try:
         model = None if args.model is None else resolve_model(args.model)
     except UnreadModel as error:

@@ -27,6 +27,7 @@ from vllm_flow.engine.process import hush
 from vllm_flow.exits import CommandError, Refused
 from vllm_flow.options import pixels
 from vllm_flow.remote_code import add_option as add_trust
+from vllm_flow.unread_options import refuse_unread
 
 COLUMNS = (
     "Family",
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
             "--picture needs a model: its processor decides how many tokens a picture becomes"
         )
     if args.model is None:
+        refuse_unread(args, ("trust_remote_code",), "without a model")
         show_table()
         return 0
     # vLLM logs how it comes to its choices, which would drown what is said here.

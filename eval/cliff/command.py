@@ -34,7 +34,8 @@ The file takes one task after the other. A server reads it:
 
     vllm serve ... --additional-config '{"vllm_flow": {"default_policy": {"profile": "cliff.json"}}}'
 
-and gives a request the cliff of the task it names, "vllm_xargs": {"flow_task": "pope"}.
+and gives a request the cliff of the task it names, "vllm_xargs": {"flow_task": "pope"}; with --default TASK one
+that names none gets that task's.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_flow.options import positive, positive_number, seed, tolerance
+from vllm_flow.unread_options import refuse_unread
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -151,6 +153,12 @@ def _add_results(out: Any) -> None:
         "--out", type=Path, default=Path("cliff.json"), help="the profile (default: cliff.json)"
     )
     out.add_argument(
+        "--default",
+        metavar="TASK",
+        help="of the file's tasks: whose policy requests get that name none (default: the only one's; with several, "
+        "no policy)",
+    )
+    out.add_argument(
         "--answers",
         type=Path,
         metavar="DIR",
@@ -170,12 +178,21 @@ def _add_results(out: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Find the cliff: 0 when the profile is written, 1 when stopped, 2 when refused."""
-    from vllm_flow.cliff_file import ProfileError, load_profile, merged, write_profile
+    from vllm_flow.cliff_file import (
+        ProfileError,
+        check_default,
+        lacks_default,
+        load_profile,
+        merged,
+        with_default,
+        write_profile,
+    )
     from vllm_flow.eval.cliff import figure, table
     from vllm_flow.eval.cliff.record import folder_of
     from vllm_flow.exits import Refused, keeping
     from vllm_flow.outputs import check_file, check_folder
 
+    check_read(args)
     check_file(args.out)
     folder = folder_of(args)
     check_folder(folder, f"--answers {folder}")
@@ -185,10 +202,11 @@ def run(args: argparse.Namespace) -> int:
     with keeping(lambda: going if begun else None):
         try:
             before = load_profile(args.out)[1] if args.out.exists() else None
+            check_default(before, args.task, args.default)
             from vllm_flow.eval.cliff.find import find
 
             found = find(args, before, lambda: begun.append(True))
-            content = merged(before, found)
+            content = with_default(merged(before, found), args.default)
         except ProfileError as error:
             raise Refused(f"{args.out}: {error}") from error
         except ValueError as error:  # of data, tasks and models
@@ -197,8 +215,35 @@ def run(args: argparse.Namespace) -> int:
         entry, num_layers = found["tasks"][args.task], found["num_layers"]
         table.show(args.task, entry, num_layers)
         figures = figure.draw(args.task, entry, num_layers, args.out)
+    if lacks_default(content):
+        print(
+            f"{args.out} has {len(content['tasks'])} tasks and no default: requests that name no task get no policy. "
+            "--default TASK gives them a task's."
+        )
     print(f"Written: {args.out}, {', '.join(str(path) for path in figures)}")
     return 0
+
+
+def check_read(args: argparse.Namespace) -> None:
+    """Refuse options that this kind of search does not read.
+
+    Raises:
+        Refused: names the first of them.
+    """
+    if args.unlabelled:
+        refuse_unread(
+            args, ("tolerance", "exhaustive"), "with --unlabelled, which has --kl-threshold"
+        )
+        if args.data.is_file():
+            refuse_unread(args, ("prompts",), "on a file of questions, which are asked as they are")
+    else:
+        refuse_unread(args, ("kl_threshold", "kl_rule"), "without --unlabelled")
+    if args.no_attention:
+        refuse_unread(args, ("mass_share",), "with --no-attention")
+    elif args.stages is not None or args.cliff is not None:
+        refuse_unread(
+            args, ("mass_share",), "with --stages or --cliff, beside which attention is left out"
+        )
 
 
 def _share(text: str) -> float:

@@ -80,6 +80,7 @@ def find(
     return {
         "format": FORMAT,
         "model": args.model,
+        "architecture": facts.architecture,
         "num_layers": facts.num_layers,
         "tasks": {args.task: entry},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -50,6 +50,8 @@ class ModelFacts:
     conversation: Conversation
     no_class_token: str | None = None
     """Why no rank can read what a class token attends to, where the configuration says so; else the engine does."""
+    architecture: str = ""
+    """The model's class, as its configuration names it."""
 
 
 def read_facts(
@@ -78,6 +80,7 @@ def read_facts(
         no_downsampling=downsampling_obstacle(config),
         conversation=choose(conversation, model, processor, lambda: picture_mark(config)),
         no_class_token=class_token_obstacle(config),
+        architecture=next(iter(config.architectures or ()), ""),
     )
 
 

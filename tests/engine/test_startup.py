@@ -274,6 +274,23 @@ def test_an_attention_log_has_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         check_log(config, settings)
 
 
+@pytest.mark.parametrize(("made_for", "warns"), [("another/model", True), ("{served}", False)])
+def test_a_profile_of_another_model_is_told_at_start_up(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_for: str, warns: bool
+) -> None:
+    file = tmp_path / "cliff.json"
+    name = made_for.format(served=model_dir.name)
+    tasks = {"pope": {"flow_cliff": 3}}
+    content = {"format": FORMAT, "model": name, "num_layers": 6, "tasks": tasks}
+    file.write_text(json.dumps(content))
+    said: list[str] = []
+    monkeypatch.setattr(
+        plugin.logger, "warning_once", lambda text, *values: said.append(text % values)
+    )
+    config_of(model_dir, {"default_policy": {"profile": str(file)}})
+    assert any(f"it was made for {name}, and this is called {model_dir}" in line for line in said) is warns  # fmt: skip
+
+
 def test_a_model_that_nobody_tested_is_refused_unless_allowed(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,6 +159,7 @@ def test_attention_on_the_image_is_a_share(engine: tuple[CliffEngine, Path]) -> 
         (("--tolerance", "0.5%"), "with 200 questions the smallest tolerance that can be shown is"),
         (("--task", "pop"), "pop"),
         (("--data", "nowhere"), "nowhere"),
+        (("--default", "gqa"), "--default 'gqa': the profile will have no such task"),
     ],
 )
 def test_what_cannot_begin_is_refused_before_an_engine_starts(

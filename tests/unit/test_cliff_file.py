@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from hypothesis import strategies as st
 from vllm_flow.cliff_file import (
     FORMAT,
     ProfileError,
+    check_default,
     essential,
+    lacks_default,
     load_profile,
     merged,
     read_profile,
+    unlike,
+    with_default,
     write_profile,
 )
 from vllm_flow.engine.setting_values import with_profile_read
@@ -88,6 +93,7 @@ def test_profiles_of_two_models_are_not_merged(name: str, value: Any) -> None:
         ({"tasks": {"pope": {"flow_cliff": 33}}}, "task 'pope': flow_cliff=33"),
         ({"tasks": {"pope": {"flow_cliff": True}}}, "task 'pope': flow_cliff=True"),
         ({"default": {}}, '"default" must be an object'),
+        ({"default": "gqa"}, r"\"default\" is 'gqa', which is none of its tasks \(pope\)"),
         ({"default": {"flow_cliff": -1}}, "flow_cliff=-1"),
         (
             {"tasks": {"pope": {"flow_cliff": 3, "flow_kep": "9%"}}},
@@ -225,3 +231,63 @@ def test_other_tasks_are_refused(keys: dict[str, Any], tasks: set[str] | None, s
     with pytest.raises(PolicyError, match=says) as refusal:
         parse_task(keys, tasks)
     assert refusal.value.key == "flow_task"
+
+
+@given(TASKS, st.data())
+@settings(deadline=None)
+def test_a_default_may_be_a_task(tasks: dict[str, int], data: st.DataObject) -> None:
+    """Also of one that is measured again later."""
+    before = content(tasks)
+    assert lacks_default(before) == (len(tasks) > 1)
+    named = data.draw(st.sampled_from(sorted(tasks)))
+    found = with_default(before, named)
+    assert not lacks_default(found) and with_default(before, None) == before
+    again = merged(found, content({named: 7}))
+    for source, cliff in ((found, tasks[named]), (essential(found), tasks[named]), (again, 7)):
+        assert read_profile(source, LAYERS).default == parse_policy({"flow_cliff": cliff}, LAYERS)
+
+
+def test_a_default_is_a_task_that_the_profile_will_have() -> None:
+    check_default(None, "pope", None)
+    check_default(None, "pope", "pope")
+    check_default(content({"gqa": 3}), "pope", "gqa")
+    for before in (None, content({"mme": 1}), {"tasks": ["gqa"]}):
+        with pytest.raises(ProfileError, match="--default 'gqa': .* name one of (mme, )?pope"):
+            check_default(before, "pope", "gqa")
+
+
+LLAVA, QWEN = "LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"
+CACHED = "/c/hub/models--Qwen--Qwen2.5-VL-7B-Instruct/snapshots/0a1b"
+
+
+@pytest.mark.parametrize(
+    ("model", "architecture", "served", "found", "says"),
+    [
+        ("llava-hf/llava-1.5-7b-hf", LLAVA, ["llava-hf/llava-1.5-7b-hf"], [LLAVA], None),
+        ("llava-hf/llava-1.5-7b-hf", "", ["/data/LLaVA-1.5-7B-hf/"], [LLAVA], None),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "", [CACHED], [QWEN], None),
+        (CACHED, "", ["Qwen/Qwen2.5-VL-7B-Instruct"], [QWEN], None),
+        ("llava-1.5-7b-hf", "", ["/model", "llava-1.5-7b-hf"], [LLAVA], None),
+        ("demo", LLAVA, ["{folder}"], [LLAVA], None),
+        ("demo", LLAVA, ["/gone"], [LLAVA], "made for demo, and this is called /gone"),
+        ("demo", "", ["{folder}"], [LLAVA], "made for demo, and this is called /"),
+        ("m/a", QWEN, ["m/b", "b"], [QWEN], "made for m/a, and this is called m/b"),
+        ("m/a", QWEN, ["{folder}"], [LLAVA], rf"made for m/a \({QWEN}\), and this is /.* \({LLAVA}\)"),
+        ("", "", ["m/b"], [QWEN], None),
+    ],
+)  # fmt: skip
+def test_a_profile_of_another_model_is_told(
+    tmp_path: Path,
+    model: str,
+    architecture: str,
+    served: list[str],
+    found: list[str],
+    says: str | None,
+) -> None:
+    written = {**content({"pope": 3}), "model": model, "architecture": architecture}
+    names = [name.format(folder=tmp_path) for name in served]
+    for source in (written, essential(written)):
+        said = unlike(read_profile(source, LAYERS), names, found)
+        assert (said is None) == (says is None)
+        if said is not None and says is not None:
+            assert re.search(says, said)

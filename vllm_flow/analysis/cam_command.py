@@ -26,6 +26,7 @@ from vllm_flow.analysis.cam_names import DEFAULT_HOOK, DTYPES, HOOKS
 from vllm_flow.counts import counted
 from vllm_flow.options import count, not_negative, positive, seed
 from vllm_flow.pictures import WHITE, Colour, checked_background, read_picture
+from vllm_flow.unread_options import refuse_unread
 from vllm_flow.user_text import whole_number, whole_numbers
 
 if TYPE_CHECKING:
@@ -142,6 +143,10 @@ def run(args: argparse.Namespace) -> int:
     from vllm_flow.exits import Refused
     from vllm_flow.outputs import check_folder
 
+    if not args.samples:
+        refuse_unread(args, ("sigma", "seed", "batch"), "with --samples 0, which makes no copies")
+    if args.answer is not None:
+        refuse_unread(args, ("max_tokens",), "with --answer")
     check_folder(args.out)
     from vllm_flow.analysis.loading import load
     from vllm_flow.analysis.maps import check_box

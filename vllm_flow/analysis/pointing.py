@@ -35,6 +35,7 @@ from vllm_flow.demo_model.questions import ANSWER_SUFFIX, presence
 from vllm_flow.exits import run_module
 from vllm_flow.options import count, not_negative, seed
 from vllm_flow.outputs import check_file
+from vllm_flow.unread_options import parse, refuse_unread
 
 if TYPE_CHECKING:
     from vllm_flow.analysis.cam import Settings
@@ -227,7 +228,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--hook", choices=tuple(HOOKS), default=DEFAULT_HOOK)
     parser.add_argument("--csv", type=Path, help="where the table goes as CSV")
-    args = parser.parse_args(argv)
+    args = parse(parser, sys.argv[1:] if argv is None else argv)
+    if not args.samples:
+        refuse_unread(args, ("sigma",), "without noisy copies (--samples)")
     if args.csv:
         check_file(args.csv, "--csv")
     vlm = load("demo")

@@ -95,7 +95,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         help=f"yes/no questions (default: {QUESTIONS}); other kinds have their share of it",
     )
-    parser.add_argument("--rounds", type=count, default=5, help="rounds of prefill timing")
+    parser.add_argument(
+        "--rounds", type=count, help="rounds of prefill timing (default: 5; 2 with --quick)"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="where results go")
     parser.add_argument("--quick", action="store_true", help="few questions, cliffs and rounds")
     add_engine(
@@ -134,11 +136,17 @@ def run(args: argparse.Namespace) -> int:
         f"{counted(len(cliffs), 'cliff')} each (captions at {min(len(cliffs), FEW_CLIFFS)}){beside}, mixed in one "
         f"engine ({counted(engine.num_layers, 'layer')}, {counted(len(engine.group_starts), 'storage group')})"
     )
-    rounds = min(args.rounds, 2) if args.quick else args.rounds
-    results, written = ask(asker, questions, cliffs, rounds, args.out, console)
+    results, written = ask(asker, questions, cliffs, rounds_of(args), args.out, console)
     show(console, results, written, time.monotonic() - started)
     next_steps(console, options, questions[0], args.model is None)
     return 0
+
+
+def rounds_of(args: argparse.Namespace) -> int:
+    """Rounds of prefill timing."""
+    if args.rounds is not None:
+        return int(args.rounds)
+    return 2 if args.quick else 5
 
 
 def prompt_of(args: argparse.Namespace) -> Callable[[str], str]:

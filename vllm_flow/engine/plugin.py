@@ -94,12 +94,30 @@ def configure(config: Any) -> None:
         ),
     )
     logger.info_once("vLLM-Flow %s: %s", FLOW_VERSION, settings.summary)
+    if settings.profile is not None:
+        _tell_unlike(settings.profile, config.model_config)
     metrics.enable(config.model_config.served_model_name)
     endpoint_plugins.apply(_key_check)
     renderer.apply()
     core_client.apply()
     logprobs.apply(blank)
     run_batch.apply(lambda line: _line_check(line, settings))
+
+
+def _tell_unlike(profile: Any, model: Any) -> None:
+    """Warn of a profile that seems to be another model's."""
+    from vllm_flow.cliff_file import unlike
+
+    served = model.served_model_name
+    others = [served] if isinstance(served, str) else list(served or ())
+    reason = unlike(profile, [model.model, *others], list(model.architectures or ()))
+    if reason is not None:
+        logger.warning_once(
+            "The profile that default_policy names has as many layers as this model, but %s: its cliffs say "
+            "nothing of another model's answers. If it is not the same model under two names, make one with "
+            "`vllm-flow cliff`.",
+            reason,
+        )
 
 
 def _key_check() -> Any:
