@@ -39,7 +39,7 @@ def _around_add(metrics: Any, original: Callable[..., Any]) -> Callable[..., Any
         known = request.request_id in self.request_states
         result = original(self, request, *args, **kwargs)
         if not known:
-            metrics.begin(self.request_states[request.request_id], request.sampling_params)
+            metrics.begin(self.request_states[request.request_id], request)
         return result
 
     return add_request

@@ -147,16 +147,46 @@ def test_skipped_requests_are_counted(
     sent = request(None, IMAGE, text=0)
     check_request(sent, replace(SETTINGS, default_policy=policy(CLIFF)))
     state = SimpleNamespace(parent_req=None)
-    params = sent.sampling_params
     if parent:
-        state.parent_req = SimpleNamespace(sampling_params=params)
-        params = copy(params)
-        assert noted(params) == Settled()
-    metrics.begin(state, params)
+        state.parent_req = SimpleNamespace(sampling_params=sent.sampling_params)
+        sent.sampling_params = copy(sent.sampling_params)
+        assert noted(sent.sampling_params) == Settled()
+    metrics.begin(state, sent)
     metrics.count(state)
     for kind, value in before.items():
         grown = REGISTRY.get_sample_value(name, {**labels, "reason": kind.value}) - value
         assert grown == (kind == Misfit.PROMPT_END)
+
+
+@pytest.mark.parametrize(
+    ("sent", "policy", "task"),
+    [
+        (request(None), "no-image", ""),
+        (request({"flow_cliff": 3}), "no-image", ""),
+        (modality(request(None, IMAGE), "audio"), "no-image", ""),
+        (request(None, prompt_embeds=[[0.5]], prompt_token_ids=None), "baseline", ""),
+        (modality(request(None, IMAGE), "point_cloud"), "baseline", ""),
+        (request({"flow_cliff": LAYERS}, IMAGE), "baseline", ""),
+        (request({"flow_cliff": 5}, IMAGE), "cliff=5", ""),
+        (request({"flow_task": "reading"}, IMAGE), "cliff=3", "reading"),
+        (request({"flow_task": "everything"}, IMAGE), "baseline", "everything"),
+        (request({"flow_task": "reading"}), "no-image", "reading"),
+    ],
+)
+def test_requests_are_counted_by_policy_and_task(
+    monkeypatch: pytest.MonkeyPatch, sent: Any, policy: str, task: str
+) -> None:
+    if metrics._metrics is None:
+        metrics.enable("somebody")
+    monkeypatch.setattr(metrics, "_model_name", "somebody")
+    labels = {"model_name": "somebody", "policy": policy, "task": task}
+    before = REGISTRY.get_sample_value("vllm_flow:requests_total", labels) or 0
+    profile = Profile({"reading": FlowPolicy.withdrawal(3), "everything": None}, None)
+    check_request(sent, replace(SETTINGS, profile=profile))
+    state = SimpleNamespace(parent_req=None)
+    metrics.begin(state, sent)
+    metrics.count(state)
+    assert REGISTRY.get_sample_value("vllm_flow:requests_total", labels) == before + 1
 
 
 @pytest.mark.parametrize(

@@ -143,14 +143,21 @@ def test_every_end_is_counted_once(open_engine: OpenEngine) -> None:
         assert grown[f"vllm_flow:{name}_total"] == sum(one[name] for one in reports)
 
 
-@pytest.mark.parametrize("ask", [one_image(55), one_image(55, GQA.layers), text_only(56, 1)])
-def test_what_evicts_nothing_is_the_baseline(open_engine: OpenEngine, ask: Ask) -> None:
+@pytest.mark.parametrize(
+    ("ask", "label"),
+    [
+        (one_image(55), "baseline"),
+        (one_image(55, GQA.layers), "baseline"),
+        (text_only(56, 1), "no-image"),
+    ],
+)
+def test_what_evicts_nothing_is_the_baseline(open_engine: OpenEngine, ask: Ask, label: str) -> None:
     engine = open_engine(GQA, 2)
     word = piece(engine, ask, 0.2)
-    before = counted("baseline")
+    before = counted(label)
     stopped = answer(engine, ask, max_tokens=40, stop=[word])
     assert stopped.outputs[0].stop_reason == word and stopped.kv_transfer_params is None
-    grown = {name: value - before[name] for name, value in counted("baseline").items()}
+    grown = {name: value - before[name] for name, value in counted(label).items()}
     assert {name: value for name, value in grown.items() if value} == {
         "vllm_flow:requests_total": 1
     }

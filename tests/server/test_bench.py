@@ -15,7 +15,7 @@ from vllm import __version__ as vllm_version
 from tests.server.conftest import IMAGE_TOKENS
 from tests.server.prometheus import scraping
 from tests.server.serving import NAME, Server, environment
-from tests.server.test_dashboard import FILE, drawn
+from tests.server.test_dashboard import FILE, alerts, drawn
 
 REQUESTS = 12
 SPAN = "1m"
@@ -93,5 +93,7 @@ def test_a_prometheus_evaluates_every_query_of_the_dashboard(small: Server, tmp_
                 expression = expression.replace(variable, SPAN)
             # Rates need a second scrape.
             prometheus.wait_for(expression.replace("$model_name", NAME))
+        for rule in alerts():  # whether they fire or not, they are expressions
+            prometheus.query(rule["expr"])
         (risen,) = prometheus.wait_for(f"max({counter}) - min(min_over_time({counter}[10m]))")
         assert float(risen["value"][1]) == small.metric(counter) - before

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.server.requests import CHAT, chat_body
 from tests.server.serving import NAME, Server
+from vllm_flow.engine.metrics import NO_IMAGE
+from vllm_flow.policy_keys import BASELINE
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "grafana.json"
+ALERTS = FILE.with_name("alerts.yml")
 COLUMNS = 24
 METRIC = re.compile(r"\b(?:vllm|vllm_flow):\w+")
 VARIABLE = re.compile(r"\$\{?(\w+)")
@@ -88,12 +92,43 @@ def test_source_and_model_are_variables(dashboard: dict[str, Any], queries: list
             assert target["expr"].count("(") == target["expr"].count(")")
 
 
+def alerts() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    assert group["name"] == "vllm-flow"
+    found: list[dict[str, Any]] = group["rules"]
+    return found
+
+
+def test_prometheus_can_read_the_alerts() -> None:
+    """What Prometheus asks of a rule; a parsed file has no key twice and no other."""
+    assert len({rule["alert"] for rule in alerts()}) == 3
+    for rule in alerts():
+        assert {"alert", "expr", "labels", "annotations"} <= rule.keys()
+        assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
+        assert re.fullmatch(r"[A-Za-z_]\w*", rule["alert"])
+        assert re.fullmatch(r"\d+[smhd]", rule.get("for", "1m"))
+        assert rule["labels"]["severity"] in ("info", "warning", "critical")
+        assert rule["annotations"].keys() == {"summary", "description"}
+        expression = rule["expr"]
+        assert expression.count("(") == expression.count(")") and METRIC.search(expression)
+        # The summary names the model, so each part of the expression must keep that label.
+        assert "{{ $labels.model_name }}" in rule["annotations"]["summary"]
+        assert expression.count("sum by (model_name)") == len(METRIC.findall(expression))
+
+
+def test_labels_that_queries_choose_by_are_those_that_are_counted(queries: list[str]) -> None:
+    expressions = [*queries, *(rule["expr"] for rule in alerts())]
+    named = {value for query in expressions for value in re.findall(r'policy!?="([^"]+)"', query)}
+    assert named == {BASELINE, NO_IMAGE}
+
+
 def test_every_metric_is_exposed_by_the_server(small: Server, queries: list[str]) -> None:
     assert small.post(CHAT, chat_body(72, 2)).status_code == 200
     text = small.client.get("/metrics").text
     exposed = {line.partition("{")[0] for line in text.splitlines() if "{" in line}
     named = {name for query in queries for name in METRIC.findall(query)}
     assert named <= exposed, named - exposed
+    assert {name for rule in alerts() for name in METRIC.findall(rule["expr"])} <= exposed
     assert {name for name in named if name.startswith("vllm_flow:")} == {
         name for name in exposed if name.startswith("vllm_flow:") and name.endswith("_total")
     }

@@ -47,7 +47,7 @@ def test_an_image_that_leaves_after_the_prefill(small: Server, client: openai.Op
     """The first token is the baseline's, and its prompt is found; no row was saved."""
     body = chat_body(24, 2, **EXACT)
     body["vllm_xargs"]["flow_when"] = "decode"
-    counted = ("vllm_flow:requests_total", (("policy", "cliff=2 when=decode"),))
+    counted = ("vllm_flow:requests_total", (("policy", "cliff=2 when=decode"), ("task", "")))
     before = small.samples().get(counted, 0)
     plain, late = (chat(client, sent) for sent in (chat_body(24, None, **EXACT), body))
     first, other = (answer.choices[0].logprobs.content[0] for answer in (plain, late))

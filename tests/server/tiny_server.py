@@ -106,7 +106,7 @@ def logged(server: Tiny, request_id: str, rows: int, kind: str = "mass") -> list
 def metrics(server: Tiny) -> dict[str, float]:
     """The extension's counters by name and the values of their labels."""
     return {
-        ":".join((name, *(value for _, value in labels))): number
+        ":".join((name, *(value for _, value in labels if value))): number
         for (name, labels), number in server.running.samples().items()
         if name.startswith("vllm_flow:") and "_created" not in name
     }

@@ -25,6 +25,8 @@ from vllm_flow.policy_keys import BASELINE, policy_label
 REPORT_KEY = "vllm_flow"
 STAGES_SHOWN = 8
 KEPT_OR_EVICTED = ("kept", "evicted")
+NO_IMAGE = "no-image"
+"""In a policy's place: of requests without an image, to which none applies."""
 OUTLINE_KEY = "outline"
 """Under :data:`REPORT_KEY` of a request's first output; never leaves the front end."""
 
@@ -168,7 +170,7 @@ class FlowMetrics:
         self._requests = Counter(
             "vllm_flow:requests",
             "Finished requests by policy.",
-            [*labels, "policy"],
+            [*labels, "policy", "task"],
         )
         self._skipped = Counter(
             "vllm_flow:default_policy_skipped",
@@ -204,7 +206,8 @@ class FlowMetrics:
 
     def show(self, model_name: str) -> None:
         """Make every counter visible at zero, before the first request ends."""
-        self._requests.labels(model_name, BASELINE)
+        for policy in (BASELINE, NO_IMAGE):
+            self._requests.labels(model_name, policy, "")
         for counter in (*self._saved.values(), self._dropped):
             counter.labels(model_name)
         for kind in Misfit:
@@ -216,7 +219,7 @@ class FlowMetrics:
         self, model_name: str, policy: str, settled: Settled, found: Mapping[str, Any]
     ) -> None:
         """Count one finished request with its report, under its policy's label."""
-        self._requests.labels(model_name, policy).inc()
+        self._requests.labels(model_name, policy, settled.task).inc()
         if settled.skipped is not None:
             self._skipped.labels(model_name, settled.skipped.value).inc()
         for name, counter in self._saved.items():
@@ -243,15 +246,25 @@ def enable(model_name: str) -> None:
     _metrics.show(model_name)
 
 
-def begin(state: Any, params: Any) -> None:
+def begin(state: Any, request: Any) -> None:
     """Note a new request's policy; ``state`` is vLLM's ``RequestState`` of it in the front end."""
-    keys = None if params is None else params.extra_args
-    state.flow_policy = policy_label(keys)
+    params = request.sampling_params
+    state.flow_policy = policy_label(None if params is None else params.extra_args)
+    if state.flow_policy == BASELINE and has_no_image(request):
+        state.flow_policy = NO_IMAGE
     # What vLLM makes of the parameters for each of several answers has their fields alone.
     parent = state.parent_req
     state.flow_settled = noted(params if parent is None else parent.sampling_params)
     state.flow_outline = None
     state.flow_report = {}
+
+
+def has_no_image(request: Any) -> bool:
+    """Whether nothing of a request's prompt is a picture's; of embeddings nobody knows."""
+    from vllm_flow.engine.requests import KEPT_MODALITIES
+
+    kinds = {feature.modality for feature in request.mm_features or ()}
+    return request.prompt_embeds is None and kinds <= set(KEPT_MODALITIES)
 
 
 def take_outlines(states: Mapping[str, Any], outputs: Iterable[Any]) -> None:
