@@ -6,11 +6,17 @@ Knows nothing of what is computed there.
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vllm_flow.eval.sweep import cluster, machines
 from vllm_flow.eval.sweep.machines import Pool, SweepError, pool_of
+
+SILENT_SECONDS = 60
+"""After so long a start of Ray, which takes ten on a busy machine, is likely to have hung: rarely its own processes
+come up and answer nobody."""
 
 
 def connect(address: str | None, engines: int | None, workers: int = 1) -> Pool:
@@ -42,17 +48,42 @@ def connect(address: str | None, engines: int | None, workers: int = 1) -> Pool:
         # Ray's own processes on this machine would print beside the progress bar; their files have it.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         try:
-            ray.init(
-                address="local",  # without it, Ray would also join what an earlier cluster left in /tmp
-                num_cpus=max(os.cpu_count() or 1, engines or 1),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
+            with telling_silence():
+                ray.init(
+                    address="local",  # without it, Ray would also join what an earlier cluster left in /tmp
+                    num_cpus=max(os.cpu_count() or 1, engines or 1),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                )
         # Of Ray's own processes that did not come up, Ray says so with a bare Exception.
         except Exception as error:
             raise SweepError(f"Ray cannot start here: {shortened(str(error), 600)}") from error
     return pool_of(machines.alive(), engines, growing, workers)
+
+
+@contextmanager
+def telling_silence() -> Iterator[None]:
+    """While Ray starts here: say once, after a minute, that it does not answer, and what helps."""
+    # As Ray looks for a folder of its own.
+    root = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    logs = os.path.join(root, "ray", "session_latest", "logs")
+
+    def tell() -> None:
+        print(
+            f"Ray has not answered for {SILENT_SECONDS} s; its logs are in {logs}. If this goes on: Ctrl-C, `ray stop` "
+            "(it ends every process of Ray that is yours on this machine), and the same command again.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    timer = threading.Timer(SILENT_SECONDS, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager
