@@ -44,6 +44,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from vllm_flow.counts import counted
 from vllm_flow.options import positive, positive_number, seed, tolerance
 from vllm_flow.unread_options import refuse_unread
 
@@ -217,8 +218,8 @@ def run(args: argparse.Namespace) -> int:
         figures = figure.draw(args.task, entry, num_layers, args.out)
     if lacks_default(content):
         print(
-            f"{args.out} has {len(content['tasks'])} tasks and no default: requests that name no task get no policy. "
-            "--default TASK gives them a task's."
+            f"{args.out} has {counted(len(content['tasks']), 'task')} and no default: "
+            "requests that name no task get no policy. --default TASK gives them a task's."
         )
     print(f"Written: {args.out}, {', '.join(str(path) for path in figures)}")
     return 0

@@ -41,7 +41,7 @@ def check_policies(settings: FlowSettings) -> None:
             )
         if policy.when == "decode" and settings.connected:
             raise ValueError(
-                f"{named} lets images leave after the prefill, and this engine has a KV connector, which may fill "
+                f"{named} evicts after the prefill, and this engine has a KV connector, which may fill "
                 f"blocks that were given back before what stays is copied out of them: leave out {WHEN_KEY}, or "
                 "kv_transfer_config."
             )
