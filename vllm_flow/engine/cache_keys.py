@@ -7,7 +7,7 @@ promises what the block holds for whoever has the prefix, whichever request wrot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import (
@@ -100,3 +100,18 @@ def find(pool: BlockPool, prefix: BlockHash, kind: int, group: int) -> KVCacheBl
     """The block of a group that a prefix names, None where it is gone."""
     found = pool.get_cached_block(prefix, [kind + group])
     return found[0] if found else None
+
+
+def find_until_gone(
+    pool: BlockPool, prefixes: Iterable[BlockHash], kind: int, group: int
+) -> list[KVCacheBlock]:
+    """:func:`find` of one prefix after the other, up to the first whose block is gone."""
+    suffix, named = _suffix(kind + group), pool.cached_block_hash_to_block._cache
+    blocks = []
+    for prefix in prefixes:
+        found = named.get(BlockHashWithGroupId(prefix + suffix))
+        if found is None:
+            break
+        # Where several blocks hold the same, vLLM has them by their ids, and finds the first.
+        blocks.append(next(iter(found.values())) if isinstance(found, dict) else found)
+    return blocks

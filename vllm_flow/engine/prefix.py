@@ -17,7 +17,7 @@ from vllm.v1.request import Request
 
 from vllm_flow.engine.connectors import comes_from_elsewhere
 from vllm_flow.engine.freeing import by_position
-from vllm_flow.engine.hits import Hit, longest_hit
+from vllm_flow.engine.hits import Hit, lacks, longest_hit
 from vllm_flow.engine.state_blocks import FlowStateManager
 from vllm_flow.engine.storage import FlowAttentionManager
 from vllm_flow.layout import TokenLayout
@@ -185,7 +185,12 @@ class FlowKVCacheManager(KVCacheManager):
             0,
         )
         tokens = layout.last_end(coming * block_size, block_size)
-        return tokens > 0 and tokens > self._longest_hit(request, layout).tokens
+        if not tokens:
+            return False
+        # Mostly what is being computed is not there yet; many may wait for it, in every step.
+        if lacks(request.block_hashes, tokens // block_size, layout, self.flow_managers):
+            return True
+        return tokens > self._longest_hit(request, layout).tokens
 
     def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:
         """The request's blocks in the order in which a prefix needs them, through all groups."""

@@ -50,6 +50,7 @@ class Prefixes:
         self._hashes = block_hashes
         self._boundaries: dict[int, list[PackedBoundary]] = {}
         self._packed: dict[int, list[PackedNames]] = {}
+        self._filling: dict[int, list[tuple[int, BlockHash]]] = {}
 
     def key(self, num_blocks: int) -> BlockHash:
         """What the packed blocks of a prefix are found by."""
@@ -73,6 +74,22 @@ class Prefixes:
                 stage.evicted, self.first + 1, self.last, self.block_size
             )
         return self._boundaries[stage.layer]
+
+    def filling(self, stage: LayoutStage) -> Sequence[tuple[int, BlockHash]]:
+        """Of each packed block that one of them fills: its whole blocks of tokens, and its key."""
+        if stage.layer not in self._filling:
+            ends = [boundary.full_blocks for boundary in self.boundaries(stage)]
+            before = [self._full_before(stage), *ends[:-1]] if ends else []
+            self._filling[stage.layer] = [
+                (n, self.key(n))
+                for n, (full, last) in enumerate(zip(ends, before, strict=True), self.first + 1)
+                if full > last
+            ]
+        return self._filling[stage.layer]
+
+    def _full_before(self, stage: LayoutStage) -> int:
+        tokens = self.first * self.block_size
+        return (tokens - stage.evicted.count_before(tokens)) // self.block_size
 
     def packed(self, stage: LayoutStage) -> Sequence[PackedNames]:
         """What names packed blocks, the same in every storage group that the stage is in."""

@@ -69,9 +69,6 @@ class FlowStateManager(MambaManager):
             cache_keys.name(self.block_pool, block, [key], POSITION, group, num_tokens)
             announce(self.block_pool, request, num_blocks - 1, num_blocks, group)
 
-    def find_cached(self, key: BlockHash, num_blocks: int) -> list[KVCacheBlock] | None:
-        """What a prefix of ``num_blocks`` whole blocks of tokens needs here, None where it is gone."""
-        found = cache_keys.find(self.block_pool, key, POSITION, self.kv_cache_group_id)
-        if found is None:
-            return None
-        return [self.block_pool.null_block] * (num_blocks - 1) + [found]
+    def find_state(self, key: BlockHash) -> KVCacheBlock | None:
+        """The state of a prefix, None where it is gone; blocks before it a hit has none of here."""
+        return cache_keys.find(self.block_pool, key, POSITION, self.kv_cache_group_id)
