@@ -12,7 +12,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,39 @@ MIXED_BEFORE: dict[type, tuple[type, ...]] = {
     FlowRunnerV2: (RunnerV2, CpuRunnerV2),
     FlowModelState: (default.DefaultModelState,),
     FlowModel: (nn.Module,),
-    FlowScoringModel: (nn.Module, LlavaForConditionalGeneration, LlavaNextForConditionalGeneration),
+    FlowScoringModel: (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration),
     FlowPromptLogprobs: (PromptLogprobsWorker,),
     StackedTables: (MultiGroupBlockTable,),
     FlowConnector: (SupportsHMA,),
 }
+
+WITHOUT_SUPER: dict[str, set[str]] = {
+    "BulkBlockPool": {"_remove_cached_block_hashes"},
+    "FlowBlockPool": {"emit_cached_block_events"},
+    "FlowCoordinator": {"remove_skipped_blocks"},
+    "FlowKVCacheManager": {"free", "get_computed_blocks_for_connector", "pop_blocks_for_free"},
+    "InstructBlipForConditionalGeneration": {"embed_multimodal"},
+    "InstructBlipMultiModalProcessor": {"_get_mm_fields_config"},
+    "InstructBlipProcessingInfo": {"get_hf_config"},
+    "QwenVLDummyInputs": {"get_dummy_mm_data", "get_dummy_text"},
+    "QwenVLForConditionalGeneration": {"embed_multimodal", "forward", "get_placeholder_str"},
+    "QwenVLMultiModalProcessor": {
+        *("_get_mm_fields_config", "_get_prompt_updates", "_postprocess_prompt"),
+    },
+    "QwenVLProcessingInfo": {
+        *("get_hf_config", "get_hf_processor"),
+        *("get_mm_max_tokens_per_item", "get_supported_mm_limits"),
+    },
+    "SentPictures": {
+        *("clear_cache", "get_and_update_item", "invalidate", "is_cached_item", "make_stats"),
+        *("release_sender_touches", "touch_sender_cache_item"),
+    },
+    "SharedSchedule": {"update_block_table"},
+    "ShikraForConditionalGeneration": {"get_placeholder_str"},
+    "StackedTables": {"commit_block_table", "compute_slot_mapping"},
+    "_OfOneGroup": {"is_uniform_with_collection", "merge"},
+}
+"""Methods that take the place of ones of vLLM's and never call them: nothing else says that vLLM has these."""
 
 _KINDS = inspect.Parameter
 _POSITIONAL = (_KINDS.POSITIONAL_ONLY, _KINDS.POSITIONAL_OR_KEYWORD)
@@ -81,6 +109,77 @@ def overrides() -> Iterator[Override]:
                     yield Override(ours, theirs)
                     if base in bases:
                         break  # the others' methods are behind this one
+
+
+def lost_supers() -> list[str]:
+    """Every ``super().NAME`` of our classes behind which some class that we are mixed before has no NAME.
+
+    A method that vLLM renames is no override any more, so :func:`overrides` would not miss it.
+    """
+    lost = []
+    for kind, others in _with_upstream():
+        for place, ours in enumerate(kind.__mro__):
+            behind = kind.__mro__[place + 1 :]
+            for method, name in _supers(ours) if _is_ours(ours) else ():
+                for chain in [(*behind, other) for other in others] or [behind]:
+                    if not any(name in vars(base) for end in chain for base in end.__mro__):
+                        lost.append(
+                            f"{ours.__qualname__}.{method}: {name} of {chain[-1].__qualname__}"
+                        )
+    return sorted(set(lost))
+
+
+def replaced() -> set[str]:
+    """Methods of ours in the place of ones of vLLM's that they never call."""
+    found = set()
+    for override in overrides():
+        kind, method = override.ours.__qualname__.rsplit(".", 1)
+        written = _super_names(override.ours.__module__).get(kind, {})
+        if method in written and method not in written[method]:  # a dataclass has others
+            found.add(override.ours.__qualname__)
+    return found
+
+
+def without_upstream() -> set[str]:
+    """Our classes with a ``super()`` of which nobody knows what it reaches."""
+    known = {base for kind, _ in _with_upstream() for base in kind.__mro__}
+    return {kind.__qualname__ for kind in our_classes() if kind not in known and any(_supers(kind))}
+
+
+def _with_upstream() -> Iterator[tuple[type, tuple[type, ...]]]:
+    """Our classes that meet vLLM's, and what they are mixed before without being told so."""
+    for kind in our_classes():
+        others = next((MIXED_BEFORE[base] for base in kind.__mro__ if base in MIXED_BEFORE), ())
+        if others or any(not _is_ours(base) and base is not object for base in kind.__mro__):
+            yield kind, others
+
+
+def _supers(kind: type) -> Iterator[tuple[str, str]]:
+    """Of a class: its methods that look at ``super()``, and each name that they look for there."""
+    for method, names in _super_names(kind.__module__).get(kind.__qualname__, {}).items():
+        for name in sorted(names):
+            yield method, name
+
+
+@cache
+def _super_names(module: str) -> dict[str, dict[str, set[str]]]:
+    """By class and method of a module's source, the names that it looks for behind ``super()``."""
+    tree = ast.parse(Path(inspect.getfile(importlib.import_module(module))).read_text("utf-8"))
+    return {
+        kind.name: {
+            method.name: {
+                node.attr
+                for node in ast.walk(method)
+                if isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Call)
+                and ast.unparse(node.value.func) == "super"
+            }
+            for method in kind.body
+            if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef)
+        }
+        for kind in tree.body
+        if isinstance(kind, ast.ClassDef)
+    }
 
 
 def our_classes() -> list[type]:

@@ -12,15 +12,22 @@ import pytest
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, SupportsHMA
 from vllm.entrypoints.launchers import run_batch as upstream_run_batch
 from vllm.model_executor.layers.attention import Attention
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.core_client import EngineCoreClient
 
 from tests.engine.overriding import (
     MIXED_BEFORE,
+    WITHOUT_SUPER,
     Override,
+    RunnerV1,
+    RunnerV2,
     adopted_names,
+    lost_supers,
     misfits,
     our_classes,
     overrides,
+    replaced,
+    without_upstream,
 )
 from vllm_flow.engine import pictures, plugin
 from vllm_flow.engine.attention.tap import AttentionTap
@@ -40,6 +47,38 @@ from vllm_flow.patches import (
 @pytest.mark.parametrize("override", list(overrides()), ids=str)
 def test_an_override_takes_what_upstream_takes(override: Override) -> None:
     assert misfits(override.ours, override.theirs) == []
+
+
+def test_what_we_call_behind_us_is_there() -> None:
+    """A method that vLLM renames would be nobody's override, and never run."""
+    assert lost_supers() == []
+    assert without_upstream() == set()
+
+
+@pytest.mark.parametrize(
+    ("upstream", "name", "ours"),
+    [
+        (RunnerV1, "_build_attention_metadata", "FlowRunnerV1"),
+        (RunnerV1, "_dummy_run", "EagerProfile"),
+        (RunnerV2, "sample_tokens", "FlowRunnerV2"),
+        (KVConnectorBase_V1, "build_connector_meta", "FlowConnector"),
+        (Scheduler, "_try_schedule_encoder_inputs", "_FlowScheduling"),
+    ],
+)
+def test_a_method_that_vllm_renames_is_missed(
+    monkeypatch: pytest.MonkeyPatch, upstream: type, name: str, ours: str
+) -> None:
+    monkeypatch.setattr(upstream, f"{name}_renamed", getattr(upstream, name), raising=False)
+    monkeypatch.delattr(upstream, name)
+    lost = [text for text in lost_supers() if text.startswith(f"{ours}.")]
+    assert lost and all(f": {name} of " in text for text in lost)
+
+
+def test_what_we_replace_is_there() -> None:
+    """And what comes to it is written down with it."""
+    assert replaced() == {
+        f"{kind}.{name}" for kind, names in WITHOUT_SUPER.items() for name in names
+    }
 
 
 def test_overrides_of_every_kind_are_found() -> None:
