@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.ranks import RANKS, PictureRank, PositionRank, TowerRank
 from vllm_flow.ranks.base import Draw, Needs
+from vllm_flow.sized_cache import SizedCache
 from vllm_flow.spans import ImageSpans, IntArray, Range
 
 
@@ -66,8 +66,36 @@ class LayoutStage:
     choices: tuple[Choice, ...] = ()
 
 
-@lru_cache(maxsize=128)
+CACHE_BYTES = 16 << 20
+"""What stages of prompts that were asked for lately may take: thousands of pictures, or some long videos."""
+
+
+def bytes_of(
+    asked: tuple[FlowPolicy, tuple[ImageSpans, ...]], stages: tuple[LayoutStage, ...]
+) -> int:
+    """About how much memory stages take, and what they are remembered by."""
+    size = 1024 + sum(512 + image.nbytes for image in asked[1])
+    for stage in stages:
+        size += 1024 + stage.evicted.nbytes
+        # A number in a tuple is an object of its own.
+        size += sum(512 + 40 * (len(c.text) + len(c.picks or ())) for c in stage.choices)
+    return size
+
+
+_known: SizedCache[tuple[LayoutStage, ...]] = SizedCache(CACHE_BYTES, bytes_of)
+
+
+def clear_caches() -> None:
+    """Forget what was made before."""
+    _known.clear()
+
+
 def layout_stages(policy: FlowPolicy, images: tuple[ImageSpans, ...]) -> tuple[LayoutStage, ...]:
+    """:func:`make_stages`, which are remembered: a conversation's turns and a picture's questions have the same."""
+    return _known.get((policy, images), lambda: make_stages(policy, images))
+
+
+def make_stages(policy: FlowPolicy, images: tuple[ImageSpans, ...]) -> tuple[LayoutStage, ...]:
     """The stages of a prompt by ascending layer: one per layer that the policy names.
 
     Stages that change nothing for these images are there, too: what a stage stores is found by others
@@ -118,9 +146,11 @@ class _Track:
     def __init__(self, index: int, image: ImageSpans, policy: FlowPolicy) -> None:
         self.stages: tuple[Stage, ...] = policy.stages_of(index)
         self._index, self._seed = index, policy.seed
-        self._start, self._stop = (image.ranges[0][0], image.end) if image.ranges else (0, 0)
+        self._start, self._stop = image.start, image.end
         self._extent: IntArray = np.arange(self._start, self._stop)
-        self._text = self._extent[~image.is_image(self._extent)]
+        self._text = self._extent[:0]
+        if image.total < len(self._extent):
+            self._text = self._extent[~image.is_image(self._extent)]
         self._total = self._left = image.total
         self._rows = self._extent
         """Positions of the extent's rows that are left, ascending; of the first ones after a choice of
@@ -143,14 +173,17 @@ class _Track:
             self._rows = self._text
             return None
         picks: IntArray | None = None
-        if isinstance(RANKS[stage.rank], PositionRank):
-            picks = _picked(stage.rank, left, keep, Draw(self._seed, self._index, layer))
+        rank = RANKS[stage.rank]
+        if isinstance(rank, PositionRank):
+            picks = rank.choose(left, keep, Draw(self._seed, self._index, layer))
             if not (self._virtual and len(self._text)):
                 # Rows of an image without text in it are in order, whichever they are.
-                tokens = (
-                    self._rows[~np.isin(self._rows, self._text)] if len(self._text) else self._rows
-                )
-                self._rows = np.union1d(tokens[picks], self._text)
+                tokens = self._rows
+                if len(self._text):
+                    tokens = tokens[~np.isin(tokens, self._text)]
+                self._rows = tokens[picks]
+                if len(self._text):
+                    self._rows = np.union1d(self._rows, self._text)
                 return None
         return self._choice(stage.rank, keep, picks)
 
@@ -185,10 +218,3 @@ class _Track:
         left[self._rows - self._start] = True
         gone: IntArray = self._extent[~left]
         return gone
-
-
-@lru_cache(maxsize=4096)
-def _picked(rank: str, total: int, keep: int, draw: Draw) -> IntArray:
-    found = RANKS[rank]
-    assert isinstance(found, PositionRank)
-    return found.choose(total, keep, draw)

@@ -76,7 +76,7 @@ def _first_gone(layout: TokenLayout, layer: int) -> int:
     assert gone is not None and gone.total
     stages = layout.stages[: layout.stage_at(layer)]
     chosen = (choice.start for stage in stages for choice in stage.choices)
-    return min([gone.ranges[0][0], *chosen])
+    return min([gone.start, *chosen])
 
 
 def moved_positions(

@@ -12,7 +12,9 @@ def drawn(total: int, keep: int, draw: Draw) -> IntArray:
     ``RandomState``'s streams are frozen for good (NEP 19), so versions of numpy agree.
     """
     order = np.random.RandomState([draw.seed, draw.image, draw.layer]).permutation(total)
-    return np.sort(order[:keep]).astype(np.int64)
+    stays = np.zeros(total, dtype=np.bool_)
+    stays[order[:keep]] = True
+    return np.flatnonzero(stays)
 
 
 RANDOM = PositionRank("random", "drawn with flow_seed", drawn, draws=True)
