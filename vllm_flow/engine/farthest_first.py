@@ -12,10 +12,8 @@ import torch
 from vllm.triton_utils import HAS_TRITON, tl, triton
 
 from vllm_flow.ranks import PictureRank
-from vllm_flow.ranks.diversity import DIVERSITY, distances
-
-MOST_TOKENS = 1 << 14
-"""Of an image: what one program holds of them."""
+from vllm_flow.ranks.diversity import DIVERSITY
+from vllm_flow.ranks.unlike import AT_ONCE, distances, unit
 
 
 @triton.jit(do_not_specialize=["tokens", "keep"])
@@ -43,7 +41,7 @@ def _farthest_first(
 
 def farthest_first_triton(embeddings_NH: torch.Tensor, keep: int) -> torch.Tensor:
     """As :func:`vllm_flow.ranks.diversity.farthest_first`."""
-    distance_NN, apart_N = distances(embeddings_NH)
+    distance_NN, apart_N = distances(unit(embeddings_NH))
     chosen_K = torch.empty(keep, dtype=torch.int64, device=embeddings_NH.device)
     tokens = len(distance_NN)
     _farthest_first[(1,)](
@@ -67,7 +65,7 @@ def fast_order(
         return rank.order
 
     def order(embeddings_NH: torch.Tensor, keep: int) -> torch.Tensor:
-        small = len(embeddings_NH) <= MOST_TOKENS
+        small = len(embeddings_NH) <= AT_ONCE  # of which all distances are held
         return (farthest_first_triton if small else rank.order)(embeddings_NH, keep)
 
     return order

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vllm_flow.ranks import unlike
 from vllm_flow.ranks.base import TowerRank
 
 if TYPE_CHECKING:
@@ -25,8 +26,7 @@ def important_then_diverse(
     """[keep] indices of the tokens, at least one: the half attended to most, then those that outlast the others."""
     order_N = scores_N.argsort(descending=True, stable=True)
     important, rest = order_N[: keep // 2], order_N[keep // 2 :]
-    unit_NH = embeddings_NH.float()
-    unit_NH = unit_NH / unit_NH.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    unit_NH = unlike.unit(embeddings_NH)
     while len(rest) > keep - len(important):
         rest = _without_alike(rest, unit_NH, len(rest) - (keep - len(important)))
     found: torch.Tensor = important.new_empty(keep)
@@ -40,7 +40,10 @@ def _without_alike(rest: torch.Tensor, unit_NH: torch.Tensor, most: int) -> torc
     Every second token is compared with all of the tokens between; those most alike go.
     """
     compared, others = rest[::2], rest[1::2]
-    alike = (unit_NH[compared] @ unit_NH[others].T).max(-1).values
+    others_H = unit_NH[others].T
+    alike = unit_NH.new_empty(len(compared))
+    for rows in unlike.row_blocks(len(compared), len(others)):
+        alike[rows] = (unit_NH[compared[rows]] @ others_H).max(-1).values
     go = min(ROUND, most, len(compared))
     left = compared[alike.argsort(descending=True, stable=True)[go:]]
     found: torch.Tensor = rest.new_empty(len(left) + len(others))

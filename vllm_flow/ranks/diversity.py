@@ -8,31 +8,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vllm_flow.ranks import unlike
 from vllm_flow.ranks.base import PictureRank
 
 if TYPE_CHECKING:
     import torch
 
 
-def distances(embeddings_NH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[N, N] one minus the cosine, in float32; and [N] how far the nearest other token is."""
-    tokens_NH = embeddings_NH.float()
-    tokens_NH = tokens_NH / tokens_NH.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    distance_NN = 1 - tokens_NH @ tokens_NH.T
-    return distance_NN, distance_NN.clone().fill_diagonal_(float("inf")).min(0).values
-
-
 def farthest_first(embeddings_NH: torch.Tensor, keep: int) -> torch.Tensor:
     """[keep] indices of the tokens, each the farthest from all before it; waits for nothing.
 
-    Of equals, the first token wins.
+    Of equals, the first token wins. All distances are held of a picture's tokens; of more, of a long video, those
+    from one token at a time.
     """
-    distance_NN, apart_N = distances(embeddings_NH)
-    chosen_K: torch.Tensor = distance_NN.new_zeros(keep).long()
+    tokens_NH = unlike.unit(embeddings_NH)
+    distance_NN = None
+    if len(tokens_NH) <= unlike.AT_ONCE:
+        distance_NN, apart_N = unlike.distances(tokens_NH)
+    else:
+        apart_N = unlike.nearest_other(tokens_NH)
+    chosen_K: torch.Tensor = tokens_NH.new_zeros(keep).long()
     for index in range(keep):
         best = apart_N.argmax(0, keepdim=True)
         chosen_K[index : index + 1] = best
-        row_N = distance_NN.index_select(0, best)[0]
+        row_N = (
+            unlike.distances_from(tokens_NH, best)
+            if distance_NN is None
+            else distance_NN.index_select(0, best)[0]
+        )
         apart_N = row_N if index == 0 else apart_N.minimum(row_N)
         # However alike all others are, what is chosen is never the farthest again.
         apart_N = apart_N.index_fill(0, best, -float("inf"))
