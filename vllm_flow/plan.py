@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_flow.layout import TokenLayout
 from vllm_flow.layout_stages import Choice
 from vllm_flow.mutual import stored
 from vllm_flow.spans import IntArray, Range
@@ -36,13 +37,14 @@ def plan_step(requests: Sequence[ScheduledRequest]) -> StepPlan | None:
     breaks = sorted({layer for layers in kinds for layer in layers})
     if not breaks:
         return None
+    depth = max(map(len, kinds))
     if all(
         r.num_scheduled == 1 and (r.layout is None or r.num_computed >= r.layout.spans.end)
         for r in requests
     ):
-        return _plan_decode(requests, breaks, max(map(len, kinds)))
+        return _plan_decode(requests, breaks, depth)
     batch = _Batch.of(requests)
-    return StepPlan(batch.num_rows, tuple(_variants(batch, breaks)), batch.seq_len)
+    return StepPlan(batch.num_rows, tuple(_variants(batch, breaks, depth)), batch.seq_len)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,25 +76,31 @@ class _Batch:
         return cls(requests, starts, request_of_row, position, computed + scheduled)
 
 
-def _variants(batch: _Batch, breaks: Sequence[int]) -> Iterator[Variant]:
-    """The batch from each break on; at each, rows leave of the requests that reach a stage there."""
+def _variants(batch: _Batch, breaks: Sequence[int], depth: int) -> Iterator[Variant]:
+    """The batch from each break on; at each, rows leave of the requests that reach a stage there.
+
+    Args:
+        depth: the most stages that a request has.
+    """
     alive: NDArray[np.bool_] = np.ones(batch.num_rows, dtype=np.bool_)
     packed = batch.position.copy()
     """[R] position among the tokens that the request keeps by then."""
     evicted = np.zeros(len(batch.requests), dtype=np.int64)
-    for first_layer in breaks:
+    past, rows_past = _past_images(batch)
+    totals = _totals([batch.requests[index].layout for index in past.tolist()], breaks, depth)
+    others = _reaching(batch, np.setdiff1d(np.arange(len(batch.requests)), past))
+    seeing = [index for index, request in enumerate(batch.requests) if request.mutual]
+    for number, first_layer in enumerate(breaks):
         keep, chosen = alive.copy(), []
-        for index, request in enumerate(batch.requests):
+        evicted[past] = totals[number]
+        packed[rows_past] = batch.position[rows_past] - evicted[batch.request_of_row[rows_past]]
+        for index in others.get(first_layer, ()):
+            request = batch.requests[index]
             layout = request.layout
-            if layout is None or first_layer not in layout.breaks:
-                continue
+            assert layout is not None
             stage = layout.stages[layout.stage_at(first_layer) - 1]
             own = slice(int(batch.starts[index]), int(batch.starts[index + 1]))
             position = batch.position[own]
-            if request.num_computed >= layout.spans.end:  # decode, or prefill past the last image
-                packed[own] = position - stage.evicted.total
-                evicted[index] = stage.evicted.total
-                continue
             before = stage.evicted.counts_before(np.append(position, position[-1] + 1))
             if stage.choices:
                 chosen += [(index, choice) for choice in _made_now(request, stage.choices)]
@@ -115,21 +123,50 @@ def _variants(batch: _Batch, breaks: Sequence[int]) -> Iterator[Variant]:
             rankings=tuple(
                 _ranking(batch, first_layer, index, choice, alive, keep) for index, choice in chosen
             ),
-            mutual=_mutual(batch.requests, first_layer, present),
+            mutual=_mutual(batch.requests, first_layer, present, seeing),
         )
         alive = keep
 
 
+def _past_images(batch: _Batch) -> tuple[IntArray, IntArray]:
+    """Requests with a layout whose rows all lie behind their images, in decode or prefill; and those rows.
+
+    No row of theirs leaves, so of a stage only the number of tokens that are gone matters.
+    """
+    past = np.array(
+        [r.layout is not None and r.num_computed >= r.layout.spans.end for r in batch.requests],
+        dtype=np.bool_,
+    )
+    return np.flatnonzero(past), np.flatnonzero(past[batch.request_of_row])
+
+
+def _reaching(batch: _Batch, among: IntArray) -> dict[int, list[int]]:
+    """By layer the requests, of some, that reach a stage there."""
+    found: dict[int, list[int]] = {}
+    for index in among.tolist():
+        layout = batch.requests[index].layout
+        for layer in () if layout is None else layout.breaks:
+            found.setdefault(layer, []).append(index)
+    return found
+
+
 def _mutual(
-    requests: Sequence[ScheduledRequest], layer: int, present: IntArray
+    requests: Sequence[ScheduledRequest], layer: int, present: IntArray, seeing: Sequence[int]
 ) -> dict[int, tuple[Range, ...]]:
-    """:attr:`Variant.mutual` of the requests ``present`` in a layer."""
-    found = {}
-    for index, request in enumerate(requests[at] for at in present):
-        if request.mutual:
-            gone = None if request.layout is None else request.layout.evicted(layer)
-            if left := stored(request.mutual, gone):
-                found[index] = left
+    """:attr:`Variant.mutual` of the requests ``present`` in a layer.
+
+    Args:
+        seeing: requests with mutual ranges, present or not.
+    """
+    found: dict[int, tuple[Range, ...]] = {}
+    if not seeing:
+        return found
+    for place, index in zip(np.searchsorted(present, seeing).tolist(), seeing, strict=True):
+        if place < len(present) and present[place] == index:
+            layout = requests[index].layout
+            gone = None if layout is None else layout.evicted(layer)
+            if left := stored(requests[index].mutual, gone):
+                found[place] = left
     return found
 
 
@@ -210,20 +247,10 @@ def _plan_decode(
     count = len(requests)
     position = np.array([r.num_computed for r in requests], dtype=np.int64)
     index = np.arange(count + 1, dtype=np.int64)
-    layouts = [request.layout for request in requests]
-    never = breaks[-1] + 1
-    if depth == 1:  # cliffs, and what else has one stage
-        first = np.array([never if t is None else t.breaks[0] for t in layouts])
-        missing = np.array([0 if t is None else t.totals[0] for t in layouts])
-    else:  # [N, S]; what a request has no further stage for never begins
-        pad, none = (never,) * depth, (0,) * depth
-        first = np.array([pad if t is None else (t.breaks + pad)[:depth] for t in layouts])
-        missing = np.array([none if t is None else (t.totals + none)[:depth] for t in layouts])
     variants = []
-    for first_layer in breaks:
-        gone = np.where(first <= first_layer, missing, 0)
-        # A later stage has evicted at least as much.
-        stored = position - (gone if depth == 1 else gone.max(axis=1))
+    totals = _totals([request.layout for request in requests], breaks, depth)
+    for first_layer, gone in zip(breaks, totals, strict=True):
+        stored = position - gone
         variants.append(
             Variant(
                 first_layer=first_layer,
@@ -237,3 +264,26 @@ def _plan_decode(
             )
         )
     return StepPlan(count, tuple(variants), position + 1)
+
+
+def _totals(layouts: Sequence[TokenLayout | None], breaks: Sequence[int], depth: int) -> IntArray:
+    """[B, N] tokens that are gone of each request from each break on, once its images are computed.
+
+    Args:
+        depth: at least as many stages as each has.
+    """
+    layers, never = np.array(breaks, dtype=np.int64)[:, None], breaks[-1] + 1
+    if not layouts:
+        return np.zeros((len(breaks), 0), dtype=np.int64)
+    if depth == 1:  # cliffs, and what else has one stage
+        first = np.array([never if t is None else t.breaks[0] for t in layouts], dtype=np.int64)
+        missing = np.array([0 if t is None else t.totals[0] for t in layouts], dtype=np.int64)
+        gone: IntArray = np.where(first <= layers, missing, 0)
+        return gone
+    # [N, S]; what a request has no further stage for never begins
+    pad, none = (never,) * depth, (0,) * depth
+    first = np.array([pad if t is None else (t.breaks + pad)[:depth] for t in layouts])
+    missing = np.array([none if t is None else (t.totals + none)[:depth] for t in layouts])
+    # A later stage has evicted at least as much.
+    gone = np.where(first <= layers[:, None], missing, 0).max(axis=2)
+    return gone
