@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -95,8 +96,9 @@ def qwen3_vl() -> Checkpoint:
     return _qwen("Qwen3VL", text, DEEPSTACK_TOWER, patch=16)
 
 
-def qwen3_vl_moe() -> Checkpoint:
-    text = dict(
+def qwen3_vl_moe(tower: Mapping[str, Any] | None = None, **changes: Any) -> Checkpoint:
+    """``tower`` and ``changes``: what else the tower and the language model are told."""
+    text: dict[str, Any] = dict(
         head_dim=32,
         rope_parameters=INTERLEAVED,
         moe_intermediate_size=64,
@@ -105,7 +107,7 @@ def qwen3_vl_moe() -> Checkpoint:
         decoder_sparse_step=1,
         norm_topk_prob=True,  # transformers does so whatever is said, vLLM asks
     )
-    made = _qwen("Qwen3VLMoe", text, DEEPSTACK_TOWER, patch=16)
+    made = _qwen("Qwen3VLMoe", text | changes, DEEPSTACK_TOWER | dict(tower or {}), patch=16)
     return replace(made, experts_transposed=True)
 
 

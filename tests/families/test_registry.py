@@ -117,7 +117,6 @@ BY_CONFIGURATION = {
 
 UNTESTED = {
     "Cosmos3EdgeForConditionalGeneration",
-    "InternS1ProForConditionalGeneration",
     "MiMoV2OmniForCausalLM",
 }
 """Refused until somebody tests them; ``untested_models`` tries them."""

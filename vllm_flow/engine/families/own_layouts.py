@@ -5,9 +5,22 @@ Knows neither torch nor vLLM.
 
 from __future__ import annotations
 
+from vllm_flow.engine.families.deepstack import deepstack_decoder
 from vllm_flow.engine.families.family import FROM_EMBEDDINGS, Family
 
 OWN_LAYOUTS = (
+    Family(
+        "Intern-S1-Pro",
+        ("InternS1ProForConditionalGeneration",),
+        ("InternS1ProMoeLLMModel",),
+        "one token per 32 x 32 pixels",
+        "<|vision_start|>, <|vision_end|>, a video's timestamps",
+        ("interns1_pro",),
+        compared="transformers' Qwen3-VL with the test's own Fourier series and routers",
+        beyond="without videos, and without time series, as in vLLM; vLLM 0.32 asks the model for a configuration that "
+        "it was not given yet, so that it does not load, which the test mends (0.33 loads it)",
+        adapter=deepstack_decoder,
+    ),
     Family(
         "MiniCPM-V 2.6, 4.0, 4.5",
         ("MiniCPMV",),

@@ -20,6 +20,7 @@ TEXT_TYPES = {
     "qwen3_omni_moe_text": "Qwen3MoeLLMModel",
     "qwen3_5_text": "Qwen3_5Model",
     "qwen3_5_moe_text": "Qwen3_5Model",
+    "interns1_pro_text": "InternS1ProMoeLLMModel",
     "interns2_mobius_text": "InternS2MobiusModel",  # by the habit of the others; no configuration was seen
     "glm4v_text": "Glm4Model",
     "glm4v_moe_text": "Glm4MoeModel",
