@@ -160,7 +160,7 @@ def about(
         ValueError: it would be refused; names the reason and the remedy.
         OSError: there is no such model.
     """
-    from vllm_flow.engine import families, states
+    from vllm_flow.engine import engine_facts, families, states
     from vllm_flow.engine.settings import FlowSettings
     from vllm_flow.profile.picture_cost import read_config
 
@@ -169,7 +169,8 @@ def about(
     family = families.family_of(config.architecture)
     assert family is not None, "check_supported refuses what has no row"
     layers = config.get_total_num_hidden_layers()
-    settings = FlowSettings.read({}, layers, states.attending(config))
+    own = {"group_layers": 1} if engine_facts.keys_differ(config, layers) else {}
+    settings = FlowSettings.read(own, layers, states.attending(config))
     yield f"{config.architecture} is supported: {family.name}"
     yield f"  language model   {config.hf_text_config.model_type}, {counted(layers, 'layer')}: flow_cliff 0 to {layers}"
     yield f"  storage          {settings.storage}, if group_layers is left out"

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm import _custom_ops as ops
 from vllm.platforms import current_platform
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from vllm_flow.engine.attention.keys import (
@@ -21,6 +22,7 @@ from vllm_flow.engine.attention.keys import (
     tiled_pairs,
     token_major,
 )
+from vllm_flow.engine.caches import cached_layers
 
 BLOCKS, HEADS, SLOTS, SIZE = 5, 2, 32, 64
 
@@ -100,6 +102,31 @@ def test_the_reader_finds_what_the_backend_wrote(write: Any, cache: Any, expecte
     found = read(cache, blocks, SIZE)
     expected_keys = keys[slots].unflatten(0, (BLOCKS, SLOTS))[blocks]
     assert torch.equal(found.transpose(1, 2), expected_keys)
+
+
+def test_values_may_be_narrower_than_keys() -> None:
+    """MiMo-V2: a value as wide as a key would be written over the next slot's key."""
+    cache = strided(KVCacheLayout.LBNHC, FLOAT, (BLOCKS, HEADS, SLOTS, SIZE + SIZE // 2))
+    layer = layer_writing(slot_writer, cache)
+    layer.head_size_v = SIZE // 2
+    assert key_reader(layer) is token_major
+    assert not cache.any()
+
+
+def test_layers_that_differ_in_their_sinks_are_asked_one_by_one() -> None:
+    """Else one with a sink would be read by what was found of one without."""
+    cache = strided(KVCacheLayout.LBHNC, FLOAT)
+    plain, sinking = (
+        layer_writing(slot_writer, cache, sinks=sinks) for sinks in (None, torch.zeros(HEADS))
+    )
+    plain.attn_backend = sinking.attn_backend = CPUAttentionBackend
+    names = ["layers.0.attn", "layers.1.attn"]
+    group = SimpleNamespace(layer_names=names, kv_cache_spec=None)
+    config: Any = SimpleNamespace(kv_cache_groups=[group])
+    found = cached_layers(config, dict(zip(names, (plain, sinking), strict=True)), key_reader)
+    assert next(found).found is token_major
+    with pytest.raises(ValueError, match="has sinks; leave out attention_log"):
+        next(found)
 
 
 def test_an_unknown_layout_is_refused() -> None:

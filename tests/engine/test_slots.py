@@ -56,6 +56,17 @@ def test_a_token_that_was_moved_is_as_if_written_there(write: Any, cache: torch.
     assert torch.equal(cache, expected)
 
 
+def test_values_narrower_than_keys_move_with_them() -> None:
+    """MiMo-V2; of token-major layouts, the only ones that have such."""
+    cache = strided(KVCacheLayout.LBNHC, FLOAT, (BLOCKS, HEADS, SLOTS, SIZE + SIZE // 2))
+    layer = layer_writing(slot_writer, cache)
+    layer.head_size_v = SIZE // 2
+    assert token_places(layer).slot_NC is None
+    layer.head_size_v = SIZE
+    with pytest.raises(ValueError, match="stores more than a key and a value"):
+        token_places(layer)
+
+
 def rounding(layer: Any, key: Any, value: Any, cache: Any, slots: Any) -> None:
     slot_writer(layer, key.div(2).round(), value, cache, slots)
 

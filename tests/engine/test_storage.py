@@ -138,7 +138,7 @@ def test_layers_whose_keys_differ_in_size_are_padded_to_one() -> None:
 
 
 def test_a_model_whose_keys_differ_in_size_has_a_storage_group_per_layer() -> None:
-    def settings(options: dict[str, int], kv_heads: list[int]) -> FlowSettings | None:
+    def settings(options: dict[str, int], kv_heads: list[int], **text: Any) -> FlowSettings | None:
         shape = [SimpleNamespace(head_size=64, total_num_kv_heads=heads) for heads in kv_heads]
         config: Any = SimpleNamespace(
             additional_config={"vllm_flow": options},
@@ -148,7 +148,7 @@ def test_a_model_whose_keys_differ_in_size_has_a_storage_group_per_layer() -> No
                 is_mm_prefix_lm=False,
                 multimodal_config=None,
                 is_hybrid=False,
-                hf_text_config=SimpleNamespace(),
+                hf_text_config=SimpleNamespace(**text),
             ),
             scheduler_config=SimpleNamespace(
                 max_num_scheduled_tokens=8,
@@ -169,6 +169,11 @@ def test_a_model_whose_keys_differ_in_size_has_a_storage_group_per_layer() -> No
         settings({"group_layers": 4}, [2, 4] * 8),
     ]
     assert [each and each.group_layers for each in found] == [2, 1, 4]
+    # MiMo-V2: what layers with a window store, only its own keys say.
+    in_windows = dict(hybrid_layer_pattern=[0, 1] * 8, swa_head_dim=64)
+    for heads, group_layers in ((2, 2), (4, 1)):
+        mimo = settings({}, [2] * 16, swa_num_key_value_heads=heads, **in_windows)
+        assert mimo is not None and mimo.group_layers == group_layers
 
 
 def test_layers_with_a_window_or_chunks_share_a_storage_group_with_those_without() -> None:

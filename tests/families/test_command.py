@@ -47,6 +47,22 @@ def test_what_states_need_is_said(
     assert "40 tokens leave" in shown and "layers that keep states" in shown.splitlines()[-1]
 
 
+def test_layers_whose_keys_differ_have_a_storage_group_each(
+    checkpoint_of: Callable[[str], Checkpoint], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the engine's settings have it, where sixteen alike would be eight groups of two."""
+    where = checkpoint_of("mimo_v2_omni").where
+    config = json.loads((where / "config.json").read_text())
+    for name in ("hybrid_layer_pattern", "moe_layer_freq"):
+        config[name] *= 4
+    config["num_hidden_layers"] *= 4
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code = "configuration_mimo.py"
+    (tmp_path / code).write_text((where / code).read_text())
+    assert main(["models", str(tmp_path), "--trust-remote-code"]) == 0
+    assert "16 storage groups of 1 layer," in capsys.readouterr().out
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "leave", "stay"),

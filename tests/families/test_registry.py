@@ -117,7 +117,6 @@ BY_CONFIGURATION = {
 
 UNTESTED = {
     "Cosmos3EdgeForConditionalGeneration",
-    "MiMoV2OmniForCausalLM",
 }
 """Refused until somebody tests them; ``untested_models`` tries them."""
 

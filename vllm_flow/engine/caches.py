@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from vllm.model_executor.models.utils import extract_layer_index
 
-from vllm_flow.engine.attention.keys import chunk_of, window_of
+from vllm_flow.engine.attention.keys import chunk_of, extra_logits, window_of
 from vllm_flow.engine.drafts import layer_in_group
 from vllm_flow.engine.states import is_state
 
@@ -56,8 +56,8 @@ def cached_layers(
     Args:
         kv_cache_config: names the layers of each group, whose caches are allocated.
         layers: attention layer name -> vLLM's ``Attention``.
-        ask: what to find out of an ``Attention``; of those alike in backend, type, strides, sliding window and
-            chunk of one only.
+        ask: what to find out of an ``Attention``; of those alike in backend, type, strides, sliding window, chunk
+            and what their softmax has beside dot products, of one only.
     """
     known: dict[Any, Found] = {}
     for group, spec in enumerate(kv_cache_config.kv_cache_groups):
@@ -67,7 +67,7 @@ def cached_layers(
             attention = layers[name]
             cache = attention.kv_cache
             layout = (attention.attn_backend, cache.dtype, cache.stride())
-            seen = window_of(attention.impl), chunk_of(attention)
+            seen = window_of(attention.impl), chunk_of(attention), extra_logits(attention)
             alike = (*layout, getattr(attention, "dtype", None), *seen)
             if alike not in known:
                 known[alike] = ask(attention)

@@ -7,10 +7,12 @@ from typing import Any
 
 def keys_differ(model_config: Any, num_layers: int) -> bool:
     """Whether some decoder layers store larger keys and values than others do."""
-    shape = model_config.model_arch_config
-    return (
-        len({(shape[at].head_size, shape[at].total_num_kv_heads) for at in range(num_layers)}) > 1
-    )
+    shape, text = model_config.model_arch_config, model_config.hf_text_config
+    sizes = {(shape[at].head_size, shape[at].total_num_kv_heads) for at in range(num_layers)}
+    if any(getattr(text, "hybrid_layer_pattern", None) or ()):
+        # MiMo-V2's layers with a window, of which vLLM's table of layers knows nothing.
+        sizes.add((text.swa_head_dim, text.swa_num_key_value_heads))
+    return len(sizes) > 1
 
 
 def hands_over(vllm_config: Any) -> bool:

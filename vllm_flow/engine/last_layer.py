@@ -45,7 +45,7 @@ LAYERS = (
 )
 """Layers whose keys need no queries: norm, fused projection, optional norm per head, rotary embedding; or latent."""
 
-BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN", "CPU_MLA")
+BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN", "TRITON_ATTN_DIFFKV", "CPU_MLA")
 """Backends that read from the cache all keys of a prefill that are no rows of the same run, and take more runs
 than requests."""
 

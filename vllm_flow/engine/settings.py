@@ -41,7 +41,7 @@ class FlowSettings:
 
     Any cliff is exact whatever this is; blocks are saved in the groups that lie wholly past it.
     The last group may have fewer, but more than two thirds. Default: at most 8 groups, equal ones where
-    there are good divisors; see ``grouping.py``. 1 where the keys of layers differ in size (Gemma 4).
+    there are good divisors; see ``grouping.py``. 1 where the keys of layers differ in size (Gemma 4, MiMo-V2).
     """
 
     default_policy: FlowPolicy | None = None

@@ -86,7 +86,8 @@ def _written(attention: Any) -> torch.Tensor:
         raise ValueError(f"keys and values are stored as {cache.dtype}, and not as they are")
     (heads, slots, content), size = cache.shape[1:], attention.head_size
     latent = is_latent(attention)
-    if content != (size if latent else 2 * size) or heads != attention.num_kv_heads:
+    values = getattr(attention, "head_size_v", size)  # MiMo-V2's are narrower
+    if content != (size if latent else size + values) or heads != attention.num_kv_heads:
         raise ValueError(
             f"attention backend {attention.attn_backend.get_name()} stores more than "
             f"{'a latent vector per token' if latent else 'a key and a value per head and token'}"

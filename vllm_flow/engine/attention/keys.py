@@ -90,6 +90,20 @@ def chunk_of(attention: Any) -> int | None:
     return getattr(attention, "attention_chunk_size", None)
 
 
+def extra_logits(attention: Any) -> str | None:
+    """What beside dot products a layer's softmax is over, or goes through first; None where it is nothing.
+
+    A sink is a logit that belongs to no key: it stays where image tokens leave, and whoever leaves it out
+    gives the keys too much.
+    """
+    impl = _whole(attention.impl)
+    for feature in ("sinks", "alibi_slopes", "logits_soft_cap"):
+        value = getattr(impl, feature, None)
+        if isinstance(value, torch.Tensor) or value:
+            return feature
+    return None
+
+
 def _whole(impl: Any) -> Any:
     """Of a combination of backends the one that takes every step; the combination tells little of itself."""
     variants = getattr(impl, "get_impl_variants", None)
@@ -106,12 +120,10 @@ def key_reader(attention: Any) -> KeyReader:
         UnreadableKeys: no reader finds the keys, or the layer's logits are not plain dot products with every
             key.
     """
-    impl, backend = _whole(attention.impl), attention.attn_backend.get_name()
-    for feature in ("sinks", "alibi_slopes", "logits_soft_cap"):
-        value = getattr(impl, feature, None)
-        if isinstance(value, torch.Tensor) or value:
-            raise UnreadableKeys(f"{attention.layer_name} has {feature}")
-    if window_of(impl) is not None:
+    backend = attention.attn_backend.get_name()
+    if (feature := extra_logits(attention)) is not None:
+        raise UnreadableKeys(f"{attention.layer_name} has {feature}")
+    if window_of(attention.impl) is not None:
         raise UnreadableKeys(f"{attention.layer_name} sees a sliding window, not every token")
     if chunk_of(attention) is not None:
         raise UnreadableKeys(f"{attention.layer_name} sees a chunk of the tokens, not every one")
@@ -124,7 +136,9 @@ def key_reader(attention: Any) -> KeyReader:
     ).to(cache.device, getattr(attention, "dtype", cache.dtype))
     before = cache[:1].clone()
     try:
-        store(attention, keys_NKD, -keys_NKD, torch.arange(slots, device=cache.device))
+        # Some values are narrower than keys: what is wider than its slot would go into the next one.
+        values = -keys_NKD[..., : getattr(attention, "head_size_v", None)]
+        store(attention, keys_NKD, values, torch.arange(slots, device=cache.device))
         for read in READERS:
             if _finds(read, cache, keys_NKD):
                 return read

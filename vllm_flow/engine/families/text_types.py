@@ -48,6 +48,8 @@ TEXT_TYPES = {
     "lfm2": "Lfm2Model",
     "nemotron_h": "NemotronHModel",
     "muse_glimmer_text": "MuseGlimmerModel",
+    "mimo_v2": "MiMoV2Model",
+    "mimo_v2_flash": "MiMoV2Model",
     "openpangu_vl": "OpenPanguModel",
     "phi3_v": "LlamaModel",
     "phi4mm": "LlamaModel",

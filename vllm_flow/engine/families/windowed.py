@@ -77,4 +77,18 @@ WINDOWED = (
         "experts alone, of which the test has one",
         adapter=step_decoder,
     ),
+    Family(
+        "MiMo-V2-Omni",
+        ("MiMoV2OmniForCausalLM",),
+        ("MiMoV2Model",),
+        "one token per 32 x 32 pixels; sliding windows, whose layers have sinks of attention, count kept tokens past "
+        "the cliff",
+        "<|vision_start|>, <|vision_end|>; sound",
+        ("mimo_v2_omni", "mimo_v2_omni_narrow"),
+        compared=FROM_EMBEDDINGS,
+        beyond="windows narrower than a picture; values as wide as keys on a CPU's backend, and narrower ones, as "
+        "published, with TRITON_ATTN_DIFFKV through Triton's interpreter; the tower, whose windows vLLM runs through "
+        "Triton alone, without them; a storage group per layer, since layers' keys differ in size; without sound and "
+        "without videos",
+    ),
 )
