@@ -44,7 +44,7 @@ def parse_log(
             arrives as the integer 1 (and ``false`` as 0), since vLLM's schema has no booleans.
         num_layers: number of decoder layers of the model.
         available: whether the operator gave this engine a directory to log to.
-        attending: the layers that attend, where others keep a state in the place of keys: ``true`` means
+        attending: the layers that attend, where others keep a state in the place of keys, or nothing: ``true`` means
             these. None where all do.
 
     Returns:
@@ -72,7 +72,7 @@ def parse_log(
         raise PolicyError(
             LOG_KEY,
             keys[LOG_KEY],
-            f"layer {blind[0]} keeps a state in the place of keys, and gives no token a share; the layers "
+            f"layer {blind[0]} keeps no keys, and gives no token a share; the layers "
             f"that attend are {', '.join(map(str, every))}.",
         )
     if not available:

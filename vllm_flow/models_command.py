@@ -15,6 +15,7 @@ import html
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -170,7 +171,9 @@ def about(
     assert family is not None, "check_supported refuses what has no row"
     layers = config.get_total_num_hidden_layers()
     own = {"group_layers": 1} if engine_facts.keys_differ(config, layers) else {}
-    settings = FlowSettings.read(own, layers, states.attending(config))
+    settings = replace(
+        FlowSettings.read(own, layers, states.attending(config)), keep_states=config.is_hybrid
+    )
     yield f"{config.architecture} is supported: {family.name}"
     yield f"  language model   {config.hf_text_config.model_type}, {counted(layers, 'layer')}: flow_cliff 0 to {layers}"
     yield f"  storage          {settings.storage}, if group_layers is left out"

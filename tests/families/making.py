@@ -92,6 +92,8 @@ class Checkpoint:
     """Layers per storage group, where some share one."""
     recurrent: bool = False
     """Whether some layers keep a state per request in the place of keys and values."""
+    perceptron_last: bool = False
+    """Whether the last layer attends to nothing: a cliff there changes no answer."""
     unit_offset: bool = False
     """Whether the decoder's norms add one to their weights (Gemma)."""
     embeddings: float = GAINS["embed_tokens"]

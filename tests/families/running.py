@@ -233,7 +233,7 @@ class Judge:
             cliff = min(kept_oracle.parse(ask.stages))
         else:
             expected = oracle.logprobs(self.checkpoint, prompt, tokens[:-1], cliff, ask.late)
-        if cliff < layers:
+        if cliff < layers - self.checkpoint.perceptron_last:
             full = oracle.logprobs(self.checkpoint, prompt, tokens[:-1], layers)
             moved = float((full - expected).abs().max())
             assert moved > MOVED, f"cliff {cliff}: the picture hardly matters ({moved:.1e})"

@@ -102,5 +102,5 @@ def test_every_layer_is_every_one_that_attends() -> None:
     )
     some = parse_log({"flow_log_attention": [11, 3]}, LAYERS, attending=attending)
     assert some == AttentionLog((3, 11))
-    with pytest.raises(PolicyError, match="layer 4 keeps a state .* attend are 3, 7, 11"):
+    with pytest.raises(PolicyError, match="layer 4 keeps no keys, .* attend are 3, 7, 11"):
         parse_log({"flow_log_attention": [3, 4]}, LAYERS, attending=attending)

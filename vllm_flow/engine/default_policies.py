@@ -30,7 +30,7 @@ def check_policies(settings: FlowSettings) -> None:
         ValueError: names what it asks for.
     """
     for named, policy in _policies(settings):
-        unfit = states.against_policy(policy, settings.attending)
+        unfit = states.against_policy(policy, settings.attending, settings.keep_states)
         if unfit is not None:
             raise ValueError(f"{named} {unfit}")
         rank = fitting_ranks.by_keys(policy)

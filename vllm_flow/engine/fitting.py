@@ -139,7 +139,7 @@ def _check_late(layout: TokenLayout, settings: FlowSettings) -> None:
     """What the engine, or its workers, cannot do once a prompt is computed."""
     if not layout.late:
         return
-    forgets = states.late_reason(settings.attending)
+    forgets = states.late_reason(settings.attending if settings.keep_states else ())
     if forgets is not None:
         raise Obstacle(
             Misfit.ENGINE,

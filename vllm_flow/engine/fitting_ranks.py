@@ -82,7 +82,7 @@ def _check_states(layout: TokenLayout, settings: FlowSettings) -> None:
     if stage is not None:
         raise Obstacle(
             Misfit.ENGINE,
-            f"{asked[stage]!r} looks at keys of layer {stage - 1}, which has a state in their place; "
+            f"{asked[stage]!r} looks at keys of layer {stage - 1}, which has none; "
             f"begin the stage at one of the layers "
             f"{states.right_behind(settings.attending)}, or rank by {_before_layers(settings)}.",
         )

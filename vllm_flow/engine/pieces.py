@@ -20,6 +20,7 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import get_forward_context, is_forward_context_available
 from vllm.utils.torch_utils import weak_ref_tensor
 
+from vllm_flow.engine import states
 from vllm_flow.engine.drafts import reads_between_layers
 from vllm_flow.engine.setting_values import CONFIG_KEY
 
@@ -136,12 +137,12 @@ class Piece:
 
 def compiles_in_pieces(vllm_config: Any) -> bool:
     """Whether vLLM cuts the decoder, and its pieces may be called with fewer rows: adapters know a step's rows,
-    what linear attention leaves outside of its operators was not looked at, and of what EAGLE-3 reads each part
-    comes out of the piece in which rows were fewer or not."""
+    what linear attention leaves outside of its operators was not looked at, nor layers without attention, and of
+    what EAGLE-3 reads each part comes out of the piece in which rows were fewer or not."""
     return (
         vllm_config.compilation_config.mode.name == "VLLM_COMPILE"
         and vllm_config.lora_config is None
-        and not vllm_config.model_config.is_hybrid
+        and not states.attending(vllm_config.model_config)
         and not reads_between_layers(vllm_config)
     )
 

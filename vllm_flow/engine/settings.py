@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 READ = (
     *("num_layers", "profile", "step_tokens", "obstacles", "quantised_keys", "connected"),
-    *("hands_over", "mutual_pictures", "attending", "draft_layers", "mm_embeds"),
+    *("hands_over", "mutual_pictures", "attending", "keep_states"),
+    *("draft_layers", "mm_embeds"),
 )
 """Fields that are no options."""
 KERNELS = ("auto", "triton", "torch", "xformers")
@@ -106,8 +107,11 @@ class FlowSettings:
     """Whether that connector takes requests that evict, too (said by its class, where all layers store keys)."""
 
     attending: tuple[int, ...] = ()
-    """Layers that store keys and values, where the others keep a state per request (read from the model,
-    not set by the operator); empty where all layers do."""
+    """Layers that store keys and values, where the others keep a state per request, or nothing (read from the
+    model, not set by the operator); empty where all layers do."""
+
+    keep_states: bool = True
+    """Whether those others keep a state, and not nothing (read from the model, not set by the operator)."""
 
     draft_layers: int = 0
     """Layers of a drafter (speculative decoding) that are stored before the model's, in the first group (read
@@ -143,7 +147,8 @@ class FlowSettings:
             found = f"{found}, the drafter's {self.draft_layers} first"
         if not self.attending:
             return found
-        return f"{found}, with keys in {self.layers_per_block} of each and a state per request in the others"
+        others = "a state per request" if self.keep_states else "nothing"
+        return f"{found}, with keys in {self.layers_per_block} of each and {others} in the others"
 
     @property
     def summary(self) -> str:
@@ -240,6 +245,7 @@ class FlowSettings:
         settings = cls.read(read, num_layers, attending, drafts.layers(vllm_config))
         return replace(
             settings,
+            keep_states=bool(vllm_config.model_config.is_hybrid),
             step_tokens=engine_facts.step_tokens(
                 vllm_config.scheduler_config, vllm_config.num_speculative_tokens
             ),

@@ -24,6 +24,8 @@ TESTED = ("GDN_ATTN", "MAMBA2", "SHORT_CONV")
 DRAFTS = ("ngram", "mtp")
 """Methods of speculative decoding tested beside them: what stood in a text before, and Qwen3.5's own layer."""
 
+PERCEPTRON = "mlp"
+"""What a configuration calls layers that are a perceptron alone: they keep nothing of a request."""
 OTHERS = ("lfm2", "nemotron_h")
 """Types of language models with states of other kinds than Gated DeltaNet's."""
 BESIDE = {
@@ -35,13 +37,14 @@ BESIDE = {
 
 
 def attending(model_config: Any) -> tuple[int, ...]:
-    """Layers that store keys and values where others keep states, ascending; empty where all do.
+    """Layers that store keys and values where others keep states, or nothing, ascending; empty where all do.
 
     Args:
         model_config: vLLM's finished ``ModelConfig``.
     """
     kinds = getattr(model_config.hf_text_config, "layer_types", None) or ()
-    if not model_config.is_hybrid or not set(STATES) & set(kinds):
+    others = STATES if model_config.is_hybrid else (PERCEPTRON,)
+    if not set(others) & set(kinds):
         return ()
     return tuple(layer for layer, kind in enumerate(kinds) if kind == ATTENTION)
 
@@ -62,7 +65,7 @@ def reason_against(config: Any) -> str | None:
     if not attending(config.model_config):
         return None
     untried = _untried(config)
-    if untried is not None:
+    if untried is not None or not config.model_config.is_hybrid:
         return untried
     drafts = config.speculative_config
     for sentence, applies in (
@@ -96,14 +99,17 @@ def loses_drafts() -> bool:
 
 
 def _untried(config: Any) -> str | None:
-    """What nobody has tried beside states that are not Gated DeltaNet's."""
-    if config.model_config.hf_text_config.model_type not in OTHERS:
+    """What nobody has tried beside states that are not Gated DeltaNet's, or perceptrons that are layers."""
+    whose = "short convolutions or Mamba 2"
+    if not config.model_config.is_hybrid:
+        whose = "perceptrons that are layers of their own"
+    elif config.model_config.hf_text_config.model_type not in OTHERS:
         return None
     asked = [key for key, name in BESIDE.items() if getattr(config, name) is not None]
     if not asked:
         return None
     return (
-        "speculative decoding, KV connectors and LoRA adapters of a model with short convolutions or Mamba 2, "
+        f"speculative decoding, KV connectors and LoRA adapters of a model with {whose}, "
         f"beside which nobody has tried them: leave out {', '.join(asked)}."
     )
 
@@ -136,15 +142,18 @@ def right_behind(attending: Sequence[int]) -> str:
     return ", ".join(str(layer + 1) for layer in attending)
 
 
-def against_policy(policy: FlowPolicy, attending: Sequence[int]) -> str | None:
+def against_policy(
+    policy: FlowPolicy, attending: Sequence[int], keep_states: bool = True
+) -> str | None:
     """Why no request of such a model can have an operator's policy, to go on after its name; None if one can.
 
     Args:
         attending: see :func:`attending`.
+        keep_states: whether its other layers keep states, and not nothing.
     """
     from vllm_flow.ranks import RANKS, after_layer  # whoever asks what states are needs none of it
 
-    late = late_reason(attending)
+    late = late_reason(attending if keep_states else ())
     if policy.when == "decode" and late is not None:
         return f"lets images leave after the prefill, but {late}: leave out flow_when."
     ranked = {
@@ -157,6 +166,6 @@ def against_policy(policy: FlowPolicy, attending: Sequence[int]) -> str | None:
     if stage is None:
         return None
     return (
-        f"ranks by a layer in a stage at layer {stage}, and the layer before it has a state in the place of "
-        f"keys: begin it at one of the layers {right_behind(attending)}, or rank by place or picture."
+        f"ranks by a layer in a stage at layer {stage}, and the layer before it has no keys: "
+        f"begin it at one of the layers {right_behind(attending)}, or rank by place or picture."
     )

@@ -14,6 +14,6 @@ def lfm2_decoder(model: Any) -> Decoder:
 
 
 def nemotron_h_decoder(model: Any) -> Decoder:
-    """Adapter of Nemotron-H behind a tower."""
+    """Adapter of Nemotron-H behind a tower, and of Cosmos3-Edge, whose layers are Nemotron-H's without states."""
     inner = model.language_model.model
     return Decoder(inner, list(inner.layers), inner.norm_f, call="named")

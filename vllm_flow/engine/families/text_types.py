@@ -29,6 +29,7 @@ TEXT_TYPES = {
     "opt": "OPTDecoder",
     "internlm2": "InternLM2Model",
     "chatglm": "GLMTransformer",
+    "cosmos3_edge_text": "Cosmos3EdgeTextModel",
     "cohere2": "CohereModel",
     "cohere_compass_text": "CohereCompassTextModel",
     "deepseek_v2": "DeepseekV2Model",

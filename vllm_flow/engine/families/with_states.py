@@ -1,4 +1,5 @@
-"""Families of which some layers keep states that are not Gated DeltaNet's; `known` puts them behind Qwen3.5's.
+"""Families of which some layers keep no keys: states that are not Gated DeltaNet's, or nothing; `known` puts them
+behind Qwen3.5's.
 
 Knows neither torch nor vLLM.
 """
@@ -38,6 +39,17 @@ WITH_STATES = (
         beyond="the tower, whose sizes vLLM fixes, made small; what it gives, which vLLM fixes as bfloat16, in "
         "float32; experts by the test's own code, since vLLM 0.32 has none without gates on a CPU; without sound and "
         "without videos",
+        adapter=nemotron_h_decoder,
+    ),
+    Family(
+        "Cosmos3-Edge",
+        ("Cosmos3EdgeForConditionalGeneration",),
+        ("Cosmos3EdgeTextModel",),
+        "one token per 32 x 32 pixels, M-RoPE; attention and perceptron count as a layer each",
+        "<|vision_start|>, <|vision_end|>, a video's timestamps",
+        ("cosmos3_edge",),
+        compared=FROM_EMBEDDINGS,
+        beyond="without videos; what generates pictures is not served, as in vLLM",
         adapter=nemotron_h_decoder,
     ),
 )
