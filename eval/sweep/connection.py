@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from vllm_flow.eval.sweep import cluster, machines
 from vllm_flow.eval.sweep.machines import Pool, SweepError, pool_of
 
+LATE = "timed out during startup"
+"""What Ray says where its own processes are not there after 30 seconds, which a busy machine may need."""
 SILENT_SECONDS = 60
 """After so long a start of Ray, which takes ten on a busy machine, is likely to have hung: rarely its own processes
 come up and answer nobody."""
@@ -47,19 +49,34 @@ def connect(address: str | None, engines: int | None, workers: int = 1) -> Pool:
     else:
         # Ray's own processes on this machine would print beside the progress bar; their files have it.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        start(max(os.cpu_count() or 1, engines or 1))
+    return pool_of(machines.alive(), engines, growing, workers)
+
+
+def start(cpus: int) -> None:
+    """Start Ray on this machine, a second time where its own processes took too long.
+
+    Raises:
+        SweepError: it cannot be started.
+    """
+    import ray
+
+    for again in (False, True):
         try:
             with telling_silence():
                 ray.init(
                     address="local",  # without it, Ray would also join what an earlier cluster left in /tmp
-                    num_cpus=max(os.cpu_count() or 1, engines or 1),
+                    num_cpus=cpus,
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level="ERROR",
                 )
-        # Of Ray's own processes that did not come up, Ray says so with a bare Exception.
+            return
+        # Of its own processes that did not come up, Ray says so with a bare Exception.
         except Exception as error:
-            raise SweepError(f"Ray cannot start here: {shortened(str(error), 600)}") from error
-    return pool_of(machines.alive(), engines, growing, workers)
+            ray.shutdown()
+            if again or LATE not in str(error):
+                raise SweepError(f"Ray cannot start here: {shortened(str(error), 600)}") from error
 
 
 @contextmanager

@@ -154,7 +154,8 @@ def test_skipped_requests_are_counted(
     metrics.begin(state, sent)
     metrics.count(state)
     for kind, value in before.items():
-        grown = REGISTRY.get_sample_value(name, {**labels, "reason": kind.value}) - value
+        now = REGISTRY.get_sample_value(name, {**labels, "reason": kind.value}) or 0
+        grown = now - value
         assert grown == (kind == Misfit.PROMPT_END)
 
 

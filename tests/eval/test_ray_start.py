@@ -11,6 +11,8 @@ ray = pytest.importorskip("ray")
 
 from vllm_flow.eval.sweep import connection, machines  # noqa: E402
 
+LATE = "The current node timed out during startup. This could happen because"
+
 
 @pytest.mark.parametrize("seconds", [0.0, 0.6])
 @pytest.mark.parametrize("fails", [False, True])
@@ -46,3 +48,30 @@ def test_a_silent_start_is_told_once(
         "Ray has not answered for 0.2 s; its logs are in /elsewhere/ray/session_latest/logs."
     )
     assert "`ray stop`" in line and "again" in line
+
+
+@pytest.mark.parametrize(
+    ("errors", "starts"), [([LATE], 2), ([LATE, LATE], 2), (["no raylet"], 1)], ids=str
+)
+def test_a_start_that_took_too_long_is_tried_once_more(
+    monkeypatch: pytest.MonkeyPatch, errors: list[str], starts: int
+) -> None:
+    tried, left = [], errors[:]
+
+    def init(**_: Any) -> None:
+        tried.append(len(ended))
+        if left:
+            raise Exception(left.pop(0))
+
+    ended: list[None] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(None))
+    monkeypatch.setattr(machines, "alive", list)
+    monkeypatch.setattr(connection, "pool_of", lambda *_: "a pool")
+    if len(errors) < starts:
+        assert connection.connect("local", None) == "a pool"
+    else:
+        with pytest.raises(machines.SweepError, match=f"Ray cannot start here: .*{errors[-1]}"):
+            connection.connect("local", None)
+    assert tried == list(range(starts)), "what is there of the first is ended before the second"

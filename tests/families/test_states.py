@@ -188,7 +188,7 @@ def test_what_stays_of_a_picture_goes_into_states(engine: Engine, judge: Judge) 
         ({"flow_stages": "3:50% last_image"}, "begin the stage at one of the layers 4, 8"),
         (
             {"flow_log_attention": [3, 5]},
-            "layer 5 keeps a state .* the layers that attend are 3, 7",
+            "layer 5 keeps no keys, .* the layers that attend are 3, 7",
         ),
     ],
 )

@@ -245,7 +245,7 @@ class FlowSettings:
         settings = cls.read(read, num_layers, attending, drafts.layers(vllm_config))
         return replace(
             settings,
-            keep_states=bool(vllm_config.model_config.is_hybrid),
+            keep_states=bool(vllm_config.model_config.is_hybrid or not attending),
             step_tokens=engine_facts.step_tokens(
                 vllm_config.scheduler_config, vllm_config.num_speculative_tokens
             ),
