@@ -15,7 +15,7 @@ _LLAVA_7B = f"--shape {_SHAPE_7B} {_AS_SERVED}"
 _CUDA_POLICIES = "baseline,cliff=2,cliff=L/4,cliff=L/2,0:1/4 uniform"
 
 PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
-    # Sized for 15 minutes on two cores.
+    # Sized for 15 to 20 minutes on two cores.
     "cpu": (
         (
             "llava-16",
