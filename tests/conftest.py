@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 
 from hypothesis import settings
 
 # Ray runs its workers at niceness 15: beside other suites on every processor they would hardly run at all.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+# In a shell's background (`make test &`) it is ignored, and so by every process that is started from here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("vllm-flow", deadline=None)
 settings.load_profile("vllm-flow")
