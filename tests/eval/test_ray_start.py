@@ -29,6 +29,7 @@ def test_a_silent_start_is_told_once(
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # others' tests have a cluster
     monkeypatch.setattr(machines, "alive", list)
     monkeypatch.setattr(connection, "pool_of", lambda *_: "a pool")
     monkeypatch.setattr(connection, "SILENT_SECONDS", 0.2)
