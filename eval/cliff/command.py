@@ -61,8 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_questions(what: Any) -> None:
-    from vllm_flow.eval.sweep.conversation import NAMES
-    from vllm_flow.eval.sweep.pictures import CHOICES
+    from vllm_flow.eval.sweep import conversation, pictures
     from vllm_flow.eval.tasks import task_names
     from vllm_flow.eval.tasks.prompts import STYLES
     from vllm_flow.pictures import READINGS
@@ -76,26 +75,14 @@ def _add_questions(what: Any) -> None:
         "--items", type=positive, help="at most so many questions, spread over the pictures"
     )
     what.add_argument("--seed", type=seed, default=0, help="decides the order of the questions")
-    what.add_argument(
-        "--conversation",
-        choices=NAMES,
-        default="auto",
-        help="prompt format (default: LLaVA-1.5's and Qwen-VL's own for these, else the model's chat template, "
-        "which is a server's for all)",
-    )
+    conversation.add_option(what)
     what.add_argument(
         "--prompts",
         choices=STYLES,
         default="llava",
         help="of tasks that have several (default: llava)",
     )
-    what.add_argument(
-        "--image-preparation",
-        choices=CHOICES,
-        default="auto",
-        help="pad to a square as LLaVA-1.5 does, leave alone as a server does, or (default) pad where the "
-        "conversation is LLaVA-1.5's and the task's authors did; a file's pictures are left alone",
-    )
+    pictures.add_option(what, "; a file's pictures are left alone")
     what.add_argument(
         "--image-reading",
         choices=READINGS,

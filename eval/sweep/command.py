@@ -63,8 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_questions(what: Any) -> None:
-    from vllm_flow.eval.sweep.conversation import NAMES
-    from vllm_flow.eval.sweep.pictures import CHOICES
+    from vllm_flow.eval.sweep import conversation, pictures
     from vllm_flow.eval.sweep.policies import SYNTAX
     from vllm_flow.eval.tasks import task_names
     from vllm_flow.eval.tasks.prompts import STYLES
@@ -94,13 +93,7 @@ def _add_questions(what: Any) -> None:
         help="loss that would count as none, in points of the headline metric (not relative to it), such as 0.5%%; "
         "before the run it is told how many questions that needs, and the report takes it (default: 1%%)",
     )
-    what.add_argument(
-        "--conversation",
-        choices=NAMES,
-        default="auto",
-        help="prompt format (default: LLaVA-1.5's and Qwen-VL's own for these, else the model's chat template, "
-        "which is a server's for all)",
-    )
+    conversation.add_option(what)
     what.add_argument(
         "--prompts",
         choices=STYLES,
@@ -108,13 +101,7 @@ def _add_questions(what: Any) -> None:
         help="wording of the questions: LLaVA-1.5's (default), or what the family's authors published, where the "
         "task has it",
     )
-    what.add_argument(
-        "--image-preparation",
-        choices=CHOICES,
-        default="auto",
-        help="pad to a square as LLaVA-1.5 does, leave alone as a server does, or (default) pad where the "
-        "conversation is LLaVA-1.5's and the task's authors did",
-    )
+    pictures.add_option(what)
     what.add_argument(
         "--image-reading",
         choices=READINGS,

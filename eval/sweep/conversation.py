@@ -23,6 +23,17 @@ QWEN_VL_PICTURE = "<img></img>"
 NAMES = ("auto", "llava-1.5", "qwen-vl", "chat-template")
 
 
+def add_option(group: Any) -> None:
+    """Declare ``--conversation`` in a group of a parser."""
+    group.add_argument(
+        "--conversation",
+        choices=NAMES,
+        default="auto",
+        help="prompt format (default: LLaVA-1.5's and Qwen-VL's own for these, else the model's chat template, "
+        "which is a server's for all)",
+    )
+
+
 class ConversationError(ValueError):
     """No prompt can be made for this model; the message names the remedy."""
 

@@ -21,6 +21,18 @@ CHOICES = ("auto", *PREPARATIONS)
 PADDING = ("llava-1.5",)
 """Conversations of models whose authors pad pictures."""
 
+
+def add_option(group: Any, more: str = "") -> None:
+    """Declare ``--image-preparation`` in a group of a parser; ``more`` ends its help."""
+    group.add_argument(
+        "--image-preparation",
+        choices=CHOICES,
+        default="auto",
+        help="pad to a square as LLaVA-1.5 does, leave alone as a server does, or (default) pad where the "
+        f"conversation is LLaVA-1.5's and the task's authors did{more}",
+    )
+
+
 READERS = 4
 """Threads that read and decode a batch's pictures."""
 

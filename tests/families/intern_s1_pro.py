@@ -22,7 +22,7 @@ from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import (
 )
 
 from tests.families import qwen
-from tests.families.making import MAX_POSITIONS, Checkpoint, write_weights
+from tests.families.making import MAX_POSITIONS, Checkpoint, matrix_per_expert, write_weights
 
 HEAD, KEY_HEADS, THETA = 32, 2, 10000.0
 EXPERTS, CHOSEN, GROUPS = 8, 4, 2
@@ -110,26 +110,11 @@ class Router(Qwen3VLMoeTextTopKRouter):
         )
 
 
-def _weights(model: Any) -> dict[str, torch.Tensor]:
-    """A matrix per expert and projection."""
-    found = {}
-    for name, value in model.state_dict().items():
-        front, experts, part = name.partition(".experts.")
-        if not experts:
-            found[name] = value
-            continue
-        names = ("gate_proj", "up_proj") if part == "gate_up_proj" else (part,)
-        for number, matrices in enumerate(value):
-            for own, matrix in zip(names, matrices.chunk(len(names)), strict=True):
-                found[f"{front}.experts.{number}.{own}.weight"] = matrix
-    return found
-
-
 def _write(processor: Any, model: Any, where: Path) -> None:
     series = model.model.language_model.rotary_emb
     for mix in (series.cos_coef, series.sin_coef):  # little beside the position's own wave
         mix.data.copy_(torch.eye(mix.shape[-1]) + mix)
-    write_weights(_weights(model), where / "model.safetensors")
+    write_weights(matrix_per_expert(model), where / "model.safetensors")
     processor.save_pretrained(where)
     own = model.config.to_dict()
     text = own["text_config"] | dict(

@@ -227,6 +227,21 @@ def save(checkpoint: Checkpoint, where: Path) -> Checkpoint:
     return replace(checkpoint, model=model.eval(), where=where)
 
 
+def matrix_per_expert(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A model's weights with a matrix per expert and projection, where transformers has one of all experts."""
+    found = {}
+    for name, value in model.state_dict().items():
+        front, experts, part = name.partition(".experts.")
+        if not experts:
+            found[name] = value
+            continue
+        names = ("gate_proj", "up_proj") if part == "gate_up_proj" else (part,)
+        for number, matrices in enumerate(value):
+            for own, matrix in zip(names, matrices.chunk(len(names)), strict=True):
+                found[f"{front}.experts.{number}.{own}.weight"] = matrix
+    return found
+
+
 def write_weights(weights: Mapping[str, torch.Tensor], file: Path) -> None:
     """As safetensors; tensors may share memory, or lie in it in any order."""
     copies = {name: value.detach().contiguous().clone() for name, value in weights.items()}

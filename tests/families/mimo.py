@@ -18,6 +18,7 @@ from tests.families.making import (
     Checkpoint,
     drawn,
     linear,
+    matrix_per_expert,
     text_settings,
     tokenizer,
     write_weights,
@@ -72,17 +73,10 @@ def _tower(hidden: int) -> dict[str, torch.Tensor]:
 
 def _language(model: Any) -> dict[str, torch.Tensor]:
     """Of the language model, under the hub's names: three matrices per expert."""
-    found = {}
-    for name, value in model.state_dict().items():
-        front, experts, part = name.partition(".experts.")
-        if not experts:
-            found[name.replace("self_attn.sinks", "self_attn.attention_sink_bias")] = value
-            continue
-        names = ("gate_proj", "up_proj") if part == "gate_up_proj" else (part,)
-        for number, matrices in enumerate(value):
-            for own, matrix in zip(names, matrices.chunk(len(names)), strict=True):
-                found[f"{front}.experts.{number}.{own}.weight"] = matrix
-    return found
+    return {
+        name.replace("self_attn.sinks", "self_attn.attention_sink_bias"): value
+        for name, value in matrix_per_expert(model).items()
+    }
 
 
 def _configuration(model: Any, vocab: dict[str, int]) -> dict[str, Any]:
