@@ -148,6 +148,14 @@ def lengthened(tensor_RH: torch.Tensor, rows: int) -> torch.Tensor:
     return longer
 
 
+def at_their_rows(hidden_RH: torch.Tensor, rows_R: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """What is left of a step's rows, where it stood among all T: the sampler indexes those. Others are zero,
+    and never sampled: their tokens were evicted."""
+    hidden_TH = hidden_RH.new_zeros(num_rows, *hidden_RH.shape[1:])
+    hidden_TH[rows_R] = hidden_RH
+    return hidden_TH
+
+
 class AliveRows(Mapping[str, torch.Tensor]):
     """Stands in for a mapping of a step's tensors [T, H]: a look-up gives the rows alive by then.
 

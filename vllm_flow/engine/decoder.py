@@ -1,4 +1,4 @@
-"""The decoder hook: rows leave the hidden states at the cliff and come back after the final norm.
+"""The decoder hook: where rows may leave the hidden states, for one call of the model.
 
 Seams: vLLM's forward context, which attention layers read their metadata and slots from and whose
 ``skip_compiled`` runs one call of the model eagerly; and, for such a call only, ``forward`` of each
@@ -19,57 +19,57 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import get_forward_context
 
 from vllm_flow.engine.adapters import AdapterRows
-from vllm_flow.engine.calls import FORMS, AliveRows, lengthened
-from vllm_flow.engine.device_step import DeviceVariant, FlowStep
+from vllm_flow.engine.calls import FORMS, AliveRows
+from vllm_flow.engine.compiled_decoder import CompiledDecoder
+from vllm_flow.engine.device_step import FlowStep
 from vllm_flow.engine.drafts import COLLECTS, collector
+from vllm_flow.engine.eager_pass import EagerPass, PassParts
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.last_layer import KeyWriter
-from vllm_flow.engine.leaving import Pieces, at_their_rows
 from vllm_flow.engine.ranking import Ranker
 from vllm_flow.engine.tower_scores import Tower
 
 
 class DecoderHook:
-    """Runs one decoder's layers on the rows that are alive.
+    """Takes one decoder over, for the calls of the model in which rows leave.
 
-    Legend: T rows of the step (with padding), R rows alive, H hidden size.
+    Such a call is an :class:`EagerPass` through the layers' own code, or a
+    :class:`~vllm_flow.engine.compiled_pass.CompiledPass` through what vLLM has compiled.
+
+    Legend: T rows of the step (with padding), H hidden size.
     """
 
     def __init__(self, decoder: Decoder) -> None:
-        self._armed: FlowStep | None = None
-        self._step: FlowStep | None = None
-        self._num_rows = 0
-        self._variant: DeviceVariant | None = None
-        self._positions: Any = None
-        self._rows: torch.Tensor | None = None
-        self._ranked = False
-        self._survivors: torch.Tensor | None = None
+        self.decoder = decoder
         self.ranker: Ranker | None = None
         """Set once there is a KV cache to read."""
         self.tower = Tower()
         """Set where the whole model is known."""
-        self._replacements: list[tuple[nn.Module, Callable[..., Any]]] = []
-        form = FORMS[decoder.call]
-        self._select, self._lengthens = form.select, form.lengthens
-        self.decoder = decoder
         self.eager_operators: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered for each eager call; see ``eager_ops.py``."""
-        self.pieces: Pieces | None = None
+        self.compiled: CompiledDecoder | None = None
         """Set where vLLM compiles the decoder in pieces, through which rows may leave, too."""
+        self._armed: FlowStep | None = None
+        self._pass: EagerPass | None = None
+        self._survivors: torch.Tensor | None = None
+        """Rows of the last call that it ended with; None where none left."""
         self._adapters = AdapterRows(decoder.model)
         self._key_writers = [KeyWriter(decoder, layer) for layer in decoder.layers]
-        for index, layer in enumerate(decoder.layers):
-            hook = self._lengthened_layer if form.lengthens else self._layer
-            self._replace(layer, partial(form.layer, partial(hook, index)))
-        if decoder.norm is None:
-            self._replace(decoder.model, self._returning)
-        else:
-            self._replace(decoder.norm, partial(form.norm, self._norm))
-        self._collectors = collector(decoder.model, self._whole)
+        self._form = FORMS[decoder.call]
+        self._replacements = list(self._replaced(decoder))
+        self._collectors = collector(decoder.model, lambda tensor: self._running.whole(tensor))
         """Of what EAGLE-3 reads between the layers; none where a decoder has no such method."""
-        if decoder.injected is not None:
-            self._replace(decoder.model, partial(self._model, decoder.injected))
+
+    def _replaced(self, decoder: Decoder) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+        """Modules and what runs in the place of their ``forward`` during a pass."""
+        for index, layer in enumerate(decoder.layers):
+            run = partial(self._form.layer, partial(self._layer, index))
+            yield layer, partial(run, layer.forward)
+        if decoder.norm is not None:
+            yield decoder.norm, partial(self._form.norm, self._norm, decoder.norm.forward)
+        if decoder.norm is None or decoder.injected is not None:
+            yield decoder.model, partial(self._model, decoder.model.forward)
 
     def arm(self, step: FlowStep | None) -> None:
         """Set what the next call of the model does; None for a stock pass. Good for one call."""
@@ -100,34 +100,31 @@ class DecoderHook:
         if not step.eager:
             yield
             return
-        if self.pieces is not None and self.pieces.take(step):
-            with self.pieces.leaving(step) as call:
+        if self.compiled is not None and self.compiled.takes(step):
+            with self.compiled.leaving(step) as compiled:
                 yield
-            self._survivors = call.alive
+            self._survivors = compiled.rows
             return
         context.skip_compiled = True
         # The step may have been padded for the graphs of compiled pieces, none of which runs now.
         context.cudagraph_runtime_mode = CUDAGraphMode.NONE
-        with self.installed(step), self.eager_operators():
+        with self.installed(step) as eager, self.eager_operators():
             yield
+        self._survivors = eager.rows
 
     @contextmanager
-    def installed(self, step: FlowStep) -> Iterator[None]:
+    def installed(self, step: FlowStep) -> Iterator[EagerPass]:
         """Run the layers on the rows that are alive, for as long as the context lasts."""
-        self._step = step
+        parts = PassParts(self._form, self._key_writers, self._adapters, self.ranker)
+        self._pass = EagerPass(step, parts)
         try:
             with hidden("forward", self._replacements), hidden(COLLECTS, self._collectors):
-                yield
+                yield self._pass
         finally:
-            self._step = self._variant = self._positions = self._rows = None
-            self._ranked = False
+            self._pass = None
             self._adapters.restore()
             if self.ranker is not None:
                 self.ranker.forget()
-
-    def alive(self, tensor_TH: torch.Tensor) -> torch.Tensor:
-        """The rows of a step's tensor that are alive in the layer that runs or ran last, [R, H]."""
-        return tensor_TH if self._rows is None else tensor_TH.index_select(0, self._rows)
 
     def marked(self, hidden_TH: torch.Tensor) -> torch.Tensor:
         """The last call's hidden states with rows that left it as not-a-number; as they are if none did.
@@ -141,121 +138,23 @@ class DecoderHook:
         marked_TH[self._survivors] = hidden_TH[self._survivors]
         return marked_TH
 
-    def _replace(self, module: nn.Module, replacement: Callable[..., Any]) -> None:
-        self._replacements.append((module, partial(replacement, module.forward)))
+    @property
+    def _running(self) -> EagerPass:
+        assert self._pass is not None, "a layer is only taken over while a step is installed"
+        return self._pass
 
-    def _model(self, injected: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # The model adds these after a layer, when the hidden states have lost rows.
-        if kwargs.get(injected) is not None:
-            kwargs[injected] = AliveRows(kwargs[injected], self.alive)
-        return forward(*args, **kwargs)
+    def _layer(self, index: int, forward: Callable[..., Any], *args: Any, **others: Any) -> Any:
+        return self._running.layer(index, forward, *args, **others)
 
-    def _returning(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return self._norm(lambda hidden_RH: hidden_RH, forward(*args, **kwargs))
+    def _norm(self, forward: Callable[..., Any], *args: Any) -> Any:
+        return self._running.norm(forward, *args)
 
-    def _lengthened_layer(
-        self, index: int, forward: Any, positions: Any, hidden_TH: torch.Tensor, residual: Any
-    ) -> tuple[torch.Tensor, ...]:
-        """Where the model counts rows between its layers: those alive, before rows that nobody reads."""
-        inputs = self._in_front(hidden_TH, residual)
-        found = self._layer(index, forward, positions, *inputs)
-        return tuple(lengthened(tensor, self._num_rows) for tensor in found)
-
-    def _in_front(self, *tensors: torch.Tensor | None) -> tuple[Any, ...]:
-        """The rows alive of tensors that may be lengthened."""
-        if self._rows is None:
-            return tensors
-        return tuple(None if tensor is None else tensor[: len(self._rows)] for tensor in tensors)
-
-    def _layer(
-        self,
-        index: int,
-        forward: Callable[..., Any],
-        positions: Any,
-        hidden_TH: torch.Tensor,
-        residual_TH: torch.Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        step = self._step
-        assert step is not None, "a layer is only taken over while a step is installed"
-        if index == 0:
-            self._num_rows = hidden_TH.shape[0]
-            if rankings := step.rankings:
-                assert self.ranker is not None, "nobody is served before there is a KV cache"
-                self.ranker.look(rankings, hidden_TH)
-        hidden_RH, residual_RH = hidden_TH, residual_TH
-        variant = step.variants.get(index)
-        if variant is not None:
-            self._variant = variant
-            if (last := variant.last) is not None:
-                self._adapters.keep(last.rows)
-                self._key_writers[index].write(
-                    forward,
-                    self._select(positions, last.rows),
-                    hidden_TH.index_select(0, last.gather),
-                    None if residual_TH is None else residual_TH.index_select(0, last.gather),
-                    last.slots,
-                    **kwargs,
-                )
-            if variant.gather is not None:
-                if self.ranker is not None and variant.rankings:
-                    compare = self.ranker.layer_ranks.compare
-                    compare(variant.rankings, hidden_TH, residual_TH, self._rows)
-                self._advance(variant, variant.gather)
-                hidden_RH = hidden_RH.index_select(0, variant.gather)
-                if residual_RH is not None:
-                    residual_RH = residual_RH.index_select(0, variant.gather)
-                # The model passes every layer the whole step's positions: [T], M-RoPE [3, T].
-                self._positions = self._select(positions, self._rows)
-                if variant.num_rows:
-                    self._adapters.keep(self._rows)
-        if self._variant is not None and self._variant.num_rows == 0:
-            # A step of image tokens only: nothing is alive, and kernels dislike empty launches.
-            return hidden_RH, hidden_RH if residual_RH is None else residual_RH
-        if self._positions is not None:
-            positions = self._positions
-        following = step.variants.get(index + 1)
-        watched = [r for r in following.rankings if r.by_layer] if following else []
-        late = step.late.get(index, ())
-        if not watched and not late:
-            return forward(positions, hidden_RH, residual_RH, **kwargs)
-        assert self.ranker is not None, "nobody is served before there is a KV cache"
-        with self.ranker.watching(index, watched, self._rows, late):
-            return forward(positions, hidden_RH, residual_RH, **kwargs)
-
-    def _whole(self, tensor_RH: torch.Tensor) -> torch.Tensor:
-        """[T, H] with the rows alive of what stands between two layers where they were; zero elsewhere."""
-        if self._rows is None:
-            return tensor_RH
-        (alive_RH,) = self._in_front(tensor_RH)
-        return at_their_rows(alive_RH, self._rows, self._num_rows)
-
-    def _advance(self, variant: DeviceVariant, gather: torch.Tensor) -> None:
-        """Make the variant's choices, and know from then on which rows are alive."""
-        if variant.rankings:
-            assert self.ranker is not None, "nobody is served before there is a KV cache"
-            self.ranker.choose(variant.rankings, gather, self._rows)
-            self._ranked = True
-        if not self._ranked:
-            self._rows = variant.rows  # as planned
-        else:
-            self._rows = gather if self._rows is None else self._rows.index_select(0, gather)
-
-    def _norm(
-        self,
-        forward: Callable[..., Any],
-        hidden_RH: torch.Tensor,
-        residual_RH: torch.Tensor | None = None,
-    ) -> Any:
-        variant, num_rows = self._variant, self._num_rows
-        if self._lengthens:
-            hidden_RH, residual_RH = self._in_front(hidden_RH, residual_RH)
-        inputs = (hidden_RH,) if residual_RH is None else (hidden_RH, residual_RH)
-        if variant is None or self._rows is None:
-            return forward(*inputs)
-        self._survivors = self._rows
-        if variant.num_rows:
-            normed = forward(*inputs)
-            hidden_RH = normed[0] if isinstance(normed, tuple) else normed
-        hidden_TH = at_their_rows(hidden_RH, self._rows, num_rows)
-        return hidden_TH if residual_RH is None else (hidden_TH, residual_RH)
+    def _model(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        injected = self.decoder.injected
+        if injected is not None and kwargs.get(injected) is not None:
+            # The model adds these after a layer, when the hidden states have lost rows.
+            kwargs[injected] = AliveRows(kwargs[injected], self._running.alive)
+        found = forward(*args, **kwargs)
+        if self.decoder.norm is None:
+            return self._running.norm(lambda hidden_RH: hidden_RH, found)
+        return found

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_flow.engine import adoption
+from vllm_flow.engine.compiled_decoder import CompiledDecoder
 from vllm_flow.engine.decoder import DecoderHook
 from vllm_flow.engine.device_step import FlowStep
 from vllm_flow.engine.eager_ops import eager_operators
 from vllm_flow.engine.families import decoder_of
-from vllm_flow.engine.leaving import Pieces
 from vllm_flow.engine.pieces import compiles_in_pieces
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.tower_scores import ScoringModel
@@ -46,7 +46,7 @@ def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> DecoderHook:
     decoder = decoder_of(model, vllm_config.model_config, settings.untested_models)
     hook = DecoderHook(decoder)
     if compiles_in_pieces(vllm_config):
-        hook.pieces = Pieces(decoder.layers, vllm_config.compilation_config)
+        hook.compiled = CompiledDecoder(decoder.layers, vllm_config.compilation_config)
     hook.eager_operators = eager_operators(decoder.model, vllm_config)
     hook.tower = tower = tower_of(model, vllm_config)
     if tower.readable:

@@ -1,7 +1,7 @@
 """The pieces that vLLM has compiled a decoder in, each of which may be called with fewer rows than a step has.
 
 vLLM cuts a compiled decoder at its attention: piece n runs from the attention of layer n - 1 to that of layer n, for
-any number of rows. All that stands in a piece is done row by row. Who calls them so: ``leaving.py``.
+any number of rows. All that stands in a piece is done row by row. Who calls them so: ``compiled_pass.py``.
 
 Seams: the callable that vLLM makes of each piece (``patches/pieces.py``) and its arguments, of which those that
 follow the number of rows are learnt from two calls of different size; ``concrete_cudagraph_entries`` of vLLM's
@@ -24,7 +24,7 @@ from vllm_flow.engine import states
 from vllm_flow.engine.drafts import reads_between_layers
 from vllm_flow.engine.setting_values import CONFIG_KEY
 
-CALL = "flow_leaving_call"
+PASS = "flow_compiled_pass"
 """Attribute of vLLM's forward context: who runs the pieces of this call of the model; missing where vLLM does."""
 
 _made: weakref.WeakSet[Piece] = weakref.WeakSet()
@@ -69,9 +69,9 @@ class Piece:
         if not is_forward_context_available():
             return self._run(*args)
         context = get_forward_context()
-        call = getattr(context, CALL, None)
-        if call is not None:
-            return call.run(self, args)
+        compiled_pass = getattr(context, PASS, None)
+        if compiled_pass is not None:
+            return compiled_pass.run(self, args)
         if self.row_dims is None and self._sizes:
             self._learn(args)
         if context.cudagraph_runtime_mode == CUDAGraphMode.PIECEWISE:
