@@ -41,7 +41,7 @@ class TokenLayout:
     """Names the whole prompt, where a rank looks at all of it; known to the scheduler alone."""
     late: bool = False
     """Whether images leave when the whole prompt is computed: until then it is stored by position."""
-    whole: tuple[Range, ...] = field(init=False)
+    atomic: tuple[Range, ...] = field(init=False)
     """Ranges of positions that must be computed in one step, by ascending start; they may overlap."""
     shareable: int | None = field(init=False)
     """Tokens from the start that are stored alike whatever follows them; past these only the same
@@ -59,8 +59,8 @@ class TokenLayout:
         if self.late and self.prompt_tokens < self.spans.end:
             raise ValueError("images that leave after the prompt need to know how long it is")
         # What leaves late is computed like a prompt without a policy, in any parts.
-        whole, barred, shareable = limits([] if self.late else choices, self.prompt_tokens)
-        object.__setattr__(self, "whole", whole)
+        atomic, barred, shareable = limits([] if self.late else choices, self.prompt_tokens)
+        object.__setattr__(self, "atomic", atomic)
         object.__setattr__(self, "_barred", barred)
         object.__setattr__(self, "shareable", shareable)
         read = (s.layer - 1 for s in self.stages if any(c.picks is None for c in s.choices))
@@ -175,7 +175,7 @@ class TokenLayout:
                 end = start // block_size * block_size
         return end
 
-    def next_cut(self, num_computed: int, num_scheduled: int) -> int:
+    def shortened_chunk(self, num_computed: int, num_scheduled: int) -> int:
         """Tokens of a chunk from ``num_computed`` on, cut where it would divide what belongs together.
 
         Or join what must be apart: a preempted request computes its prompt with the image, and what it
@@ -187,12 +187,12 @@ class TokenLayout:
             if self.read_layers and end == self.prompt_tokens - 1:
                 end -= 1  # a last token alone may be computed by a captured step, in which nobody reads
             return end - num_computed
-        for start, stop in self.whole:
+        for start, stop in self.atomic:
             if num_computed <= start < end < stop:
                 return start - num_computed
         return num_scheduled
 
-    def undivided(self, num_computed: int, num_scheduled: int, at_most: int) -> int:
+    def extended_chunk(self, num_computed: int, num_scheduled: int, at_most: int) -> int:
         """Tokens of a chunk that begins with what must be computed in one step, and would end inside it.
 
         Args:
@@ -201,7 +201,7 @@ class TokenLayout:
         end = max(
             (
                 stop
-                for start, stop in self.whole
+                for start, stop in self.atomic
                 if start == num_computed < num_computed + num_scheduled < stop
             ),
             default=num_computed + num_scheduled,

@@ -136,8 +136,8 @@ def limits(
             barred[choice.image] = (choice.start, choice.kept_end)
         if choice.by_prompt:
             found[choice.image] = (choice.start, prompt_tokens)
-    whole = sorted(found.values())
-    return tuple(whole), tuple(sorted(barred.values())), prompt
+    atomic = sorted(found.values())
+    return tuple(atomic), tuple(sorted(barred.values())), prompt
 
 
 class _Track:

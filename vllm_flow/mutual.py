@@ -38,7 +38,7 @@ def stored(ranges: Iterable[Range], evicted: ImageSpans | None) -> tuple[Range, 
     return tuple(found for found in slots if found[1] - found[0] > 1)
 
 
-def undivided(ranges: Sequence[Range], num_computed: int, num_scheduled: int) -> int:
+def shortened_chunk(ranges: Sequence[Range], num_computed: int, num_scheduled: int) -> int:
     """Tokens of a chunk from ``num_computed`` on, cut where it would divide what is left of a range.
 
     A token that is computed before the rest of its range would not see it. 0 where a range, or what a cached

@@ -220,9 +220,9 @@ def chunks(draw: st.DrawFn, case: Case) -> list[int]:
     ends = [draw(st.sampled_from(starts))]
     while ends[-1] < case.length:
         wanted = draw(st.integers(1, case.length - ends[-1]))
-        cut = wanted if layout is None else layout.next_cut(ends[-1], wanted)
+        cut = wanted if layout is None else layout.shortened_chunk(ends[-1], wanted)
         if cut == 0:  # it waits for a step that has room
             assert layout is not None
-            cut = next(stop for start, stop in layout.whole if start == ends[-1]) - ends[-1]
+            cut = next(stop for start, stop in layout.atomic if start == ends[-1]) - ends[-1]
         ends.append(ends[-1] + cut)
     return ends

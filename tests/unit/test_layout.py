@@ -66,7 +66,7 @@ def test_a_rank_by_the_whole_prompt_needs_its_length_even_of_a_picture_at_its_st
 def test_what_an_image_needs_at_its_first_choice_it_needs_at_all() -> None:
     policy = FlowPolicy(((Stage(1, 6, "last_prompt"), Stage(3, 2, "last_image")),))
     layout = layout_of(policy, (4, 12))
-    assert layout.whole == ((4, PROMPT),)
+    assert layout.atomic == ((4, PROMPT),)
     assert [n for n in range(PROMPT) if not layout.may_end_at(n)] == [5, 6, 7, 8, 9]
 
 
@@ -74,8 +74,8 @@ def test_images_are_held_together_in_the_order_of_the_prompt() -> None:
     """Whichever is chosen of first."""
     policy = FlowPolicy(((Stage(3, 2, "last_prompt"),), (Stage(1, 2, "last_prompt"),)))
     layout = layout_of(policy, (4, 12), (14, 22))
-    assert layout.whole == ((4, PROMPT), (14, PROMPT))
-    assert layout.next_cut(0, 20) == 4
+    assert layout.atomic == ((4, PROMPT), (14, PROMPT))
+    assert layout.shortened_chunk(0, 20) == 4
 
 
 @pytest.mark.parametrize("layers", [(1, 1), (1, 3), (3, 1)], ids=str)
@@ -116,7 +116,7 @@ def test_what_leaves_late_is_there_while_the_prompt_is_computed() -> None:
     stages = (Stage(2, 4, "last_image"), Stage(4, 2, "uniform"))
     late = layout_of(FlowPolicy((stages,), when="decode"), (4, 12))
     assert late.read_layers == (1,), "what the host chooses reads no attention"
-    assert late.whole == () and late.may_end_at(6) and late.shareable is None
+    assert late.atomic == () and late.may_end_at(6) and late.shareable is None
     assert late.evicted_tokens() == late.evicted_tokens(PROMPT + 1) == ((2, 4), (4, 6))
     assert late.evicted_tokens(PROMPT) == ((2, 0), (4, 0))
     assert [late.stored_tokens(n, 4) for n in (12, PROMPT, PROMPT + 1)] == [12, PROMPT, PROMPT - 5]
@@ -148,11 +148,11 @@ def test_a_chunk_that_begins_with_what_goes_together_holds_all_of_it(
     layout = case.layout
     if layout is None:
         return
-    whole = [stop for start, stop in layout.whole if start == computed]
+    whole = [stop for start, stop in layout.atomic if start == computed]
     ends = (
         end
         for end in range(computed + scheduled, computed + scheduled + case.prompt + 1)
         if not scheduled or not any(computed < end < stop for stop in whole)
     )
-    found = layout.undivided(computed, scheduled, at_most)
+    found = layout.extended_chunk(computed, scheduled, at_most)
     assert found == min(next(ends) - computed, at_most)

@@ -149,7 +149,7 @@ def test_an_image_without_tokens_is_none_for_the_others(empty: int) -> None:
     alone, found = (TokenLayout.of(policy, images, 15) for images in ([image], both))
     assert alone is not None and found is not None
     assert [stage.evicted for stage in found.stages] == [stage.evicted for stage in alone.stages]
-    assert (found.whole, found.spans) == (alone.whole, alone.spans)
+    assert (found.atomic, found.spans) == (alone.atomic, alone.spans)
     for n in range(16):
         assert found.may_end_at(n) == alone.may_end_at(n)
 
@@ -167,7 +167,7 @@ def test_decode_facts_say_what_the_plan_says(
         if count > 1 and layout is not None:
             token = max(token, layout.spans.end)
             more = data.draw(st.integers(0, count - 1))
-        if layout is not None and any(start <= token < stop for start, stop in layout.whole):
+        if layout is not None and any(start <= token < stop for start, stop in layout.atomic):
             token = case.prompt  # a scheduler computes these together
         requests.append(ScheduledRequest(token, count, layout))
         told.append(ScheduledRequest(token + more, count, layout))
@@ -228,9 +228,9 @@ def test_a_layout_is_made_of_few_ranges_or_looked_up(tokens: int) -> None:
 def test_what_is_computed_in_parts_cannot_be_ranked() -> None:
     policy = FlowPolicy(((Stage(2, 3, "last_image"),),))
     layout = TokenLayout.of(policy, [ImageSpans.from_ranges([(4, 12)])], 15)
-    assert layout is not None and layout.whole == ((4, 12),)
-    assert [layout.next_cut(0, n) for n in (4, 5, 11, 12)] == [4, 4, 4, 12]
-    assert layout.next_cut(4, 7) == 0
+    assert layout is not None and layout.atomic == ((4, 12),)
+    assert [layout.shortened_chunk(0, n) for n in (4, 5, 11, 12)] == [4, 4, 4, 12]
+    assert layout.shortened_chunk(4, 7) == 0
     assert [n for n in range(16) if not layout.may_end_at(n)] == [5, 6]
     with pytest.raises(ValueError, match="tokens 4 to 12 must be computed in one step"):
         plan_step([ScheduledRequest(0, 11, layout)])
@@ -242,7 +242,7 @@ def test_a_rank_by_the_whole_prompt_reaches_from_the_first_image_to_its_end() ->
     policy = FlowPolicy(((Stage(2, 3, "last_prompt"),),))
     images = [ImageSpans.from_ranges([r]) for r in ((4, 12), (14, 20))]
     layout = TokenLayout.of(policy, images, 25)
-    assert layout is not None and layout.whole == ((4, 25), (14, 25)) and layout.shareable == 4
+    assert layout is not None and layout.atomic == ((4, 25), (14, 25)) and layout.shareable == 4
     assert [n for n in range(26) if not layout.may_end_at(n)] == [5, 6, 15, 16]
     # Others find the text before the images, and who has the same prompt finds the rest.
     assert layout.last_end(25, 2) == 4

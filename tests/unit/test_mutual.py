@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vllm_flow.layout import TokenLayout
-from vllm_flow.mutual import reached, stored, undivided
+from vllm_flow.mutual import reached, stored, shortened_chunk
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.spans import ImageSpans, Range
@@ -99,7 +99,7 @@ def test_chunks_divide_no_picture_and_come_to_an_end(
     while computed < case.length:
         room = next(rooms, budget)
         wanted = min(room, case.length - computed)
-        tokens = undivided(case.pictures, computed, wanted)
+        tokens = shortened_chunk(case.pictures, computed, wanted)
         assert 0 <= tokens <= wanted
         assert tokens > 0 or room < budget, "a step with all its room goes on"
         end = computed + tokens

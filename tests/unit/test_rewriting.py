@@ -110,11 +110,11 @@ def test_it_takes_no_more_than_a_block_for_the_next_token(case: Case, block_size
 def test_a_prompt_is_computed_like_any_and_what_follows_apart(case: Case, budget: int) -> None:
     """Whatever the chunks, no step has tokens of the prompt and behind it; the prompt's need no plan."""
     layout, computed = case.layout, 0
-    assert layout is not None and not layout.whole and layout.shareable is None
+    assert layout is not None and not layout.atomic and layout.shareable is None
     for _ in count():
         if computed == case.length:
             break
-        scheduled = layout.next_cut(computed, min(budget, case.length - computed))
+        scheduled = layout.shortened_chunk(computed, min(budget, case.length - computed))
         assert scheduled > 0
         alone = (computed, scheduled) == (case.prompt - 1, 1)
         assert not (alone and layout.read_layers and computed), "a captured step reads nothing"

@@ -80,7 +80,7 @@ class FlowKVCacheManager(KVCacheManager):
         """
         if not self.prefix_cache_lookup_enabled(request):
             return self.empty_kv_cache_blocks, 0, 0
-        # See TokenLayout.next_cut; and vLLM adds drafts, which are no part of a prompt, to a last token alone.
+        # See TokenLayout.shortened_chunk; and vLLM adds drafts, which are no part of a prompt, to a last token alone.
         last = 2 if layout.read_layers or self.flow_drafts else 1
         longest = min(request.num_tokens - 1, layout.prompt_tokens - last)
         if max_tokens is not None:

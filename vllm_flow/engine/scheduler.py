@@ -39,7 +39,7 @@ from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage import managers_of
 from vllm_flow.engine.support import check_hash_unit
 from vllm_flow.layout import Geometry
-from vllm_flow.mutual import undivided
+from vllm_flow.mutual import shortened_chunk
 from vllm_flow.rewriting import Rewrite
 
 
@@ -186,15 +186,15 @@ class _FlowScheduling:
         """
         layout = self.flow_requests.layouts.get(request.request_id)
         mutual = self.flow_requests.mutual.get(request.request_id, ())
-        if (layout is None or not (layout.whole or layout.late)) and not mutual:
+        if (layout is None or not (layout.atomic or layout.late)) and not mutual:
             return super()._try_schedule_encoder_inputs(
                 request, num_computed_tokens, num_new_tokens, *args, **kwargs
             )
 
         def cut(tokens: int) -> int:
             if layout is not None:
-                tokens = layout.next_cut(num_computed_tokens, tokens)
-            return undivided(mutual, num_computed_tokens, tokens)
+                tokens = layout.shortened_chunk(num_computed_tokens, tokens)
+            return shortened_chunk(mutual, num_computed_tokens, tokens)
 
         inputs, num_new_tokens, *rest = super()._try_schedule_encoder_inputs(
             request, num_computed_tokens, cut(num_new_tokens), *args, **kwargs
@@ -220,7 +220,7 @@ class _FlowScheduling:
             + num_new_local_computed_tokens
             + num_external_computed_tokens
         )
-        return layout.undivided(first, tokens, num_new_tokens)
+        return layout.extended_chunk(first, tokens, num_new_tokens)
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Whether a waiting request may be scheduled in this step.
