@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vllm_flow.layout import TokenLayout
-from vllm_flow.mutual import reached, stored, shortened_chunk
+from vllm_flow.mutual import reached, shortened_chunk, stored
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.spans import ImageSpans, Range
