@@ -10,7 +10,7 @@ Terms, with a drawing: docs/glossary.md.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -132,7 +132,7 @@ class TokenLayout:
 
     def evicted(self, layer: int) -> ImageSpans | None:
         """What is gone in a layer, None before the first stage; virtual where the device chose."""
-        stage = bisect_right(self.breaks, layer)
+        stage = self.stage_at(layer)
         return self.stages[stage - 1].evicted if stage else None
 
     def stages_in(self, first_layer: int, last_layer: int) -> tuple[LayoutStage, ...]:
@@ -175,6 +175,12 @@ class TokenLayout:
                 end = start // block_size * block_size
         return end
 
+    @property
+    def last_step_tokens(self) -> int:
+        """Tokens of the prompt that its last step has at least: a token alone may be computed by a captured
+        step, in which nobody reads what attention a late eviction chooses by."""
+        return 2 if self.read_layers else 1
+
     def shortened_chunk(self, num_computed: int, num_scheduled: int) -> int:
         """Tokens of a chunk from ``num_computed`` on, cut where it would divide what belongs together.
 
@@ -184,8 +190,8 @@ class TokenLayout:
         end = num_computed + num_scheduled
         if self.late and num_computed < self.prompt_tokens:
             end = min(end, self.prompt_tokens)
-            if self.read_layers and end == self.prompt_tokens - 1:
-                end -= 1  # a last token alone may be computed by a captured step, in which nobody reads
+            if 0 < self.prompt_tokens - end < self.last_step_tokens:
+                end = self.prompt_tokens - self.last_step_tokens
             return end - num_computed
         for start, stop in self.atomic:
             if num_computed <= start < end < stop:
@@ -251,50 +257,6 @@ class TokenLayout:
         return tuple(zip(self.breaks, totals, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """How an engine stores keys and values."""
-
-    num_layers: int
-    group_starts: tuple[int, ...]
-    """First layer of each storage group."""
-    block_size: int
-    """Tokens per KV block."""
-    block_bytes: int
-    """Bytes per KV block, all layers of its storage group and all workers together."""
-
-
-def predict_blocks(
-    num_tokens: int,
-    layout: TokenLayout | None,
-    group_starts: Sequence[int],
-    block_size: int,
-) -> tuple[int, ...]:
-    """KV blocks a request holds in each storage group once ``num_tokens`` tokens are computed."""
-    stored = (
-        num_tokens if layout is None else layout.stored_tokens(num_tokens, start)
-        for start in group_starts
-    )
-    return tuple(-(-tokens // block_size) for tokens in stored)
-
-
-def stored_blocks(
-    num_tokens: int,
-    evicted: Iterable[tuple[int, int]],
-    group_starts: Sequence[int],
-    block_size: int,
-) -> tuple[int, ...]:
-    """:func:`predict_blocks` where the whole prompt is computed, and so only counts matter.
-
-    Args:
-        evicted: :meth:`TokenLayout.evicted_tokens`.
-    """
-    evicted = tuple(evicted)
-    return tuple(
-        -(-(num_tokens - evicted_at(evicted, start)) // block_size) for start in group_starts
-    )
-
-
-def evicted_at(evicted: Iterable[tuple[int, int]], layer: int) -> int:
-    """Image tokens that are gone in a layer, from :meth:`TokenLayout.evicted_tokens`."""
-    return max((tokens for first, tokens in evicted if first <= layer), default=0)
+def of_prompt(layout: TokenLayout | None) -> TokenLayout | None:
+    """By which the blocks of a prompt are filled and found; None where that is by position."""
+    return None if layout is not None and layout.late else layout

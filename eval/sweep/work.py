@@ -12,10 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from vllm_flow.block_counts import Geometry, predict_blocks
 from vllm_flow.eval.sweep.policies import Policy
 from vllm_flow.eval.sweep.schema import Key
 from vllm_flow.eval.tasks.base import Item, Task
-from vllm_flow.layout import Geometry, predict_blocks
 
 SEQUENCES = {"cpu": 256, "gpu": 1024}
 """``max_num_seqs`` of vLLM where nobody says otherwise, on the largest devices."""

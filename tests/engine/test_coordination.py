@@ -57,7 +57,7 @@ def test_most_decode_steps_ask_no_group(
         engine.step()
         quiet += not asked
     # Blocks of tokens and packed ones are full at different steps; each is followed by one to be found.
-    kinds = 1 + len({manager.stages(layout) for layout, manager in _packed(engine)})
+    kinds = 1 + len({manager.findable.stages(layout) for layout, manager in _packed(engine)})
     assert quiet >= answers - 4 - 2 * kinds * -(-answers // BLOCK_SIZE)
     assert quiet > answers // 2
     engine.drain()
@@ -104,7 +104,7 @@ def test_blocks_that_an_image_has_left_are_not_found_by_position(
     engine.step()
     left = [manager for manager in engine.managers if manager.spec.last_layer >= 3]
     for manager in engine.managers:
-        found = [manager.find_cached(block, POSITION) for block in request.block_hashes]
+        found = [manager.findable.find_cached(block, POSITION) for block in request.block_hashes]
         assert all(found[:2]) and (found[2] is None) == (manager in left)
     assert left
     engine.drain()

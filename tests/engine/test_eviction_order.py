@@ -80,7 +80,7 @@ def held_blocks(engine: Engine, ask: Ask) -> list[list[Any]]:
     engine.step()
     scheduler = engine.scheduler
     [request_id] = scheduler.requests
-    held = [list(manager.req_to_blocks[request_id]) for manager in scheduler.flow_managers]
+    held = [list(manager.req_to_blocks[request_id]) for manager in scheduler.flow_groups.managers]
     engine.drain()
     return held
 

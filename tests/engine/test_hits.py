@@ -18,7 +18,7 @@ from tests.unit.staged_cases import LAYERS, Case, cases
 from vllm_flow.boundaries import packed_boundary
 from vllm_flow.engine import cache_keys, hits, prefix
 from vllm_flow.engine.cache_keys import POSITION, completed, tail
-from vllm_flow.engine.findable import FindablePrefixes
+from vllm_flow.engine.findable import FindableBlocks
 from vllm_flow.engine.hits import Hit, lacks, longest_hit
 from vllm_flow.engine.prefix_keys import Prefixes
 from vllm_flow.engine.state_blocks import FlowStateManager
@@ -58,16 +58,13 @@ class Cache:
         self.managers: list[Any] = []
         prefixes = Prefixes(self.hashes, layout, size, 0, len(self.hashes))
         for group, first in enumerate(starts):
-            manager: Any = FindablePrefixes.__new__(FindablePrefixes)
-            manager.kv_cache_spec = SimpleNamespace(
+            spec: Any = SimpleNamespace(
                 first_layer=first, last_layer=min(first + group_layers, LAYERS) - 1
             )
-            self._managed(manager, group)
-            manager._findable, manager.num_cached_block = {}, {}
+            manager = FindableBlocks(spec, self.pool, group, size, {})
             held = self.pool.get_new_blocks(len(self.hashes)) if self.hashes else []
-            manager.req_to_blocks = {"donor": held}
             request: Any = SimpleNamespace(request_id="donor", block_hashes=self.hashes)
-            manager.cache_prefixes(request, prefixes)
+            manager.cache_prefixes(request, prefixes, held)
             self.managers.append(manager)
         self.states: list[Any] = []
         for group in range(len(starts), groups):

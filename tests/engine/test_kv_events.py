@@ -76,7 +76,7 @@ class Consumer:
 
     def hit(self, request: Any) -> int:
         """Tokens of a request that a router would promise: whole blocks that every group has."""
-        groups = range(len(self.scheduler.flow_managers))
+        groups = range(len(self.scheduler.flow_groups.managers))
         for index, block in enumerate(map(maybe_convert_block_hash, request.block_hashes)):
             if any((block, group) not in self.entries for group in groups):
                 return index * BLOCK_SIZE
@@ -92,7 +92,7 @@ class Consumer:
             (maybe_convert_block_hash(block), group)
             for request, layout in self.seen.values()
             for index, block in enumerate(request.block_hashes)
-            for group, manager in enumerate(self.scheduler.flow_managers)
+            for group, manager in enumerate(self.scheduler.flow_groups.managers)
             if servable(manager, layout, block, index + 1)
         }
         assert self.entries == expected
@@ -107,13 +107,13 @@ def servable(manager: Any, layout: Any, block: Any, num_blocks: int) -> bool:
     kinds, ends = [], []
     if layout is None or not layout.evicts_at(manager.spec.first_layer):
         kinds.append(POSITION)
-    for stage in () if layout is None else manager.stages(layout):
+    for stage in () if layout is None else manager.findable.stages(layout):
         boundary = packed_boundary(stage.evicted, num_blocks, BLOCK_SIZE)
         kinds += [completed(stage)] if boundary.completed is not None else []
         kinds += [tail(stage)] if boundary.tail is not None else []
         ends.append(completed(stage))
     # A prefix that ends in the picture, after a full packed block, stands as long as that one does.
-    return all(manager.find_cached(block, kind) is not None for kind in kinds or ends)
+    return all(manager.findable.find_cached(block, kind) is not None for kind in kinds or ends)
 
 
 @contextmanager

@@ -17,10 +17,10 @@ from tests.engine.cases import GQA, Ask, one_image, text_only, two_images
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import Engine
 from tests.engine.tiny_llava import SPECIALS, WORDS
+from vllm_flow.block_counts import Geometry
 from vllm_flow.engine import metrics
 from vllm_flow.engine.footprints import Footprint
 from vllm_flow.engine.inspect import footprints
-from vllm_flow.layout import Geometry
 
 WORD_IDS = list(range(len(SPECIALS), len(SPECIALS) + len(WORDS)))
 """Whose text is not skipped."""

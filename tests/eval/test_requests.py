@@ -7,10 +7,11 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_flow.block_counts import Geometry, predict_blocks
 from vllm_flow.eval.sweep.policies import parse_policies
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, savings
 from vllm_flow.eval.tasks.base import Item
-from vllm_flow.layout import Geometry, TokenLayout, predict_blocks
+from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans
 

@@ -180,7 +180,7 @@ def test_traffic_that_shares_prefixes_is_exact(engine: Engine, judge: Judge) -> 
     """Between any two steps every block is accounted for, and of states nobody holds more than is read or written."""
     from vllm_flow.engine.inspect import check_integrity
 
-    managers = scheduler_of(engine).kv_cache_manager.flow_states
+    managers = scheduler_of(engine).kv_cache_manager.flow_groups.states
 
     def look() -> None:
         check_integrity(engine.llm)
@@ -259,7 +259,9 @@ def test_events_tell_of_states_that_can_be_found(engine: Engine, judge: Judge) -
     scheduler = scheduler_of(engine)
     pool = scheduler.kv_cache_manager.block_pool
     told = Told()
-    states = {manager.kv_cache_group_id for manager in scheduler.kv_cache_manager.flow_states}
+    states = {
+        manager.kv_cache_group_id for manager in scheduler.kv_cache_manager.flow_groups.states
+    }
     with hidden("publish", [(scheduler.kv_event_publisher, told.publish)]):
         for cliff in (None, 3):
             before = set(told.entries)

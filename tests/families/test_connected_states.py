@@ -117,7 +117,7 @@ def test_what_one_storage_group_has_lost_is_loaded(
     assert run(engine, judge, [beginning]) == [0]
     manager: Any = engine.llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_manager
     *_, request = connector.known.values()
-    group = manager.flow_managers[-1].kv_cache_group_id
+    group = manager.flow_groups.managers[-1].kv_cache_group_id
     (lost,) = manager.block_pool.get_cached_block(request.block_hashes[2], [group])
     manager.block_pool.evict_blocks({lost.block_id})
     assert run(engine, judge, [whole]) == [256]

@@ -188,7 +188,7 @@ def test_traffic_that_shares_prefixes_is_exact(engine: Engine, judge: Judge) -> 
 def test_preempted_requests_build_their_states_anew(engine: Engine, judge: Judge) -> None:
     scheduler = scheduler_of(engine)
     pool = scheduler.kv_cache_manager.block_pool
-    keys = len(scheduler.kv_cache_manager.flow_managers)
+    keys = len(scheduler.kv_cache_manager.flow_groups.managers)
     # Three prompts: each takes two blocks of each storage group, and of each of six groups of states one and as many
     # as there are drafts. Their answers need more.
     three = 3 * (2 * keys + 6 * (1 + GUESSES))
@@ -275,7 +275,7 @@ def test_a_group_that_vllm_divides_for_the_drafter_is_exact(tmp_path: Path) -> N
     )
     engine.checkpoint = deep
     scheduler = scheduler_of(engine)
-    specs = [manager.spec for manager in scheduler.flow_managers]
+    specs = [manager.spec for manager in scheduler.flow_groups.managers]
     groups = tuple((spec.first_layer, spec.last_layer) for spec in specs)
     assert groups == scheduler.flow_settings.groups == ((-1, 7), (-1, 7), (11, 15))
     kv_groups = scheduler.kv_cache_config.kv_cache_groups

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 
+from vllm_flow.block_counts import predict_blocks
 from vllm_flow.demo import material
 from vllm_flow.demo.kinds import BY_KEY, KINDS, how_many
 from vllm_flow.demo.measurements import Answer, Engine, Question, Reading, Results, Setting
@@ -16,7 +17,7 @@ from vllm_flow.demo_model.facts import Facts, Sign, Thing
 from vllm_flow.demo_model.questions import caption
 from vllm_flow.eval.tasks import Item
 from vllm_flow.grouping import storage_groups
-from vllm_flow.layout import TokenLayout, predict_blocks
+from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.spans import ImageSpans
 

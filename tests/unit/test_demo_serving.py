@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from tests.unit.synthetic import ENGINE, IMAGE_TOKENS
+from vllm_flow.block_counts import predict_blocks
 from vllm_flow.demo import material, results_table
 from vllm_flow.demo.command import write_all
 from vllm_flow.demo.kinds import BY_KEY
 from vllm_flow.demo.measurements import Answer, Question
 from vllm_flow.demo.rows import spread, summarise
 from vllm_flow.demo.serving import LONG, MIXED, Asker
-from vllm_flow.layout import TokenLayout, predict_blocks
+from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans
 

@@ -21,10 +21,11 @@ from tests.unit.staged_cases import (
     check_step,
     chunks,
 )
+from vllm_flow.block_counts import evicted_at, predict_blocks, stored_blocks
 from vllm_flow.boundaries import packed_boundary
 from vllm_flow.decode_plan import EVERYTHING, decode_facts
 from vllm_flow.grouping import storage_groups
-from vllm_flow.layout import TokenLayout, evicted_at, predict_blocks, stored_blocks
+from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.ranks import RANKS, PositionRank

@@ -8,9 +8,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_flow.block_counts import predict_blocks
 from vllm_flow.boundaries import blocks_taken, packed_boundaries, packed_boundary
 from vllm_flow.grouping import storage_groups
-from vllm_flow.layout import TokenLayout, predict_blocks
+from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.profile.ideal import row_count_ideal

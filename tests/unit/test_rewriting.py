@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.staged_cases import LAYERS, Case, apply, cases
+from vllm_flow.block_counts import predict_blocks
 from vllm_flow.grouping import storage_groups
-from vllm_flow.layout import TokenLayout, predict_blocks
+from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.ranks import RANKS

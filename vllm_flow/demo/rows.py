@@ -11,6 +11,7 @@ from statistics import fmean, median
 
 import numpy as np
 
+from vllm_flow.block_counts import predict_blocks
 from vllm_flow.demo.kinds import BY_KEY, HEADLINE, MEASURES, Kind
 from vllm_flow.demo.measurements import (
     TRIMMED,
@@ -28,7 +29,7 @@ from vllm_flow.eval.statistics.intervals import accuracy, paired_difference
 from vllm_flow.eval.sweep.budgets import average_tokens
 from vllm_flow.eval.sweep.policy import text_of
 from vllm_flow.eval.tasks.base import ratio
-from vllm_flow.layout import TokenLayout, predict_blocks
+from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.profile.dimensions import Workload
 from vllm_flow.profile.ideal import rows_ideal

@@ -14,19 +14,22 @@ from functools import cache
 from typing import Any
 
 
-def adopt(instance: Any, ours: type[Any]) -> None:
+def adopt(instance: Any, ours: type[Any], **attributes: Any) -> None:
     """Put the methods of ``ours`` before those of the instance's own class.
 
     Args:
         instance: any object whose class keeps its state in a ``__dict__``.
-        ours: a mixin whose methods call ``super()``; its annotations name the attributes that the
-            caller sets afterwards.
+        ours: a mixin whose methods call ``super()``.
+        attributes: what these methods read of the instance, each annotated in ``ours``.
 
     Raises:
-        TypeError: the instance was adopted already, or keeps its state elsewhere. Both are faults of
-            this package or a change of vLLM's, never of the user's.
+        TypeError: the instance was adopted already, keeps its state elsewhere, or an attribute is none of
+            ``ours``. All are faults of this package or a change of vLLM's, never of the user's.
     """
     kind = type(instance)
+    known = {name for base in ours.__mro__ for name in base.__dict__.get("__annotations__", ())}
+    if strange := sorted(attributes.keys() - known):
+        raise TypeError(f"{ours.__name__} has no attribute {', '.join(strange)}")
     if isinstance(instance, ours):
         raise TypeError(f"{kind.__name__} has the methods of {ours.__name__} already")
     try:
@@ -36,6 +39,7 @@ def adopt(instance: Any, ours: type[Any]) -> None:
             f"a {kind.__name__} of this vLLM cannot take the methods of {ours.__name__} ({error}); "
             "serve this model without additional_config['vllm_flow']."
         ) from None
+    vars(instance).update(attributes)
 
 
 @cache

@@ -10,29 +10,22 @@ vLLM's ``KVCacheCoordinator``, of whichever kind. What a group does of its own: 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from typing import Any
 
 from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
-from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
 from vllm_flow.engine import adoption
 from vllm_flow.engine.prefix_keys import Prefixes
-from vllm_flow.engine.state_blocks import FlowStateManager
-from vllm_flow.engine.storage import FlowAttentionManager
-from vllm_flow.layout import TokenLayout
+from vllm_flow.engine.storage_groups import StorageGroups
 
 
 class FlowCoordinator(KVCacheCoordinator):
     """Mixed in before the coordinator that vLLM has chosen; see :func:`coordinate`."""
 
-    flow_managers: Sequence[FlowAttentionManager]
-    flow_states: Sequence[FlowStateManager]
-    """The managers of states."""
-    flow_layouts: Mapping[str, TokenLayout]
-    flow_in_flight: set[BlockHash]
-    """Prefixes that the step being scheduled computes, whose blocks can be found from the next step on."""
+    flow_groups: StorageGroups
     flow_room: dict[str, int]
     """Tokens of a request, from its start, for which it has slots in every group."""
     flow_cached: dict[str, int]
@@ -60,8 +53,8 @@ class FlowCoordinator(KVCacheCoordinator):
             return tuple([] for _ in self.single_type_managers)
         known = num_tokens_main_model
         blocks = super().allocate_new_blocks(request_id, num_tokens, known, *args, **kwargs)
-        rooms = [m.tokens_that_fit(request_id, known) for m in self.flow_managers]
-        rooms += [m.tokens_that_fit(request_id) for m in self.flow_states]
+        rooms = [m.tokens_that_fit(request_id, known) for m in self.flow_groups.managers]
+        rooms += [m.tokens_that_fit(request_id) for m in self.flow_groups.states]
         self.flow_room[request_id] = min(rooms)
         return blocks
 
@@ -69,7 +62,7 @@ class FlowCoordinator(KVCacheCoordinator):
         if not self.block_pool.enable_caching:
             return
         request_id, size = request.request_id, self.scheduler_block_size
-        layout = self.flow_layouts.get(request_id)
+        layout = self.flow_groups.layouts.get(request_id)
         retained = self._retained(request, num_computed_tokens) if layout is not None else ()
         tokens = num_computed_tokens if layout is None else layout.findable(num_computed_tokens)
         # vLLM 0.33: beside some drafters a block has a hash once the tokens behind it are known.
@@ -84,31 +77,33 @@ class FlowCoordinator(KVCacheCoordinator):
         # an earlier step, not by the one being scheduled.
         computed = min(whole, request.num_computed_tokens // size)
         coming = Prefixes(request.block_hashes, layout, size, computed, whole)
-        self.flow_in_flight.update(
-            key for n, key, _ in coming.named if n in retained or not self.flow_states
+        self.flow_groups.in_flight.update(
+            key for n, key, _ in coming.named if n in retained or not self.flow_groups.states
         )
-        known = min(manager.findable_blocks(request_id) for manager in self.flow_managers)
+        known = min(group.findable_blocks(request_id) for group in self.flow_groups.findable)
         told = self.block_pool.enable_kv_cache_events
         prefixes = Prefixes(request.block_hashes, layout, size, known, computed, barred=told)
-        for manager in self.flow_managers:
+        for manager in self.flow_groups.managers:
             manager.cache_prefixes(request, prefixes)
-        for of_states in self.flow_states:
+        for of_states in self.flow_groups.states:
             of_states.cache_prefixes(request, prefixes, retained)
         self.flow_cached[request_id] = computed
 
     def _retained(self, request: Request, num_tokens: int) -> Collection[int]:
         """Where a request has states to be found, once the step being scheduled ends at ``num_tokens``."""
-        if not self.flow_states:
+        if not self.flow_groups.states:
             return ()
         retained = self.flow_retained.setdefault(request.request_id, set())
         num_blocks, rest = divmod(num_tokens, self.scheduler_block_size)
-        if not rest and self.flow_states[0].retains(request, num_blocks, self.retention_interval):
+        if not rest and self.flow_groups.states[0].retains(
+            request, num_blocks, self.retention_interval
+        ):
             retained.add(num_blocks)
         return retained
 
     def remove_skipped_blocks(self, *args: Any, **kwargs: Any) -> None:
         """Of states alone: the attention of a storage group skips no token, see `groups`."""
-        for manager in self.flow_states:
+        for manager in self.flow_groups.states:
             manager.remove_skipped_blocks(*args, **kwargs)
 
     def forget(self, request_id: str) -> None:
@@ -117,18 +112,13 @@ class FlowCoordinator(KVCacheCoordinator):
             of_request.pop(request_id, None)
 
 
-def coordinate(
-    coordinator: KVCacheCoordinator,
-    managers: Sequence[FlowAttentionManager],
-    of_states: Sequence[FlowStateManager],
-    layouts: Mapping[str, TokenLayout],
-    in_flight: set[BlockHash],
-) -> None:
-    """Let a scheduler's coordinator know what it shares with the scheduler: live layouts, and prefixes in flight."""
-    adoption.adopt(coordinator, FlowCoordinator)
-    assert isinstance(coordinator, FlowCoordinator)
-    coordinator.flow_managers, coordinator.flow_layouts = managers, layouts
-    coordinator.flow_states = of_states
-    coordinator.flow_in_flight = in_flight
-    coordinator.flow_room, coordinator.flow_cached = {}, {}
-    coordinator.flow_retained = {}
+def coordinate(coordinator: KVCacheCoordinator, groups: StorageGroups) -> None:
+    """Let a scheduler's coordinator ask its storage groups once per request."""
+    adoption.adopt(
+        coordinator,
+        FlowCoordinator,
+        flow_groups=groups,
+        flow_room={},
+        flow_cached={},
+        flow_retained={},
+    )

@@ -201,9 +201,7 @@ def transfer_of(keys: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 def _check_step(layout: TokenLayout, settings: FlowSettings) -> None:
     """What must be computed in one step must fit one, or the request would wait for ever."""
-    longest = max((stop - start for start, stop in layout.atomic), default=0)
-    if layout.read_layers:
-        longest = 2  # see TokenLayout.shortened_chunk
+    longest = max((stop - start for start, stop in layout.atomic), default=layout.last_step_tokens)
     if settings.step_tokens is None or longest <= settings.step_tokens:
         return
     by_place = [name for name, rank in RANKS.items() if isinstance(rank, PositionRank)]

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
 
 from vllm_flow.engine.cache_keys import POSITION, completed, find_until_gone, tail
+from vllm_flow.engine.findable import FindableBlocks
 from vllm_flow.engine.prefix_keys import Prefixes
 from vllm_flow.engine.state_blocks import FlowStateManager
-from vllm_flow.engine.storage import FlowAttentionManager
 from vllm_flow.layout import TokenLayout
 from vllm_flow.layout_stages import LayoutStage
 
@@ -35,7 +35,7 @@ def longest_hit(
     block_hashes: Sequence[BlockHash],
     max_tokens: int,
     layout: TokenLayout,
-    managers: Sequence[FlowAttentionManager],
+    of_groups: Sequence[FindableBlocks],
     of_states: Sequence[FlowStateManager] = (),
 ) -> Hit:
     """The longest prefix whose blocks every storage group still holds, and its states, where there are some.
@@ -48,15 +48,15 @@ def longest_hit(
         max_tokens: longest admissible hit.
         layout: where the request's tokens are stored.
     """
-    block_size = managers[0].block_size
+    block_size = of_groups[0].block_size
     reach = min(layout.findable(max_tokens) // block_size, len(block_hashes))
-    groups = [_GroupHit(manager, layout) for manager in managers]
+    groups = [_GroupHit(manager, layout) for manager in of_groups]
     for group in groups:
         reach = group.look_positions_up(block_hashes, reach)
     prefixes = Prefixes(block_hashes, layout, block_size, 0, reach)
     for group in groups:
         reach = group.look_ranks_up(prefixes, reach)
-    best: list[list[KVCacheBlock]] = [[] for _ in (*managers, *of_states)]
+    best: list[list[KVCacheBlock]] = [[] for _ in (*of_groups, *of_states)]
     best_tokens = without_states = 0
     for num_blocks in range(reach, 0, -1):
         # A prefix of evicted tokens alone has no block: it would be "found" in a cold cache.
@@ -68,13 +68,17 @@ def longest_hit(
         without_states = without_states or num_blocks * block_size
         states = [state for m in of_states for state in [m.find_state(key)] if state is not None]
         if len(states) == len(of_states):
-            passed = [managers[0].block_pool.null_block] * (num_blocks - 1)
+            passed = [of_groups[0].pool.null_block] * (num_blocks - 1)
             best = [group.blocks(num_blocks) for group in groups]
             best += [[*passed, state] for state in states]
             best_tokens = num_blocks * block_size
             break
     by_group = sorted(
-        zip((m.kv_cache_group_id for m in (*managers, *of_states)), best, strict=True),
+        zip(
+            [*(m.group for m in of_groups), *(m.kv_cache_group_id for m in of_states)],
+            best,
+            strict=True,
+        ),
         key=itemgetter(0),
     )
     return Hit(tuple(blocks for _, blocks in by_group), best_tokens, without_states)
@@ -84,13 +88,13 @@ def lacks(
     block_hashes: Sequence[BlockHash],
     num_blocks: int,
     layout: TokenLayout,
-    managers: Sequence[FlowAttentionManager],
+    of_groups: Sequence[FindableBlocks],
 ) -> bool:
     """Whether a block is gone that the last of ``num_blocks`` whole blocks of tokens has filled.
 
     Then no hit has as many. Asks for a few blocks, whatever the prefix's length.
     """
-    size = managers[0].block_size
+    size = of_groups[0].block_size
     key = Prefixes(block_hashes, layout, size, num_blocks - 1, num_blocks).key(num_blocks)
 
     def fills(stage: LayoutStage) -> bool:
@@ -98,7 +102,7 @@ def lacks(
         left, left_before = (n - stage.evicted.count_before(n) for n in (tokens, before))
         return left // size > left_before // size
 
-    for manager in managers:
+    for manager in of_groups:
         by_position = not layout.evicts_at(manager.spec.first_layer)
         if by_position and manager.find_cached(block_hashes[num_blocks - 1], POSITION) is None:
             return True
@@ -111,7 +115,7 @@ def lacks(
 class _GroupHit:
     """One storage group's part of a hit."""
 
-    def __init__(self, manager: FlowAttentionManager, layout: TokenLayout) -> None:
+    def __init__(self, manager: FindableBlocks, layout: TokenLayout) -> None:
         self._manager, self._layout = manager, layout
         self._by_position = not layout.evicts_at(manager.spec.first_layer)
         self._positions: list[KVCacheBlock] = []
@@ -122,10 +126,10 @@ class _GroupHit:
         if not self._by_position:
             return reach
         self._positions = find_until_gone(
-            self._manager.block_pool,
+            self._manager.pool,
             islice(block_hashes, reach),
             POSITION,
-            self._manager.kv_cache_group_id,
+            self._manager.group,
         )
         return len(self._positions)
 
@@ -161,9 +165,7 @@ class _GroupHit:
 class _StageHit:
     """The packed blocks of one stage in a group's part of a hit."""
 
-    def __init__(
-        self, manager: FlowAttentionManager, stage: LayoutStage, prefixes: Prefixes
-    ) -> None:
+    def __init__(self, manager: FindableBlocks, stage: LayoutStage, prefixes: Prefixes) -> None:
         self._manager, self._stage, self._prefixes = manager, stage, prefixes
         self._boundaries = prefixes.boundaries(stage)
         self._ranks: list[KVCacheBlock] = []
@@ -173,10 +175,10 @@ class _StageHit:
         """See :meth:`_GroupHit.look_ranks_up`."""
         filling = self._prefixes.filling(self._stage)
         self._ranks = find_until_gone(
-            self._manager.block_pool,
+            self._manager.pool,
             (key for num_blocks, key in filling if num_blocks <= reach),
             completed(self._stage),
-            self._manager.kv_cache_group_id,
+            self._manager.group,
         )
         if len(self._ranks) < len(filling):
             reach = min(reach, filling[len(self._ranks)][0] - 1)

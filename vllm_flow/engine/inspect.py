@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.engine.footprints import Footprint
-from vllm_flow.layout import TokenLayout
+from vllm_flow.layout import TokenLayout, of_prompt
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -71,8 +71,7 @@ def check_integrity(llm: LLM | Any) -> None:
 
     uses: Counter[int] = Counter()
     owners: dict[int, tuple[int, str]] = {}
-    of_states = scheduler.kv_cache_manager.flow_states
-    for manager in (*scheduler.flow_managers, *of_states):
+    for manager in scheduler.flow_groups.every:
         group = manager.kv_cache_group_id
         held = {request_id for request_id, blocks in manager.req_to_blocks.items() if blocks}
         _check(held <= live, f"group {group} holds blocks of ended requests", held - live)
@@ -109,8 +108,8 @@ def check_integrity(llm: LLM | Any) -> None:
 
 
 def _salt(layouts: Mapping[str, TokenLayout], request_id: str) -> str | None:
-    layout = layouts.get(request_id)
-    return None if layout is None or layout.late else layout.salt
+    layout = of_prompt(layouts.get(request_id))
+    return None if layout is None else layout.salt
 
 
 def _check(holds: bool, what: str, found: Any) -> None:

@@ -15,10 +15,11 @@ from typing import Any, TypedDict
 
 from prometheus_client import Counter
 
+from vllm_flow.block_counts import Geometry, evicted_at, predict_blocks, stored_blocks
 from vllm_flow.engine.footprints import Footprint
 from vllm_flow.engine.obstacles import Misfit
 from vllm_flow.engine.settled import Settled, noted
-from vllm_flow.layout import Geometry, TokenLayout, evicted_at, predict_blocks, stored_blocks
+from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import When
 from vllm_flow.policy_keys import BASELINE, policy_label
 

@@ -9,18 +9,17 @@ Terms, with a drawing: docs/glossary.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
-from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
 from vllm_flow.engine.connectors import comes_from_elsewhere
 from vllm_flow.engine.freeing import by_position
 from vllm_flow.engine.hits import Hit, lacks, longest_hit
-from vllm_flow.engine.state_blocks import FlowStateManager
-from vllm_flow.engine.storage import FlowAttentionManager
-from vllm_flow.layout import TokenLayout
+from vllm_flow.engine.storage_groups import StorageGroups
+from vllm_flow.layout import TokenLayout, of_prompt
 
 SALT_MARK = "\x00vllm-flow"
 """Begins every policy's salt. Clients may not send it, or they could read a policy's blocks."""
@@ -34,27 +33,21 @@ def policy_salt(cache_salt: str | None, layout: TokenLayout) -> str:
 class FlowKVCacheManager(KVCacheManager):
     """vLLM's manager, which looks prefixes of requests with a layout up by the layout."""
 
-    flow_layouts: Mapping[str, TokenLayout]
-    flow_managers: Sequence[FlowAttentionManager]
-    flow_states: Sequence[FlowStateManager]
-    flow_in_flight: set[BlockHash]
-    """Prefixes of requests with a layout that the step being scheduled will compute."""
-    flow_drafts: bool
-    """Whether the engine drafts."""
+    flow_groups: StorageGroups
 
     def get_computed_blocks(
         self, request: Request, max_cache_hit_length: int | None = None
     ) -> tuple[KVCacheBlocks, int, int]:
-        layout = self._searchable_layout(request)
-        known = self.flow_layouts.get(request.request_id)
-        if known is not None and comes_from_elsewhere(request):
-            return self.empty_kv_cache_blocks, 0, 0  # a connector fills all of its blocks
-        if layout is None and known is not None and known.late:
-            return self._hit_in_prompt(request, known, max_cache_hit_length)
+        layout = self.flow_groups.layouts.get(request.request_id)
         if layout is None:
             # vLLM 0.32 knows no bound, and none is what it hands over.
             bound = () if max_cache_hit_length is None else (max_cache_hit_length,)
             return super().get_computed_blocks(request, *bound)
+        # What comes from elsewhere has all of its blocks filled by a connector.
+        if comes_from_elsewhere(request) or not self.prefix_cache_lookup_enabled(request):
+            return self.empty_kv_cache_blocks, 0, 0
+        if layout.late:
+            return self._hit_in_prompt(request, layout, max_cache_hit_length)
         found = self._longest_hit(request, layout, max_cache_hit_length)
         self._take_over(request, False)
         if found.tokens and not self._fits(request, found.blocks, found.tokens):
@@ -78,10 +71,8 @@ class FlowKVCacheManager(KVCacheManager):
         Of its prompt alone: behind it, they have computed their answers with the image. And not all of
         it, so that a request that was preempted comes by the end of its prompt again.
         """
-        if not self.prefix_cache_lookup_enabled(request):
-            return self.empty_kv_cache_blocks, 0, 0
-        # See TokenLayout.shortened_chunk; and vLLM adds drafts, which are no part of a prompt, to a last token alone.
-        last = 2 if layout.read_layers or self.flow_drafts else 1
+        # vLLM adds drafts, which are no part of a prompt, to a last token alone.
+        last = max(layout.last_step_tokens, 2 if self.flow_groups.drafts else 1)
         longest = min(request.num_tokens - 1, layout.prompt_tokens - last)
         if max_tokens is not None:
             longest = min(longest, max_tokens)
@@ -109,7 +100,7 @@ class FlowKVCacheManager(KVCacheManager):
 
     def _report_hit(self, request: Request, num_tokens: int) -> None:
         """Tell whoever listens to KV events of a hit's blocks of tokens, in every group."""
-        for manager in (*self.flow_managers, *self.flow_states):
+        for manager in self.flow_groups.every:
             # Does nothing where events are off, or for no tokens.
             self.block_pool.emit_cached_block_events(
                 request,
@@ -119,7 +110,7 @@ class FlowKVCacheManager(KVCacheManager):
             )
 
     def _take_over(self, request: Request, wanted: bool) -> None:
-        for manager in self.flow_managers:
+        for manager in self.flow_groups.managers:
             manager.take_over(request.request_id, wanted)
 
     def _fits(self, request: Request, hit: tuple[list[KVCacheBlock], ...], num_tokens: int) -> bool:
@@ -141,24 +132,23 @@ class FlowKVCacheManager(KVCacheManager):
 
     def estimate_cached_tokens(self, request: Request) -> int:
         """Prompt tokens of the request that another could find; asked with its first token."""
-        layout = self.flow_layouts.get(request.request_id)
+        groups, size = self.flow_groups, self.flow_groups.block_size
+        layout = groups.layouts.get(request.request_id)
         if layout is not None and layout.late:
             # Its blocks may have been exchanged by now; what they held is found as before.
-            block_size = self.flow_managers[0].block_size
-            whole = request.num_prompt_tokens // block_size * block_size
+            whole = request.num_prompt_tokens // size * size
             return whole if self.enable_caching else 0
-        if layout is None and self.flow_states:
+        if layout is None and groups.states:
             return super().estimate_cached_tokens(request)
         if layout is None:  # whose blocks every storage group has named alike
-            held = self.flow_managers[0].req_to_blocks[request.request_id]
+            held = groups.managers[0].req_to_blocks[request.request_id]
             return max((block.block_hash_num_tokens or 0 for block in held), default=0)
         # Blocks of a layout are made findable a step late; those of the step that gave the token are
         # made so here. A later step is in flight where scheduling is asynchronous.
         self.cache_blocks(request, min(request.num_computed_tokens, request.num_prompt_tokens))
-        size = self.flow_managers[0].block_size
-        blocks = (manager.findable_blocks(request.request_id) for manager in self.flow_managers)
+        blocks = (group.findable_blocks(request.request_id) for group in groups.findable)
         end = layout.last_end(min(blocks) * size, size)
-        if self.flow_states:
+        if groups.states:
             end = self._longest_hit(request, layout, end).tokens
         return end
 
@@ -168,19 +158,19 @@ class FlowKVCacheManager(KVCacheManager):
         Stock vLLM lets requests of one step share what that step computes. Packed blocks cannot be
         shared so early, as the tail of a hit is copied before the forward pass.
         """
-        layout = self._searchable_layout(request)
-        if layout is None or not self.flow_in_flight or request.num_computed_tokens:
+        in_flight, block_size = self.flow_groups.in_flight, self.flow_groups.block_size
+        layout = of_prompt(self.flow_groups.layouts.get(request.request_id))
+        if layout is None or not in_flight or request.num_computed_tokens:
             return False
-        if comes_from_elsewhere(request):
+        if comes_from_elsewhere(request) or not self.prefix_cache_lookup_enabled(request):
             return False
-        block_size = self.flow_managers[0].block_size
         limit = (request.num_tokens - 1) // block_size
         coming = next(
             (
                 num_blocks
                 for num_blocks in range(min(limit, len(request.block_hashes)), 0, -1)
                 if layout.key(request.block_hashes[num_blocks - 1], num_blocks * block_size)
-                in self.flow_in_flight
+                in in_flight
             ),
             0,
         )
@@ -188,34 +178,28 @@ class FlowKVCacheManager(KVCacheManager):
         if not tokens:
             return False
         # Mostly what is being computed is not there yet; many may wait for it, in every step.
-        if lacks(request.block_hashes, tokens // block_size, layout, self.flow_managers):
+        if lacks(request.block_hashes, tokens // block_size, layout, self.flow_groups.findable):
             return True
         return tokens > self._longest_hit(request, layout).tokens
 
     def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:
         """The request's blocks in the order in which a prefix needs them, through all groups."""
-        request_id = request.request_id
+        request_id, groups = request.request_id, self.flow_groups
         self.coordinator.forget(request_id)
-        layout = self.flow_layouts.get(request_id)
-        if not any(manager.packs(request_id) for manager in self.flow_managers):
+        layout = groups.layouts.get(request_id)
+        if not any(manager.packs(request_id) for manager in groups.managers):
             layout = None  # all is stored by position
         return by_position(
-            [manager.pop_blocks_for_free(request_id) for manager in self.flow_managers],
+            [manager.pop_blocks_for_free(request_id) for manager in groups.managers],
             layout,
-            [manager.spec.first_layer for manager in self.flow_managers],
-            self.flow_managers[0].block_size,
-            [manager.pop_blocks_for_free(request_id) for manager in self.flow_states],
+            [manager.spec.first_layer for manager in groups.managers],
+            groups.block_size,
+            [manager.pop_blocks_for_free(request_id) for manager in groups.states],
         )
 
     def free(self, request: Request) -> None:
         """Give the request's blocks back, those of its last tokens to be evicted first."""
         self.block_pool.free_blocks(reversed(self.pop_blocks_for_free(request)))
-
-    def _searchable_layout(self, request: Request) -> TokenLayout | None:
-        if not self.prefix_cache_lookup_enabled(request):
-            return None
-        layout = self.flow_layouts.get(request.request_id)
-        return None if layout is not None and layout.late else layout
 
     def _longest_hit(
         self, request: Request, layout: TokenLayout, max_tokens: int | None = None
@@ -223,6 +207,5 @@ class FlowKVCacheManager(KVCacheManager):
         if max_tokens is None:
             # The last token is computed anew for its logits, as in stock vLLM.
             max_tokens = request.num_tokens - 1
-        return longest_hit(
-            request.block_hashes, max_tokens, layout, self.flow_managers, self.flow_states
-        )
+        groups = self.flow_groups
+        return longest_hit(request.block_hashes, max_tokens, layout, groups.findable, groups.states)

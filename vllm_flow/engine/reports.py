@@ -12,10 +12,11 @@ from typing import Any
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request
 
+from vllm_flow.block_counts import Geometry
 from vllm_flow.engine import metrics
 from vllm_flow.engine.footprints import Footprint
 from vllm_flow.engine.observers import Observer
-from vllm_flow.layout import Geometry, TokenLayout
+from vllm_flow.layout import TokenLayout
 
 
 class Reports(Observer):

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from vllm_flow.block_counts import Geometry
 from vllm_flow.engine import (
     adoption,
     bulk_pool,
@@ -36,9 +36,8 @@ from vllm_flow.engine.prefix import FlowKVCacheManager
 from vllm_flow.engine.reports import Reports
 from vllm_flow.engine.requests import LayoutBook, with_digest
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.engine.storage import managers_of
+from vllm_flow.engine.storage_groups import StorageGroups
 from vllm_flow.engine.support import check_hash_unit
-from vllm_flow.layout import Geometry
 from vllm_flow.mutual import shortened_chunk
 from vllm_flow.rewriting import Rewrite
 
@@ -54,42 +53,34 @@ class _FlowScheduling:
         self.flow_settings = settings
         mutual_of = mutual_attention.reader(self.vllm_config)
         self.flow_requests = LayoutBook(settings.num_layers, mutual_of)
-        self.flow_managers, of_states = managers_of(
-            self.kv_cache_manager.coordinator.single_type_managers
+        manager = self.kv_cache_manager
+        self.flow_groups = StorageGroups.of(
+            manager.coordinator.single_type_managers,
+            self.flow_requests.layouts,
+            drafts=self.num_spec_tokens > 0,
         )
         if self.cache_config.enable_prefix_caching:
-            check_hash_unit(self.hash_block_size, [m.block_size for m in self.flow_managers])
-        self.flow_in_flight: set[BlockHash] = set()
-        for manager in self.flow_managers:
-            manager.use_layouts(self.flow_requests.layouts)
-        coordination.coordinate(
-            self.kv_cache_manager.coordinator,
-            self.flow_managers,
-            of_states,
-            self.flow_requests.layouts,
-            self.flow_in_flight,
-        )
-        bulk_pool.speed_up(self.kv_cache_manager.block_pool)
-        events.tell(self.kv_cache_manager.block_pool)
-        adoption.adopt(self.kv_cache_manager, FlowKVCacheManager)
-        self.kv_cache_manager.flow_layouts = self.flow_requests.layouts
-        self.kv_cache_manager.flow_managers = self.flow_managers
-        self.kv_cache_manager.flow_states = of_states
-        self.kv_cache_manager.flow_in_flight = self.flow_in_flight
-        self.kv_cache_manager.flow_drafts = self.num_spec_tokens > 0
+            check_hash_unit(self.hash_block_size, [m.block_size for m in self.flow_groups.managers])
+        coordination.coordinate(manager.coordinator, self.flow_groups)
+        bulk_pool.speed_up(manager.block_pool)
+        events.tell(manager.block_pool)
+        adoption.adopt(manager, FlowKVCacheManager, flow_groups=self.flow_groups)
         if self.connector is not None:
-            adoption.adopt(self.connector, FlowConnector)
-            self.connector.flow_layouts = self.flow_requests.layouts
-            self.connector.flow_group_layers = settings.group_layers
-            self.connector.flow_hands_over = settings.hands_over
-            self.connector.flow_handed = set()
+            adoption.adopt(
+                self.connector,
+                FlowConnector,
+                flow_layouts=self.flow_requests.layouts,
+                flow_group_layers=settings.group_layers,
+                flow_hands_over=settings.hands_over,
+                flow_handed=set(),
+            )
         # Of the step being scheduled: encoder outputs, by the picture's hash.
         self.flow_booked: dict[str, encoder_cache.Booking] = {}
         self._observe(settings)
 
     def _observe(self, settings: FlowSettings) -> None:
-        layouts, first = self.flow_requests.layouts, self.flow_managers[0]
-        self.flow_footprints = FootprintBook(settings.num_layers, layouts, self.flow_managers)
+        layouts, managers = self.flow_groups.layouts, self.flow_groups.managers
+        self.flow_footprints = FootprintBook(settings.num_layers, layouts, managers)
         self.flow_logged: LoggedAnswers | None = None
         if settings.attention_log is not None:
             log = AttentionLogWriter(settings.attention_log, settings.attention_log_max_bytes)
@@ -97,9 +88,9 @@ class _FlowScheduling:
         self.flow_geometry = Geometry(
             settings.num_layers,
             settings.group_starts,
-            first.block_size,
+            self.flow_groups.block_size,
             # A block is spread over the workers of a tensor-parallel group, each with its heads.
-            first.spec.page_size_bytes
+            managers[0].spec.page_size_bytes
             * settings.layers_per_block
             * self.vllm_config.parallel_config.tensor_parallel_size,
         )
@@ -139,7 +130,7 @@ class _FlowScheduling:
         self._add_layout(session)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        self.flow_in_flight.clear()
+        self.flow_groups.in_flight.clear()
         self.flow_booked.clear()
         output = super().schedule(*args, **kwargs)
         encoder_cache.settle(
@@ -152,8 +143,8 @@ class _FlowScheduling:
         if not self.flow_requests.layouts:
             return output
         rewrites: dict[str, dict[int, Rewrite]] = {}
-        for manager in self.flow_managers:
-            for request_id, rewrite in manager.take_rewrites().items():
+        for manager in self.flow_groups.managers:
+            for request_id, rewrite in manager.late.take_rewrites().items():
                 rewrites.setdefault(request_id, {})[manager.kv_cache_group_id] = rewrite
         if rewrites:
             setattr(output, REWRITES_FIELD, rewrites)

@@ -11,20 +11,22 @@ Knows layouts, not runners. The scheduler hands every manager its book of layout
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.request import Request
 
 from vllm_flow.boundaries import blocks_taken
-from vllm_flow.engine import adoption
-from vllm_flow.engine.findable import FindablePrefixes
-from vllm_flow.engine.state_blocks import FlowStateManager
-from vllm_flow.engine.states import is_state
-from vllm_flow.layout import TokenLayout
+from vllm_flow.engine.findable import FindableBlocks
+from vllm_flow.engine.groups import GroupSpec
+from vllm_flow.engine.late_blocks import LateBlocks
+from vllm_flow.engine.prefix_keys import Prefixes
+from vllm_flow.layout import TokenLayout, of_prompt
 
 
-class FlowAttentionManager(FindablePrefixes):
+class FlowAttentionManager(FullAttentionManager):
     """Allocates blocks for the tokens a storage group keeps, and shares them by policy.
 
     For a request that evicts, a group is one of three kinds:
@@ -44,13 +46,41 @@ class FlowAttentionManager(FindablePrefixes):
     of its prompt back, from the first token that leaves on, and take others for what stays.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        spec, pool, size = self.spec, self.block_pool, self.block_size
+        self.findable = FindableBlocks(
+            spec, pool, self.kv_cache_group_id, size, self.num_cached_block
+        )
+        self.late = LateBlocks(spec, pool, size)
+        self._layouts: Mapping[str, TokenLayout] = {}
+        self._copies: dict[str, list[int]] = {}
+        self._takes_over: set[str] = set()
+
+    @property
+    def spec(self) -> GroupSpec:
+        return self.kv_cache_spec
+
     def use_layouts(self, layouts: Mapping[str, TokenLayout]) -> None:
         """Share the scheduler's live mapping from request id to layout."""
         self._layouts = layouts
-        self._findable = {}
-        self._copies: dict[str, list[int]] = {}
-        self._takes_over: set[str] = set()
-        self._rewritten, self._rewrites = set(), {}
+
+    def _layout(self, request_id: str) -> TokenLayout | None:
+        return of_prompt(self._layouts.get(request_id))
+
+    def packs(self, request_id: str) -> bool:
+        """Whether the request has a layout that has had effect on its blocks."""
+        layout = self._layouts.get(request_id)
+        return layout is not None and (not layout.late or self.late.have_left(request_id))
+
+    def cache_blocks(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Not by position once the blocks hold something else: beside some drafters vLLM 0.33 knows the hash of a
+        prompt's last block only with tokens behind it, when its images have left."""
+        if not self.late.have_left(request.request_id):
+            super().cache_blocks(request, *args, **kwargs)
+
+    def cache_prefixes(self, request: Request, prefixes: Prefixes) -> None:
+        self.findable.cache_prefixes(request, prefixes, self.req_to_blocks[request.request_id])
 
     def stored_tokens(
         self, request_id: str, num_tokens: int, known_tokens: int | None = None
@@ -93,12 +123,12 @@ class FlowAttentionManager(FindablePrefixes):
     ) -> int:
         stored = self.stored_tokens(request_id, num_tokens, num_tokens_main_model)
         # Slots for drafts behind a prompt are not yet its answer.
-        late = self._to_rewrite(request_id, num_tokens_main_model)
-        if late is not None:
-            if total_computed_tokens >= late.prompt_tokens:
-                return self._need(request_id, late, num_tokens).net
+        known = self._layouts.get(request_id)
+        if self.late.leave_before(request_id, known, num_tokens_main_model):
+            if total_computed_tokens >= known.prompt_tokens:
+                return self.late.need(known, num_tokens, self.req_to_blocks[request_id]).net
             # Before it answers, a request holds its prompt.
-            stored = max(stored, late.prompt_tokens)
+            stored = max(stored, known.prompt_tokens)
         layout = self._layout(request_id)
         if layout is not None and new_computed_blocks:
             return blocks_taken(
@@ -140,7 +170,7 @@ class FlowAttentionManager(FindablePrefixes):
             request_id, new_computed_blocks, shared * self.block_size, num_external_computed_tokens
         )
         # What is written from here on is a copy, or taken over: to be found by keys of its own.
-        self.num_cached_block[request_id] = self._findable[request_id] = shared
+        self.findable.set_shared(request_id, shared)
         self._arrange_writing(request_id, new_computed_blocks, shared)
 
     def _arrange_writing(
@@ -179,12 +209,11 @@ class FlowAttentionManager(FindablePrefixes):
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
-        late = self._to_rewrite(request_id, num_tokens_main_model)
-        if late is not None:
-            return self._rewrite(request_id, late, num_tokens)
+        held, known = self.req_to_blocks[request_id], self._layouts.get(request_id)
+        if self.late.leave_before(request_id, known, num_tokens_main_model):
+            return self.late.exchange(request_id, known, num_tokens, held)
         to_copy = self._copies.pop(request_id, [])
         copies = self.block_pool.get_new_blocks(len(to_copy)) if to_copy else []
-        held = self.req_to_blocks[request_id]
         for index, block in zip(to_copy, copies, strict=True):
             self._apply_cow(request_id, index, held[index], block)
         stored = self.stored_tokens(request_id, num_tokens, num_tokens_main_model)
@@ -200,7 +229,7 @@ class FlowAttentionManager(FindablePrefixes):
         layout = self._layouts.get(request_id)
         if layout is not None and not layout.gone_by(num_tokens):
             return min(slots, layout.prompt_tokens)
-        if layout is None or not self._is_packed(layout):
+        if layout is None or not self.findable.is_packed(layout):
             return slots
         evicted = layout.evicted(self.spec.first_layer)
         gone = 0 if evicted is None else evicted.total
@@ -209,24 +238,6 @@ class FlowAttentionManager(FindablePrefixes):
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         self._copies.pop(request_id, None)
         self._takes_over.discard(request_id)
+        self.late.forget(request_id)
+        self.findable.forget(request_id)
         return super().pop_blocks_for_free(request_id)
-
-
-def managers_of(
-    managers: Collection[Any],
-) -> tuple[list[FlowAttentionManager], list[FlowStateManager]]:
-    """Those of storage groups, the shallowest first, checked to be ours, and vLLM's of states, which become ours.
-
-    A drafter's own group, though before all others, is vLLM's last. vLLM would silently fold groups it thinks equal.
-    """
-    of_states = [manager for manager in managers if is_state(manager.kv_cache_spec)]
-    ours = [manager for manager in managers if manager not in of_states]
-    if not all(isinstance(manager, FlowAttentionManager) for manager in ours):
-        kinds = sorted({type(manager).__name__ for manager in ours})
-        raise RuntimeError(
-            f"vLLM built the KV-cache managers {kinds} instead of storage groups; "
-            "please report this with your vLLM version."
-        )
-    for manager in of_states:
-        adoption.adopt(manager, FlowStateManager)
-    return sorted(ours, key=lambda manager: manager.spec.first_layer), of_states

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from vllm_flow.layout import TokenLayout, predict_blocks
+from vllm_flow.block_counts import predict_blocks
+from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.profile.dimensions import Layered, ModelShape, TowerShape, Workload
 from vllm_flow.ranks import RANKS, after_layer
