@@ -172,7 +172,8 @@ test-families: setup
 	    VLLM_USE_V2_MODEL_RUNNER=$$v2 VLLM_FLOW_FAMILIES=$$family \
 	    VLLM_FLOW_FAMILIES_TABLE=out/families/$$family-v$$((v2 + 1)).json \
 	    $(PYTEST) tests/families/test_exact.py || failed=1; \
-	done; done; VLLM_FLOW_FAMILIES=all $(PYTEST) tests/families/test_served.py tests/families/test_eval.py || failed=1; \
+	done; VLLM_FLOW_FAMILIES=$$family $(PYTEST) tests/families/test_pieces.py || failed=1; \
+	done; VLLM_FLOW_FAMILIES=all $(PYTEST) tests/families/test_served.py tests/families/test_eval.py || failed=1; \
 	$(BIN)/python -m tests.families out/families; exit $${failed:-0}
 
 # Fetches a wheel of 340 MB, once; says so and passes where pip cannot get it.

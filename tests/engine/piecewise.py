@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
+from vllm.compilation.passes.utility.fix_functionalization import FixFunctionalizationPass
 from vllm.config.compilation import CompilationMode, CUDAGraphMode
 from vllm.forward_context import BatchDescriptor, get_forward_context, set_forward_context
 from vllm.platforms import current_platform
@@ -38,17 +39,23 @@ def compile_in_pieces(monkeypatch: pytest.MonkeyPatch, backend: str = "eager") -
         compilation.compile_sizes = []  # what CUDA takes from the sizes of its graphs
 
     monkeypatch.setattr(pieces, "weak_ref_tensor", lambda tensor: tensor)  # an operator of CUDA's
+    # Names operators of CUDA's; PyTorch does the same for any, with a copy.
+    monkeypatch.setattr(FixFunctionalizationPass, "__call__", lambda self, graph: None)
     monkeypatch.setattr(platform, "check_and_update_config", staticmethod(check_and_keep))
 
 
 class RecordedGraphs:
     """In the place of vLLM's ``CUDAGraphWrapper`` around a piece: replays read and write where the capture did.
 
-    So what a step fails to put there shows as a wrong token.
+    So what a step fails to put there shows as a wrong token. As graphs of all sizes share one pool, to replay one
+    destroys what those captured before it have made.
+
+    Args:
+        pool: the outputs of every graph so far, by size; one for all pieces.
     """
 
-    def __init__(self, run: Callable[..., Any]) -> None:
-        self._run = run
+    def __init__(self, run: Callable[..., Any], pool: dict[int, list[torch.Tensor]]) -> None:
+        self._run, self._pool = run, pool
         self._entries: dict[Any, tuple[tuple[Any, ...], Sequence[torch.Tensor]]] = {}
         self.concrete_cudagraph_entries: dict[Any, Any] = {}
         """As vLLM's wrapper has them."""
@@ -63,6 +70,7 @@ class RecordedGraphs:
             found = self._run(*args)
             self._entries[key] = args, found if isinstance(found, tuple | list) else (found,)
             self.concrete_cudagraph_entries[key] = SimpleNamespace(cudagraph=True)
+            self._pool.setdefault(key.num_tokens, []).extend(self._entries[key][1])
             return found
         given, outputs = self._entries[key]
         for now, then in zip(args, given, strict=True):
@@ -70,6 +78,10 @@ class RecordedGraphs:
                 assert now.data_ptr() == then.data_ptr(), "a graph reads where it was captured"
             else:
                 assert now == then
+        for size, outputs_before in self._pool.items():
+            if size > key.num_tokens:  # vLLM captures the largest first
+                for output in outputs_before:
+                    output.fill_(torch.nan)
         found = self._run(*given)
         several = isinstance(found, tuple | list)
         for output, new in zip(outputs, found if several else (found,), strict=True):
@@ -87,9 +99,9 @@ def record_pieces(engine: Engine, sizes: Iterable[int]) -> list[RecordedGraphs]:
     assert found is not None
     steps = getattr(runner, "model_state", runner).flow_steps
     steps.graph_rows = max(sizes)
-    graphs = []
+    graphs, pool = [], dict[int, list[torch.Tensor]]()
     for piece in found:
-        piece._run = RecordedGraphs(piece._run)
+        piece._run = RecordedGraphs(piece._run, pool)
         graphs.append(piece._run)
     embeddings, positions = _buffers(engine, runner.model)
     for size in sizes:

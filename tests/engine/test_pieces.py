@@ -60,14 +60,30 @@ def test_an_engines_pieces_are_those_of_its_config_and_go_with_it() -> None:
 
 
 def test_what_counts_rows_is_learnt_from_calls_of_different_size() -> None:
-    weight, table = torch.zeros(8, 8), torch.zeros(3, 8)
-    found = piece(lambda *args: args)
+    weight, table, given = torch.zeros(8, 8), torch.zeros(3, 8), list[Any]()
+
+    def run(*args: Any) -> Any:
+        given[:] = args
+        return args[0], args[3]
+
+    found = piece(run)
     for rows in (8, 8, 3):
-        assert found.row_dims is None and not found.movable
+        assert found.shapes is None and not found.movable
         called(found, torch.zeros(rows, 4), rows, weight, torch.zeros(3, rows), table)
-    assert found.row_dims == {0: 0, 3: 1} and found.movable
-    given = found.for_rows(2, (torch.zeros(2, 4), 3, weight, torch.zeros(3, 2), table))
+    assert found.shapes is not None and found.movable
+    assert found.shapes.args == {0: 0, 3: 1} and found.shapes.outputs == {0: 0, 1: 1}
+    found.for_rows(2, (torch.zeros(2, 4), 3, weight, torch.zeros(3, 2), table))
     assert given[1] == 2
+
+
+def test_who_reads_what_a_piece_made_last_is_learnt() -> None:
+    first = piece(lambda hidden, rows: (hidden + 1, hidden + 2, hidden + 3))
+    later = [piece(lambda *args: args[0] + 1, index) for index in (1, 2)]
+    for rows in (8, 3):
+        read, kept, _unread = called(first, torch.zeros(rows, 4), rows)
+        hidden = called(later[0], read, rows)
+        called(later[1], hidden, rows, kept)
+    assert first.last_readers == {0: 1, 1: 2} and later[0].last_readers == {0: 2}
 
 
 def test_a_piece_in_which_more_than_rows_changes_is_left_alone() -> None:

@@ -22,6 +22,7 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import get_forward_context
 
 from vllm_flow.engine.calls import at_their_rows
+from vllm_flow.engine.piece_shapes import outputs_of
 from vllm_flow.engine.piece_tensors import AliveTensors, GraphInputs
 
 if TYPE_CHECKING:
@@ -56,17 +57,20 @@ class CompiledPass:
         variant = self._leaving_before(piece.index)
         if variant is not None:
             assert variant.gather is not None
-            self._tensors.leave(variant.gather)
+            self._tensors.leave(variant.gather, piece.index)
             self.rows, self._count = variant.rows, variant.num_rows
         if self._tensors.complete:
             found = piece.for_rows(self._total, args)
         else:
             found = self._run_alive(piece, args, changed=variant is not None)
-        outputs = found if isinstance(found, tuple | list) else (found,)
         if piece.index < piece.count - 1:
-            self._tensors.note_made(outputs)
+            self._tensors.note_made(piece, found)
             return found
-        whole = [self._whole(output) for output in outputs]
+        assert piece.shapes is not None
+        whole = [
+            self._whole(output, piece.shapes.outputs.get(index))
+            for index, output in enumerate(outputs_of(found))
+        ]
         return type(found)(whole) if isinstance(found, tuple | list) else whole[0]
 
     def restore(self) -> None:
@@ -86,28 +90,30 @@ class CompiledPass:
         return variant
 
     def _run_alive(self, piece: Piece, args: Sequence[Any], changed: bool) -> Any:
-        assert piece.row_dims is not None and self.rows is not None
+        assert piece.shapes is not None and self.rows is not None
         alive = {
             index: self._tensors.alive(args[index], dim, self.rows, self._total)
-            for index, dim in piece.row_dims.items()
+            for index, dim in piece.shapes.args.items()
         }
         if changed or self._graph is not None:
             self._graph = piece.fitting(self._count)
         context, given = get_forward_context(), list(args)
         if self._graph is None:
             context.cudagraph_runtime_mode = CUDAGraphMode.NONE
-            for index, dim in piece.row_dims.items():
+            for index, dim in piece.shapes.args.items():
                 given[index] = alive[index].narrow(dim, 0, self._count)
             return piece.for_rows(self._count, given)
         context.cudagraph_runtime_mode = CUDAGraphMode.PIECEWISE
         context.batch_descriptor = self._graph.descriptor
-        for index, dim in piece.row_dims.items():
+        for index, dim in piece.shapes.args.items():
             place = given[index] = self._graph.inputs[index]
             own = self._tensors.is_given(args[index])
             self._inputs.put(place, alive[index], dim, self._count, own)
         return piece.for_rows(piece.rows(self._graph.inputs), given)
 
-    def _whole(self, output: Any) -> Any:
-        if self.rows is None or not isinstance(output, torch.Tensor):
+    def _whole(self, output: Any, dim: int | None) -> Any:
+        """An output of the last piece, its rows where they were in the step."""
+        if self.rows is None or dim is None:
             return output
-        return at_their_rows(output[: self._count], self.rows, self._total)
+        alive = output.narrow(dim, 0, self._count).movedim(dim, 0)
+        return at_their_rows(alive, self.rows, self._total).movedim(0, dim)

@@ -8,19 +8,37 @@ Legend: T rows of the step (with padding), R rows alive.
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from vllm_flow.engine.piece_shapes import gathered, outputs_of
+
+if TYPE_CHECKING:
+    from vllm_flow.engine.pieces import Piece
+
+
+@dataclass
+class _Made:
+    """What is known of a tensor that a piece made."""
+
+    dim: int
+    """Which counts rows."""
+    last_reader: int
+    """Index of the last piece that reads it."""
+    num_gathers: int
+    """How many :attr:`alive`, or the tensor itself, has been through."""
+    alive: torch.Tensor | None = None
+    """What is left of it; None where nothing has left since it was made."""
 
 
 @dataclass
 class _Given:
-    """A tensor that the model was called with, of all T rows."""
+    """What is known of a tensor that the model was called with, of all T rows."""
 
-    tensor: torch.Tensor
-    """Keeps its id from being another's."""
     first: torch.Tensor
     """As it was: a graph may be made to read where it stands."""
     num_gathers: int = 0
@@ -38,29 +56,40 @@ class AliveTensors:
     def __init__(self) -> None:
         self._gathers: list[torch.Tensor] = []
         """Each turns the rows alive before into those alive after."""
-        self._made: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
-        """By id: tensors that pieces made, and how many gathers came before."""
-        self._given: dict[int, _Given] = {}
-        """By id: tensors that the model was called with."""
+        self._made: MutableMapping[torch.Tensor, _Made] = WeakTensorKeyDictionary()
+        self._given: MutableMapping[torch.Tensor, _Given] = WeakTensorKeyDictionary()
 
     @property
     def complete(self) -> bool:
         """Whether no row has left yet."""
         return not self._gathers
 
-    def leave(self, gather_R: torch.Tensor) -> None:
-        """Go on with these of the rows alive."""
-        self._gathers.append(gather_R)
+    def leave(self, gather_R: torch.Tensor, before: int) -> None:
+        """Go on with these of the rows alive.
 
-    def note_made(self, outputs: tuple[Any, ...] | list[Any]) -> None:
+        What later pieces read is gathered now: graphs of other sizes, which the next pieces may run in, may have
+        been captured over the memory that it stands in.
+
+        Args:
+            before: index of the piece that runs next.
+        """
+        self._gathers.append(gather_R)
+        for tensor, made in list(self._made.items()):
+            if made.last_reader >= before:
+                self._catch_up(tensor, made)
+
+    def note_made(self, piece: Piece, found: Any) -> None:
         """Know what a piece has just made: of the rows alive by now."""
-        for output in outputs:
+        assert piece.shapes is not None
+        for index, output in enumerate(outputs_of(found)):
             if isinstance(output, torch.Tensor):
-                self._made[id(output)] = weakref.ref(output), len(self._gathers)
+                reader = piece.last_readers.get(index, -1)
+                dim = piece.shapes.outputs[index]
+                self._made[output] = _Made(dim, reader, len(self._gathers))
 
     def is_given(self, tensor: torch.Tensor) -> bool:
         """Whether the model was called with it."""
-        return id(tensor) in self._given
+        return tensor in self._given
 
     def alive(
         self, tensor: torch.Tensor, dim: int, rows_R: torch.Tensor, num_rows: int
@@ -72,19 +101,32 @@ class AliveTensors:
             rows_R: rows of the step that are alive.
             num_rows: T.
         """
-        made = self._made.get(id(tensor))
-        if made is not None and made[0]() is tensor:
-            for gather in self._gathers[made[1] :]:
-                tensor = tensor.index_select(dim, gather)
-            return tensor
-        given = self._given.get(id(tensor))
+        made = self._made.get(tensor)
+        if made is not None:
+            return self._catch_up(tensor, made)
+        given = self._given.get(tensor)
         if given is None:
             assert tensor.shape[dim] == num_rows, "what no piece has made, the model was given"
-            given = self._given[id(tensor)] = _Given(tensor, tensor.clone())
+            given = self._given[tensor] = _Given(_as_it_is(tensor))
         if given.alive is None or given.num_gathers != len(self._gathers):
-            given.alive = given.first.index_select(dim, rows_R)
+            given.alive = gathered(given.first, dim, rows_R)
             given.num_gathers = len(self._gathers)
         return given.alive
+
+    def _catch_up(self, tensor: torch.Tensor, made: _Made) -> torch.Tensor:
+        alive = tensor if made.alive is None else made.alive
+        for gather in self._gathers[made.num_gathers :]:
+            alive = made.alive = gathered(alive, made.dim, gather)
+        made.num_gathers = len(self._gathers)
+        return alive
+
+
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy, laid out alike, also where it is a part of something longer."""
+    copy = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+    )
+    return copy.copy_(tensor)
 
 
 @dataclass

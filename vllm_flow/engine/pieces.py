@@ -4,29 +4,33 @@ vLLM cuts a compiled decoder at its attention: piece n runs from the attention o
 any number of rows. All that stands in a piece is done row by row. Who calls them so: ``compiled_pass.py``.
 
 Seams: the callable that vLLM makes of each piece (``patches/pieces.py``) and its arguments, of which those that
-follow the number of rows are learnt from two calls of different size; ``concrete_cudagraph_entries`` of vLLM's
-``CUDAGraphWrapper``, which says whether a call captures.
+follow the number of rows are learnt from two calls of different size (``piece_shapes.py``);
+``concrete_cudagraph_entries`` of vLLM's ``CUDAGraphWrapper``, which says whether a call captures.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import get_forward_context, is_forward_context_available
 from vllm.utils.torch_utils import weak_ref_tensor
 
 from vllm_flow.engine import states
 from vllm_flow.engine.drafts import reads_between_layers
+from vllm_flow.engine.piece_shapes import Call, RowShapes, learn, outputs_of
 from vllm_flow.engine.setting_values import CONFIG_KEY
 
 PASS = "flow_compiled_pass"
 """Attribute of vLLM's forward context: who runs the pieces of this call of the model; missing where vLLM does."""
 
+_makers: MutableMapping[torch.Tensor, tuple[Piece, int]] = WeakTensorKeyDictionary()
+"""While pieces learn: which one made a tensor, as which of its outputs."""
 _made: weakref.WeakSet[Piece] = weakref.WeakSet()
 """All there are: whoever holds a compiled decoder holds its pieces."""
 
@@ -56,10 +60,14 @@ class Piece:
         self.index: int = backend.piecewise_compile_index
         self.count: int = backend.total_piecewise_compiles
         self.of = backend.vllm_backend
-        self._sizes: list[int] = list(backend.sym_shape_indices)
-        self._seen: tuple[int, list[Any]] | None = None
-        self.row_dims: dict[int, int] | None = None
-        """Argument -> its dimension that counts rows; None before two calls of different size."""
+        self._symbols: tuple[int, ...] = tuple(backend.sym_shape_indices)
+        """Arguments that are integers; by the first vLLM counts rows."""
+        self._learns = bool(self._symbols)
+        self._first: Call | None = None
+        self.shapes: RowShapes | None = None
+        """Where a call has its rows; None before two calls of different size, and where more changes than rows."""
+        self.last_readers: dict[int, int] = {}
+        """Output -> index of the last piece that reads it."""
         self._captured: dict[int, Captured] = {}
         """Rows -> graph, also of those that vLLM has thrown away."""
         if not backend.is_encoder_compilation:
@@ -72,47 +80,46 @@ class Piece:
         compiled_pass = getattr(context, PASS, None)
         if compiled_pass is not None:
             return compiled_pass.run(self, args)
-        if self.row_dims is None and self._sizes:
-            self._learn(args)
         if context.cudagraph_runtime_mode == CUDAGraphMode.PIECEWISE:
             self._note_capture(context.batch_descriptor, args)
-        return self._run(*args)
+        found = self._run(*args)
+        if self._learns:
+            self._note_readers(args, found)
+            self._learn(args, found)
+        return found
 
     def rows(self, args: Sequence[Any]) -> int:
         """Rows that a call is for."""
-        return int(args[self._sizes[0]])
+        return int(args[self._symbols[0]])
 
     def for_rows(self, num_rows: int, args: Sequence[Any]) -> Any:
         """Run it on tensors of so many rows."""
+        assert self.shapes is not None, "only what is movable is called so"
         given = list(args)
-        for index in self._sizes:
-            given[index] = num_rows
+        for index in self.shapes.integers:
+            given[self._symbols[index]] = num_rows
         return self._run(*given)
 
-    def _learn(self, args: Sequence[Any]) -> None:
-        now = (
-            self.rows(args),
-            [tuple(a.shape) if isinstance(a, torch.Tensor) else None for a in args],
-        )
-        if self._seen is None or self._seen[0] == now[0]:
-            self._seen = now
-            return
-        self.row_dims = {}
-        for index, shapes in enumerate(zip(self._seen[1], now[1], strict=True)):
-            if None in shapes or shapes[0] == shapes[1]:
-                continue
-            differ = [
-                d for d, sizes in enumerate(zip(*shapes, strict=True)) if sizes[0] != sizes[1]
-            ]
-            if len(differ) == 1 and shapes[1][differ[0]] == now[0]:
-                self.row_dims[index] = differ[0]
-            else:
-                self._sizes = []  # more than rows changes: not to be called with others
-        self._seen = None
+    def _learn(self, args: Sequence[Any], found: Any) -> None:
+        now = Call.of(self.rows(args), self._symbols, args, found)
+        if self._first is None or self._first.rows == now.rows:
+            self._first = now
+        else:
+            self.shapes, self._learns = learn(self._first, now), False
+            self._first = None
+
+    def _note_readers(self, args: Sequence[Any], found: Any) -> None:
+        for arg in args:
+            if isinstance(arg, torch.Tensor) and arg in _makers:
+                maker, output = _makers[arg]
+                maker.last_readers[output] = self.index
+        for output, value in enumerate(outputs_of(found)):
+            if isinstance(value, torch.Tensor):
+                _makers[value] = self, output
 
     def _note_capture(self, descriptor: Any, args: Sequence[Any]) -> None:
         """Before a call that captures: vLLM may capture anew, when its first graphs have told it their size."""
-        if self._sizes and not self._is_there(descriptor):
+        if self._symbols and not self._is_there(descriptor):
             inputs = [weak_ref_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
             self._captured[self.rows(args)] = Captured(descriptor, inputs)
 
@@ -132,7 +139,7 @@ class Piece:
     @property
     def movable(self) -> bool:
         """Whether it may be called with fewer rows than the step has."""
-        return bool(self._sizes) and self.row_dims is not None
+        return self.shapes is not None
 
 
 def compiles_in_pieces(vllm_config: Any) -> bool:

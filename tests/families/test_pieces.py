@@ -1,0 +1,46 @@
+"""Rows leave exactly in steps that vLLM has compiled in pieces, by Inductor, as it does on CUDA.
+
+What pieces are handed differs from family to family: positions in three dimensions, that are a slice of a longer
+buffer; features injected between layers; a batch dimension and rotary tables, in vLLM's Transformers backend.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from tests.engine.compiling import counted_calls
+from tests.engine.piecewise import compile_in_pieces
+from tests.families.asking import every_cliff
+from tests.families.checkpoints import BUILDERS
+from tests.families.making import Checkpoint
+from tests.families.running import Engine, Judge
+from vllm_flow.engine.pieces import pieces_of
+
+QUICK = ("qwen3_vl", "aya_vision")
+CHOICE = os.environ.get("VLLM_FLOW_FAMILIES", "")
+NAMES = tuple(BUILDERS) if CHOICE == "all" else tuple(filter(None, CHOICE.split(","))) or QUICK
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_leave_in_compiled_pieces(
+    name: str, checkpoint_of: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = checkpoint_of(name)
+    compile_in_pieces(monkeypatch, backend="inductor")
+    engine = Engine(checkpoint, group_layers=2, enforce_eager=False)
+    judge = Judge(engine)
+    plain = every_cliff(checkpoint, [None])
+    judge.assert_exact(
+        plain, engine.run(plain, 4)
+    )  # a prefill and decodes: calls of different size
+    found = pieces_of(engine.llm.llm_engine.vllm_config.compilation_config, checkpoint.num_layers)
+    if found is None or not all(piece.movable for piece in found):
+        pytest.skip("rows leave in eager steps")
+    asks = every_cliff(checkpoint, list(range(1, checkpoint.num_layers)))
+    with counted_calls(engine) as calls:
+        judge.assert_exact(asks, engine.run(asks, 4))
+    assert calls.model and not calls.eager
+    engine.check_idle()
