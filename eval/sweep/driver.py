@@ -226,7 +226,7 @@ def explain(error: BaseException) -> str:
     text = "\n".join(line for line in str(error).splitlines() if line.strip())
     if type(error).__name__ in DEATHS:
         if "creation task" in text:
-            return f"an engine could not start: {shortened(text.splitlines()[-1].strip(), 600)}"
+            return f"an engine could not start: {shortened(_last_words(text), 600)}"
         return (
             f"an engine died, and so did those that were given its batch after it, {RETRIES} "
             f"times: {shortened(text.splitlines()[0], 600)}"
@@ -234,6 +234,17 @@ def explain(error: BaseException) -> str:
     cause = getattr(error, "cause", None) or error
     said = str(cause).partition("\nFailed to apply UDF")[0]  # what Ray Data adds to the message
     return f"an engine failed: {type(cause).__name__}: {shortened(said, 600)}"
+
+
+def _last_words(traceback: str) -> str:
+    """What an exception says at the end of its traceback; of a refused configuration, the sentence in pydantic's error.
+
+    That ends in an address, and the line before it in what was given, which may be a whole configuration.
+    """
+    *before, last = (line.strip() for line in traceback.splitlines())
+    if before and last.startswith("For further information visit"):
+        last = before[-1].partition(" [type=")[0].removeprefix("Value error, ")
+    return last
 
 
 def hush() -> None:

@@ -61,13 +61,20 @@ def evaluate(args: Namespace) -> int:
         meta["tolerance"] = args.tolerance
         with (
             opened_run(args.out, meta, tasks, growing=True) as run,
-            keeping(lambda: f"the answers so far are in {run.path}, and the same command goes on"),
+            keeping(lambda: _kept(run)),
         ):
             answer_all(args, facts, policies, tasks, pool, run, meta)
             if args.time:
                 options = engine_options(args, facts, meta, policies)
                 timing.time_policies(run.path, tasks, options, pool, args.time, meta["hardware"])
         return report(run, [task.task for task in tasks], policies)
+
+
+def _kept(run: Run) -> str | None:
+    """What an end in between leaves behind; None where that is nothing."""
+    if not run.done():
+        return None
+    return f"the answers so far are in {run.path}, and the same command goes on"
 
 
 def answer_all(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pydantic import BaseModel, field_validator
 
 from tests.engine.fixtures import prepare_process
 
@@ -46,6 +47,21 @@ class Echo:
 class NeverStarts(Echo):
     def __init__(self, options: EngineOptions) -> None:
         raise ValueError("no adapter for this model")
+
+
+class Refused(Echo):
+    """As where vLLM's configuration refuses an argument."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        class Config(BaseModel):
+            dtype: str
+
+            @field_validator("dtype")
+            @classmethod
+            def check(cls, value: str) -> str:
+                raise ValueError(f"dtype {value!r} is none of vLLM's; use 'auto'.")
+
+        Config(dtype="foo")
 
 
 class Fails(Echo):
@@ -90,6 +106,7 @@ def test_a_batch_stays_a_batch(cluster: str) -> None:
     ("actor", "says"),
     [
         (NeverStarts, "an engine could not start: ValueError: no adapter for this model$"),
+        (Refused, "an engine could not start: dtype 'foo' is none of vLLM's; use 'auto'.$"),
         (Fails, "an engine failed: RuntimeError: out of memory on the device$"),
     ],
 )
