@@ -26,7 +26,7 @@ from vllm_flow.eval.cliff.ladder import ladder_of
 from vllm_flow.eval.cliff.questions import make_plan, read_questions
 from vllm_flow.eval.cliff.record import recording
 from vllm_flow.eval.cliff.search import Ask, Finding, Plan
-from vllm_flow.eval.cliff.unlabelled import attention, unlabelled
+from vllm_flow.eval.cliff.unlabelled import attention, check_pictures, unlabelled
 from vllm_flow.eval.sweep.engine_actor import EngineActor
 from vllm_flow.eval.sweep.engine_args import check_engine_args, workers_of
 from vllm_flow.eval.sweep.model_facts import check_ranks, read_facts
@@ -55,6 +55,8 @@ def find(
     if before is not None:
         check_joins(before, {"model": args.model, "num_layers": facts.num_layers})
     work, task = read_questions(args, facts.conversation.name)
+    if args.unlabelled:
+        check_pictures(work.items, args.kl_rule)
     ladder = ladder_of(args, facts.num_layers)
     check_ranks(ladder.policies, facts, args.model)
     plan = None if args.unlabelled else make_plan(args, work.items, ladder.top)

@@ -156,7 +156,9 @@ def unlabelled_words(task: str, entry: Mapping[str, Any], num_layers: int) -> li
         f"{'mean' if evidence['rule'] == 'mean' else 'upper limit of the mean'} of KL(baseline || cliff) "
         f"stays at or below {evidence['threshold']:g} nats; by the mean {label_of(evidence, rule['mean'])}, by the "
         f"upper limit {label_of(evidence, rule['upper'])}.",
-        f"On {counted(evidence['items'], 'question')}, {counted(evidence['requests'], 'request')}; KL over the whole "
+        f"On {counted(evidence['items'], 'question')}"
+        + (f" about {counted(evidence['pictures'], 'picture')}" if "pictures" in evidence else "")
+        + f", {counted(evidence['requests'], 'request')}; KL over the whole "
         "vocabulary, at the first answer token. It says how far answers move, not whether they become worse.",
     ]
 

@@ -6,6 +6,7 @@ Asks the engine, or its record; the rule is `vllm_flow.eval.cliff.divergence`'s.
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from vllm_flow.counts import counted
 from vllm_flow.eval.cliff import divergence
 from vllm_flow.eval.cliff.engine import CliffEngine
 from vllm_flow.eval.cliff.evidence import CliffError
 from vllm_flow.eval.statistics import intervals
+from vllm_flow.eval.tasks import Item
 
 ATTENTION_ITEMS = 32
 """Questions whose attention is logged."""
@@ -26,8 +29,26 @@ NOT_CAUSAL = (
     "effect, or pass on what earlier layers moved into the text. Shown for comparison; it decides nothing."
 )
 
+FEWEST_PICTURES = 5
+"""Of which an interval is made: resampling fewer hardly varies, and of one nothing."""
+
 FIRST_TOKEN, ATTENTION = "first token", "attention"
 """What the record calls the measurements."""
+
+
+def check_pictures(items: Sequence[Item], rule: str) -> None:
+    """Refuse to decide by an interval that too few pictures make.
+
+    Raises:
+        CliffError: says how many there are, and how many it takes.
+    """
+    pictures = len({item.picture_of for item in items})
+    if rule == "upper" and pictures < FEWEST_PICTURES:
+        raise CliffError(
+            f"the questions are about {counted(pictures, 'picture')}, and the interval by whose upper limit "
+            f"--kl-rule upper decides is made by resampling pictures: ask about at least {FEWEST_PICTURES}, or "
+            "decide by the mean with --kl-rule mean."
+        )
 
 
 def unlabelled(engine: CliffEngine, args: Namespace) -> dict[str, Any]:
@@ -58,6 +79,7 @@ def unlabelled(engine: CliffEngine, args: Namespace) -> dict[str, Any]:
             "rung": rule[args.kl_rule],
             "metric": "KL(baseline || cliff) of the first answer token, nats, whole vocabulary",
             "items": count,
+            "pictures": len(numbers),
             "confidence": args.confidence,
             "threshold": args.kl_threshold,
             "rule": args.kl_rule,

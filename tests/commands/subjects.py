@@ -139,7 +139,8 @@ def eval_argv(folder: Path) -> list[str]:
 
 def cliff_argv(folder: Path) -> list[str]:
     return [
-        "cliff", "--model", "demo-small", "--unlabelled", "--items", "2", "--out", str(folder / "cliff.json"),
+        "cliff", "--model", "demo-small", "--unlabelled", "--kl-rule", "mean", "--items", "2",
+        "--out", str(folder / "cliff.json"),
         "--data", str(folder / "data" / "pope" / "questions.jsonl"),
     ]  # fmt: skip
 

@@ -113,7 +113,7 @@ def test_unlabelled_joins_the_file_under_its_own_tag(
     out = tmp_path / "cliff.json"
     before = {"format": FORMAT, "model": "demo-small", "num_layers": LAYERS}
     write_profile(out, {**before, "tasks": {"pope": {"flow_cliff": 2}}})
-    rows = [json.loads(line) for line in (data / "pope/coco_pope_random.json").open()][:10]
+    rows = [json.loads(line) for line in (data / "pope/coco_pope_random.json").open()][::20]
     file = data / "pope" / "questions.jsonl"
     file.write_text(
         "".join(json.dumps({"text": r["text"], "image": r["image"]}) + "\n" for r in rows)
@@ -199,6 +199,21 @@ def test_a_file_of_another_model_is_left_alone(
         said = capsys.readouterr().err
         assert says in said and "goes on" not in said
         assert json.loads(out.read_text()) == there
+
+
+def test_an_interval_of_few_pictures_decides_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resampling one picture varies nothing: an interval of no width would have passed any threshold."""
+    monkeypatch.setattr(find, "started", None)
+    row = json.loads((data / "pope/coco_pope_random.json").open().readline())
+    file = data / "pope" / "one_picture.jsonl"
+    lines = [{"text": f"{row['text']} {n}", "image": row["image"]} for n in range(9)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    argv = arguments(file, "--unlabelled", "--task", "mine", "--out", str(tmp_path / "c.json"))
+    assert cli.main(argv) == 2
+    said = capsys.readouterr().err
+    assert "are about 1 picture," in said and "at least 5" in said and "--kl-rule mean" in said
 
 
 @pytest.mark.parametrize("option", ["--confidence=100%", "--confidence=40%", "--confidence=x"])
