@@ -15,7 +15,7 @@ from vllm_flow.engine.piece_tensors import AliveTensors, GraphInputs
 
 def maker(*last_readers: int) -> Any:
     """A piece with as many outputs, of [rows, 2] each; -1: nobody reads it."""
-    shapes = RowShapes(frozenset(), {}, {index: 0 for index in range(len(last_readers))})
+    shapes = RowShapes({}, {}, {index: 0 for index in range(len(last_readers))})
     readers = {index: last for index, last in enumerate(last_readers) if last >= 0}
     return SimpleNamespace(shapes=shapes, last_readers=readers)
 

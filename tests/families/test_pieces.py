@@ -37,8 +37,10 @@ def test_rows_leave_in_compiled_pieces(
         plain, engine.run(plain, 4)
     )  # a prefill and decodes: calls of different size
     found = pieces_of(engine.llm.llm_engine.vllm_config.compilation_config, checkpoint.num_layers)
-    if found is None or not all(piece.movable for piece in found):
-        pytest.skip("rows leave in eager steps")
+    if found is None:
+        pytest.skip("not cut at its attention alone: rows leave in eager steps")
+    if fixed := [piece.index for piece in found if not piece.movable]:
+        pytest.skip(f"in pieces {fixed} more changes than rows: rows leave in eager steps")
     asks = every_cliff(checkpoint, list(range(1, checkpoint.num_layers)))
     with counted_calls(engine) as calls:
         judge.assert_exact(asks, engine.run(asks, 4))

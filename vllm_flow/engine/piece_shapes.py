@@ -1,7 +1,8 @@
 """What in a compiled piece's call follows the number of rows, learnt from two calls of different size.
 
-A piece takes tensors, and integers that its code was compiled for as symbols: the number of rows, and what strides
-it was not told (M-RoPE's positions are a slice of a longer buffer, whose rows lie as far apart whatever the step).
+A piece takes tensors, and integers that its code was compiled for as symbols: the number of rows, products with it
+(the elements of a flattened tensor), and strides that it was not told (M-RoPE's positions are a slice of a longer
+buffer, whose rows lie as far apart whatever the step).
 
 Pure PyTorch.
 """
@@ -57,8 +58,8 @@ class Call:
 class RowShapes:
     """Where a piece's call has the number of rows."""
 
-    integers: frozenset[int]
-    """Places among the integers."""
+    integers: Mapping[int, int]
+    """Place among the integers -> how often it counts a row: once, or as wide as some flattened tensor is."""
     args: Mapping[int, int]
     """Argument -> its dimension that counts rows."""
     outputs: Mapping[int, int]
@@ -77,12 +78,14 @@ def learn(first: Call, second: Call) -> RowShapes | None:
         first, second: calls of different size.
     """
     rows = (first.rows, second.rows)
-    integers = set()
-    for index, values in enumerate(zip(first.integers, second.integers, strict=True)):
-        if values == rows:
-            integers.add(index)
-        elif values[0] != values[1]:
+    integers = {}
+    for index, (one, other) in enumerate(zip(first.integers, second.integers, strict=True)):
+        if one == other:
+            continue
+        factor, rest = divmod(one, first.rows)
+        if rest or other != factor * second.rows:
             return None
+        integers[index] = factor
     args = _dims(first.args, second.args, rows)
     outputs = _dims(first.outputs, second.outputs, rows)
     if args is None or outputs is None:
@@ -91,7 +94,7 @@ def learn(first: Call, second: Call) -> RowShapes | None:
         layout is not None and index not in outputs for index, layout in enumerate(first.outputs)
     ):
         return None  # made of whatever rows there are: nobody knows what it would be for fewer
-    return RowShapes(frozenset(integers), args, outputs)
+    return RowShapes(integers, args, outputs)
 
 
 def _dims(

@@ -96,8 +96,8 @@ class Piece:
         """Run it on tensors of so many rows."""
         assert self.shapes is not None, "only what is movable is called so"
         given = list(args)
-        for index in self.shapes.integers:
-            given[self._symbols[index]] = num_rows
+        for index, factor in self.shapes.integers.items():
+            given[self._symbols[index]] = factor * num_rows
         return self._run(*given)
 
     def _learn(self, args: Sequence[Any], found: Any) -> None:
