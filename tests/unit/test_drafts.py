@@ -5,12 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_flow.engine import drafts
+from vllm_flow.engine.aux_hidden_states import COLLECTS, check_collects
+from vllm_flow.engine.draft_layers import OWN_NAMES, check_layers, layer_in_group, storage_layer
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.grouping import default_group_layers, group_sizes, storage_groups
 
@@ -23,12 +24,12 @@ def names_of(num_layers: int, draft_layers: int, prefix: str) -> list[tuple[str,
     return [(name, int(name.split(".layers.")[1].split(".")[0])) for name in target + own]
 
 
-@given(st.data(), st.integers(1, 60), st.integers(0, 3), st.sampled_from(["", *drafts.OWN_NAMES]))
+@given(st.data(), st.integers(1, 60), st.integers(0, 3), st.sampled_from(["", *OWN_NAMES]))
 def test_a_drafters_layers_come_right_before_the_first(
     data: st.DataObject, num_layers: int, draft_layers: int, prefix: str
 ) -> None:
     names = names_of(num_layers, draft_layers, prefix)
-    places = [drafts.storage_layer(*name, num_layers, draft_layers) for name in names]
+    places = [storage_layer(*name, num_layers, draft_layers) for name in names]
     assert places == [*range(num_layers), *range(-draft_layers, 0)]
 
     sizes = [size for size in group_sizes(num_layers + draft_layers) if size >= draft_layers]
@@ -39,7 +40,7 @@ def test_a_drafters_layers_come_right_before_the_first(
     assert settings.groups[0][0] == -draft_layers and settings.groups[-1][1] == num_layers - 1
     for name, place in zip(names, places, strict=True):
         first, last = settings.group_of(place)
-        in_group = drafts.layer_in_group(*name, SimpleNamespace(first_layer=first, last_layer=last))
+        in_group = layer_in_group(*name, SimpleNamespace(first_layer=first, last_layer=last))
         assert in_group == (place if place >= 0 else -draft_layers)
 
 
@@ -64,9 +65,9 @@ def test_groups_without_room_for_it_are_refused(group_layers: int) -> None:
 
 def test_layers_that_are_elsewhere_are_refused() -> None:
     names = ["model.layers.0.attn", "model.layers.6.attn"]
-    drafts.check_layers(names, {names[1]}, {names[0]: 0, names[1]: -1}.__getitem__)
+    check_layers(names, {names[1]}, {names[0]: 0, names[1]: -1}.__getitem__)
     with pytest.raises(ValueError, match=r"takes \['model.layers.6.attn'\] for its layers"):
-        drafts.check_layers(names, set(), {names[0]: 0, names[1]: -1}.__getitem__)
+        check_layers(names, set(), {names[0]: 0, names[1]: -1}.__getitem__)
 
 
 def config(method: str, **changed: Any) -> Any:
@@ -140,46 +141,8 @@ def test_what_is_not_is_refused(method: str, changed: dict[str, Any], remedy: st
 
 def test_a_decoder_that_collects_otherwise_is_refused_for_eagle3() -> None:
     """What it reads between the layers is made whole where vLLM's decoders keep it."""
-    known = SimpleNamespace(**{drafts.COLLECTS: print})
-    drafts.check_collects(SimpleNamespace(model=known, norm=print))
+    known = SimpleNamespace(**{COLLECTS: print})
+    check_collects(SimpleNamespace(model=known, norm=print))
     for model, norm in ((SimpleNamespace(), print), (known, None)):
         with pytest.raises(ValueError, match="how SimpleNamespace collects .* to 'eagle' or"):
-            drafts.check_collects(SimpleNamespace(model=model, norm=norm))
-
-
-@pytest.mark.parametrize("mode", ["align", "none"])
-@pytest.mark.parametrize("ahead", [True, False], ids=["ahead", "in turn"])
-@pytest.mark.parametrize("sampled", [True, False], ids=["sampled", "nothing sampled"])
-def test_counts_stay_where_vllm_looks_for_them(mode: str, ahead: bool, sampled: bool) -> None:
-    """Three requests, of which the first ends, and the last takes its row."""
-    counts = np.array([2, 3, 4, 1])
-    waited: list[bool] = []
-    batch = SimpleNamespace(num_accepted_tokens_cpu=np.ones(4, int))
-    batch.prev_req_id_to_index = {"b": 1, "c": 2} if sampled else {}
-
-    def arrive() -> None:
-        waited.append(True)
-        batch.num_accepted_tokens_cpu[:] = counts
-
-    runner = SimpleNamespace(
-        num_accepted_tokens_event=SimpleNamespace(synchronize=arrive),
-        use_async_scheduling=ahead,
-        vllm_config=SimpleNamespace(cache_config=SimpleNamespace(mamba_cache_mode=mode)),
-        input_batch=batch,
-    )
-    with drafts.counts_by_former_rows(runner):
-        batch.num_accepted_tokens_cpu[0] = batch.num_accepted_tokens_cpu[2]
-    ours = ahead and mode == "align"
-    assert bool(waited) == ours
-    found = batch.num_accepted_tokens_cpu.tolist()
-    assert found == ([2, 3, 4, 1] if sampled else [4, 3, 4, 1]) if ours else [1, 1, 1, 1]
-
-
-def test_without_drafts_nothing_is_kept() -> None:
-    runner = SimpleNamespace(
-        num_accepted_tokens_event=None,
-        use_async_scheduling=True,
-        vllm_config=SimpleNamespace(cache_config=SimpleNamespace(mamba_cache_mode="align")),
-    )
-    with drafts.counts_by_former_rows(runner):
-        pass
+            check_collects(SimpleNamespace(model=model, norm=norm))

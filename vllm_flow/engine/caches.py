@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from vllm.model_executor.models.utils import extract_layer_index
 
 from vllm_flow.engine.attention.keys import chunk_of, extra_logits, window_of
-from vllm_flow.engine.drafts import layer_in_group
+from vllm_flow.engine.draft_layers import layer_in_group
 from vllm_flow.engine.states import is_state
 
 if TYPE_CHECKING:

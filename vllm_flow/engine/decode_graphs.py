@@ -7,7 +7,7 @@ replay one kernel writes into them what each layer sees of each request.
 Seams: ``CommonAttentionMetadata`` and the backends' metadata builders. Only backends whose metadata is
 nothing but such pointers can be captured like this (:data:`REPLAYABLE`).
 
-A drafter's layers (`drafts`) see every token, so vLLM's own metadata serve them.
+A drafter's layers (`draft_layers`) see every token, so vLLM's own metadata serve them.
 
 Legend: L decoder layers, R requests of the step, padded to a captured size; N rows, as many of each
 request: its one token, and the drafts behind it.
@@ -29,7 +29,7 @@ from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vllm_flow.engine.device_step import FlowStep
-from vllm_flow.engine.drafts import layer_in_group
+from vllm_flow.engine.draft_layers import layer_in_group
 from vllm_flow.engine.sending import snapshot
 
 REPLAYABLE = ("FLASH_ATTN", "TRITON_ATTN")

@@ -19,10 +19,10 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import get_forward_context
 
 from vllm_flow.engine.adapters import AdapterRows
+from vllm_flow.engine.aux_hidden_states import COLLECTS, collector
 from vllm_flow.engine.calls import FORMS, AliveRows
 from vllm_flow.engine.compiled_decoder import CompiledDecoder
 from vllm_flow.engine.device_step import FlowStep
-from vllm_flow.engine.drafts import COLLECTS, collector
 from vllm_flow.engine.eager_pass import EagerPass, PassParts
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.hiding import hidden

@@ -27,7 +27,7 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
-from vllm_flow.engine import drafts, states
+from vllm_flow.engine import draft_layers, states
 from vllm_flow.engine.settings import FlowSettings
 
 logger = init_logger("vllm.vllm_flow.groups")
@@ -167,9 +167,9 @@ def _between_steps(spec: KVCacheSpec) -> KVCacheSpec:
 
 
 def storage_layer(name: str, settings: FlowSettings) -> int:
-    """Where the layer of this name comes in storage; see :func:`vllm_flow.engine.drafts.storage_layer`."""
+    """Where the layer of this name comes in storage; see :func:`vllm_flow.engine.draft_layers.storage_layer`."""
     number = extract_layer_index(name)
-    return drafts.storage_layer(name, number, settings.num_layers, settings.draft_layers)
+    return draft_layers.storage_layer(name, number, settings.num_layers, settings.draft_layers)
 
 
 def _padded(specs: dict[str, GroupSpec]) -> dict[str, GroupSpec]:

@@ -20,7 +20,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm_flow.engine import shared_metadata
 from vllm_flow.engine.device_ranking import DeviceRanking, DeviceReading
 from vllm_flow.engine.device_step import DeviceVariant, FlowStep
-from vllm_flow.engine.drafts import layer_in_group
+from vllm_flow.engine.draft_layers import layer_in_group
 from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.latent import PrefillPlans
 from vllm_flow.engine.states import is_state

@@ -22,7 +22,7 @@ from vllm.forward_context import get_forward_context, is_forward_context_availab
 from vllm.utils.torch_utils import weak_ref_tensor
 
 from vllm_flow.engine import states
-from vllm_flow.engine.drafts import reads_between_layers
+from vllm_flow.engine.aux_hidden_states import reads_between_layers
 from vllm_flow.engine.piece_shapes import Call, RowShapes, learn, outputs_of
 from vllm_flow.engine.setting_values import CONFIG_KEY
 

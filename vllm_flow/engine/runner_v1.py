@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vllm_flow.engine import (
+    accepted_counts,
     adoption,
+    aux_hidden_states,
     cpu_groups,
-    drafts,
+    draft_layers,
     encoder_cache,
     model_call,
     mutual_attention,
@@ -51,13 +53,15 @@ class FlowRunnerV1(model_call.EagerProfile):
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
         self.flow_hook = model_call.adopt(self.model, self.vllm_config, self.flow_settings)
-        if drafts.reads_between_layers(self.vllm_config):
-            drafts.check_collects(self.flow_hook.decoder)
+        if aux_hidden_states.reads_between_layers(self.vllm_config):
+            aux_hidden_states.check_collects(self.flow_hook.decoder)
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
         specs = super().get_kv_cache_spec()
         drafters = getattr(getattr(self, "drafter", None), "_draft_attn_layer_names", ())
-        drafts.check_layers(specs, drafters, lambda name: storage_layer(name, self.flow_settings))
+        draft_layers.check_layers(
+            specs, drafters, lambda name: storage_layer(name, self.flow_settings)
+        )
         return group_specs(specs, self.flow_settings)
 
     def initialize_kv_cache(
@@ -91,7 +95,7 @@ class FlowRunnerV1(model_call.EagerProfile):
         if rewrites := rewrites_of(scheduler_output):
             self.flow_mover.move(rewrites, self.flow_requests.layouts, self.flow_hook.ranker)
             self._cut_block_tables(rewrites)
-        with drafts.counts_by_former_rows(self):
+        with accepted_counts.counts_by_former_rows(self):
             return super()._update_states(scheduler_output)
 
     def _cut_block_tables(self, rewrites: Rewrites) -> None:

@@ -17,7 +17,14 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
-from vllm_flow.engine import adoption, decode_graphs, drafts, model_call, mutual_attention
+from vllm_flow.engine import (
+    adoption,
+    aux_hidden_states,
+    decode_graphs,
+    draft_layers,
+    model_call,
+    mutual_attention,
+)
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decode_graphs import DecodeBuffers, unreplayable
 from vllm_flow.engine.decoder import DecoderHook, FlowStep
@@ -205,8 +212,8 @@ class FlowRunnerV2(model_call.EagerProfile):
         state.flow_requests = LayoutBook(self.flow_settings.num_layers, mutual_of)
         state.flow_hook = model_call.adopt(self.model, self.vllm_config, self.flow_settings)
         state.flow_attn_groups = lambda: self.attn_groups
-        if drafts.reads_between_layers(self.vllm_config):
-            drafts.check_collects(state.flow_hook.decoder)
+        if aux_hidden_states.reads_between_layers(self.vllm_config):
+            aux_hidden_states.check_collects(state.flow_hook.decoder)
         state.flow_tap = None
         state.flow_buffers = None
         if self.prompt_logprobs_worker is not None:  # of a model that generates
@@ -216,7 +223,9 @@ class FlowRunnerV2(model_call.EagerProfile):
     def get_kv_cache_spec(self) -> dict[str, Any]:
         specs = super().get_kv_cache_spec()
         drafters = getattr(self.speculator, "draft_attn_layer_names", ())
-        drafts.check_layers(specs, drafters, lambda name: storage_layer(name, self.flow_settings))
+        draft_layers.check_layers(
+            specs, drafters, lambda name: storage_layer(name, self.flow_settings)
+        )
         return group_specs(specs, self.flow_settings)
 
     def initialize_kv_cache(

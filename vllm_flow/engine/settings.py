@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_flow.cliff_file import Profile
 from vllm_flow.counts import counted
-from vllm_flow.engine import drafts, engine_facts, obstacles, states
+from vllm_flow.engine import engine_facts, obstacles, states
 from vllm_flow.engine import setting_values as values
+from vllm_flow.engine.draft_layers import drafter_layers
 from vllm_flow.engine.setting_values import CONFIG_KEY
 from vllm_flow.grouping import default_span, grouped
 from vllm_flow.policy import FlowPolicy
@@ -242,7 +243,7 @@ class FlowSettings:
         ):
             read = {"group_layers": 1, **read}
         attending = states.attending(vllm_config.model_config)
-        settings = cls.read(read, num_layers, attending, drafts.layers(vllm_config))
+        settings = cls.read(read, num_layers, attending, drafter_layers(vllm_config))
         return replace(
             settings,
             keep_states=bool(vllm_config.model_config.is_hybrid or not attending),
