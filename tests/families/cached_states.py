@@ -48,15 +48,15 @@ def scheduler_of(engine: Engine) -> Any:
 
 def dense(engine: Engine, interval: int | None = None) -> Any:
     """While it lasts, a state is kept wherever a step ends with a block; or one per ``interval`` of tokens."""
-    from vllm_flow.engine.hiding import hidden
+    from vllm_flow.engine.replacing import replaced
 
     coordinator = scheduler_of(engine).kv_cache_manager.coordinator
-    return hidden("retention_interval", [(coordinator, interval)])
+    return replaced("retention_interval", [(coordinator, interval)])
 
 
 @contextmanager
 def every_step(engine: Engine, look: Callable[[], None]) -> Iterator[None]:
-    from vllm_flow.engine.hiding import hidden
+    from vllm_flow.engine.replacing import replaced
 
     stock = engine.llm.llm_engine.step
 
@@ -65,7 +65,7 @@ def every_step(engine: Engine, look: Callable[[], None]) -> Iterator[None]:
         look()
         return found
 
-    with hidden("step", [(engine.llm.llm_engine, step)]):
+    with replaced("step", [(engine.llm.llm_engine, step)]):
         yield
 
 

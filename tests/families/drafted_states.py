@@ -55,7 +55,7 @@ def counted(engine: Engine) -> Any:
 @contextmanager
 def metadata_of_states(engine: Engine) -> Iterator[list[Any]]:
     """What is made meanwhile for layers with states past a cliff, where vLLM's own does not do."""
-    from vllm_flow.engine.hiding import hidden
+    from vllm_flow.engine.replacing import replaced
 
     core: Any = engine.llm.llm_engine.engine_core.engine_core
     hook = core.model_executor.driver_worker.worker.model_runner.flow_hook
@@ -67,5 +67,5 @@ def metadata_of_states(engine: Engine) -> Iterator[list[Any]]:
         found.extend(metadata for metadata in made if hasattr(metadata, "num_spec_decodes"))
         stock(step)
 
-    with hidden("arm", [(hook, arm)]):
+    with replaced("arm", [(hook, arm)]):
         yield found

@@ -254,7 +254,7 @@ def test_events_tell_of_states_that_can_be_found(engine: Engine, judge: Judge) -
     """Per group and block of tokens: stored once there is a state at its end, removed when it goes."""
     from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 
-    from vllm_flow.engine.hiding import hidden
+    from vllm_flow.engine.replacing import replaced
 
     scheduler = scheduler_of(engine)
     pool = scheduler.kv_cache_manager.block_pool
@@ -262,7 +262,7 @@ def test_events_tell_of_states_that_can_be_found(engine: Engine, judge: Judge) -
     states = {
         manager.kv_cache_group_id for manager in scheduler.kv_cache_manager.flow_groups.states
     }
-    with hidden("publish", [(scheduler.kv_event_publisher, told.publish)]):
+    with replaced("publish", [(scheduler.kv_event_publisher, told.publish)]):
         for cliff in (None, 3):
             before = set(told.entries)
             run(engine, judge, ask(60, after=75, cliff=cliff))

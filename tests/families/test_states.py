@@ -92,7 +92,7 @@ def test_a_step_that_shrinks_to_one_row_is_no_decode(engine: Engine, judge: Judg
 
 def test_a_builders_buffers_are_those_of_captured_steps(engine: Engine, judge: Judge) -> None:
     """A step of one row behind others would go into them, where vLLM's own metadata of it may be."""
-    from vllm_flow.engine.hiding import hidden
+    from vllm_flow.engine.replacing import replaced
     from vllm_flow.engine.states import is_state
 
     core: Any = engine.llm.llm_engine.engine_core.engine_core
@@ -109,7 +109,7 @@ def test_a_builders_buffers_are_those_of_captured_steps(engine: Engine, judge: J
         stock(step)
 
     graphs = [(builder, True) for builder in builders]
-    with hidden("use_full_cuda_graph", graphs), hidden("arm", [(hook, arm)]):
+    with replaced("use_full_cuda_graph", graphs), replaced("arm", [(hook, arm)]):
         run(engine, judge, [ask(5, 1, 67, before=4, cliff=3)])
     indices = "non_spec_state_indices_tensor"
     of_states = [metadata for metadata in made if hasattr(metadata, indices)]
@@ -128,8 +128,8 @@ def test_requests_share_steps_with_others_decodes(engine: Engine, judge: Judge) 
 
     Between any two steps every block is accounted for.
     """
-    from vllm_flow.engine.hiding import hidden
     from vllm_flow.engine.inspect import check_integrity
+    from vllm_flow.engine.replacing import replaced
 
     shapes = [(5, 8, 0), (4, 3, 3), (5, 7, 0), (6, 15, 4), (2, 2, 9), (3, 8, 1)]
     cliffs = (0, None, 3, 5, 1, 7, 4, 8, 2, 6)
@@ -144,7 +144,7 @@ def test_requests_share_steps_with_others_decodes(engine: Engine, judge: Judge) 
         check_integrity(engine.llm)
         return found
 
-    with hidden("step", [(engine.llm.llm_engine, step)]):
+    with replaced("step", [(engine.llm.llm_engine, step)]):
         run(engine, judge, asks)
 
 

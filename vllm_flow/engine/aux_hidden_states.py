@@ -28,7 +28,7 @@ def reads_between_layers(config: Any) -> bool:
 def collector(
     decoder: Any, whole: Callable[[torch.Tensor], torch.Tensor]
 ) -> list[tuple[Any, Callable[..., Any]]]:
-    """What takes the place of a decoder's :data:`COLLECTS` in a step in which rows leave, as `hiding` takes it.
+    """What takes the place of a decoder's :data:`COLLECTS` in a step in which rows leave, as `replacing` takes it.
 
     Args:
         decoder: the module that runs the layers.

@@ -15,9 +15,9 @@ import torch
 from vllm.forward_context import get_forward_context
 
 from vllm_flow.engine.compiled_pass import CompiledPass
-from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.last_layer import attention_of
 from vllm_flow.engine.pieces import PASS, Piece, pieces_of
+from vllm_flow.engine.replacing import replaced
 
 if TYPE_CHECKING:
     from vllm_flow.engine.device_step import DeviceVariant, FlowStep
@@ -63,7 +63,7 @@ class CompiledDecoder:
         context, compiled = get_forward_context(), CompiledPass(step)
         setattr(context, PASS, compiled)
         try:
-            with hidden("forward", attend), hidden("do_kv_cache_update", store):
+            with replaced("forward", attend), replaced("do_kv_cache_update", store):
                 yield compiled
         finally:
             delattr(context, PASS)

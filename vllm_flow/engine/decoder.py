@@ -2,7 +2,7 @@
 
 Seams: vLLM's forward context, which attention layers read their metadata and slots from and whose
 ``skip_compiled`` runs one call of the model eagerly; and, for such a call only, ``forward`` of each
-decoder layer and of the final norm, hidden on the loaded model's instances. Compiled code is traced
+decoder layer and of the final norm, replaced on the loaded model's instances. Compiled code is traced
 without any of it. Knows steps, not policies, runners or schedulers.
 """
 
@@ -25,9 +25,9 @@ from vllm_flow.engine.compiled_decoder import CompiledDecoder
 from vllm_flow.engine.device_step import FlowStep
 from vllm_flow.engine.eager_pass import EagerPass, PassParts
 from vllm_flow.engine.families import Decoder
-from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.last_layer import KeyWriter
 from vllm_flow.engine.ranking import Ranker
+from vllm_flow.engine.replacing import replaced
 from vllm_flow.engine.tower_scores import Tower
 
 
@@ -118,7 +118,7 @@ class DecoderHook:
         parts = PassParts(self._form, self._key_writers, self._adapters, self.ranker)
         self._pass = EagerPass(step, parts)
         try:
-            with hidden("forward", self._replacements), hidden(COLLECTS, self._collectors):
+            with replaced("forward", self._replacements), replaced(COLLECTS, self._collectors):
                 yield self._pass
         finally:
             self._pass = None

@@ -20,7 +20,7 @@ from vllm.config.compilation import CompilationMode
 from vllm.model_executor.custom_op import CustomOp
 from vllm.platforms import current_platform
 
-from vllm_flow.engine.hiding import hidden
+from vllm_flow.engine.replacing import replaced
 
 ROOMS = tuple(
     f"vllm.model_executor.layers.{name}" for name in ("layernorm", "activation", "rotary_embedding")
@@ -43,7 +43,7 @@ def eager_operators(
 
     @contextmanager
     def active() -> Iterator[None]:
-        with hidden("_forward_method", kernels), priority():
+        with replaced("_forward_method", kernels), priority():
             yield
 
     return active

@@ -29,7 +29,7 @@ from vllm.v1.request import Request
 
 from vllm_flow.engine import adoption
 from vllm_flow.engine.cache_keys import KINDS_APART
-from vllm_flow.engine.hiding import hidden
+from vllm_flow.engine.replacing import replaced
 
 
 class FlowBlockPool(BlockPool):
@@ -167,7 +167,7 @@ def tell(pool: BlockPool) -> None:
 @contextmanager
 def untold(pool: BlockPool) -> Iterator[None]:
     """While it lasts, nobody is told of blocks that are cached: of those that are found by more than their hash."""
-    with hidden("flow_untold", [(pool, True)] if isinstance(pool, FlowBlockPool) else []):
+    with replaced("flow_untold", [(pool, True)] if isinstance(pool, FlowBlockPool) else []):
         yield
 
 

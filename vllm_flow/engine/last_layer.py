@@ -5,7 +5,7 @@ rotary embedding, and the write into the KV cache. Attention, output projection 
 out, and their queries where a layer is made as :data:`LAYERS` are. Of any other layer its own code runs up to its
 attention, whatever it does before that: there keys and values are stored, and the call ends.
 
-Seams: ``forward`` of a layer's ``Attention``, hidden for one call; the parts of a decoder layer by the names that
+Seams: ``forward`` of a layer's ``Attention``, replaced for one call; the parts of a decoder layer by the names that
 vLLM's Llama-like layers share (``input_layernorm``, ``self_attn.qkv_proj``, ``k_norm``, ``rotary_emb``, ``attn``)
 or, of latent attention, ``MultiHeadLatentAttentionWrapper`` has (``kv_a_proj_with_mqa`` and so on); and
 ``do_kv_cache_update`` of the attention backend. Where a model or backend has none of them, image rows
@@ -31,8 +31,8 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
 
 from vllm_flow.engine.backends import used
-from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.latent import store
+from vllm_flow.engine.replacing import replaced
 
 if TYPE_CHECKING:
     from vllm_flow.engine.families import Decoder
@@ -182,7 +182,7 @@ class KeyWriter:
             raise _Stored
 
         try:
-            with hidden("forward", [(attention, keep)]):
+            with replaced("forward", [(attention, keep)]):
                 forward(positions, hidden_DH, residual_DH, **others)
         except _Stored:
             return

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from vllm_flow.engine.hiding import hidden
+from vllm_flow.engine.replacing import replaced
 
 
 def is_latent(attention: Any) -> bool:
@@ -90,4 +90,4 @@ class PrefillPlans:
         key = (id(builder), variant)
         if key not in self._own:
             self._own[key] = stock.clone()
-        return hidden("_prefill_backend", [(builder, self._own[key])])
+        return replaced("_prefill_backend", [(builder, self._own[key])])

@@ -4,7 +4,7 @@ All that such ranks look at is computed in one step, so nothing is read from the
 parts are needed, and why a model cannot be ranked so, is asked once.
 
 Seams: ``key`` of the call of vLLM's ``Attention`` in the layer before a stage; the decoder's final norm; and
-``forward`` of that layer's ``self_attn.rotary_emb``, hidden for one call.
+``forward`` of that layer's ``self_attn.rotary_emb``, replaced for one call.
 
 Legend: R rows alive, M rows of an image's extent that are left, N tokens among them, K key heads, G query heads
 per key head, D head size.
@@ -25,8 +25,8 @@ from vllm_flow.engine.attention.row_mass import mean_over_workers
 from vllm_flow.engine.choice_places import ChoicePlaces
 from vllm_flow.engine.device_ranking import DeviceRanking
 from vllm_flow.engine.families.decoder_parts import Decoder
-from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.latent import is_latent
+from vllm_flow.engine.replacing import replaced
 from vllm_flow.ranks import HiddenRank, UnrotatedRank
 
 ROTATING = (
@@ -55,7 +55,7 @@ class LayerRanks:
     ) -> None:
         self._decoder, self._attention = decoder, attention
         self._places, self._scores = places, scores
-        # As it is without the hook, which is hidden while a step runs.
+        # As it is without the hook, which stands in its place while a step runs.
         self._norm = None if decoder.norm is None else decoder.norm.forward
         self._keys: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         """(request, image) -> L1 norms of the keys of its rows, and of the question's."""
@@ -168,7 +168,7 @@ class LayerRanks:
                 self._scores[device.key] = self.unrotated(layer, device, query, key, rows)
             return forward(positions, query, key, *args)
 
-        with hidden("forward", [(rotary, watched)]):
+        with replaced("forward", [(rotary, watched)]):
             yield
 
     def unrotated(

@@ -21,8 +21,8 @@ from vllm_flow.engine import shared_metadata
 from vllm_flow.engine.device_ranking import DeviceRanking, DeviceReading
 from vllm_flow.engine.device_step import DeviceVariant, FlowStep
 from vllm_flow.engine.draft_layers import layer_in_group
-from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.latent import PrefillPlans
+from vllm_flow.engine.replacing import replaced
 from vllm_flow.engine.states import is_state
 from vllm_flow.engine.variant_tensors import Shape, VariantTensors
 from vllm_flow.rewriting import LateReading
@@ -242,10 +242,10 @@ def _outside_buffers(builder: Any, table: torch.Tensor) -> Iterator[None]:
     """
     with (
         # In buffers for a captured step, as Gated DeltaNet's builder is asked, and the others.
-        hidden("use_full_cuda_graph", [(builder, False)]),
-        hidden("decode_cudagraph_max_bs", [(builder, -1)]),
+        replaced("use_full_cuda_graph", [(builder, False)]),
+        replaced("decode_cudagraph_max_bs", [(builder, -1)]),
         # Some builders take states as the runner has looked them up.
-        hidden("mamba_aligned_state_indices", [(builder, table)]),
+        replaced("mamba_aligned_state_indices", [(builder, table)]),
     ):
         yield
 

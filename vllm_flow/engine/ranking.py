@@ -24,8 +24,8 @@ from vllm_flow.engine.caches import cached_layers
 from vllm_flow.engine.choice_places import ChoicePlaces
 from vllm_flow.engine.device_ranking import DeviceRanking, DeviceReading
 from vllm_flow.engine.farthest_first import fast_order
-from vllm_flow.engine.hiding import hidden
 from vllm_flow.engine.layer_ranks import LayerRanks
+from vllm_flow.engine.replacing import replaced
 from vllm_flow.engine.sending import sent
 from vllm_flow.engine.tower_scores import Encoded, scores_of
 from vllm_flow.ranks import RANKS, PictureRank, QuestionRank, TowerRank
@@ -185,7 +185,7 @@ class Ranker:
 
         with (
             self.layer_ranks.watching(layer, rankings, rows),
-            hidden("forward", [(attention, watched)]),
+            replaced("forward", [(attention, watched)]),
         ):
             yield
 

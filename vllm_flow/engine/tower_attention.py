@@ -1,6 +1,6 @@
 """What rows of a vision tower's layer attend to, from its queries and keys: what ranks by the tower go by.
 
-Seam: ``forward`` of vLLM's ``MMEncoderAttention`` of one layer, hidden while pictures are encoded.
+Seam: ``forward`` of vLLM's ``MMEncoderAttention`` of one layer, replaced while pictures are encoded.
 
 Legend: P pictures, or parts of them, with as many rows each; L rows of one; Q heads of this worker, D their size.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vllm_flow.engine.attention.row_mass import LOGITS_AT_ONCE
-from vllm_flow.engine.hiding import hidden
+from vllm_flow.engine.replacing import replaced
 from vllm_flow.ranks import TowerScore
 
 
@@ -85,5 +85,5 @@ def watching(
                 found.append(received_attention(*heads, scale, first))
         return forward(query, key, *args, **kwargs)
 
-    with hidden("forward", [(attention, watched)]):
+    with replaced("forward", [(attention, watched)]):
         yield lambda: {kind: torch.cat(found) for kind, found in noted.items() if found}

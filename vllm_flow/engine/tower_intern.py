@@ -1,6 +1,6 @@
 """The tower of InternVL, whose pixel shuffle makes one token of a square of patches.
 
-Seam, hidden while pictures are encoded: ``forward`` of the attention of the tower's last layer. The tower has a
+Seam, replaced while pictures are encoded: ``forward`` of the attention of the tower's last layer. The tower has a
 class token, which is dropped, and sees a picture in tiles, whose tokens follow one another.
 """
 

@@ -1,6 +1,6 @@
 """The towers of LLaVA's line, whose rows are the tokens of a picture or of its tiles.
 
-Seams, hidden while pictures are encoded: ``forward`` of the attention of the layer whose output the decoder
+Seams, replaced while pictures are encoded: ``forward`` of the attention of the layer whose output the decoder
 gets (vLLM builds the tower up to it, so that it is the last), and ``_merge_image_patch_embeddings`` of LLaVA-NeXT
 and LLaVA-OneVision.
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vllm_flow.engine.hiding import hidden
+from vllm_flow.engine.replacing import replaced
 from vllm_flow.engine.tower_attention import watching
 from vllm_flow.engine.tower_scores import Scores
 from vllm_flow.ranks import TowerScore
@@ -78,7 +78,7 @@ def merging(model: Any) -> Iterator[list[Merge]]:
         noted.append(Merge(size, len(tiles), options))
         return merge(size, tiles, **options)
 
-    with hidden(MERGE, [(model, noting)]):
+    with replaced(MERGE, [(model, noting)]):
         yield noted
 
 
@@ -92,7 +92,7 @@ def merged(model: Any, merges: Sequence[Merge], scores: torch.Tensor) -> Iterato
     """
     merge = getattr(model, MERGE)
     ends = scores.new_tensor([float("inf")])
-    with hidden(NEWLINE, [(model, ends)]):
+    with replaced(NEWLINE, [(model, ends)]):
         parts = scores[..., None].split([one.tiles for one in merges])
         for one, part in zip(merges, parts, strict=True):
             handed = {NEWLINE: ends} if NEWLINE in one.options else {}

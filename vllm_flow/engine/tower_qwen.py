@@ -1,6 +1,6 @@
 """The towers of Qwen's line, whose merger makes one token of a square of patches.
 
-Seams, hidden while pictures are encoded: ``forward`` of the whole tower, for the pictures' grids, and of the
+Seams, replaced while pictures are encoded: ``forward`` of the whole tower, for the pictures' grids, and of the
 attention of its last layer, whose output the merger gets. Rows of the tower that become one token follow one
 another; Qwen2.5-VL's tower has the tokens in the order of its windows, whichever of its layers one looks at.
 
@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from vllm_flow.engine.hiding import hidden
+from vllm_flow.engine.replacing import replaced
 from vllm_flow.engine.tower_attention import received_attention
 from vllm_flow.engine.tower_scores import Scores
 from vllm_flow.ranks import TowerScore
@@ -55,7 +55,7 @@ class QwenView:
             found.extend(self._scores(query, key, grids[-1]))
             return attend(query, key, *args, **kwargs)
 
-        with hidden("forward", [(self._attention, watched), (self._tower, noting)]):
+        with replaced("forward", [(self._attention, watched), (self._tower, noting)]):
             yield lambda: {TowerScore.RECEIVED: torch.cat(found)} if found else {}
 
     def _scores(
