@@ -27,7 +27,7 @@ def apply() -> None:
         def make(*args: Any, renderer: Any = None, **kwargs: Any) -> Any:
             client = original(*args, renderer=renderer, **kwargs)
             if renderer is not None:
-                from vllm_flow.engine.pictures import pass_through
+                from vllm_flow.engine.processor_cache import pass_through
 
                 pass_through(client, renderer)
             from vllm_flow.engine import default_policies, obstacles

@@ -23,7 +23,7 @@ from vllm_flow.engine import groups
 from vllm_flow.engine.attention.keys import key_reader
 from vllm_flow.engine.calls import lengthened
 from vllm_flow.engine.decoder import DecoderHook
-from vllm_flow.engine.device_step import DeviceVariant, FlowStep
+from vllm_flow.engine.device_step import DeviceStep, DeviceVariant
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.families.finding import SCALED, residual_decoder
 from vllm_flow.engine.latent import PrefillPlans, cache_of, queries_of, store
@@ -205,7 +205,7 @@ def test_a_model_that_counts_rows_finds_all_of_them(data: Any) -> None:
         )
     hook = DecoderHook(residual_decoder(SimpleNamespace(model=model)))
     assert hook.decoder.call == "scaled"
-    with hook.installed(FlowStep(variants=variants)):
+    with hook.installed(DeviceStep(variants=variants)):
         found = model(positions, hidden, scaling)
     assert found.shape == expected.shape
     assert torch.equal(found[alive], expected[alive])

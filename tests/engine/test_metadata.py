@@ -10,8 +10,9 @@ import torch
 from vllm.config.compilation import CUDAGraphMode
 
 from vllm_flow.engine.groups import FlowAttentionSpec
-from vllm_flow.engine.metadata import Drafted, _build
+from vllm_flow.engine.metadata import _build
 from vllm_flow.engine.shared_metadata import sharing
+from vllm_flow.engine.step_inputs import DraftCounts
 from vllm_flow.engine.variant_tensors import VariantTensors
 from vllm_flow.step import Variant
 
@@ -142,16 +143,18 @@ TABLE = torch.arange(100, 130).reshape(3, 10)
 
 
 @pytest.mark.parametrize(
-    ("behind", "first"),
+    ("rejected", "first"),
     # Of blocks of 16 tokens, by what the requests have, those that left among it.
     [(None, (111, 123)), ((0, 0, 0), (111, 123)), ((9, 1, 1), (110, 122))],
 )
 def test_a_state_is_found_by_what_a_request_has_become(
-    behind: tuple[int, ...] | None, first: tuple[int, int]
+    rejected: tuple[int, ...] | None, first: tuple[int, int]
 ) -> None:
-    """Drafts that were refused since the host planned may have reached into another block."""
-    late = None if behind is None else torch.tensor(behind)
-    tensors = VariantTensors(of_two_in_three(), (), CPU, (16, 10), np.array([50, 17, 49]), late)
+    """Drafts that were rejected since the host planned may have reached into another block."""
+    rejected_tokens = None if rejected is None else torch.tensor(rejected)
+    tensors = VariantTensors(
+        of_two_in_three(), (), CPU, (16, 10), np.array([50, 17, 49]), rejected_tokens
+    )
     for slots in (1, 4):
         found = [[start + slot for slot in range(slots)] for start in first]
         assert tensors.states(TABLE, slots).tolist() == found
@@ -159,6 +162,6 @@ def test_a_state_is_found_by_what_a_request_has_become(
 
 def test_drafts_are_those_of_the_requests_that_are_left() -> None:
     tensors = VariantTensors(of_two_in_three(), (), CPU, (16, 10), np.array([50, 17, 49]))
-    drafted = Drafted(torch.tensor([1, 3, 2]), torch.tensor([-1, 3, 0]))
-    given = {name: value.tolist() for name, value in drafted.of(tensors).items()}
+    counts = DraftCounts(torch.tensor([1, 3, 2]), torch.tensor([-1, 3, 0]))
+    given = {name: value.tolist() for name, value in counts.builder_arguments(tensors).items()}
     assert given == {"num_accepted_tokens": [3, 2], "num_decode_draft_tokens_cpu": [3, 0]}

@@ -29,10 +29,10 @@ from tests.engine.overriding import (
     replaced,
     without_upstream,
 )
-from vllm_flow.engine import pictures, plugin
+from vllm_flow.engine import plugin, processor_cache
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.connectors import FlowConnector
-from vllm_flow.engine.pictures import SentPictures
+from vllm_flow.engine.processor_cache import SentPictures
 from vllm_flow.patches import (
     core_client,
     endpoint_plugins,
@@ -148,7 +148,7 @@ def test_a_patch_takes_what_upstream_takes(all_patches: None, target: ledger.Tar
 def test_a_client_is_wrapped_as_it_is_called(name: str) -> None:
     client = EngineCoreClient.__new__(type("Client", (EngineCoreClient,), {"shutdown": None}))
     cache = SentPictures.__new__(SentPictures)
-    pictures.pass_through(client, SimpleNamespace(mm_processor_cache=cache))
+    processor_cache.pass_through(client, SimpleNamespace(mm_processor_cache=cache))
     assert misfits(vars(client)[name], getattr(EngineCoreClient, name)) == []
 
 

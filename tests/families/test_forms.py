@@ -11,7 +11,7 @@ from vllm.sequence import IntermediateTensors
 
 from tests.families.test_registry import SwappedLayer
 from vllm_flow.engine.decoder import DecoderHook
-from vllm_flow.engine.device_step import DeviceVariant, FlowStep
+from vllm_flow.engine.device_step import DeviceStep, DeviceVariant
 from vllm_flow.engine.families.decoder_parts import Decoder
 from vllm_flow.engine.families.finding import check_call
 
@@ -82,7 +82,7 @@ def test_layers_of_another_form_are_refused(form: Any) -> None:
         check_call(Decoder(nn.Identity(), [SwappedLayer()], nn.Identity(), call=form))
 
 
-DROPS_THE_SECOND = FlowStep(
+DROPS_THE_SECOND = DeviceStep(
     variants={
         0: DeviceVariant(3, None, None),
         1: DeviceVariant(2, torch.tensor([0, 2]), torch.tensor([0, 2])),
@@ -127,7 +127,7 @@ def test_rows_come_back_without_a_norm() -> None:
     with hook.installed(DROPS_THE_SECOND):
         found = model(torch.tensor([1, 2, 4]), torch.zeros(3, 8))
     assert found[:, 0].tolist() == [2.0, 0.0, 8.0]
-    with hook.installed(FlowStep(variants={})):
+    with hook.installed(DeviceStep(variants={})):
         found = model(torch.tensor([1, 2, 4]), torch.zeros(3, 8))
     assert found[:, 0].tolist() == [2.0, 4.0, 8.0]
 
@@ -179,7 +179,7 @@ def test_a_tensor_of_unknown_rows_is_refused() -> None:
     hook = DecoderHook(Decoder(nn.Identity(), [layer], nn.Identity(), call="batched"))
     tables = (torch.zeros(1, 3, 8), torch.zeros(1, 3, 8))
     unknown = pytest.raises(RuntimeError, match="which rows attention_mask")
-    with hook.installed(FlowStep(variants={})), unknown:
+    with hook.installed(DeviceStep(variants={})), unknown:
         layer(
             torch.zeros(1, 3, 8),
             position_ids=torch.zeros(1, 3),

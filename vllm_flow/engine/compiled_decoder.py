@@ -20,7 +20,7 @@ from vllm_flow.engine.pieces import PASS, Piece, pieces_of
 from vllm_flow.engine.replacing import replaced
 
 if TYPE_CHECKING:
-    from vllm_flow.engine.device_step import DeviceVariant, FlowStep
+    from vllm_flow.engine.device_step import DeviceStep, DeviceVariant
 
 
 class CompiledDecoder:
@@ -37,7 +37,7 @@ class CompiledDecoder:
         """vLLM's, by layer; None where latent vectors are stored, by another name."""
         self._pieces: list[Piece] | None = None
 
-    def takes(self, step: FlowStep) -> bool:
+    def takes(self, step: DeviceStep) -> bool:
         """Whether this step can run through them."""
         if step.profiles or step.late or step.rankings:
             return False
@@ -51,7 +51,7 @@ class CompiledDecoder:
         return self._pieces is not None and all(piece.movable for piece in self._pieces)
 
     @contextmanager
-    def leaving(self, step: FlowStep) -> Iterator[CompiledPass]:
+    def leaving(self, step: DeviceStep) -> Iterator[CompiledPass]:
         """Let rows leave in the one call of the model that is made meanwhile."""
         last = [
             (self._attentions[layer].impl, variant)

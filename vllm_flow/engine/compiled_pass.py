@@ -26,7 +26,7 @@ from vllm_flow.engine.piece_shapes import outputs_of
 from vllm_flow.engine.piece_tensors import AliveTensors, GraphInputs
 
 if TYPE_CHECKING:
-    from vllm_flow.engine.device_step import DeviceVariant, FlowStep
+    from vllm_flow.engine.device_step import DeviceStep, DeviceVariant
     from vllm_flow.engine.pieces import Captured, Piece
 
 
@@ -37,7 +37,7 @@ class CompiledPass:
         step: what leaves where.
     """
 
-    def __init__(self, step: FlowStep) -> None:
+    def __init__(self, step: DeviceStep) -> None:
         self._step = step
         self._total = 0
         """T."""

@@ -28,7 +28,7 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
-from vllm_flow.engine.device_step import FlowStep
+from vllm_flow.engine.device_step import DeviceStep
 from vllm_flow.engine.draft_layers import layer_in_group
 from vllm_flow.engine.sending import snapshot
 
@@ -167,7 +167,7 @@ class DecodeBuffers:
         block_tables: Sequence[torch.Tensor],
         attn_groups: Sequence[Sequence[Any]],
         max_seq_len: int,
-    ) -> FlowStep:
+    ) -> DeviceStep:
         """What a decode step is captured with: each layer's metadata and slots.
 
         Args:
@@ -177,7 +177,7 @@ class DecodeBuffers:
         num_reqs, num_rows = input_batch.num_reqs, input_batch.num_tokens
         rows_per_req = num_rows // num_reqs
         self.blank(input_batch.seq_lens[:num_reqs])
-        step = FlowStep(variants={})
+        step = DeviceStep(variants={})
         for group, table in enumerate(block_tables):
             for attn_group in attn_groups[group]:
                 layers = _targets(attn_group.layer_names, attn_group.kv_cache_spec)

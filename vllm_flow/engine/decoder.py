@@ -22,7 +22,7 @@ from vllm_flow.engine.adapters import AdapterRows
 from vllm_flow.engine.aux_hidden_states import COLLECTS, collector
 from vllm_flow.engine.calls import FORMS, AliveRows
 from vllm_flow.engine.compiled_decoder import CompiledDecoder
-from vllm_flow.engine.device_step import FlowStep
+from vllm_flow.engine.device_step import DeviceStep
 from vllm_flow.engine.eager_pass import EagerPass, PassParts
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.last_layer import KeyWriter
@@ -50,7 +50,7 @@ class DecoderHook:
         """Entered for each eager call; see ``eager_ops.py``."""
         self.compiled: CompiledDecoder | None = None
         """Set where vLLM compiles the decoder in pieces, through which rows may leave, too."""
-        self._armed: FlowStep | None = None
+        self._armed: DeviceStep | None = None
         self._pass: EagerPass | None = None
         self._survivors: torch.Tensor | None = None
         """Rows of the last call that it ended with; None where none left."""
@@ -71,7 +71,7 @@ class DecoderHook:
         if decoder.norm is None or decoder.injected is not None:
             yield decoder.model, partial(self._model, decoder.model.forward)
 
-    def arm(self, step: FlowStep | None) -> None:
+    def arm(self, step: DeviceStep | None) -> None:
         """Set what the next call of the model does; None for a stock pass. Good for one call."""
         self._armed = step
         self._survivors = None
@@ -113,7 +113,7 @@ class DecoderHook:
         self._survivors = eager.rows
 
     @contextmanager
-    def installed(self, step: FlowStep) -> Iterator[EagerPass]:
+    def installed(self, step: DeviceStep) -> Iterator[EagerPass]:
         """Run the layers on the rows that are alive, for as long as the context lasts."""
         parts = PassParts(self._form, self._key_writers, self._adapters, self.ranker)
         self._pass = EagerPass(step, parts)

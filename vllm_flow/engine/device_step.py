@@ -41,7 +41,7 @@ class DeviceVariant:
 
 
 @dataclass(frozen=True)
-class FlowStep:
+class DeviceStep:
     """One forward pass with eviction."""
 
     variants: dict[int, DeviceVariant]

@@ -5,7 +5,7 @@ stored: `draft_layers`; what it reads of a target whose image rows have left: `a
 
 Under asynchronous scheduling how much of it was taken is known to the device alone, and a step is planned as if all
 had been. What was not comes behind the images, so whatever is stored packed is as many tokens shorter: see
-``behind`` in `metadata`, and of captured steps `decode_graphs`.
+``rejected_tokens`` in `metadata`, and of captured steps `decode_graphs`.
 
 Knows no requests and takes no step.
 """

@@ -19,7 +19,7 @@ from vllm_flow.engine.calls import CallForm, at_their_rows, lengthened
 
 if TYPE_CHECKING:
     from vllm_flow.engine.adapters import AdapterRows
-    from vllm_flow.engine.device_step import DeviceVariant, FlowStep
+    from vllm_flow.engine.device_step import DeviceStep, DeviceVariant
     from vllm_flow.engine.last_layer import KeyWriter
     from vllm_flow.engine.ranking import Ranker
 
@@ -44,7 +44,7 @@ class EagerPass:
         step: what leaves where.
     """
 
-    def __init__(self, step: FlowStep, parts: PassParts) -> None:
+    def __init__(self, step: DeviceStep, parts: PassParts) -> None:
         self._step, self._parts = step, parts
         self._num_rows = 0
         """T."""
@@ -104,7 +104,7 @@ class EagerPass:
         inputs = (hidden_RH,) if residual_RH is None else (hidden_RH, residual_RH)
         if self.rows is None:
             return forward(*inputs)
-        if not self._is_over:
+        if not self._none_alive:
             normed = forward(*inputs)
             hidden_RH = normed[0] if isinstance(normed, tuple) else normed
         hidden_TH = at_their_rows(hidden_RH, self.rows, self._num_rows)
@@ -127,7 +127,7 @@ class EagerPass:
             inputs = (positions, hidden_RH, residual_RH)
             self._store_last(index, variant, forward, *inputs, **others)
             hidden_RH, residual_RH = self._leave(variant, *inputs)
-        if self._is_over:
+        if self._none_alive:
             return hidden_RH, hidden_RH if residual_RH is None else residual_RH
         if self._positions is not None:
             positions = self._positions
@@ -183,7 +183,7 @@ class EagerPass:
         else:
             self.rows = gather if self.rows is None else self.rows.index_select(0, gather)
         self._positions = self._parts.form.select(positions, self.rows)
-        if not self._is_over:
+        if not self._none_alive:
             self._parts.adapters.keep(self.rows)
         return _gathered(gather, hidden_RH, residual_RH)
 
@@ -197,7 +197,7 @@ class EagerPass:
         return self._ranker.watching(index, watched, self.rows, late)
 
     @property
-    def _is_over(self) -> bool:
+    def _none_alive(self) -> bool:
         """Whether no row is alive: a step of image tokens only. Kernels dislike empty launches."""
         return self._variant is not None and self._variant.num_rows == 0
 

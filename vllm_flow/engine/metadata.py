@@ -19,48 +19,15 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vllm_flow.engine import shared_metadata
 from vllm_flow.engine.device_ranking import DeviceRanking, DeviceReading
-from vllm_flow.engine.device_step import DeviceVariant, FlowStep
+from vllm_flow.engine.device_step import DeviceStep, DeviceVariant
 from vllm_flow.engine.draft_layers import layer_in_group
 from vllm_flow.engine.latent import PrefillPlans
 from vllm_flow.engine.replacing import replaced
 from vllm_flow.engine.states import is_state
+from vllm_flow.engine.step_inputs import StepInputs
 from vllm_flow.engine.variant_tensors import Shape, VariantTensors
 from vllm_flow.rewriting import LateReading
 from vllm_flow.step import Ranking, StepPlan, Variant
-
-
-class Drafted(NamedTuple):
-    """What layers with states must know of each request's drafts: in a step with some the state of each is kept, and
-    the next step goes on from that of the last one that was accepted. N requests of the batch.
-    """
-
-    accepted: torch.Tensor
-    """[N] on the device, tokens that the step before gave each, the first of them no draft."""
-    drafts: torch.Tensor
-    """[N] on the host, drafts of each that the step checks; -1 for a chunk of its prompt."""
-
-    def of(self, tensors: VariantTensors) -> dict[str, torch.Tensor]:
-        """What the builder of a variant's metadata is given of them, [Q] each."""
-        requests = tensors.requests
-        on_host = torch.from_numpy(tensors.variant.requests)
-        return {
-            "num_accepted_tokens": self.accepted.index_select(0, requests),
-            "num_decode_draft_tokens_cpu": self.drafts.index_select(0, on_host),
-        }
-
-
-class StepInputs(NamedTuple):
-    """What is known of a step beside its plan."""
-
-    block_tables: Sequence[torch.Tensor]
-    """Per KV-cache group, [requests, blocks] block ids on the device."""
-    padded_rows: int = 0
-    """Rows that the model is called with, where vLLM pads the step for a CUDA graph."""
-    behind: torch.Tensor | None = None
-    """[requests] on the device, by how many tokens each is shorter than the plan takes it to be: drafts that were
-    refused since. Such requests have their prompt behind them."""
-    drafted: Drafted | None = None
-    """What layers with states know of drafts, in an engine that drafts."""
 
 
 class StepBuilder:
@@ -95,14 +62,14 @@ class StepBuilder:
             for attn_group in of_group
         ]
         # The sets of cliffs that share a batch are few, and asked for in every step.
-        self._places = lru_cache(maxsize=1024)(self._find_places)
+        self._layer_groups = lru_cache(maxsize=1024)(self._find_layer_groups)
 
     def build(
         self,
         plan: StepPlan | None,
         inputs: StepInputs,
         late: dict[int, list[DeviceReading]] | None = None,
-    ) -> FlowStep:
+    ) -> DeviceStep:
         """Build what the decoder hook needs for one step.
 
         Args:
@@ -110,21 +77,21 @@ class StepBuilder:
                 leaves and nothing is stored packed.
             late: see :meth:`late`.
         """
-        step = FlowStep(variants={}, late=late or {})
+        step = DeviceStep(variants={}, late=late or {})
         if plan is None:
             return step
         starts = tuple(variant.first_layer for variant in plan.variants)
-        found = zip(plan.variants, self._places(starts), strict=True)
-        for number, (variant, places) in enumerate(found):
-            tables = _tables(inputs.block_tables, places)
-            states = [_shape(inputs.block_tables, p) for p in places if p.keeps_states]
+        found = zip(plan.variants, self._layer_groups(starts), strict=True)
+        for number, (variant, layer_groups) in enumerate(found):
+            tables = _tables(inputs.block_tables, layer_groups)
+            states = [_shape(inputs.block_tables, g) for g in layer_groups if g.keeps_states]
             tensors = VariantTensors(
                 variant,
                 tables,
                 self._device,
                 states[0] if states else None,
                 plan.seq_lens,
-                inputs.behind,
+                inputs.rejected_tokens,
             )
             slots: dict[int, torch.Tensor] = {}
             if tensors.writes:
@@ -134,11 +101,11 @@ class StepBuilder:
                 variant.num_rows,
                 tensors.get("rows"),
                 tensors.get("gather"),
-                tensors.last_keys(slots[places[0].group]) if tensors.last else None,
+                tensors.last_keys(slots[layer_groups[0].group]) if tensors.last else None,
                 tuple(self._device_ranking(r, variant, inputs) for r in variant.rankings),
             )
             if variant.num_rows:  # else the hook skips these layers
-                self._add_metadata(step, number, tensors, places, slots, inputs)
+                self._add_metadata(step, number, tensors, layer_groups, slots, inputs)
         return step
 
     def _padding(self, plan: StepPlan, tensors: VariantTensors, inputs: StepInputs) -> int:
@@ -153,10 +120,10 @@ class StepBuilder:
 
     def _add_metadata(
         self,
-        step: FlowStep,
+        step: DeviceStep,
         number: int,
         tensors: VariantTensors,
-        places: Sequence[_Place],
+        layer_groups: Sequence[_LayerGroup],
         slots: dict[int, torch.Tensor],
         inputs: StepInputs,
     ) -> None:
@@ -166,32 +133,36 @@ class StepBuilder:
             number: of the variant in its step.
             slots: KV-cache group -> slots of the variant's rows.
         """
-        of_drafts = None if inputs.drafted is None else inputs.drafted.of(tensors)
+        counts = inputs.draft_counts
+        of_drafts = None if counts is None else counts.builder_arguments(tensors)
         built: dict[Any, Any] = {}
-        for place in places:
-            table = inputs.block_tables[place.group]
+        for layers in layer_groups:
+            table = inputs.block_tables[layers.group]
             own = table
-            if place.keeps_states:
+            if layers.keeps_states:
                 if tensors.variant.continues_states:
                     continue  # what vLLM has made says the same
-                slots_of_drafts = place.attn_group.kv_cache_spec.num_speculative_blocks
+                slots_of_drafts = layers.attn_group.kv_cache_spec.num_speculative_blocks
                 table = tensors.states(table, 1 + slots_of_drafts)
-                own = _wherever(table, inputs.block_tables[place.group])
-            common = tensors.common_metadata(own, slots[place.group], place.keeps_states)
-            with self._alone(place, number, table):
+                own = _wherever(table, inputs.block_tables[layers.group])
+            common = tensors.common_metadata(own, slots[layers.group], layers.keeps_states)
+            with self._alone(layers, number, table):
                 metadata = _build(
-                    place.attn_group, common, built, of_drafts if place.keeps_states else None
+                    layers.attn_group,
+                    common,
+                    built,
+                    of_drafts if layers.keeps_states else None,
                 )
-            for name in place.layer_names:
+            for name in layers.layer_names:
                 step.attn_metadata[name] = metadata
                 step.slot_mapping[name] = common.slot_mapping
 
     def _alone(
-        self, place: _Place, variant: int, table: torch.Tensor
+        self, layers: _LayerGroup, variant: int, table: torch.Tensor
     ) -> AbstractContextManager[None]:
         """While it lasts, what a builder keeps of one metadata is not that of the step's other variants."""
-        builder = place.attn_group.get_metadata_builder(0)
-        if place.keeps_states:
+        builder = layers.attn_group.get_metadata_builder(0)
+        if layers.keeps_states:
             return _outside_buffers(builder, table)
         return self._plans.of(builder, variant)
 
@@ -216,9 +187,9 @@ class StepBuilder:
         group = self._group_of_layer.get(variant.first_layer - 1, 0)
         return DeviceRanking(ranking, inputs.block_tables[group][ranking.request])
 
-    def _find_places(self, starts: tuple[int, ...]) -> list[list[_Place]]:
+    def _find_layer_groups(self, starts: tuple[int, ...]) -> list[list[_LayerGroup]]:
         """For each variant, given the first layers of all, where its layers are kept."""
-        found: list[list[_Place]] = [[] for _ in starts]
+        found: list[list[_LayerGroup]] = [[] for _ in starts]
         for group, size, attn_group in self._groups:
             names: dict[int, list[str]] = {}
             for name in attn_group.layer_names:
@@ -229,7 +200,7 @@ class StepBuilder:
                     names.setdefault(index, []).append(name)
             for index, of_variant in names.items():
                 states = is_state(attn_group.kv_cache_spec)
-                found[index].append(_Place(group, size, attn_group, of_variant, states))
+                found[index].append(_LayerGroup(group, size, attn_group, of_variant, states))
         return found
 
 
@@ -250,7 +221,7 @@ def _outside_buffers(builder: Any, table: torch.Tensor) -> Iterator[None]:
         yield
 
 
-class _Place(NamedTuple):
+class _LayerGroup(NamedTuple):
     """Layers of one variant that share a block table and a metadata builder."""
 
     group: int
@@ -264,18 +235,18 @@ def _build(
     attn_group: Any,
     common: CommonAttentionMetadata,
     built: dict[Any, Any],
-    drafted: dict[str, torch.Tensor] | None = None,
+    of_drafts: dict[str, torch.Tensor] | None = None,
 ) -> Any:
     """A variant's metadata in one storage group, from what was built of it in others, where the backend can.
 
     Args:
-        drafted: of layers with states, see :meth:`Drafted.of`.
+        of_drafts: of layers with states, see :meth:`~vllm_flow.engine.step_inputs.DraftCounts.builder_arguments`.
     """
     builder = attn_group.get_metadata_builder(0)
     # With graphs, a builder keeps its schedule in one buffer: that of the layers before the cliff.
     graphs = builder.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
     own: dict[str, Any] = {"fast_build": True} if graphs else {}
-    return shared_metadata.build(attn_group, common, built, **own, **(drafted or {}))
+    return shared_metadata.build(attn_group, common, built, **own, **(of_drafts or {}))
 
 
 def _wherever(states: torch.Tensor, block_table: torch.Tensor) -> torch.Tensor:
@@ -285,15 +256,15 @@ def _wherever(states: torch.Tensor, block_table: torch.Tensor) -> torch.Tensor:
     return states.expand(-1, block_table.shape[1]) if states.shape[1] == 1 else states
 
 
-def _shape(block_tables: Sequence[torch.Tensor], place: _Place) -> Shape:
-    return place.block_size, block_tables[place.group].shape[1]
+def _shape(block_tables: Sequence[torch.Tensor], layers: _LayerGroup) -> Shape:
+    return layers.block_size, block_tables[layers.group].shape[1]
 
 
 def _tables(
-    block_tables: Sequence[torch.Tensor], places: Sequence[_Place]
+    block_tables: Sequence[torch.Tensor], layer_groups: Sequence[_LayerGroup]
 ) -> dict[Shape, list[int]]:
     """Shape of a block table -> the KV-cache groups whose tables are of that shape."""
     found: dict[Shape, list[int]] = {}
-    for place in places:
-        found.setdefault(_shape(block_tables, place), []).append(place.group)
+    for layers in layer_groups:
+        found.setdefault(_shape(block_tables, layers), []).append(layers.group)
     return found

@@ -12,7 +12,7 @@ from typing import Any
 from vllm_flow.engine import adoption
 from vllm_flow.engine.compiled_decoder import CompiledDecoder
 from vllm_flow.engine.decoder import DecoderHook
-from vllm_flow.engine.device_step import FlowStep
+from vllm_flow.engine.device_step import DeviceStep
 from vllm_flow.engine.eager_ops import eager_operators
 from vllm_flow.engine.families import decoder_of
 from vllm_flow.engine.pieces import compiles_in_pieces
@@ -20,7 +20,7 @@ from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.tower_scores import ScoringModel
 from vllm_flow.engine.tower_views import tower_of
 
-_EAGER_PASS = FlowStep(variants={}, profiles=True)
+_EAGER_PASS = DeviceStep(variants={}, profiles=True)
 
 
 class FlowModel:

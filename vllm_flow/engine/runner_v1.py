@@ -25,14 +25,15 @@ from vllm_flow.engine import (
 )
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decoder import DecoderHook
-from vllm_flow.engine.device_step import FlowStep
+from vllm_flow.engine.device_step import DeviceStep
 from vllm_flow.engine.equipment import equip
 from vllm_flow.engine.groups import group_specs, storage_layer
-from vllm_flow.engine.metadata import Drafted, StepBuilder, StepInputs
+from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.moving import Rewrites, RowMover, rewrites_of
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.sending import sent
 from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.engine.step_inputs import DraftCounts, StepInputs
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -146,7 +147,7 @@ class FlowRunnerV1(model_call.EagerProfile):
 
     def _plan_flow_step(
         self, num_scheduled_tokens: dict[str, int], padded_rows: int
-    ) -> FlowStep | None:
+    ) -> DeviceStep | None:
         batch = self.input_batch
         logs = self.flow_tap is not None and self.flow_tap.requests
         if not self.flow_requests.layouts and not logs:
@@ -169,27 +170,29 @@ class FlowRunnerV1(model_call.EagerProfile):
         if plan is None and not readings:
             return None
         late = self.flow_steps.late(readings, batch.req_ids, block_tables)
-        inputs = StepInputs(block_tables, padded_rows, self._tokens_behind(), self._drafted())
+        inputs = StepInputs(
+            block_tables, padded_rows, self._rejected_tokens(), self._draft_counts()
+        )
         return self.flow_steps.build(plan, inputs, late)
 
-    def _drafted(self) -> Drafted | None:
+    def _draft_counts(self) -> DraftCounts | None:
         """What layers with states know of drafts; None where there are no drafts, or no states."""
         if self.speculative_config is None or not self.flow_settings.attending:
             return None
         count = self.input_batch.num_reqs
-        return Drafted(
+        return DraftCounts(
             self.num_accepted_tokens.gpu[:count], self.num_decode_draft_tokens.cpu[:count]
         )
 
-    def _tokens_behind(self) -> torch.Tensor | None:
-        """[requests] how many tokens fewer the device has computed of each than the host was told; None where the
-        host knows."""
+    def _rejected_tokens(self) -> torch.Tensor | None:
+        """[requests] drafts of each that were rejected, which the host was told it has computed; None where the host
+        knows."""
         if not self.use_async_spec_decode:
             return None
         batch, count = self.input_batch, self.input_batch.num_reqs
         told = sent(batch.num_computed_tokens_cpu_tensor[:count], self.device)
-        behind: torch.Tensor = told - self.num_computed_tokens[:count]
-        return behind
+        rejected: torch.Tensor = told - self.num_computed_tokens[:count]
+        return rejected
 
     def _get_prompt_logprobs_dict(
         self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any

@@ -27,16 +27,17 @@ from vllm_flow.engine import (
 )
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decode_graphs import DecodeBuffers, unreplayable
-from vllm_flow.engine.decoder import DecoderHook, FlowStep
+from vllm_flow.engine.decoder import DecoderHook, DeviceStep
 from vllm_flow.engine.equipment import equip
 from vllm_flow.engine.groups import group_specs, storage_layer
-from vllm_flow.engine.metadata import StepBuilder, StepInputs
+from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.moving import RowMover, rewrites_of
 from vllm_flow.engine.prompt_scores import FlowPromptLogprobs
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.sending import sent
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.shared_metadata import sharing
+from vllm_flow.engine.step_inputs import StepInputs
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
@@ -128,7 +129,7 @@ class FlowModelState(ModelState):
 
     def _plan_flow_step(
         self, input_batch: Any, block_tables: Sequence[torch.Tensor], padded_rows: int
-    ) -> FlowStep | None:
+    ) -> DeviceStep | None:
         # Dummy batches carry ids that no request has, so they get a stock pass.
         shares = (
             input_batch.req_ids,
@@ -142,19 +143,19 @@ class FlowModelState(ModelState):
         if plan is None and not readings:
             return None
         late = self.flow_steps.late(readings, shares[0], block_tables)
-        inputs = StepInputs(block_tables, padded_rows, self._tokens_behind(input_batch))
+        inputs = StepInputs(block_tables, padded_rows, self._rejected_tokens(input_batch))
         return self.flow_steps.build(plan, inputs, late)
 
-    def _tokens_behind(self, input_batch: Any) -> torch.Tensor | None:
-        """[requests] how many tokens fewer the device has computed of each than the host was told; None where the
-        host knows."""
+    def _rejected_tokens(self, input_batch: Any) -> torch.Tensor | None:
+        """[requests] drafts of each that were rejected, which the host was told it has computed; None where the host
+        knows."""
         drafting = self.vllm_config.speculative_config is not None
         if not drafting or not self.scheduler_config.async_scheduling:
             return None
         count = input_batch.num_reqs
         told = sent(input_batch.seq_lens_cpu_upper_bound[:count], self.device)
-        behind: torch.Tensor = told - input_batch.seq_lens[:count]
-        return behind
+        rejected: torch.Tensor = told - input_batch.seq_lens[:count]
+        return rejected
 
     def _prepare_graph(
         self,

@@ -34,7 +34,7 @@ class VariantTensors:
         device: where the model runs.
         of_states: shape of the tables of states, None where its layers have none.
         seq_lens: [N] tokens of each request of the batch after the step, by which its state is found.
-        behind: see :class:`vllm_flow.engine.metadata.StepInputs`.
+        rejected_tokens: see :class:`vllm_flow.engine.step_inputs.StepInputs`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class VariantTensors:
         device: torch.device,
         of_states: Shape | None = None,
         seq_lens: IntArray | None = None,
-        behind: torch.Tensor | None = None,
+        rejected_tokens: torch.Tensor | None = None,
     ) -> None:
         self.variant = variant
         parts = {"query_start_loc": variant.query_start_loc, "seq_lens": variant.seq_lens}
@@ -58,7 +58,7 @@ class VariantTensors:
             row_requests = np.concatenate((row_requests, self.last.row_requests))
             positions = np.concatenate((positions, self.last.positions))
         self.writes = len(row_requests) > 0
-        if behind is not None:
+        if rejected_tokens is not None:
             parts |= {"row requests": row_requests, "positions": positions}
             parts.setdefault("requests", variant.requests)
             tables = ()
@@ -71,7 +71,7 @@ class VariantTensors:
             size, width = of_states
             lengths = seq_lens[variant.requests]
             known = {"states": variant.requests * width + (lengths - 1) // size}
-            parts |= known if behind is None else {"lengths": lengths}
+            parts |= known if rejected_tokens is None else {"lengths": lengths}
         sizes = [len(part) for part in parts.values()]
         host = snapshot(
             torch.from_numpy(
@@ -83,19 +83,21 @@ class VariantTensors:
         self._max_query_len, self._max_seq_len = variant.max_query_len, variant.max_seq_len
         self._on_host = dict(zip(parts, host.split(sizes), strict=True))
         self._on_device = dict(zip(parts, there.split(sizes), strict=True))
-        if behind is not None:
-            self._correct(behind, of_states)
+        if rejected_tokens is not None:
+            self._correct(rejected_tokens, of_states)
 
-    def _correct(self, behind: torch.Tensor, of_states: Shape | None) -> None:
+    def _correct(self, rejected_tokens: torch.Tensor, of_states: Shape | None) -> None:
         """Positions and lengths as the device knows them; lengths on the host stay upper bounds."""
         there = self._on_device
-        of_requests = behind[there["requests"]].to(torch.int32)
+        of_requests = rejected_tokens[there["requests"]].to(torch.int32)
         there["seq_lens"] = there["seq_lens"] - of_requests
         if "lengths" in there and of_states is not None:
             size, width = of_states
             last = (there["lengths"] - of_requests - 1) // size
             there["states"] = there["requests"] * width + last
-        there["positions"] = there["positions"] - behind[there["row requests"]].to(torch.int32)
+        there["positions"] = there["positions"] - rejected_tokens[there["row requests"]].to(
+            torch.int32
+        )
 
     def get(self, name: str) -> torch.Tensor | None:
         """``rows`` or ``gather`` on the device; None where the variant has none."""
