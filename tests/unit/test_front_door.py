@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-SEVEN = ("policy", "spans", "layout", "scheduler", "storage", "plan", "decoder")
+SEVEN = ("policy", "spans", "layout", "scheduler", "storage", "plan", "eager_pass")
 """In the order of a request's life."""
 PATH = re.compile(r"\b((?:tests|eval|patches|docs|vllm_flow)/[\w/.]*\.\w+)\b")
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)\)")
