@@ -97,8 +97,7 @@ def record_pieces(engine: Engine, sizes: Iterable[int]) -> list[RecordedGraphs]:
         runner.vllm_config.compilation_config, engine.shape.layers
     )
     assert found is not None
-    steps = getattr(runner, "model_state", runner).flow_steps
-    steps.graph_rows = max(sizes)
+    runner.flow_state.builder.graph_rows = max(sizes)
     graphs, pool = [], dict[int, list[torch.Tensor]]()
     for piece in found:
         piece._run = RecordedGraphs(piece._run, pool)

@@ -253,7 +253,7 @@ def test_requests_join_and_leave_a_running_batch(open_logging: Any) -> None:
     # Nothing of them stays behind; a worker hears of ended requests with the next step.
     engine.run([text_only(516)])
     [runner] = engine.llm.llm_engine.collective_rpc(lambda worker: worker.model_runner)
-    assert not runner.flow_tap.requests and not engine.scheduler.flow_logged.rows
+    assert not runner.flow_state.tap.requests and not engine.scheduler.flow_logged.rows
 
 
 class Steps:

@@ -70,9 +70,9 @@ def test_image_rows_run_through_one_layer_less(
     ask, image = one_image(33, 2), GQA.image_tokens
     prompt, *rest = rows_per_layer(engine, ask)
     assert prompt > image and rest == [prompt - image] * 3
-    owner = getattr(runner_of(engine), "model_state", runner_of(engine))
+    book = runner_of(engine).flow_state.book
     # Where it cannot be done they leave at the border of their cliff, exactly as well.
-    monkeypatch.setattr(owner.flow_requests, "spares_last_layers", False)
+    monkeypatch.setattr(book, "spares_last_layers", False)
     assert rows_per_layer(engine, ask) == [prompt, prompt, prompt - image, prompt - image]
 
 
@@ -162,7 +162,7 @@ def test_layers_of_any_kind_run_up_to_their_attention(
 ) -> None:
     """As where how a layer makes its keys is not known: the MLP has the same rows, and answers are exact."""
     engine = open_engine(GQA, 2)
-    writers = getattr(runner_of(engine), "model_state", runner_of(engine)).flow_hook._key_writers
+    writers = runner_of(engine).flow_state.hook._key_writers
     ask, called = one_image(34, 2), list[int]()
     for writer in writers:
         monkeypatch.setattr(writer, "_apart", False)

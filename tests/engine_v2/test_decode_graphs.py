@@ -142,10 +142,10 @@ def test_what_a_drafter_captures_is_no_call_of_the_model() -> None:
     armed: list[Any] = []
 
     class Runner:
-        model_state = SimpleNamespace(flow_hook=SimpleNamespace(arm=armed.append))
+        flow_state = SimpleNamespace(hook=SimpleNamespace(arm=armed.append))
 
         def capture_model(self, *, profile_only: bool = False) -> int:
-            self.model_state.flow_hook.arm("a drafter's")
+            self.flow_state.hook.arm("a drafter's")
             return 7
 
     both = type("Both", (FlowRunnerV2, Runner), {})

@@ -58,7 +58,7 @@ def metadata_of_states(engine: Engine) -> Iterator[list[Any]]:
     from vllm_flow.engine.replacing import replaced
 
     core: Any = engine.llm.llm_engine.engine_core.engine_core
-    hook = core.model_executor.driver_worker.worker.model_runner.flow_hook
+    hook = core.model_executor.driver_worker.worker.model_runner.flow_state.hook
     found: list[Any] = []
     stock = hook.arm
 

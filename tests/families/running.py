@@ -73,14 +73,9 @@ class Engine:
         return self.runner.model
 
     @property
-    def keeper(self) -> Any:
-        """What keeps the extension's equipment: model runner V2's state, or V1 itself."""
-        return getattr(self.runner, "model_state", self.runner)
-
-    @property
     def spares_last_layers(self) -> bool:
         """Whether image rows leave the last layer that sees them early."""
-        return bool(self.keeper.flow_requests.spares_last_layers)
+        return bool(self.runner.flow_state.book.spares_last_layers)
 
     @property
     def decoder(self) -> Decoder:

@@ -87,8 +87,8 @@ def test_what_reads_the_cache_reads_vectors(
         max_num_batched_tokens=32,
     )
     assert engine.spares_last_layers
-    assert engine.keeper.flow_hook.ranker.unreadable is None
-    assert engine.keeper.flow_mover.unmovable is None
+    assert engine.runner.flow_state.ranker.unreadable is None
+    assert engine.runner.flow_state.mover.unmovable is None
     judge, cliffs = Judge(engine), range(checkpoint.num_layers)
     late = [replace(ask, late=True) for ask in every_cliff(checkpoint, list(cliffs))]
     judge.assert_exact(late, engine.run(late, 8))

@@ -97,7 +97,7 @@ def test_a_builders_buffers_are_those_of_captured_steps(engine: Engine, judge: J
 
     core: Any = engine.llm.llm_engine.engine_core.engine_core
     runner = core.model_executor.driver_worker.worker.model_runner
-    hook = getattr(runner, "model_state", runner).flow_hook
+    hook = runner.flow_state.hook
     groups = [group for of_group in runner.attn_groups for group in of_group]
     builders = [g.get_metadata_builder(0) for g in groups if is_state(g.kv_cache_spec)]
     assert all("use_full_cuda_graph" in vars(builder) for builder in builders), "renamed upstream"

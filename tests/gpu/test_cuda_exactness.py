@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -95,7 +95,7 @@ def test_text_around_images_is_exact(open_engine: OpenEngine, execution: dict[st
     """In the last layer with image rows their keys alone are computed, and the text is given in runs."""
     engine = open_engine(LONG, 1, **triton(**execution), max_num_batched_tokens=97, max_num_seqs=4)
     runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
-    assert getattr(runner, "model_state", runner).flow_requests.spares_last_layers
+    assert runner.flow_state.book.spares_last_layers
     asks = [text_around(40, cliff) for cliff in range(1, LONG.layers)]
     assert_exact(engine, asks, engine.run(asks))
 
@@ -163,12 +163,13 @@ def test_decode_steps_wait_for_nothing(open_engine: OpenEngine, execution: dict[
 
     engine = open_engine(GQA, 2, **triton(**execution))
     runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
-    owner = getattr(runner, "model_state", runner)
-    names = [name for name in ("_plan_flow_step", "_prepare_graph") if hasattr(owner, name)]
+    guarding = [(runner.flow_state, "plan")]
+    if hasattr(runner, "model_state"):  # model runner V2
+        guarding.append((runner.model_state, "_prepare_graph"))
     asks = every_cliff(GQA.layers)
     calls: list[str] = []
 
-    def guarded(name: str) -> Any:
+    def guarded(owner: Any, name: str) -> Any:
         original = getattr(owner, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -181,8 +182,10 @@ def test_decode_steps_wait_for_nothing(open_engine: OpenEngine, execution: dict[
 
         return call
 
-    with mock.patch.multiple(owner, **{name: guarded(name) for name in names}):
+    with ExitStack() as stack:
+        for owner, name in guarding:
+            stack.enter_context(mock.patch.object(owner, name, guarded(owner, name)))
         outputs = engine.run(asks)
     assert_exact(engine, asks, outputs)
     assert ("_prepare_graph" in calls) == (bool(execution) and not v1())
-    assert "_plan_flow_step" in calls
+    assert "plan" in calls

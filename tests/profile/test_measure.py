@@ -185,7 +185,7 @@ def test_what_is_ranked_says_how_long_ranking_took(bench: Bench) -> None:
     assert shares.pop("0:16 uniform") is None and shares.pop(engines.STOCK) is None
     assert all(share is not None and 0 < share.median < 1 for share in shares.values()), shares
 
-    ranker = watching.runner_of(bench.flow).flow_hook.ranker
+    ranker = watching.runner_of(bench.flow).flow_state.ranker
     before, calls = dict(vars(ranker)), defaultdict(int)
 
     def counted(name: str):  # type: ignore[no-untyped-def]

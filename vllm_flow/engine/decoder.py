@@ -28,7 +28,6 @@ from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.last_layer import KeyWriter
 from vllm_flow.engine.ranking import Ranker
 from vllm_flow.engine.replacing import replaced
-from vllm_flow.engine.tower_scores import Tower
 
 
 class DecoderHook:
@@ -44,8 +43,6 @@ class DecoderHook:
         self.decoder = decoder
         self.ranker: Ranker | None = None
         """Set once there is a KV cache to read."""
-        self.tower = Tower()
-        """Set where the whole model is known."""
         self.eager_operators: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered for each eager call; see ``eager_ops.py``."""
         self.compiled: CompiledDecoder | None = None
@@ -75,16 +72,6 @@ class DecoderHook:
         """Set what the next call of the model does; None for a stock pass. Good for one call."""
         self._armed = step
         self._survivors = None
-
-    def forget(self, request_id: str) -> None:
-        """Drop what is kept of a request from step to step."""
-        if self.ranker is not None:
-            self.ranker.remove(request_id)
-
-    def forget_pictures(self) -> None:
-        """Drop what is kept of pictures: vLLM drops their embeddings, whose weights may have changed."""
-        if self.ranker is not None:
-            self.ranker.forget_pictures()
 
     @contextmanager
     def around_call(self) -> Iterator[None]:

@@ -80,6 +80,7 @@ class StepBuilder:
         step = DeviceStep(variants={}, late=late or {})
         if plan is None:
             return step
+        rejected = None if inputs.lengths is None else inputs.lengths.rejected_tokens()
         starts = tuple(variant.first_layer for variant in plan.variants)
         found = zip(plan.variants, self._layer_groups(starts), strict=True)
         for number, (variant, layer_groups) in enumerate(found):
@@ -91,7 +92,7 @@ class StepBuilder:
                 self._device,
                 states[0] if states else None,
                 plan.seq_lens,
-                inputs.rejected_tokens,
+                rejected,
             )
             slots: dict[int, torch.Tensor] = {}
             if tensors.writes:

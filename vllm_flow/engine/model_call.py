@@ -12,15 +12,12 @@ from typing import Any
 from vllm_flow.engine import adoption
 from vllm_flow.engine.compiled_decoder import CompiledDecoder
 from vllm_flow.engine.decoder import DecoderHook
-from vllm_flow.engine.device_step import DeviceStep
 from vllm_flow.engine.eager_ops import eager_operators
 from vllm_flow.engine.families import decoder_of
 from vllm_flow.engine.pieces import compiles_in_pieces
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.engine.tower_scores import ScoringModel
+from vllm_flow.engine.tower_scores import ScoringModel, Tower
 from vllm_flow.engine.tower_views import tower_of
-
-_EAGER_PASS = DeviceStep(variants={}, profiles=True)
 
 
 class FlowModel:
@@ -37,8 +34,8 @@ class FlowScoringModel(ScoringModel, FlowModel):
     """The same, of a model whose vision tower shows what ranks ask of it."""
 
 
-def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> DecoderHook:
-    """Turn a loaded model into one that the returned hook takes over call by call.
+def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> tuple[DecoderHook, Tower]:
+    """Turn a loaded model into one that the returned hook takes over call by call, and whose tower is looked into.
 
     Raises:
         ValueError: see :func:`vllm_flow.engine.families.decoder_of`.
@@ -48,29 +45,10 @@ def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> DecoderHook:
     if compiles_in_pieces(vllm_config):
         hook.compiled = CompiledDecoder(decoder.layers, vllm_config.compilation_config)
     hook.eager_operators = eager_operators(decoder.model, vllm_config)
-    hook.tower = tower = tower_of(model, vllm_config)
+    tower = tower_of(model, vllm_config)
     if tower.readable:
         adoption.adopt(model, FlowScoringModel)
     else:
         adoption.adopt(model, FlowModel)
     model.flow_hook, model.flow_tower = hook, tower
-    return hook
-
-
-class EagerProfile:
-    """Of a runner: memory is profiled with the pass that takes more, compiled or eager."""
-
-    model: Any
-    vllm_config: Any
-
-    def _dummy_run(self, *args: Any, is_profile: bool = False, **kwargs: Any) -> Any:
-        if is_profile and self._eager_pass_counts():
-            self.model.flow_hook.arm(_EAGER_PASS)
-            super()._dummy_run(*args, is_profile=True, **kwargs)  # type: ignore[misc]
-        return super()._dummy_run(*args, is_profile=is_profile, **kwargs)  # type: ignore[misc]
-
-    def _eager_pass_counts(self) -> bool:
-        """Whether steps may run in either way, and vLLM sizes its KV cache by what they take."""
-        config = self.vllm_config
-        compiled = config.compilation_config.mode.name != "NONE"
-        return compiled and config.cache_config.kv_cache_memory_bytes is None
+    return hook, tower

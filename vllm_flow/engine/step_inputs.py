@@ -1,4 +1,4 @@
-"""What a runner knows of a step beside its plan: tables, padding, and what became of drafts.
+"""What a runner knows of a step: who takes part in it; tables, padding, and what became of drafts.
 
 Data alone; who builds a step of it: :mod:`vllm_flow.engine.metadata`.
 """
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+
+from vllm_flow.engine.sending import sent
 
 if TYPE_CHECKING:
     from vllm_flow.engine.variant_tensors import VariantTensors
@@ -34,6 +36,30 @@ class DraftCounts(NamedTuple):
         }
 
 
+class StepShares(NamedTuple):
+    """Which tokens of which requests a step computes: parallel, in the order of the batch's rows."""
+
+    request_ids: Sequence[str]
+    num_computed: Sequence[int]
+    """Tokens of each before the step, as the host was told."""
+    num_scheduled: Sequence[int]
+    """Tokens of each in it."""
+
+
+class Lengths(NamedTuple):
+    """How long requests are, where drafts are checked while the host plans the next step. N requests of the batch."""
+
+    told: torch.Tensor
+    """[N] on the host, which takes every draft to have been accepted."""
+    known: torch.Tensor
+    """[N] on the device."""
+
+    def rejected_tokens(self) -> torch.Tensor:
+        """[N] on the device, drafts of each that were rejected since the host was told."""
+        found: torch.Tensor = sent(self.told, self.known.device) - self.known
+        return found
+
+
 class StepInputs(NamedTuple):
     """What is known of a step beside its plan."""
 
@@ -41,8 +67,7 @@ class StepInputs(NamedTuple):
     """Per KV-cache group, [requests, blocks] block ids on the device."""
     padded_rows: int = 0
     """Rows that the model is called with, where vLLM pads the step for a CUDA graph."""
-    rejected_tokens: torch.Tensor | None = None
-    """[requests] on the device, by how many tokens each is shorter than the plan takes it to be: drafts that were
-    rejected since. Such requests have their prompt behind them."""
+    lengths: Lengths | None = None
+    """None where the host knows them. Where it does not, requests have their prompt behind them."""
     draft_counts: DraftCounts | None = None
     """What layers with states know of drafts, in an engine that drafts."""

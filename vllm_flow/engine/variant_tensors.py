@@ -34,7 +34,7 @@ class VariantTensors:
         device: where the model runs.
         of_states: shape of the tables of states, None where its layers have none.
         seq_lens: [N] tokens of each request of the batch after the step, by which its state is found.
-        rejected_tokens: see :class:`vllm_flow.engine.step_inputs.StepInputs`.
+        rejected_tokens: see :meth:`vllm_flow.engine.step_inputs.Lengths.rejected_tokens`.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Workers whose model runner evicts, one per platform.
 
-Seam: ``ParallelConfig.worker_cls``. A worker builds its runner inside ``init_device``; ours hands
-that runner to the adapter of its generation, so no upstream code is copied.
+Seam: ``ParallelConfig.worker_cls``. A worker builds its runner inside ``init_device``; ours gives
+that runner the class of its generation, so no upstream code is copied.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
-from vllm_flow.engine import obstacles, pieces, runner_v1, runner_v2
+from vllm_flow.engine import adoption, pieces
+from vllm_flow.engine.runner_v1 import FlowRunnerV1
+from vllm_flow.engine.runner_v2 import FlowRunnerV2
 from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.engine.worker_state import WorkerState
 from vllm_flow.patches import pieces as pieces_patch
 
 if current_platform.is_cpu():
@@ -29,21 +32,17 @@ class FlowWorker(PlatformWorker):  # type: ignore[valid-type, misc]
         assert settings is not None, "this worker class is set by vLLM-Flow's configuration"
         if pieces.compiles_in_pieces(self.vllm_config):
             pieces_patch.apply(pieces.piece_of)
-        adapter = runner_v2 if self.use_v2_model_runner else runner_v1
-        adapter.adopt(self.model_runner, settings)
+        runner = self.model_runner
+        if self.use_v2_model_runner:
+            adoption.adopt(runner, FlowRunnerV2)
+        else:
+            adoption.adopt(runner, FlowRunnerV1)
+        runner.flow_state = WorkerState(settings, runner.vllm_config)
 
     def flow_obstacles(self) -> dict[str, str]:
         """What this worker cannot do, and why; asked by :mod:`vllm_flow.engine.obstacles`."""
-        runner = self.model_runner
-        keeper = runner.model_state if self.use_v2_model_runner else runner
-        ranker = keeper.flow_hook.ranker
-        found = {
-            obstacles.RANKS: ranker.unreadable,
-            obstacles.LATE: keeper.flow_mover.unmovable,
-            **keeper.flow_hook.tower.unreadable,
-            **ranker.layer_ranks.obstacles,
-        }
-        return {name: reason for name, reason in found.items() if reason is not None}
+        found: dict[str, str] = self.model_runner.flow_state.obstacles()
+        return found
 
     def _should_warm_up_model(self) -> bool:
         """Of the CPU's worker. Compiled without it, the first compiled step would be whatever step is

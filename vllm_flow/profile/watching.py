@@ -123,8 +123,7 @@ def watch(llm: LLM) -> Iterator[Watch]:
         (scheduler, "_free_blocks", recorder.freed),
         (state, "prepare_attn", recorder.timed("metadata")),
         (runner, "_build_attention_metadata", recorder.timed("metadata")),
-        (runner, "_plan_flow_step", recorder.timed("plan")),
-        (state, "_plan_flow_step", recorder.timed("plan")),
+        (getattr(runner, "flow_state", None), "plan", recorder.timed("plan")),
         (state, "_prepare_graph", recorder.timed("plan")),
     )
     with contextlib.ExitStack() as stack:
@@ -176,8 +175,7 @@ def ranking_clock(llm: LLM) -> Iterator[RankingClock]:
     what stays. A choice by place, made on the host with the step plan, is no ranking.
     """
     runner = runner_of(llm)
-    keeper = runner if hasattr(runner, "flow_hook") else runner.model_state
-    ranker, clock = keeper.flow_hook.ranker, RankingClock()
+    ranker, clock = runner.flow_state.ranker, RankingClock()
     with contextlib.ExitStack() as stack:
         for name in RANKING:
             stack.enter_context(_wrapped(ranker, name, clock.timed))

@@ -24,6 +24,7 @@ from vllm_flow.engine.attention.span_lse_triton import Kernel, SpanLse
 from vllm_flow.engine.caches import cached_layers
 from vllm_flow.engine.latent import cache_of, is_latent, queries_of
 from vllm_flow.engine.sending import sent
+from vllm_flow.engine.step_inputs import StepShares
 from vllm_flow.step import StepPlan, Variant
 
 if TYPE_CHECKING:
@@ -105,21 +106,18 @@ class AttentionTap:
     def arm(
         self,
         plan: StepPlan | None,
-        request_ids: Sequence[str],
-        num_computed: Sequence[int],
-        num_scheduled: Sequence[int],
+        shares: StepShares,
         block_tables: Sequence[torch.Tensor],
     ) -> None:
         """Set what the next forward pass collects.
 
         Args:
             plan: the step's plan, None where nothing is evicted.
-            request_ids, num_computed, num_scheduled: parallel, in the order of the batch's rows.
             block_tables: per KV-cache group, [requests, blocks] block ids on the device.
         """
-        requests = [self.requests.get(request_id) for request_id in request_ids]
-        rows = answer_rows(requests, num_computed, num_scheduled)
-        self._rows = [(request_ids[row.index], row) for row in rows]
+        requests = [self.requests.get(request_id) for request_id in shares.request_ids]
+        rows = answer_rows(requests, shares.num_computed, shares.num_scheduled)
+        self._rows = [(shares.request_ids[row.index], row) for row in rows]
         self._reads, self._masses = {}, []
         built: dict[Any, list[_Reads]] = {}
         for layer, group in self._groups.items():
