@@ -199,8 +199,8 @@ def test_what_is_ranked_says_how_long_ranking_took(bench: Bench) -> None:
 
     for system in systems[2:]:
         calls.clear()
-        for name in watching.RANKING:
-            setattr(ranker, name, counted(name))
+        for ranking in watching.RANKING:
+            setattr(ranker, ranking.__name__, counted(ranking.__name__))
         try:
             with watching.ranking_clock(bench.flow) as clock:
                 _, prompts = bench.requests(1)
@@ -208,8 +208,8 @@ def test_what_is_ranked_says_how_long_ranking_took(bench: Bench) -> None:
                     bench.unseen(prompts), load.params_of(system, 1), use_tqdm=False
                 )
         finally:
-            for name in watching.RANKING:
-                delattr(ranker, name)
+            for ranking in watching.RANKING:
+                delattr(ranker, ranking.__name__)
         assert calls["choose"] == 1 and clock.seconds() > 0
         assert calls["attended"] == (1 if "last_prompt" in system.name else 0)
     assert vars(ranker).keys() == before.keys()
@@ -217,12 +217,11 @@ def test_what_is_ranked_says_how_long_ranking_took(bench: Bench) -> None:
 
 def test_watching_leaves_nothing_behind(bench: Bench) -> None:
     core, runner = watching.core_of(bench.flow), watching.runner_of(bench.flow)
-    before = {
-        name: dict(vars(x)) for name, x in (("c", core), ("s", core.scheduler), ("r", runner))
-    }
+    owners = (("c", core), ("s", core.scheduler), ("r", runner), ("w", runner.flow_state))
+    before = {name: dict(vars(owner)) for name, owner in owners}
     with pytest.raises(RuntimeError), watching.watch(bench.flow):
         raise RuntimeError
-    for name, owner in (("c", core), ("s", core.scheduler), ("r", runner)):
+    for name, owner in owners:
         assert vars(owner).keys() == before[name].keys()
     assert core.step_fn == before["c"]["step_fn"]
 

@@ -1,8 +1,8 @@
-"""Where the tokens of an image stand in its extent, on the device: separators between its tokens are text.
+"""Where the tokens of an image stand in its extent, on the device: separators between its tokens are text, and stay.
 
 Pictures of one kind have the same places, so that what the host knows of them is sent once and kept.
 
-Legend: M rows of an image's extent that are left, N tokens of the image.
+Legend: M rows of an image's extent that are left, N tokens of the image, K rows of it that stay, R rows alive.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 
 from vllm_flow.engine.sending import sent
 from vllm_flow.layout_stages import Choice
+from vllm_flow.step import Ranking
 
 
 class ChoicePlaces:
@@ -55,6 +56,26 @@ class ChoicePlaces:
         if choice.text:
             offsets_M = self.token_of_offset(choice, offsets_M.device)[offsets_M]
         return found.index_fill(0, at, True)[offsets_M]
+
+    def keep_best(
+        self,
+        ranking: Ranking,
+        scores_M: torch.Tensor,
+        offsets_M: torch.Tensor,
+        gather_R: torch.Tensor,
+    ) -> None:
+        """Write what stays of an image into ``gather``: its text, and of its tokens those of the highest scores.
+
+        Args:
+            scores_M: of the rows, those of text among them: anything.
+            gather_R: the variant's, [R] rows of the variant before; written to.
+        """
+        choice = ranking.choice
+        if choice.text:
+            scores_M = scores_M.masked_fill(self.text(choice, offsets_M), float("inf"))
+        # Stable, so that of equals the first ones stay, whatever the device.
+        best_K = scores_M.argsort(descending=True, stable=True)[: choice.keep].sort().values
+        gather_R[ranking.target : ranking.target + choice.keep] = best_K + ranking.source
 
     def tokens(self, choice: Choice, device: torch.device) -> torch.Tensor:
         """[N] offsets of the image's tokens in its extent."""

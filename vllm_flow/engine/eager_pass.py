@@ -175,7 +175,7 @@ class EagerPass:
             return hidden_RH, residual_RH
         if variant.rankings:
             ranker, rankings = self._ranker, variant.rankings
-            ranker.layer_ranks.compare(rankings, hidden_RH, residual_RH, self.rows)
+            ranker.compare(rankings, hidden_RH, residual_RH, self.rows)
             ranker.choose(rankings, gather, self.rows)
             self._chose = True
         if not self._chose:

@@ -43,7 +43,6 @@ class LayerRanks:
         decoder: its parts.
         attention: layer -> vLLM's ``Attention``, of layers with keys.
         places: of tokens among the text of an extent.
-        scores: (request, image) -> [M], written to.
     """
 
     def __init__(
@@ -51,10 +50,9 @@ class LayerRanks:
         decoder: Decoder,
         attention: Mapping[int, Any],
         places: ChoicePlaces,
-        scores: dict[tuple[int, int], torch.Tensor],
     ) -> None:
         self._decoder, self._attention = decoder, attention
-        self._places, self._scores = places, scores
+        self._places = places
         # As it is without the hook, which stands in its place while a step runs.
         self._norm = None if decoder.norm is None else decoder.norm.forward
         self._keys: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
@@ -109,12 +107,16 @@ class LayerRanks:
         hidden_RH: torch.Tensor,
         residual_RH: torch.Tensor | None,
         rows: torch.Tensor | None,
-    ) -> None:
-        """Score images by the hidden states that enter a stage's layer.
+    ) -> dict[tuple[int, int], torch.Tensor]:
+        """Scores by the hidden states that enter a stage's layer, of the images whose rank goes by them.
 
         Args:
             rows: [R] rows of the step in the variant before, None where that is all of them.
+
+        Returns:
+            (request, image) -> [M].
         """
+        found = {}
         for device in rankings:
             if not (device.by_layer and isinstance(device.rank, HiddenRank)):
                 continue
@@ -133,9 +135,10 @@ class LayerRanks:
                 keys_Q,
                 choice.keep - len(choice.text),
             )
-            self._scores[device.key] = torch.zeros_like(keys_M).index_copy(
+            found[device.key] = torch.zeros_like(keys_M).index_copy(
                 0, tokens_N, stays_N.to(keys_M.dtype)
             )
+        return found
 
     def _normed(self, hidden_RH: torch.Tensor, residual_RH: torch.Tensor | None) -> torch.Tensor:
         """What the final norm makes of hidden states between two layers."""
@@ -149,12 +152,17 @@ class LayerRanks:
 
     @contextmanager
     def watching(
-        self, layer: int, rankings: Sequence[DeviceRanking], rows: torch.Tensor | None
+        self,
+        layer: int,
+        rankings: Sequence[DeviceRanking],
+        rows: torch.Tensor | None,
+        scored: Callable[[tuple[int, int], torch.Tensor], None],
     ) -> Iterator[None]:
         """Score images by queries and keys of one layer, before they are turned by their positions.
 
         Args:
             rows: [R] rows of the step that are alive, None where all are.
+            scored: told (request, image) and [M].
         """
         asked = [device for device in rankings if isinstance(device.rank, UnrotatedRank)]
         if not asked:
@@ -165,7 +173,7 @@ class LayerRanks:
 
         def watched(positions: Any, query: torch.Tensor, key: torch.Tensor, *args: Any) -> Any:
             for device in asked:
-                self._scores[device.key] = self.unrotated(layer, device, query, key, rows)
+                scored(device.key, self.unrotated(layer, device, query, key, rows))
             return forward(positions, query, key, *args)
 
         with replaced("forward", [(rotary, watched)]):

@@ -18,8 +18,8 @@ import torch
 from vllm.logger import init_logger
 
 from vllm_flow.engine.caches import CachedLayer, cached_layers
+from vllm_flow.engine.late_scores import LateScores
 from vllm_flow.engine.latent import cache_of
-from vllm_flow.engine.ranking import Ranker
 from vllm_flow.engine.sending import sent
 from vllm_flow.engine.slots import TokenPlaces, token_places
 from vllm_flow.layout import TokenLayout
@@ -79,12 +79,15 @@ class RowMover:
             logger.warning("Images cannot leave after the prefill: %s", error)
 
     def move(
-        self, rewrites: Rewrites, layouts: Mapping[str, TokenLayout], ranker: Ranker | None = None
+        self,
+        rewrites: Rewrites,
+        layouts: Mapping[str, TokenLayout],
+        scores: LateScores | None = None,
     ) -> None:
         """Copy what stays of some requests' prompts from their old blocks into the new ones.
 
         Args:
-            ranker: has read what the layouts choose by; not needed where places decide.
+            scores: what the layouts choose by; not needed where places decide.
         """
         if self.unmovable is not None:  # such requests are refused
             raise RuntimeError(self.unmovable)
@@ -94,8 +97,8 @@ class RowMover:
             layout, chosen = layouts[request_id], dict[int, torch.Tensor]()
             plan = choosing_plan(layout)
             if plan is not None:
-                assert ranker is not None
-                chosen = ranker.kept_positions(request_id, plan, device)
+                assert scores is not None
+                chosen = scores.kept_positions(request_id, plan, device)
             moving.append(_Moving(layout, of_request, chosen))
         each = [rewrite for of_request in rewrites.values() for rewrite in of_request.values()]
         at_once = overlap(each)

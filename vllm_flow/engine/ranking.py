@@ -18,19 +18,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from vllm.logger import init_logger
 
+from vllm_flow.engine import obstacles
 from vllm_flow.engine.attention.keys import KeyReader, UnreadableKeys, key_reader
 from vllm_flow.engine.attention.row_mass import mass, mass_of_rows, mean_over_workers
 from vllm_flow.engine.caches import cached_layers
 from vllm_flow.engine.choice_places import ChoicePlaces
 from vllm_flow.engine.device_ranking import DeviceRanking, DeviceReading
 from vllm_flow.engine.farthest_first import fast_order
+from vllm_flow.engine.late_scores import LateScores
 from vllm_flow.engine.layer_ranks import LayerRanks
 from vllm_flow.engine.replacing import replaced
-from vllm_flow.engine.sending import sent
 from vllm_flow.engine.tower_scores import Encoded, scores_of
 from vllm_flow.ranks import RANKS, PictureRank, QuestionRank, TowerRank
 from vllm_flow.ranks.base import Needs
-from vllm_flow.step import Ranking, StepPlan
+from vllm_flow.step import Ranking
 
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -69,14 +70,19 @@ class Ranker:
         self._places = ChoicePlaces(ORDERS_KEPT)
         self._ordered: dict[tuple[int, int, str], torch.Tensor] = {}
         self._scores: dict[tuple[int, int], torch.Tensor] = {}
-        self._late: dict[str, dict[int, torch.Tensor]] = {}
-        """Request -> layer -> [P] what the last row of its prompt gave each of its tokens there."""
+        self.late_scores = LateScores(self._places)
         self._weights: dict[tuple[int, int, str], torch.Tensor] = {}
         """Request, image and rank -> [Q] how much each row of the question counts."""
         for layer in cached_layers(kv_cache_config, layers, self._reader):
             self._attention[layer.index] = layer.attention, layer.found
         attention = {index: found[0] for index, found in self._attention.items() if index >= 0}
-        self.layer_ranks = LayerRanks(decoder, attention, self._places, self._scores)
+        self.layer_ranks = LayerRanks(decoder, attention, self._places)
+
+    @property
+    def obstacles(self) -> dict[str, str]:
+        """Which ranks cannot be had of this decoder and its cache, and why; see :mod:`vllm_flow.engine.obstacles`."""
+        own = {} if self.unreadable is None else {obstacles.RANKS: self.unreadable}
+        return own | self.layer_ranks.obstacles
 
     def _reader(self, attention: Any) -> KeyReader | None:
         try:
@@ -93,10 +99,6 @@ class Ranker:
         self._scores.clear()
         self._weights.clear()
         self.layer_ranks.forget()
-
-    def remove(self, request_id: str) -> None:
-        """Drop what is kept of a request until its images leave."""
-        self._late.pop(request_id, None)
 
     def forget_pictures(self) -> None:
         """Drop what is remembered of pictures: others' weights give other embeddings."""
@@ -164,7 +166,7 @@ class Ranker:
 
         Args:
             rows: [R] rows of the step that are alive, None where all are.
-            late: what is kept until :meth:`kept_positions` asks for it.
+            late: what is noted in :attr:`late_scores`.
         """
         attention, read = self._attention[layer]
         attending = [device for device in rankings if device.by_attention]
@@ -180,11 +182,11 @@ class Ranker:
             for found in late:
                 row, visible = query[found.reading.row], found.reading.visible
                 mass_P = mean_over_workers(mass(attention, read, row, found.blocks, visible))
-                self._late.setdefault(found.request_id, {})[layer] = mass_P
+                self.late_scores.note(found.request_id, layer, mass_P)
             return output
 
         with (
-            self.layer_ranks.watching(layer, rankings, rows),
+            self.layer_ranks.watching(layer, rankings, rows, self._scores.__setitem__),
             replaced("forward", [(attention, watched)]),
         ):
             yield
@@ -221,34 +223,19 @@ class Ranker:
         mass_S = mass(attention, read, row, device.blocks, ranking.visible, last)
         return mean_over_workers(mass_S[keys].contiguous())
 
-    def kept_positions(
-        self, request_id: str, plan: StepPlan, device: torch.device
-    ) -> dict[int, torch.Tensor]:
-        """First layer of a stage -> positions that stay of a prompt whose images leave after the prefill.
+    def compare(
+        self,
+        rankings: Sequence[DeviceRanking],
+        hidden_RH: torch.Tensor,
+        residual_RH: torch.Tensor | None,
+        rows: torch.Tensor | None,
+    ) -> None:
+        """Score images by the hidden states that enter a stage's layer, where that is what their rank goes by.
 
         Args:
-            plan: :func:`vllm_flow.rewriting.choosing_plan` of the request.
+            rows: [R] rows of the step in the variant before, None where that is all of them.
         """
-        masses = self._late.pop(request_id, {})
-        rows: torch.Tensor | None = None
-        found = {}
-        for variant in plan.variants:
-            if variant.gather is not None:
-                gather = sent(torch.from_numpy(variant.gather), device)
-                rankings = [DeviceRanking(ranking, gather) for ranking in variant.rankings]
-                for one in rankings:
-                    if one.by_attention and one.ranking.choice.picks is None:
-                        first, left = one.ranking.source, one.ranking.choice.left
-                        mass_P = masses[variant.first_layer - 1]
-                        mine = slice(first, first + left)
-                        scores = mass_P[mine] if rows is None else mass_P[rows[mine]]
-                        self._scores[one.ranking.request, one.ranking.choice.image] = scores
-                self.choose(rankings, gather, rows)
-                rows = gather if rows is None else rows.index_select(0, gather)
-            found[variant.first_layer] = (
-                torch.arange(plan.num_rows, device=device) if rows is None else rows
-            )
-        return found
+        self._scores.update(self.layer_ranks.compare(rankings, hidden_RH, residual_RH, rows))
 
     def choose(
         self,
@@ -271,11 +258,7 @@ class Ranker:
                 scores_M = self._scores.pop(device.key)
             else:
                 scores_M = self._by_order(ranking, offsets_M)
-            if choice.text:
-                scores_M = scores_M.masked_fill(self._places.text(choice, offsets_M), float("inf"))
-            # Stable, so that of equals the first ones stay, whatever the device.
-            best_K = scores_M.argsort(descending=True, stable=True)[: choice.keep].sort().values
-            gather_R[ranking.target : ranking.target + choice.keep] = best_K + ranking.source
+            self._places.keep_best(ranking, scores_M, offsets_M, gather_R)
 
     def _by_order(self, ranking: Ranking, offsets_M: torch.Tensor) -> torch.Tensor:
         """[M] scores by the picture's order; the lowest for tokens that were not put in order."""

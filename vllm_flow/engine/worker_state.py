@@ -110,7 +110,7 @@ class WorkerState:
         """A request is over, or leaves for now."""
         self.book.remove(request_id)
         if self.ranker is not None:
-            self.ranker.remove(request_id)
+            self.ranker.late_scores.remove(request_id)
         if self.tap is not None:
             self.tap.remove(request_id)
 
@@ -118,7 +118,8 @@ class WorkerState:
         """Copy what stays of the prompts that lose their images before this step; the runner changes its tables."""
         rewrites = rewrites_of(output)
         if rewrites:
-            self.mover.move(rewrites, self.book.layouts, self.ranker)
+            assert self.ranker is not None
+            self.mover.move(rewrites, self.book.layouts, self.ranker.late_scores)
         return rewrites
 
     @property
@@ -162,10 +163,5 @@ class WorkerState:
     def obstacles(self) -> dict[str, str]:
         """What this worker cannot do, and why; see :mod:`vllm_flow.engine.obstacles`."""
         assert self.ranker is not None, "asked once there is a KV cache"
-        found = {
-            obstacles.RANKS: self.ranker.unreadable,
-            obstacles.LATE: self.mover.unmovable,
-            **self.tower.unreadable,
-            **self.ranker.layer_ranks.obstacles,
-        }
-        return {name: reason for name, reason in found.items() if reason is not None}
+        late = {} if self.mover.unmovable is None else {obstacles.LATE: self.mover.unmovable}
+        return {**self.tower.unreadable, **self.ranker.obstacles, **late}

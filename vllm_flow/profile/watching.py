@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vllm_flow.engine.layer_ranks import LayerRanks
+from vllm_flow.engine.ranking import Ranker
 from vllm_flow.engine.states import is_state
 
 if TYPE_CHECKING:
@@ -21,10 +23,10 @@ if TYPE_CHECKING:
 
 POOL_SLACK = 1
 """vLLM keeps one block of a pool as its null block."""
-RANKING = ("look", "attended", "choose")
-"""Methods of :class:`vllm_flow.engine.ranking.Ranker` in which the device ranks."""
-LAYER_RANKING = ("note_keys", "unrotated", "compare")
-"""The same of its :class:`vllm_flow.engine.layer_ranks.LayerRanks`."""
+RANKING = (Ranker.look, Ranker.attended, Ranker.compare, Ranker.choose)
+"""Methods in which the device ranks."""
+LAYER_RANKING = (LayerRanks.note_keys, LayerRanks.unrotated)
+"""Likewise; others of theirs are called by the ranker's."""
 
 
 @dataclass
@@ -177,10 +179,9 @@ def ranking_clock(llm: LLM) -> Iterator[RankingClock]:
     runner = runner_of(llm)
     ranker, clock = runner.flow_state.ranker, RankingClock()
     with contextlib.ExitStack() as stack:
-        for name in RANKING:
-            stack.enter_context(_wrapped(ranker, name, clock.timed))
-        for name in LAYER_RANKING:
-            stack.enter_context(_wrapped(ranker.layer_ranks, name, clock.timed))
+        for owner, methods in ((ranker, RANKING), (ranker.layer_ranks, LAYER_RANKING)):
+            for method in methods:
+                stack.enter_context(_wrapped(owner, method.__name__, clock.timed))
         yield clock
 
 
