@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 import torch
 from vllm.config.compilation import CUDAGraphMode
-from vllm.forward_context import BatchDescriptor, ForwardContext, override_forward_context
+from vllm.forward_context import (
+    BatchDescriptor,
+    ForwardContext,
+    get_forward_context,
+    override_forward_context,
+)
 
 from tests.engine.cases import LONG, every_cliff, mixed, one_image
 from tests.engine.compiling import counted_calls
@@ -17,7 +22,9 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
 from tests.engine.piecewise import compile_in_pieces, left_as_given, record_pieces
 from vllm_flow.engine import pieces
-from vllm_flow.engine.pieces import Piece, pieces_of
+from vllm_flow.engine.compiled_pass import CompiledPass
+from vllm_flow.engine.device_step import DeviceStep, DeviceVariant
+from vllm_flow.engine.pieces import PASS, Piece, pieces_of
 
 
 def piece(
@@ -119,6 +126,47 @@ def test_graphs_are_read_where_vllm_captured_them_last(monkeypatch: pytest.Monke
             entries.clear()
             entries[BatchDescriptor(4)] = SimpleNamespace(cudagraph=None)  # begun, not made
             assert found.fitting(1) is None
+
+
+def test_a_piece_without_a_graph_is_given_no_padding_of_the_graph_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three rows stay of eight. One piece has a graph for four rows, and the next one has none."""
+    monkeypatch.setattr(pieces, "weak_ref_tensor", lambda tensor: tensor)
+    seen: list[tuple[CUDAGraphMode, int, list[float]]] = []
+
+    class Run:
+        def __init__(self) -> None:
+            self.concrete_cudagraph_entries: dict[BatchDescriptor, Any] = {}
+
+        def __call__(self, hidden: torch.Tensor, rows: int) -> torch.Tensor:
+            mode = get_forward_context().cudagraph_runtime_mode
+            seen.append((mode, rows, hidden[:, 0].tolist()))
+            return hidden + 1
+
+    runs = [Run() for _ in range(3)]
+    found = [piece(run, index) for index, run in enumerate(runs)]
+    for one in found:
+        for rows in (8, 3):
+            called(one, torch.zeros(rows, 1), rows)
+    key = BatchDescriptor(4)
+    called(found[1], torch.full((4, 1), -9.0), 4, graph=key)
+    runs[1].concrete_cudagraph_entries[key] = SimpleNamespace(cudagraph=object())
+    seen.clear()
+
+    stay = torch.tensor([0, 2, 5])
+    context = ForwardContext({}, {}, {}, cudagraph_runtime_mode=CUDAGraphMode.PIECEWISE)
+    setattr(context, PASS, CompiledPass(DeviceStep({1: DeviceVariant(3, stay, stay)})))
+    hidden = torch.arange(8.0)[:, None]
+    with override_forward_context(context):
+        for one in found:
+            hidden = one(hidden, 8)
+    assert seen == [
+        (CUDAGraphMode.PIECEWISE, 8, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (CUDAGraphMode.PIECEWISE, 4, [1, 3, 6, -9]),
+        (CUDAGraphMode.NONE, 3, [2, 4, 7]),
+    ]
+    assert hidden[:, 0].tolist() == [3, 0, 5, 0, 0, 8, 0, 0]
 
 
 @pytest.mark.long

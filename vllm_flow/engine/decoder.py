@@ -37,16 +37,23 @@ class DecoderHook:
     :class:`~vllm_flow.engine.compiled_pass.CompiledPass` through what vLLM has compiled.
 
     Legend: T rows of the step (with padding), H hidden size.
+
+    Args:
+        decoder: its parts.
+        compiled: where vLLM compiles the decoder in pieces, through which rows may leave, too.
+        eager_operators: entered for each eager call; see ``eager_ops.py``.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        compiled: CompiledDecoder | None = None,
+        eager_operators: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.decoder = decoder
         self.ranker: Ranker | None = None
         """Set once there is a KV cache to read."""
-        self.eager_operators: Callable[[], AbstractContextManager[None]] = nullcontext
-        """Entered for each eager call; see ``eager_ops.py``."""
-        self.compiled: CompiledDecoder | None = None
-        """Set where vLLM compiles the decoder in pieces, through which rows may leave, too."""
+        self._compiled, self._eager_operators = compiled, eager_operators
         self._armed: DeviceStep | None = None
         self._pass: EagerPass | None = None
         self._survivors: torch.Tensor | None = None
@@ -87,15 +94,15 @@ class DecoderHook:
         if not step.eager:
             yield
             return
-        if self.compiled is not None and self.compiled.takes(step):
-            with self.compiled.leaving(step) as compiled:
+        if self._compiled is not None and self._compiled.takes(step):
+            with self._compiled.leaving(step) as compiled:
                 yield
             self._survivors = compiled.rows
             return
         context.skip_compiled = True
         # The step may have been padded for the graphs of compiled pieces, none of which runs now.
         context.cudagraph_runtime_mode = CUDAGraphMode.NONE
-        with self.installed(step) as eager, self.eager_operators():
+        with self.installed(step) as eager, self._eager_operators():
             yield
         self._survivors = eager.rows
 

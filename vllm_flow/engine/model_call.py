@@ -41,10 +41,10 @@ def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> tuple[Decoder
         ValueError: see :func:`vllm_flow.engine.families.decoder_of`.
     """
     decoder = decoder_of(model, vllm_config.model_config, settings.untested_models)
-    hook = DecoderHook(decoder)
+    compiled = None
     if compiles_in_pieces(vllm_config):
-        hook.compiled = CompiledDecoder(decoder.layers, vllm_config.compilation_config)
-    hook.eager_operators = eager_operators(decoder.model, vllm_config)
+        compiled = CompiledDecoder(decoder.layers, vllm_config.compilation_config)
+    hook = DecoderHook(decoder, compiled, eager_operators(decoder.model, vllm_config))
     tower = tower_of(model, vllm_config)
     if tower.readable:
         adoption.adopt(model, FlowScoringModel)
