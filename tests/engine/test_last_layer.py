@@ -198,8 +198,8 @@ def test_as_many_runs_as_requests_do_not_make_the_table_theirs() -> None:
     assert isinstance(variant, LastLayer)
     assert variant.requests.tolist() == [1, 1] and variant.seq_lens.tolist() == [1, 27]
     table = torch.arange(8, dtype=torch.int32).view(2, 4)
-    tensors = VariantTensors(variant, [(32, 4)], torch.device("cpu"))
-    slots = tensors.slots([table], {(32, 4): [0]})[0]
+    tensors = VariantTensors(variant, {(32, 4): [0]}, torch.device("cpu"), plan.seq_lens)
+    slots = tensors.slots([table])[0]
     common = tensors.common_metadata(table, slots)
     assert common.block_table_tensor.tolist() == [[4, 5, 6, 7]] * 2
     assert common.slot_mapping.tolist() == [4 * 32, 4 * 32 + 26]

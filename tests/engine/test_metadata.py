@@ -153,7 +153,7 @@ def test_a_state_is_found_by_what_a_request_has_become(
     """Drafts that were rejected since the host planned may have reached into another block."""
     rejected_tokens = None if rejected is None else torch.tensor(rejected)
     tensors = VariantTensors(
-        of_two_in_three(), (), CPU, (16, 10), np.array([50, 17, 49]), rejected_tokens
+        of_two_in_three(), {}, CPU, np.array([50, 17, 49]), (16, 10), rejected_tokens
     )
     for slots in (1, 4):
         found = [[start + slot for slot in range(slots)] for start in first]
@@ -161,7 +161,7 @@ def test_a_state_is_found_by_what_a_request_has_become(
 
 
 def test_drafts_are_those_of_the_requests_that_are_left() -> None:
-    tensors = VariantTensors(of_two_in_three(), (), CPU, (16, 10), np.array([50, 17, 49]))
+    tensors = VariantTensors(of_two_in_three(), {}, CPU, np.array([50, 17, 49]), (16, 10))
     counts = DraftCounts(torch.tensor([1, 3, 2]), torch.tensor([-1, 3, 0]))
     given = {name: value.tolist() for name, value in counts.builder_arguments(tensors).items()}
     assert given == {"num_accepted_tokens": [3, 2], "num_decode_draft_tokens_cpu": [3, 0]}

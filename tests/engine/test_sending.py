@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import vllm_flow.engine
-from vllm_flow.engine.sending import sent, snapshot
+from vllm_flow.engine.sending import OneCopy, sent, snapshot
 
 CPU = torch.device("cpu")
 
@@ -21,6 +22,18 @@ def test_what_is_written_later_is_not_sent() -> None:
     lengths -= 3
     assert on_device.tolist() == own.tolist() == [0, 1, 2, 3]
     assert on_device.dtype == torch.int32
+
+
+def test_parts_of_one_copy_stand_where_they_were_added() -> None:
+    """Empty ones, too, and each in memory that later writes do not reach."""
+    arrays = [np.array([7, 8, 9]), np.array([], np.int64), np.array([-1], np.int32)]
+    copy = OneCopy()
+    parts = [copy.add(array) for array in arrays]
+    copy.send(CPU)
+    arrays[0][:] = 0
+    assert [part.host.tolist() for part in parts] == [[7, 8, 9], [], [-1]]
+    assert all(torch.equal(part.host, part.there) for part in parts)
+    assert {part.there.dtype for part in parts} == {torch.int32}
 
 
 def test_nobody_else_copies_asynchronously_to_a_device() -> None:

@@ -90,18 +90,18 @@ class StepBuilder:
                 variant,
                 tables,
                 self._device,
-                states[0] if states else None,
                 plan.seq_lens,
+                states[0] if states else None,
                 rejected,
             )
             slots: dict[int, torch.Tensor] = {}
             if tensors.writes:
                 padding = self._padding(plan, tensors, inputs)
-                slots = tensors.slots(inputs.block_tables, tables, padding)
+                slots = tensors.slots(inputs.block_tables, padding)
             step.variants[variant.first_layer] = DeviceVariant(
                 variant.num_rows,
-                tensors.get("rows"),
-                tensors.get("gather"),
+                tensors.rows,
+                tensors.gather,
                 tensors.last_keys(slots[layer_groups[0].group]) if tensors.last else None,
                 tuple(self._device_ranking(r, variant, inputs) for r in variant.rankings),
             )

@@ -7,7 +7,11 @@ through here.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 def snapshot(host: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -23,3 +27,34 @@ def sent(host: torch.Tensor, device: torch.device) -> torch.Tensor:
 def copied(own: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A copy on ``device`` of a :func:`snapshot` for it, which on a CPU is the copy."""
     return own if device.type == "cpu" else own.to(device, non_blocking=True)
+
+
+class Part:
+    """Some of the integers of a :class:`OneCopy`, once that is sent; on a CPU both are the same memory."""
+
+    host: torch.Tensor
+    there: torch.Tensor
+    """On the device."""
+
+
+class OneCopy:
+    """Integers of the host that reach a device in a single copy, as int32."""
+
+    def __init__(self) -> None:
+        self._added: list[tuple[NDArray[Any], Part]] = []
+
+    def add(self, integers: NDArray[Any]) -> Part:
+        """Integers that go with the others."""
+        part = Part()
+        self._added.append((integers, part))
+        return part
+
+    def send(self, device: torch.device) -> None:
+        """Fill in all parts."""
+        arrays = [integers for integers, _ in self._added]
+        whole = np.concatenate(arrays, dtype=np.int32, casting="unsafe")
+        host = snapshot(torch.from_numpy(whole), device)
+        sizes = [*map(len, arrays)]
+        on_device = copied(host, device).split(sizes)
+        for (_, part), here, there in zip(self._added, host.split(sizes), on_device, strict=True):
+            part.host, part.there = here, there
