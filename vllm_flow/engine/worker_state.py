@@ -45,13 +45,13 @@ class WorkerState:
     """From :meth:`use_model` on, as the tower is."""
     tower: tower_scores.Tower
     builder: StepBuilder
-    """From :meth:`use_cache` on; what stands below, once the cache is not one of profiling's."""
+    """From :meth:`use_cache` on."""
     mover: RowMover
+    """Likewise, once the cache is not one of profiling's."""
 
     def __init__(self, settings: FlowSettings, vllm_config: Any) -> None:
         self.settings = settings
         self.book = LayoutBook(settings.num_layers, mutual_attention.reader(vllm_config))
-        self.ranker: Ranker | None = None
         self.tap: AttentionTap | None = None
         """Only where the operator configured an attention log."""
 
@@ -88,11 +88,16 @@ class WorkerState:
             return
         caches.widest_first(runner.kv_caches)
         layers, encoded = compilation.static_forward_context, tower_scores.encoded(runner)
-        self.hook.ranker = self.ranker = Ranker(kv_cache_config, layers, self.hook.decoder, encoded)
+        self.hook.ranker = Ranker(kv_cache_config, layers, self.hook.decoder, encoded)
         self.mover = RowMover(kv_cache_config, layers)
         if self.settings.attention_log is not None:
             kernel = self.settings.attention_log_kernel
             self.tap = AttentionTap(kv_cache_config, layers, kernel)
+
+    @property
+    def ranker(self) -> Ranker | None:
+        """The hook's, once there is a KV cache to read that is not one of profiling's."""
+        return self.hook.ranker
 
     def add(self, request: NewRequestData) -> None:
         """A request comes, or comes back."""

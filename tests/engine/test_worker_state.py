@@ -1,0 +1,55 @@
+"""What a worker's state does for a step, whoever's requests are in it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vllm_flow.engine.step_inputs import StepInputs, StepShares
+from vllm_flow.engine.worker_state import WorkerState
+
+SHARES = StepShares(["a", "b"], [0, 9], [5, 1])
+TABLES: list[Any] = ["a table"]
+
+
+@pytest.mark.parametrize("plan", [None, "a plan"])
+@pytest.mark.parametrize("readings", [[], ["a reading"]], ids=["", "readings"])
+@pytest.mark.parametrize("logged", [None, {}, {"b": "a log"}], ids=["off", "on", "logged"])
+def test_only_what_a_step_needs_is_gathered(
+    plan: str | None, readings: list[str], logged: dict[str, str] | None
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def noted(name: str, answer: Any = None) -> Any:
+        return lambda *args: (calls.append((name, *args)), answer)[1]
+
+    state: Any = WorkerState.__new__(WorkerState)
+    state.book = SimpleNamespace(plan=noted("plan", plan), late_readings=noted("read", readings))
+    state.builder = SimpleNamespace(late=noted("late", "late ones"), build=noted("build", "a step"))
+    state.tap = None if logged is None else SimpleNamespace(requests=logged, arm=noted("arm"))
+    given = StepInputs(TABLES)
+    step = state.plan(SHARES, noted("inputs", given))
+    expected = [("plan", *SHARES), ("read", plan, *SHARES)]
+    goes_on = bool(plan or readings)
+    if goes_on or logged:
+        expected.append(("inputs",))
+    if logged:
+        expected.append(("arm", plan, SHARES, TABLES))
+    if goes_on:
+        expected.append(("late", readings, SHARES.request_ids, TABLES))
+        expected.append(("build", plan, given, "late ones"))
+    assert calls == expected
+    assert step == ("a step" if goes_on else None)
+
+
+@pytest.mark.parametrize("logs", [False, True])
+@pytest.mark.parametrize("evicts", [False, True])
+def test_steps_are_planned_while_someone_evicts_or_is_logged(logs: bool, evicts: bool) -> None:
+    state: Any = WorkerState.__new__(WorkerState)
+    state.book = SimpleNamespace(layouts={"a": "a layout"} if evicts else {})
+    state.tap = SimpleNamespace(requests={"b": "a log"} if logs else {})
+    assert state.plans == (logs or evicts)
+    state.tap = None
+    assert state.plans == evicts
