@@ -66,8 +66,8 @@ def test_the_step_plan_neither_waits_for_the_device_nor_copies_per_layer(bench: 
             counted[str(func)] += 1
             return func(*args, **(kwargs or {}))
 
-    runner = watching.runner_of(bench.flow)
-    plan, steps = runner._plan_flow_step, 0
+    state = watching.runner_of(bench.flow).flow_state
+    plan, steps = state.plan, 0
 
     def spy(*args: object) -> object:
         nonlocal steps
@@ -75,12 +75,12 @@ def test_the_step_plan_neither_waits_for_the_device_nor_copies_per_layer(bench: 
         with Count():
             return plan(*args)
 
-    runner._plan_flow_step = spy
+    state.plan = spy
     try:
         _, prompts = bench.requests(2)
         bench.flow.generate(bench.unseen(prompts), load.params_of(CLIFF, 4), use_tqdm=False)
     finally:
-        del runner._plan_flow_step
+        del state.plan
     waits = [
         name for name in counted if any(w in name for w in ("local_scalar", "nonzero", "item"))
     ]
