@@ -15,7 +15,7 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
 from tests.engine.two_workers import a_core_each
 from vllm_flow.engine.inspect import footprints
-from vllm_flow.engine.metrics import REPORT_KEY
+from vllm_flow.engine.report import REPORT_KEY
 
 
 @pytest.mark.slow

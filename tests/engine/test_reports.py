@@ -18,9 +18,10 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import Engine
 from tests.engine.tiny_llava import SPECIALS, WORDS
 from vllm_flow.block_counts import Geometry
-from vllm_flow.engine import metrics
 from vllm_flow.engine.footprints import Footprint
 from vllm_flow.engine.inspect import footprints
+from vllm_flow.engine.report import OUTLINE_KEY, REPORT_KEY, Outline, report_from
+from vllm_flow.engine.report import report as report_of
 
 WORD_IDS = list(range(len(SPECIALS), len(SPECIALS) + len(WORDS)))
 """Whose text is not skipped."""
@@ -64,7 +65,7 @@ def piece(engine: Engine, ask: Ask, share: float) -> str:
 
 
 def report(out: Any) -> dict[str, Any] | None:
-    return (out.kv_transfer_params or {}).get(metrics.REPORT_KEY)
+    return (out.kv_transfer_params or {}).get(REPORT_KEY)
 
 
 def counted(policy: str) -> dict[str, float]:
@@ -104,7 +105,7 @@ def test_a_stop_string_ends_a_request_as_its_length_would(
 def test_blocks_for_refused_drafts_are_not_saved_less(held: tuple[int, ...], saved: int) -> None:
     """Two blocks a group without a policy; counters take nothing negative, and would end the engine."""
     geometry = Geometry(4, (0, 2), 16, 100)
-    found = metrics.report(Footprint(3, 20, 8, 32, held, ((3, 8),)), geometry)
+    found = report_of(Footprint(3, 20, 8, 32, held, ((3, 8),)), geometry)
     assert (found["kv_blocks_saved"], found["kv_bytes_saved"]) == (saved, 100 * saved)
     assert found["kv_blocks"] == list(held)
 
@@ -119,7 +120,7 @@ def test_the_front_ends_numbers_are_the_engines(open_engine: OpenEngine) -> None
         latest = {name.rpartition("-")[0]: one for name, one in footprints(engine.llm).items()}
         for length, out in zip(LENGTHS, outputs, strict=True):
             footprint = latest[out.request_id]
-            outline = metrics.Outline(
+            outline = Outline(
                 geometry=list(astuple(scheduler.flow_geometry)),
                 evicted=[(cliff, footprint.image_tokens)],
                 image_tokens=footprint.image_tokens,
@@ -127,7 +128,7 @@ def test_the_front_ends_numbers_are_the_engines(open_engine: OpenEngine) -> None
                 logged_layers=0,
             )
             prompt = len(out.prompt_token_ids)
-            assert metrics.report_from(outline, prompt, length) == report(out)
+            assert report_from(outline, prompt, length) == report(out)
 
 
 def test_every_end_is_counted_once(open_engine: OpenEngine) -> None:
@@ -210,7 +211,7 @@ def test_no_outline_reaches_a_client(open_engine: OpenEngine) -> None:
     while engine.llm.llm_engine.has_unfinished_requests():
         carried += [out.kv_transfer_params for out in engine.llm.llm_engine.step()]
     assert len(carried) == 4 and carried[:-1] == [None] * 3
-    assert metrics.OUTLINE_KEY not in carried[-1][metrics.REPORT_KEY]
+    assert OUTLINE_KEY not in carried[-1][REPORT_KEY]
 
 
 @pytest.mark.parametrize("allowed", [True, False])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vllm_flow.cli import build_parser
-from vllm_flow.engine import metrics
+from vllm_flow.engine import metrics, report
 from vllm_flow.engine.obstacles import Misfit
 from vllm_flow.engine.settings import READ, FlowSettings
 from vllm_flow.policy_keys import REQUEST_KEYS
@@ -93,8 +93,8 @@ def test_the_readme_has_every_key_of_a_request() -> None:
 
 def test_serving_has_every_field_of_a_report() -> None:
     shown = table("docs/serving.md", "field")
-    assert list(shown) == list(metrics.Report.__annotations__)
-    for name in metrics.StageReport.__annotations__:
+    assert list(shown) == list(report.Report.__annotations__)
+    for name in report.StageReport.__annotations__:
         assert f"`{name}`" in shown["stages"][0]
 
 
@@ -118,7 +118,7 @@ def test_the_notebook_shows_the_report_of_today() -> None:
     reports = [line for line in lines if line.startswith("{'when'")]
     assert reports
     for line in reports:
-        assert list(ast.literal_eval(line)) == list(metrics.Report.__annotations__)
+        assert list(ast.literal_eval(line)) == list(report.Report.__annotations__)
 
 
 def test_contributing_has_every_suite() -> None:

@@ -1,7 +1,7 @@
 """What looks on while the scheduler works: the hooks, and in which order they are called.
 
 An observer changes nothing that is scheduled, allocated or computed; it takes notes, and may add to what
-a response reports. One concern per file: `footprints`, `reports`, `attention/answers`.
+a response reports. One concern per file: `footprints`, `report_observer`, `attention/answers`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Observer:
         """It has ended, and its blocks are given back, or a connector's to give back.
 
         Returns:
-            What its response reports, under :data:`vllm_flow.engine.metrics.REPORT_KEY`.
+            What its response reports, under :data:`vllm_flow.engine.report.REPORT_KEY`.
         """
         return {}
 

@@ -23,7 +23,6 @@ from vllm_flow.engine import (
     encoder_cache,
     events,
     groups,
-    metrics,
     mutual_attention,
 )
 from vllm_flow.engine.attention.answers import LoggedAnswers
@@ -33,7 +32,8 @@ from vllm_flow.engine.footprints import FootprintBook
 from vllm_flow.engine.moving import REWRITES_FIELD
 from vllm_flow.engine.observers import Observer
 from vllm_flow.engine.prefix import FlowKVCacheManager
-from vllm_flow.engine.reports import Reports
+from vllm_flow.engine.report import REPORT_KEY
+from vllm_flow.engine.report_observer import Reports
 from vllm_flow.engine.requests import LayoutBook, with_digest
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage_groups import StorageGroups
@@ -253,7 +253,7 @@ class _FlowScheduling:
         for observer in self.flow_observers:
             found |= observer.finished(request)
         if found:
-            kv_transfer_params = {**(kv_transfer_params or {}), metrics.REPORT_KEY: found}
+            kv_transfer_params = {**(kv_transfer_params or {}), REPORT_KEY: found}
         return kv_transfer_params, ec_transfer_params
 
     def _free_blocks(self, request: Request) -> None:

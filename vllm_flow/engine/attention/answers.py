@@ -14,10 +14,10 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_flow.attention import TokenAttention
-from vllm_flow.engine import metrics
 from vllm_flow.engine.attention.tap import OUTPUT_FIELD
 from vllm_flow.engine.attention.writer import AttentionLogWriter
 from vllm_flow.engine.observers import Observer
+from vllm_flow.engine.report import log_report
 from vllm_flow.engine.requests import requested_log
 
 
@@ -68,7 +68,7 @@ class LoggedAnswers(Observer):
         # An aborted request's report reaches nobody; what was dropped waits for the next one.
         aborted = request.status is RequestStatus.FINISHED_ABORTED
         dropped = 0 if aborted else self.log.take_dropped()
-        return dict(metrics.log_report(self.rows.pop(request_id), dropped))
+        return dict(log_report(self.rows.pop(request_id), dropped))
 
     def step_told(self, outputs: Iterable[EngineCoreOutput]) -> None:
         for request_id in list(self._pending):

@@ -1,4 +1,4 @@
-"""What eviction saved goes with a request's response: its numbers, when it ends in the engine.
+"""The scheduler's observer that sends reports: each goes with the response of a request that ends in the engine.
 
 Where the front end ends a request itself (a stop string), the engine's last word never reaches the
 client; so a request's first output carries what the front end needs to say the same.
@@ -13,9 +13,9 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request
 
 from vllm_flow.block_counts import Geometry
-from vllm_flow.engine import metrics
 from vllm_flow.engine.footprints import Footprint
 from vllm_flow.engine.observers import Observer
+from vllm_flow.engine.report import REPORT_KEY, outline, report
 from vllm_flow.layout import TokenLayout
 
 
@@ -50,7 +50,7 @@ class Reports(Observer):
         if request.request_id not in self._evicted:
             return {}
         self._evicted.remove(request.request_id)
-        return dict(metrics.report(self._footprints[request.request_id], self.geometry))
+        return dict(report(self._footprints[request.request_id], self.geometry))
 
     def step_told(self, outputs: Iterable[EngineCoreOutput]) -> None:
         for output in outputs:
@@ -59,8 +59,8 @@ class Reports(Observer):
             layout = self._layouts.get(output.request_id)
             logged = self._logged_layers(output.request_id)
             if layout is not None or logged:
-                found = metrics.outline(self.geometry, layout, logged)
+                found = outline(self.geometry, layout, logged)
                 output.kv_transfer_params = {
                     **(output.kv_transfer_params or {}),
-                    metrics.REPORT_KEY: found,
+                    REPORT_KEY: found,
                 }
