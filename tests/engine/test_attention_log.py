@@ -33,7 +33,7 @@ from tests.engine.tiny_llava import Shape
 from tests.longer import some
 from vllm_flow.engine.attention import writer
 from vllm_flow.engine.attention.answers import LoggedAnswers
-from vllm_flow.engine.attention.tap import OUTPUT_FIELD
+from vllm_flow.engine.wire import ATTENTION_FIELD
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ class Steps:
         """What is logged of a step that has these rows and adds a token to these answers."""
         found = {name: SimpleNamespace(token=token, num_rows=6) for name, token in rows.items()}
         self.logged.clear()
-        self.observer.step_ended(SimpleNamespace(**{OUTPUT_FIELD: found}))
+        self.observer.step_ended(SimpleNamespace(**{ATTENTION_FIELD: found}))
         for request_id, request in self.requests.items():
             request.num_output_tokens += request_id in taken
         self.observer.step_told([])

@@ -49,7 +49,7 @@ from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 from vllm.v1.worker.utils import AttentionGroup
 
-from vllm_flow.engine import plugin
+from vllm_flow.engine import plugin, wire
 from vllm_flow.engine.attention.answers import client_request_id
 from vllm_flow.patches import endpoint_plugins, input_processor, output_processor, vllm_config
 
@@ -198,14 +198,17 @@ def test_a_step_without_some_requests_knows_every_field(kind: type) -> None:
 def test_an_output_takes_a_field_of_ours_to_the_scheduler() -> None:
     """Worker and scheduler may be two processes, between which outputs are pickled."""
     output = ModelRunnerOutput(req_ids=["a"], req_id_to_index={"a": 0})
-    output.flow_attention = {"a": 1}
-    assert pickle.loads(pickle.dumps(output)).flow_attention == {"a": 1}
+    setattr(output, wire.ATTENTION_FIELD, {"a": 1})
+    assert wire.attention_of(pickle.loads(pickle.dumps(output))) == {"a": 1}
 
 
 def test_a_step_takes_a_field_of_ours_to_the_worker() -> None:
     step = SchedulerOutput.make_empty()
-    step.flow_pictures = {"a": {0: "picture"}}
-    assert pickle.loads(pickle.dumps(step)).flow_pictures == {"a": {0: "picture"}}
+    setattr(step, wire.PICTURES_FIELD, {"a": {0: "picture"}})
+    setattr(step, wire.REWRITES_FIELD, {"a": {1: "rewrite"}})
+    received = pickle.loads(pickle.dumps(step))
+    assert wire.pictures_of(received) == {"a": {0: "picture"}}
+    assert wire.rewrites_of(received) == {"a": {1: "rewrite"}}
 
 
 def test_the_encoder_cache_keeps_the_books_that_we_correct() -> None:

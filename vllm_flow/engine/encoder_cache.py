@@ -1,7 +1,7 @@
 """Keeps every picture that a step needs computable: no step may find an encoder output missing.
 
 Seams: ``Scheduler._allocate_encoder_inputs``, ``EncoderCacheManager``, ``SchedulerOutput`` with a
-field of ours, and the request states of Model Runner V1. vLLM 0.32 ends the engine with "Encoder
+field of ours (`wire`), and the request states of Model Runner V1. vLLM 0.32 ends the engine with "Encoder
 cache miss" where scheduler and worker disagree about a picture, which happens in two ways:
 
 - *A picture's data was never sent.* A request whose first prefix hit covers a picture reaches the
@@ -20,14 +20,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow.engine.wire import PICTURES_FIELD, pictures_of
+
 if TYPE_CHECKING:
     from vllm.multimodal.inputs import MultiModalFeatureSpec
     from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
-
-PICTURES_FIELD = "flow_pictures"
-"""On a scheduler's output: request id -> index of the picture -> the picture with its data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ def settle(
 
 def restore(states: Mapping[str, Any], output: SchedulerOutput) -> None:
     """Give the worker's requests the pictures that this step encodes and that it was never sent."""
-    for request_id, pictures in getattr(output, PICTURES_FIELD, {}).items():
+    for request_id, pictures in pictures_of(output).items():
         state = states[request_id]
         # A new list: in one process, the old one may be the scheduler's own.
         state.mm_features = [

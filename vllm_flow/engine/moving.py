@@ -1,6 +1,6 @@
 """Copies what stays of a prompt into packed blocks, before the step in which its images are gone.
 
-Seams: a field of ours on ``SchedulerOutput``, and the KV cache of each attention layer. Runs where vLLM
+Seams: a field of ours on ``SchedulerOutput`` (`wire`), and the KV cache of each attention layer. Runs where vLLM
 copies blocks of its own, before anything of the step is computed; nothing waits for the device.
 
 Storage groups share the memory of their blocks, layer by layer, and a block that one request gave back
@@ -22,25 +22,14 @@ from vllm_flow.engine.late_scores import LateScores
 from vllm_flow.engine.latent import cache_of
 from vllm_flow.engine.sending import sent
 from vllm_flow.engine.slots import TokenPlaces, token_places
+from vllm_flow.engine.wire import Rewrites
 from vllm_flow.layout import TokenLayout
 from vllm_flow.rewriting import Rewrite, choosing_plan, moved_positions, overlap
 
 if TYPE_CHECKING:
-    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 logger = init_logger("vllm.vllm_flow.moving")
-
-REWRITES_FIELD = "flow_rewrites"
-"""On a scheduler's output: request id -> storage group -> :class:`~vllm_flow.rewriting.Rewrite`."""
-
-Rewrites = Mapping[str, Mapping[int, Rewrite]]
-
-
-def rewrites_of(output: SchedulerOutput) -> Rewrites:
-    """What the step's requests move before it; empty in most steps."""
-    return getattr(output, REWRITES_FIELD, {})
-
 
 _Layer = CachedLayer[TokenPlaces]
 

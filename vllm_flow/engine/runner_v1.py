@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vllm_flow.engine import accepted_counts, cpu_groups, encoder_cache
-from vllm_flow.engine.moving import Rewrites
 from vllm_flow.engine.runner import FlowRunner
 from vllm_flow.engine.step_inputs import DraftCounts, Lengths, StepInputs, StepShares
+from vllm_flow.engine.wire import Rewrites
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput

@@ -29,7 +29,6 @@ from vllm_flow.engine.attention.answers import LoggedAnswers
 from vllm_flow.engine.attention.writer import AttentionLogWriter
 from vllm_flow.engine.connectors import FlowConnector
 from vllm_flow.engine.footprints import FootprintBook
-from vllm_flow.engine.moving import REWRITES_FIELD
 from vllm_flow.engine.observers import Observer
 from vllm_flow.engine.prefix import FlowKVCacheManager
 from vllm_flow.engine.report import REPORT_KEY
@@ -38,6 +37,7 @@ from vllm_flow.engine.requests import LayoutBook, with_digest
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage_groups import StorageGroups
 from vllm_flow.engine.support import check_hash_unit
+from vllm_flow.engine.wire import REWRITES_FIELD
 from vllm_flow.mutual import shortened_chunk
 from vllm_flow.rewriting import Rewrite
 

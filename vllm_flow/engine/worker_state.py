@@ -23,11 +23,12 @@ from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decoder import DecoderHook
 from vllm_flow.engine.device_step import DeviceStep
 from vllm_flow.engine.metadata import StepBuilder
-from vllm_flow.engine.moving import Rewrites, RowMover, rewrites_of
+from vllm_flow.engine.moving import RowMover
 from vllm_flow.engine.ranking import Ranker
 from vllm_flow.engine.requests import LayoutBook, logged_request
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.step_inputs import StepInputs, StepShares
+from vllm_flow.engine.wire import Rewrites, rewrites_of
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput

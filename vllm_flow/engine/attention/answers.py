@@ -14,11 +14,11 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_flow.attention import TokenAttention
-from vllm_flow.engine.attention.tap import OUTPUT_FIELD
 from vllm_flow.engine.attention.writer import AttentionLogWriter
 from vllm_flow.engine.observers import Observer
 from vllm_flow.engine.report import log_report
 from vllm_flow.engine.requests import requested_log
+from vllm_flow.engine.wire import attention_of
 
 
 class LoggedAnswers(Observer):
@@ -54,7 +54,7 @@ class LoggedAnswers(Observer):
     def step_ended(self, model_runner_output: Any) -> None:
         self._pending = {
             request_id: (request, found)
-            for request_id, found in getattr(model_runner_output, OUTPUT_FIELD, {}).items()
+            for request_id, found in attention_of(model_runner_output).items()
             if (request := self._requests.get(request_id)) is not None
             and found.token == request.num_output_tokens
         }

@@ -25,13 +25,12 @@ from vllm_flow.engine.caches import cached_layers
 from vllm_flow.engine.latent import cache_of, is_latent, queries_of
 from vllm_flow.engine.sending import sent
 from vllm_flow.engine.step_inputs import StepShares
+from vllm_flow.engine.wire import ATTENTION_FIELD
 from vllm_flow.step import StepPlan, Variant
 
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-OUTPUT_FIELD = "flow_attention"
-"""Attribute of a ``ModelRunnerOutput``: request id -> :class:`TokenAttention`; absent if nothing."""
 SLOTS_AT_ONCE = 1 << 16
 """Slots whose keys are gathered in one go, which bounds the copy that a batch of long rows makes."""
 
@@ -140,7 +139,7 @@ class AttentionTap:
         reads = [read for read, _ in masses]
 
         def complete(finished: Any) -> Any:
-            setattr(finished, OUTPUT_FIELD, _tokens(rows, reads, fetch()))
+            setattr(finished, ATTENTION_FIELD, _tokens(rows, reads, fetch()))
             return finished
 
         if isinstance(output, AsyncModelRunnerOutput):
