@@ -130,23 +130,23 @@ def stages_text(stages: Sequence[Stage]) -> str:
     return ", ".join(map(str, stages))
 
 
-def weaker_layer(
-    policy: FlowPolicy, strongest: FlowPolicy, image_tokens: Sequence[int]
+def first_layer_beyond(
+    policy: FlowPolicy, bound: FlowPolicy, image_tokens: Sequence[int]
 ) -> int | None:
-    """The first layer in which a policy keeps fewer tokens of an image than another one does.
+    """The first layer in which a policy evicts more of an image than a bound allows.
 
     Args:
         policy: what a request asks for.
-        strongest: the most that may be evicted.
+        bound: the most that may be evicted, as a policy.
         image_tokens: tokens of each image, in the order of the prompt.
 
     Returns:
-        None where the policy evicts no more than allowed.
+        The layer (0-based); None where the policy stays within the bound.
     """
     found = [
         stage.layer
         for image, total in enumerate(image_tokens)
         for stage in policy.stages_of(image)
-        if policy.kept(stage.layer, image, total) < strongest.kept(stage.layer, image, total)
+        if policy.kept(stage.layer, image, total) < bound.kept(stage.layer, image, total)
     ]
     return min(found, default=None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from vllm_flow.policy import FlowPolicy, weaker_layer
+from vllm_flow.policy import FlowPolicy, first_layer_beyond
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import (
     CLIFF_KEY,
@@ -47,7 +47,7 @@ def admit(
     num_layers: int,
     *,
     allowed: bool = True,
-    strongest: FlowPolicy | None = None,
+    bound: FlowPolicy | None = None,
 ) -> FlowPolicy | None:
     """What a request asks for within an operator's bounds, as far as they can be told without its prompt.
 
@@ -55,7 +55,7 @@ def admit(
 
     Args:
         allowed: whether requests may carry a policy at all.
-        strongest: the most they may evict.
+        bound: the most they may evict, as a policy.
 
     Raises:
         PolicyError: also where the operator's bounds exclude what is asked for.
@@ -66,16 +66,16 @@ def admit(
         raise PolicyError(
             own, given[own], "the operator of this server sets the policy; leave it out."
         )
-    if policy is None or strongest is None:
+    if policy is None or bound is None:
         return policy
-    if policy.only_withdraws and strongest.only_withdraws:
+    if policy.only_withdraws and bound.only_withdraws:
         # No picture has a say in this: of any size, one has more tokens than none.
-        check_bound(policy, strongest, [1] * len(policy.images), num_layers)
+        check_bound(policy, bound, [1] * len(policy.images), num_layers)
     return policy
 
 
 def check_bound(
-    policy: FlowPolicy, strongest: FlowPolicy, image_tokens: Sequence[int], num_layers: int
+    policy: FlowPolicy, bound: FlowPolicy, image_tokens: Sequence[int], num_layers: int
 ) -> None:
     """Refuse a policy that evicts more than the operator allows.
 
@@ -86,19 +86,19 @@ def check_bound(
         PolicyError: names the layer and what may be evicted there.
     """
     keys = request_keys(policy)
-    late = strongest.when == "decode" and policy.when == "prefill"
-    if late and weaker_layer(policy.within(num_layers), NOTHING, image_tokens) is not None:
+    late = bound.when == "decode" and policy.when == "prefill"
+    if late and first_layer_beyond(policy.within(num_layers), NOTHING, image_tokens) is not None:
         raise PolicyError(
             WHEN_KEY,
             policy.when,
             'the operator of this server allows eviction after the prefill; send "decode".',
         )
-    layer = weaker_layer(policy, strongest, image_tokens)
+    layer = first_layer_beyond(policy, bound, image_tokens)
     if layer is None:
         return
     key = next(key for key in FORMS if key in keys)
-    if strongest.only_withdraws:
-        cliff = strongest.images[0][0].layer
+    if bound.only_withdraws:
+        cliff = bound.images[0][0].layer
         raise PolicyError(
             key,
             keys[key],
@@ -109,7 +109,7 @@ def check_bound(
         key,
         keys[key],
         f"it evicts more from layer {layer} on than the operator of this server allows, which is "
-        f'"{strongest}".',
+        f'"{bound}".',
     )
 
 
@@ -118,21 +118,21 @@ SIZES = tuple(256 << power for power in range(8))
 be rounded to the same number."""
 
 
-def contradicts(policy: FlowPolicy, strongest: FlowPolicy, num_layers: int) -> bool:
-    """Whether a policy evicts more than another one allows from every picture from which it evicts any.
+def contradicts(policy: FlowPolicy, bound: FlowPolicy, num_layers: int) -> bool:
+    """Whether a policy evicts more than a bound allows from every picture from which it evicts any.
 
     One that does so from pictures of some sizes alone, as a share may beside a number of tokens, is none: what
     such a policy may do, a picture's size decides.
 
     Args:
-        policy, strongest: with one value for all images each.
+        policy, bound: with one value for all images each.
     """
     told = []
     for total in SIZES:
         if all(policy.kept(layer, 0, total) == total for layer in range(num_layers)):
             continue
         try:
-            check_bound(policy, strongest, [total], num_layers)
+            check_bound(policy, bound, [total], num_layers)
         except PolicyError:
             told.append(True)
         else:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.any_policy import LAYERS, policies
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.policy import FlowPolicy, Stage, weaker_layer
+from vllm_flow.policy import FlowPolicy, Stage, first_layer_beyond
 from vllm_flow.policy_bounds import admit, check_bound, contradicts, operators_policy
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import parse_policy
@@ -28,7 +28,7 @@ def test_without_bounds_any_request_is_admitted() -> None:
         {"flow_cliff": 4, "flow_when": "decode"},
     ):
         assert admit(keys, LAYERS) == parse_policy(keys, LAYERS)
-    assert admit(None, LAYERS, allowed=False, strongest=SOME) is None
+    assert admit(None, LAYERS, allowed=False, bound=SOME) is None
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_where_the_operator_decides_any_policy_is_refused(keys: dict[str, object
 
 
 @pytest.mark.parametrize(
-    ("keys", "strongest"),
+    ("keys", "bound"),
     [
         ({"flow_cliff": 2}, SOME),
         ({"flow_stages": "1:1% uniform"}, FlowPolicy.withdrawal(5)),
@@ -50,18 +50,18 @@ def test_where_the_operator_decides_any_policy_is_refused(keys: dict[str, object
     ],
 )
 def test_what_depends_on_the_picture_is_for_the_front_end(
-    keys: dict[str, object], strongest: FlowPolicy
+    keys: dict[str, object], bound: FlowPolicy
 ) -> None:
     """A share of one token is none, and of a thousand some: the bound is compared once a picture is known."""
-    policy = admit(keys, LAYERS, strongest=strongest)
+    policy = admit(keys, LAYERS, bound=bound)
     assert policy == parse_policy(keys, LAYERS) is not None
     with pytest.raises(PolicyError, match="the operator of this server"):
-        check_bound(policy, strongest, [576], LAYERS)
+        check_bound(policy, bound, [576], LAYERS)
 
 
 def test_a_cliff_is_bound_by_a_cliff_and_stages_by_stages() -> None:
     with pytest.raises(PolicyError) as error:
-        admit({"flow_cliff": 3}, LAYERS, strongest=FlowPolicy.withdrawal(4))
+        admit({"flow_cliff": 3}, LAYERS, bound=FlowPolicy.withdrawal(4))
     assert str(error.value) == (
         "flow_cliff=3: the operator of this server allows layers from 4 on; it must be an integer from 4 to 32."
     )
@@ -88,17 +88,17 @@ def test_what_evicts_nothing_need_not_be_late(policy: FlowPolicy) -> None:
 
 @given(st.integers(0, LAYERS), st.none() | st.integers(0, LAYERS - 1), st.booleans())
 def test_an_operator_bounds_what_requests_ask_for(
-    cliff: int, strongest: int | None, allowed: bool
+    cliff: int, lowest: int | None, allowed: bool
 ) -> None:
-    bound = None if strongest is None else FlowPolicy.withdrawal(strongest)
-    if allowed and (strongest is None or cliff >= strongest):
+    bound = None if lowest is None else FlowPolicy.withdrawal(lowest)
+    if allowed and (lowest is None or cliff >= lowest):
         expected = parse_policy({"flow_cliff": cliff}, LAYERS)
-        found = admit({"flow_cliff": cliff}, LAYERS, allowed=allowed, strongest=bound)
+        found = admit({"flow_cliff": cliff}, LAYERS, allowed=allowed, bound=bound)
         assert found == expected
     else:
         with pytest.raises(PolicyError, match="the operator of this server"):
-            admit({"flow_cliff": cliff}, LAYERS, allowed=allowed, strongest=bound)
-    assert admit({"other": 1}, LAYERS, allowed=allowed, strongest=bound) is None
+            admit({"flow_cliff": cliff}, LAYERS, allowed=allowed, bound=bound)
+    assert admit({"other": 1}, LAYERS, allowed=allowed, bound=bound) is None
 
 
 def test_a_bound_that_allows_nothing_is_one() -> None:
@@ -106,38 +106,36 @@ def test_a_bound_that_allows_nothing_is_one() -> None:
     for keys in ({"flow_cliff": LAYERS}, {"flow_stages": f"{LAYERS}:0"}):
         bound = FlowSettings.read({"max_policy": keys}, LAYERS).max_policy
         with pytest.raises(PolicyError, match=f"from {LAYERS} to {LAYERS}"):
-            admit({"flow_cliff": LAYERS - 1}, LAYERS, strongest=bound)
-        assert admit({"flow_cliff": LAYERS}, LAYERS, strongest=bound) is None
+            admit({"flow_cliff": LAYERS - 1}, LAYERS, bound=bound)
+        assert admit({"flow_cliff": LAYERS}, LAYERS, bound=bound) is None
     assert FlowSettings.read({}, LAYERS).max_policy is None
 
 
 @given(policies(), policies(), st.lists(st.integers(1, 800), min_size=4, max_size=4))
 def test_a_bound_compares_layer_by_layer(
-    policy: FlowPolicy, strongest: FlowPolicy, totals: list[int]
+    policy: FlowPolicy, bound: FlowPolicy, totals: list[int]
 ) -> None:
     images = [
         image
         for image in range(4)
-        if all(p.shared or image < len(p.images) for p in (policy, strongest))
+        if all(p.shared or image < len(p.images) for p in (policy, bound))
     ]
-    weaker = [
+    beyond = [
         layer
         for layer in range(LAYERS + 1)
-        if any(
-            policy.kept(layer, i, totals[i]) < strongest.kept(layer, i, totals[i]) for i in images
-        )
+        if any(policy.kept(layer, i, totals[i]) < bound.kept(layer, i, totals[i]) for i in images)
     ]
-    found = weaker_layer(policy, strongest, totals[: len(images)])
-    assert found == min(weaker, default=None)
+    found = first_layer_beyond(policy, bound, totals[: len(images)])
+    assert found == min(beyond, default=None)
     evicts = any(
         policy.kept(layer, i, totals[i]) < totals[i] for layer in range(LAYERS) for i in images
     )
-    early = evicts and (policy.when, strongest.when) == ("prefill", "decode")
+    early = evicts and (policy.when, bound.when) == ("prefill", "decode")
     if found is None and not early:
-        check_bound(policy, strongest, totals[: len(images)], LAYERS)
+        check_bound(policy, bound, totals[: len(images)], LAYERS)
     else:
         with pytest.raises(PolicyError, match="the operator of this server allows"):
-            check_bound(policy, strongest, totals[: len(images)], LAYERS)
+            check_bound(policy, bound, totals[: len(images)], LAYERS)
 
 
 def test_an_operators_policy_is_for_any_number_of_images() -> None:
@@ -154,7 +152,7 @@ def test_an_operators_policy_is_for_any_number_of_images() -> None:
 @pytest.mark.parametrize("cliffs", [[2, 10], [10, 2]], ids=str)
 def test_a_cliff_of_any_image_is_bound(cliffs: list[int]) -> None:
     with pytest.raises(PolicyError, match="allows layers from 5 on"):
-        admit({"flow_cliff": cliffs}, LAYERS, strongest=FlowPolicy.withdrawal(5))
+        admit({"flow_cliff": cliffs}, LAYERS, bound=FlowPolicy.withdrawal(5))
 
 
 @pytest.mark.parametrize(

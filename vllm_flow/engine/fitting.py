@@ -89,7 +89,7 @@ def fitted(
 
 
 def check_bounds(
-    request: EngineCoreRequest, policy: FlowPolicy, strongest: FlowPolicy, num_layers: int
+    request: EngineCoreRequest, policy: FlowPolicy, bound: FlowPolicy, num_layers: int
 ) -> None:
     """Refuse a client's policy that evicts more of this prompt than the operator allows.
 
@@ -97,7 +97,7 @@ def check_bounds(
         PolicyError: see :func:`vllm_flow.policy_bounds.check_bound`.
     """
     totals = [image.mm_position.get_num_embeds() for image in evictable(request.mm_features or ())]
-    check_bound(policy, strongest, totals, num_layers)
+    check_bound(policy, bound, totals, num_layers)
 
 
 def _check_images(policy: FlowPolicy, totals: list[int], keys: Mapping[str, Any]) -> None:

@@ -91,7 +91,7 @@ def check_keys(keys: Mapping[str, Any] | None, settings: FlowSettings) -> None:
         keys,
         settings.num_layers,
         allowed=settings.allow_request_policy,
-        strongest=settings.max_policy,
+        bound=settings.max_policy,
     )
     # Naming a task asks for a policy of the operator's, not for one of the client's own.
     parse_task(keys, None if settings.profile is None else settings.profile.policies)

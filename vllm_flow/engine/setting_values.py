@@ -153,7 +153,7 @@ def check_effects(options: Mapping[str, Any]) -> None:
 def check_bounded(
     default: FlowPolicy | None,
     tasks: Mapping[str, FlowPolicy | None],
-    strongest: FlowPolicy | None,
+    bound: FlowPolicy | None,
     num_layers: int,
 ) -> None:
     """Refuse policies of the operator's own that evict more than he lets requests evict.
@@ -161,15 +161,15 @@ def check_bounded(
     Args:
         tasks: the policies of the profile, by task: a request that names the task asks for its policy.
     """
-    if strongest is None:
+    if bound is None:
         return
     # Tasks first: where a profile says no default, it is its only task's, and the task is what can be mended.
     named = {f" of the task {task!r}": policy for task, policy in tasks.items()}
     for of_task, policy in {**named, "": default}.items():
-        if policy is not None and contradicts(policy, strongest, num_layers):
+        if policy is not None and contradicts(policy, bound, num_layers):
             raise ValueError(
                 f"{_named('default_policy')}: \"{policy}\"{of_task} evicts more than 'max_policy' lets any request "
-                f'evict, which is "{strongest}"; let one evict less, or the other more.'
+                f'evict, which is "{bound}"; let one evict less, or the other more.'
             )
 
 

@@ -209,14 +209,14 @@ class FlowSettings:
             if profile is None
             else profile.default
         )
-        strongest = values.bound(options, "max_policy", num_layers)
-        values.check_bounded(default, profile.policies if profile else {}, strongest, num_layers)
+        bound = values.bound(options, "max_policy", num_layers)
+        values.check_bounded(default, profile.policies if profile else {}, bound, num_layers)
         found = cls(
             num_layers=num_layers,
             group_layers=group_layers,
             default_policy=default,
             profile=profile,
-            max_policy=strongest,
+            max_policy=bound,
             allow_request_policy=values.flag(options, "allow_request_policy", True),
             attention_log=values.directory(options, "attention_log"),
             attention_log_max_bytes=values.size(
