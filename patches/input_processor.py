@@ -28,9 +28,9 @@ def apply() -> None:
                 frontend.tell_unread(params)
                 return original(self, request_id, prompt, params, *args, **kwargs)
             with frontend.refusals():
-                frontend.check_params(params, settings)
+                frontend.check_keys(getattr(params, "extra_args", None), settings)
                 request = original(self, request_id, prompt, params, *args, **kwargs)
-                frontend.check_request(request, settings)
+                frontend.settle(request, settings)
             return request
 
         return process_inputs

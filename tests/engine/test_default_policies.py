@@ -16,7 +16,7 @@ from tests.engine.test_fitting import IMAGE, LAYERS, SETTINGS, request
 from vllm_flow.cliff_file import Profile
 from vllm_flow.engine import default_policies, metrics, obstacles
 from vllm_flow.engine.default_policies import check_policies, warn_of_obstacles
-from vllm_flow.engine.frontend import check_request
+from vllm_flow.engine.frontend import settle
 from vllm_flow.engine.obstacles import Misfit
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.settled import Settled, noted
@@ -78,7 +78,7 @@ def test_a_request_that_a_default_policy_does_not_fit_is_told(
     sent, kept = copy(sent), copy(sent)
     sent.sampling_params = sent.sampling_params.clone()
     kept.sampling_params = kept.sampling_params.clone()
-    check_request(sent, found)
+    settle(sent, found)
     assert sent.cache_salt is None
     assert noted(sent.sampling_params) == Settled("", kind)
     [line] = said
@@ -90,7 +90,7 @@ def test_a_request_that_a_default_policy_does_not_fit_is_told(
         **(kept.sampling_params.extra_args or {}),
         "flow_task": "reading",
     }
-    check_request(kept, replace(found, default_policy=None, profile=profile))
+    settle(kept, replace(found, default_policy=None, profile=profile))
     assert noted(kept.sampling_params) == Settled("reading", kind)
     assert said == [line]
 
@@ -113,20 +113,20 @@ def test_every_kind_of_misfit_has_a_case() -> None:
     ids=("text", "stream", "handed", "fits", "opts out", "asks otherwise", "audio"),
 )
 def test_others_are_not(sent: Any, said: list[str]) -> None:
-    check_request(sent, replace(SETTINGS, default_policy=policy(CLIFF), connected=True))
+    settle(sent, replace(SETTINGS, default_policy=policy(CLIFF), connected=True))
     assert noted(sent.sampling_params).skipped is None and not said
 
 
 def test_a_policy_that_evicts_nothing_of_small_pictures_fits_them(said: list[str]) -> None:
     sent = request(None, (5, 9))
-    check_request(sent, replace(SETTINGS, default_policy=policy({"flow_stages": "2:9 uniform"})))
+    settle(sent, replace(SETTINGS, default_policy=policy({"flow_stages": "2:9 uniform"})))
     assert noted(sent.sampling_params) == Settled() and not said
 
 
 def test_each_kind_of_reason_is_said_once(said: list[str]) -> None:
     found = replace(SETTINGS, default_policy=policy(CLIFF))
     for text, streamed in ((0, False), (0, False), (9, True), (9, True), (0, False)):
-        check_request(request(None, IMAGE, text=text, resumable=streamed), found)
+        settle(request(None, IMAGE, text=text, resumable=streamed), found)
     assert ["ends with an image" in line for line in said] == [True, False]
     assert "streaming input" in said[1]
 
@@ -145,7 +145,7 @@ def test_skipped_requests_are_counted(
         for kind in Misfit
     }
     sent = request(None, IMAGE, text=0)
-    check_request(sent, replace(SETTINGS, default_policy=policy(CLIFF)))
+    settle(sent, replace(SETTINGS, default_policy=policy(CLIFF)))
     state = SimpleNamespace(parent_req=None)
     if parent:
         state.parent_req = SimpleNamespace(sampling_params=sent.sampling_params)
@@ -183,7 +183,7 @@ def test_requests_are_counted_by_policy_and_task(
     labels = {"model_name": "somebody", "policy": policy, "task": task}
     before = REGISTRY.get_sample_value("vllm_flow:requests_total", labels) or 0
     profile = Profile({"reading": FlowPolicy.withdrawal(3), "everything": None}, None)
-    check_request(sent, replace(SETTINGS, profile=profile))
+    settle(sent, replace(SETTINGS, profile=profile))
     state = SimpleNamespace(parent_req=None)
     metrics.begin(state, sent)
     metrics.count(state)
@@ -263,6 +263,6 @@ def test_the_parameters_that_go_to_the_engine_do_not_carry_it() -> None:
     plain = msgspec.msgpack.encode(params)
     sent = request(None, IMAGE)
     sent.sampling_params = params
-    check_request(sent, FlowSettings.read({"default_policy": CLIFF}, LAYERS))
+    settle(sent, FlowSettings.read({"default_policy": CLIFF}, LAYERS))
     params.extra_args = {"a": 1}
     assert msgspec.msgpack.encode(params) == plain

@@ -12,7 +12,7 @@ from vllm import SamplingParams
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
 from vllm_flow.cliff_file import Profile
-from vllm_flow.engine.frontend import check_params, check_request
+from vllm_flow.engine import frontend
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import parse_policy
@@ -43,8 +43,8 @@ def settle(keys: dict[str, Any] | None, *images: tuple[int, int], **settings: An
     """The keys that go on, and the salt."""
     found = replace(SETTINGS, **settings)
     sent = request(keys, *images)
-    check_params(sent.sampling_params, found)
-    check_request(sent, found)
+    frontend.check_keys(sent.sampling_params.extra_args, found)
+    frontend.settle(sent, found)
     return sent.sampling_params.extra_args, sent.cache_salt
 
 
@@ -152,9 +152,9 @@ def test_pictures_in_one_another_or_nowhere_are_refused(
     tokens = list(range(prompt))
     sent = request({"flow_cliff": 4, "flow_when": when}, *images, prompt_token_ids=tokens)
     with pytest.raises(PolicyError, match="flow_cliff=4: one of its pictures is at tokens"):
-        check_request(sent, SETTINGS)
+        frontend.settle(sent, SETTINGS)
     sent = request(None, *images, prompt_token_ids=tokens)
-    check_request(sent, replace(SETTINGS, default_policy=parse_policy({"flow_cliff": 4}, LAYERS)))
+    frontend.settle(sent, replace(SETTINGS, default_policy=parse_policy({"flow_cliff": 4}, LAYERS)))
     assert sent.sampling_params.extra_args is None  # for vLLM to refuse
 
 
@@ -202,7 +202,7 @@ def test_what_leaves_after_the_prefill_shares_what_has_no_policy() -> None:
     assert settle(late, (5, 90), step_tokens=32) == (late, None)
     sent = request(late, (5, 90), text=0)
     sent.cache_salt, sent.sampling_params.prompt_logprobs = "mine", 1
-    check_request(sent, SETTINGS)
+    frontend.settle(sent, SETTINGS)
     assert (sent.sampling_params.extra_args, sent.cache_salt) == (late, "mine")
     keys = {"flow_preset": "fastv", "flow_when": "decode"}
     assert settle(keys, (5, 90), step_tokens=2) == (
@@ -216,7 +216,7 @@ def test_what_leaves_after_the_prefill_shares_what_has_no_policy() -> None:
     sent = request(late, (5, 90))
     sent.resumable = True
     with pytest.raises(PolicyError, match="streaming input"):
-        check_request(sent, SETTINGS)
+        frontend.settle(sent, SETTINGS)
 
 
 def test_an_operator_may_allow_eviction_after_the_prefill_alone() -> None:
@@ -251,7 +251,7 @@ def test_how_many_of_each_crop_stay_must_be_known_where_their_tokens_see_one_ano
     def check(place: PlaceholderRange, settings: FlowSettings, **keys: Any) -> None:
         sent = request({"flow_cliff": 3, "flow_keep": 9, **keys}, (5, 63))
         sent.mm_features[0].mm_position = place
-        check_request(sent, settings)
+        frontend.settle(sent, settings)
 
     with pytest.raises(
         PolicyError, match="how many of each piece stay .* leave out do_pan_and_scan"
@@ -275,16 +275,16 @@ EMBEDDED = {"prompt_token_ids": None, "prompt_embeds": object()}
 )
 def test_embeddings_have_no_pictures(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(PolicyError) as error:
-        check_request(request(keys, **EMBEDDED), SETTINGS)
+        frontend.settle(request(keys, **EMBEDDED), SETTINGS)
     assert said in str(error.value)
 
 
 def test_embeddings_have_no_policy() -> None:
     baseline = request({"flow_cliff": LAYERS, "theirs": 1}, **EMBEDDED)
-    check_request(baseline, SETTINGS)
+    frontend.settle(baseline, SETTINGS)
     assert baseline.sampling_params.extra_args == {"theirs": 1} and baseline.cache_salt is None
     sent = request(None, **EMBEDDED)
-    check_request(sent, replace(SETTINGS, default_policy=parse_policy({"flow_cliff": 3}, LAYERS)))
+    frontend.settle(sent, replace(SETTINGS, default_policy=parse_policy({"flow_cliff": 3}, LAYERS)))
     assert sent.sampling_params.extra_args is None and sent.cache_salt is None
 
 

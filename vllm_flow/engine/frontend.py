@@ -1,4 +1,4 @@
-"""Validation of a request in the front end, before the engine sees it.
+"""Checks and settles a request in the front end, before the engine sees it.
 
 Called by the patch ``patches/input_processor.py``. Offline the ValueError reaches the caller; the
 OpenAI-compatible server answers it with HTTP 400.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm.exceptions import VLLMValidationError
@@ -34,6 +35,7 @@ from vllm_flow.policy_keys import (
 )
 
 if TYPE_CHECKING:
+    from vllm.sampling_params import SamplingParams
     from vllm.v1.engine import EngineCoreRequest
 
     from vllm_flow.layout import TokenLayout
@@ -71,17 +73,8 @@ def tell_unread(params: Any) -> None:
         )
 
 
-def check_params(params: Any, settings: FlowSettings) -> None:
-    """Check a request's keys, which costs nothing, before its prompt is looked at.
-
-    Raises:
-        PolicyError: see :func:`check_keys`.
-    """
-    check_keys(getattr(params, "extra_args", None), settings)
-
-
 def check_keys(keys: Mapping[str, Any] | None, settings: FlowSettings) -> None:
-    """Check a request's keys against the model and the operator's settings.
+    """Check a request's keys against the model and the operator's settings, before its prompt is looked at.
 
     Raises:
         PolicyError: see :func:`vllm_flow.policy_bounds.admit`, :func:`vllm_flow.policy_bounds.parse_task`
@@ -104,12 +97,11 @@ def check_keys(keys: Mapping[str, Any] | None, settings: FlowSettings) -> None:
     )
 
 
-def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
+def settle(request: EngineCoreRequest, settings: FlowSettings) -> None:
     """Settle a processed request's policy, and give the policy a prefix cache of its own.
 
-    A default policy, a task's included, is what the operator prefers, not what the client asked for:
-    it stays away from requests that it does not fit, and the operator is told (`default_policies`). What goes
-    on to the scheduler and the workers says stages, and nothing of tasks and presets.
+    What goes on to the scheduler and the workers says stages, and nothing of tasks and presets. Nothing behind
+    the front end is told of a policy that evicts nothing.
 
     Raises:
         PolicyError: the client's policy cannot be combined with its prompt or parameters, or its
@@ -122,43 +114,72 @@ def check_request(request: EngineCoreRequest, settings: FlowSettings) -> None:
     if params.skip_clone:  # the caller's own object, which serves further requests
         params = request.sampling_params = copy.copy(params)
     keys = dict(params.extra_args or {})
-    task = keys.pop(TASK_KEY, None)
     log = parse_log(keys, settings.num_layers, attending=settings.attending)
     if log is not None:
         _check_loggable(request, keys[LOG_KEY])
-    asked = next((key for key in FORMS if key in keys), None)
-    policy, value = parse_policy(keys, settings.num_layers), keys.get(asked or "")
+    chosen = _chosen(keys, settings)
+    layout, skipped = _layout(request, chosen, settings, keys)
+    if layout is None and settings.connected:
+        _check_handed(transfer_of(keys))
+    others = {key: value for key, value in keys.items() if key not in (*POLICY_KEYS, TASK_KEY)}
+    if log is not None and settings.attending:
+        others |= log.request_keys()  # which layers attend is known here alone
+    params.extra_args = others or None
+    if layout is not None and chosen.policy is not None:
+        _apply(request, params, layout, chosen.policy)
+    note(params, Settled(chosen.task, skipped))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The policy that a request is to have if it fits, and who chose it."""
+
+    policy: FlowPolicy | None
+    asked: str | None
+    """The client's key that asks for it; None where it is the operator's, a task's included."""
+    task: str
+    """That the client named; empty if none."""
+
+
+def _chosen(keys: Mapping[str, Any], settings: FlowSettings) -> Chosen:
+    """The policy by a request's checked keys: its own, else its task's, else the default one."""
+    policy = parse_policy(keys, settings.num_layers)
+    asked, task = next((key for key in FORMS if key in keys), None), keys.get(TASK_KEY)
     if asked is None:
         policy = settings.default_policy
     if task is not None and settings.profile is not None:
         policy = settings.profile.of_task(task)
-    others = {key: value for key, value in keys.items() if key not in POLICY_KEYS}
-    if log is not None and settings.attending:
-        others |= log.request_keys()  # which layers attend is known here alone
-    layout, skipped = None, None
-    if policy is not None:
-        try:
-            layout = _layout(request, policy, settings, keys, asked is not None)
-        except Obstacle as obstacle:
-            if asked is not None:
-                key = obstacle.key or asked
-                raise PolicyError(key, keys.get(key, value), str(obstacle)) from None
-            skipped = obstacle.kind
-            default_policies.tell_skipped(policy, task or "", skipped, str(obstacle))
-        if layout is not None:
-            # Nothing behind the front end is told of a policy that evicts nothing.
-            others |= request_keys(policy)
-            if request.mm_features:
-                request.mm_features = scored_pictures.named(request.mm_features, layout)
-            if not layout.late:  # till its images leave, such a request is one without a policy
-                request.cache_salt = policy_salt(request.cache_salt, layout)
-    if layout is None and settings.connected:
-        _check_handed(transfer_of(keys))
-    params.extra_args = others or None
-    note(params, Settled(task or "", skipped))
+    return Chosen(policy, asked, task or "")
 
 
 def _layout(
+    request: EngineCoreRequest, chosen: Chosen, settings: FlowSettings, keys: Mapping[str, Any]
+) -> tuple[TokenLayout | None, Misfit | None]:
+    """The request's layout under the chosen policy, or why an operator's stays away from it.
+
+    A default policy, a task's included, is what the operator prefers, not what the client asked for:
+    it stays away from requests that it does not fit, and the operator is told (`default_policies`).
+
+    Returns:
+        The layout, None where nothing is evicted; and the reason, None where nothing was in the way.
+
+    Raises:
+        PolicyError: the client's own policy does not fit, or evicts more than the operator allows.
+    """
+    policy, asked = chosen.policy, chosen.asked
+    if policy is None:
+        return None, None
+    try:
+        return _within_bounds(request, policy, settings, keys, asked is not None), None
+    except Obstacle as obstacle:
+        if asked is not None:
+            key = obstacle.key or asked
+            raise PolicyError(key, keys.get(key, keys[asked]), str(obstacle)) from None
+        default_policies.tell_skipped(policy, chosen.task, obstacle.kind, str(obstacle))
+        return None, obstacle.kind
+
+
+def _within_bounds(
     request: EngineCoreRequest,
     policy: FlowPolicy,
     settings: FlowSettings,
@@ -185,6 +206,17 @@ def _layout(
         # Within its bounds for pictures of other sizes.
         raise Obstacle(Misfit.BOUND, str(error)) from None
     return layout
+
+
+def _apply(
+    request: EngineCoreRequest, params: SamplingParams, layout: TokenLayout, policy: FlowPolicy
+) -> None:
+    """Have a request evict: the policy's stages as keys, its pictures' names, and its prefix-cache salt."""
+    params.extra_args = {**(params.extra_args or {}), **request_keys(policy)}
+    if request.mm_features:
+        request.mm_features = scored_pictures.named(request.mm_features, layout)
+    if not layout.late:  # till its images leave, such a request is one without a policy
+        request.cache_salt = policy_salt(request.cache_salt, layout)
 
 
 def _check_salt(salt: str | None) -> None:
