@@ -20,7 +20,7 @@ ANALYSIS = (
     "vllm_flow.analysis.pointing_hooks",
 )
 DATASETS, ASSEMBLE = "vllm_flow.demo_model.datasets.__main__", "vllm_flow.demo_model.assemble"
-COST, TRACE = "vllm_flow.engine.attention.cost", "vllm_flow.profile.prefix_trace"
+COST, TRACE = "vllm_flow.profile.attention_cost", "vllm_flow.profile.prefix_trace"
 BENCH, CONVERT = "vllm_flow.eval.sweep.bench_driver", "vllm_flow.models.shikra_convert"
 SCALE = "vllm_flow.profile.scale"
 

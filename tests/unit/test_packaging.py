@@ -39,6 +39,20 @@ def test_every_package_is_listed() -> None:
     assert listed == found
 
 
+def test_pure_modules_are_typed_and_typed_ones_pure() -> None:
+    """mypy's list and import-linter's have the same modules: those that lean on nothing that moves."""
+    tomllib = pytest.importorskip("tomllib")
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    files = tools["mypy"]["files"]
+    [pure] = [
+        contract["source_modules"]
+        for contract in tools["importlinter"]["contracts"]
+        if "torch" in contract.get("forbidden_modules", ())
+    ]
+    assert sorted(pure) == sorted(file.removesuffix(".py").replace("/", ".") for file in files)
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
 def test_version_is_the_distribution_version() -> None:
     import vllm_flow
 

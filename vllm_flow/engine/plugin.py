@@ -38,37 +38,15 @@ def configure(config: Any) -> None:
     from vllm import __version__
 
     from vllm_flow import __version__ as FLOW_VERSION
-    from vllm_flow.engine import drafts, metrics
     from vllm_flow.engine.attention.writer import check_log
     from vllm_flow.engine.default_policies import check_policies
-    from vllm_flow.engine.prompt_scores import blank
-    from vllm_flow.engine.setting_values import CONFIG_KEY, strays, with_profile_read
+    from vllm_flow.engine.setting_values import CONFIG_KEY, with_profile_read
     from vllm_flow.engine.settings import FlowSettings
     from vllm_flow.engine.support import check_supported
-    from vllm_flow.patches import core_client, endpoint_plugins, logprobs, renderer, run_batch
 
-    options = config.additional_config
-    if not isinstance(options, dict):
+    options = _options_of(config)
+    if options is None or _is_part(config):
         return
-    misplaced = strays(options, FlowSettings.names())
-    if CONFIG_KEY not in options:
-        for name in misplaced:
-            logger.warning_once(
-                "additional_config[%r] is no setting of vLLM's. If it is meant for vLLM-Flow, which is off: "
-                "write {'%s': {%r: ...}}.",
-                name,
-                CONFIG_KEY,
-                name,
-            )
-        return
-    if misplaced:
-        raise ValueError(
-            f"additional_config[{misplaced[0]!r}]: this setting belongs into the object {CONFIG_KEY!r}."
-        )
-    if config.model_config is None or config.model_config.is_submodel_config:
-        return  # a view of a config that was or will be configured as a whole
-    if drafts.is_drafters_config(config):
-        return  # likewise
     # Only what is read from a file is new: the user's own object stays as it is.
     read = with_profile_read(options[CONFIG_KEY])
     if read is not options[CONFIG_KEY]:
@@ -77,6 +55,58 @@ def configure(config: Any) -> None:
     settings = FlowSettings.of(config)
     check_policies(settings)
     check_log(config, settings)
+    _select_classes(config)
+    logger.info_once("vLLM-Flow %s: %s", FLOW_VERSION, settings.summary)
+    if settings.profile is not None:
+        _tell_unlike(settings.profile, config.model_config)
+    _equip_front_end(config, settings)
+
+
+def _options_of(config: Any) -> dict[str, Any] | None:
+    """``additional_config`` where it has the key; None without it, and the log says what looks forgotten.
+
+    Raises:
+        ValueError: settings of ours stand beside the key.
+    """
+    from vllm_flow.engine.setting_values import CONFIG_KEY, strays
+    from vllm_flow.engine.settings import FlowSettings
+
+    options = config.additional_config
+    if not isinstance(options, dict):
+        return None
+    misplaced = strays(options, FlowSettings.names())
+    if CONFIG_KEY in options:
+        if misplaced:
+            raise ValueError(
+                f"additional_config[{misplaced[0]!r}]: this setting belongs into the object {CONFIG_KEY!r}."
+            )
+        return options
+    for name in misplaced:
+        logger.warning_once(
+            "additional_config[%r] is no setting of vLLM's. If it is meant for vLLM-Flow, which is off: "
+            "write {'%s': {%r: ...}}.",
+            name,
+            CONFIG_KEY,
+            name,
+        )
+    return None
+
+
+def _is_part(config: Any) -> bool:
+    """Whether it is a view of a config that was or will be configured as a whole, a drafter's among them."""
+    from vllm_flow.engine import drafts
+
+    if config.model_config is None or config.model_config.is_submodel_config:
+        return True
+    return drafts.is_drafters_config(config)
+
+
+def _select_classes(config: Any) -> None:
+    """Put our scheduler and worker into the config.
+
+    Raises:
+        ValueError: somebody else's classes are there.
+    """
     asynchronous = config.scheduler_config.async_scheduling
     _select(
         config.scheduler_config,
@@ -93,9 +123,14 @@ def configure(config: Any) -> None:
             "vllm.v1.worker.gpu_worker.Worker",
         ),
     )
-    logger.info_once("vLLM-Flow %s: %s", FLOW_VERSION, settings.summary)
-    if settings.profile is not None:
-        _tell_unlike(settings.profile, config.model_config)
+
+
+def _equip_front_end(config: Any, settings: Any) -> None:
+    """Count in this process, and apply the patches that an engine with the key needs in its front end."""
+    from vllm_flow.engine import metrics
+    from vllm_flow.engine.prompt_scores import blank
+    from vllm_flow.patches import core_client, endpoint_plugins, logprobs, renderer, run_batch
+
     metrics.enable(config.model_config.served_model_name)
     endpoint_plugins.apply(_key_check)
     renderer.apply()

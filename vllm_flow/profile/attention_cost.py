@@ -1,4 +1,4 @@
-"""What the attention log costs per decode step: ``python -m vllm_flow.engine.attention.cost``.
+"""What the attention log costs per decode step: ``python -m vllm_flow.profile.attention_cost``.
 
 Two engines in one process, one without a log directory and one with. Rounds are interleaved: in each,
 every mode decodes the same batch of requests, and its steps are timed one by one. A round's figure is
@@ -55,7 +55,7 @@ def answer_tokens(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, measure, print a Markdown table."""
     parser = argparse.ArgumentParser(
-        prog="python -m vllm_flow.engine.attention.cost", description=__doc__.splitlines()[0]
+        prog="python -m vllm_flow.profile.attention_cost", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--model", default="demo", help="folder of a LLaVA, or demo (default)")
     parser.add_argument("--batch", type=positive, default=4, help="requests that decode together")
@@ -233,4 +233,4 @@ def _print(modes: list[Mode], arguments: argparse.Namespace, context: int, dropp
 
 
 if __name__ == "__main__":
-    run_module("vllm_flow.engine.attention.cost", main)
+    run_module("vllm_flow.profile.attention_cost", main)
