@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vllm_flow.boundaries import packed_boundary
-from vllm_flow.grouping import storage_groups
+from vllm_flow.grouping import DecoderLayers
 from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.plan import ScheduledRequest, plan_step
 from vllm_flow.policy import FlowPolicy
@@ -40,7 +40,7 @@ SLOT, BLOCK_WIDTH = 13, 56
 LAYOUTS = {
     name: TokenLayout.of(FlowPolicy.withdrawal(cliff), SPANS) for name, cliff in CLIFFS.items()
 }
-STARTS = storage_groups(LAYERS, GROUP)
+STARTS = DecoderLayers(LAYERS).group_starts(GROUP)
 POSITIONS = np.arange(TOKENS)
 IS_IMAGE = SPANS.is_image(POSITIONS)
 

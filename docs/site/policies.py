@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vllm_flow.grouping import storage_groups
+from vllm_flow.grouping import DecoderLayers
 from vllm_flow.layout import TokenLayout, predict_blocks
 from vllm_flow.policy import FlowPolicy, stages_text
 from vllm_flow.policy_keys import parse_policy
@@ -50,7 +50,7 @@ def layout_of(policy: FlowPolicy) -> TokenLayout:
 def draw_panel(sheet: Sheet, left: float, policy: FlowPolicy) -> None:
     """Layers from top to bottom, tokens from left to right; behind each storage group its blocks."""
     layout, positions = layout_of(policy), np.arange(PROMPT)
-    blocks = predict_blocks(PROMPT, layout, storage_groups(LAYERS, GROUP), BLOCK)
+    blocks = predict_blocks(PROMPT, layout, DecoderLayers(LAYERS).group_starts(GROUP), BLOCK)
     (stages,) = policy.images
     text = stages_text(stages)
     sheet.text(left, 24, f"flow_cliff = {text[:-2]}" if text.endswith(":0") and "," not in text else text,
@@ -68,7 +68,7 @@ def draw_panel(sheet: Sheet, left: float, policy: FlowPolicy) -> None:
             left_out = image and gone is not None and bool(gone.is_image(positions)[token])
             color = GONE if left_out else IMAGE if image else TEXT
             sheet.box(left + (CELL + 2) * token, y, CELL, 16, color)
-    for group, start in enumerate(storage_groups(LAYERS, GROUP)):
+    for group, start in enumerate(DecoderLayers(LAYERS).group_starts(GROUP)):
         x, y = left + (CELL + 2) * PROMPT + 8, TOP + PITCH * start
         sheet.line([(x, y), (x + 4, y), (x + 4, y + PITCH + 16), (x, y + PITCH + 16)])
         for block in range(blocks[group]):

@@ -16,7 +16,7 @@ from vllm_flow.eval.sweep.model_facts import ModelFacts
 from vllm_flow.eval.sweep.policies import Policy
 from vllm_flow.eval.sweep.versions import versions
 from vllm_flow.eval.sweep.work import TaskWork
-from vllm_flow.grouping import default_group_layers
+from vllm_flow.grouping import DecoderLayers
 from vllm_flow.outputs import real
 
 DEMO_CONTEXT = 2048
@@ -56,7 +56,7 @@ def engine_settings(args: Namespace, facts: ModelFacts, on_gpu: bool) -> dict[st
     return {
         "model": args.model,
         "num_layers": facts.num_layers,
-        "group_layers": args.group_layers or default_group_layers(facts.num_layers),
+        "group_layers": args.group_layers or DecoderLayers(facts.num_layers).default_group_layers(),
         "block_size": args.block_size or (16 if on_gpu else 32),  # vLLM's smallest
         "dtype": args.dtype or ("float32" if demo else facts.dtype),
         "seed": args.seed,

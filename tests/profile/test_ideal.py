@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vllm_flow.eval.sweep.policies import parse_policies
-from vllm_flow.grouping import storage_groups
+from vllm_flow.grouping import DecoderLayers
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.profile import ideal
 from vllm_flow.profile.dimensions import ModelShape, TowerShape, Workload
@@ -119,7 +119,7 @@ def test_blocks_hold_the_bytes_and_waste_less_than_one_block_per_group(
     divisors = [d for d in range(1, shape.layers + 1) if shape.layers % d == 0]
     group_layers = data.draw(st.sampled_from(divisors))
     block_size = data.draw(st.sampled_from((1, 16, 32)))
-    starts = storage_groups(shape.layers, group_layers)
+    starts = DecoderLayers(shape.layers).group_starts(group_layers)
     cliff = data.draw(st.sampled_from((*starts, shape.layers)))
     blocks = ideal.kv_blocks(work, cliff, starts, block_size)
     block_bytes = block_size * group_layers * shape.token_bytes

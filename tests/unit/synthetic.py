@@ -16,7 +16,7 @@ from vllm_flow.demo.rows import flow_of, ideal_speedup, layers_that_see, summari
 from vllm_flow.demo_model.facts import Facts, Sign, Thing
 from vllm_flow.demo_model.questions import caption
 from vllm_flow.eval.tasks import Item
-from vllm_flow.grouping import storage_groups
+from vllm_flow.grouping import DecoderLayers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.spans import ImageSpans
@@ -25,7 +25,7 @@ ENGINE = Engine(
     model="synthetic",
     dtype="float32",
     num_layers=30,
-    group_starts=storage_groups(30, 2),
+    group_starts=DecoderLayers(30).group_starts(2),
     block_size=32,
     vllm="0",
     torch="0",

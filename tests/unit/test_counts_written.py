@@ -32,7 +32,7 @@ NEVER_ONE = {
     ("vllm_flow/demo_model/datasets/readme.py", "len(CLASSES)"): "the demo model's world",
     ("vllm_flow/engine/diagnosis.py", "len(TARGETS)"): "the ledger's",
     ("vllm_flow/engine/fitting.py", "longest"): "more than a step has room for",
-    ("vllm_flow/grouping.py", "num_layers"): "one layer makes one group",
+    ("vllm_flow/grouping.py", "self.num_layers"): "one layer makes one group",
     ("vllm_flow/grouping.py", "drafter"): "a clause",
     ("vllm_flow/models_command.py", "kinds"): "one is told apart",
     ("vllm_flow/policy_values.py", "shown(part.strip())"): "what was written",

@@ -13,7 +13,7 @@ from vllm_flow.engine import drafts
 from vllm_flow.engine.aux_hidden_states import COLLECTS, check_collects
 from vllm_flow.engine.draft_layers import OWN_NAMES, check_layers, layer_in_group, storage_layer
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.grouping import default_group_layers, group_sizes, storage_groups
+from vllm_flow.grouping import DecoderLayers
 
 
 def names_of(num_layers: int, draft_layers: int, prefix: str) -> list[tuple[str, int]]:
@@ -32,8 +32,8 @@ def test_a_drafters_layers_come_right_before_the_first(
     places = [storage_layer(*name, num_layers, draft_layers) for name in names]
     assert places == [*range(num_layers), *range(-draft_layers, 0)]
 
-    sizes = [size for size in group_sizes(num_layers + draft_layers) if size >= draft_layers]
-    group_layers = data.draw(st.sampled_from(sizes))
+    decoder = DecoderLayers(num_layers, draft_layers=draft_layers)
+    group_layers = data.draw(st.sampled_from(decoder.group_sizes()))
     settings = FlowSettings.read(
         {"group_layers": group_layers}, num_layers, draft_layers=draft_layers
     )
@@ -46,21 +46,22 @@ def test_a_drafters_layers_come_right_before_the_first(
 
 @given(st.integers(1, 130), st.integers(1, 3))
 def test_all_of_a_drafter_is_in_the_first_group(num_layers: int, draft_layers: int) -> None:
-    size = default_group_layers(num_layers, draft_layers)
-    starts = storage_groups(num_layers, size, draft_layers)
+    decoder = DecoderLayers(num_layers, draft_layers=draft_layers)
+    starts = decoder.group_starts(decoder.default_group_layers())
     assert starts[0] == -draft_layers and all(start >= 0 for start in starts[1:])
     assert len(starts) <= 12
 
 
 def test_a_model_of_32_layers_is_stored_as_finely_beside_a_drafter() -> None:
-    assert len(storage_groups(32, default_group_layers(32))) == 8
-    assert len(storage_groups(32, default_group_layers(32, 1), 1)) == 11
+    for draft_layers, groups in ((0, 8), (1, 11)):
+        decoder = DecoderLayers(32, draft_layers=draft_layers)
+        assert len(decoder.groups(decoder.default_group_layers())) == groups
 
 
 @pytest.mark.parametrize("group_layers", [1, 5, 6])
 def test_groups_without_room_for_it_are_refused(group_layers: int) -> None:
     with pytest.raises(ValueError, match="6 decoder layers, 2 of its drafter .*one of 2, 4, 8"):
-        storage_groups(6, group_layers, 2)
+        DecoderLayers(6, draft_layers=2).groups(group_layers)
 
 
 def test_layers_that_are_elsewhere_are_refused() -> None:

@@ -24,7 +24,7 @@ from tests.unit.staged_cases import (
 from vllm_flow.block_counts import evicted_at, predict_blocks, stored_blocks
 from vllm_flow.boundaries import packed_boundary
 from vllm_flow.decode_plan import EVERYTHING, decode_facts
-from vllm_flow.grouping import storage_groups
+from vllm_flow.grouping import DecoderLayers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy, Stage
@@ -57,7 +57,7 @@ def test_blocks_and_boundaries_match_the_naive_model(
     if layout is None:
         assert all(len(case.alive(layer)) == case.length for layer in range(LAYERS))
         return
-    starts = storage_groups(LAYERS, group_layers)
+    starts = DecoderLayers(LAYERS).group_starts(group_layers)
     ends = [n for n in range(case.length + 1) if layout.may_end_at(n)]
     assert ends[0] == 0 and case.length in ends
     chosen_of = [range(c.start + 1, c.stop) for stage in layout.stages for c in stage.choices]

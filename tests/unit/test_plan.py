@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vllm_flow.block_counts import predict_blocks
 from vllm_flow.boundaries import blocks_taken, packed_boundaries, packed_boundary
-from vllm_flow.grouping import storage_groups
+from vllm_flow.grouping import DecoderLayers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy
@@ -152,7 +152,7 @@ def test_chunking_never_changes_where_tokens_are_stored(case: Case, data: st.Dat
 
 @given(cases(), st.integers(1, 8), st.sampled_from([1, 2, 3, 6]))
 def test_block_needs_match_a_naive_model(case: Case, block_size: int, group_layers: int) -> None:
-    starts = storage_groups(LAYERS, group_layers)
+    starts = DecoderLayers(LAYERS).group_starts(group_layers)
     for tokens in range(case.length + 1):
         expected = []
         for start in starts:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.unit.staged_cases import LAYERS, Case, apply, cases
 from vllm_flow.block_counts import predict_blocks
-from vllm_flow.grouping import storage_groups
+from vllm_flow.grouping import DecoderLayers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy
@@ -53,7 +53,7 @@ def positions_left(case: Case, layout: TokenLayout, layer: int) -> np.ndarray | 
 def divisions(draw: st.DrawFn) -> tuple[int, int]:
     """First layer of a storage group, and how many layers it has."""
     layers = draw(st.sampled_from([n for n in range(1, LAYERS + 1) if LAYERS % n == 0]))
-    return draw(st.sampled_from(storage_groups(LAYERS, layers))), layers
+    return draw(st.sampled_from(DecoderLayers(LAYERS).group_starts(layers))), layers
 
 
 @given(late_cases(), divisions(), st.integers(1, 7), st.data())

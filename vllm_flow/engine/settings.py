@@ -16,7 +16,7 @@ from vllm_flow.engine import engine_facts, obstacles, states
 from vllm_flow.engine import setting_values as values
 from vllm_flow.engine.draft_layers import drafter_layers
 from vllm_flow.engine.setting_values import CONFIG_KEY
-from vllm_flow.grouping import default_span, grouped
+from vllm_flow.grouping import DecoderLayers
 from vllm_flow.policy import FlowPolicy
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ class FlowSettings:
     @property
     def groups(self) -> tuple[tuple[int, int], ...]:
         """First and last layer of each storage group."""
-        return grouped(self.num_layers, self.group_layers, self.attending, self.draft_layers)
+        decoder = DecoderLayers(self.num_layers, self.attending, self.draft_layers)
+        return decoder.groups(self.group_layers)
 
     @property
     def group_starts(self) -> tuple[int, ...]:
@@ -199,10 +200,11 @@ class FlowSettings:
                 two that contradict one another; names it.
         """
         values.known(options, cls.names())
+        decoder = DecoderLayers(num_layers, attending, draft_layers)
         group_layers = values.layers(options, "group_layers", num_layers)
         if group_layers is None:
-            group_layers = default_span(num_layers, attending, draft_layers)
-        grouped(num_layers, group_layers, attending, draft_layers)  # or refused
+            group_layers = decoder.default_group_layers()
+        decoder.groups(group_layers)  # or refused
         profile = values.profile(options, num_layers)
         default = (
             values.policy(options, "default_policy", num_layers)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_flow.eval.sweep.policies import parse_policies
 from vllm_flow.eval.sweep.policy import Policy, presets_of
-from vllm_flow.grouping import default_group_layers
+from vllm_flow.grouping import DecoderLayers
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_keys import request_keys
 from vllm_flow.profile.presets import POLICIES
@@ -200,7 +200,7 @@ def open_engine(options: EngineOptions, *, extension: bool, num_layers: int) -> 
     """Start one engine; both are started alike but for the extension's key, and ``stock_execution``."""
     import vllm
 
-    groups = options.group_layers or default_group_layers(num_layers)
+    groups = options.group_layers or DecoderLayers(num_layers).default_group_layers()
     plain = not extension and options.stock_execution == "default"
     flow = {"additional_config": {"vllm_flow": {"group_layers": groups}}}
     return vllm.LLM(

@@ -17,7 +17,7 @@ from typing import Any
 
 from vllm_flow.counts import counted
 from vllm_flow.exits import run_module
-from vllm_flow.grouping import storage_groups
+from vllm_flow.grouping import DecoderLayers
 from vllm_flow.options import positive
 from vllm_flow.outputs import check_file
 
@@ -150,7 +150,7 @@ def open_engine(model: Path, group_layers: int | None, pool: int | None = None) 
     groups = 1
     if group_layers is not None:
         options["additional_config"] = {"vllm_flow": {"group_layers": group_layers}}
-        groups = len(storage_groups(num_layers(model), group_layers))
+        groups = len(DecoderLayers(num_layers(model)).groups(group_layers))
     if pool is not None:
         # vLLM keeps one block to itself.
         options |= {"num_gpu_blocks_override": groups * pool + 1, "max_num_seqs": AT_ONCE}

@@ -93,7 +93,7 @@ def settle(args: argparse.Namespace, scratch: Path) -> Setup:
     """
     import torch
 
-    from vllm_flow.grouping import default_group_layers, storage_groups
+    from vllm_flow.grouping import DecoderLayers
     from vllm_flow.profile import engines
 
     if args.execution == "graphs" and not torch.cuda.is_available():
@@ -113,8 +113,9 @@ def settle(args: argparse.Namespace, scratch: Path) -> Setup:
         else engines.parse_systems(args.policies, shape.layers)
     )
     peer = engines.peer_cliff(args.peer_cliff, shape.layers)
-    groups = args.group_layers or default_group_layers(shape.layers)
-    storage_groups(shape.layers, groups)  # refuses sizes that vLLM would split
+    decoder = DecoderLayers(shape.layers)
+    groups = args.group_layers or decoder.default_group_layers()
+    decoder.groups(groups)  # refuses sizes that vLLM would split
     image_tokens = args.image_tokens or subject.image_tokens
     contexts = args.decode_image_tokens or (image_tokens,)
     longest = max(image_tokens, *(contexts if "decode" in args.parts else ()), 0)
