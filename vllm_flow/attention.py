@@ -1,4 +1,4 @@
-"""Which rows of a step predict answer tokens, and what each of their keys counts towards.
+"""Finds which rows of a step predict answer tokens, and what each of their keys counts towards.
 
 Equations 6 to 8 of "From Redundancy to Relevance: Information Flow in LVLMs Across Reasoning
 Tasks" (arXiv 2406.06579) share an answer token's attention out among system, image, user and output

@@ -1,4 +1,4 @@
-"""What a prefix of whole blocks of tokens ends in, and what a hit costs. Integers only.
+"""Works out what a prefix of whole blocks of tokens ends in, and what a hit costs. Integers only.
 
 Knows tokens and blocks, not pools; imports neither torch nor vLLM. Terms, with a drawing:
 docs/glossary.md.

@@ -1,4 +1,4 @@
-"""How many of something, in words: one in the singular. (pure)"""
+"""Writes how many of something there are, in words: one in the singular. (pure)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a decode step must know of its requests when its layers cannot be told one by one. Integers only.
+"""Plans a decode step whose layers cannot be told its requests one by one. Integers only.
 
 A captured step (a CUDA graph) runs the same kernels over the same memory every time; which layer sees
 which tokens of which request follows from two integers per request and stage. Says the same as

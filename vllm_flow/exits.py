@@ -1,4 +1,4 @@
-"""How a command ends that cannot go on: one sentence on standard error, and an exit status.
+"""Ends a command that cannot go on: one sentence on standard error, and an exit status.
 
 0 done, 1 stopped on the way (disk, engine, cluster's work), 2 refused before the work, 3 done with errors
 among the results (`eval`), 130 interrupted (Ctrl-C), 141 nobody reads the output any more. Faults of the

@@ -1,4 +1,4 @@
-"""Which extra of this package brings a module that is not installed, read off the package's metadata.
+"""Finds which extra of this package brings a module that is not installed, from the package's metadata.
 
     pip install 'vllm-flow[eval]'
 

@@ -1,4 +1,4 @@
-"""How many consecutive decoder layers share a block table. Integers only.
+"""Divides decoder layers into storage groups, each of consecutive layers with one block table. Integers only.
 
 A *storage group* is what vLLM calls a KV-cache group. Terms, with a drawing: docs/glossary.md. In a model of which
 some layers *attend* (store keys and values), and the others keep a state per request, storage groups are of the

@@ -1,4 +1,4 @@
-"""What a request stores where: its policy applied to its images. Integers only.
+"""Lays out what a request stores where: its policy applied to its images. Integers only.
 
 Knows layers, tokens and blocks; nothing of batches (that is `plan`), and neither torch nor vLLM.
 

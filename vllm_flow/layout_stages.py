@@ -1,4 +1,4 @@
-"""Which tokens of a prompt each stage of a policy leaves, and what only the device can choose. Integers only.
+"""Works out which tokens of a prompt each stage leaves, and what only the device can choose. Integers only.
 
 *How many* tokens stay is known from the policy. *Which* ones is known here where a rank goes by place;
 where it looks at embeddings or attention, the device chooses. Then a stage is *virtual*: it says which

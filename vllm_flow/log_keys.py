@@ -1,4 +1,4 @@
-"""What of its attention a request has written down, and the two keys that ask for it.
+"""Reads the two keys by which a request has its attention logged, and which layers of it.
 
 Answers do not depend on them. Knows nothing of vLLM, torch or prompts, like `policy_keys`.
 """

@@ -1,4 +1,4 @@
-"""Why a model that somebody named cannot be read, in words of the command line. (pure)
+"""Explains why a model that somebody named cannot be read, in words of the command line. (pure)
 
 The hub's library takes a path that leads nowhere for a name of the hub, and complains of its letters.
 """

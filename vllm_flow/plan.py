@@ -1,4 +1,4 @@
-"""What a step does: layouts and scheduled tokens become rows kept and packed positions. Integers only.
+"""Plans a step: layouts and scheduled tokens become rows kept and packed positions. Integers only.
 
 The one place that decides what eviction means for a batch; imports neither torch nor vLLM.
 

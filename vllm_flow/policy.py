@@ -1,4 +1,4 @@
-"""What a request evicts: stages, from each of which fewer tokens of an image are left.
+"""A request's policy: stages, from each of which fewer tokens of an image are left.
 
 A policy is a nested family of kept sets, one per decoder layer. Its simplest one is a single stage
 that keeps nothing: the information-flow cliff ("From Redundancy to Relevance: Information Flow in

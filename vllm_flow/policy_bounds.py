@@ -1,4 +1,4 @@
-"""What an operator has a say in: which policies requests may ask for, and the policies of tasks.
+"""Bounds, for an operator, which policies requests may ask for, and reads the policies of tasks.
 
 Knows keys, not prompts, like `policy_keys`; what is out of bounds only in view of the prompt is for the
 front end to ask with :func:`check_bound`.

@@ -1,4 +1,4 @@
-"""How a request's keys are refused: one sentence that names key, value and remedy.
+"""The error by which a request's keys are refused: one sentence that names key, value and remedy.
 
 A module of its own, since whoever catches the error has no need of what checks the keys.
 """

@@ -1,4 +1,4 @@
-"""What moves when images leave after the prefill: rows of the prompt, from their positions to packed ones.
+"""Works out which rows of a prompt move, from their positions to packed ones, when images leave after the prefill.
 
 A storage group past a stage then holds the prompt in other blocks: those wholly before the first token
 that leaves stay, the rest is copied, row by row, into blocks of its own. Integers only; imports neither

@@ -1,4 +1,4 @@
-"""What was made lately, as far as it fits: a cache bounded by bytes, not by how many values it holds.
+"""Keeps what was made lately, as far as it fits: a cache bounded by bytes, not by how many values it holds.
 
 Knows nothing of what it holds. For values whose sizes a client decides, where any number of them is either too many
 of the large ones or too few of the small ones.

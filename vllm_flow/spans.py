@@ -1,4 +1,4 @@
-"""Where the image tokens of a prompt are: half-open token ranges and the counts that follow.
+"""Finds the image tokens of a prompt: half-open token ranges and the counts that follow.
 
 Spans come from the prompt's placeholders, never from token ids: a sampled token whose id happens
 to be the image token's is text. Knows nothing of policies, layers or vLLM.

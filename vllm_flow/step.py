@@ -1,4 +1,4 @@
-"""What a step is planned from, and what its plan says. Integers only.
+"""The inputs of a step's plan, and the plan itself, as data. Integers only.
 
 Terms. A *row* is one token of the step's flattened batch. A *variant* is a range of layers in which
 the same rows are alive. Packed positions: see `layout`. With a drawing: docs/glossary.md.

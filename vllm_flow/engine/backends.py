@@ -1,4 +1,4 @@
-"""Attention backends whose metadata a step cannot have twice, refused when the model is loaded.
+"""Refuses attention backends that cannot have two metadata in one step, when the model is loaded.
 
 A step with eviction has metadata for the layers past each stage beside vLLM's own, made by the same builder. Some
 builders write what they made into memory of their own, which every metadata they hand out points into: the one made

@@ -1,4 +1,4 @@
-"""Where the tokens of an image stand in its extent, on the device: separators between its tokens are text, and stay.
+"""Finds the tokens of an image in its extent, on the device: separators between its tokens are text.
 
 Pictures of one kind have the same places, so that what the host knows of them is sent once and kept.
 

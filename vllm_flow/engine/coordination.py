@@ -1,4 +1,4 @@
-"""What all storage groups would answer alike is asked once per request, and not group by group.
+"""Asks once per request what vLLM's coordinator asks every storage group, where all groups would answer alike.
 
 vLLM's coordinator asks every KV-cache group, in every step and for every request, whether the next token needs a
 block, whether one has become full, and whether one is no longer needed. Most steps need none and fill none, and

@@ -1,4 +1,4 @@
-"""On a CPU, what a step's storage groups have in common is made once, and what differs without detours.
+"""Prepares a step's storage groups on a CPU: what they have in common once, and what differs without detours.
 
 vLLM prepares a step group by group. In an engine with storage groups that is several times the work of one without,
 for requests that evict nothing too: schedules of the attention that are equal, slots through a launcher that inspects

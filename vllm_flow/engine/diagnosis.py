@@ -1,4 +1,4 @@
-"""What an environment has, and whether vLLM would serve with the extension: one finding per question.
+"""Diagnoses what an environment has, and whether vLLM would serve with the extension: one finding per question.
 
 Reads metadata and sources; imports vLLM only where it is asked to probe. Changes nothing and starts
 no engine; with a model, it builds the engine's configuration, which loads no weights.

@@ -1,4 +1,4 @@
-"""What the settings read off an engine's configuration, beside the operator's options."""
+"""Reads off an engine's configuration what the settings need beside the operator's options."""
 
 from __future__ import annotations
 

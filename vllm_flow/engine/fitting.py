@@ -1,4 +1,4 @@
-"""Whether a policy fits a request: its prompt, its parameters, and the engine's steps.
+"""Checks that a policy fits a request: its prompt, its parameters, and the engine's steps.
 
 What is wrong with a policy's keys by themselves is `policy_keys`'; this is what only the prompt shows.
 """

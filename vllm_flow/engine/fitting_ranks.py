@@ -1,4 +1,4 @@
-"""Whether an engine can have a policy's ranks: what they look at must be there to be read."""
+"""Checks that an engine can have a policy's ranks: what they look at must be there to be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the latest finished requests took of the engine, for whoever looks into it afterwards."""
+"""Keeps what the latest finished requests took of the engine, for whoever looks into it afterwards."""
 
 from __future__ import annotations
 

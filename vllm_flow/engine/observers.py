@@ -1,4 +1,4 @@
-"""What looks on while the scheduler works: the hooks, and in which order they are called.
+"""The hooks through which observers watch the scheduler work, in the order in which they are called.
 
 An observer changes nothing that is scheduled, allocated or computed; it takes notes, and may add to what
 a response reports. One concern per file: `footprints`, `report_observer`, `attention/answers`.

@@ -1,4 +1,4 @@
-"""What this engine's workers found that they cannot do, told to the front end before the first request.
+"""Tells the front end, before the first request, what this engine's workers found that they cannot do.
 
 Seams: ``collective_rpc`` of vLLM's clients, answered by our worker. An engine in this process or behind a
 synchronous client is asked when its client is made. An asynchronous client is asked with the first

@@ -1,4 +1,4 @@
-"""How the extension gets into vLLM: an entry point that costs nothing until the key is set.
+"""Gets the extension into vLLM: an entry point that costs nothing until the key is set.
 
 Seam: the entry-point group ``vllm.general_plugins``, run once in every vLLM process. vLLM swallows
 import errors there, so this module imports only what is needed to install the patches.

@@ -1,4 +1,4 @@
-"""By what the prefixes of one request are found, worked out once for all of its storage groups.
+"""The prefix-cache keys of one request, computed once for all of its storage groups.
 
 Knows a request's hashes and layout, not pools. What is found by a key: `cache_keys`.
 """

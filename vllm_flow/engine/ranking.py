@@ -1,4 +1,4 @@
-"""Which rows of an image stay, where only the device can tell: by embeddings, or by attention.
+"""Chooses which rows of an image stay, where only the device can tell: by embeddings, or by attention.
 
 Seams: the hidden states that enter the first decoder layer, and ``forward`` of the ``Attention`` of the
 layer before a stage, wrapped for that one call. Nothing waits for the device: how many rows stay is

@@ -1,4 +1,4 @@
-"""What a response says of what its policy saved and its attention log lost, and how that is worked out.
+"""Makes the report of a response: what its policy saved, and what its attention log lost.
 
 Seam: the scheduler attaches a report to a finished request as ``kv_transfer_params``, the only
 free-form field that vLLM carries from the engine to the client (`report_observer`). Where the front end

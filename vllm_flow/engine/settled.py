@@ -1,4 +1,4 @@
-"""What the front end decided of a request that its keys no longer say, kept till its answer is counted."""
+"""Keeps what the front end decided of a request, and its keys no longer say, till its answer is counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""By what the states of a prompt that evicts are found again.
+"""Caches the states of prompts that evict: names each block of states by its prefix and policy.
 
 A state is that of a whole prefix, so one block per prefix is all that a hit needs of a group; and it holds what the
 prefix makes it hold only where a step ended with the prefix. Prefixes are named as those of packed blocks are, by

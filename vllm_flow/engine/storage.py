@@ -1,4 +1,4 @@
-"""What a storage group stores: all tokens before the first stage, the kept ones packed past it.
+"""Allocates a storage group's blocks: for all tokens before the first stage, and for the kept ones, packed, past it.
 
 Seam: vLLM's ``FullAttentionManager``, one per KV-cache group; `groups` says which layers form one. By which
 keys its blocks are found: `findable`; what happens to those of images that leave after the prefill:

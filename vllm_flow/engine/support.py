@@ -1,4 +1,4 @@
-"""What this version can serve: everything else is refused at start-up with a sentence.
+"""Refuses at start-up what this version cannot serve, each with a sentence.
 
 Reads a finished ``VllmConfig``; changes nothing.
 """

@@ -1,4 +1,4 @@
-"""What rows of a vision tower's layer attend to, from its queries and keys: what ranks by the tower go by.
+"""Computes what rows of a vision tower's layer attend to, from its queries and keys, for ranks that go by that.
 
 Seam: ``forward`` of vLLM's ``MMEncoderAttention`` of one layer, replaced while pictures are encoded.
 

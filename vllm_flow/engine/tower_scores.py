@@ -1,4 +1,4 @@
-"""What the vision tower says of each picture's tokens, for ranks that look inside the tower.
+"""Scores each picture's tokens in the vision tower, for ranks that look inside the tower.
 
 Seams: ``embed_multimodal`` of the loaded model, which both runners call with every batch of pictures that
 they encode; what `tower_views` replaces for that call; and the runners' encoder caches, which keep the tensors

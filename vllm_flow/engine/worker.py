@@ -45,9 +45,10 @@ class FlowWorker(PlatformWorker):  # type: ignore[valid-type, misc]
         return found
 
     def _should_warm_up_model(self) -> bool:
-        """Of the CPU's worker. Compiled without it, the first compiled step would be whatever step is
+        """Whether the CPU's worker warms up: always, where the engine compiles.
 
-        the first that no row leaves: a decode of one request, whose one row torch takes for a constant.
+        Without that, the first compiled step would be the first that no row leaves: a decode of one request, whose
+        one row torch takes for a constant.
         """
         compiled = self.vllm_config.compilation_config.mode.name != "NONE"
         return compiled or super()._should_warm_up_model()

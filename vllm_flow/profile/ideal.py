@@ -1,4 +1,4 @@
-"""What a request must cost at least, from shapes alone: rows, FLOPs, bytes, blocks. Pure integers.
+"""Computes what a request must cost at least, from shapes alone: rows, FLOPs, bytes, blocks. Pure integers.
 
 Every measured figure of the profile stands beside one of these. Knows no engine and no clock.
 

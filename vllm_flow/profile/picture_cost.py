@@ -1,4 +1,4 @@
-"""What a picture of some size becomes for one model, and what each cliff would save of it.
+"""Works out what a picture of some size becomes for one model, and what each cliff would save of it.
 
 Tokens come from vLLM's processor of the model, on a black picture; costs from shapes alone
 (``vllm_flow/profile/ideal.py``). Loads no weights.

@@ -1,4 +1,4 @@
-"""What rows attend to, from the paged KV cache: what ranks by attention go by.
+"""Computes what rows attend to, from the paged KV cache, for ranks that go by attention.
 
 Legend: Q query rows, K key heads, G query heads per key head, D head size, S slots that the (last) row sees, B blocks.
 """
