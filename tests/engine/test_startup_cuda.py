@@ -11,7 +11,7 @@ from vllm import __version__ as version
 from vllm import envs
 from vllm.config.compilation import CompilationMode, CUDAGraphMode
 
-from tests.engine.test_startup import config_of
+from tests.engine.configs import config_of
 from tests.engine.tiny_llava import Shape, build
 from vllm_flow.engine.support import check_supported
 

@@ -12,6 +12,7 @@ from tests.families.asking import Ask
 from tests.families.making import picture, words
 
 if TYPE_CHECKING:
+    from tests.families.making import Checkpoint
     from tests.families.running import Engine, Judge
 
 BLOCK = 64
@@ -33,6 +34,21 @@ def ask(
     """A picture of rows x columns tokens between words; another question differs behind the picture alone."""
     text = f"{words(before, seed)} <|image_pad|> {words(after, 900 + seed + 50 * question)}".strip()
     return Ask(text, (picture(seed, (shape[0] * UNIT, shape[1] * UNIT)),), cliff)
+
+
+def started(checkpoint: Checkpoint, flow: dict[str, Any], **options: Any) -> Engine:
+    """An engine in small with prefix caching as vLLM starts it; ``flow`` are the extension's settings."""
+    from tests.families.running import Engine
+
+    return Engine(
+        checkpoint,
+        group_layers=flow["group_layers"],
+        additional_config={"vllm_flow": flow},
+        max_num_batched_tokens=STEP,
+        max_num_seqs=8,
+        enable_prefix_caching=None,  # vLLM's default
+        **options,
+    )
 
 
 def run(engine: Engine, judge: Judge, *asks: Ask) -> list[int]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,17 +15,15 @@ from tests.engine import v2_cpu
 from tests.families.cached_states import (
     BLOCK,
     CLIFFS,
-    STEP,
     TOKENS,
     Told,
     ask,
-    attention_of,
     dense,
     every_step,
     run,
     scheduler_of,
-    shares,
     sharing,
+    started,
 )
 from tests.families.making import words
 from vllm_flow.ranks import RANKS
@@ -50,25 +47,11 @@ def checkpoint(checkpoint_of: Callable[[str], Checkpoint]) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("log")
-
-
-@pytest.fixture(scope="module")
-def only_engine(checkpoint: Checkpoint, log: Path) -> Engine:
+def only_engine(checkpoint: Checkpoint) -> Engine:
     from vllm.config import KVEventsConfig
 
-    from tests.families.running import Engine
-
-    return Engine(
-        checkpoint,
-        group_layers=4,
-        additional_config={"vllm_flow": {"group_layers": 4, "attention_log": str(log)}},
-        max_num_batched_tokens=STEP,
-        max_num_seqs=8,
-        enable_prefix_caching=None,  # vLLM's default
-        kv_events_config=KVEventsConfig(enable_kv_cache_events=True, publisher="null"),
-    )
+    events = KVEventsConfig(enable_kv_cache_events=True, publisher="null")
+    return started(checkpoint, {"group_layers": 4}, kv_events_config=events)
 
 
 @pytest.fixture
@@ -284,64 +267,12 @@ def test_events_tell_of_states_that_can_be_found(engine: Engine, judge: Judge) -
 
 def test_blocks_of_several_layers_are_copied_whole(checkpoint: Checkpoint) -> None:
     """A block that a hit will write is copied: of two layers with keys, and beside states smaller than a page."""
-    from tests.families.running import Engine, Judge
+    from tests.families.running import Judge
 
-    engine = Engine(
-        checkpoint,
-        group_layers=8,
-        max_num_batched_tokens=STEP,
-        max_num_seqs=8,
-        enable_prefix_caching=None,
-    )
+    engine = started(checkpoint, {"group_layers": 8})
     groups = scheduler_of(engine).kv_cache_config.kv_cache_groups
     assert {len(group.layer_names) for group in groups} == {2}
     judge = Judge(engine)
     asks = [ask(80, cliff=cliff) for cliff in (None, 0, 2, 4, 7)]
     for cached in (0, 64):
         assert run(engine, judge, *asks) == [cached] * len(asks)
-
-
-@pytest.mark.parametrize("cliff", (None, 2, 5))
-def test_what_is_logged_is_the_attention_of_layers_that_attend(
-    engine: Engine, judge: Judge, log: Path, cliff: int | None
-) -> None:
-    """Cold, then behind a hit; past a cliff a layer's shares are those of the rows that it sees."""
-    import pyarrow.parquet as pq
-    from vllm import SamplingParams
-
-    one = ask(63, after=9, cliff=cliff)
-    prompt = judge.prompt(one)
-    params = SamplingParams(
-        temperature=0,
-        max_tokens=3,
-        ignore_eos=True,
-        allowed_token_ids=engine.checkpoint.word_ids,
-        extra_args={**(one.keys or {}), "flow_log_attention": True},
-    )
-    scheduler, announced = scheduler_of(engine), set()
-
-    def look() -> None:
-        announced.update(map(scheduler.flow_logged.layers_of, scheduler.requests))
-
-    for cached in (0, 2 * BLOCK):
-        with every_step(engine, look):
-            (output,) = engine.llm.generate([engine.prompt(one)], params, use_tqdm=False)
-        assert output.num_cached_tokens == cached and announced == {2}
-        answer = list(output.outputs[0].token_ids)
-        assert scheduler.flow_logged.log.flush()
-        rows = [
-            row
-            for row in pq.read_table(log / "mass").to_pylist()
-            if row["request_id"] == output.request_id
-        ]
-        attention = attention_of(engine, judge, one, answer)
-        assert sorted({row["layer"] for row in rows}) == sorted(attention) == [3, 7]
-        assert len(rows) == 2 * len(answer)
-        for row in rows:
-            gone = cliff is not None and row["layer"] >= cliff
-            at = len(prompt.ids) - 1 + row["token"]
-            pictured, said = shares(
-                attention[row["layer"]], prompt.is_image_T, gone, at, len(answer)
-            )
-            assert abs((row["image"] or 0) - pictured) < 5e-5 and abs(row["output"] - said) < 5e-5
-            assert (pictured > 0.1) != gone

@@ -19,6 +19,7 @@ SUITES = (
     "tests/engine/test_seams.py",
     "tests/engine/test_overrides.py",
     "tests/engine/test_startup.py",
+    "tests/engine/test_startup_refusals.py",
     "tests/engine/test_startup_cuda.py",
     "tests/engine/test_exactness.py",
     "tests/engine/test_compiled.py",
@@ -40,6 +41,7 @@ FAMILIES = (
     "tests/families/test_exact.py",
     "tests/families/test_states.py",
     "tests/families/test_cached_states.py",
+    "tests/families/test_logged_states.py",
 )
 """A few families, one with latent attention among them; states of linear attention, and their cached prefixes."""
 V1_ALONE = (
