@@ -1,7 +1,7 @@
 """Which ranks and presets there are: what each keeps, what it shares in the prefix cache, and its source.
 
-Two Markdown tables, those of docs/policies.md. With a model's number of decoder layers, what each preset
-becomes for it, and what it costs.
+Two Markdown tables, those of docs/policies.md; ranks of other packages that are installed come last. With a
+model's number of decoder layers, what each preset becomes for it, and what it costs.
 
     vllm-flow policies
     vllm-flow policies --layers 28
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from vllm_flow.exits import CommandError
 from vllm_flow.policy import FlowPolicy, stages_text
 from vllm_flow.presets import PRESETS, PUBLISHED_LAYERS, PUBLISHED_TOKENS, Preset
 from vllm_flow.ranks import (
@@ -64,6 +65,9 @@ def run(args: argparse.Namespace) -> int:
     """Print the tables; with --layers, the presets as a model of that depth gets them."""
     lines = tables() if args.layers is None else of_depth(args.layers)
     print("\n".join(lines))
+    faults = RANKS.faults() if args.layers is None else []
+    if faults:
+        raise CommandError("; ".join(faults))
     return 0
 
 
@@ -71,10 +75,13 @@ def tables() -> Iterator[str]:
     """The ranks and the presets as two Markdown tables."""
     yield _row(RANK_COLUMNS)
     yield _row(["---"] * len(RANK_COLUMNS))
-    for rank in RANKS.values():
-        yield _row(
-            (f"`{rank.name}`", rank.title, looks_at(rank), ONE_STEP[rank.needs], shared(rank))
+    for name, rank in RANKS.usable().items():
+        title = (
+            rank.title
+            if name in RANKS.own
+            else f"{rank.title} ({RANKS.added[name][0].distribution})"
         )
+        yield _row((f"`{name}`", title, looks_at(rank), ONE_STEP[rank.needs], shared(rank)))
     yield ""
     yield _row(PRESET_COLUMNS)
     yield _row(["---"] * len(PRESET_COLUMNS))

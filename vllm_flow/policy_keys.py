@@ -27,6 +27,7 @@ from vllm_flow.policy_values import (
 )
 from vllm_flow.presets import PRESETS
 from vllm_flow.ranks import RANKS
+from vllm_flow.registry import PluginError
 
 KEY_PREFIX = "flow_"
 CLIFF_KEY = "flow_cliff"
@@ -111,9 +112,10 @@ def parse_policy(keys: Mapping[str, Any] | None, num_layers: int) -> FlowPolicy 
         return None
     when = cast(When, read_choice(WHEN_KEY, keys.get(WHEN_KEY, "prefill"), ("prefill", "decode")))
     policy = FlowPolicy(images, read_seed(SEED_KEY, keys.get(SEED_KEY, 0)), when)
+    _check_ranks(policy, keys)
     _check_late(policy)
     if SEED_KEY in keys and not any(RANKS[rank].draws for rank in policy.ranks):
-        drawing = quoted([name for name, rank in RANKS.items() if rank.draws])
+        drawing = quoted([name for name, rank in RANKS.usable().items() if rank.draws])
         raise PolicyError(
             SEED_KEY, keys[SEED_KEY], f"nothing is drawn; leave it out, or rank by {drawing}."
         )
@@ -186,11 +188,21 @@ def _check_together(keys: Mapping[str, Any]) -> None:
         raise PolicyError(key, keys[key], reason)
 
 
+def _check_ranks(policy: FlowPolicy, keys: Mapping[str, Any]) -> None:
+    """Refuse ranks that two packages have, also those that a preset names."""
+    for name in sorted(policy.ranks):
+        try:
+            RANKS.check(name)
+        except PluginError as error:
+            form = next(key for key in FORMS if key in keys)
+            raise PolicyError(form, keys[form], f"{error}.") from None
+
+
 def _check_late(policy: FlowPolicy) -> None:
     """Refuse ranks that cannot choose any more once the prompt is computed."""
     if policy.when == "prefill":
         return
-    late = [name for name, rank in RANKS.items() if rank.late]
+    late = [name for name, rank in RANKS.usable().items() if rank.late]
     early = next((name for name in sorted(policy.ranks) if name not in late), None)
     if early is not None:
         raise PolicyError(

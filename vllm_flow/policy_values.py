@@ -14,6 +14,7 @@ from typing import Any
 from vllm_flow.policy import WHOLE, Keep, Stage
 from vllm_flow.policy_error import PolicyError, shown
 from vllm_flow.ranks import RANKS, TowerRank, after_layer
+from vllm_flow.registry import PluginError
 from vllm_flow.user_text import whole_number
 
 KINDS = {
@@ -97,12 +98,17 @@ def read_rank(key: str, value: Any, layer: int, *, written: Any = None) -> str:
         written: what the message shows, where the name is a part of it.
 
     Raises:
-        PolicyError: no such rank; or one that looks at the layer before at layer 0, which none precedes.
+        PolicyError: no such rank, or one of a package that cannot be used; or one that looks at the layer before at
+            layer 0, which none precedes.
     """
     written = value if written is None else written
     if not isinstance(value, str) or value not in RANKS:
         raise PolicyError(key, written, f"{shown(value)} is no rank; {_hint(value, RANKS)}")
-    if layer == 0 and after_layer(RANKS[value]):
+    try:
+        rank = RANKS[value]
+    except PluginError as error:
+        raise PolicyError(key, written, f"{error}.") from None
+    if layer == 0 and after_layer(rank):
         raise PolicyError(
             key,
             written,

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from vllm_flow.block_counts import predict_blocks
 from vllm_flow.boundaries import packed_boundary
 from vllm_flow.grouping import DecoderLayers
-from vllm_flow.layout import TokenLayout, predict_blocks
+from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import ScheduledRequest, plan_step
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans

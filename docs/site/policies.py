@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vllm_flow.block_counts import predict_blocks
 from vllm_flow.grouping import DecoderLayers
-from vllm_flow.layout import TokenLayout, predict_blocks
+from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import FlowPolicy, stages_text
 from vllm_flow.policy_keys import parse_policy
 from vllm_flow.spans import ImageSpans

@@ -69,7 +69,9 @@ def _add_questions(what: Any) -> None:
     what.add_argument("--model", required=True, help="directory, hub name, or `demo`")
     what.add_argument("--data", required=True, type=Path, help="folder with one folder per task")
     what.add_argument(
-        "--task", default="pope", help=f"{', '.join(task_names())} (default: pope); the file's tag"
+        "--task",
+        default="pope",
+        help=f"{', '.join(task_names())} (default: pope); the file's tag".replace("%", "%%"),
     )
     what.add_argument(
         "--items", type=positive, help="at most so many questions, spread over the pictures"

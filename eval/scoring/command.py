@@ -115,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
     from vllm_flow.eval.tasks.reading import DataError
     from vllm_flow.exits import Refused
     from vllm_flow.outputs import check_file
+    from vllm_flow.registry import PluginError
 
     if args.json is not None:
         check_file(args.json, "--json")
@@ -126,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
             for name, value in result.task.metrics(totals).items()
             if name not in result.skip
         }
-    except DataError as error:
+    except (DataError, PluginError) as error:
         raise Refused(str(error)) from error
     if args.json is not None:
         write_json(args.json, result.task.name, metrics, result.scored)

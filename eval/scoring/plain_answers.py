@@ -44,9 +44,16 @@ TEXTS = ("text", "prediction", "predict", "response", "answer", "pred")
 
 
 def add_parsers(tasks: Any) -> list[argparse.ArgumentParser]:
-    """A subcommand per task."""
+    """A subcommand per task, and per task of another package; none of these is imported for it."""
+    from vllm_flow.eval.tasks import RESERVED, TASKS
+
+    others = {
+        name: f"of the package {found[0].distribution}".replace("%", "%%")
+        for name, found in TASKS.added.items()
+        if name not in TASKS.own and name not in RESERVED
+    }
     parsers = []
-    for name, told in HELP.items():
+    for name, told in (HELP | others).items():
         parser = tasks.add_parser(name, help=told)
         parser.add_argument(
             "--data", type=Path, required=True, metavar="DIR", help="the benchmark's files"
@@ -61,6 +68,7 @@ def score_plain(args: argparse.Namespace) -> Result:
 
     Raises:
         DataError: a file is not as it must be, or an answer is to no question, or comes twice.
+        PluginError: the task is a package's that cannot be used.
     """
     from vllm_flow.eval.scoring.command import Result
     from vllm_flow.eval.tasks import get_task

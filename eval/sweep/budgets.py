@@ -15,7 +15,8 @@ from fractions import Fraction
 from vllm_flow.counts import counted
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.presets import PUBLISHED_LAYERS
-from vllm_flow.ranks import RANKS, after_layer
+from vllm_flow.ranks import OWN, RANKS, after_layer
+from vllm_flow.registry import PluginError
 
 DEFAULT = ("cliff", "uniform", "random", "diversity", "downsample")
 """Methods of a budget that names none."""
@@ -50,18 +51,18 @@ def stages_at(
     """A method's stages at a budget.
 
     Args:
-        method: a key of `METHODS`.
+        method: one of `methods`.
         share: the budget's part of the image's tokens, above 0 and below 1.
         image_tokens: of the image, where whole tokens are wanted; None gives shares of any image.
 
     Raises:
-        BudgetError: the method cannot meet it.
+        BudgetError: the method cannot meet it, or is a package's rank that cannot be used.
     """
 
     def keep(part: Fraction) -> int | Fraction:
         return part if image_tokens is None else math.floor(part * image_tokens)
 
-    found = METHODS[method](share, num_layers, keep)
+    found = (METHODS.get(method) or _of_rank(method))(share, num_layers, keep)
     return tuple(stage for stage in found if stage.layer < num_layers)
 
 
@@ -130,7 +131,30 @@ METHODS: Mapping[str, Callable[[Fraction, int, Keep], tuple[Stage, ...]]] = {
     "cls_attention": _before("cls_attention"),
     "cls_diverse": _before("cls_diverse"),
     "received_attention": _before("received_attention"),
-    **{name: _attended(name) for name, rank in RANKS.items() if after_layer(rank)},
+    **{name: _attended(name) for name, rank in OWN.items() if after_layer(rank)},
     "horizon": _horizon,
 }
 """Ways to spend a budget on an image's tokens; `downsample` spends it on fewer patches."""
+
+
+def methods() -> tuple[str, ...]:
+    """Names of all ways: those of `METHODS`, `downsample`, and ranks of other packages."""
+    return (*METHODS, DOWNSAMPLE, *(name for name in RANKS.added if name not in METHODS))
+
+
+def draws(method: str) -> bool:
+    """Whether seeds matter to a method; not known of a package's rank that cannot be used."""
+    try:
+        rank = RANKS.get(method)
+    except PluginError:
+        return False
+    return rank is not None and rank.draws
+
+
+def _of_rank(name: str) -> Callable[[Fraction, int, Keep], tuple[Stage, ...]]:
+    """Of another package's rank: at layer 0, or behind FastV's layers where it looks at the layer before."""
+    try:
+        rank = RANKS[name]
+    except PluginError as error:
+        raise BudgetError(str(error)) from None
+    return (_attended if after_layer(rank) else _before)(name)

@@ -76,7 +76,9 @@ def _add_questions(what: Any) -> None:
         "--tasks",
         required=True,
         type=_names,
-        help=f"comma-separated: {', '.join(task_names())}; NAME-steps asks step by step",
+        help=f"comma-separated: {', '.join(task_names())}; NAME-steps asks step by step".replace(
+            "%", "%%"
+        ),
     )
     what.add_argument("--data", required=True, type=Path, help="folder with one folder per task")
     what.add_argument("--policies", required=True, help=SYNTAX.replace("%", "%%"))

@@ -50,8 +50,8 @@ SYNTAX = (
     "baseline | cliff=N | cliff=FIRST:LAST[:STEP] (both ends included) | text-only | "
     'downsample=N | downsample=FIRST:LAST[:STEP] | downsample=KxK | stages such as "0:50% uniform" or '
     f'"0:284 diversity;20:0" | a preset: {", ".join(PRESETS)} | budget=TOKENS or budget=SHARE, with or '
-    f"without some of {', '.join((*METHODS, DOWNSAMPLE))}; after these seed=N, seed=FIRST:LAST or "
-    "when=decode; separated by commas"
+    f"without some of {', '.join((*METHODS, DOWNSAMPLE))} or an installed package's rank; after these "
+    "seed=N, seed=FIRST:LAST or when=decode; separated by commas"
 )
 MOST_SEEDS = 100
 _OPTION = re.compile(r"(seed|when)=(\S*)\Z")
@@ -181,17 +181,17 @@ def _budgets(
     amount, *named = (value or "").split()[:20] or [""]
     total = None if full_grid is None else full_grid * full_grid
     share, count = _budget(part, amount, total)
-    strange = [name for name in named if name not in (*METHODS, DOWNSAMPLE)]
+    strange = [name for name in named if name not in budgets.methods()]
     if strange:
         raise PolicySpecError(
-            part, f"{strange[0]!r} is no method; choose from {', '.join((*METHODS, DOWNSAMPLE))}."
+            part, f"{strange[0]!r} is no method; choose from {', '.join(budgets.methods())}."
         )
     seeds = _seeds(part, options) if "seed" in options else budgets.SEEDS
-    methods = named or [m for m in budgets.DEFAULT if m != DOWNSAMPLE or full_grid]
-    if "seed" in options and "random" not in methods:
+    chosen = named or [m for m in budgets.DEFAULT if m != DOWNSAMPLE or full_grid]
+    if "seed" in options and not any(map(budgets.draws, chosen)):
         raise PolicySpecError(part, "nothing is drawn; leave the seed out, or add random.")
     found: list[Policy] = []
-    for method in methods:
+    for method in chosen:
         if method == DOWNSAMPLE:
             if full_grid is None:
                 raise PolicySpecError(
@@ -203,7 +203,7 @@ def _budgets(
             stages = budgets.stages_at(method, share, num_layers, total if count else None)
         except BudgetError as error:
             raise PolicySpecError(part, f"{error}; ask for more, or leave {method} out.") from None
-        for seed in seeds if method == "random" else (0,):
+        for seed in seeds if budgets.draws(method) else (0,):
             found.append(policy_of(FlowPolicy((stages,), seed), num_layers))
     return found
 

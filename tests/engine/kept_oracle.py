@@ -207,7 +207,7 @@ def _choose(
                 attention_RR, place, last_of_prompt,
             )  # fmt: skip
             order = sorted(range(len(scores)), key=lambda at: -scores[at])
-            if keep > 0 and rank in ("last_image", "last_prompt", *IN_TOWER):
+            if keep > 0 and rank in ("last_image", "last_prompt", "far_from_mean", *IN_TOWER):
                 last, first = scores[order[keep - 1]], scores[order[keep]]
                 gaps.append((last - first) / last if np.isfinite(last) else 1.0)
             alive[n] = sorted(alive[n][at] for at in order[:keep])
@@ -238,6 +238,13 @@ def scores_of(
     if rank == "diversity":
         order = diverse_oracle.farthest_first(seen.embeddings[image])
         return [-float(order.index(image.index(position))) for position in alive]
+    if rank == "center":  # of tests/plugins, as the next one
+        first = total // 2 - keep // 2 - (total % 2 < keep % 2)
+        return [float(first <= at < first + keep) for at in range(total)]
+    if rank == "far_from_mean":
+        rows = seen.embeddings[image]
+        apart = np.sqrt(((rows - rows.mean(0)) ** 2).sum(1))
+        return [float(apart[image.index(position)]) for position in alive]
     if rank in IN_TOWER:
         return [seen.scores[rank][position] for position in alive]
     if rank == "cls_diverse":

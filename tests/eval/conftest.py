@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from tests.eval import files
+from tests.plugins.installing import RANK_PACKAGE, TASK_PACKAGE, lay_out
 from vllm_flow.cli import main
 
 
@@ -52,13 +55,26 @@ def coco(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="package")
-def cluster() -> Iterator[str]:
-    """Ray on this machine, two slots; its address. Started once for all files: its processes take seconds each."""
+def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Where a package with ranks lies, and one with a task; `visible` lets this process have them."""
+    root = tmp_path_factory.mktemp("packages")
+    ranks, task = (lay_out(package, root / package) for package in (RANK_PACKAGE, TASK_PACKAGE))
+    return ranks, task
+
+
+@pytest.fixture(scope="package")
+def cluster(packages: tuple[Path, Path]) -> Iterator[str]:
+    """Ray on this machine, two slots; its address. Started once for all files: its processes take seconds each.
+
+    Its workers have the packages with ranks and tasks, of which this process knows nothing.
+    """
     import ray
 
     from vllm_flow.eval.sweep import connection
 
     ray.shutdown()
-    connection.connect(None, 2)
+    paths = [*map(str, packages), os.environ.get("PYTHONPATH", "")]
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths))):
+        connection.connect(None, 2)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.engine.fixtures import prepare_process
+from tests.eval import files
+from tests.plugins.installing import visible
 
 prepare_process()
 pytest.importorskip("ray")
@@ -17,9 +19,20 @@ from vllm_flow import cli  # noqa: E402
 from vllm_flow.demo_model.datasets import __main__ as datasets  # noqa: E402
 from vllm_flow.eval.sweep.records import Run  # noqa: E402
 
-TASKS = ("pope", "scienceqa", "textvqa", "chair")
+TASKS = ("pope", "scienceqa", "textvqa", "chair", "capitals")
 LAYERS = 6
 ITEMS = 2
+
+
+def letters(data: Path, source: Path) -> None:
+    """Data for the task of tests/plugins, with pictures of the other tasks."""
+    pictures = sorted(path for path in source.rglob("*") if path.suffix in (".png", ".jpg"))
+    assert len(pictures) >= ITEMS
+    rows = [
+        {"id": str(n), "image": str(picture), "letter": "A"}
+        for n, picture in enumerate(pictures[:ITEMS])
+    ]
+    files.json_lines(data / "letters.jsonl", rows)
 
 
 @pytest.mark.slow
@@ -30,18 +43,26 @@ ITEMS = 2
         pytest.param(range(1, LAYERS), id="every cliff", marks=pytest.mark.long),
     ],
 )
-def test_four_tasks_to_a_report(
-    cluster: str, cliffs: Iterable[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_four_tasks_and_a_packages_to_a_report(
+    cluster: str,
+    packages: tuple[Path, Path],
+    cliffs: Iterable[int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Also a task and a rank of installed packages."""
     data, run, report = tmp_path / "data", tmp_path / "run", tmp_path / "run" / "report"
     datasets.main(["--out", str(data), "--items", "4"])
+    letters(data / "capitals", data)
     policies = ["baseline", "text-only", *(f"cliff={cliff}" for cliff in cliffs), "downsample=3"]
+    policies.append("0:50% center")
     asked = [
         *("eval", "--model", "demo-small", "--tasks", ",".join(TASKS), "--data", str(data)),
         *("--policies", ",".join(policies), "--limit", str(ITEMS), "--batch", "1"),
         *("--engines", "2", "--out", str(run)),
     ]  # fmt: skip
-    assert cli.main(asked) == 0
+    with visible(*packages):
+        assert cli.main(asked) == 0
     said = capsys.readouterr().out
     assert said.index("chair: 2 questions on 2 pictures can rule out") < said.index(
         "starting 2 engines"
@@ -55,10 +76,12 @@ def test_four_tasks_to_a_report(
     for row in rows:
         evicted = (LAYERS - int(row["policy"][-1])) if "cliff" in row["policy"] else 0
         evicted = LAYERS if row["policy"] == "text-only" else evicted
+        evicted = LAYERS / 2 if "center" in row["policy"] else evicted
         if "downsample" not in row["policy"]:
             assert row["prefill_rows_saved"] == evicted * row["image_tokens"]
 
-    assert cli.main(["report", str(run)]) == 0
+    with visible(*packages):
+        assert cli.main(["report", str(run)]) == 0
     page = (report / "report.html").read_text(encoding="utf-8")
     assert "http" not in page.replace("http://www.w3.org", ""), "the page asks the network"
     with (report / "scores.csv").open(encoding="utf-8") as file:

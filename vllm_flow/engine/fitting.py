@@ -25,6 +25,7 @@ from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import check_bound
 from vllm_flow.policy_keys import CLIFF_KEY, KEEP_KEY, WHEN_KEY
 from vllm_flow.ranks import RANKS, PositionRank
+from vllm_flow.registry import PluginError
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -63,7 +64,11 @@ def fitted(
         return None
     prompt_tokens = len(request.prompt_token_ids or ())
     _check_places(image_ranges(features), prompt_tokens)
-    layout = layout_of(policy, features, settings.num_layers, prompt_tokens)
+    fitting_ranks.check_added(policy, settings)
+    try:
+        layout = layout_of(policy, features, settings.num_layers, prompt_tokens)
+    except PluginError as error:
+        raise Obstacle(Misfit.ENGINE, f"{error}.") from None
     if layout is None:
         return None
     if request.resumable:
@@ -204,7 +209,7 @@ def _check_step(layout: TokenLayout, settings: FlowSettings) -> None:
     longest = max((stop - start for start, stop in layout.atomic), default=layout.last_step_tokens)
     if settings.step_tokens is None or longest <= settings.step_tokens:
         return
-    by_place = [name for name, rank in RANKS.items() if isinstance(rank, PositionRank)]
+    by_place = [name for name, rank in RANKS.usable().items() if isinstance(rank, PositionRank)]
     raise Obstacle(
         Misfit.STEP,
         f"its rank must see {longest} tokens in one step, and a step of this engine has room for "
@@ -218,7 +223,7 @@ def _check_pieces(layout: TokenLayout, settings: FlowSettings) -> None:
     """The tokens of a piece see one another, and the host says where those that stay are stored."""
     asked = [choice for stage in layout.stages for choice in stage.choices]
     if settings.mutual_pictures and not layout.late and any(choice.text for choice in asked):
-        by_place = [name for name, rank in RANKS.items() if isinstance(rank, PositionRank)]
+        by_place = [name for name, rank in RANKS.usable().items() if isinstance(rank, PositionRank)]
         raise Obstacle(
             Misfit.PICTURE,
             "the tokens of a picture see one another, piece by piece where it is cut into crops, and how many "

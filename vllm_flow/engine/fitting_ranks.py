@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from vllm_flow import rank_trials
 from vllm_flow.engine import obstacles, states
 from vllm_flow.engine.obstacles import Misfit, Obstacle
 from vllm_flow.engine.scored_pictures import PIXELS
@@ -55,6 +56,27 @@ def check(
         _check_encoded(tower, settings, pictures)
 
 
+def check_added(policy: FlowPolicy, settings: FlowSettings) -> None:
+    """Refuse ranks of other packages that this engine's workers do not have, or that do not keep what they promise.
+
+    Raises:
+        Obstacle: names one of them and the reason.
+    """
+    reason = added_fault(policy) or unread(policy.ranks & set(RANKS.added), settings)
+    if reason is not None:
+        raise Obstacle(Misfit.ENGINE, reason)
+
+
+def added_fault(policy: FlowPolicy) -> str | None:
+    """What a policy's ranks of other packages do not keep of what they promise; None where they keep all."""
+    for name in sorted(policy.ranks & set(RANKS.added)):
+        try:
+            rank_trials.check(RANKS[name])
+        except ValueError as error:
+            return f"{error}; mend {RANKS.added[name][0]}."
+    return None
+
+
 def by_keys(policy: FlowPolicy) -> str | None:
     """A rank of the policy's that reads keys, None if there is none."""
     return next((n for n in sorted(policy.ranks) if isinstance(RANKS[n], AttentionRank)), None)
@@ -95,6 +117,10 @@ def unread(ranks: Collection[str], settings: FlowSettings) -> str | None:
         reason = settings.obstacles.get(obstacle)
         if name is not None and reason is not None:
             return f"{name!r} {_unread(obstacle, reason, settings)}"
+    for name in sorted(ranks):
+        reason = settings.obstacles.get(obstacles.ADDED + name)
+        if reason is not None:
+            return f"{name!r} is not the same everywhere in this engine: {reason}; rank by {_possible(settings)}."
     return None
 
 
@@ -166,8 +192,9 @@ def _possible(settings: FlowSettings, *, behind_layers: bool = True, tower: bool
     refused += [] if tower else [(TowerRank, None)]
     found = (
         repr(name)
-        for name, rank in RANKS.items()
-        if not any(_is_kind(rank, *kind) for kind in refused)
+        for name, rank in RANKS.usable().items()
+        if obstacles.ADDED + name not in settings.obstacles
+        and not any(_is_kind(rank, *kind) for kind in refused)
         and (behind_layers or not after_layer(rank))
     )
     return " or ".join(found)

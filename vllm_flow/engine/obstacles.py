@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
+from vllm_flow import ranks
+
 RANKS = "ranks"
 """Ranks by attention: the keys in the cache cannot be read."""
 HIDDEN = "hidden"
@@ -25,10 +27,12 @@ TOWER = "tower"
 """Ranks by the vision tower's class token: nobody reads its attention in this engine."""
 RECEIVED = "received"
 """Ranks by the attention among the vision tower's patches: nobody reads it in this engine."""
+ADDED = "added rank "
+"""With a rank's name: the workers do not have a package's rank that the front end has."""
 LATE = "late"
 """Eviction after the prefill: the rows of the cache cannot be moved."""
 METHOD = "flow_obstacles"
-"""Of a worker: obstacle -> reason."""
+"""Of a worker: obstacle -> reason; called with what the front end has in the way of packages' ranks."""
 _FIELD = "flow_obstacles"
 """On the front end's ``VllmConfig``."""
 
@@ -71,6 +75,21 @@ def known(vllm_config: Any) -> Mapping[str, str]:
     return found
 
 
+def added_ranks() -> dict[str, str]:
+    """Ranks of other packages in this process's environment -> their packages; nothing is imported."""
+    return {name: " and ".join(map(str, found)) for name, found in ranks.RANKS.added.items()}
+
+
+def missing_ranks(wanted: Mapping[str, str]) -> dict[str, str]:
+    """Of a front end's :func:`added_ranks` those that this process's environment has not: obstacle -> reason."""
+    here = added_ranks()
+    return {
+        ADDED + name: f"the front end has that of {package}, a worker {here.get(name, 'none')}"
+        for name, package in wanted.items()
+        if here.get(name) != package
+    }
+
+
 def merged(answers: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """What one worker cannot do, the engine cannot."""
     found: dict[str, str] = {}
@@ -90,7 +109,7 @@ def ask(client: Any, vllm_config: Any, heard: Callable[[], None] = lambda: None)
     from vllm.v1.engine.core_client import AsyncMPClient
 
     if not isinstance(client, AsyncMPClient):
-        _note(vllm_config, client.collective_rpc(METHOD), heard)
+        _note(vllm_config, client.collective_rpc(METHOD, args=(added_ranks(),)), heard)
         return
     reference = weakref.ref(client)  # the client is to be freed as soon as it is dropped
 
@@ -98,7 +117,8 @@ def ask(client: Any, vllm_config: Any, heard: Callable[[], None] = lambda: None)
         client = reference()
         assert client is not None
         if not hasattr(vllm_config, _FIELD):
-            _note(vllm_config, await client.collective_rpc_async(METHOD), heard)
+            answers = await client.collective_rpc_async(METHOD, args=(added_ranks(),))
+            _note(vllm_config, answers, heard)
         return await type(client).get_supported_tasks_async(client)
 
     client.get_supported_tasks_async = get_supported_tasks_async

@@ -6,11 +6,12 @@ that runner the class of its generation, so no upstream code is copied.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.platforms import current_platform
 
-from vllm_flow.engine import adoption, pieces
+from vllm_flow.engine import adoption, obstacles, pieces
 from vllm_flow.engine.runner_v1 import FlowRunnerV1
 from vllm_flow.engine.runner_v2 import FlowRunnerV2
 from vllm_flow.engine.settings import FlowSettings
@@ -39,10 +40,14 @@ class FlowWorker(PlatformWorker):  # type: ignore[valid-type, misc]
             adoption.adopt(runner, FlowRunnerV1)
         runner.flow_state = WorkerState(settings, runner.vllm_config)
 
-    def flow_obstacles(self) -> dict[str, str]:
-        """What this worker cannot do, and why; asked by :mod:`vllm_flow.engine.obstacles`."""
+    def flow_obstacles(self, added_ranks: Mapping[str, str]) -> dict[str, str]:
+        """What this worker cannot do, and why; asked by :mod:`vllm_flow.engine.obstacles`.
+
+        Args:
+            added_ranks: other packages' ranks in the front end's environment.
+        """
         found: dict[str, str] = self.model_runner.flow_state.obstacles()
-        return found
+        return found | obstacles.missing_ranks(added_ranks)
 
     def _should_warm_up_model(self) -> bool:
         """Whether the CPU's worker warms up: always, where the engine compiles.

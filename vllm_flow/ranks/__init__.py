@@ -3,13 +3,15 @@
 A rank chooses at a stage of a policy, among the tokens of one image that are left by then. *How many*
 stay is known from the policy; only *which* is a rank's. Positions of kept tokens never change.
 
-A new rank is a file here and a line in :data:`RANKS`; the recipe is in docs/policies.md.
+A new rank is a file here and a line in :data:`OWN` (the recipe is in docs/policies.md), or a package of its own that
+registers it under the entry-point group :data:`GROUP` (docs/extending.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vllm_flow.ranks.added import admitted
 from vllm_flow.ranks.base import (
     AttentionRank,
     PictureRank,
@@ -32,15 +34,22 @@ from vllm_flow.ranks.received_attention import RECEIVED_ATTENTION
 from vllm_flow.ranks.rows import HiddenRank, QuestionRank, UnrotatedRank, after_layer
 from vllm_flow.ranks.uniform import UNIFORM
 from vllm_flow.ranks.unrotated import UNROTATED
+from vllm_flow.registry import Registry
 
-RANKS: Mapping[str, Rank] = {
+OWN: Mapping[str, Rank] = {
     rank.name: rank
     for rank in (
         *(UNIFORM, RANDOM, DIVERSITY, CLS_ATTENTION, CLS_DIVERSE, RECEIVED_ATTENTION),
         *(LAST_IMAGE, LAST_PROMPT, QUESTION, RATERS, UNROTATED, FEATHER, DART),
     )
 }
-"""Every rank this version knows, by the name that a request sends."""
+"""The ranks of this package."""
+GROUP = "vllm_flow.ranks"
+"""Entry points by which other packages add theirs."""
+RESERVED = frozenset({"cliff", "horizon", "downsample"})
+"""Words that stand beside names of ranks in an evaluation's budgets."""
+RANKS: Registry[Rank] = Registry(GROUP, "rank", lambda: OWN, admitted, lambda: RESERVED)
+"""Every rank there is, by the name that a request sends: those of this package, then those of others."""
 
 __all__ = [
     "RANKS",
