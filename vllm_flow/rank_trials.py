@@ -65,8 +65,8 @@ def _check_places(rank: PositionRank, total: int, keep: int) -> None:
     chosen = [_call(rank, "choose", (total, keep, draw)) for draw in draws]
     if not rank.draws and not np.array_equal(*chosen):
         raise ValueError(
-            f"rank {rank.name!r} chooses by seed, image or layer: of {counted(total, 'token')} {chosen[0].tolist()}, or "
-            f"{chosen[1].tolist()}; say draws=True, or leave the draw alone"
+            f"rank {rank.name!r} chooses by seed, image or layer: of {counted(total, 'token')} "
+            f"{chosen[0].tolist()}, or {chosen[1].tolist()}; say draws=True, or leave the draw alone"
         )
 
 
