@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from vllm_flow.patches.wrapping import unwrap, wrap
@@ -12,15 +12,19 @@ MODULE = "vllm.entrypoints.launchers.run_batch"
 _REFUSAL = "flow_refusal"
 
 
-def apply(check: Callable[[str], str | None]) -> None:
+def apply(
+    check: Callable[[str], str | None], noting: Callable[[Any, Awaitable[Any]], Awaitable[Any]]
+) -> None:
     """Answer each line of a batch with an error for which ``check(line)`` has a sentence.
+
+    Of the others ``noting(request, handled)`` is awaited in the place of ``handled``, their handling.
 
     Does nothing in a process that is no batch runner, which has loaded its module by the time an
     engine is configured.
     """
     for module in _loaded():
         wrap(module.BatchRequestInput, "model_validate_json", _reading(check))
-        wrap(module, "handle_endpoint_request", _handling(module))
+        wrap(module, "handle_endpoint_request", _handling(module, noting))
 
 
 def revert() -> None:
@@ -49,13 +53,16 @@ def _reading(check: Callable[[str], str | None]) -> Callable[..., Any]:
     return around
 
 
-def _handling(module: Any) -> Callable[..., Any]:
+def _handling(
+    module: Any, noting: Callable[[Any, Awaitable[Any]], Awaitable[Any]]
+) -> Callable[..., Any]:
     def around(original: Callable[..., Any]) -> Callable[..., Any]:
         def handle_endpoint_request(request: Any, *args: Any, **kwargs: Any) -> Any:
             refusal = getattr(request, _REFUSAL, None)
             if refusal is not None:
                 return module.make_async_error_request_output(request, error_msg=refusal)
-            return original(request, *args, **kwargs)
+            handled = original(request, *args, **kwargs)
+            return None if handled is None else noting(request, handled)
 
         return handle_endpoint_request
 

@@ -245,7 +245,8 @@ def test_what_the_workers_cannot_do_is_said_as_soon_as_they_have(
 class Client:
     """Not vLLM's asynchronous one: it is asked when it is made."""
 
-    def collective_rpc(self, method: str) -> list[dict[str, str]]:
+    def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[dict[str, str]]:
+        assert (method, args) == (obstacles.METHOD, (obstacles.added_ranks(),))
         return [{obstacles.TOWER: "which nobody looked for"}]
 
 

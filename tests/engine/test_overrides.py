@@ -130,7 +130,7 @@ def all_patches() -> Iterator[None]:
     renderer.apply()
     core_client.apply()
     logprobs.apply(lambda entries, own: entries)
-    run_batch.apply(lambda line: None)
+    run_batch.apply(lambda line: None, lambda request, handled: handled)
     pieces.apply(lambda run, backend: run)
     yield
     for patch in (endpoint_plugins, renderer, core_client, logprobs, run_batch, pieces):

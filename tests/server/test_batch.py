@@ -14,6 +14,7 @@ from vllm.entrypoints.launchers import run_batch
 
 from tests.server.conftest import LAYERS
 from tests.server.requests import CHAT
+from vllm_flow.engine import asked_model, plugin
 from vllm_flow.engine.http import refusal_of
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.patches import run_batch as patch
@@ -30,7 +31,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.fixture
 def patched() -> Iterator[None]:
-    patch.apply(lambda line: refusal_of(line, SETTINGS))
+    patch.apply(lambda line: refusal_of(line, SETTINGS), plugin._noting)
     yield
     patch.revert()
 
@@ -42,6 +43,8 @@ def run(
     reached: list[Any] = []
 
     async def handler(request: Any) -> Any:
+        await asyncio.sleep(0)
+        (request.asked,) = asked_model.names(None, "first")
         reached.append(request)
         raise ValueError("handled")
 
@@ -60,7 +63,8 @@ def run(
 def test_each_line_is_checked_by_itself(
     patched: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bodies = {"first": GOOD, **{name: body for name, (body, _) in BAD.items()}, "last": GOOD}
+    bodies = {"first": GOOD, **{name: body for name, (body, _) in BAD.items()}}
+    bodies["last"] = {**GOOD, "model": "other"}
     lines = [
         json.dumps({"custom_id": name, "method": "POST", "url": CHAT, "body": body})
         for name, body in bodies.items()
@@ -73,6 +77,7 @@ def test_each_line_is_checked_by_itself(
     lines.append(json.dumps({**beside, "vllm_xargs": {"flow_cliff": 2}}))
     reached, written = run(lines, tmp_path, monkeypatch)
     assert [request.vllm_xargs for request in reached] == [{"flow_cliff": 2}] * 2
+    assert [request.asked for request in reached] == ["model", "other"], "each line's own"
     said = {line["custom_id"]: json.dumps(line) for line in written}
     more = {"twice": ({}, "more than once"), "beside": ({}, 'object "vllm_xargs" of "body"')}
     for name, (_, sentence) in {**BAD, **more}.items():

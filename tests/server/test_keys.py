@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.server.conftest import LAYERS
 from tests.server.requests import CHAT, COMPLETIONS
+from vllm_flow.engine import http
 from vllm_flow.engine.http import PLACES, check_body, check_once
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy_error import PolicyError
@@ -62,6 +65,44 @@ MISPLACED = (
     {"messages": [{"content": [{"type": "text", "text": "x", "flow_task": "vqa"}]}]},
     {"messages": [{"content": [{"type": "image_url", "image_url": {"url": "u", CLIFF_KEY: 0}}]}]},
 )
+
+
+@pytest.mark.parametrize("loaded_while_it_runs", [False, True])
+def test_a_server_starts_with_names_that_it_serves(
+    loaded_while_it_runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its aliases, and the adapters that it begins with; others where they may come."""
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", str(loaded_while_it_runs))
+    said: list[str] = []
+    monkeypatch.setattr(http.logger, "warning", lambda text, *values: said.append(text % values))
+    lora = [SimpleNamespace(name="adapter", path="x")]
+    args = SimpleNamespace(
+        model="path",
+        served_model_name=["a", "b"],
+        lora_modules=lora,
+        default_mm_loras={"image": "y"},
+    )
+    names = ["a", "b", "adapter", "image"]
+
+    def start(args: Any, *wanted: str) -> Any:
+        found = replace(SETTINGS, model_policies=dict.fromkeys(wanted))
+        monkeypatch.setattr(FlowSettings, "of", lambda config: found)
+        state = SimpleNamespace()
+        engine = SimpleNamespace(vllm_config=None)
+        asyncio.run(http.KeyCheck().init_state(engine, state, args))
+        return getattr(state, http.STATE)
+
+    assert start(args, *names).model_policies.keys() == set(names) and not said
+    bare = SimpleNamespace(model="path", served_model_name=None, lora_modules=None)
+    start(bare, "path")
+    if loaded_while_it_runs:
+        start(args, "a", "c")
+        assert said[0].startswith("'model_policies' names 'c', which this server does not serve")
+        return
+    with pytest.raises(ValueError, match="names 'c', .*; it serves 'a', 'b', 'adapter', 'image'"):
+        start(args, "a", "c")
+    with pytest.raises(ValueError, match="names 'a', .*; it serves 'path'"):
+        start(bare, "a")
 
 
 def objects(node: Any) -> Iterator[dict[str, Any]]:

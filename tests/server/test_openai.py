@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
@@ -17,7 +19,18 @@ from tests.engine import attention_oracle, kept_oracle, oracle
 from tests.engine.tiny_llava import picture, words
 from tests.server.requests import CHAT, chat_body
 from tests.server.serving import NAME, Server
-from tests.server.tiny_server import SHAPE, TASKS, WORD_IDS, Tiny, logged, metrics, serve_tiny
+from tests.server.tiny_server import (
+    ADAPTER,
+    ALIAS,
+    MODELS,
+    SHAPE,
+    TASKS,
+    WORD_IDS,
+    Tiny,
+    logged,
+    metrics,
+    serve_tiny,
+)
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +198,65 @@ def test_attention_is_logged_under_the_id_that_the_client_sees(server: Tiny) -> 
         weights = attention[row["layer"], len(encoded.ids) - 1 + row["token"]]
         assert abs(row["image"] - float(weights[is_image].sum())) < 1e-4
         assert abs(sum(row[name] for name in ("system", "image", "user", "output")) - 1) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("model", "xargs", "cliff"),
+    [
+        (ALIAS, None, MODELS[ALIAS]),
+        (NAME, None, SHAPE.layers),
+        (None, None, SHAPE.layers),
+        (ALIAS, {"flow_cliff": 3}, 3),
+        (ALIAS, {"flow_cliff": SHAPE.layers}, SHAPE.layers),
+        (ALIAS, {"flow_task": "yes-no"}, TASKS["yes-no"]),
+        (ADAPTER, None, MODELS[ADAPTER]),
+        (ADAPTER, {"flow_cliff": 3}, 3),
+    ],
+)
+def test_each_name_has_its_policy(
+    server: Tiny, model: str | None, xargs: dict[str, Any] | None, cliff: int
+) -> None:
+    """An alias and an adapter; what a request says itself goes first."""
+    counted = "baseline" if cliff == SHAPE.layers else f"cliff={cliff}"
+    task = (xargs or {}).get("flow_task")
+    name = ":".join(filter(None, ("vllm_flow:requests_total", counted, task)))
+    before = metrics(server).get(name, 0)
+    body = server.body(21, xargs, model=model)
+    if model is None:
+        del body["model"]
+    answer = server.chat(body)
+    assert answer.status_code == 200, answer.text
+    weights = server.merged if model == ADAPTER else None
+    expected = server.expected(21, cliff, weights)
+    assert answer.json()["choices"][0]["token_ids"] == expected
+    report = (answer.json()["kv_transfer_params"] or {}).get("vllm_flow", {})
+    assert report.get("cliff", SHAPE.layers) == cliff
+    assert metrics(server)[name] == before + 1
+
+
+def test_names_of_requests_at_once_are_kept_apart(server: Tiny) -> None:
+    """Streamed and not, on one server: each has the policy of the name in its own body."""
+
+    def ask(number: int) -> list[int]:
+        model = (NAME, ALIAS)[number % 2]
+        body = server.body(22, model=model, stream=number % 3 == 0)
+        with httpx.Client(base_url=server.running.url, timeout=120) as client:
+            if not body["stream"]:
+                found = client.post(CHAT, json=body).json()
+                return found["choices"][0]["token_ids"]
+            said: list[int] = []
+            with client.stream("POST", CHAT, json=body) as answer:
+                for line in answer.iter_lines():
+                    if line.startswith("data: {"):
+                        for choice in json.loads(line.removeprefix("data: "))["choices"]:
+                            said += choice.get("token_ids") or []
+            return said
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(ask, range(12)))
+    expected = [server.expected(22, cliff) for cliff in (SHAPE.layers, MODELS[ALIAS])]
+    assert expected[0] != expected[1]
+    assert answers == [expected[number % 2] for number in range(12)]
 
 
 @pytest.mark.parametrize("stages", ["1:50% center", "2:30% far_from_mean, 3:0"])

@@ -1,4 +1,4 @@
-"""A server of the tiny LLaVA with a profile of tasks, an attention log and a package of ranks; requests for it."""
+"""A server of the tiny LLaVA with two names, an adapter, tasks, an attention log and a package of ranks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import httpx
 import pyarrow.parquet as pq
 
 from tests.engine import oracle
+from tests.engine.lora import write_adapter
 from tests.engine.tiny_llava import SPECIALS, WORDS, Shape, build, picture, words
 from tests.plugins.installing import RANK_PACKAGE, lay_out
 from tests.server.requests import data_url
@@ -26,6 +27,9 @@ TEMPLATE = (
     "{% for m in messages %}{% for c in m.content %}"
     "{% if c.type == 'text' %}{{ c.text }}{% else %}<image>{% endif %} {% endfor %}{% endfor %}"
 )
+ALIAS, ADAPTER = "model-fast", "adapter"
+MODELS = {ALIAS: 2, ADAPTER: 1}
+"""Cliffs of requests that ask for another served name, and for an adapter; those that ask for `NAME` have none."""
 TASKS = {"yes-no": 1, "reading": 3, "everything": SHAPE.layers}
 """Cliffs of the operator's profile, which has no default: requests that name no task get none."""
 WORD_IDS = list(range(len(SPECIALS), len(SPECIALS) + len(WORDS)))
@@ -57,13 +61,23 @@ class Tiny:
             **more,
         }
 
+    @property
+    def merged(self) -> Path:
+        """The checkpoint with the adapter in its weights."""
+        return write_adapter(self.running.model_dir, self.running.model_dir.parent / "lora", 1)[1]
+
     def chat(self, body: dict[str, Any]) -> httpx.Response:
         return self.running.post("/v1/chat/completions", body)
 
-    def expected(self, seed: int, cliff: int) -> list[int]:
+    def expected(self, seed: int, cliff: int, model_dir: Path | None = None) -> list[int]:
         prompt = f"{words(5, seed)} <image> {words(7, seed + 1)} "
         found = oracle.generate(
-            self.running.model_dir, prompt, [picture(SHAPE, seed)], cliff, 12, tuple(WORD_IDS)
+            model_dir or self.running.model_dir,
+            prompt,
+            [picture(SHAPE, seed)],
+            cliff,
+            12,
+            tuple(WORD_IDS),
         )
         return list(found.token_ids)
 
@@ -83,16 +97,21 @@ def serve_tiny(root: Path) -> Iterator[Tiny]:
         "group_layers": 2,
         "attention_log": str(root / "attention"),
         "default_policy": {"profile": str(root / "cliff.json")},
+        "model_policies": {name: {"flow_cliff": cliff} for name, cliff in MODELS.items()},
     }
+    model_dir = build(SHAPE, root)
+    adapter, _ = write_adapter(model_dir, model_dir.parent / "lora", 1)
     arguments = [
         *("--max-model-len", "256", "--kv-cache-memory-bytes", str(16 << 20)),
         *("--chat-template", str(root / "template.jinja")),
         *("--additional-config", json.dumps({"vllm_flow": flow})),
+        *("--served-model-name", NAME, ALIAS),
+        *("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"{ADAPTER}={adapter}"),
     ]
     # As users' processes find packages: the server's own, its engine's and whatever these start.
     paths = [str(lay_out(RANK_PACKAGE, root / "site")), os.environ.get("PYTHONPATH", "")]
     more = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    with serve(build(SHAPE, root), arguments, root / "server.log", more) as running:
+    with serve(model_dir, arguments, root / "server.log", more) as running:
         yield Tiny(running, root / "attention")
 
 

@@ -1,6 +1,6 @@
-"""The operator's policies: those that no request could have, and the requests that they stay away from.
+"""The operator's policies: whose a request has, those that none could have, and the requests that they stay away from.
 
-A client that asks for what does not fit is told; of a default policy, or a task's, the client knows nothing. So
+A client that asks for what does not fit is told; of a default policy, a task's or a name's, it knows nothing. So
 the operator is told: at start-up where the configuration shows it, as soon as the workers have said what they
 cannot do, and by a warning and a counter (``metrics``) where one request is at fault.
 """
@@ -8,10 +8,11 @@ cannot do, and by a warning and a counter (``metrics``) where one request is at 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from vllm.logger import init_logger
 
-from vllm_flow.engine import fitting_ranks, obstacles, states
+from vllm_flow.engine import asked_model, fitting_ranks, obstacles, states
 from vllm_flow.engine.obstacles import Misfit
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy import FlowPolicy
@@ -62,15 +63,36 @@ def warn_of_obstacles(settings: FlowSettings) -> None:
             )
 
 
-def tell_skipped(policy: FlowPolicy, task: str, kind: Misfit, reason: str) -> None:
-    """Say, once for each policy and kind of reason, that a request does not get an operator's policy."""
+def of_request(request: Any, task: Any, settings: FlowSettings) -> tuple[FlowPolicy | None, str]:
+    """The operator's policy for a request that sends none, and what it is called.
+
+    That of the task which it names; else of the model which it asks for, by the name that it asks for; else the
+    default.
+
+    Args:
+        request: vLLM's ``EngineCoreRequest``.
+    """
+    if task is not None and settings.profile is not None:
+        return settings.profile.of_task(task), _named(task)
+    for name in asked_model.names(request, settings.served_name) if settings.model_policies else ():
+        if name in settings.model_policies:
+            return settings.model_policies[name], _of_model(name)
+    return settings.default_policy, _named("")
+
+
+def tell_skipped(policy: FlowPolicy, named: str, kind: Misfit, reason: str) -> None:
+    """Say, once for each policy and kind of reason, that a request does not get an operator's policy.
+
+    Args:
+        named: what it is called.
+    """
     if (str(policy), kind) in _told:
         return
     _told.add((str(policy), kind))
     logger.warning(
         '%s, "%s", is not applied to a request: %s Further ones are only counted, by '
         'vllm_flow:default_policy_skipped_total{reason="%s"}.',
-        _named(task),
+        named,
         policy,
         reason,
         kind.value,
@@ -81,6 +103,9 @@ def _policies(settings: FlowSettings) -> Iterator[tuple[str, FlowPolicy]]:
     """What each of the operator's policies is called, and the policy."""
     if settings.default_policy is not None:
         yield _named(""), settings.default_policy
+    for model, policy in settings.model_policies.items():
+        if policy is not None and policy != settings.default_policy:
+            yield _of_model(model), policy
     for task, policy in ({} if settings.profile is None else settings.profile.policies).items():
         if policy is not None and policy != settings.default_policy:
             yield _named(task), policy
@@ -88,6 +113,10 @@ def _policies(settings: FlowSettings) -> Iterator[tuple[str, FlowPolicy]]:
 
 def _named(task: str) -> str:
     return f"default_policy of the task {task!r}" if task else "default_policy"
+
+
+def _of_model(name: str) -> str:
+    return f"model_policies[{name!r}]"
 
 
 def _unfit(policy: FlowPolicy, settings: FlowSettings) -> Iterator[str]:

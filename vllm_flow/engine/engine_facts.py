@@ -37,3 +37,9 @@ def step_tokens(scheduler: Any, drafts: int) -> int:
     tokens: int = max(budget - (scheduler.max_num_seqs - 1) * (1 + drafts), 1)
     threshold = scheduler.long_prefill_token_threshold
     return min(tokens, threshold) if threshold > 0 else tokens
+
+
+def served_name(model_config: Any) -> str:
+    """The name under which a model is served; of several the first, which vLLM takes where none is asked for."""
+    name = model_config.served_model_name or model_config.model
+    return name if isinstance(name, str) else name[0]

@@ -117,7 +117,7 @@ def settle(request: EngineCoreRequest, settings: FlowSettings) -> None:
     log = parse_log(keys, settings.num_layers, attending=settings.attending)
     if log is not None:
         _check_loggable(request, keys[LOG_KEY])
-    chosen = _chosen(keys, settings)
+    chosen = _chosen(request, keys, settings)
     layout, skipped = _layout(request, chosen, settings, keys)
     if layout is None and settings.connected:
         _check_handed(transfer_of(keys))
@@ -136,20 +136,21 @@ class Chosen:
 
     policy: FlowPolicy | None
     asked: str | None
-    """The client's key that asks for it; None where it is the operator's, a task's included."""
+    """The client's key that asks for it; None where it is the operator's: a task's, a model's or the default."""
     task: str
     """That the client named; empty if none."""
+    named: str = ""
+    """What the operator's is called."""
 
 
-def _chosen(keys: Mapping[str, Any], settings: FlowSettings) -> Chosen:
-    """The policy by a request's checked keys: its own, else its task's, else the default one."""
+def _chosen(request: EngineCoreRequest, keys: Mapping[str, Any], settings: FlowSettings) -> Chosen:
+    """The policy by a request's checked keys: its own, else the operator's for it."""
     policy = parse_policy(keys, settings.num_layers)
     asked, task = next((key for key in FORMS if key in keys), None), keys.get(TASK_KEY)
-    if asked is None:
-        policy = settings.default_policy
-    if task is not None and settings.profile is not None:
-        policy = settings.profile.of_task(task)
-    return Chosen(policy, asked, task or "")
+    if asked is not None:
+        return Chosen(policy, asked, task or "")
+    policy, named = default_policies.of_request(request, task, settings)
+    return Chosen(policy, None, task or "", named)
 
 
 def _layout(
@@ -157,7 +158,7 @@ def _layout(
 ) -> tuple[TokenLayout | None, Misfit | None]:
     """The request's layout under the chosen policy, or why an operator's stays away from it.
 
-    A default policy, a task's included, is what the operator prefers, not what the client asked for:
+    A default policy, a task's or a model's included, is what the operator prefers, not what the client asked for:
     it stays away from requests that it does not fit, and the operator is told (`default_policies`).
 
     Returns:
@@ -175,7 +176,7 @@ def _layout(
         if asked is not None:
             key = obstacle.key or asked
             raise PolicyError(key, keys.get(key, keys[asked]), str(obstacle)) from None
-        default_policies.tell_skipped(policy, chosen.task, obstacle.kind, str(obstacle))
+        default_policies.tell_skipped(policy, chosen.named, obstacle.kind, str(obstacle))
         return None, obstacle.kind
 
 

@@ -21,13 +21,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
+from vllm import envs
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+from vllm.logger import init_logger
 
+from vllm_flow.engine import asked_model
 from vllm_flow.engine.frontend import RefusedRequest, check_keys
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import KEY_PREFIX, is_own
 from vllm_flow.user_text import NotJSON, parse_json
+
+logger = init_logger("vllm.vllm_flow.http")
 
 XARGS = "vllm_xargs"
 STATE = "vllm_flow_settings"
@@ -65,8 +70,23 @@ class KeyCheck:
         app.dependency_overrides[validate_json_request] = checked_json_request
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        if engine_client is not None:  # there is none in a server that only renders prompts
-            setattr(state, STATE, FlowSettings.of(engine_client.vllm_config))
+        if engine_client is None:  # as in a server that only renders prompts
+            return
+        settings = FlowSettings.of(engine_client.vllm_config)
+        setattr(state, STATE, settings)
+        if settings is not None:
+            unserved = asked_model.check_served(
+                settings.model_policies, served_names(args), envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING
+            )
+            if unserved is not None:
+                logger.warning("%s", unserved)
+
+
+def served_names(args: Any) -> list[str]:
+    """The names by which clients of a server can ask for its model, and for the adapters that it begins with."""
+    adapters = [module.name for module in getattr(args, "lora_modules", None) or ()]
+    of_modalities = getattr(args, "default_mm_loras", None) or {}
+    return [*(args.served_model_name or [args.model]), *adapters, *of_modalities]
 
 
 async def checked_json_request(raw_request: Request) -> None:
@@ -78,6 +98,7 @@ async def checked_json_request(raw_request: Request) -> None:
         body = await raw_request.json() if raw else None
     except (ValueError, RecursionError):
         return  # no JSON: for vLLM to refuse
+    asked_model.note(body.get("model") if isinstance(body, dict) else None)
     try:
         check_address(raw_request.query_params, PLACES.get(route))
         check_once(raw)

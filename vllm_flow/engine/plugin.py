@@ -136,7 +136,7 @@ def _equip_front_end(config: Any, settings: Any) -> None:
     renderer.apply()
     core_client.apply()
     logprobs.apply(blank)
-    run_batch.apply(lambda line: _line_check(line, settings))
+    run_batch.apply(lambda line: _line_check(line, settings), _noting)
 
 
 def _tell_unlike(profile: Any, model: Any) -> None:
@@ -167,6 +167,13 @@ def _line_check(line: str, settings: Any) -> str | None:
     from vllm_flow.engine.http import refusal_of
 
     return refusal_of(line, settings)
+
+
+def _noting(request: Any, handled: Any) -> Any:
+    """What the batch runner awaits of each line: its handling, with the model's name noted."""
+    from vllm_flow.engine.asked_model import noting
+
+    return noting(getattr(request.body, "model", None), handled)
 
 
 def _select(section: Any, name: str, chosen: str, replaces: tuple[str | None, ...]) -> None:

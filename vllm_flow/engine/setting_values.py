@@ -123,6 +123,39 @@ def policy(options: Mapping[str, Any], name: str, num_layers: int) -> FlowPolicy
         raise ValueError(f"{_named(name)}: {error}") from None
 
 
+def model_policies(
+    options: Mapping[str, Any], name: str, num_layers: int
+) -> dict[str, FlowPolicy | None]:
+    """Policies by the names under which requests ask for the model."""
+    found = options.get(name, {})
+    if not isinstance(found, Mapping) or not all(
+        model and isinstance(model, str) for model in found
+    ):
+        raise ValueError(
+            f"{_named(name)}={found!r}: it must hold policies by served names or adapters, such as "
+            '{"small": {"flow_cliff": 16}}.'
+        )
+    policies = {}
+    for model, keys in found.items():
+        if isinstance(keys, Mapping) and PROFILE in keys:
+            raise ValueError(
+                f"{_named(name)}[{model!r}]: a profile is of all models that are served, and belongs to "
+                "'default_policy'; write request keys."
+            )
+        if not isinstance(keys, Mapping):
+            raise ValueError(
+                f'{_named(name)}[{model!r}]={keys!r}: it must hold request keys, such as {{"flow_cliff": 16}}, or '
+                "none of them for no policy."
+            )
+        try:
+            policies[model] = policy({model: keys}, model, num_layers)
+        except ValueError as error:
+            raise ValueError(
+                str(error).replace(_named(model), f"{_named(name)}[{model!r}]", 1)
+            ) from None
+    return policies
+
+
 def bound(options: Mapping[str, Any], name: str, num_layers: int) -> FlowPolicy | None:
     """A policy as the most that others may evict, None where there is no bound.
 
@@ -169,6 +202,18 @@ def check_bounded(
         if policy is not None and contradicts(policy, bound, num_layers):
             raise ValueError(
                 f"{_named('default_policy')}: \"{policy}\"{of_task} evicts more than 'max_policy' lets any request "
+                f'evict, which is "{bound}"; let one evict less, or the other more.'
+            )
+
+
+def check_models_bounded(
+    models: Mapping[str, FlowPolicy | None], bound: FlowPolicy | None, num_layers: int
+) -> None:
+    """:func:`check_bounded`, of the policies of models."""
+    for model, policy in models.items():
+        if bound is not None and policy is not None and contradicts(policy, bound, num_layers):
+            raise ValueError(
+                f"{_named('model_policies')}[{model!r}]: \"{policy}\" evicts more than 'max_policy' lets any request "
                 f'evict, which is "{bound}"; let one evict less, or the other more.'
             )
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 READ = (
     *("num_layers", "profile", "step_tokens", "obstacles", "quantised_keys", "connected"),
     *("hands_over", "mutual_pictures", "attending", "keep_states"),
-    *("draft_layers", "mm_embeds"),
+    *("draft_layers", "mm_embeds", "served_name"),
 )
 """Fields that are no options."""
 KERNELS = ("auto", "triton", "torch", "xformers")
@@ -57,6 +57,11 @@ class FlowSettings:
 
     profile: Profile | None = None
     """The cliffs of the profile that ``default_policy`` names (no option of its own)."""
+
+    model_policies: Mapping[str, FlowPolicy | None] = field(default_factory=dict)
+    """Policy of requests that send none, nor a task, by the name under which they ask for the model: one of several
+    served names, or an adapter's, ``{"small": {"flow_cliff": 8}}``. Same form, but for profiles. A name that is not
+    here has ``default_policy``; ``{}`` is no policy at all."""
 
     max_policy: FlowPolicy | None = None
     """The most a request may evict, layer by layer: one that keeps fewer tokens of an image in any
@@ -100,6 +105,10 @@ class FlowSettings:
 
     mm_embeds: bool = False
     """Whether pictures may come as embeddings (read from the engine, not set by the operator)."""
+
+    served_name: str = ""
+    """The name under which the model is served, of several the first (read from the engine, not set by the
+    operator)."""
 
     connected: bool = False
     """Whether the engine has a KV connector (read from it, not set by the operator)."""
@@ -167,6 +176,12 @@ class FlowSettings:
             f"{counted(self.num_layers, 'decoder layer')}, {self.storage}. Requests without a policy {default}; "
             f"{others}."
         )
+        if self.model_policies:
+            own = (
+                f'{name!r} "{policy or "no policy"}"'
+                for name, policy in self.model_policies.items()
+            )
+            found += f" By the model asked for: {', '.join(own)}."
         if self.profile is not None:
             found += f" Tasks of the profile: {', '.join(sorted(self.profile.policies))}."
         if self.attention_log is not None:
@@ -212,12 +227,15 @@ class FlowSettings:
             else profile.default
         )
         bound = values.bound(options, "max_policy", num_layers)
+        own = values.model_policies(options, "model_policies", num_layers)
         values.check_bounded(default, profile.policies if profile else {}, bound, num_layers)
+        values.check_models_bounded(own, bound, num_layers)
         found = cls(
             num_layers=num_layers,
             group_layers=group_layers,
             default_policy=default,
             profile=profile,
+            model_policies=own,
             max_policy=bound,
             allow_request_policy=values.flag(options, "allow_request_policy", True),
             attention_log=values.directory(options, "attention_log"),
@@ -253,6 +271,7 @@ class FlowSettings:
                 vllm_config.scheduler_config, vllm_config.num_speculative_tokens
             ),
             obstacles=obstacles.known(vllm_config),
+            served_name=engine_facts.served_name(vllm_config.model_config),
             mutual_pictures=vllm_config.model_config.is_mm_prefix_lm,
             quantised_keys=vllm_config.cache_config.cache_dtype.startswith("fp8"),
             mm_embeds=engine_facts.mm_embeds(vllm_config.model_config),
