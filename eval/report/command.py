@@ -11,7 +11,16 @@ present rules. A run that is still going, or was stopped, is reported as far as 
     vllm-flow report --pack runs/demo
 
 With `--pack`, writes RUN/pack/ instead: settings, versions, every question and answer, checksums of the data; what a
-paper's appendix needs. With two runs, compares them on the questions that both answered, and writes A/compare/.
+paper's appendix needs.
+
+With several runs (two models, two checkpoints, two versions of vLLM, one method and a peer's), pairs each with one of
+them, the reference, question by question, and writes REFERENCE/compare/comparison.html:
+
+    vllm-flow report runs/a runs/b
+    vllm-flow report runs/a runs/b runs/c --pair b
+    vllm-flow report runs/ours runs/peer --against cliff=16
+
+Runs that were asked other data or other words are refused.
 """
 
 from __future__ import annotations
@@ -23,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_flow.counts import counted
 from vllm_flow.options import tolerance
+from vllm_flow.unread_options import refuse_unread
 from vllm_flow.user_text import parse_json
 
 if TYPE_CHECKING:
@@ -40,10 +50,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="RUN",
-        help="what `vllm-flow eval --out` wrote; two are compared",
+        help="what `vllm-flow eval --out` wrote; several are compared",
     )
     parser.add_argument(
         "--out", type=Path, help="where to write (default: RUN/report, RUN/pack or RUN/compare)"
+    )
+    parser.add_argument(
+        "--pair",
+        type=Path,
+        metavar="RUN",
+        help="of several runs: the reference, with which the others are paired (default: the first)",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="POLICY",
+        help="of several runs: pair every policy of the others with this one of the reference (default: with the one "
+        "of the same name)",
     )
     parser.add_argument(
         "--pack", action="store_true", help="write what a paper's appendix needs, not a page"
@@ -68,12 +90,17 @@ def run(args: argparse.Namespace) -> int:
 
     if not 100 <= args.resamples <= MOST_RESAMPLES or args.seed < 0:
         raise Refused(f"--resamples must be >= 100 and <= {MOST_RESAMPLES}, --seed >= 0")
-    if len(args.runs) > 2 or (args.pack and len(args.runs) > 1):
-        raise Refused("give one run, or two to be compared; --pack takes one")
+    several = len(args.runs) > 1
+    if args.pack and several:
+        raise Refused("--pack takes one run: give each its own command")
+    if not several:
+        refuse_unread(args, ("pair", "against"), "on one run: name the others too")
     accepted = args.tolerance or begun_with(args.runs)
     options = Options(tolerance=accepted, resamples=args.resamples, seed=args.seed)
-    if len(args.runs) == 2:
-        return compare(*args.runs, args.out or args.runs[0] / "compare", options)
+    if several:
+        from vllm_flow.eval.report.compare_command import compare
+
+        return compare(args.runs, args.pair, args.against, args.out, options)
     (path,) = args.runs
     if args.pack:
         return pack(path, args.out or path / "pack", options)
@@ -109,39 +136,6 @@ def pack(path: Path, out: Path, options: Options) -> int:
     meta, items, _, answers, summary = summarised(path, out, options)
     files = write_pack(out, meta, items, summary, answers, options)
     print(f"{counted(len(files), 'file')} of the result pack: {out}")
-    return 0
-
-
-def compare(first: Path, second: Path, out: Path, options: Options) -> int:
-    """Compare two runs on their common questions; print and write what differs."""
-    from vllm_flow.eval.report.compare import (
-        common_items,
-        compare_runs,
-        settings_that_differ,
-        write_comparison,
-    )
-    from vllm_flow.eval.report.pairs import show_pairs
-    from vllm_flow.eval.report.results import policies_of
-    from vllm_flow.eval.sweep.records import Run, RunError
-    from vllm_flow.outputs import check_folder
-
-    runs = [Run.open(path) for path in (first, second)]
-    check_folder(out)
-    (items_a, tasks, _), (items_b, _, _) = (read_tasks(run) for run in runs)
-    common, strange = common_items(items_a, items_b)
-    answers = [run.answers().to_pylist() for run in runs]
-    order = [policy.name for policy in policies_of(runs[0].meta, ())]
-    pairs = compare_runs(common, *answers, tasks, options, order)
-    if not pairs:
-        raise RunError(
-            f"{first} and {second} have no answers to the same questions under the same policy: "
-            f"{counted(sum(map(len, common.values())), 'question')} in common, {sum(strange.values())} with one id but "
-            "other words"
-        )
-    differ = settings_that_differ(runs[0].meta, runs[1].meta)
-    path = write_comparison(out / "comparison.csv", pairs)
-    show_pairs(pairs, differ, strange, (str(first), str(second)), options)
-    print(f"\n{path}")
     return 0
 
 

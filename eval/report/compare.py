@@ -1,162 +1,183 @@
-"""`vllm-flow report A B`: two runs on the questions that both answered, policy by policy.
+"""`vllm-flow report A B ...`: runs on the questions that they share, each beside one of them, the reference. (pure)
 
-Two models, two versions of vLLM, CPU against GPU: whatever differs between the runs, each question is its own
-pair. A question counts if both runs asked it under the policy, in the same words about the same truth; what
-only looks the same by its id is left out and counted.
+Two models or checkpoints, two versions of vLLM, CPU against GPU, one method against a peer's: whatever differs
+between runs, each question is its own pair. A question counts in a pair where both runs answered it; which questions
+are one and the same, `matching` decides. Scores, intervals and tests are those of a single run's report, with the
+reference in the baseline's place, and Holm's correction goes over all pairs of a task.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from vllm_flow.eval.report.results import Compared, Options
+from vllm_flow.eval.report.matching import Questions, Side
+from vllm_flow.eval.report.results import Compared, Options, PolicyResult, TaskResult
 from vllm_flow.eval.report.summary import summarise
-from vllm_flow.eval.statistics.intervals import Interval, holm
+from vllm_flow.eval.statistics.intervals import holm
+from vllm_flow.eval.statistics.power import detectable
 from vllm_flow.eval.statistics.verdicts import judge
 from vllm_flow.eval.tasks.base import Item, Task
-from vllm_flow.outputs import write_whole
-
-ROLES = {"policies": [{"name": "A", "kind": "baseline"}, {"name": "B", "kind": "unlisted"}]}
-COLUMNS = (
-    "task", "policy", "metric", "questions", "a", "b", "difference", "difference_low", "difference_high", "p",
-    "p_holm", "same_answer", "finding", "within_tolerance",
-)  # fmt: skip
-NOT_SETTINGS = ("tasks", "policies", "sessions", "version", "created", "command", "data")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A task's headline under one policy in both runs."""
+    """A run under one policy beside the reference under the same one, or under the one that was named."""
 
     task: str
+    run: str
+    """The other run's label."""
     policy: str
-    metric: str
+    """Of the other run."""
+    reference_policy: str
+    pictures: int
+    """Of the questions that both answered."""
     questions: int
-    compared: Compared
-    """B beside A."""
-    agreement: Interval
-    share: bool
-    """Whether the metric is a share."""
+    """That both runs have; `result.paired` of them have an answer in both."""
+    read: TaskResult
+    """The pair as a task of two policies: `arm` of the reference, its baseline, and `arm` of the other run."""
+
+    @property
+    def result(self) -> PolicyResult:
+        """The other run's."""
+        return self.read.policies[1]
+
+    @property
+    def reference(self) -> PolicyResult:
+        return self.read.policies[0]
+
+    @property
+    def headline(self) -> Compared:
+        return self.result.against[self.read.headline]
+
+    def share(self, metric: str) -> bool:
+        """Whether a metric is a share, on both sides."""
+        found = self.result.against[metric].comparison
+        return all(0 <= side.value <= 1 for side in (found.baseline, found.treatment))
 
 
-def common_items(
-    a: Mapping[str, Sequence[Item]], b: Mapping[str, Sequence[Item]]
-) -> tuple[dict[str, list[Item]], dict[str, int]]:
-    """Per task the questions that both runs have, and how many share an id but not the question."""
-    common: dict[str, list[Item]] = {}
-    strange: dict[str, int] = {}
-    for task in (name for name in a if name in b):
-        theirs = {item.id: item for item in b[task]}
-        shared = [item for item in a[task] if item.id in theirs]
-        same = [i for i in shared if _question(i) == _question(theirs[i.id])]
-        common[task], strange[task] = same, len(shared) - len(same)
-    return common, strange
+def arm(run: str, policy: str) -> str:
+    """What a pair calls a run under a policy."""
+    return f"{run} · {policy}"
 
 
-def _question(item: Item) -> tuple[str, dict[str, Any]]:
-    return item.text, dict(item.truth)
-
-
-def compare_runs(
-    items: Mapping[str, Sequence[Item]],
-    answers_a: Sequence[Mapping[str, Any]],
-    answers_b: Sequence[Mapping[str, Any]],
-    tasks: Mapping[str, Task],
+def pairs_of(
+    reference: Side,
+    others: Sequence[Side],
+    questions: Mapping[str, Mapping[str, Questions]],
     options: Options,
-    order: Sequence[str] = (),
+    against: str | None = None,
 ) -> list[Pair]:
-    """Every task and policy that both runs answered, B beside A; p values corrected per task.
+    """Every pair that has answers, by task, then in the order of the reference's policies, then of runs.
 
     Args:
-        order: of policies, as far as they are named.
+        questions: of `matching.shared_questions`, by run's label and task.
+        against: the policy of the reference with which every policy of the others is paired; None for pairs of
+            one policy each.
     """
-    rows = {"A": answers_a, "B": answers_b}
-    asked = {
-        role: {(row["task"], row["policy"]) for row in answers if row["answer"] is not None}
-        for role, answers in rows.items()
-    }
-    pairs: list[Pair] = []
-    both = asked["A"] & asked["B"]
-    named = dict.fromkeys([*order, *sorted({policy for _, policy in both})])
-    for task, policy in ((task, policy) for task in items for policy in named):
-        if (task, policy) not in both or not items[task]:
-            continue
-        renamed = [
-            {**row, "policy": role}
-            for role, answers in rows.items()
-            for row in answers
-            if (row["task"], row["policy"]) == (task, policy)
-        ]
-        summary = summarise(ROLES, {task: items[task]}, renamed, tasks, options)
-        result = summary.tasks[0].result("B")
-        headline = summary.tasks[0].headline
-        if result is None or headline not in result.against or result.agreement is None:
-            continue
-        compared = result.against[headline]
-        sides = (compared.comparison.baseline.value, compared.comparison.treatment.value)
-        share = all(0 <= value <= 1 for value in sides)
-        pairs.append(Pair(task, policy, headline, result.paired, compared, result.agreement, share))
-    return _corrected(pairs, tasks, options)
-
-
-def _corrected(pairs: Sequence[Pair], tasks: Mapping[str, Task], options: Options) -> list[Pair]:
-    found = []
-    for task in dict.fromkeys(pair.task for pair in pairs):
-        own = [pair for pair in pairs if pair.task == task]
-        corrected = holm([pair.compared.comparison.p_value for pair in own])
-        for pair, p in zip(own, corrected, strict=True):
-            verdict = judge(
-                pair.compared.comparison.difference,
-                p,
-                identical=pair.compared.comparison.identical,
-                higher_is_better=tasks[task].higher_is_better,
-                tolerance=options.tolerance,
-                level=options.level,
-                unseen=pair.compared.unseen,
-            )
-            compared = replace(pair.compared, p_corrected=p, verdict=verdict)
-            found.append(replace(pair, compared=compared))
+    rows = {side.label: _rows(side) for side in (reference, *others)}
+    found: list[Pair] = []
+    for task in reference.items:
+        order = dict.fromkeys([*reference.policies, *(p for side in others for p in side.policies)])
+        own: list[Pair] = []
+        for policy in order:
+            for other in others:
+                shared = questions[other.label].get(task)
+                theirs = against or policy
+                if shared is None or not shared.items:
+                    continue
+                arms = {
+                    arm(reference.label, theirs): rows[reference.label].get((task, theirs), []),
+                    arm(other.label, policy): rows[other.label].get((task, policy), []),
+                }
+                read = _read(arms, task, shared.items, reference.tasks, options)
+                if read is not None:
+                    both = set.intersection(*(set(scored) for scored in read.scores.values()))
+                    pictures = len({item.picture_of for item in shared.items if item.id in both})
+                    own.append(
+                        Pair(task, other.label, policy, theirs, pictures, len(shared.items), read)
+                    )
+        found += _corrected(own, reference.tasks[task], options) if own else []
     return found
 
 
-def settings_that_differ(
-    a: Mapping[str, Any], b: Mapping[str, Any]
-) -> dict[str, tuple[object, object]]:
-    """What of two `run.json` is not the same, versions one by one."""
-    flat = [
-        {
-            **{name: value for name, value in meta.items() if name not in NOT_SETTINGS},
-            **{f"version of {name}": value for name, value in meta.get("versions", {}).items()},
-        }
-        for meta in (a, b)
-    ]
-    names = [name for name in dict.fromkeys([*flat[0], *flat[1]]) if name != "versions"]
-    return {
-        name: (flat[0].get(name), flat[1].get(name))
-        for name in names
-        if flat[0].get(name) != flat[1].get(name)
+Rows = Sequence[Mapping[str, Any]]
+
+
+def _rows(side: Side) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """A run's answers by task and policy."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in side.answers:
+        found.setdefault((row["task"], row["policy"]), []).append(row)
+    return found
+
+
+def _read(
+    arms: Mapping[str, Rows],
+    task: str,
+    items: Sequence[Item],
+    tasks: Mapping[str, Task],
+    options: Options,
+) -> TaskResult | None:
+    """Two arms' answers as a task of two policies, the first its baseline; None where no question has both."""
+    kinds = zip(arms, ("baseline", "unlisted"), strict=True)
+    roles = {"policies": [{"name": name, "kind": kind} for name, kind in kinds]}
+    rows = [{**row, "policy": name} for name, own in arms.items() for row in own]
+    (read,) = summarise(roles, {task: items}, rows, tasks, options).tasks
+    return read if read.headline in read.policies[1].against else None
+
+
+def _corrected(pairs: Sequence[Pair], task: Task, options: Options) -> list[Pair]:
+    """The pairs of one task with Holm's correction over them, and with what so many tests can detect."""
+    metrics = list(dict.fromkeys(m for pair in pairs for m in pair.result.against))
+    corrected = {
+        metric: iter(
+            holm(
+                [
+                    pair.result.against[metric].comparison.p_value
+                    for pair in pairs
+                    if metric in pair.result.against
+                ]
+            )
+        )
+        for metric in metrics
     }
+    found = []
+    for pair in pairs:
+        against = {}
+        for metric, compared in pair.result.against.items():
+            c, p = compared.comparison, next(corrected[metric])
+            against[metric] = replace(
+                compared,
+                p_corrected=p,
+                detectable=detectable(
+                    c.standard_error, pair.pictures, len(pairs), options.confidence, options.power
+                ),
+                verdict=judge(
+                    c.difference,
+                    p,
+                    identical=c.identical,
+                    higher_is_better=task.higher_is_better,
+                    tolerance=options.tolerance,
+                    level=options.level,
+                    unseen=compared.unseen,
+                ),
+            )
+        result = replace(pair.result, against=against)
+        found.append(replace(pair, read=replace(pair.read, policies=(pair.reference, result))))
+    return found
 
 
-def write_comparison(path: Path, pairs: Sequence[Pair]) -> Path:
-    """Write the pairs as CSV, unrounded."""
-
-    def write(draft: Path) -> None:
-        with draft.open("w", newline="", encoding="utf-8") as handle:
-            writer = csv.writer(handle)
-            writer.writerow(COLUMNS)
-            for pair in pairs:
-                found, c = pair.compared, pair.compared.comparison
-                writer.writerow(
-                    (
-                        pair.task, pair.policy, pair.metric, pair.questions, c.baseline.value, c.treatment.value,
-                        c.difference.value, c.difference.low, c.difference.high, c.p_value, found.p_corrected,
-                        pair.agreement.value, found.verdict.finding, found.verdict.within_tolerance,
-                    )
-                )  # fmt: skip
-
-    return write_whole(path, write)
+def unpaired_policies(
+    reference: Side, others: Sequence[Side], against: str | None
+) -> dict[str, list[str]]:
+    """The policies of each run, by its label, that no other run of the comparison has; empty where all are named."""
+    if against is not None:
+        return {}
+    theirs = {policy for side in others for policy in side.policies}
+    found = {reference.label: [p for p in reference.policies if p not in theirs]}
+    found |= {
+        side.label: [p for p in side.policies if p not in reference.policies] for side in others
+    }
+    return {label: names for label, names in found.items() if names}

@@ -16,6 +16,7 @@ from vllm_flow.eval.report import text
 from vllm_flow.eval.report.cost_page import EqualCost
 from vllm_flow.eval.report.examples import Answers, examples
 from vllm_flow.eval.report.results import Options, PolicyResult, Summary, TaskResult
+from vllm_flow.eval.report.templates import environment
 from vllm_flow.eval.tasks.base import Item
 from vllm_flow.outputs import write_text
 
@@ -211,23 +212,26 @@ def doubts(summary: Summary) -> list[str]:
     return found
 
 
+def shown_value(value: Any) -> str:
+    """A setting as text: a command as it was typed, other lists and objects as JSON."""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return " ".join(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def settings(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     """`run.json` as rows of text; what has places of its own on the page is left out."""
-
-    def shown(value: Any) -> str:
-        if isinstance(value, list) and all(isinstance(part, str) for part in value):
-            return " ".join(value)
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
     apart = ("versions", "policies", "tasks", "version", "sessions")
     rows = [
-        (name.replace("_", " "), shown(value)) for name, value in meta.items() if name not in apart
+        (name.replace("_", " "), shown_value(value))
+        for name, value in meta.items()
+        if name not in apart
     ]
     rows.append(("policies", ", ".join(p["name"] for p in meta.get("policies", []))))
     sessions = meta.get("sessions", [])
     if len(sessions) > 1:
         rows += [
-            (f"session {number}", "; ".join(shown(value) for value in session.values()))
+            (f"session {number}", "; ".join(shown_value(value) for value in session.values()))
             for number, session in enumerate(sessions, start=1)
         ]
     return rows
@@ -246,22 +250,13 @@ def write_page(
 ) -> None:
     """Write the page; `figures` are the SVG files by name, `note` is what the data says of itself, `equal`
     what there is of methods at equal cost."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("vllm_flow.eval.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     layers = summary.num_layers
     reading = str(meta.get("image_reading", "server"))
     shown = [
         examples(t, items[t.name], answers, layers, options.seed, reading) for t in summary.tasks
     ]
     policies = {p.name: p for p in summary.policies}
-    page = environment.get_template("report.html.j2").render(
+    page = environment().get_template("report.html.j2").render(
         meta=meta,
         model=Path(str(meta.get("model", "a model"))).name,
         layers=layers,

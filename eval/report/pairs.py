@@ -1,72 +1,83 @@
-"""Prints two runs side by side."""
+"""Prints runs beside the reference."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from vllm_flow.counts import counted
 from vllm_flow.eval.report import text
 from vllm_flow.eval.report.compare import Pair
+from vllm_flow.eval.report.compare_page import differing_rows
+from vllm_flow.eval.report.comparison import (
+    ACROSS,
+    Comparison,
+    cells,
+    doubts,
+    gaps,
+    task_view,
+    titles,
+)
 from vllm_flow.eval.report.results import Options
 
 LONG = 60
 """Characters of a setting that are shown."""
+HEADINGS = ("policy", "pairs", "reference", "run", "difference", "p (Holm)", "found")
+LEFT = ("policy", "found")
+FOUND = {"none": "none", "identical": "the same"}
 
 
-def show_pairs(
-    pairs: Sequence[Pair],
-    differ: Mapping[str, tuple[object, object]],
-    strange: Mapping[str, int],
-    names: tuple[str, str],
-    options: Options,
-) -> None:
-    """Print what differs between the runs, and B beside A per task and policy."""
+def show_pairs(compared: Comparison, options: Options) -> None:
+    """Print what differs between the runs, every pair, and what could not be paired."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
-    console.print(f"A: {names[0]}\nB: {names[1]}", markup=False)
-    for name, (a, b) in differ.items():
-        console.print(f"{name}: {_short(a)} in A, {_short(b)} in B", markup=False)
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in (
-        "task",
-        "policy",
-        "questions",
-        "A",
-        "B",
-        "difference",
-        "p (Holm)",
-        "same answer",
-        "verdict",
-    ):
-        left = heading in ("task", "policy", "verdict")
-        table.add_column(heading, justify="left" if left else "right")
-    for pair in pairs:
-        c = pair.compared.comparison
-        table.add_row(
-            text.task_title(pair.task),
-            pair.policy,
-            str(pair.questions),
-            text.number(c.baseline.value, pair.share),
-            text.number(c.treatment.value, pair.share),
-            f"{text.signed(c.difference.value, pair.share)} {text.limits(c.difference, pair.share, sign=True)}",
-            text.p_text(pair.compared.p_corrected),
-            text.share_text(pair.agreement),
-            text.verdict_text(pair.compared, options.tolerance, pair.share, level=options.level)
-            if pair.compared.verdict.finding in ("none", "identical")
-            else pair.compared.verdict.finding,
+    names = titles(compared)
+    console.print(f"reference: {compared.reference.path}", markup=False)
+    for side in compared.others:
+        console.print(f"{side.label}: {side.path}", markup=False)
+    for name, values in differing_rows(compared):
+        told = ", ".join(
+            f"{_short(value)} in {side.label}"
+            for side, value in zip(compared.sides, values, strict=True)
         )
-    console.print(table)
-    for task, count in strange.items():
-        if count:
-            console.print(
-                f"{text.task_title(task)}: {counted(count, 'question has', 'questions have')} one id "
-                "and other words or truths in the two runs, and are left out."
-            )
+        console.print(f"{name}: {told}", markup=False)
+    for task in compared.tasks:
+        for side in compared.others:
+            own = [pair for pair in compared.of(task) if pair.run == side.label]
+            if own:
+                table = Table(box=box.SIMPLE_HEAD, title=_title(own[0]), title_justify="left")
+                _fill(table, [cells(pair, pair.read.headline, names, options) for pair in own])
+                console.print(table)
+        view = task_view(compared, task, names, options)
+        for line in view["said"] + view["questions"]:
+            console.print(line, markup=False)
+    if len(compared.tasks) > 1:
+        console.print(ACROSS)
+    for line in [*gaps(compared), *doubts(compared)]:
+        console.print(line, markup=False)
 
 
-def _short(value: object) -> str:
-    shown = str(value)
-    return shown if len(shown) <= LONG else shown[: LONG - 3] + "..."
+def _title(pair: Pair) -> str:
+    percent = ", %" if pair.share(pair.read.headline) else ""
+    return f"{text.task_title(pair.task)}, {text.metric_title(pair.read.headline)}{percent}: {pair.run}"
+
+
+def _fill(table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in LEFT else "right")
+    for one in rows:
+        table.add_row(
+            one["policy"],
+            str(one["paired"]),
+            one["before"],
+            one["value"],
+            f"{one['difference']} {one['difference_limits']}",
+            one["corrected"],
+            FOUND.get(one["finding"], one["finding"]),
+        )
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= LONG else value[: LONG - 3] + "..."

@@ -6,7 +6,7 @@ Knows the kinds of what stands in them, not what they are for; see records.py fo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def _sessions(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
 
-FITS = {
+FITS: Mapping[str, Callable[[Any], bool]] = {
     "tasks": _names,
     "policies": _policies,
     "sessions": _sessions,

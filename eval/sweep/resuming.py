@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from vllm_flow.counts import counted
-from vllm_flow.eval.sweep.records import Run, RunError, relocated
+from vllm_flow.eval.sweep.checked import RunError
+from vllm_flow.eval.sweep.records import Run, relocated
 from vllm_flow.eval.sweep.schema import ITEMS, items_table
 from vllm_flow.eval.sweep.work import TaskWork
 

@@ -1,4 +1,4 @@
-"""`vllm-flow report --pack RUN`, and `vllm-flow report A B`."""
+"""`vllm-flow report --pack RUN`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ import pytest
 
 from tests.eval.synthetic_run import make_run
 from vllm_flow.cli import main
-from vllm_flow.eval.report.compare import settings_that_differ
 from vllm_flow.eval.sweep.records import Run
-from vllm_flow.eval.sweep.schema import answers_table
 
 POLICIES = "baseline,cliff=6,cliff=18"
 
@@ -98,79 +96,6 @@ def test_a_pack_names_every_command_as_a_shell_takes_it(run: Run, tmp_path: Path
     assert done.returncode == 0 and done.stdout.count(": OK") > 2, done.stderr
 
 
-def variant(run: Run, path: Path, change: dict[str, str], drop: str = "", **meta: object) -> Path:
-    """A copy of a run whose POPE answers under cliff 6 are others."""
-    shutil.copytree(run.path, path)
-    opened = Run.open(path)
-    rows = [r for r in opened.answers().to_pylist() if r["item_id"] != drop]
-    for row in rows:
-        if (row["task"], row["policy"]) == ("pope", "cliff=6"):
-            row["answer"] = change.get(row["answer"], row["answer"])
-    shutil.rmtree(path / "answers")
-    (path / "answers").mkdir()
-    written = json.loads((path / "run.json").read_text())
-    (path / "run.json").write_text(json.dumps(written | meta))
-    Run.open(path).append(answers_table(rows))
-    return path
-
-
-def test_two_runs_on_their_common_questions(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Every answer of the other run under cliff 6 is turned round; one question is missing there."""
-    gone = run.items("pope")[0].id
-    turned = variant(run, tmp_path / "b", {"Yes": "No", "No": "Yes"}, gone, model="another")
-    assert main(["report", str(run.path), str(turned), "--out", str(tmp_path / "out")]) == 0
-    printed = capsys.readouterr().out
-    assert "model: synthetic in A, another in B" in printed and "created" not in printed
-    rows = {(r["task"], r["policy"]): r for r in rows_of(tmp_path / "out/comparison.csv")}
-    # In the run's order, the baseline first.
-    assert list(rows) == [(t, p) for t in ("pope", "scienceqa") for p in POLICIES.split(",")]
-    changed, same = rows["pope", "cliff=6"], rows["pope", "cliff=18"]
-    assert int(changed["questions"]) == len(run.items("pope")) - 1
-    assert float(changed["same_answer"]) == 0.0 and float(same["same_answer"]) == 1.0
-    assert float(changed["difference"]) < -0.3 and changed["finding"] != "identical"
-    assert same["finding"] == "identical" and float(same["difference"]) == 0.0
-    assert float(changed["p_holm"]) >= float(changed["p"])
-    # The other way round, the same difference with the other sign.
-    assert main(["report", str(turned), str(run.path), "--out", str(tmp_path / "back")]) == 0
-    back = {(r["task"], r["policy"]): r for r in rows_of(tmp_path / "back/comparison.csv")}
-    assert float(back["pope", "cliff=6"]["difference"]) == pytest.approx(
-        -float(changed["difference"])
-    )
-
-
-def test_questions_with_one_id_and_other_words_are_no_pair(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = make_run(tmp_path / "other", ["pope"], POLICIES, items=16)
-    items = other.path / "items/pope.parquet"
-    from dataclasses import replace
-
-    import pyarrow.parquet as pq
-
-    from vllm_flow.eval.sweep.schema import items_table
-
-    asked = run.items("pope")
-    reworded = [replace(asked[0], text="Is it?"), *asked[1:]]
-    pq.write_table(items_table("pope", reworded), items)
-    assert main(["report", str(run.path), str(other.path), "--out", str(tmp_path / "out")]) == 0
-    assert "1 question has one id and other words" in " ".join(capsys.readouterr().out.split())
-    pq.write_table(items_table("pope", [replace(i, text="?") for i in asked]), items)
-    assert main(["report", str(run.path), str(other.path)]) == 2
-    assert "no answers to the same questions" in capsys.readouterr().err
-
-
-def test_what_cannot_be_asked(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    one = str(run.path)
-    for call in ([one] * 3, ["--pack", one, one]):
-        assert main(["report", *call]) == 2
-        assert "give one run, or two" in capsys.readouterr().err
-
-
-def test_settings_that_differ() -> None:
-    a = {"model": "x", "versions": {"vllm": "1", "torch": "2"}, "tasks": [], "seed": 0}
-    b = {"model": "y", "versions": {"vllm": "1", "torch": "3"}, "tasks": ["t"], "seed": 0, "new": 1}
-    assert settings_that_differ(a, b) == {
-        "model": ("x", "y"), "version of torch": ("2", "3"), "new": (None, 1),
-    }  # fmt: skip
+def test_a_pack_is_of_one_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--pack", str(run.path), str(run.path)]) == 2
+    assert "--pack takes one run" in capsys.readouterr().err

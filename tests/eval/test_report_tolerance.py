@@ -13,6 +13,7 @@ from vllm_flow.cli import main
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vllm_flow.eval.report.figures.draw_all", lambda *_: {})
+    monkeypatch.setattr("vllm_flow.eval.report.figures_compare.draw", lambda *_: {})
 
 
 def test_the_tolerance_is_the_runs(
@@ -36,7 +37,7 @@ def test_the_tolerance_is_the_runs(
     assert "nothing corrects" not in said(str(other.path)), "of one task"
     assert main(["report", str(run.path), str(other.path)]) == 2
     assert "tolerances of 0.25 points and 1 point; say which" in capsys.readouterr().err
-    assert "comparison.csv" in said(str(run.path), str(other.path), "--tolerance", "1")
+    assert "comparison.html" in said(str(run.path), str(other.path), "--tolerance", "1")
     run.update({"tolerance": 25})
     assert main(["report", str(run.path)]) == 2
     assert "is damaged (tolerance is 25)" in capsys.readouterr().err
