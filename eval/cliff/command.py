@@ -220,6 +220,9 @@ def check_read(args: argparse.Namespace) -> None:
     Raises:
         Refused: names the first of them.
     """
+    from vllm_flow.eval.sweep.engine_args import workers_of
+    from vllm_flow.eval.sweep.unread import check_said_once
+
     if args.unlabelled:
         refuse_unread(
             args, ("tolerance", "exhaustive"), "with --unlabelled, which has --kl-threshold"
@@ -228,12 +231,33 @@ def check_read(args: argparse.Namespace) -> None:
             refuse_unread(args, ("prompts",), "on a file of questions, which are asked as they are")
     else:
         refuse_unread(args, ("kl_threshold", "kl_rule"), "without --unlabelled")
+    check_said_once(args)
+    _check_prompts(args)
     if args.no_attention:
         refuse_unread(args, ("mass_share",), "with --no-attention")
+    elif workers_of(args.engine_args) > 1:
+        refuse_unread(
+            args, ("mass_share",), "under tensor parallelism, where attention is left out"
+        )
     elif args.stages is not None or args.cliff is not None:
         refuse_unread(
             args, ("mass_share",), "with --stages or --cliff, beside which attention is left out"
         )
+
+
+def _check_prompts(args: argparse.Namespace) -> None:
+    """Refuse prompts of a family for a task of which it published none."""
+    from vllm_flow.eval.tasks import get_task
+    from vllm_flow.exits import Refused
+
+    if args.data.is_file() or args.prompts == "llava":
+        return
+    try:
+        task = get_task(args.task)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    if task.asked_as(args.prompts) is task:
+        refuse_unread(args, ("prompts",), f"on {args.task}, which is asked in one wording")
 
 
 def _share(text: str) -> float:

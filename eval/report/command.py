@@ -95,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         raise Refused("--pack takes one run: give each its own command")
     if not several:
         refuse_unread(args, ("pair", "against"), "on one run: name the others too")
+        check_read(args)
     accepted = args.tolerance or begun_with(args.runs)
     options = Options(tolerance=accepted, resamples=args.resamples, seed=args.seed)
     if several:
@@ -108,6 +109,24 @@ def run(args: argparse.Namespace) -> int:
     show(summary, options)
     print(f"\n{page}")
     return 0
+
+
+def check_read(args: argparse.Namespace) -> None:
+    """Refuse a tolerance for a run in which nothing is compared.
+
+    Raises:
+        Refused: says what would be; RunError: it is no run.
+    """
+    from vllm_flow.eval.sweep.records import Run
+    from vllm_flow.eval.sweep.unread import compared
+
+    if not compared(policy["name"] for policy in Run.open(args.runs[0]).meta.get("policies", [])):
+        refuse_unread(
+            args,
+            ("tolerance",),
+            "on a run without a baseline and another policy, which are compared: ask both by `vllm-flow eval`, or name "
+            "a second run",
+        )
 
 
 def begun_with(runs: Sequence[Path]) -> float:

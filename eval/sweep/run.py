@@ -28,6 +28,7 @@ from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run
 from vllm_flow.eval.sweep.resuming import opened_run
 from vllm_flow.eval.sweep.settings import engine_options, run_settings
+from vllm_flow.eval.sweep.unread import check_read, check_said_once, compared, names_together
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, requests_of, sample
 from vllm_flow.eval.tasks import get_task
 from vllm_flow.exits import keeping
@@ -41,16 +42,20 @@ def evaluate(args: Namespace) -> int:
         RunError, ValueError: (data, tasks, policies, the model) it cannot begin.
         CommandError: nothing can be written, there is no cluster, or it cannot go on.
     """
+    check_said_once(args)
     check_folder(args.out)
     check_engine_args(args.engine_args)
     facts = read_facts(args.model, args.conversation, args.trust_remote_code)
     policies = checked_policies(args.policies, facts, args.model)
+    before = Run.open(args.out).meta if (args.out / "run.json").exists() else None
+    check_read(args, [policy.name for policy in policies], before)
+    together = names_together([policy.name for policy in policies], before)
     tasks = [read_task(name, args, facts.conversation.name, args.limit) for name in args.tasks]
     kept = [name for name in args.tasks if get_task(name).asked_as(args.prompts) is get_task(name)]
     if args.prompts != "llava" and kept:
         print(f"{', '.join(kept)}: no prompts of {args.prompts} for these; asked as ever.")
     for task in tasks:
-        if len(policies) > 1:
+        if compared(together):
             told = forecast([item.picture_of for item in task.items], args.tolerance)
             print(f"{task.task}: {told}", flush=True)
     workers = workers_of(args.engine_args)

@@ -87,6 +87,7 @@ def time_policies(
 
     names = {policy.name for policy in options.policies}
     if names <= known(path).keys():
+        print(f"{path / FILE} has the times of all these policies; to time them anew, delete it.")
         return
     rows = items_of(tasks, options)
     if not rows:

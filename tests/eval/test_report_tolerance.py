@@ -41,3 +41,17 @@ def test_the_tolerance_is_the_runs(
     run.update({"tolerance": 25})
     assert main(["report", str(run.path)]) == 2
     assert "is damaged (tolerance is 25)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("policies", ["baseline", "cliff=6,cliff=18"])
+def test_a_tolerance_of_a_run_that_compares_nothing_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], no_figures: None, policies: str
+) -> None:
+    run = make_run(tmp_path / "a", ["scienceqa"], policies, items=12)
+    assert main(["report", str(run.path), "--tolerance", "2%"]) == 2
+    told = capsys.readouterr().err
+    assert "--tolerance has no effect on a run without a baseline and another policy" in told
+    assert main(["report", str(run.path), "--resamples", "100"]) == 0
+    other = make_run(tmp_path / "b", ["scienceqa"], policies, items=12)
+    both = [str(run.path), str(other.path), "--tolerance", "2%", "--resamples", "100"]
+    assert main(["report", *both]) == 0, "two runs are compared with each other"

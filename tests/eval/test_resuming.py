@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -271,6 +272,25 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return command
 
 
+def test_what_a_command_would_not_read_is_refused_before_it_asks(
+    ask: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one policy nothing is compared, until others are in the run; a seed draws a sample."""
+    assert ask("--tolerance", "2%") == 2
+    assert "--tolerance has no effect without a baseline and another policy" in (
+        capsys.readouterr().err
+    )
+    assert ask("--seed", "3") == 2
+    assert "--seed has no effect without --limit" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert ask("--limit", "5", "--policies", "baseline,cliff=4", "--tolerance", "2%") == 0
+    told = capsys.readouterr().out
+    assert "can rule out a loss of more than" in told
+    assert ask("--limit", "8", "--tolerance", "3%") == 0, "beside cliff=4 of the run"
+    assert "3 points would take" in capsys.readouterr().out
+    assert Run.open(tmp_path / "run").meta["tolerance"] == 0.03
+
+
 def test_a_corrected_command_goes_on(
     ask: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -279,17 +299,14 @@ def test_a_corrected_command_goes_on(
     assert ask("--dtype", "bfloat16", "--limit", "8") == 2
     assert 'dtype is "float32" there and "bfloat16" here' in capsys.readouterr().err
     assert Run.open(tmp_path / "run").meta["tolerance"] == 0.01
-    assert (
-        ask(
-            "--limit", "20", "--tolerance", "2%", "--engine-args", '{"gpu_memory_utilization": 0.5}'
-        )
-        == 0
-    )
+    more = ["--policies", "baseline,cliff=4", "--tolerance", "2%"]
+    assert ask("--limit", "20", *more, "--engine-args", '{"gpu_memory_utilization": 0.5}') == 0
     assert Run.open(tmp_path / "run").meta["tolerance"] == 0.02
     shutil.move(tmp_path / "data", tmp_path / "elsewhere")
     assert ask(data="elsewhere") == 0
     run = Run.open(tmp_path / "run")
-    assert run.answers().num_rows == len(run.items("pope")) == 40
+    answers = run.answers()
+    assert answers.filter(pc.field("policy") == "baseline").num_rows == len(run.items("pope")) == 40
     assert run.meta["tolerance"] == 0.01, "the last command's"
     assert all(Path(item.image or "").exists() for item in run.items("pope"))
 

@@ -76,11 +76,14 @@ def test_requests_have_pictures_of_their_own(work: TaskWork) -> None:
     assert timing.items_of([TaskWork("empty", [Item("a", "?", None, {})], 8, "pad")], OPTIONS) == []
 
 
-def test_what_is_known_is_not_timed_again(tmp_path: Path, work: TaskWork) -> None:
+def test_what_is_known_is_not_timed_again(
+    tmp_path: Path, work: TaskWork, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nothing is started: there is no Ray in this test."""
     seconds = {policy.name: [1.0] for policy in POLICIES}
     (tmp_path / timing.FILE).write_text(json.dumps({"seconds": seconds}))
     timing.time_policies(tmp_path, [work], OPTIONS, Pool(1, 0, 1), 2, "a machine")
+    assert f"{tmp_path / timing.FILE} has the times of all these" in capsys.readouterr().out
     for spoilt in ("", "[]", '{"seconds": 3}'):
         (tmp_path / timing.FILE).write_text(spoilt)
         assert timing.known(tmp_path) == {}

@@ -116,17 +116,35 @@ def test_a_control_is_stock_vllm_twice(
 
 
 @pytest.mark.parametrize(
-    ("line", "beside"),
+    ("line", "beside", "unread"),
     [
-        ("", []),
-        ("--out OUT", []),
-        ("--rounds 6 --dtype float32 --out=OUT", ["--rounds", "6", "--dtype", "float32"]),
-        ("--policies 'cliff=1, fastv' --guard", ["--policies", "cliff=1, fastv", "--guard"]),
+        ("", "", {}),
+        ("--out OUT", "", {}),
+        (
+            "--rounds 6 --dtype float32 --out=OUT",
+            "--rounds 6 --dtype float32",
+            {"capacity": "--rounds 6"},
+        ),
+        (
+            "--policies 'cliff=1, fastv' --guard",
+            "--policies 'cliff=1, fastv' --guard",
+            {"peers": "--policies 'cliff=1, fastv' --guard"},
+        ),
+        (
+            "--ttft-ms 5 --block-size 16",
+            "--ttft-ms 5 --block-size 16",
+            dict.fromkeys(("capacity", "decode", "tinyllama-22", "peers"), "--ttft-ms 5"),
+        ),
     ],
 )
 def test_options_beside_a_preset_replace_its_own(
-    line: str, beside: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    line: str,
+    beside: str,
+    unread: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    """Each run takes those that it reads; the others would be refused there."""
     from vllm_flow import cli
     from vllm_flow.profile import command
 
@@ -146,6 +164,9 @@ def test_options_beside_a_preset_replace_its_own(
     assert cli.main(["profile", *argv, "--preset", "cpu"]) == 0
     folder = str(out) if "OUT" in line else "out/profile"
     for run, (name, own) in zip(runs, PRESETS["cpu"], strict=True):
-        given = [*shlex.split(own), *beside, "--out", f"{folder}/{name}"]
+        without = unread.get(name, "")
+        assert without in beside
+        more = shlex.split(beside.replace(without, "") if without else beside)
+        given = [*shlex.split(own), *more, "--out", f"{folder}/{name}"]
         assert run[run.index("profile") + 1 :] == given
         parse(shlex.join(given))

@@ -17,7 +17,12 @@ from vllm_flow.cli import build_parser
 from vllm_flow.engine import metrics, report
 from vllm_flow.engine.obstacles import Misfit
 from vllm_flow.engine.settings import READ, FlowSettings
+from vllm_flow.eval.cliff.command import check_read as check_cliff
+from vllm_flow.eval.sweep.unread import check_read as check_eval
+from vllm_flow.eval.sweep.unread import check_said_once
 from vllm_flow.policy_keys import REQUEST_KEYS
+from vllm_flow.profile.unread import check_read as check_profile
+from vllm_flow.unread_options import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -50,7 +55,19 @@ def test_the_parser_takes_every_command_that_a_page_shows(page: str, tmp_path: P
     own = [lay_out(RANK_PACKAGE, tmp_path)] if page == "docs/extending.md" else []
     with visible(*own):
         for words in commands(read(page)):
-            assert build_parser(words).parse_args(words).command == words[0], words
+            check_command(words)
+
+
+def check_command(words: list[str]) -> None:
+    args = parse(build_parser(words), words)
+    assert args.command == words[0], words
+    if args.command == "eval":
+        check_said_once(args)
+        check_eval(args, args.policies.split(","))
+    elif args.command == "cliff":
+        check_cliff(args)
+    elif args.command == "profile" and not args.preset:
+        check_profile(args)
 
 
 def test_pages_show_commands() -> None:

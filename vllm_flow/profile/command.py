@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from vllm_flow.exits import Refused
@@ -28,7 +28,9 @@ from vllm_flow.options import gib, pixels, positive, positive_number, positives
 from vllm_flow.outputs import check_folder
 from vllm_flow.profile.presets import PARTS, POLICIES, PRESETS
 from vllm_flow.profile.shape import PREFIX
+from vllm_flow.profile.unread import check_read, check_read_beside, unread
 from vllm_flow.remote_code import add_option as add_trust
+from vllm_flow.unread_options import parse
 
 
 def _parts(text: str) -> tuple[str, ...]:
@@ -196,6 +198,7 @@ def run(args: argparse.Namespace) -> int:
     check_folder(args.out)
     if args.preset:
         return _preset(args)
+    check_read(args)
     from vllm_flow.profile import guard, session
 
     try:
@@ -211,8 +214,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _preset(args: argparse.Namespace) -> int:
     """Each run in a process of its own: engines give their memory back only when it ends."""
-    for name, line in PRESETS[args.preset]:
-        own = [*shlex.split(line), *_beside_preset(args.argv), "--out", str(args.out / name)]
+    beside = _without(args.argv, ("preset", "out"))
+    lines = {name: shlex.split(line) for name, line in PRESETS[args.preset]}
+    runs = {name: _parsed([*line, *beside]) for name, line in lines.items()}
+    check_read_beside(args, list(runs.values()))
+    for name, line in lines.items():
+        # What only other runs of the preset read would be refused in this one.
+        own = [*line, *_without(beside, [n for n in unread(runs[name]) if n in args.given])]
+        own += ["--out", str(args.out / name)]
         print(f"\n$ vllm-flow profile {shlex.join(own)}\n", flush=True)
         child = subprocess.Popen([sys.executable, "-m", "vllm_flow.cli", "profile", *own])
         try:
@@ -224,11 +233,22 @@ def _preset(args: argparse.Namespace) -> int:
     return 0
 
 
-def _beside_preset(argv: Sequence[str]) -> list[str]:
-    """The options that were given beside a preset, but for the folder, of which each run has its own."""
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a run of a preset."""
+    parser = argparse.ArgumentParser(prog="vllm-flow profile")
+    add_arguments(parser)
+    return parse(parser, words)
+
+
+def _without(argv: Sequence[str], names: Collection[str]) -> list[str]:
+    """A command's words without some options and their values."""
+    known = argparse.ArgumentParser(add_help=False)
+    add_arguments(known)
+    flags = {action.dest for action in known._actions if action.nargs == 0}
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--preset")
-    parser.add_argument("--out")
+    for name in names:
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, action="store_true" if name in flags else "store")
     return parser.parse_known_args(argv)[1]
 
 
