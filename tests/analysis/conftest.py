@@ -23,6 +23,14 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tiny")
 
 
+@pytest.fixture(scope="session")
+def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture of the tiny checkpoints' size."""
+    path = tmp_path_factory.mktemp("image") / "picture.png"
+    tiny_llava.picture(SHAPE, 3).save(path)
+    return path
+
+
 def load(shape: tiny_llava.Shape, root: Path, attention: str = "sdpa") -> Vlm:
     """The checkpoint in float64 throughout.
 

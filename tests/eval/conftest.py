@@ -1,4 +1,4 @@
-"""Runs `vllm-flow score` in tests; one Ray for those that need it."""
+"""Runs `vllm-flow score` in tests; reports without figures; one Ray for those that need it."""
 
 from __future__ import annotations
 
@@ -52,6 +52,13 @@ def labels(tmp_path: Path) -> Path:
 def coco(tmp_path: Path) -> Path:
     splits = {"val": {7: (["dog"], ["A man and a dog."]), 8: (["cat"], [])}}
     return files.coco(tmp_path / "annotations", splits)
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of a report's time; tests of something else do without."""
+    monkeypatch.setattr("vllm_flow.eval.report.figures.draw_all", lambda *_: {})
+    monkeypatch.setattr("vllm_flow.eval.report.figures_compare.draw", lambda *_: {})
 
 
 @pytest.fixture(scope="package")

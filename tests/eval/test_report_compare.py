@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import html
 import json
 import re
 import shutil
@@ -12,6 +10,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 
+from tests.eval.pages import rows, words
 from tests.eval.synthetic_run import make_run
 from vllm_flow.cli import main
 from vllm_flow.eval.report import text
@@ -32,26 +31,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return make_run(tmp_path_factory.mktemp("ours"), TASKS, POLICIES, items=16)
 
 
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of a comparison's time; tests of something else do without."""
-    monkeypatch.setattr("vllm_flow.eval.report.figures_compare.draw", lambda *_: {})
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def headlines(path: Path) -> dict[tuple[str, str, str], dict[str, str]]:
-    rows = [row for row in rows_of(path / "comparison.csv") if row["headline"] == "True"]
-    return {(row["task"], row["run"], row["policy"]): row for row in rows}
-
-
-def words(page: Path) -> str:
-    """The page's visible text."""
-    body = re.sub(r"(?s)<style>.*?</style>|<[^>]+>", " ", page.read_text())
-    return re.sub(r"\s+", " ", html.unescape(body))
+    found = [row for row in rows(path / "comparison.csv") if row["headline"] == "True"]
+    return {(row["task"], row["run"], row["policy"]): row for row in found}
 
 
 TURNED = {"Yes": "No", "No": "Yes"}
@@ -92,10 +74,10 @@ def test_two_runs_on_their_common_questions(
     assert main(["report", str(run.path), str(turned), "--out", str(tmp_path / "out")]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "model: synthetic in run, another in turned" in printed and "created" not in printed
-    rows = headlines(tmp_path / "out")
+    found = headlines(tmp_path / "out")
     # In the run's order, the baseline first.
-    assert [key[::2] for key in rows] == [(t, p) for t in TASKS for p in POLICIES.split(",")]
-    changed, same = rows["pope", "turned", "cliff=6"], rows["pope", "turned", "cliff=18"]
+    assert [key[::2] for key in found] == [(t, p) for t in TASKS for p in POLICIES.split(",")]
+    changed, same = found["pope", "turned", "cliff=6"], found["pope", "turned", "cliff=18"]
     assert int(changed["questions"]) == len(run.items("pope"))
     assert int(changed["paired"]) == len(run.items("pope")) - 1
     assert float(changed["agreement"]) == 0.0 and float(same["agreement"]) == 1.0
@@ -197,11 +179,11 @@ def test_any_policy_against_one_of_the_reference(
     assert "2 policies only in peer, and left out: fastv, vtw" in printed
     assert {key[2] for key in headlines(tmp_path / "out")} == {"baseline"}
     assert main([*call, "--against", "cliff=18"]) == 0
-    rows = headlines(tmp_path / "out")
-    assert {row["reference_policy"] for row in rows.values()} == {"cliff=18"}
-    assert [key[2] for key in rows if key[0] == "pope"] == ["baseline", "fastv", "vtw"]
-    assert rows["pope", "peer", "vtw"]["verdict"] == "identical"
-    assert rows["pope", "peer", "fastv"]["verdict"] != "identical"
+    found = headlines(tmp_path / "out")
+    assert {row["reference_policy"] for row in found.values()} == {"cliff=18"}
+    assert [key[2] for key in found if key[0] == "pope"] == ["baseline", "fastv", "vtw"]
+    assert found["pope", "peer", "vtw"]["verdict"] == "identical"
+    assert found["pope", "peer", "fastv"]["verdict"] != "identical"
     page = words(tmp_path / "out" / "comparison.html")
     assert "Every policy of the other runs is paired with “cliff 18” of the reference" in page
     assert main([*call, "--against", "cliff=7"]) == 2
@@ -218,17 +200,17 @@ def test_questions_of_one_run_are_named_counted_and_left_out(
     ours, theirs = ({i.id for i in one.items("pope")} for one in (run, fewer))
     alone = sorted(ours - theirs)
     assert len(alone) == 6 and not theirs - ours
-    rows = rows_of(out / "unpaired.csv")
-    assert sorted(row["item"] for row in rows) == alone
-    assert {row["only_in"] for row in rows} == {rows[0]["only_in"]}
+    only = rows(out / "unpaired.csv")
+    assert sorted(row["item"] for row in only) == alone
+    assert {row["only_in"] for row in only} == {only[0]["only_in"]}
     page = words(out / "comparison.html")
-    label = rows[0]["only_in"]
+    label = only[0]["only_in"]
     named = ", ".join(item.id for item in run.items("pope") if item.id in alone)
     assert f"6 only in {label} and left out: {named}" in page
     assert f"Only in {label}, and left out: ScienceQA" in page and "left out: CHAIR" in page
     (pair,) = {row["questions"] for row in headlines(out).values()}
     assert int(pair) == len(theirs)
-    items = rows_of(out / "items.csv")
+    items = rows(out / "items.csv")
     assert {row["item"] for row in items} == theirs and len(items) == 3 * len(theirs)
 
 

@@ -23,10 +23,7 @@ from vllm_flow.eval.tasks.base import Item
 
 POLICIES = "baseline,cliff=6"
 
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vllm_flow.eval.report.figures_compare.draw", lambda *_: {})
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,6 @@ from tests.eval.synthetic_run import make_run
 from vllm_flow.cli import main
 
 
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vllm_flow.eval.report.figures.draw_all", lambda *_: {})
-    monkeypatch.setattr("vllm_flow.eval.report.figures_compare.draw", lambda *_: {})
-
-
 def test_the_tolerance_is_the_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], no_figures: None
 ) -> None:
