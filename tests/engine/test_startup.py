@@ -22,6 +22,15 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(Shape(layers=6), tmp_path_factory.mktemp("models"))
 
 
+def test_vllm_compiles_anew_for_other_settings(model_dir: Path) -> None:
+    """As docs/cuda.md says: when vLLM's key leaves settings out, that goes."""
+    keys = [
+        config_of(model_dir, options).compute_hash()
+        for options in (None, {}, {}, {"default_policy": {"flow_cliff": 1}})
+    ]
+    assert keys[1] == keys[2] and len(set(keys)) == 3
+
+
 def test_without_the_key_nothing_is_selected(model_dir: Path) -> None:
     config = config_of(model_dir)
     assert config.scheduler_config.scheduler_cls is None

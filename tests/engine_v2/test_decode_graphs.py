@@ -72,9 +72,9 @@ def buffers_of(num_groups: int) -> tuple[DecodeBuffers, list[torch.Tensor]]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data(), st.sampled_from([1, 2, 3]), st.integers(0, 3))
+@given(st.data(), st.sampled_from([1, 2, 3]), st.integers(0, 3), st.sampled_from([2, 128]))
 def test_every_layer_reads_and_writes_what_the_plan_says(
-    data: st.DataObject, num_groups: int, padding: int
+    data: st.DataObject, num_groups: int, padding: int, of_a_program: int
 ) -> None:
     """Several steps over the same buffers: nothing of an earlier one may stay. Of requests whose images are behind
     them the host believes that they are longer, as if no draft had been refused."""
@@ -98,7 +98,8 @@ def test_every_layer_reads_and_writes_what_the_plan_says(
             for r, more in zip(requests, behind, strict=True)
         ]
         facts = decode_facts(told, LAYERS) if plan is not None else None
-        buffers.refresh(seq_lens, facts, count, rows)
+        with mock.patch.object(decode_graphs, "REQUESTS", of_a_program):
+            buffers.refresh(seq_lens, facts, count, rows)
         for layer in range(LAYERS):
             table = tables[layer // (LAYERS // num_groups)]
             expected = [r.num_computed + rows for r in requests]

@@ -38,6 +38,9 @@ REPLAYABLE = ("FLASH_ATTN", "TRITON_ATTN")
 FlashAttention 3 plans its work inside the kernel where no schedule is handed to it (``fast_build``).
 """
 
+REQUESTS = 128
+"""Of one program. A constant: Triton compiles a kernel anew for each value, and a step has any number."""
+
 
 def unreplayable(attn_groups: Sequence[Sequence[Any]]) -> str | None:
     """Which of the attention backends cannot be captured like this, and why; None if all can."""
@@ -107,6 +110,8 @@ class DecodeBuffers:
         self._table_strides = integers([t.stride(0) for t in self._tables], torch.int64)
         self._block_sizes = integers([spec.kv_cache_spec.block_size for spec in groups])
         self._group_of_layer = integers(group_of_layer)
+        # Captures and dummy steps never refresh: it would be compiled in the first step of a request.
+        self.refresh(self.seq_lens_LR[0], None, 0)
 
     @property
     def num_layers(self) -> int:
@@ -141,8 +146,7 @@ class DecodeBuffers:
             num_stages = len(facts_S2Q)
             host = snapshot(torch.from_numpy(facts_S2Q), self._facts.device)
             self._facts[: host.numel()].copy_(host.view(-1), non_blocking=True)
-        block = triton.next_power_of_2(len(seq_lens_R))
-        _refresh_kernel[(self.num_layers,)](
+        _refresh_kernel[(self.num_layers, triton.cdiv(len(seq_lens_R), REQUESTS))](
             seq_lens_R,
             self._facts,
             self._group_of_layer,
@@ -158,7 +162,7 @@ class DecodeBuffers:
             len(seq_lens_R),
             rows_per_req,
             PAD=PAD_SLOT_ID,
-            BLOCK=block,
+            BLOCK=REQUESTS,
         )
 
     def capture(
@@ -247,7 +251,7 @@ def _refresh_kernel(
     group = tl.load(group_of_layer + layer)
     block_size = tl.load(block_sizes + group)
     table = tl.load(table_pointers + group).to(tl.pointer_type(tl.int32))
-    request = tl.arange(0, BLOCK)
+    request = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = request < num_reqs
     seq_len = tl.load(seq_lens + request, mask=real, other=0)
     missing = tl.zeros([BLOCK], dtype=tl.int32)

@@ -15,8 +15,11 @@ from vllm_flow.ranks import PictureRank
 from vllm_flow.ranks.diversity import DIVERSITY
 from vllm_flow.ranks.unlike import AT_ONCE, distances, unit
 
+BLOCKS = {1024: 4, AT_ONCE: 8}
+"""Most tokens of a compiled variant, and its warps: few, so that all are there before a request is."""
 
-@triton.jit(do_not_specialize=["tokens", "keep"])
+
+@triton.jit(do_not_specialize=["stride", "tokens", "keep"])
 def _farthest_first(
     distance_NN,
     apart_N,  # distance to the nearest other token
@@ -44,6 +47,7 @@ def farthest_first_triton(embeddings_NH: torch.Tensor, keep: int) -> torch.Tenso
     distance_NN, apart_N = distances(unit(embeddings_NH))
     chosen_K = torch.empty(keep, dtype=torch.int64, device=embeddings_NH.device)
     tokens = len(distance_NN)
+    block = next(block for block in BLOCKS if tokens <= block)
     _farthest_first[(1,)](
         distance_NN,
         apart_N,
@@ -51,10 +55,20 @@ def farthest_first_triton(embeddings_NH: torch.Tensor, keep: int) -> torch.Tenso
         distance_NN.stride(0),
         tokens,
         keep,
-        BLOCK=triton.next_power_of_2(tokens),
-        num_warps=4 if tokens <= 1024 else 8,
+        BLOCK=block,
+        num_warps=BLOCKS[block],
     )
     return chosen_K
+
+
+def compile_all(device: torch.device) -> None:
+    """Compile every variant of the kernel; nothing where it does not run."""
+    if fast_order(DIVERSITY, device) is DIVERSITY.order:
+        return
+    smaller = 0
+    for block in BLOCKS:
+        farthest_first_triton(torch.ones(smaller + 1, 1, device=device), 1)
+        smaller = block
 
 
 def fast_order(

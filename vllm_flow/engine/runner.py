@@ -6,9 +6,10 @@ Seams: ``load_model``, ``get_kv_cache_spec``, ``initialize_kv_cache``, ``reset_e
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from vllm_flow.engine import group_memory
 from vllm_flow.engine.device_step import DeviceStep
 from vllm_flow.engine.draft_layers import check_layers
 from vllm_flow.engine.groups import group_specs, storage_layer
@@ -21,7 +22,10 @@ class FlowRunner:
     """Before the runner's own class; `runner_v1` and `runner_v2` add what differs."""
 
     flow_state: WorkerState
+    flow_scratch: Sequence[int] = ()
+    """See :func:`vllm_flow.engine.group_memory.scratch_of`; nothing where no graphs were profiled."""
     model: Any
+    attn_groups: Any
     vllm_config: Any
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -41,6 +45,7 @@ class FlowRunner:
         self, kv_cache_config: Any, is_profiling: bool = False, *args: Any, **kwargs: Any
     ) -> None:
         super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)  # type: ignore[misc]
+        self.flow_scratch = group_memory.scratch_of(self.attn_groups)
         self.flow_state.use_cache(self, kv_cache_config, is_profiling)
 
     def reset_encoder_cache(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm_flow.engine import accepted_counts, cpu_groups, encoder_cache
+from vllm_flow.engine import accepted_counts, cpu_groups, encoder_cache, shared_metadata
 from vllm_flow.engine.runner import FlowRunner
 from vllm_flow.engine.step_inputs import DraftCounts, Lengths, StepInputs, StepShares
 from vllm_flow.engine.wire import Rewrites
@@ -80,7 +80,10 @@ class FlowRunnerV1(FlowRunner):
     ) -> Any:
         shared, build = self.flow_shared_build, super()._build_attention_metadata
         kwargs |= {"num_scheduled_tokens": num_scheduled_tokens, "slot_mappings": slot_mappings}
-        built = build(*args, **kwargs) if shared is None else shared.build(build, *args, **kwargs)
+        if shared is None:
+            built = shared_metadata.shown(self, build, *args, **kwargs)
+        else:
+            built = shared.build(build, *args, **kwargs)
         if shared is not None and slot_mappings is not None:
             shared.spread(built[0], slot_mappings)
         step = None

@@ -1,9 +1,9 @@
 """Adapter for Model Runner V2 (CUDA's default).
 
-Seams, beside those of `runner`: the runner's ``capture_model`` and ``update_requests``, and its ``ModelState``
-(``vllm/v1/worker/gpu/model_states/interface.py``): ``add_request``, ``remove_request``, ``get_additional_cg_support``
-and ``prepare_attn``, which a drafter calls, too. Gathers the step's inputs and arms the decoder hook, or, for a step
-that was captured in a CUDA graph, refreshes what the graph reads; takes no decision.
+Seams, beside those of `runner`: the runner's ``initialize_kv_cache``, ``capture_model`` and ``update_requests``, and
+its ``ModelState`` (``vllm/v1/worker/gpu/model_states/interface.py``): ``add_request``, ``remove_request``,
+``get_additional_cg_support`` and ``prepare_attn``, which a drafter calls, too. Gathers the step's inputs and arms the
+decoder hook, or, for a step that was captured in a CUDA graph, refreshes what the graph reads; takes no decision.
 """
 
 from __future__ import annotations
@@ -172,6 +172,11 @@ class FlowRunnerV2(FlowRunner):
 
     def _flow_drafters(self) -> Collection[str]:
         return getattr(self.speculator, "draft_attn_layer_names", ())
+
+    def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
+        # Made for the tables of profiling, which would stay with them.
+        self.model_state.flow_buffers = None
+        super().initialize_kv_cache(*args, **kwargs)
 
     def capture_model(self, *args: Any, **kwargs: Any) -> int:
         taken: int = super().capture_model(*args, **kwargs)

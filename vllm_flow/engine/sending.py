@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from vllm_flow.engine.aligned import packed, unpacked
 
 
 def snapshot(host: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -51,10 +52,8 @@ class OneCopy:
 
     def send(self, device: torch.device) -> None:
         """Fill in all parts."""
-        arrays = [integers for integers, _ in self._added]
-        whole = np.concatenate(arrays, dtype=np.int32, casting="unsafe")
+        whole, sizes = packed(integers for integers, _ in self._added)
         host = snapshot(torch.from_numpy(whole), device)
-        sizes = [*map(len, arrays)]
-        on_device = copied(host, device).split(sizes)
-        for (_, part), here, there in zip(self._added, host.split(sizes), on_device, strict=True):
+        here_of, there_of = unpacked(host, sizes), unpacked(copied(host, device), sizes)
+        for (_, part), here, there in zip(self._added, here_of, there_of, strict=True):
             part.host, part.there = here, there

@@ -4,17 +4,20 @@ A backend's build may launch a kernel that schedules its attention (FlashAttenti
 storage groups with one set of rows all that is the same.
 
 Seam: ``AttentionGroup.build_metadata``, and ``update_block_table`` of a backend's metadata builder, where it has one.
-Model Runner V1 shares by itself what its configuration of the cache says is alike; V2 builds group by group.
+Model Runner V2 builds group by group. V1 shares by itself among groups whose specifications are equal, and those of
+storage groups never are: they name their layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from vllm_flow.engine.states import is_state
+
+Made = TypeVar("Made")
 
 
 def build(
@@ -67,3 +70,12 @@ def sharing(attn_groups: Sequence[Sequence[Any]]) -> list[list[SharingGroup]]:
     """
     built: dict[Any, Any] = {}
     return [[SharingGroup(group, built) for group in groups] for groups in attn_groups]
+
+
+def shown(runner: Any, make: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
+    """What Model Runner V1 makes of some arguments while its groups share; a capture builds each of them by itself."""
+    whole, runner.attn_groups = runner.attn_groups, sharing(runner.attn_groups)
+    try:
+        return make(*args, **kwargs)
+    finally:
+        runner.attn_groups = whole

@@ -14,6 +14,7 @@ from torch import nn
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 
+from vllm_flow.engine.aligned import filled
 from vllm_flow.engine.device_step import DeviceLastKeys
 from vllm_flow.engine.mutual_attention import as_vllm
 from vllm_flow.engine.sending import OneCopy
@@ -65,9 +66,13 @@ class VariantTensors:
         self._gather = None if variant.gather is None else copy.add(variant.gather)
         if self.last is not None:
             self._last = copy.add(self.last.rows), copy.add(self.last.gather)
+            owners, positions = filled(owners), filled(positions)
+            self._last_slot = len(owners)
             owners = np.concatenate((owners, self.last.row_requests))
             positions = np.concatenate((positions, self.last.positions))
-        self.writes = len(owners) > 0
+        self._num_slots = len(owners)
+        self.writes = self._num_slots > 0
+        owners, positions = filled(owners), filled(positions)
         self._max_query_len, self._max_seq_len = variant.max_query_len, variant.max_seq_len
         # In the last block that a request has by the end of the step, whatever of it left, is its state.
         newest = None if of_states is None else (of_states, seq_lens[variant.requests] - 1)
@@ -142,7 +147,7 @@ class VariantTensors:
     def slots(
         self, block_tables: Sequence[torch.Tensor], padding: int = 0
     ) -> dict[int, torch.Tensor]:
-        """KV-cache group -> [R + padding] slots, of a last layer [R + D], its last keys' behind.
+        """KV-cache group -> [R + padding] slots, of a last layer its last keys' behind, see :meth:`last_keys`.
 
         One set of operations for tables of one shape.
         """
@@ -153,9 +158,12 @@ class VariantTensors:
                 [block_tables[g].reshape(-1).index_select(0, at) for g in groups]
             )
             slots_GR = blocks_GR.to(torch.int64) * table[0] + inside
+            end = self._num_slots + padding
             if padding:
-                slots_GR = nn.functional.pad(slots_GR, (0, padding), value=PAD_SLOT_ID)
-            found.update(zip(groups, slots_GR.unbind(), strict=True))
+                slots_GR = nn.functional.pad(
+                    slots_GR[:, : self._num_slots], (0, padding + end % 2), value=PAD_SLOT_ID
+                )
+            found.update(zip(groups, slots_GR[:, :end].unbind(), strict=True))
         return found
 
     def states(self, block_table: torch.Tensor, slots: int = 1) -> torch.Tensor:
@@ -173,7 +181,7 @@ class VariantTensors:
     def last_keys(self, slots: torch.Tensor) -> DeviceLastKeys:
         """The variant's last keys, given all slots of its layer."""
         rows, gather = self._last
-        return DeviceLastKeys(rows.there, gather.there, slots[self.variant.num_rows :])
+        return DeviceLastKeys(rows.there, gather.there, slots[self._last_slot :])
 
     def common_metadata(
         self, block_table: torch.Tensor, slots: torch.Tensor, keeps_states: bool = False

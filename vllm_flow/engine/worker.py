@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
-from vllm_flow.engine import adoption, obstacles, pieces
+from vllm_flow.engine import adoption, farthest_first, group_memory, obstacles, pieces
 from vllm_flow.engine.runner_v1 import FlowRunnerV1
 from vllm_flow.engine.runner_v2 import FlowRunnerV2
 from vllm_flow.engine.settings import FlowSettings
@@ -39,6 +39,16 @@ class FlowWorker(PlatformWorker):  # type: ignore[valid-type, misc]
         else:
             adoption.adopt(runner, FlowRunnerV1)
         runner.flow_state = WorkerState(settings, runner.vllm_config)
+
+    def determine_available_memory(self) -> int:
+        available: int = super().determine_available_memory()
+        return available if current_platform.is_cpu() else group_memory.less(self, available)
+
+    def compile_or_warm_up_model(self, *args: Any, **kwargs: Any) -> Any:
+        # By the end of vLLM's own, whatever is still to be compiled is reported, or ends the engine.
+        if self.vllm_config.kernel_config.enable_jit_warmup:
+            farthest_first.compile_all(self.model_runner.device)
+        return super().compile_or_warm_up_model(*args, **kwargs)
 
     def flow_obstacles(self, added_ranks: Mapping[str, str]) -> dict[str, str]:
         """What this worker cannot do, and why; asked by :mod:`vllm_flow.engine.obstacles`.

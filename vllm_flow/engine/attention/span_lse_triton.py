@@ -10,13 +10,14 @@ maximum and sum (M. Milakov and N. Gimelshein, "Online normalizer calculation fo
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from vllm.logger import init_logger
 from vllm.triton_utils import HAS_TRITON, tl, triton
 
 from vllm_flow.engine.attention.keys import STRIDED, KeyReader, span_lse
+from vllm_flow.engine.latent import cache_of
 
 logger = init_logger("vllm.vllm_flow.attention_log")
 
@@ -32,7 +33,17 @@ TILE_PRODUCTS = 8192
 nothing spilled."""
 
 
-@triton.jit(do_not_specialize=["num_spans", "num_parts"])
+# What differs from step to step is not specialised, be it a stride or where in memory bounds begin: Triton would
+# compile anew while the engine serves.
+@triton.jit(
+    do_not_specialize=[
+        "bounds_QS1",
+        "stride_blocks_row",
+        "stride_bounds_row",
+        "num_spans",
+        "num_parts",
+    ]
+)
 def _span_lse(
     query_QHD, keys_BKND, blocks_QM, bounds_QS1, lse_QHSP, scale,
     stride_query_row, stride_query_head, stride_query_dim,
@@ -123,6 +134,17 @@ def span_lse_triton(
         SLOTS=block_slots, GROUP=group, SIZE=head_size, PART=PART, **tile_of(group, head_size),
     )  # fmt: skip
     return lse_QHSP.squeeze(-1) if num_parts == 1 else lse_QHSP.logsumexp(-1)
+
+
+def compile_for(attention: Any, read: KeyReader) -> None:
+    """Compile the kernel as steps will call it for a layer with a cache, by one call for a row without keys."""
+    cache_BKNC = cache_of(attention)
+    device, dtype = cache_BKNC.device, getattr(attention, "dtype", cache_BKNC.dtype)
+    shape = (1, attention.num_heads, attention.head_size)
+    query_QHD = torch.zeros(shape, dtype=dtype, device=device)
+    blocks_QM = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    bounds_QS1 = torch.zeros(1, 2, dtype=torch.int64, device=device)
+    span_lse_triton(query_QHD, cache_BKNC, read, blocks_QM, bounds_QS1, attention.impl.scale)
 
 
 def tile_of(group: int, head_size: int) -> dict[str, int]:

@@ -82,7 +82,10 @@ class AttentionTap:
                 return read, span_lse_xformers.lse_function(attention, read)
             if kernel == "auto" and is_latent(attention):
                 return read, span_lse
-            return read, span_lse_triton.lse_function(kernel, attention.kv_cache.device, read)
+            lse_of = span_lse_triton.lse_function(kernel, attention.kv_cache.device, read)
+            if lse_of is span_lse_triton.span_lse_triton:
+                span_lse_triton.compile_for(attention, read)
+            return read, lse_of
 
         for layer in cached_layers(kv_cache_config, layers, ways):
             attention = layer.attention
