@@ -21,7 +21,7 @@ from tests.engine.test_lora import assert_merged, run
 from vllm_flow.cliff_file import Profile
 from vllm_flow.engine import asked_model
 from vllm_flow.engine.default_policies import check_policies, warn_of_obstacles
-from vllm_flow.engine.frontend import check_request
+from vllm_flow.engine.frontend import settle
 from vllm_flow.engine.obstacles import LATE, Misfit
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.settled import noted
@@ -60,7 +60,7 @@ def settled(
     def call() -> Any:
         asked_model.note(asked)
         sent = request(keys, IMAGE, **more)
-        check_request(sent, settings)
+        settle(sent, settings)
         return (sent.sampling_params.extra_args or {}).get("flow_cliff")
 
     return copy_context().run(call)
@@ -116,7 +116,7 @@ def test_names_stay_with_their_tasks() -> None:
 def test_a_policy_that_does_not_fit_is_told_by_the_models_name(said: list[str]) -> None:
     asked_model.note("small")
     sent = request(None, IMAGE, text=0)
-    check_request(sent, SET)
+    settle(sent, SET)
     assert noted(sent.sampling_params).skipped == Misfit.PROMPT_END
     [line] = said
     assert line.startswith("model_policies['small'], \"8:0\", is not applied to a request")
