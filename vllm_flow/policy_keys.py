@@ -61,7 +61,8 @@ def is_own(key: Any) -> bool:
 
 def unknown(key: str) -> str:
     """What to say of a key that is ours and that nobody knows: the one that was meant, or all of them."""
-    meant = _BY_LETTERS.get(_letters(key))
+    meant = _BY_LETTERS.get(letters := _letters(key)) or _WITHOUT_PREFIX.get(letters)
+    meant = meant or _BY_LETTERS.get(letters.removeprefix("vllm"))
     close = [meant] if meant else difflib.get_close_matches(_unstyled(key), REQUEST_KEYS, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known keys: {quoted(REQUEST_KEYS)}."
 
@@ -74,7 +75,17 @@ def _letters(key: str) -> str:
     return "".join(letter for letter in _unstyled(key) if letter.isalnum())
 
 
+def _is_misnamed(key: Any) -> bool:
+    """Whether a key among a request's own was meant for us though it lacks the prefix, or has more than it.
+
+    ``cliff`` is nobody else's; ``keep``, ``rank`` and their like may be.
+    """
+    letters = _letters(key) if isinstance(key, str) else ""
+    return letters == "cliff" or letters.startswith("vllmflow")
+
+
 _BY_LETTERS = {_letters(key): key for key in REQUEST_KEYS}
+_WITHOUT_PREFIX = {letters.removeprefix("flow"): key for letters, key in _BY_LETTERS.items()}
 
 
 def parse_policy(keys: Mapping[str, Any] | None, num_layers: int) -> FlowPolicy | None:
@@ -96,7 +107,7 @@ def parse_policy(keys: Mapping[str, Any] | None, num_layers: int) -> FlowPolicy 
     if not keys:
         return None
     for key, value in keys.items():
-        if key not in REQUEST_KEYS and is_own(key):
+        if key not in REQUEST_KEYS and (is_own(key) or _is_misnamed(key)):
             raise PolicyError(key, value, f"vLLM-Flow does not know this key; {unknown(key)}")
     _check_together(keys)
     if STAGES_KEY in keys:

@@ -47,7 +47,10 @@ def test_the_key_selects_our_classes(model_dir: Path, asynchronous: bool) -> Non
     assert config.parallel_config.worker_cls == plugin.WORKER_CLS
     scheduler = config.scheduler_config
     room = scheduler.max_num_batched_tokens - (scheduler.max_num_seqs - 1)
-    assert FlowSettings.of(config) == FlowSettings(num_layers=6, group_layers=1, step_tokens=room)
+    name = config.model_config.served_model_name
+    assert FlowSettings.of(config) == FlowSettings(
+        num_layers=6, group_layers=1, step_tokens=room, served_name=name
+    )
     plugin.configure(config)  # a config may be finished more than once
     assert config.scheduler_config.scheduler_cls == expected
 
@@ -66,7 +69,10 @@ def test_the_key_selects_our_classes(model_dir: Path, asynchronous: bool) -> Non
         ({"group_layers": "2"}, "must be an integer"),
         ({"default_policy": 2}, "must hold request keys"),
         ({"default_policy": {"flow_cliff": 7}}, r"\['default_policy'\]: flow_cliff=7"),
-        ({"max_policy": {"cliff": 2}}, "'cliff' is no request key"),
+        (
+            {"max_policy": {"cliff": 2}},
+            "'cliff' is no request key of a policy; did you mean 'flow_cliff'",
+        ),
         ({"allow_request_policy": 0}, "must be true or false"),
         ({"untested_models": 1}, r"\['untested_models'\]=1: it must be true or false"),
         ({"default_policy": {"flow_log_attention": True}}, "is no request key of a policy"),
@@ -97,7 +103,11 @@ def test_bad_settings_are_refused_by_name(model_dir: Path, options: Any, message
         ),
         (
             {"vllm_flow": {}, "max_policy": {"flow_cliff": 2}},
-            r"'max_policy'.* into the object 'vllm_flow'",
+            r"'max_policy'.* into the object 'vllm_flow'; write {'vllm_flow': {'max_policy'",
+        ),
+        (
+            {"vllm_flow": {}, "flow_cliff": 4},
+            r"'flow_cliff'.*write {'vllm_flow': {'default_policy': {'flow_cliff'",
         ),
     ],
 )

@@ -28,7 +28,7 @@ def test_keys_of_others_are_left_alone() -> None:
     assert parse_policy(
         {"flowers": 3, "other": "x", "flow_cliff": 1}, LAYERS
     ) == FlowPolicy.withdrawal(1)
-    for key in ("cliff", "flow", "flow rate", "workflow_seed", "low_rank", "x.flow_cliff", "流"):
+    for key in ("keep", "rank", "flow", "flow rate", "workflow_seed", "low_rank", "x.flow_cliff", "流"):
         assert parse_policy({key: 3}, LAYERS) is None
 
 
@@ -67,6 +67,10 @@ def test_an_enormous_integer_is_refused_without_being_printed() -> None:
         ("flow-cliff", "did you mean 'flow_cliff'"),
         ("flowLogAttention", "did you mean 'flow_log_attention'"),
         (" flow_keep", "did you mean 'flow_keep'"),
+        ("cliff", "did you mean 'flow_cliff'"),
+        ("Cliff", "did you mean 'flow_cliff'"),
+        ("vllm_flow_cliff", "did you mean 'flow_cliff'"),
+        ("vllm_flow", "known keys: 'flow_cliff'"),
         ("fl\u200bow_cliff", "did you mean 'flow_cliff'"),
         ("ｆｌｏｗ_cliff", "did you mean 'flow_cliff'"),
     ],

@@ -68,7 +68,7 @@ def _options_of(config: Any) -> dict[str, Any] | None:
     Raises:
         ValueError: settings of ours stand beside the key.
     """
-    from vllm_flow.engine.setting_values import CONFIG_KEY, strays
+    from vllm_flow.engine.setting_values import CONFIG_KEY, place_of, strays
     from vllm_flow.engine.settings import FlowSettings
 
     options = config.additional_config
@@ -78,16 +78,16 @@ def _options_of(config: Any) -> dict[str, Any] | None:
     if CONFIG_KEY in options:
         if misplaced:
             raise ValueError(
-                f"additional_config[{misplaced[0]!r}]: this setting belongs into the object {CONFIG_KEY!r}."
+                f"additional_config[{misplaced[0]!r}]: this setting belongs into the object {CONFIG_KEY!r}; "
+                f"write {place_of(misplaced[0])}."
             )
         return options
     for name in misplaced:
         logger.warning_once(
             "additional_config[%r] is no setting of vLLM's. If it is meant for vLLM-Flow, which is off: "
-            "write {'%s': {%r: ...}}.",
+            "write %s.",
             name,
-            CONFIG_KEY,
-            name,
+            place_of(name),
         )
     return None
 

@@ -16,7 +16,7 @@ from vllm_flow.counts import counted
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import contradicts, operators_policy
 from vllm_flow.policy_error import PolicyError
-from vllm_flow.policy_keys import POLICY_KEYS
+from vllm_flow.policy_keys import POLICY_KEYS, REQUEST_KEYS, is_own, unknown
 
 CONFIG_KEY = "vllm_flow"
 PROFILE = "profile"
@@ -41,7 +41,8 @@ def known(options: Any, names: Sequence[str]) -> None:
 
 
 def strays(config: Mapping[Any, Any], names: Sequence[str]) -> list[str]:
-    """Options of these names that stand beside ``vllm_flow`` and not in it, where nobody reads them.
+    """Options of these names, and request keys, that stand beside ``vllm_flow`` and not in it, where nobody
+    reads them.
 
     Args:
         config: ``additional_config``, which other extensions have settings in, too.
@@ -55,7 +56,14 @@ def strays(config: Mapping[Any, Any], names: Sequence[str]) -> list[str]:
             raise ValueError(
                 f"additional_config[{name!r}]: vLLM-Flow would not read it; did you mean {CONFIG_KEY!r}?"
             )
-    return [name for name in config if name in names]
+    return [name for name in config if name in names or is_own(name)]
+
+
+def place_of(name: str) -> str:
+    """Where an option belongs that stands beside ``vllm_flow``; a request key, into the default policy."""
+    if is_own(name):
+        return f"{{{CONFIG_KEY!r}: {{'default_policy': {{{name!r}: ...}}}}}}"
+    return f"{{{CONFIG_KEY!r}: {{{name!r}: ...}}}}"
 
 
 def layers(options: Mapping[str, Any], name: str, num_layers: int) -> int | None:
@@ -116,7 +124,10 @@ def policy(options: Mapping[str, Any], name: str, num_layers: int) -> FlowPolicy
         )
     strange = [key for key in keys if key not in POLICY_KEYS]
     if strange:
-        raise ValueError(f"{_named(name)}: {strange[0]!r} is no request key of a policy.")
+        raise ValueError(
+            f"{_named(name)}: {strange[0]!r} is no request key of a policy; "
+            f"{unknown(strange[0]) if strange[0] not in REQUEST_KEYS else 'leave it out.'}"
+        )
     try:
         return operators_policy(keys, num_layers)
     except PolicyError as error:

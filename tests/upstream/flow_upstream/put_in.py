@@ -130,6 +130,7 @@ class _BareScheduler:
             additional_config=_options(LAYERS, num_groups),
             model_config=SimpleNamespace(
                 get_total_num_hidden_layers=lambda: LAYERS,
+                served_model_name="model",
                 is_mm_prefix_lm=False,
                 multimodal_config=None,
                 is_hybrid=False,
