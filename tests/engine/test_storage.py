@@ -143,6 +143,7 @@ def test_a_model_whose_keys_differ_in_size_has_a_storage_group_per_layer() -> No
         config: Any = SimpleNamespace(
             additional_config={"vllm_flow": options},
             model_config=SimpleNamespace(
+                served_model_name="model",
                 model_arch_config=shape,
                 get_total_num_hidden_layers=lambda: len(shape),
                 is_mm_prefix_lm=False,

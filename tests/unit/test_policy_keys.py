@@ -28,7 +28,16 @@ def test_keys_of_others_are_left_alone() -> None:
     assert parse_policy(
         {"flowers": 3, "other": "x", "flow_cliff": 1}, LAYERS
     ) == FlowPolicy.withdrawal(1)
-    for key in ("keep", "rank", "flow", "flow rate", "workflow_seed", "low_rank", "x.flow_cliff", "流"):
+    for key in (
+        "keep",
+        "rank",
+        "flow",
+        "flow rate",
+        "workflow_seed",
+        "low_rank",
+        "x.flow_cliff",
+        "流",
+    ):
         assert parse_policy({key: 3}, LAYERS) is None
 
 
