@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
@@ -80,8 +79,9 @@ def cluster(packages: tuple[Path, Path]) -> Iterator[str]:
     from vllm_flow.eval.sweep import connection
 
     ray.shutdown()
-    paths = [*map(str, packages), os.environ.get("PYTHONPATH", "")]
-    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths))):
+    with pytest.MonkeyPatch.context() as patch:
+        # That name alone: as Ray starts, it leaves its secret in the environment for those that join.
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, packages)), prepend=os.pathsep)
         connection.connect(None, 2)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
