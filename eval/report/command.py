@@ -105,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
     (path,) = args.runs
     if args.pack:
         return pack(path, args.out or path / "pack", options)
+    from vllm_flow.eval.report.terminal import show
+
     summary, page = write_report(path, args.out or path / "report", options)
     show(summary, options)
     print(f"\n{page}")
@@ -248,41 +250,3 @@ def data_note(meta: Mapping[str, Any]) -> str | None:
         return str(about["note"])
     except (KeyError, TypeError, OSError, ValueError):
         return None
-
-
-def show(summary: Summary, options: Options) -> None:
-    """Print the core of the report: a line per task, the cliffs, what is missing."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from vllm_flow.eval.report import text
-    from vllm_flow.eval.report.page import doubts, gaps, task_view
-
-    console = Console(highlight=False)
-    views = [
-        task_view(task, summary.num_layers, options)
-        for task in summary.tasks
-        if any(result.answered for result in task.policies)
-    ]
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("task", "metric", "baseline", "shown", "there", "difference"):
-        table.add_column(heading, justify="left" if heading in ("task", "metric") else "right")
-    for view in views:
-        base, shown = view["baseline"], view["shown"]
-        table.add_row(
-            view["title"],
-            view["metric"] + (", %" if view["percent"] else ""),
-            base["value"] if base else "-",
-            view["headline"],
-            shown["value"] if shown else "-",
-            f"{shown['difference']} {shown['difference_limits']}" if shown else "-",
-        )
-    console.print(table)
-    for view in views:
-        if view["swept"]:
-            console.print(f"{view['title']}: {view['cliff']}")
-    if sum(view["swept"] for view in views) > 1:
-        console.print(text.ACROSS_TASKS)
-    for gap in [*gaps(summary, {}), *doubts(summary)]:
-        console.print(gap)

@@ -171,7 +171,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], no_figures:
     printed = capsys.readouterr().out
     assert "POPE" in printed and "CHAIR" in printed
     said = " ".join(printed.split())
-    assert "too few questions" in said and "that it loses no more than 2 points" in said
+    assert "Too few questions" in said and "that it loses no more than 2 points" in said
     assert (run.path / "report" / "report.html").exists()
 
 

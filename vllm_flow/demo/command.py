@@ -177,8 +177,10 @@ def settings_of(
         raise Refused(f"--policies: {error}") from error
     chosen = args.cliffs or default_cliffs(num_layers, args.quick)
     cliffs = sorted({*chosen, *asked.cliffs, num_layers})
-    if cliffs[0] < 0 or cliffs[-1] > num_layers:
-        raise Refused(f"--cliffs: this model has the layers 0 to {num_layers}")
+    if wrong := [cliff for cliff in cliffs if not 0 <= cliff <= num_layers]:
+        raise Refused(
+            f"--cliffs {wrong[0]}: this model has {num_layers} decoder layers; write numbers from 0 to {num_layers}"
+        )
     return cliffs, asked.policies
 
 

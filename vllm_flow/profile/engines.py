@@ -178,7 +178,9 @@ def _cliff(policy: str, value: str, num_layers: int) -> int:
         raise ValueError(f"policy {policy!r}: write cliff=8 or cliff=L/4.")
     cliff = layers // parts
     if cliff > num_layers:
-        raise ValueError(f"policy {policy!r}: the model has layers 0 ... {num_layers}.")
+        raise ValueError(
+            f"policy {policy!r}: the model has {num_layers} decoder layers; write a cliff from 0 to {num_layers}."
+        )
     return cliff
 
 

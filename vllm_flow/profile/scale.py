@@ -174,7 +174,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = Assumptions(**{f.name: getattr(args, f.name) for f in fields(Assumptions)})
         cliffs = [shape.layers, *args.cliffs]
         if max(cliffs) > shape.layers:
-            raise ValueError(f"--cliffs: {args.model} has the layers 0 to {shape.layers}.")
+            raise ValueError(
+                f"--cliffs {max(cliffs)}: {args.model} has {shape.layers} decoder layers; write numbers from 0 to "
+                f"{shape.layers}."
+            )
         for images in args.images:
             work = Workload(
                 args.text_tokens, images * shape.tower.tokens, args.output_tokens, images
