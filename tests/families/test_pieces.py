@@ -30,7 +30,7 @@ def test_rows_leave_in_compiled_pieces(
 ) -> None:
     checkpoint = checkpoint_of(name)
     compile_in_pieces(monkeypatch, backend="inductor")
-    engine = Engine(checkpoint, group_layers=2, enforce_eager=False)
+    engine = Engine(checkpoint, checkpoint.group_layers, enforce_eager=False)
     judge = Judge(engine)
     plain = every_cliff(checkpoint, [None])
     judge.assert_exact(

@@ -68,7 +68,10 @@ def test_the_document_has_the_commands_table(
     ("arguments", "said"),
     [
         (["--cliffs", "22,x"], "'x' is no whole number"),
-        (["--cliffs", "33"], "--cliffs 33: llava-1.5-7b has 32 decoder layers; write numbers from 0 to 32"),
+        (
+            ["--cliffs", "33"],
+            "--cliffs 33: llava-1.5-7b has 32 decoder layers; write numbers from 0 to 32",
+        ),
         (["--images", "0"], "whole numbers above 0"),
         (["--tflops", "nan"], "'nan' is no number above 0"),
         (["--batch", "1_0"], "'1_0' is no whole number"),

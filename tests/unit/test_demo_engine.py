@@ -44,7 +44,10 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[serving.EngineOptions]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--cliffs", "99"), "--cliffs 99: this model has 6 decoder layers; write numbers from 0 to 6"),
+        (
+            ("--cliffs", "99"),
+            "--cliffs 99: this model has 6 decoder layers; write numbers from 0 to 6",
+        ),
         (("--policies", "nonsense"), "--policies: .*nonsense"),
         (("--policies", "cliff=99"), "--policies: .*99"),
         (("--policies", "downsample=2"), "--policies: .*leave downsample out"),
