@@ -35,7 +35,9 @@ def read_questions(args: Namespace, conversation: str) -> tuple[TaskWork, Task |
     Args:
         conversation: the name of the model's, which decides what is done to a task's pictures.
     """
-    if os.path.exists(args.data) and not os.path.isdir(args.data):  # a file, or a pipe
+    if not os.path.exists(args.data):
+        raise CliffError(f"--data {args.data}: there is no such file or folder.")
+    if not os.path.isdir(args.data):  # a file, or a pipe
         if not args.unlabelled:
             raise CliffError(
                 f"{args.data} is a file of questions without labels; add --unlabelled, or give the "

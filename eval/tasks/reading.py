@@ -197,7 +197,9 @@ def directory(data: Path) -> Path:
     data = Path(data)
     if not os.path.isdir(data):
         state = "is not a directory" if os.path.exists(data) else "no such directory"
-        raise DataError(f"{data}: {state}")
+        raise DataError(
+            f"{data}: {state}; docs/evaluation.md#tasks says which files it is to hold, by the task's name"
+        )
     return data
 
 

@@ -201,6 +201,15 @@ def test_a_file_of_another_model_is_left_alone(
         assert json.loads(out.read_text()) == there
 
 
+def test_a_file_that_is_not_there_is_no_task_that_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = arguments(tmp_path / "questions.jsonl", "--unlabelled", "--task", "mine")
+    assert cli.main(argv) == 2
+    said = capsys.readouterr().err
+    assert "questions.jsonl: there is no such file or folder" in said and "no task" not in said
+
+
 def test_an_interval_of_few_pictures_decides_nothing(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
