@@ -15,6 +15,7 @@ from typing import Protocol, cast
 
 from vllm_flow import __version__
 from vllm_flow.exits import guarded, leave
+from vllm_flow.parsers import Parser
 from vllm_flow.unread_options import parse
 
 
@@ -89,7 +90,7 @@ COMMANDS = {
 
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """The parser for ``argv``: arguments are declared for the sub-command it names, if any."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vllm-flow",
         description="Evict image tokens from vLLM's KV cache after a per-request cliff layer.",
     )
@@ -100,7 +101,6 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         if name in argv[:1]:
             module = entry.load()
             command.description = module.__doc__
-            command.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(command)
     return parser
 
