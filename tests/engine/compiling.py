@@ -44,8 +44,7 @@ def counted_calls(engine: Engine) -> Iterator[Calls]:
         for module in runner.model.modules()
         if not getattr(module, "do_not_compile", True) and decoder.layers[0] in module.modules()
     ]
-    assert compiled
-    assert all(m.compiled or getattr(m, "aot_compiled_fn", None) is not None for m in compiled)
+    assert any(m.compiled or getattr(m, "aot_compiled_fn", None) is not None for m in compiled)
     calls = Calls()
 
     def of_model(*_: object) -> None:
