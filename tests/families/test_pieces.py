@@ -17,6 +17,7 @@ from tests.families.asking import every_cliff
 from tests.families.checkpoints import BUILDERS
 from tests.families.making import Checkpoint
 from tests.families.running import Engine, Judge
+from vllm_flow.engine.last_layer import attention_of
 from vllm_flow.engine.pieces import pieces_of
 
 QUICK = ("qwen3_vl", "aya_vision")
@@ -46,5 +47,7 @@ def test_rows_leave_in_compiled_pieces(
     asks = every_cliff(checkpoint, list(range(1, checkpoint.num_layers)))
     with counted_calls(engine) as calls:
         judge.assert_exact(asks, engine.run(asks, 4))
-    assert calls.model and not calls.eager
+    # Where latent vectors are stored, rows leave their last layer early in eager steps alone.
+    latent = any(attention_of(layer) is None for layer in engine.decoder.layers)
+    assert calls.model and bool(calls.eager) == latent
     engine.check_idle()
