@@ -78,12 +78,6 @@ def cells(pair: Pair, metric: str, names: Mapping[str, str], options: Options) -
         "before_limits": text.limits(c.baseline, share),
         "value": text.number(c.treatment.value, share),
         "limits": text.limits(c.treatment, share),
-        "difference": text.signed(c.difference.value, share),
-        "difference_limits": text.limits(c.difference, share, sign=True),
-        "p": text.p_text(c.p_value),
-        "corrected": text.p_text(against.p_corrected),
-        "flips": f"+{result.gained} −{result.lost}",
-        "mcnemar": "" if result.mcnemar_p is None else text.p_text(result.mcnemar_p),
         "agreement": text.share_text(result.agreement),
         "tokens": " / ".join(
             f"{side.lengths.mean:.1f}" if side.lengths else "–" for side in (pair.reference, result)
@@ -91,10 +85,7 @@ def cells(pair: Pair, metric: str, names: Mapping[str, str], options: Options) -
         "cut": sum(side.lengths.cut for side in (pair.reference, result) if side.lengths),
         "paired": result.paired,
         "questions": pair.questions,
-        "verdict": text.verdict_text(
-            against, options.tolerance, share, task.higher_is_better, options.level
-        ),
-        "finding": against.verdict.finding,
+        **text.compared(against, result, share, task, options),
     }
 
 

@@ -69,19 +69,7 @@ def cells(task: TaskResult, result: PolicyResult, metric: str, options: Options)
         and result.policy.cliff == task.cliff.shown,
     }
     if against:
-        comparison = against.comparison
-        row |= {
-            "difference": text.signed(comparison.difference.value, share),
-            "difference_limits": text.limits(comparison.difference, share, sign=True),
-            "p": text.p_text(comparison.p_value),
-            "corrected": text.p_text(against.p_corrected),
-            "flips": f"+{result.gained} −{result.lost}",
-            "mcnemar": "" if result.mcnemar_p is None else text.p_text(result.mcnemar_p),
-            "verdict": text.verdict_text(
-                against, options.tolerance, share, task.higher_is_better, options.level
-            ),
-            "finding": against.verdict.finding,
-        }
+        row |= text.compared(against, result, share, task, options)
     return row
 
 

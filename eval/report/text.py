@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm_flow.eval.report.results import Compared, Policy, TaskResult
+from vllm_flow.eval.report.results import Compared, Options, Policy, PolicyResult, TaskResult
 from vllm_flow.eval.statistics.intervals import Interval
 from vllm_flow.eval.statistics.verdicts import FoundCliff
 
@@ -105,6 +105,29 @@ def verdict_text(
     if share and compared.detectable >= 1:
         return f"{text}; too few questions to show any"
     return f"{text}; ±{number(compared.detectable, share)} or more would likely show"
+
+
+def compared(
+    against: Compared, result: PolicyResult, share: bool, task: TaskResult, options: Options
+) -> dict[str, str]:
+    """The cells of a comparison: how far, how surely, which answers, and what is found.
+
+    Args:
+        result: whose answers flipped, and by how many.
+    """
+    c = against.comparison
+    return {
+        "difference": signed(c.difference.value, share),
+        "difference_limits": limits(c.difference, share, sign=True),
+        "p": p_text(c.p_value),
+        "corrected": p_text(against.p_corrected),
+        "flips": f"+{result.gained} −{result.lost}",
+        "mcnemar": "" if result.mcnemar_p is None else p_text(result.mcnemar_p),
+        "verdict": verdict_text(
+            against, options.tolerance, share, task.higher_is_better, options.level
+        ),
+        "finding": against.verdict.finding,
+    }
 
 
 def cliff_text(cliff: FoundCliff | None, tolerance: float, share: bool = True) -> str:

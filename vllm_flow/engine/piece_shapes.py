@@ -122,9 +122,10 @@ def gathered(tensor: torch.Tensor, dim: int, rows_R: torch.Tensor) -> torch.Tens
         dim: the dimension that counts rows.
     """
     found = tensor.index_select(dim, rows_R)
-    if tensor.is_contiguous():
-        return found
-    strided = torch.empty_strided(
-        found.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
-    )
-    return strided.copy_(found)
+    return found if tensor.is_contiguous() else laid_out(found, tensor.stride())
+
+
+def laid_out(values: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
+    """A copy with these strides, which a tensor has that is a part of something longer."""
+    copy = torch.empty_strided(values.shape, strides, dtype=values.dtype, device=values.device)
+    return copy.copy_(values)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from vllm_flow.engine.piece_shapes import gathered, outputs_of
+from vllm_flow.engine.piece_shapes import gathered, laid_out, outputs_of
 
 if TYPE_CHECKING:
     from vllm_flow.engine.pieces import Piece
@@ -107,7 +107,7 @@ class AliveTensors:
         given = self._given.get(tensor)
         if given is None:
             assert tensor.shape[dim] == num_rows, "what no piece has made, the model was given"
-            given = self._given[tensor] = _Given(_as_it_is(tensor))
+            given = self._given[tensor] = _Given(laid_out(tensor, tensor.stride()))
         if given.alive is None or given.num_gathers != len(self._gathers):
             given.alive = gathered(given.first, dim, rows_R)
             given.num_gathers = len(self._gathers)
@@ -119,14 +119,6 @@ class AliveTensors:
             alive = made.alive = gathered(alive, made.dim, gather)
         made.num_gathers = len(self._gathers)
         return alive
-
-
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy, laid out alike, also where it is a part of something longer."""
-    copy = torch.empty_strided(
-        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
-    )
-    return copy.copy_(tensor)
 
 
 @dataclass

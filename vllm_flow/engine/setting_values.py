@@ -197,6 +197,7 @@ def check_effects(options: Mapping[str, Any]) -> None:
 def check_bounded(
     default: FlowPolicy | None,
     tasks: Mapping[str, FlowPolicy | None],
+    models: Mapping[str, FlowPolicy | None],
     bound: FlowPolicy | None,
     num_layers: int,
 ) -> None:
@@ -204,27 +205,19 @@ def check_bounded(
 
     Args:
         tasks: the policies of the profile, by task: a request that names the task asks for its policy.
+        models: by the name that a request asks for.
     """
     if bound is None:
         return
     # Tasks first: where a profile says no default, it is its only task's, and the task is what can be mended.
-    named = {f" of the task {task!r}": policy for task, policy in tasks.items()}
-    for of_task, policy in {**named, "": default}.items():
+    where, of_models = _named("default_policy"), _named("model_policies")
+    named = [(where, f" of the task {task!r}", policy) for task, policy in tasks.items()]
+    named += [(where, "", default)]
+    named += [(f"{of_models}[{model!r}]", "", policy) for model, policy in models.items()]
+    for option, of_task, policy in named:
         if policy is not None and contradicts(policy, bound, num_layers):
             raise ValueError(
-                f"{_named('default_policy')}: \"{policy}\"{of_task} evicts more than 'max_policy' lets any request "
-                f'evict, which is "{bound}"; let one evict less, or the other more.'
-            )
-
-
-def check_models_bounded(
-    models: Mapping[str, FlowPolicy | None], bound: FlowPolicy | None, num_layers: int
-) -> None:
-    """:func:`check_bounded`, of the policies of models."""
-    for model, policy in models.items():
-        if bound is not None and policy is not None and contradicts(policy, bound, num_layers):
-            raise ValueError(
-                f"{_named('model_policies')}[{model!r}]: \"{policy}\" evicts more than 'max_policy' lets any request "
+                f"{option}: \"{policy}\"{of_task} evicts more than 'max_policy' lets any request "
                 f'evict, which is "{bound}"; let one evict less, or the other more.'
             )
 

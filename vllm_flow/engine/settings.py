@@ -228,8 +228,8 @@ class FlowSettings:
         )
         bound = values.bound(options, "max_policy", num_layers)
         own = values.model_policies(options, "model_policies", num_layers)
-        values.check_bounded(default, profile.policies if profile else {}, bound, num_layers)
-        values.check_models_bounded(own, bound, num_layers)
+        tasks = profile.policies if profile else {}
+        values.check_bounded(default, tasks, own, bound, num_layers)
         found = cls(
             num_layers=num_layers,
             group_layers=group_layers,
