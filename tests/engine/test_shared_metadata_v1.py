@@ -5,11 +5,9 @@ On a CPU `cpu_groups` does that in its own way, which is turned off here.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
 
+from tests.engine.building import built
 from tests.engine.cases import GQA, one_image
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
@@ -22,16 +20,10 @@ def test_a_step_of_requests_without_a_policy_is_planned_once(
 ) -> None:
     """FlashAttention can take a second group's blocks; a backend that cannot builds for each."""
     engine = open_engine(GQA, 1)
-    runner, ask, built = runner_of(engine), one_image(1), []
+    runner, ask = runner_of(engine), one_image(1)
     groups = runner.attn_groups
     assert len(groups) == GQA.layers
-    build = CPUAttentionMetadataBuilder.build
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        built.append(build(*args, **kwargs))
-        return built[-1]
-
-    monkeypatch.setattr(CPUAttentionMetadataBuilder, "build", counted)
+    builds_made = built(monkeypatch)
     monkeypatch.setattr(runner, "flow_shared_build", None)
     for (group,) in groups:
         builder = group.get_metadata_builder(0)
@@ -39,21 +31,15 @@ def test_a_step_of_requests_without_a_policy_is_planned_once(
     outputs = engine.run([ask])
     assert_exact(engine, [ask], outputs)
     # The prompt in one step, then a token per step.
-    assert len(built) == builds * ask.max_tokens
+    assert len(builds_made) == builds * ask.max_tokens
     assert runner.attn_groups is groups, "shown for the build alone"
 
 
 def test_captures_build_every_group_by_itself(
     open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner, captured = runner_of(open_engine(GQA, 1)), []
-    build = CPUAttentionMetadataBuilder.build_for_cudagraph_capture
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        captured.append(build(*args, **kwargs))
-        return captured[-1]
-
-    monkeypatch.setattr(CPUAttentionMetadataBuilder, "build_for_cudagraph_capture", counted)
+    runner = runner_of(open_engine(GQA, 1))
+    captured = built(monkeypatch, "build_for_cudagraph_capture")
     monkeypatch.setattr(runner, "flow_shared_build", None)
     for (group,) in runner.attn_groups:
         monkeypatch.setattr(group.get_metadata_builder(0), "supports_update_block_table", True)

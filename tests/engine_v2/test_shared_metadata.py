@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
 
+from tests.engine.building import built
 from tests.engine.cases import GQA, one_image
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
@@ -18,21 +17,14 @@ def test_a_step_of_requests_without_a_policy_is_planned_once(
     open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch, can_update: bool, builds: int
 ) -> None:
     """FlashAttention can, vLLM's backend for CPUs cannot by itself."""
-    built: list[Any] = []
-    build = CPUAttentionMetadataBuilder.build
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        built.append(build(*args, **kwargs))
-        return built[-1]
-
-    monkeypatch.setattr(CPUAttentionMetadataBuilder, "build", counted)
+    builds_made = built(monkeypatch)
     monkeypatch.setattr(CPUAttentionMetadataBuilder, "supports_update_block_table", can_update)
     update = SharedSchedule.update_block_table
     monkeypatch.setattr(CPUAttentionMetadataBuilder, "update_block_table", update)
     engine = open_engine(GQA, 1)
     ask = one_image(1)
-    built.clear()
+    builds_made.clear()
     outputs = engine.run([ask])
     assert_exact(engine, [ask], outputs)
     # The prompt in one step, then a token per step.
-    assert len(built) == builds * ask.max_tokens
+    assert len(builds_made) == builds * ask.max_tokens

@@ -174,12 +174,10 @@ def stack(tables: Any) -> None:
     for table in tables.block_tables:
         shape = tuple(table.block_table.cpu.shape)
         alike.setdefault((table.slot_mapping_mode, table.block_size, shape), []).append(table)
-    adoption.adopt(tables, StackedTables)
     stacks = {kind: _Stack.of(group) for kind, group in alike.items()}
     # Layers with states look up their blocks by request, and have no slots.
-    tables.flow_stacks = [
-        found for (mode, *_), found in stacks.items() if mode is not SlotMappingMode.NONE
-    ]
+    with_slots = [found for (mode, *_), found in stacks.items() if mode is not SlotMappingMode.NONE]
+    adoption.adopt(tables, StackedTables, flow_stacks=with_slots)
 
 
 def share(runner: Any) -> SharedBuild | None:

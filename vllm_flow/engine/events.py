@@ -160,8 +160,7 @@ class FlowBlockPool(BlockPool):
 def tell(pool: BlockPool) -> None:
     """Let a pool that has events enabled tell them as above; others stay as they are."""
     if pool.enable_kv_cache_events:
-        adoption.adopt(pool, FlowBlockPool)
-        pool.flow_announced, pool.flow_untold = set(), False  # type: ignore[attr-defined]
+        adoption.adopt(pool, FlowBlockPool, flow_announced=set(), flow_untold=False)
 
 
 @contextmanager

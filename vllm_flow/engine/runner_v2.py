@@ -162,13 +162,17 @@ class FlowRunnerV2(FlowRunner):
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
         state = self.model_state
-        adoption.adopt(state, FlowModelState)
-        state.flow_state = self.flow_state
-        state.flow_attn_groups = lambda: self.attn_groups
-        state.flow_buffers = None
+        adoption.adopt(
+            state,
+            FlowModelState,
+            flow_state=self.flow_state,
+            flow_attn_groups=lambda: self.attn_groups,
+            flow_buffers=None,
+        )
         if self.prompt_logprobs_worker is not None:  # of a model that generates
-            adoption.adopt(self.prompt_logprobs_worker, FlowPromptLogprobs)
-            self.prompt_logprobs_worker.flow_hook = self.flow_state.hook
+            adoption.adopt(
+                self.prompt_logprobs_worker, FlowPromptLogprobs, flow_hook=self.flow_state.hook
+            )
 
     def _flow_drafters(self) -> Collection[str]:
         return getattr(self.speculator, "draft_attn_layer_names", ())

@@ -34,11 +34,11 @@ class FlowWorker(PlatformWorker):  # type: ignore[valid-type, misc]
         if pieces.compiles_in_pieces(self.vllm_config):
             pieces_patch.apply(pieces.piece_of)
         runner = self.model_runner
+        state = WorkerState(settings, runner.vllm_config)
         if self.use_v2_model_runner:
-            adoption.adopt(runner, FlowRunnerV2)
+            adoption.adopt(runner, FlowRunnerV2, flow_state=state)
         else:
-            adoption.adopt(runner, FlowRunnerV1)
-        runner.flow_state = WorkerState(settings, runner.vllm_config)
+            adoption.adopt(runner, FlowRunnerV1, flow_state=state)
 
     def determine_available_memory(self) -> int:
         available: int = super().determine_available_memory()
