@@ -4,7 +4,7 @@
 #   docker build --target cuda -t vllm-flow:cuda .
 #
 # Both images serve, with the attention log: what follows the image's name are vLLM's arguments. The commands that
-# evaluate are not in them; they need the extra "eval". How to run the images: docs/serving.md.
+# evaluate are not in them; they need the extra "eval". How to run the images: docs/operating.md.
 
 # ---- CUDA: vLLM's own image, which has torch, vLLM and everything they need.
 FROM vllm/vllm-openai:v0.32.0 AS cuda

@@ -70,7 +70,7 @@ def read_facts(
     if config.model_type in CHUNKED:
         raise ModelError(
             f"model {model!r}: its pictures are of a modality of their own, which chats with a server carry and "
-            "prompts do not: evaluate it by a harness that asks the server (docs/evaluation.md)."
+            "prompts do not: evaluate it by a harness that asks the server (docs/harness.md)."
         )
     text = config.get_text_config()
     return ModelFacts(

@@ -90,8 +90,8 @@ def table(page: str, head: str) -> dict[str, list[str]]:
     return {name: rest for first, *rest in cells for name in re.findall(r"`([^`]+)`", first)}
 
 
-def test_the_readme_has_every_setting_with_its_default() -> None:
-    shown = table("README.md", "setting")
+def test_serving_has_every_setting_with_its_default() -> None:
+    shown = table("docs/serving.md", "setting")
     settings = {
         field.name: field.default for field in fields(FlowSettings) if field.name not in READ
     }
@@ -108,8 +108,8 @@ def test_the_readme_has_every_setting_with_its_default() -> None:
             assert said.startswith("no"), name
 
 
-def test_the_readme_has_every_key_of_a_request() -> None:
-    assert table("README.md", "key of a request").keys() == set(REQUEST_KEYS)
+def test_serving_has_every_key_of_a_request() -> None:
+    assert table("docs/serving.md", "key of a request").keys() == set(REQUEST_KEYS)
 
 
 def test_serving_has_every_field_of_a_report() -> None:
@@ -119,11 +119,11 @@ def test_serving_has_every_field_of_a_report() -> None:
         assert f"`{name}`" in shown["stages"][0]
 
 
-def test_serving_has_every_counter() -> None:
+def test_operating_has_every_counter() -> None:
     source = Path(metrics.__file__).read_text(encoding="utf-8")
     counters = re.findall(r'"(vllm_flow:\w+)"', source)
     assert len(counters) == 8
-    assert table("docs/serving.md", "counter").keys() == {f"{name}_total" for name in counters}
+    assert table("docs/operating.md", "counter").keys() == {f"{name}_total" for name in counters}
 
 
 def test_serving_has_every_reason_for_which_a_default_policy_is_skipped() -> None:

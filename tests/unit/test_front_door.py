@@ -139,9 +139,9 @@ def test_forms_and_workflows_are_yaml(path: str) -> None:
 
 
 def test_the_production_stack_is_given_settings_that_the_server_takes() -> None:
-    """The values of docs/serving.md: YAML, and arguments of vLLM's."""
+    """The values of docs/operating.md: YAML, and arguments of vLLM's."""
     yaml = pytest.importorskip("yaml")
-    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
     (values,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (model,) = yaml.safe_load(values)["servingEngineSpec"]["modelSpec"]
     arguments = model["vllmConfig"]["extraArgs"]

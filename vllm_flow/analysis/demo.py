@@ -32,7 +32,7 @@ SHOWN_LAYERS = (0, 4, 6, 8, 12, 16, 20, 24, 28)
 CAPTIONS = 24
 """Scenes whose captions' attention is measured."""
 ON_THE_PAGE = ("attention", "flow", "cam_grid", "pointing")
-"""Figures of docs/reading_the_pictures.md."""
+"""Figures of docs/figures.md."""
 SMALL_WIDTH = 1400
 QUESTIONS = 48
 """Presence questions whose answers' attention is measured."""

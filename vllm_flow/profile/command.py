@@ -5,7 +5,7 @@ alternating rounds, and prints what was reached beside what the shapes allow.
 
     vllm-flow profile --model llava-hf/llava-1.5-7b-hf --concurrency 1,8,32
 
-Of a shape, with random weights; what `make bench` runs; and a few seconds' worth of all parts:
+Of a shape, with random weights; what `make bench` runs; and all parts of a tiny shape, in about a minute:
 
     vllm-flow profile --shape layers=32,hidden=4096,heads=32,kv_heads=32,mlp=11008
     vllm-flow profile --preset cpu

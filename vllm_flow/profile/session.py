@@ -21,6 +21,9 @@ from vllm_flow.profile.subject import Subject, subject_of
 if TYPE_CHECKING:
     from vllm_flow.profile.engines import EngineOptions, System
 
+WIDTH = 280
+"""Columns of a file or a pipe: what the widest table has, whose cells would be cut otherwise."""
+
 
 def profile(args: argparse.Namespace, scratch: Path) -> Results:
     """Do what the command's arguments say; what was found is printed and written.
@@ -40,7 +43,7 @@ def profile(args: argparse.Namespace, scratch: Path) -> Results:
     from vllm_flow.profile.load import Limits
 
     setup = settle(args, scratch)
-    console = Console(width=200 if not sys.stdout.isatty() else None)
+    console = Console(width=WIDTH if not sys.stdout.isatty() else None)
     stock, flow = (
         engines.open_engine(setup.options, extension=on, num_layers=setup.subject.shape.layers)
         for on in (False, not args.control)
