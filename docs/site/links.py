@@ -46,6 +46,7 @@ LINK = re.compile(
 )
 """A link, whose text may hold code; or code, which may hold what looks like a link (no `target` then)."""
 ROLE = re.compile(r":(?:func|class|meth|data|mod|attr):(<code>)~?(?:[\w.]+\.)?(\w+)(</code>)")
+SHORT = re.compile(r"<code>([^<\n]{1,28})</code>")
 LANGUAGES = {
     ".py": "python",
     ".json": "json",
@@ -94,8 +95,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """References of docstrings, ``:func:`name```, as the name alone."""
-    return ROLE.sub(r"\1\2\3", html)
+    """References of docstrings, ``:func:`name```, as the name alone; short code, which no line end cuts, marked."""
+    return SHORT.sub(r'<code class="short">\1</code>', ROLE.sub(r"\1\2\3", html))
 
 
 def notebook(path: Path) -> tuple[str, dict[str, bytes]]:

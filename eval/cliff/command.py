@@ -74,7 +74,9 @@ def _add_questions(what: Any) -> None:
         help=f"{', '.join(task_names())} (default: pope); the file's tag".replace("%", "%%"),
     )
     what.add_argument(
-        "--items", type=positive, help="at most so many questions, spread over the pictures"
+        "--items",
+        type=positive,
+        help="at most so many questions, spread over the pictures (default: all; with --unlabelled 32)",
     )
     what.add_argument("--seed", type=seed, default=0, help="decides the order of the questions")
     conversation.add_option(what)

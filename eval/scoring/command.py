@@ -65,15 +65,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     scienceqa = tasks.add_parser("scienceqa", help="multiple choice: accuracy and IMG accuracy")
     _add_data(scienceqa)
-    scienceqa.add_argument("--problems", type=Path, metavar="FILE", help="instead of --data")
-    scienceqa.add_argument("--splits", type=Path, metavar="FILE", help="with --problems")
-    scienceqa.add_argument("--split", default="test", help="default: test")
+    scienceqa.add_argument(
+        "--problems", type=Path, metavar="FILE", help="problems.json, instead of --data"
+    )
+    scienceqa.add_argument(
+        "--splits", type=Path, metavar="FILE", help="pid_splits.json, with --problems"
+    )
+    scienceqa.add_argument("--split", default="test", help="of these, which one (default: test)")
     scienceqa.add_argument("--answers", type=Path, required=True, metavar="FILE")
     textvqa = tasks.add_parser(
         "textvqa", help="reading in images: soft accuracy over ten annotators"
     )
     place = textvqa.add_mutually_exclusive_group(required=True)
-    place.add_argument("--annotations", type=Path, metavar="FILE")
+    place.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="TextVQA_0.5.1_val.json, instead of --data"
+    )
     _add_data(place)
     textvqa.add_argument("--answers", type=Path, required=True, metavar="FILE")
     chair = tasks.add_parser("chair", help="objects a caption invents: CHAIR_s, CHAIR_i, recall")

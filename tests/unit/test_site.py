@@ -83,6 +83,21 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
         assert tag not in page
 
 
+def test_who_reads_it_from_the_disk_can_search(site: Path) -> None:
+    """From a file: address a browser neither fetches an index nor starts a worker."""
+    index = (site / "search/search_index.js").read_text(encoding="utf-8")
+    assert index.startswith("var __index = {") and "rollout.html" in index
+    for name, above in (("index", ""), ("results/families", "../")):
+        page = (site / f"{name}.html").read_text(encoding="utf-8")
+        assert f'<script src="{above}site/iframe-worker.js">' in page
+    assert (site / "site/iframe-worker.js").is_file()
+
+
+def test_short_code_is_not_cut(site: Path) -> None:
+    page = (site / "evaluation.html").read_text(encoding="utf-8")
+    assert '<code class="short">--help</code>' in page and "<code>--help" not in page
+
+
 @pytest.mark.parametrize(
     ("path", "text", "on_site"),
     [
