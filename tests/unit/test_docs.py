@@ -15,6 +15,7 @@ PAGES = sorted(
     for page in (ROOT / folder).glob("*.md")
 )
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+FENCED = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
 ROLE = re.compile(r":(?:func|class|meth|data|attr|mod):`~?(vllm_flow\.[\w.]+)`")
 
 
@@ -23,6 +24,14 @@ def test_links_lead_somewhere(page: Path) -> None:
     links = LINK.findall(page.read_text(encoding="utf-8"))
     broken = [link for link in links if not (page.parent / link).exists()]
     assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_is_nested_in_a_list_is_so_on_the_site(page: Path) -> None:
+    """Python's Markdown wants four spaces, with fewer an item is the outer list's next; code hosts take four, too."""
+    text = FENCED.sub("", page.read_text(encoding="utf-8"))
+    shallow = re.findall(r"^ {1,3}(?:[-*|] ?|\d+\. ).*|(?<=\n\n) {1,3}\S.*", text, re.MULTILINE)
+    assert not shallow
 
 
 def defined(tree: ast.Module | ast.ClassDef, names: list[str]) -> bool:
