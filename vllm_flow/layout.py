@@ -112,8 +112,8 @@ class TokenLayout:
         """How many layers see every image whole."""
         return next(stage.layer for stage in self.stages if stage.evicted.total)
 
-    def name(self, group_layers: int) -> str:
-        """Says what blocks of a prompt hold in storage groups of so many layers: the same name, the same slots."""
+    def fingerprint(self, group_layers: int) -> str:
+        """Says what blocks of a prompt hold in storage groups of so many layers: equal ones, the same slots."""
         told = repr((self.salt, self.late, self.spans.ranges, self.prompt_tokens, group_layers))
         return sha256(told.encode()).hexdigest()[:16]
 

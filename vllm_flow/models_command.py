@@ -15,7 +15,6 @@ import html
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -161,7 +160,8 @@ def about(
         ValueError: it would be refused; names the reason and the remedy.
         OSError: there is no such model.
     """
-    from vllm_flow.engine import engine_facts, families, states
+    from vllm_flow.engine import families
+    from vllm_flow.engine.engine_facts import EngineFacts
     from vllm_flow.engine.settings import FlowSettings
     from vllm_flow.profile.picture_cost import read_config
 
@@ -169,11 +169,8 @@ def about(
     families.check_supported(config)
     family = families.family_of(config.architecture)
     assert family is not None, "check_supported refuses what has no row"
-    layers = config.get_total_num_hidden_layers()
-    own = {"group_layers": 1} if engine_facts.keys_differ(config, layers) else {}
-    settings = replace(
-        FlowSettings.read(own, layers, states.attending(config)), keep_states=config.is_hybrid
-    )
+    settings = FlowSettings.read({}, EngineFacts.of_model(config))
+    layers = settings.num_layers
     yield f"{config.architecture} is supported: {family.name}"
     yield f"  language model   {config.hf_text_config.model_type}, {counted(layers, 'layer')}: flow_cliff 0 to {layers}"
     yield f"  storage          {settings.storage}, if group_layers is left out"

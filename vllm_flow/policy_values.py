@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm_flow.policy import WHOLE, Keep, Stage
 from vllm_flow.policy_error import PolicyError, shown
-from vllm_flow.ranks import RANKS, TowerRank, after_layer
+from vllm_flow.ranks import RANKS, TowerRank
 from vllm_flow.registry import PluginError
 from vllm_flow.user_text import whole_number
 
@@ -108,7 +108,7 @@ def read_rank(key: str, value: Any, layer: int, *, written: Any = None) -> str:
         rank = RANKS[value]
     except PluginError as error:
         raise PolicyError(key, written, f"{error}.") from None
-    if layer == 0 and after_layer(rank):
+    if layer == 0 and rank.reads_layer:
         raise PolicyError(
             key,
             written,

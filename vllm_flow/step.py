@@ -8,11 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from vllm_flow.layout import TokenLayout
 from vllm_flow.layout_stages import Choice
 from vllm_flow.mutual import reached
 from vllm_flow.spans import IntArray, Range
+
+
+class StepShares(NamedTuple):
+    """Which tokens of which requests a step computes: parallel, in the order of the batch's rows."""
+
+    request_ids: Sequence[str]
+    num_computed: Sequence[int]
+    """Tokens of each before the step, as the host was told."""
+    num_scheduled: Sequence[int]
+    """Tokens of each in it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from vllm_flow.eval.sweep.policies import parse_policies
 from vllm_flow.eval.sweep.policy import BASELINE, Policy, policy_of
 from vllm_flow.policy import FlowPolicy, Stage, keep_text, stages_text
 from vllm_flow.policy_keys import CLIFF_KEY
-from vllm_flow.ranks import RANKS, after_layer
+from vllm_flow.ranks import RANKS
 
 STEPS = 16
 """Shares between nothing and everything that a search over the keep may find."""
@@ -106,7 +106,7 @@ def cliffs_after(text: str, num_layers: int) -> Ladder:
 
 def keeps_before(cliff: int, rank: str, num_layers: int) -> Ladder:
     """Shares kept up to a cliff: at rung i, i / STEPS of the tokens."""
-    first = attention_from(num_layers) if after_layer(RANKS[rank]) else 0
+    first = attention_from(num_layers) if RANKS[rank].reads_layer else 0
     if not first < cliff <= num_layers:
         raise CliffError(
             f"--cliff {cliff}: it must be in {first + 1} ... {num_layers}, the layers where {rank!r} can have "

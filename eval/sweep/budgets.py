@@ -15,7 +15,7 @@ from fractions import Fraction
 from vllm_flow.counts import counted
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.presets import PUBLISHED_LAYERS
-from vllm_flow.ranks import OWN, RANKS, after_layer
+from vllm_flow.ranks import OWN, RANKS
 from vllm_flow.registry import PluginError
 
 DEFAULT = ("cliff", "uniform", "random", "diversity", "downsample")
@@ -131,7 +131,7 @@ METHODS: Mapping[str, Callable[[Fraction, int, Keep], tuple[Stage, ...]]] = {
     "cls_attention": _before("cls_attention"),
     "cls_diverse": _before("cls_diverse"),
     "received_attention": _before("received_attention"),
-    **{name: _attended(name) for name, rank in OWN.items() if after_layer(rank)},
+    **{name: _attended(name) for name, rank in OWN.items() if rank.reads_layer},
     "horizon": _horizon,
 }
 """Ways to spend a budget on an image's tokens; `downsample` spends it on fewer patches."""
@@ -157,4 +157,4 @@ def _of_rank(name: str) -> Callable[[Fraction, int, Keep], tuple[Stage, ...]]:
         rank = RANKS[name]
     except PluginError as error:
         raise BudgetError(str(error)) from None
-    return (_attended if after_layer(rank) else _before)(name)
+    return (_attended if rank.reads_layer else _before)(name)

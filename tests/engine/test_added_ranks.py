@@ -14,6 +14,7 @@ from tests.engine.harness import BLOCK_SIZE, assert_exact
 from tests.engine.tiny_llava import words
 from tests.plugins.installing import RANK_PACKAGE, lay_out, visible, write_package
 from vllm_flow.engine.default_policies import check_policies
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.ranks import GROUP
 
@@ -84,8 +85,10 @@ def test_an_unsound_rank_is_refused_and_the_engine_goes_on(
             engine.run([replace(one_image(1), stages="0:50% xyz")])
         ask = replace(one_image(96), stages="2:30% last_image")
         assert_exact(engine, [ask], engine.run([ask]))
-        settings = FlowSettings.read({"default_policy": {"flow_stages": "0:9 twice"}}, 6)
+        settings = FlowSettings.read(
+            {"default_policy": {"flow_stages": "0:9 twice"}}, EngineFacts(6)
+        )
         with pytest.raises(ValueError, match="default_policy: rank 'twice' orders"):
             check_policies(settings)
         with pytest.raises(ValueError, match="'default_policy'.*'twic' is no rank; did you mean"):
-            FlowSettings.read({"default_policy": {"flow_stages": "0:9 twic"}}, 6)
+            FlowSettings.read({"default_policy": {"flow_stages": "0:9 twic"}}, EngineFacts(6))

@@ -102,7 +102,7 @@ class BothPools:
             return
         index, kind = self.random.choice(ids), self.random.randint(0, 2) * cache_keys.KINDS_APART
         prefixes = [prefix(n, 2) for n in self.random.sample(range(7), self.random.randint(1, 4))]
-        cache_keys.name(self.ours, self.ours.blocks[index], prefixes, kind, 1, SIZE)
+        cache_keys.insert(self.ours, self.ours.blocks[index], prefixes, kind, 1, SIZE)
         for one in prefixes:
             key = make_block_hash_with_group_id(one, kind + 1)
             self.theirs._insert_block_hash(key, self.theirs.blocks[index], SIZE)

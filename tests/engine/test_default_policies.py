@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +11,12 @@ import pytest
 from prometheus_client import REGISTRY
 from vllm import SamplingParams
 
+from tests.engine.settings_with import settings_with
 from tests.engine.test_fitting import IMAGE, LAYERS, SETTINGS, request
 from vllm_flow.cliff_file import Profile
-from vllm_flow.engine import default_policies, metrics, obstacles
+from vllm_flow.engine import default_policies, fitting_engine, metrics, obstacles
 from vllm_flow.engine.default_policies import check_policies, warn_of_obstacles
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.frontend import settle
 from vllm_flow.engine.obstacles import Misfit
 from vllm_flow.engine.settings import FlowSettings
@@ -74,7 +75,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_a_request_that_a_default_policy_does_not_fit_is_told(
     kind: Misfit, keys: dict[str, Any], sent: Any, settings: dict[str, Any], said: list[str]
 ) -> None:
-    found = replace(SETTINGS, default_policy=policy(keys), **settings)
+    found = settings_with(SETTINGS, default_policy=policy(keys), **settings)
     sent, kept = copy(sent), copy(sent)
     sent.sampling_params = sent.sampling_params.clone()
     kept.sampling_params = kept.sampling_params.clone()
@@ -90,7 +91,7 @@ def test_a_request_that_a_default_policy_does_not_fit_is_told(
         **(kept.sampling_params.extra_args or {}),
         "flow_task": "reading",
     }
-    settle(kept, replace(found, default_policy=None, profile=profile))
+    settle(kept, settings_with(found, default_policy=None, profile=profile))
     assert noted(kept.sampling_params) == Settled("reading", kind)
     assert said == [line]
 
@@ -113,18 +114,18 @@ def test_every_kind_of_misfit_has_a_case() -> None:
     ids=("text", "stream", "handed", "fits", "opts out", "asks otherwise", "audio"),
 )
 def test_others_are_not(sent: Any, said: list[str]) -> None:
-    settle(sent, replace(SETTINGS, default_policy=policy(CLIFF), connected=True))
+    settle(sent, settings_with(SETTINGS, default_policy=policy(CLIFF), connected=True))
     assert noted(sent.sampling_params).skipped is None and not said
 
 
 def test_a_policy_that_evicts_nothing_of_small_pictures_fits_them(said: list[str]) -> None:
     sent = request(None, (5, 9))
-    settle(sent, replace(SETTINGS, default_policy=policy({"flow_stages": "2:9 uniform"})))
+    settle(sent, settings_with(SETTINGS, default_policy=policy({"flow_stages": "2:9 uniform"})))
     assert noted(sent.sampling_params) == Settled() and not said
 
 
 def test_each_kind_of_reason_is_said_once(said: list[str]) -> None:
-    found = replace(SETTINGS, default_policy=policy(CLIFF))
+    found = settings_with(SETTINGS, default_policy=policy(CLIFF))
     for text, streamed in ((0, False), (0, False), (9, True), (9, True), (0, False)):
         settle(request(None, IMAGE, text=text, resumable=streamed), found)
     assert ["ends with an image" in line for line in said] == [True, False]
@@ -145,7 +146,7 @@ def test_skipped_requests_are_counted(
         for kind in Misfit
     }
     sent = request(None, IMAGE, text=0)
-    settle(sent, replace(SETTINGS, default_policy=policy(CLIFF)))
+    settle(sent, settings_with(SETTINGS, default_policy=policy(CLIFF)))
     state = SimpleNamespace(parent_req=None)
     if parent:
         state.parent_req = SimpleNamespace(sampling_params=sent.sampling_params)
@@ -183,7 +184,7 @@ def test_requests_are_counted_by_policy_and_task(
     labels = {"model_name": "somebody", "policy": policy, "task": task}
     before = REGISTRY.get_sample_value("vllm_flow:requests_total", labels) or 0
     profile = Profile({"reading": FlowPolicy.withdrawal(3), "everything": None}, None)
-    settle(sent, replace(SETTINGS, profile=profile))
+    settle(sent, settings_with(SETTINGS, profile=profile))
     state = SimpleNamespace(parent_req=None)
     metrics.begin(state, sent)
     metrics.count(state)
@@ -193,21 +194,33 @@ def test_requests_are_counted_by_policy_and_task(
 @pytest.mark.parametrize(
     ("keys", "settings", "message"),
     [
-        ({"flow_stages": "2:9 last_image"}, {"quantised_keys": True}, "ranks by 'last_image'"),
-        ({**CLIFF, "flow_when": "decode"}, {"connected": True}, "leave out flow_when, or kv_tran"),
-        ({**CLIFF, "flow_when": "decode"}, {"attending": (3, 7)}, "after the prefill, but"),
+        (
+            {"flow_stages": "2:9 last_image"},
+            {"quantised_keys": True},
+            "rank 'last_image' reads keys",
+        ),
+        (
+            {**CLIFF, "flow_when": "decode"},
+            {"connected": True},
+            "leave out flow_when, or have .* without kv_tr",
+        ),
+        (
+            {**CLIFF, "flow_when": "decode"},
+            {"attending": (3, 7), "keep_states": True},
+            "after the prefill: by then",
+        ),
     ],
 )
 def test_what_no_request_could_have_is_refused_at_start_up(
     keys: dict[str, Any], settings: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"^default_policy .*{message}"):
-        check_policies(replace(SETTINGS, default_policy=policy(keys), **settings))
+    with pytest.raises(ValueError, match=f"^default_policy: .*{message}"):
+        check_policies(settings_with(SETTINGS, default_policy=policy(keys), **settings))
     profile = Profile({"plain": policy(CLIFF), "a": policy(keys), "none": None}, None)
-    with pytest.raises(ValueError, match=f"^default_policy of the task 'a' .*{message}"):
-        check_policies(replace(SETTINGS, profile=profile, **settings))
-    check_policies(replace(SETTINGS, default_policy=policy(keys)))
-    check_policies(replace(SETTINGS, default_policy=policy(CLIFF), **settings))
+    with pytest.raises(ValueError, match=f"^default_policy of the task 'a': .*{message}"):
+        check_policies(settings_with(SETTINGS, profile=profile, **settings))
+    check_policies(settings_with(SETTINGS, default_policy=policy(keys)))
+    check_policies(settings_with(SETTINGS, default_policy=policy(CLIFF), **settings))
 
 
 @pytest.mark.parametrize(
@@ -224,21 +237,23 @@ def test_what_no_request_could_have_is_refused_at_start_up(
 def test_what_the_workers_cannot_do_is_said_as_soon_as_they_have(
     obstacle: str, keys: dict[str, Any], message: str, said: list[str]
 ) -> None:
-    able = replace(SETTINGS, default_policy=policy(keys))
+    able = settings_with(SETTINGS, default_policy=policy(keys))
     warn_of_obstacles(able)
     assert not said
-    warn_of_obstacles(replace(able, obstacles={obstacle: "for a reason"}))
+    warn_of_obstacles(settings_with(able, obstacles={obstacle: "for a reason"}))
     [line] = said
     assert line.startswith('default_policy, "') and "cannot be applied by this engine" in line
     assert message in line and "for a reason" in line
     profile = Profile({"plain": policy(CLIFF), "reading": policy(keys)}, None)
-    warn_of_obstacles(replace(SETTINGS, profile=profile, obstacles={obstacle: "for a reason"}))
+    warn_of_obstacles(
+        settings_with(SETTINGS, profile=profile, obstacles={obstacle: "for a reason"})
+    )
     assert len(said) == 2 and said[1].startswith("default_policy of the task 'reading', ")
     others = {
-        name: "why" for name in (*default_policies.fitting_ranks.LOOKS, obstacles.LATE)
+        name: "why" for name in (*fitting_engine.LOOKS, obstacles.LATE)
         if name != obstacle
     }  # fmt: skip
-    warn_of_obstacles(replace(able, obstacles=others))
+    warn_of_obstacles(settings_with(able, obstacles=others))
     assert len(said) == 2
 
 
@@ -264,6 +279,6 @@ def test_the_parameters_that_go_to_the_engine_do_not_carry_it() -> None:
     plain = msgspec.msgpack.encode(params)
     sent = request(None, IMAGE)
     sent.sampling_params = params
-    settle(sent, FlowSettings.read({"default_policy": CLIFF}, LAYERS))
+    settle(sent, FlowSettings.read({"default_policy": CLIFF}, EngineFacts(LAYERS)))
     params.extra_args = {"a": 1}
     assert msgspec.msgpack.encode(params) == plain

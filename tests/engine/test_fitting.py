@@ -11,14 +11,15 @@ import torch
 from vllm import SamplingParams
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
-from vllm_flow.cliff_file import Profile
+from tests.engine.settings_with import settings_with
 from vllm_flow.engine import frontend
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import parse_policy
 
 LAYERS = 32
-SETTINGS = FlowSettings.read({}, LAYERS)
+SETTINGS = FlowSettings.read({}, EngineFacts(LAYERS))
 
 
 def request(
@@ -41,7 +42,7 @@ def request(
 
 def settle(keys: dict[str, Any] | None, *images: tuple[int, int], **settings: Any) -> Any:
     """The keys that go on, and the salt."""
-    found = replace(SETTINGS, **settings)
+    found = settings_with(SETTINGS, **settings)
     sent = request(keys, *images)
     frontend.check_keys(sent.sampling_params.extra_args, found)
     frontend.settle(sent, found)
@@ -163,39 +164,6 @@ def test_a_rank_by_place_needs_no_room() -> None:
     assert settle(keys, (5, 90), (120, 40), step_tokens=32)[1] is not None
 
 
-def test_a_default_policy_stays_away_from_what_it_does_not_fit() -> None:
-    default = parse_policy({"flow_cliff": 3, "flow_keep": 9, "flow_rank": "last_image"}, LAYERS)
-    keys, salt = settle(None, (5, 90), default_policy=default, step_tokens=90)
-    assert keys == {"flow_cliff": 3, "flow_keep": 9, "flow_rank": "last_image"} and salt
-    assert settle(None, (5, 90), default_policy=default, step_tokens=80) == (None, None)
-    # A client opts out by any form of the baseline.
-    assert settle({"flow_cliff": LAYERS}, (5, 90), default_policy=default) == (None, None)
-    assert settle({"flow_stages": "31:0"}, (5, 90), default_policy=default)[0] == {"flow_cliff": 31}
-
-
-def test_a_default_policy_stays_away_from_pictures_of_which_it_evicts_more_than_is_allowed() -> (
-    None
-):
-    default = parse_policy({"flow_stages": "4:50% uniform"}, LAYERS)
-    bounds = {"max_policy": parse_policy({"flow_stages": "4:25 uniform"}, LAYERS)}
-    assert settle(None, (5, 50), default_policy=default, **bounds)[1] is not None
-    assert settle(None, (5, 49), default_policy=default, **bounds) == (None, None)
-    profile = Profile({"a": default}, None)
-    assert settle({"flow_task": "a"}, (5, 50), profile=profile, **bounds)[1] is not None
-    assert settle({"flow_task": "a"}, (5, 49), profile=profile, **bounds) == (None, None)
-
-
-def test_the_most_that_is_allowed_depends_on_the_picture() -> None:
-    strongest = parse_policy({"flow_stages": "4:25 uniform, 20:0"}, LAYERS)
-    keys = {"flow_stages": "4:50% uniform"}
-    assert settle(keys, (5, 50), max_policy=strongest)[1] is not None
-    with pytest.raises(PolicyError, match="from layer 4 on than the operator"):
-        settle(keys, (5, 49), max_policy=strongest)
-    assert settle({"flow_cliff": 20}, (5, 49), max_policy=strongest)[1] is not None
-    with pytest.raises(PolicyError, match="from layer 19 on"):
-        settle({"flow_cliff": 19}, (5, 49), max_policy=strongest)
-
-
 def test_what_leaves_after_the_prefill_shares_what_has_no_policy() -> None:
     """Its salt is the client's, and its prompt may be of any shape: nothing leaves while it is computed."""
     late = {"flow_cliff": 3, "flow_when": "decode"}
@@ -219,20 +187,6 @@ def test_what_leaves_after_the_prefill_shares_what_has_no_policy() -> None:
         frontend.settle(sent, SETTINGS)
 
 
-def test_an_operator_may_allow_eviction_after_the_prefill_alone() -> None:
-    strongest = parse_policy({"flow_cliff": 3, "flow_when": "decode"}, LAYERS)
-    late = {"flow_cliff": 4, "flow_when": "decode"}
-    assert settle(late, (5, 90), max_policy=strongest)[0] == late
-    with pytest.raises(PolicyError, match="flow_when='prefill': .*send \"decode\""):
-        settle({"flow_cliff": 9}, (5, 90), max_policy=strongest)
-    with pytest.raises(PolicyError, match="flow_cliff=2: the operator"):
-        settle({**late, "flow_cliff": 2}, (5, 90), max_policy=strongest)
-    assert settle(None, (5, 90), default_policy=strongest) == (
-        {"flow_cliff": 3, "flow_when": "decode"},
-        None,
-    )
-
-
 @pytest.mark.parametrize("rank", ["diversity", "last_image"])
 def test_single_tokens_cannot_be_logged_where_the_device_chooses(rank: str) -> None:
     log = {"flow_log_attention": [5], "flow_log_attention_heat": True}
@@ -246,7 +200,7 @@ def test_single_tokens_cannot_be_logged_where_the_device_chooses(rank: str) -> N
 
 def test_how_many_of_each_crop_stay_must_be_known_where_their_tokens_see_one_another() -> None:
     cropped = PlaceholderRange(5, 63, torch.tensor([True] * 30 + [False] * 3 + [True] * 30))
-    mutual = replace(SETTINGS, mutual_pictures=True)
+    mutual = settings_with(SETTINGS, mutual_pictures=True)
 
     def check(place: PlaceholderRange, settings: FlowSettings, **keys: Any) -> None:
         sent = request({"flow_cliff": 3, "flow_keep": 9, **keys}, (5, 63))

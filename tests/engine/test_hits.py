@@ -74,7 +74,7 @@ class Cache:
                 if may_end:
                     (block,) = self.pool.get_new_blocks(1)
                     end = num_blocks * size
-                    cache_keys.name(self.pool, block, [key], POSITION, group, end)
+                    cache_keys.insert(self.pool, block, [key], POSITION, group, end)
             self.states.append(of_state)
 
     def _managed(self, manager: Any, group: int) -> None:

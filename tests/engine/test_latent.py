@@ -24,6 +24,7 @@ from vllm_flow.engine.attention.keys import key_reader
 from vllm_flow.engine.calls import lengthened
 from vllm_flow.engine.decoder import DecoderHook
 from vllm_flow.engine.device_step import DeviceStep, DeviceVariant
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.families.finding import SCALED, residual_decoder
 from vllm_flow.engine.latent import PrefillPlans, cache_of, queries_of, store
@@ -135,7 +136,7 @@ def test_latent_layers_are_stored_by_group() -> None:
     plain = MLAAttentionSpec(block_size=16, num_kv_heads=1, head_size=576, dtype=torch.float32)
     names = [f"model.layers.{n}.self_attn.attn" for n in range(4)]
     found = groups.group_specs(
-        dict.fromkeys(names, plain), FlowSettings.read({"group_layers": 2}, 4)
+        dict.fromkeys(names, plain), FlowSettings.read({"group_layers": 2}, EngineFacts(4))
     )
     specs = [found[name] for name in names]
     assert {type(spec) for spec in specs} == {groups.FlowLatentSpec}
@@ -149,7 +150,7 @@ def test_latent_layers_are_stored_by_group() -> None:
         block_size=16, num_kv_heads=1, head_size=576, dtype=torch.float32, tokens_per_state=4
     )
     with pytest.raises(ValueError, match="stores MLAAttentionSpec; serve this model without"):
-        groups.group_specs(dict.fromkeys(names, several), FlowSettings.read({}, 4))
+        groups.group_specs(dict.fromkeys(names, several), FlowSettings.read({}, EngineFacts(4)))
 
 
 class CountedLayer(nn.Module):

@@ -9,6 +9,7 @@ import pytest
 from vllm import SamplingParams
 from vllm.multimodal.inputs import PlaceholderRange
 
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.frontend import settle
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy_error import PolicyError
@@ -39,11 +40,11 @@ def request_with(modalities: tuple[str, ...], keys: dict[str, Any] | None) -> An
 @pytest.mark.parametrize("modalities", [("point_cloud",), ("image", "point_cloud")])
 def test_a_policy_does_not_pass_over_an_unknown_modality(modalities: tuple[str, ...]) -> None:
     with pytest.raises(PolicyError, match="of the modality 'point_cloud'"):
-        settle(request_with(modalities, KEYS), FlowSettings(4, 1))
+        settle(request_with(modalities, KEYS), FlowSettings(EngineFacts(4), 1))
 
 
 def test_a_default_policy_stays_away_from_it() -> None:
-    settings = FlowSettings.read({"default_policy": KEYS}, 4)
+    settings = FlowSettings.read({"default_policy": KEYS}, EngineFacts(4))
     request = request_with(("image", "point_cloud"), None)
     settle(request, settings)
     assert request.sampling_params.extra_args is None and request.cache_salt is None
@@ -52,7 +53,7 @@ def test_a_default_policy_stays_away_from_it() -> None:
 @pytest.mark.parametrize("keys", [None, {"flow_cliff": 4}])
 def test_the_baseline_takes_any_modality(keys: dict[str, Any] | None) -> None:
     request = request_with(("point_cloud",), keys)
-    settle(request, FlowSettings(4, 1))
+    settle(request, FlowSettings(EngineFacts(4), 1))
     assert request.cache_salt is None
 
 
@@ -61,5 +62,5 @@ def test_the_baseline_takes_any_modality(keys: dict[str, Any] | None) -> None:
 )
 def test_known_modalities_evict_beside_audio_that_stays(modalities: tuple[str, ...]) -> None:
     request = request_with(modalities, KEYS)
-    settle(request, FlowSettings(4, 1))
+    settle(request, FlowSettings(EngineFacts(4), 1))
     assert request.cache_salt is not None

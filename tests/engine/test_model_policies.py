@@ -15,12 +15,14 @@ import pytest
 from tests.engine.cases import one_image
 from tests.engine.harness import Engine
 from tests.engine.options import ADAPTERS
+from tests.engine.settings_with import settings_with
 from tests.engine.test_default_policies import said
 from tests.engine.test_fitting import IMAGE, LAYERS, SETTINGS, request
 from tests.engine.test_lora import assert_merged, run
 from vllm_flow.cliff_file import Profile
 from vllm_flow.engine import asked_model
 from vllm_flow.engine.default_policies import check_policies, warn_of_obstacles
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.frontend import settle
 from vllm_flow.engine.obstacles import LATE, Misfit
 from vllm_flow.engine.settings import FlowSettings
@@ -35,8 +37,10 @@ OWN = {
     "whole": {},
     "first": {"flow_cliff": 7},
 }
-SET = replace(
-    FlowSettings.read({"model_policies": OWN, "default_policy": {"flow_cliff": 3}}, LAYERS),
+SET = settings_with(
+    FlowSettings.read(
+        {"model_policies": OWN, "default_policy": {"flow_cliff": 3}}, EngineFacts(LAYERS)
+    ),
     served_name="first",
 )
 
@@ -138,17 +142,21 @@ REFUSED: dict[str, tuple[Any, str]] = {
 def test_what_is_wrong_is_refused_by_name(fault: str) -> None:
     options, told = REFUSED[fault]
     with pytest.raises(ValueError, match=told):
-        FlowSettings.read({"model_policies": options, "max_policy": {"flow_cliff": 2}}, LAYERS)
+        FlowSettings.read(
+            {"model_policies": options, "max_policy": {"flow_cliff": 2}}, EngineFacts(LAYERS)
+        )
 
 
 def test_it_is_checked_like_the_default(said: list[str]) -> None:
     by_keys = {"model_policies": {"a": {"flow_preset": "fastv"}}}
-    with pytest.raises(
-        ValueError, match=r"model_policies\['a'\] ranks by 'last_prompt', which reads keys"
-    ):
-        check_policies(replace(FlowSettings.read(by_keys, LAYERS), quantised_keys=True))
+    with pytest.raises(ValueError, match=r"model_policies\['a'\]: rank 'last_prompt' reads keys"):
+        check_policies(
+            settings_with(FlowSettings.read(by_keys, EngineFacts(LAYERS)), quantised_keys=True)
+        )
     late = {"model_policies": {"a": {"flow_cliff": 2, "flow_when": "decode"}, "b": {}}}
-    found = replace(FlowSettings.read(late, LAYERS), obstacles={LATE: "of this or that"})
+    found = settings_with(
+        FlowSettings.read(late, EngineFacts(LAYERS)), obstacles={LATE: "of this or that"}
+    )
     warn_of_obstacles(found)
     [line] = said
     assert line.startswith(

@@ -23,7 +23,7 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
 from tests.engine.test_tower_ranks import encoded_pictures, encodings
 from tests.engine.tiny_llava import Shape
-from vllm_flow.engine import fitting_ranks, scored_pictures, tower_scores
+from vllm_flow.engine import fitting, scored_pictures, tower_scores
 from vllm_flow.engine.obstacles import Obstacle
 from vllm_flow.engine.requests import layout_of
 from vllm_flow.engine.scored_pictures import NAME_MARK
@@ -128,10 +128,11 @@ def test_videos_are_refused(open_engine: OpenEngine) -> None:
     settings = FlowSettings.of(open_engine(SIGLIP, 2).llm.llm_engine.vllm_config)
     assert settings is not None
     pictures = [feature("image", 1, "a"), feature("video", 99, "b")]
-    policy, layout = asked("0:50% received_attention", *pictures)
+    _, layout = asked("0:50% received_attention", *pictures)
     with pytest.raises(
         Obstacle, match="a video's frames compare; send frames as single pictures, or"
     ):
-        fitting_ranks.check(policy, layout, settings, pictures)
-    fitting_ranks.check(policy, layout, settings, pictures[:1])
-    fitting_ranks.check(*asked("0:50% diversity", *pictures), settings, pictures)
+        fitting.check_encoded(layout, settings.engine, pictures)
+    fitting.check_encoded(layout, settings.engine, pictures[:1])
+    _, other = asked("0:50% diversity", *pictures)
+    fitting.check_encoded(other, settings.engine, pictures)

@@ -16,6 +16,7 @@ from tests.engine.test_keys import strided
 from tests.engine.xformers_masks import materialised_lse, xformers_or_skip
 from vllm_flow.engine.attention import span_lse_xformers, tap, xformers_needs
 from vllm_flow.engine.attention.keys import column_major, span_lse, tiled_pairs, token_major
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.settings import FlowSettings
 
 BY_TOKEN = [heads for heads in GROUPS if heads.read is token_major]
@@ -144,7 +145,7 @@ def test_the_setting_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
         tap.AttentionTap(None, {"only": layer(CACHE)}, "xformers")
     assert (
         FlowSettings.read(
-            {"attention_log": "x", "attention_log_kernel": "xformers"}, 4
+            {"attention_log": "x", "attention_log_kernel": "xformers"}, EngineFacts(4)
         ).attention_log_kernel
         == "xformers"
     )

@@ -13,6 +13,7 @@ from tests.engine.harness import asynchronous_on_cpu
 from tests.engine.tiny_llava import Shape, build
 from vllm_flow.cliff_file import FORMAT
 from vllm_flow.engine import plugin
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy import FlowPolicy
 
@@ -49,7 +50,7 @@ def test_the_key_selects_our_classes(model_dir: Path, asynchronous: bool) -> Non
     room = scheduler.max_num_batched_tokens - (scheduler.max_num_seqs - 1)
     name = config.model_config.served_model_name
     assert FlowSettings.of(config) == FlowSettings(
-        num_layers=6, group_layers=1, step_tokens=room, served_name=name
+        EngineFacts(6, step_tokens=room, served_name=name), group_layers=1
     )
     plugin.configure(config)  # a config may be finished more than once
     assert config.scheduler_config.scheduler_cls == expected
@@ -152,10 +153,12 @@ def test_the_log_says_what_is_on(model_dir: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No shell has read the JSON, so nobody else replaces the tilde."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert FlowSettings.read({"attention_log": "~/log"}, 6).attention_log == str(tmp_path / "log")
+    assert FlowSettings.read({"attention_log": "~/log"}, EngineFacts(6)).attention_log == str(
+        tmp_path / "log"
+    )
     profile = {"format": FORMAT, "num_layers": 6, "tasks": {"pope": {"flow_cliff": 3}}}
     (tmp_path / "cliff.json").write_text(json.dumps(profile))
-    found = FlowSettings.read({"default_policy": {"profile": "~/cliff.json"}}, 6)
+    found = FlowSettings.read({"default_policy": {"profile": "~/cliff.json"}}, EngineFacts(6))
     assert found.default_policy == FlowPolicy.withdrawal(3)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +12,11 @@ import pytest
 from vllm.config.compilation import CompilationMode
 
 from tests.engine.configs import config_of
+from tests.engine.settings_with import settings_with
 from tests.engine.tiny_llava import Shape, build
 from vllm_flow.engine import families, plugin
 from vllm_flow.engine.attention.writer import check_log
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.support import FP8, check_version
 
@@ -89,7 +90,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(
             (
                 {"kv_cache_dtype": stored, "default": {"flow_stages": "2:50% last_image"}},
-                "default_policy ranks by 'last_image', which reads keys",
+                "default_policy: rank 'last_image' reads keys",
             )
             for stored in FP8
         ),
@@ -128,12 +129,12 @@ def test_an_attention_log_has_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         model_config=SimpleNamespace(enforce_eager=True),
         speculative_config=object(),
     )
-    settings = FlowSettings.read({"attention_log": str(tmp_path)}, 6)
+    settings = FlowSettings.read({"attention_log": str(tmp_path)}, EngineFacts(6))
     with pytest.raises(ValueError, match="leave out speculative_config"):
         check_log(config, settings)
     config.speculative_config = None
     with pytest.raises(ValueError, match="leave out kv_cache_dtype"):
-        check_log(config, replace(settings, quantised_keys=True))
+        check_log(config, settings_with(settings, quantised_keys=True))
     with pytest.raises(ValueError, match=r"pip install 'vllm-flow\[log\]'"):
         check_log(config, settings)
     config.model_config.enforce_eager = False

@@ -28,6 +28,7 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE
 from tests.engine.tiny_llava import Shape
 from vllm_flow.engine import groups, storage
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.settings import FlowSettings
 
 
@@ -89,7 +90,7 @@ def test_a_spec_is_registered_where_it_is_made_and_where_it_arrives(
 ) -> None:
     """Not by an import: a worker makes the specs, an engine core in another process groups them."""
     plain = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=8, dtype=torch.float32)
-    settings = FlowSettings.read({"group_layers": 1}, 2)
+    settings = FlowSettings.read({"group_layers": 1}, EngineFacts(2))
     names = {f"model.layers.{layer}.attn": plain for layer in range(2)}
     monkeypatch.setattr(registry, "_REGISTRY_KVCACHESPEC_LIST", {})
     specs = groups.group_specs(names, settings)
@@ -110,7 +111,7 @@ def test_a_storage_group_is_as_quantised_as_its_layers() -> None:
     """Eight bits a number: blocks of half the bytes, and the mode that backends read."""
     plain = FullAttentionSpec(block_size=32, num_kv_heads=2, head_size=64, dtype=torch.bfloat16)
     eight = replace(plain, dtype=torch.uint8, kv_quant_mode=KVQuantMode.FP8_PER_TENSOR)
-    settings = FlowSettings.read({"group_layers": 2}, 4)
+    settings = FlowSettings.read({"group_layers": 2}, EngineFacts(4))
     found = groups.group_specs({f"layers.{n}.attn": eight for n in range(4)}, settings)
     for name, spec in found.items():
         assert (spec.dtype, spec.kv_quant_mode) == (eight.dtype, eight.kv_quant_mode), name
@@ -128,13 +129,13 @@ def test_layers_whose_keys_differ_in_size_are_padded_to_one() -> None:
     narrow = FullAttentionSpec(num_kv_heads=1, head_size=64, **shape)
     names = [f"layers.{n}.attn" for n in range(4)]
     specs = dict(zip(names, [wide, narrow] * 2, strict=True))
-    found = groups.group_specs(specs, FlowSettings.read({"group_layers": 1}, 4))
+    found = groups.group_specs(specs, FlowSettings.read({"group_layers": 1}, EngineFacts(4)))
     for name, spec in found.items():
         assert spec.page_size_bytes == wide.page_size_bytes, name
         assert spec.block_size == 16
         assert spec.unpadded_page_size_bytes == specs[name].page_size_bytes, name
     with pytest.raises(ValueError, match=r"'layers\.1\.attn' differ .*\['group_layers'\] to 1"):
-        groups.group_specs(specs, FlowSettings.read({"group_layers": 2}, 4))
+        groups.group_specs(specs, FlowSettings.read({"group_layers": 2}, EngineFacts(4)))
 
 
 def test_a_model_whose_keys_differ_in_size_has_a_storage_group_per_layer() -> None:
@@ -181,7 +182,7 @@ def test_layers_with_a_window_or_chunks_share_a_storage_group_with_those_without
     """Stored whole: the window is the attention's own affair, and counts what is stored."""
     shape = dict(block_size=16, num_kv_heads=1, head_size=8, dtype=torch.float32)
     windowed = SlidingWindowSpec(sliding_window=64, **shape)
-    settings = FlowSettings.read({"group_layers": 2}, 4)
+    settings = FlowSettings.read({"group_layers": 2}, EngineFacts(4))
     names = [f"layers.{n}.attn" for n in range(4)]
     mixed = dict.fromkeys(names, windowed) | {names[1]: FullAttentionSpec(**shape)}
     found = groups.group_specs(mixed, settings)
@@ -199,9 +200,9 @@ def test_states_stay_vllms_and_are_kept_between_steps_alone() -> None:
     plain = MambaSpec(**shape, mamba_type=MambaAttentionBackendEnum.SHORT_CONV)
     within = MambaSpec(**shape, num_prefill_checkpoint_blocks=1, prefill_checkpoint_alignment=1)
     specs = {"layers.0.conv": plain, "layers.1.mixer": within}
-    found = groups.group_specs(specs, FlowSettings.read({"group_layers": 1}, 2))
+    found = groups.group_specs(specs, FlowSettings.read({"group_layers": 1}, EngineFacts(2)))
     assert found["layers.0.conv"] == plain
     assert found["layers.1.mixer"] == replace(within, num_prefill_checkpoint_blocks=0)
     other = replace(plain, mamba_type=MambaAttentionBackendEnum.MAMBA1)
     with pytest.raises(ValueError, match=r"'layers\.0\.conv' stores MambaSpec; serve"):
-        groups.group_specs(specs | {"layers.0.conv": other}, FlowSettings.read({}, 2))
+        groups.group_specs(specs | {"layers.0.conv": other}, FlowSettings.read({}, EngineFacts(2)))

@@ -43,7 +43,7 @@ class Traffic:
 
 RANKS = {name: list(Needs).index(rank.needs) for name, rank in ranks.RANKS.items()}
 """What each rank must see in one step: nothing, an image, or from the first image to the prompt's end."""
-AFTER_LAYER = {name for name, rank in ranks.RANKS.items() if ranks.after_layer(rank)}
+AFTER_LAYER = {name for name, rank in ranks.RANKS.items() if rank.reads_layer}
 """Those that need a layer before."""
 FIRST_ONLY = {name for name, rank in ranks.RANKS.items() if not getattr(rank, "nested", True)}
 """Those that choose among all tokens of an image."""
@@ -159,7 +159,7 @@ def run(
         asks = {name: replace(ask, samples=1) for name, ask in asks.items()}
     for name, ask in asks.items() if stages else ():
         if ask.images and rng.random() < stages:
-            asks[name] = with_stages(rng, ask, engine.scheduler.flow_settings.step_tokens)
+            asks[name] = with_stages(rng, ask, engine.scheduler.flow_settings.engine.step_tokens)
     for name, ask in asks.items() if late else ():
         if ask.images and rng.random() < late:
             asks[name] = as_late(rng, ask)

@@ -75,7 +75,7 @@ class Engine:
     @property
     def spares_last_layers(self) -> bool:
         """Whether image rows leave the last layer that sees them early."""
-        return bool(self.runner.flow_state.book.spares_last_layers)
+        return bool(self.runner.flow_state.planner.spares_last_layers)
 
     @property
     def decoder(self) -> Decoder:

@@ -95,7 +95,7 @@ def test_text_around_images_is_exact(open_engine: OpenEngine, execution: dict[st
     """In the last layer with image rows their keys alone are computed, and the text is given in runs."""
     engine = open_engine(LONG, 1, **triton(**execution), max_num_batched_tokens=97, max_num_seqs=4)
     runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
-    assert runner.flow_state.book.spares_last_layers
+    assert runner.flow_state.planner.spares_last_layers
     asks = [text_around(40, cliff) for cliff in range(1, LONG.layers)]
     assert_exact(engine, asks, engine.run(asks))
 

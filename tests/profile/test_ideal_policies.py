@@ -12,7 +12,7 @@ from vllm_flow.policy import FlowPolicy
 from vllm_flow.profile import ideal
 from vllm_flow.profile.dimensions import ModelShape, Workload
 from vllm_flow.profile.ideal import row_count_ideal
-from vllm_flow.ranks import RANKS, after_layer
+from vllm_flow.ranks import RANKS
 
 policies = st.sampled_from(
     [
@@ -64,7 +64,7 @@ def test_rows_of_a_policy_counted_one_by_one(shape: ModelShape, work: Workload, 
         chosen = next((s.rank for s in flow.images[0] if s.layer == layer + 1), None)
         if flow.when == "decode":
             rows += work.prompt_tokens
-        elif last or (chosen is not None and after_layer(RANKS[chosen])):
+        elif last or (chosen is not None and RANKS[chosen].reads_layer):
             rows += work.text_tokens + sum(kept)
         else:
             rows += work.text_tokens + sum(after)

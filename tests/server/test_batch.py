@@ -15,11 +15,12 @@ from vllm.entrypoints.launchers import run_batch
 from tests.server.conftest import LAYERS
 from tests.server.requests import CHAT
 from vllm_flow.engine import asked_model, plugin
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.http import refusal_of
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.patches import run_batch as patch
 
-SETTINGS = FlowSettings.read({}, LAYERS)
+SETTINGS = FlowSettings.read({}, EngineFacts(LAYERS))
 BODY = {"model": "model", "messages": [{"role": "user", "content": "hello"}]}
 GOOD = {**BODY, "vllm_xargs": {"flow_cliff": 2}}
 BAD: dict[str, tuple[dict[str, Any], str]] = {

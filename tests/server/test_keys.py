@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from tests.server.conftest import LAYERS
 from tests.server.requests import CHAT, COMPLETIONS
 from vllm_flow.engine import http
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.http import PLACES, check_body, check_once
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import CLIFF_KEY, REQUEST_KEYS
 
-SETTINGS = FlowSettings.read({}, LAYERS)
+SETTINGS = FlowSettings.read({}, EngineFacts(LAYERS))
 GENERATE = "/inference/v1/generate"
 KEYS = st.sampled_from([*REQUEST_KEYS, "flow_", "flow_anything"])
 NAMES = st.sampled_from(["a", "type", "messages", "input", "parameters", "extra_body", "metadata"])
@@ -72,7 +73,8 @@ def test_a_server_starts_with_names_that_it_serves(
     loaded_while_it_runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its aliases, and the adapters that it begins with; others where they may come."""
-    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", str(loaded_while_it_runs))
+    # vLLM reads the environment once an engine has started.
+    monkeypatch.setitem(vars(http.envs), "VLLM_ALLOW_RUNTIME_LORA_UPDATING", loaded_while_it_runs)
     said: list[str] = []
     monkeypatch.setattr(http.logger, "warning", lambda text, *values: said.append(text % values))
     lora = [SimpleNamespace(name="adapter", path="x")]

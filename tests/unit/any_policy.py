@@ -7,7 +7,7 @@ from fractions import Fraction
 from hypothesis import strategies as st
 
 from vllm_flow.policy import WHOLE, FlowPolicy, Stage
-from vllm_flow.ranks import RANKS, after_layer
+from vllm_flow.ranks import RANKS
 
 LAYERS = 32
 
@@ -21,7 +21,7 @@ def policies(draw: st.DrawFn) -> FlowPolicy:
     keeps = st.integers(0, 700) | shares | st.just(WHOLE)
 
     def stage(layer: int, keep: int | Fraction) -> Stage:
-        possible = ranks.filter(lambda name: layer or not after_layer(RANKS[name]))
+        possible = ranks.filter(lambda name: layer or not RANKS[name].reads_layer)
         # What chooses among all tokens of an image comes first.
         possible = possible.filter(
             lambda name: layer == first or getattr(RANKS[name], "nested", True)
@@ -30,7 +30,7 @@ def policies(draw: st.DrawFn) -> FlowPolicy:
         return Stage(layer, keep or 0, rank)
 
     if draw(st.booleans()):
-        rank = draw(ranks.filter(lambda name: not after_layer(RANKS[name])))
+        rank = draw(ranks.filter(lambda name: not RANKS[name].reads_layer))
         cliffs = draw(st.lists(st.integers(0, LAYERS), min_size=2, max_size=4))
         images = [(Stage(c, k, rank if k else None),) for c in cliffs for k in [draw(keeps) or 0]]
     else:

@@ -12,7 +12,7 @@ from vllm_flow.last_layer import LastLayer, spare_last_layers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy, Stage
-from vllm_flow.ranks import RANKS, PositionRank, after_layer
+from vllm_flow.ranks import RANKS, PositionRank
 from vllm_flow.ranks.base import Draw
 from vllm_flow.spans import ImageSpans
 from vllm_flow.step import Ranking, ScheduledRequest
@@ -78,7 +78,7 @@ def cases(draw: st.DrawFn, ranks: tuple[str, ...] = tuple(RANKS)) -> Case:
         made = []
         for layer, keep in zip(layers, keeps, strict=True):
             keep = 0 if keep == 0 else 10 if keep == 1 and isinstance(keep, Fraction) else keep
-            names = [n for n in ranks if layer or not after_layer(RANKS[n])]
+            names = [n for n in ranks if layer or not RANKS[n].reads_layer]
             made.append(Stage(layer, keep, draw(st.sampled_from(names)) if keep else None))
         return tuple(made)
 

@@ -24,6 +24,7 @@ from vllm_flow.cliff_file import (
     with_default,
     write_profile,
 )
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.setting_values import with_profile_read
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy import FlowPolicy
@@ -158,12 +159,14 @@ def options(path: Path, **more: Any) -> dict[str, Any]:
 def test_settings_take_a_profile(tmp_path: Path) -> None:
     path = tmp_path / "cliff.json"
     write_profile(path, content({"pope": 10, "textvqa": LAYERS}))
-    found = FlowSettings.read(options(path), LAYERS)
+    found = FlowSettings.read(options(path), EngineFacts(LAYERS))
     assert found.profile is not None and found.default_policy is None
     assert found.profile.of_task("pope") == FlowPolicy.withdrawal(10)
     assert found.profile.of_task("textvqa") is None
     write_profile(path, content({"pope": 10}))
-    assert FlowSettings.read(options(path), LAYERS).default_policy == FlowPolicy.withdrawal(10)
+    assert FlowSettings.read(
+        options(path), EngineFacts(LAYERS)
+    ).default_policy == FlowPolicy.withdrawal(10)
 
 
 def test_the_file_is_read_once(tmp_path: Path) -> None:
@@ -173,7 +176,7 @@ def test_the_file_is_read_once(tmp_path: Path) -> None:
     read = with_profile_read(given)
     path.unlink()
     assert given == options(path), "the operator's own object stays as it was"
-    assert FlowSettings.read(read, LAYERS).default_policy == FlowPolicy.withdrawal(10)
+    assert FlowSettings.read(read, EngineFacts(LAYERS)).default_policy == FlowPolicy.withdrawal(10)
     assert with_profile_read(read) is read
     assert "evidence" not in json.dumps(read)
     for other in ({}, {"default_policy": {"flow_cliff": 3}}, {"default_policy": 3}, 7):
@@ -183,7 +186,7 @@ def test_the_file_is_read_once(tmp_path: Path) -> None:
 def test_bad_profiles_are_refused_with_the_settings_name(tmp_path: Path) -> None:
     path = tmp_path / "cliff.json"
     with pytest.raises(ValueError, match=r"\['default_policy'\]: profile .* cannot be read"):
-        FlowSettings.read(options(path), LAYERS)
+        FlowSettings.read(options(path), EngineFacts(LAYERS))
     with pytest.raises(ValueError, match=r"\['default_policy'\]: profile .* cannot be read"):
         with_profile_read(options(path))
     write_profile(path, content({"pope": 10}))
@@ -192,11 +195,11 @@ def test_bad_profiles_are_refused_with_the_settings_name(tmp_path: Path) -> None
         with pytest.raises(
             ValueError, match=r"\['default_policy'\]: .*cliff.json .*this one has 24"
         ):
-            FlowSettings.read(source, 24)
+            FlowSettings.read(source, EngineFacts(24))
     with pytest.raises(ValueError, match="'flow_cliff' beside 'profile'"):
-        FlowSettings.read(options(path, flow_cliff=3), LAYERS)
+        FlowSettings.read(options(path, flow_cliff=3), EngineFacts(LAYERS))
     with pytest.raises(ValueError, match="no such option"):
-        FlowSettings.read({"profile": str(path)}, LAYERS)
+        FlowSettings.read({"profile": str(path)}, EngineFacts(LAYERS))
 
 
 # In a request.

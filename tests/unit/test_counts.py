@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_flow.counts import counted
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.layout import ImageSpans, TokenLayout
 from vllm_flow.policy import FlowPolicy, Stage
@@ -18,9 +19,17 @@ def test_one_is_singular_and_none_is_plural() -> None:
 
 
 def test_a_storage_group_of_one_layer() -> None:
-    assert FlowSettings.read({"group_layers": 1}, 1).storage == "1 storage group of 1 layer"
-    assert FlowSettings.read({"group_layers": 2}, 4).storage == "2 storage groups of 2 layers"
-    assert FlowSettings.read({}, 1).summary.startswith("1 decoder layer, 1 storage group")
+    assert (
+        FlowSettings.read({"group_layers": 1}, EngineFacts(1)).storage
+        == "1 storage group of 1 layer"
+    )
+    assert (
+        FlowSettings.read({"group_layers": 2}, EngineFacts(4)).storage
+        == "2 storage groups of 2 layers"
+    )
+    assert FlowSettings.read({}, EngineFacts(1)).summary.startswith(
+        "1 decoder layer, 1 storage group"
+    )
 
 
 def test_a_policy_for_another_number_of_images() -> None:

@@ -16,7 +16,7 @@ from tests.plugins.installing import RANK_PACKAGE, lay_out, visible
 from vllm_flow.cli import build_parser
 from vllm_flow.engine import metrics, report
 from vllm_flow.engine.obstacles import Misfit
-from vllm_flow.engine.settings import READ, FlowSettings
+from vllm_flow.engine.settings import NO_OPTIONS, FlowSettings
 from vllm_flow.eval.cliff.command import check_read as check_cliff
 from vllm_flow.eval.sweep.unread import check_read as check_eval
 from vllm_flow.eval.sweep.unread import check_said_once
@@ -93,7 +93,7 @@ def table(page: str, head: str) -> dict[str, list[str]]:
 def test_serving_has_every_setting_with_its_default() -> None:
     shown = table("docs/serving.md", "setting")
     settings = {
-        field.name: field.default for field in fields(FlowSettings) if field.name not in READ
+        field.name: field.default for field in fields(FlowSettings) if field.name not in NO_OPTIONS
     }
     assert shown.keys() == settings.keys()
     for name, default in settings.items():

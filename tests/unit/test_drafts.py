@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from vllm_flow.engine import drafts
 from vllm_flow.engine.aux_hidden_states import COLLECTS, check_collects
 from vllm_flow.engine.draft_layers import OWN_NAMES, check_layers, layer_in_group, storage_layer
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.grouping import DecoderLayers
 
@@ -35,7 +36,7 @@ def test_a_drafters_layers_come_right_before_the_first(
     decoder = DecoderLayers(num_layers, draft_layers=draft_layers)
     group_layers = data.draw(st.sampled_from(decoder.group_sizes()))
     settings = FlowSettings.read(
-        {"group_layers": group_layers}, num_layers, draft_layers=draft_layers
+        {"group_layers": group_layers}, EngineFacts(num_layers, draft_layers=draft_layers)
     )
     assert settings.groups[0][0] == -draft_layers and settings.groups[-1][1] == num_layers - 1
     for name, place in zip(names, places, strict=True):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from vllm_flow.engine import states
+from vllm_flow.engine.engine_facts import EngineFacts
+from vllm_flow.engine.fitting_engine import unfit
 from vllm_flow.policy import FlowPolicy, Stage
 
 LFM2 = ("lfm2", ["conv", "full_attention", "conv"])
@@ -45,6 +48,7 @@ def test_what_nobody_has_tried_beside_them_is_refused_by_its_option(kind: Any) -
 
 def test_what_keeps_nothing_can_leave_after_the_prefill() -> None:
     late = FlowPolicy(((Stage(1, 0),),), when="decode")
-    assert states.against_policy(late, (0, 2), keep_states=False) is None
-    refused = states.against_policy(late, (0, 2))
-    assert refused is not None and "after the prefill" in refused
+    engine = EngineFacts(3, attending=(0, 2), keep_states=False)
+    assert not list(unfit(late, engine))
+    [refused] = unfit(late, replace(engine, keep_states=True))
+    assert "after the prefill" in refused.sentence and refused.key == "flow_when"

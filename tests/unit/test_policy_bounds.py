@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.any_policy import LAYERS, policies
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy import FlowPolicy, Stage, first_layer_beyond
 from vllm_flow.policy_bounds import admit, check_bound, contradicts, operators_policy
@@ -104,11 +105,11 @@ def test_an_operator_bounds_what_requests_ask_for(
 def test_a_bound_that_allows_nothing_is_one() -> None:
     """As a request's policy it would be none, and no bound would be the opposite of what was meant."""
     for keys in ({"flow_cliff": LAYERS}, {"flow_stages": f"{LAYERS}:0"}):
-        bound = FlowSettings.read({"max_policy": keys}, LAYERS).max_policy
+        bound = FlowSettings.read({"max_policy": keys}, EngineFacts(LAYERS)).max_policy
         with pytest.raises(PolicyError, match=f"from {LAYERS} to {LAYERS}"):
             admit({"flow_cliff": LAYERS - 1}, LAYERS, bound=bound)
         assert admit({"flow_cliff": LAYERS}, LAYERS, bound=bound) is None
-    assert FlowSettings.read({}, LAYERS).max_policy is None
+    assert FlowSettings.read({}, EngineFacts(LAYERS)).max_policy is None
 
 
 @given(policies(), policies(), st.lists(st.integers(1, 800), min_size=4, max_size=4))

@@ -15,7 +15,6 @@ from vllm_flow.ranks import (
     PositionRank,
     TowerRank,
     TowerScore,
-    after_layer,
 )
 from vllm_flow.ranks.base import Draw, Needs
 from vllm_flow.ranks.cls_attention import most_attended
@@ -206,7 +205,7 @@ def test_what_a_rank_looks_at_decides_what_must_be_computed_at_once() -> None:
     }
     assert all(name == rank.name and rank.title for name, rank in RANKS.items())
     assert {name for name, rank in known.items() if rank.draws} == {"random"}
-    assert {name for name, rank in known.items() if after_layer(rank)} == {
+    assert {name for name, rank in known.items() if rank.reads_layer} == {
         "last_image",
         "last_prompt",
         *ROWS,

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_flow.cliff_file import FORMAT
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import contradicts
@@ -47,17 +48,19 @@ def profile(default: int | None = None, **tasks: int) -> dict[str, Any]:
 )
 def test_what_would_have_no_effect_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        FlowSettings.read(options, LAYERS)
+        FlowSettings.read(options, EngineFacts(LAYERS))
 
 
 def test_with_what_it_is_for_each_is_taken() -> None:
     found = FlowSettings.read(
-        {**LOG, "attention_log_max_bytes": 9, "attention_log_kernel": "torch"}, LAYERS
+        {**LOG, "attention_log_max_bytes": 9, "attention_log_kernel": "torch"}, EngineFacts(LAYERS)
     )
     assert (found.attention_log_max_bytes, found.attention_log_kernel) == (9, "torch")
     bounded = {"max_policy": {"flow_cliff": 9}, "allow_request_policy": True}
-    assert FlowSettings.read(bounded, LAYERS).max_policy == FlowPolicy.withdrawal(9)
-    assert not FlowSettings.read({"allow_request_policy": False}, LAYERS).allow_request_policy
+    assert FlowSettings.read(bounded, EngineFacts(LAYERS)).max_policy == FlowPolicy.withdrawal(9)
+    assert not FlowSettings.read(
+        {"allow_request_policy": False}, EngineFacts(LAYERS)
+    ).allow_request_policy
 
 
 @pytest.mark.parametrize(
@@ -78,7 +81,7 @@ def test_a_default_that_evicts_more_than_is_allowed_is_refused(
     default: dict[str, Any], most: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"\['default_policy'\]: .*{named}.*'max_policy' lets"):
-        FlowSettings.read({"default_policy": default, "max_policy": most}, LAYERS)
+        FlowSettings.read({"default_policy": default, "max_policy": most}, EngineFacts(LAYERS))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,7 @@ def test_a_default_that_evicts_more_than_is_allowed_is_refused(
     ids=str,
 )
 def test_one_within_its_bounds_is_taken(default: dict[str, Any], most: dict[str, Any]) -> None:
-    FlowSettings.read({"default_policy": default, "max_policy": most}, LAYERS)
+    FlowSettings.read({"default_policy": default, "max_policy": most}, EngineFacts(LAYERS))
 
 
 @given(st.integers(0, LAYERS - 1), st.integers(0, LAYERS))

@@ -70,7 +70,7 @@ class BulkBlockPool(BlockPool):
         if (
             block_mask is not None
             or block_size != self.hash_block_size
-            or not cache_keys.name_each(
+            or not cache_keys.insert_each(
                 self, new, request.block_hashes[span], ends, kv_cache_group_id
             )
         ):

@@ -36,7 +36,7 @@ def tail(stage: LayoutStage) -> int:
     return (2 * stage.layer + 2) * KINDS_APART
 
 
-def name(
+def insert(
     pool: BlockPool,
     block: KVCacheBlock,
     prefixes: Sequence[BlockHash],
@@ -65,7 +65,7 @@ def name(
         pool.cached_block_hashes_by_block.setdefault(block.block_id, set()).update(keys)
 
 
-def name_each(
+def insert_each(
     pool: BlockPool,
     blocks: Sequence[KVCacheBlock],
     prefixes: Sequence[BlockHash],

@@ -135,7 +135,7 @@ class FlowConnector(KVConnectorBase_V1):
         delays, params = finished
         if params is not None:
             layout = self.flow_layouts[request.request_id]
-            params = {**params, LAYOUT_KEY: layout.name(self.flow_group_layers)}
+            params = {**params, LAYOUT_KEY: layout.fingerprint(self.flow_group_layers)}
         return delays, params
 
     def register_finished_partial_tail(

@@ -12,11 +12,11 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from vllm_flow.engine import asked_model, fitting_ranks, obstacles, states
+from vllm_flow.engine import asked_model
+from vllm_flow.engine.fitting_engine import CONFIGURED, TOLD, unfit
 from vllm_flow.engine.obstacles import Misfit
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.policy_keys import WHEN_KEY
 
 logger = init_logger("vllm.vllm_flow.default_policies")
 
@@ -28,38 +28,22 @@ def check_policies(settings: FlowSettings) -> None:
     """Refuse an operator's policy that no request of this engine could have.
 
     Raises:
-        ValueError: names what it asks for.
+        ValueError: names the policy, the reason and the remedy.
     """
     for named, policy in _policies(settings):
-        unfit = states.against_policy(policy, settings.attending, settings.keep_states)
-        if unfit is not None:
-            raise ValueError(f"{named} {unfit}")
-        fault = fitting_ranks.added_fault(policy)
-        if fault is not None:
-            raise ValueError(f"{named}: {fault}")
-        rank = fitting_ranks.by_keys(policy)
-        if rank is not None and settings.quantised_keys:
-            raise ValueError(
-                f"{named} ranks by {rank!r}, which reads keys, and this KV cache stores them in "
-                "eight bits: leave out kv_cache_dtype, or rank by place or picture."
-            )
-        if policy.when == "decode" and settings.connected:
-            raise ValueError(
-                f"{named} evicts after the prefill, and this engine has a KV connector, which may fill "
-                f"blocks that were given back before what stays is copied out of them: leave out {WHEN_KEY}, or "
-                "kv_transfer_config."
-            )
+        for found in unfit(policy, settings.engine, CONFIGURED):
+            raise ValueError(f"{named}: {found.sentence}")
 
 
 def warn_of_obstacles(settings: FlowSettings) -> None:
     """Say which of the operator's policies the workers cannot apply, once they have said what they cannot do."""
     for named, policy in _policies(settings):
-        for reason in _unfit(policy, settings):
+        for found in unfit(policy, settings.engine, TOLD):
             logger.warning(
                 '%s, "%s", cannot be applied by this engine: %s Requests with images are answered without it.',
                 named,
                 policy,
-                reason,
+                found.sentence,
             )
 
 
@@ -74,7 +58,9 @@ def of_request(request: Any, task: Any, settings: FlowSettings) -> tuple[FlowPol
     """
     if task is not None and settings.profile is not None:
         return settings.profile.of_task(task), _named(task)
-    for name in asked_model.names(request, settings.served_name) if settings.model_policies else ():
+    for name in (
+        asked_model.names(request, settings.engine.served_name) if settings.model_policies else ()
+    ):
         if name in settings.model_policies:
             return settings.model_policies[name], _of_model(name)
     return settings.default_policy, _named("")
@@ -117,13 +103,3 @@ def _named(task: str) -> str:
 
 def _of_model(name: str) -> str:
     return f"model_policies[{name!r}]"
-
-
-def _unfit(policy: FlowPolicy, settings: FlowSettings) -> Iterator[str]:
-    """Why the workers can apply a policy to no picture; nothing where they can."""
-    late = settings.obstacles.get(obstacles.LATE)
-    if policy.when == "decode" and late is not None:
-        yield f"what stays after the prefill cannot be moved in its KV cache: {late}."
-    unread = fitting_ranks.unread(policy.ranks, settings)
-    if unread is not None:
-        yield unread

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vllm_flow.ranks import RANKS, AttentionRank, after_layer
+from vllm_flow.ranks import RANKS, AttentionRank
 from vllm_flow.rewriting import LateReading
 from vllm_flow.step import Ranking
 
@@ -39,7 +39,7 @@ class DeviceRanking:
     @property
     def by_layer(self) -> bool:
         """Whether it is scored by what the layer before the stage makes."""
-        return self.ranking.choice.picks is None and after_layer(self.rank)
+        return self.ranking.choice.picks is None and self.rank.reads_layer
 
     @property
     def image_rows(self) -> slice:

@@ -62,7 +62,7 @@ class FindableBlocks:
         for stage in stages:
             for packed in prefixes.packed(stage):
                 kind = completed(stage) if packed.is_full else tail(stage)
-                cache_keys.name(
+                cache_keys.insert(
                     self.pool,
                     held[packed.index],
                     packed.keys,

@@ -1,6 +1,7 @@
 """Checks that a policy fits a request: its prompt, its parameters, and the engine's steps.
 
-What is wrong with a policy's keys by themselves is `policy_keys`'; this is what only the prompt shows.
+What is wrong with a policy's keys by themselves is `policy_keys`', what no prompt could have in this engine
+`fitting_engine`'s; this is what only the prompt shows.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.counts import counted
-from vllm_flow.engine import fitting_ranks, obstacles, states
+from vllm_flow.engine import fitting_engine
 from vllm_flow.engine.connectors import LAYOUT_KEY, REMOTE_BLOCKS, REMOTE_PREFILL
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.obstacles import Misfit, Obstacle
 from vllm_flow.engine.requests import (
     evictable,
@@ -18,16 +20,18 @@ from vllm_flow.engine.requests import (
     layout_of,
     unreached_modality,
 )
+from vllm_flow.engine.scored_pictures import PIXELS
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.layout import TokenLayout
 from vllm_flow.log_keys import HEAT_KEY, LOG_KEY, parse_log
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import check_bound
-from vllm_flow.policy_keys import CLIFF_KEY, KEEP_KEY, WHEN_KEY
-from vllm_flow.ranks import RANKS, PositionRank
+from vllm_flow.policy_keys import CLIFF_KEY, KEEP_KEY
+from vllm_flow.ranks import RANKS, PositionRank, TowerRank
 from vllm_flow.registry import PluginError
 
 if TYPE_CHECKING:
+    from vllm.multimodal.inputs import MultiModalFeatureSpec
     from vllm.v1.engine import EngineCoreRequest
 
 
@@ -64,7 +68,8 @@ def fitted(
         return None
     prompt_tokens = len(request.prompt_token_ids or ())
     _check_places(image_ranges(features), prompt_tokens)
-    fitting_ranks.check_added(policy, settings)
+    for unfit in fitting_engine.unfit(policy, settings.engine):
+        raise Obstacle(Misfit.ENGINE, unfit.sentence, unfit.key)
     try:
         layout = layout_of(policy, features, settings.num_layers, prompt_tokens)
     except PluginError as error:
@@ -76,12 +81,11 @@ def fitted(
             Misfit.STREAMING, "streaming input may bring images later; leave out the policy."
         )
     _check_log(layout, keys, settings.num_layers)
-    _check_late(layout, settings)
-    fitting_ranks.check(policy, layout, settings, evictable(features))
-    if settings.connected:
+    check_encoded(layout, settings.engine, evictable(features))
+    if settings.engine.connected:
         _check_transfer(request, layout, settings)
-    _check_step(layout, settings)
-    _check_pieces(layout, settings)
+    _check_step(layout, settings.engine)
+    _check_pieces(layout, settings.engine)
     if layout.late:  # the prompt's rows are all there
         return layout
     if layout.spans.end >= prompt_tokens:
@@ -140,32 +144,38 @@ def _check_places(images: Iterable[Sequence[tuple[int, int]]], prompt_tokens: in
         past = end
 
 
-def _check_late(layout: TokenLayout, settings: FlowSettings) -> None:
-    """What the engine, or its workers, cannot do once a prompt is computed."""
-    if not layout.late:
+def check_encoded(
+    layout: TokenLayout, engine: EngineFacts, pictures: Iterable[MultiModalFeatureSpec]
+) -> None:
+    """Refuse ranks by the vision tower of what has been through no tower of this engine, or as a video's frames.
+
+    Raises:
+        Obstacle: of frames, which nobody has compared, or of a picture that came as embeddings.
+    """
+    ranks = {choice.rank for stage in layout.stages for choice in stage.choices}
+    name = min((rank for rank in ranks if isinstance(RANKS[rank], TowerRank)), default=None)
+    if name is None:
         return
-    forgets = states.late_reason(settings.attending if settings.keep_states else ())
-    if forgets is not None:
-        raise Obstacle(
-            Misfit.ENGINE,
-            f"images cannot leave this model after the prefill: {forgets}; leave it out.",
-            WHEN_KEY,
-        )
-    if settings.connected:
-        raise Obstacle(
-            Misfit.ENGINE,
-            "this engine has a KV connector, which may fill blocks that were given back before what "
-            "stays is copied out of them; leave this key out, or the connector.",
-            WHEN_KEY,
-        )
-    reason = settings.obstacles.get(obstacles.LATE)
-    if reason is not None:
-        raise Obstacle(
-            Misfit.ENGINE,
-            f"what stays after the prefill cannot be moved in this engine's KV cache: {reason}; leave "
-            f"this key out, {fitting_ranks.ANOTHER_BACKEND}",
-            WHEN_KEY,
-        )
+    reads = f"{name!r} reads the {RANKS[name].score.value}"
+    remedy = f"rank by {fitting_engine.possible(engine, reading_tower=False)}."
+    for picture in pictures:
+        if picture.modality == "video":
+            raise Obstacle(
+                Misfit.VIDEO,
+                f"{reads}, and nobody has tested how those of a video's frames compare; send frames as single "
+                f"pictures, or {remedy}",
+            )
+        if engine.mm_embeds and not _has_pixels(picture.data):
+            raise Obstacle(
+                Misfit.EMBEDDINGS,
+                f"{reads}, and a picture of this prompt came as embeddings, which no tower of this engine has "
+                f"seen; send its pixels, or {remedy}",
+            )
+
+
+def _has_pixels(item: Any) -> bool:
+    """Whether the tower is given what a picture's item holds; not known of one that lies elsewhere."""
+    return item is not None and any(name in item for name in PIXELS)
 
 
 def _check_transfer(
@@ -178,7 +188,7 @@ def _check_transfer(
     asked = transfer_of(request.sampling_params.extra_args)
     if not asked:
         return
-    if not settings.hands_over:
+    if not settings.engine.hands_over:
         raise Obstacle(
             Misfit.KV_TRANSFER,
             "the KV cache of a request that evicts stays in its engine; leave out kv_transfer_params, "
@@ -190,7 +200,9 @@ def _check_transfer(
             "the blocks that kv_transfer_params names are an earlier turn's, to be read back as so many "
             f"tokens, which packed blocks are not; leave out {REMOTE_BLOCKS}.",
         )
-    if asked.get(REMOTE_PREFILL) and asked.get(LAYOUT_KEY) != layout.name(settings.group_layers):
+    if asked.get(REMOTE_PREFILL) and asked.get(LAYOUT_KEY) != layout.fingerprint(
+        settings.group_layers
+    ):
         raise Obstacle(
             Misfit.KV_TRANSFER,
             "its prompt was prefilled without this policy, or by an engine with other storage groups; "
@@ -204,32 +216,37 @@ def transfer_of(keys: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _check_step(layout: TokenLayout, settings: FlowSettings) -> None:
+def _check_step(layout: TokenLayout, engine: EngineFacts) -> None:
     """What must be computed in one step must fit one, or the request would wait for ever."""
     longest = max((stop - start for start, stop in layout.atomic), default=layout.last_step_tokens)
-    if settings.step_tokens is None or longest <= settings.step_tokens:
+    if engine.step_tokens is None or longest <= engine.step_tokens:
         return
-    by_place = [name for name, rank in RANKS.usable().items() if isinstance(rank, PositionRank)]
     raise Obstacle(
         Misfit.STEP,
         f"its rank must see {longest} tokens in one step, and a step of this engine has room for "
-        f"{settings.step_tokens}; rank by {' or '.join(map(repr, by_place))}, or have the server "
+        f"{engine.step_tokens}; rank by {_by_place()}, or have the server "
         "started with a greater max_num_batched_tokens, a smaller max_num_seqs or without "
         "long_prefill_token_threshold.",
     )
 
 
-def _check_pieces(layout: TokenLayout, settings: FlowSettings) -> None:
+def _check_pieces(layout: TokenLayout, engine: EngineFacts) -> None:
     """The tokens of a piece see one another, and the host says where those that stay are stored."""
     asked = [choice for stage in layout.stages for choice in stage.choices]
-    if settings.mutual_pictures and not layout.late and any(choice.text for choice in asked):
-        by_place = [name for name, rank in RANKS.usable().items() if isinstance(rank, PositionRank)]
+    if engine.mutual_pictures and not layout.late and any(choice.text for choice in asked):
         raise Obstacle(
             Misfit.PICTURE,
             "the tokens of a picture see one another, piece by piece where it is cut into crops, and how many "
             "of each piece stay is chosen on the device; rank by "
-            f"{' or '.join(map(repr, by_place))}, or leave out do_pan_and_scan.",
+            f"{_by_place()}, or leave out do_pan_and_scan.",
         )
+
+
+def _by_place() -> str:
+    """The ranks that look at nothing, to be read."""
+    return " or ".join(
+        repr(name) for name, rank in RANKS.usable().items() if isinstance(rank, PositionRank)
+    )
 
 
 def _check_log(layout: TokenLayout, keys: Mapping[str, Any], num_layers: int) -> None:

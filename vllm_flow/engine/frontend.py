@@ -93,7 +93,7 @@ def check_keys(keys: Mapping[str, Any] | None, settings: FlowSettings) -> None:
         keys,
         settings.num_layers,
         available=settings.attention_log is not None,
-        attending=settings.attending,
+        attending=settings.engine.attending,
     )
 
 
@@ -114,15 +114,15 @@ def settle(request: EngineCoreRequest, settings: FlowSettings) -> None:
     if params.skip_clone:  # the caller's own object, which serves further requests
         params = request.sampling_params = copy.copy(params)
     keys = dict(params.extra_args or {})
-    log = parse_log(keys, settings.num_layers, attending=settings.attending)
+    log = parse_log(keys, settings.num_layers, attending=settings.engine.attending)
     if log is not None:
         _check_loggable(request, keys[LOG_KEY])
     chosen = _chosen(request, keys, settings)
     layout, skipped = _layout(request, chosen, settings, keys)
-    if layout is None and settings.connected:
+    if layout is None and settings.engine.connected:
         _check_handed(transfer_of(keys))
     others = {key: value for key, value in keys.items() if key not in (*POLICY_KEYS, TASK_KEY)}
-    if log is not None and settings.attending:
+    if log is not None and settings.engine.attending:
         others |= log.request_keys()  # which layers attend is known here alone
     params.extra_args = others or None
     if layout is not None and chosen.policy is not None:

@@ -169,7 +169,9 @@ def _between_steps(spec: KVCacheSpec) -> KVCacheSpec:
 def storage_layer(name: str, settings: FlowSettings) -> int:
     """Where the layer of this name comes in storage; see :func:`vllm_flow.engine.draft_layers.storage_layer`."""
     number = extract_layer_index(name)
-    return draft_layers.storage_layer(name, number, settings.num_layers, settings.draft_layers)
+    return draft_layers.storage_layer(
+        name, number, settings.num_layers, settings.engine.draft_layers
+    )
 
 
 def _padded(specs: dict[str, GroupSpec]) -> dict[str, GroupSpec]:

@@ -40,7 +40,7 @@ def spares_last_layers(llm: LLM | Any) -> bool:
     scheduler_of(llm)  # in this process, and with the extension
     core = llm.llm_engine.engine_core.engine_core
     runner = core.model_executor.driver_worker.worker.model_runner
-    return bool(runner.flow_state.book.spares_last_layers)
+    return bool(runner.flow_state.planner.spares_last_layers)
 
 
 def footprints(llm: LLM | Any) -> dict[str, Footprint]:

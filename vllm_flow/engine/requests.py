@@ -7,25 +7,17 @@ from the front end to the workers, so no process has to tell another what it dec
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vllm_flow.attention import KeySpans, LoggedRequest
-from vllm_flow.decode_plan import decode_facts
-from vllm_flow.last_layer import spare_last_layers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.log_keys import AttentionLog, parse_log
-from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_keys import parse_policy
-from vllm_flow.rewriting import LateReading, late_readings
-from vllm_flow.spans import ImageSpans, Range
-from vllm_flow.step import ScheduledRequest, StepPlan, scheduled_request
+from vllm_flow.spans import ImageSpans
 
 if TYPE_CHECKING:
     from vllm.multimodal.inputs import MultiModalFeatureSpec
@@ -33,7 +25,6 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import NewRequestData
     from vllm.v1.request import Request
 
-    from vllm_flow.engine.mutual_attention import RangesOf
 
 EVICTABLE_MODALITIES = ("image", "video", "vision_chunk")
 """A chunk is what Kimi-K2.5 calls a picture, and a few frames of a video."""
@@ -140,103 +131,3 @@ def logged_request(
     return LoggedRequest(
         log, prompt_tokens, KeySpans.of(prompt_tokens, images, single=log.heat), layout
     )
-
-
-class LayoutBook:
-    """The layouts of the requests a process knows of; requests that evict nothing are not in it.
-
-    Args:
-        num_layers: of the decoder.
-        mutual_of: what reads off a request which ranges of its prompt see one another, see
-            ``mutual_attention.py``; None where a model has none.
-    """
-
-    def __init__(self, num_layers: int, mutual_of: RangesOf | None = None) -> None:
-        self.num_layers = num_layers
-        self.mutual: dict[str, tuple[Range, ...]] = {}
-        """Mutual ranges, of all requests that have some: those that evict share steps with the others."""
-        self._mutual_of = mutual_of
-        self.spares_last_layers = False
-        """Whether the decoder can store a layer's keys and values alone; see ``last_layer.py``."""
-        self.layouts: dict[str, TokenLayout] = {}
-
-    def add(
-        self,
-        request_id: str,
-        params: SamplingParams | None,
-        features: Iterable[MultiModalFeatureSpec],
-        prompt_tokens: int,
-    ) -> TokenLayout | None:
-        """Read a request's layout and keep it until :meth:`remove`; None if it evicts nothing."""
-        features = list(features)
-        if self._mutual_of is not None and (mutual := self._mutual_of(features)):
-            self.mutual[request_id] = mutual
-        layout = token_layout(params, features, self.num_layers, prompt_tokens)
-        if layout is not None:
-            self.layouts[request_id] = layout
-        return layout
-
-    def remove(self, request_id: str) -> None:
-        self.layouts.pop(request_id, None)
-        self.mutual.pop(request_id, None)
-
-    def plan(
-        self,
-        request_ids: Sequence[str],
-        num_computed: Sequence[int],
-        num_scheduled: Sequence[int],
-    ) -> StepPlan | None:
-        """The step's plan; arguments are parallel, in the order of the batch's rows."""
-        requests = self._scheduled(request_ids, num_computed, num_scheduled)
-        plan = None if requests is None else plan_step(requests)
-        if plan is None or not self.spares_last_layers:
-            return plan
-        return spare_last_layers(plan, requests)
-
-    def late_readings(
-        self,
-        plan: StepPlan | None,
-        request_ids: Sequence[str],
-        num_computed: Sequence[int],
-        num_scheduled: Sequence[int],
-    ) -> list[LateReading]:
-        """What the step must read; see :func:`vllm_flow.rewriting.late_readings`."""
-        layouts = [self.layouts.get(request_id) for request_id in request_ids]
-        if not any(layout is not None and layout.read_layers for layout in layouts):
-            return []
-        shares = zip(map(int, num_computed), map(int, num_scheduled), layouts, strict=True)
-        return list(late_readings(plan, shares))
-
-    def decode_facts(
-        self,
-        request_ids: Sequence[str],
-        num_computed: Sequence[int],
-        num_scheduled: Sequence[int],
-    ) -> NDArray[np.int32] | None:
-        """Of a step that was captured, :func:`vllm_flow.decode_plan.decode_facts`.
-
-        None where no request evicts anything.
-        """
-        requests = self._scheduled(request_ids, num_computed, num_scheduled)
-        return None if requests is None else decode_facts(requests, self.num_layers)
-
-    def _scheduled(
-        self,
-        request_ids: Sequence[str],
-        num_computed: Sequence[int],
-        num_scheduled: Sequence[int],
-    ) -> list[ScheduledRequest] | None:
-        """The step's requests with their layouts; None where no request evicts anything."""
-        if not any(request_id in self.layouts for request_id in request_ids):
-            return None
-        return [
-            scheduled_request(
-                int(computed),
-                int(scheduled),
-                self.layouts.get(request_id),
-                self.mutual.get(request_id, ()),
-            )
-            for request_id, computed, scheduled in zip(
-                request_ids, num_computed, num_scheduled, strict=True
-            )
-        ]

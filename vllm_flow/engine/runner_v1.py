@@ -14,8 +14,9 @@ import torch
 
 from vllm_flow.engine import accepted_counts, cpu_groups, encoder_cache, shared_metadata
 from vllm_flow.engine.runner import FlowRunner
-from vllm_flow.engine.step_inputs import DraftCounts, Lengths, StepInputs, StepShares
+from vllm_flow.engine.step_inputs import DraftCounts, Lengths, StepInputs
 from vllm_flow.engine.wire import Rewrites
+from vllm_flow.step import StepShares
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -114,7 +115,7 @@ class FlowRunnerV1(FlowRunner):
         if self.use_async_spec_decode:
             told, known = batch.num_computed_tokens_cpu_tensor, self.num_computed_tokens
             lengths = Lengths(told[:count], known[:count])
-        if self.speculative_config is not None and self.flow_state.settings.attending:
+        if self.speculative_config is not None and self.flow_state.settings.engine.attending:
             accepted, drafts = self.num_accepted_tokens.gpu, self.num_decode_draft_tokens.cpu
             counts = DraftCounts(accepted[:count], drafts[:count])
         return StepInputs(block_tables, padded_rows, lengths, counts)

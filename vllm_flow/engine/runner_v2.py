@@ -21,8 +21,9 @@ from vllm_flow.engine.decode_graphs import DecodeBuffers, unreplayable
 from vllm_flow.engine.prompt_scores import FlowPromptLogprobs
 from vllm_flow.engine.runner import FlowRunner
 from vllm_flow.engine.shared_metadata import sharing
-from vllm_flow.engine.step_inputs import Lengths, StepInputs, StepShares
+from vllm_flow.engine.step_inputs import Lengths, StepInputs
 from vllm_flow.engine.worker_state import WorkerState
+from vllm_flow.step import StepShares
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
@@ -141,7 +142,7 @@ class FlowModelState(ModelState):
         if for_capture:
             buffers.blank(seq_lens)
         else:
-            facts = self.flow_state.book.decode_facts(*_shares(input_batch))
+            facts = self.flow_state.planner.decode_facts(_shares(input_batch))
             rows = input_batch.num_tokens_after_padding // input_batch.num_reqs_after_padding
             buffers.refresh(seq_lens, facts, input_batch.num_reqs, rows)
         return {}

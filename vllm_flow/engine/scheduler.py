@@ -29,11 +29,12 @@ from vllm_flow.engine.attention.answers import LoggedAnswers
 from vllm_flow.engine.attention.writer import AttentionLogWriter
 from vllm_flow.engine.connectors import FlowConnector
 from vllm_flow.engine.footprints import FootprintBook
+from vllm_flow.engine.layout_book import LayoutBook
 from vllm_flow.engine.observers import Observer
 from vllm_flow.engine.prefix import FlowKVCacheManager
 from vllm_flow.engine.report import REPORT_KEY
 from vllm_flow.engine.report_observer import Reports
-from vllm_flow.engine.requests import LayoutBook, with_digest
+from vllm_flow.engine.requests import with_digest
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.storage_groups import StorageGroups
 from vllm_flow.engine.support import check_hash_unit
@@ -71,7 +72,7 @@ class _FlowScheduling:
                 FlowConnector,
                 flow_layouts=self.flow_requests.layouts,
                 flow_group_layers=settings.group_layers,
-                flow_hands_over=settings.hands_over,
+                flow_hands_over=settings.engine.hands_over,
                 flow_handed=set(),
             )
         # Of the step being scheduled: encoder outputs, by the picture's hash.

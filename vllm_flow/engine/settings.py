@@ -1,33 +1,27 @@
 """The operator's settings: ``additional_config["vllm_flow"]`` as one documented dataclass.
 
 Seam: ``VllmConfig.additional_config``, which vLLM reserves for extensions and hands to every
-process. Reads the model's layer count from the config; imports nothing of vLLM.
+process. What the engine itself says is `engine_facts`; imports nothing of vLLM.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.cliff_file import Profile
 from vllm_flow.counts import counted
-from vllm_flow.engine import engine_facts, obstacles, states
 from vllm_flow.engine import setting_values as values
-from vllm_flow.engine.draft_layers import drafter_layers
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.setting_values import CONFIG_KEY
-from vllm_flow.grouping import DecoderLayers
 from vllm_flow.policy import FlowPolicy
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-READ = (
-    *("num_layers", "profile", "step_tokens", "obstacles", "quantised_keys", "connected"),
-    *("hands_over", "mutual_pictures", "attending", "keep_states"),
-    *("draft_layers", "mm_embeds", "served_name"),
-)
-"""Fields that are no options."""
+NO_OPTIONS = ("engine", "profile")
+"""Fields that an operator does not set by their names."""
 KERNELS = ("auto", "triton", "torch", "xformers")
 
 
@@ -35,8 +29,8 @@ KERNELS = ("auto", "triton", "torch", "xformers")
 class FlowSettings:
     """Settings of one engine, resolved against its model."""
 
-    num_layers: int
-    """Decoder layers of the model (read from the model, not set by the operator)."""
+    engine: EngineFacts
+    """What they are resolved against (no option)."""
 
     group_layers: int
     """Consecutive decoder layers that share one block table: how finely memory is saved.
@@ -89,49 +83,15 @@ class FlowSettings:
     """True tries models that nobody has tested, and says so in the log; else they are refused. Those
     known not to work are refused either way."""
 
-    step_tokens: int | None = None
-    """Tokens of one request that a step has room for whatever else runs (read from the engine, not set
-    by the operator); None where nobody asked."""
-
-    obstacles: Mapping[str, str] = field(default_factory=dict)
-    """What the engine's workers cannot do, and why (said by the engine); see `obstacles`."""
-
-    quantised_keys: bool = False
-    """Whether keys are stored in eight bits (read from the engine, not set by the operator)."""
-
-    mutual_pictures: bool = False
-    """Whether tokens of a picture see one another in both directions (read from the engine, not set by
-    the operator)."""
-
-    mm_embeds: bool = False
-    """Whether pictures may come as embeddings (read from the engine, not set by the operator)."""
-
-    served_name: str = ""
-    """The name under which the model is served, of several the first (read from the engine, not set by the
-    operator)."""
-
-    connected: bool = False
-    """Whether the engine has a KV connector (read from it, not set by the operator)."""
-
-    hands_over: bool = False
-    """Whether that connector takes requests that evict, too (said by its class, where all layers store keys)."""
-
-    attending: tuple[int, ...] = ()
-    """Layers that store keys and values, where the others keep a state per request, or nothing (read from the
-    model, not set by the operator); empty where all layers do."""
-
-    keep_states: bool = True
-    """Whether those others keep a state, and not nothing (read from the model, not set by the operator)."""
-
-    draft_layers: int = 0
-    """Layers of a drafter (speculative decoding) that are stored before the model's, in the first group (read
-    from the engine, not set by the operator)."""
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers of the model."""
+        return self.engine.num_layers
 
     @property
     def groups(self) -> tuple[tuple[int, int], ...]:
         """First and last layer of each storage group."""
-        decoder = DecoderLayers(self.num_layers, self.attending, self.draft_layers)
-        return decoder.groups(self.group_layers)
+        return self.engine.decoder.groups(self.group_layers)
 
     @property
     def group_starts(self) -> tuple[int, ...]:
@@ -141,12 +101,13 @@ class FlowSettings:
     @property
     def layers_per_block(self) -> int:
         """Layers whose keys and values a KV block holds; of the last group it may be fewer."""
-        if not self.attending:
+        engine, groups = self.engine, self.groups
+        if not engine.attending:
             return self.group_layers
-        groups = self.groups
         # Where vLLM divides the first, its drafter's layer is one too many in each of the others.
         divided = len(set(groups)) < len(groups)
-        return (len(self.attending) + (0 if divided else self.draft_layers)) // len(set(groups))
+        layers = len(engine.attending) + (0 if divided else engine.draft_layers)
+        return layers // len(set(groups))
 
     @property
     def storage(self) -> str:
@@ -154,11 +115,11 @@ class FlowSettings:
         found = (
             f"{counted(len(self.groups), 'storage group')} of {counted(self.group_layers, 'layer')}"
         )
-        if self.draft_layers:
-            found = f"{found}, the drafter's {self.draft_layers} first"
-        if not self.attending:
+        if self.engine.draft_layers:
+            found = f"{found}, the drafter's {self.engine.draft_layers} first"
+        if not self.engine.attending:
             return found
-        others = "a state per request" if self.keep_states else "nothing"
+        others = "a state per request" if self.engine.keep_states else "nothing"
         return f"{found}, with keys in {self.layers_per_block} of each and {others} in the others"
 
     @property
@@ -195,31 +156,22 @@ class FlowSettings:
     @classmethod
     def names(cls) -> list[str]:
         """The options' names."""
-        return [f.name for f in fields(cls) if f.name not in READ]
+        return [f.name for f in fields(cls) if f.name not in NO_OPTIONS]
 
     @classmethod
-    def read(
-        cls,
-        options: Any,
-        num_layers: int,
-        attending: tuple[int, ...] = (),
-        draft_layers: int = 0,
-    ) -> FlowSettings:
+    def read(cls, options: Any, engine: EngineFacts) -> FlowSettings:
         """Settings from the JSON object under ``vllm_flow``.
-
-        Args:
-            attending, draft_layers: see the fields.
 
         Raises:
             ValueError: not an object, an unknown option, a value out of range, an option without effect, or
                 two that contradict one another; names it.
         """
         values.known(options, cls.names())
-        decoder = DecoderLayers(num_layers, attending, draft_layers)
+        num_layers = engine.num_layers
         group_layers = values.layers(options, "group_layers", num_layers)
         if group_layers is None:
-            group_layers = decoder.default_group_layers()
-        decoder.groups(group_layers)  # or refused
+            group_layers = 1 if engine.keys_differ else engine.decoder.default_group_layers()
+        engine.decoder.groups(group_layers)  # or refused
         profile = values.profile(options, num_layers)
         default = (
             values.policy(options, "default_policy", num_layers)
@@ -231,7 +183,7 @@ class FlowSettings:
         tasks = profile.policies if profile else {}
         values.check_bounded(default, tasks, own, bound, num_layers)
         found = cls(
-            num_layers=num_layers,
+            engine=engine,
             group_layers=group_layers,
             default_policy=default,
             profile=profile,
@@ -244,8 +196,6 @@ class FlowSettings:
             ),
             attention_log_kernel=values.one_of(options, "attention_log_kernel", KERNELS),
             untested_models=values.flag(options, "untested_models", False),
-            attending=attending,
-            draft_layers=draft_layers,
         )
         values.check_effects(options)  # last, since a bad value is the plainer fault
         return found
@@ -256,26 +206,4 @@ class FlowSettings:
         options = vllm_config.additional_config
         if not isinstance(options, Mapping) or CONFIG_KEY not in options:
             return None
-        num_layers = vllm_config.model_config.get_total_num_hidden_layers()
-        read = options[CONFIG_KEY]
-        if isinstance(read, Mapping) and engine_facts.keys_differ(
-            vllm_config.model_config, num_layers
-        ):
-            read = {"group_layers": 1, **read}
-        attending = states.attending(vllm_config.model_config)
-        settings = cls.read(read, num_layers, attending, drafter_layers(vllm_config))
-        return replace(
-            settings,
-            keep_states=bool(vllm_config.model_config.is_hybrid or not attending),
-            step_tokens=engine_facts.step_tokens(
-                vllm_config.scheduler_config, vllm_config.num_speculative_tokens
-            ),
-            obstacles=obstacles.known(vllm_config),
-            served_name=engine_facts.served_name(vllm_config.model_config),
-            mutual_pictures=vllm_config.model_config.is_mm_prefix_lm,
-            quantised_keys=vllm_config.cache_config.cache_dtype.startswith("fp8"),
-            mm_embeds=engine_facts.mm_embeds(vllm_config.model_config),
-            connected=getattr(vllm_config.kv_transfer_config, "kv_connector", None) is not None,
-            # What becomes of states, nobody has tried.
-            hands_over=not attending and engine_facts.hands_over(vllm_config),
-        )
+        return cls.read(options[CONFIG_KEY], EngineFacts.of(vllm_config))

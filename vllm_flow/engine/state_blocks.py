@@ -66,7 +66,7 @@ class FlowStateManager(MambaManager):
             if not may_end or num_blocks not in retained or held[num_blocks - 1].is_null:
                 continue
             block, num_tokens = held[num_blocks - 1], num_blocks * self.block_size
-            cache_keys.name(self.block_pool, block, [key], POSITION, group, num_tokens)
+            cache_keys.insert(self.block_pool, block, [key], POSITION, group, num_tokens)
             announce(self.block_pool, request, num_blocks - 1, num_blocks, group)
 
     def find_state(self, key: BlockHash) -> KVCacheBlock | None:

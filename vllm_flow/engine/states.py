@@ -9,11 +9,7 @@ Knows vLLM's configuration and its specifications of states; takes no step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from vllm_flow.policy import FlowPolicy
+from typing import Any
 
 ATTENTION = "full_attention"
 STATES = ("linear_attention", "conv")
@@ -111,61 +107,4 @@ def _untried(config: Any) -> str | None:
     return (
         f"speculative decoding, KV connectors and LoRA adapters of a model with {whose}, "
         f"beside which nobody has tried them: leave out {', '.join(asked)}."
-    )
-
-
-def late_reason(attending: Sequence[int]) -> str | None:
-    """Why images cannot leave after the prefill; None where they can.
-
-    Args:
-        attending: see :func:`attending`.
-    """
-    if not attending:
-        return None
-    return "by then the states of its other layers have taken in the whole image"
-
-
-def unranked_stage(attending: Sequence[int], layers: Sequence[int]) -> int | None:
-    """The first of some stages that no attention comes right before, None where it always does.
-
-    Args:
-        attending: see :func:`attending`.
-        layers: first layer of each stage whose rank goes by attention.
-    """
-    if not attending:
-        return None
-    return next((layer for layer in layers if layer - 1 not in attending), None)
-
-
-def right_behind(attending: Sequence[int]) -> str:
-    """The layers at which a stage may begin that ranks by attention, to be read."""
-    return ", ".join(str(layer + 1) for layer in attending)
-
-
-def against_policy(
-    policy: FlowPolicy, attending: Sequence[int], keep_states: bool = True
-) -> str | None:
-    """Why no request of such a model can have an operator's policy, to go on after its name; None if one can.
-
-    Args:
-        attending: see :func:`attending`.
-        keep_states: whether its other layers keep states, and not nothing.
-    """
-    from vllm_flow.ranks import RANKS, after_layer  # whoever asks what states are needs none of it
-
-    late = late_reason(attending if keep_states else ())
-    if policy.when == "decode" and late is not None:
-        return f"lets images leave after the prefill, but {late}: leave out flow_when."
-    ranked = {
-        stage.layer
-        for stages in policy.images
-        for stage in stages
-        if stage.rank is not None and after_layer(RANKS[stage.rank])
-    }
-    stage = unranked_stage(attending, sorted(ranked))
-    if stage is None:
-        return None
-    return (
-        f"ranks by a layer in a stage at layer {stage}, and the layer before it has no keys: "
-        f"begin it at one of the layers {right_behind(attending)}, or rank by place or picture."
     )

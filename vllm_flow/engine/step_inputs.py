@@ -1,4 +1,4 @@
-"""What a runner knows of a step: who takes part in it; tables, padding, and what became of drafts.
+"""What a runner knows of a step beside who takes part in it: tables, padding, and what became of drafts.
 
 Data alone; who builds a step of it: :mod:`vllm_flow.engine.metadata`.
 """
@@ -34,16 +34,6 @@ class DraftCounts(NamedTuple):
             "num_accepted_tokens": self.accepted.index_select(0, requests),
             "num_decode_draft_tokens_cpu": self.drafts.index_select(0, on_host),
         }
-
-
-class StepShares(NamedTuple):
-    """Which tokens of which requests a step computes: parallel, in the order of the batch's rows."""
-
-    request_ids: Sequence[str]
-    num_computed: Sequence[int]
-    """Tokens of each before the step, as the host was told."""
-    num_scheduled: Sequence[int]
-    """Tokens of each in it."""
 
 
 class Lengths(NamedTuple):

@@ -22,13 +22,16 @@ from vllm_flow.engine import (
 from vllm_flow.engine.attention.tap import AttentionTap
 from vllm_flow.engine.decoder import DecoderHook
 from vllm_flow.engine.device_step import DeviceStep
+from vllm_flow.engine.layout_book import LayoutBook
 from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.moving import RowMover
 from vllm_flow.engine.ranking import Ranker
-from vllm_flow.engine.requests import LayoutBook, logged_request
+from vllm_flow.engine.requests import logged_request
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.engine.step_inputs import StepInputs, StepShares
+from vllm_flow.engine.step_inputs import StepInputs
+from vllm_flow.engine.step_planner import StepPlanner
 from vllm_flow.engine.wire import Rewrites, rewrites_of
+from vllm_flow.step import StepShares
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
@@ -46,7 +49,8 @@ class WorkerState:
     """From :meth:`use_model` on, as the tower is."""
     tower: tower_scores.Tower
     builder: StepBuilder
-    """From :meth:`use_cache` on."""
+    """From :meth:`use_cache` on, as the planner is."""
+    planner: StepPlanner
     mover: RowMover
     """Likewise, once the cache is not one of profiling's."""
 
@@ -82,8 +86,11 @@ class WorkerState:
             runner.device,
             graph_rows=(compilation.max_cudagraph_capture_size or 0) if in_pieces else 0,
         )
-        self.book.spares_last_layers = last_layer.spares(
-            self.hook.decoder, runner.attn_groups, mutual=model_config.is_mm_prefix_lm
+        self.planner = StepPlanner(
+            self.book,
+            spares_last_layers=last_layer.spares(
+                self.hook.decoder, runner.attn_groups, mutual=model_config.is_mm_prefix_lm
+            ),
         )
         if is_profiling:
             return
@@ -139,8 +146,8 @@ class WorkerState:
         Args:
             inputs: gathers what else the runner knows; asked where that is needed.
         """
-        plan = self.book.plan(*shares)
-        readings = self.book.late_readings(plan, *shares)
+        plan = self.planner.plan(shares)
+        readings = self.planner.late_readings(plan, shares)
         goes_on = plan is not None or bool(readings)
         if not goes_on and not self._logs:
             return None

@@ -24,7 +24,7 @@ from vllm_flow.block_counts import predict_blocks
 from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.profile.dimensions import Layered, ModelShape, TowerShape, Workload
-from vllm_flow.ranks import RANKS, after_layer
+from vllm_flow.ranks import RANKS
 from vllm_flow.spans import ImageSpans
 
 Policy: TypeAlias = "int | FlowPolicy"
@@ -117,7 +117,7 @@ def key_rows(shape: Layered, work: Workload, policy: Policy) -> tuple[int, ...]:
             stage.layer
             for stages in policy.images
             for stage in stages
-            if stage.rank is not None and after_layer(RANKS[stage.rank])
+            if stage.rank is not None and RANKS[stage.rank].reads_layer
         }
     after = (*kept[1:], kept[-1])
     return tuple(

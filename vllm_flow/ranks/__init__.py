@@ -31,7 +31,7 @@ from vllm_flow.ranks.question import QUESTION
 from vllm_flow.ranks.random import RANDOM
 from vllm_flow.ranks.raters import RATERS
 from vllm_flow.ranks.received_attention import RECEIVED_ATTENTION
-from vllm_flow.ranks.rows import HiddenRank, QuestionRank, UnrotatedRank, after_layer
+from vllm_flow.ranks.rows import HiddenRank, QuestionRank, UnrotatedRank
 from vllm_flow.ranks.uniform import UNIFORM
 from vllm_flow.ranks.unrotated import UNROTATED
 from vllm_flow.registry import Registry
@@ -62,5 +62,4 @@ __all__ = [
     "TowerRank",
     "TowerScore",
     "UnrotatedRank",
-    "after_layer",
 ]

@@ -37,6 +37,8 @@ class PositionRank:
     """``choose(M, K, draw)``: [K] indices into the M tokens, ascending."""
     draws: bool = False
     """Whether the request's seed matters."""
+    reads_layer: ClassVar[bool] = False
+    """Whether it looks at what the layer before its stage has made, so that there must be one."""
     needs: ClassVar[Needs] = Needs.NOTHING
     late: ClassVar[bool] = True
     """Whether it can choose when the whole prompt is computed, however that was done."""
@@ -52,6 +54,7 @@ class PictureRank:
     """``order(embeddings [N, H], K)``: [K] indices of the whole image's tokens, best first. Nested: the
     order of fewer is the beginning of the order of more."""
     nested: ClassVar[bool] = True
+    reads_layer: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     needs: ClassVar[Needs] = Needs.IMAGE
     late: ClassVar[bool] = False
@@ -78,6 +81,7 @@ class TowerRank:
     """Whether the order of fewer is the beginning of the order of more. If not, the rank is refused but at an
     image's first stage, where all of its tokens are there to be chosen."""
     score: TowerScore = TowerScore.CLASS
+    reads_layer: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     needs: ClassVar[Needs] = Needs.IMAGE
     late: ClassVar[bool] = False
@@ -94,6 +98,7 @@ class AttentionRank:
     title: str
     needs: Needs
     """IMAGE: the row is the image's last token that is left. PROMPT: it is the prompt's last token."""
+    reads_layer: ClassVar[bool] = True
     draws: ClassVar[bool] = False
 
     @property

@@ -18,8 +18,6 @@ from vllm_flow.spans import IntArray
 if TYPE_CHECKING:
     import torch
 
-    from vllm_flow.ranks.base import Rank
-
 
 @dataclass(frozen=True)
 class QuestionRank(AttentionRank):
@@ -49,6 +47,7 @@ class HiddenRank:
     """``choose(states [N, H], keys [N], states of the question [Q, H], its keys [Q], K)``: [N] which K
     tokens stay. States have passed the decoder's final norm; of a key there is its L1 norm over all heads,
     the sum of its absolute values (or any multiple of that, the same for all)."""
+    reads_layer: ClassVar[bool] = True
     draws: ClassVar[bool] = False
     needs: ClassVar[Needs] = Needs.PROMPT
     late: ClassVar[bool] = False
@@ -67,11 +66,7 @@ class UnrotatedRank:
     sample: Callable[[int], IntArray] | None = None
     """``sample(tokens of the whole image)``: indices of those that come before all others, whatever attends
     to them; among themselves they are ranked like the others."""
+    reads_layer: ClassVar[bool] = True
     draws: ClassVar[bool] = False
     needs: ClassVar[Needs] = Needs.PROMPT
     late: ClassVar[bool] = False
-
-
-def after_layer(rank: Rank) -> bool:
-    """Whether a rank looks at what the layer before its stage has made, so that there must be one."""
-    return isinstance(rank, AttentionRank | HiddenRank | UnrotatedRank)

@@ -23,6 +23,7 @@ from vllm.v1.kv_cache_interface import (
     SlidingWindowSpec,
 )
 
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.groups import group_specs
 from vllm_flow.engine.scheduler import FlowAsyncScheduler, FlowScheduler
 from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
@@ -48,7 +49,9 @@ def grouped(config: KVCacheConfig, num_layers: int, num_groups: int) -> KVCacheC
         return None  # stored whole with the extension, and these tests count what is freed
     if is_state(group.kv_cache_spec):
         return None  # states alone, without a layer that has keys
-    settings = FlowSettings.read({"group_layers": num_layers // num_groups}, num_layers)
+    settings = FlowSettings.read(
+        {"group_layers": num_layers // num_groups}, EngineFacts(num_layers)
+    )
     names = [f"layers.{first}.attn" for first in settings.group_starts]
     try:
         specs = group_specs(dict.fromkeys(names, group.kv_cache_spec), settings)

@@ -24,9 +24,8 @@ from vllm_flow.engine.attention.span_lse_triton import Kernel, SpanLse
 from vllm_flow.engine.caches import cached_layers
 from vllm_flow.engine.latent import cache_of, is_latent, queries_of
 from vllm_flow.engine.sending import sent
-from vllm_flow.engine.step_inputs import StepShares
 from vllm_flow.engine.wire import ATTENTION_FIELD
-from vllm_flow.step import StepPlan, Variant
+from vllm_flow.step import StepPlan, StepShares, Variant
 
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig

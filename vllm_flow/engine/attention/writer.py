@@ -65,7 +65,7 @@ def check_log(config: Any, settings: FlowSettings) -> None:
             "the attention log follows one answer token per step, and drafts are several: leave out "
             "speculative_config, or attention_log."
         )
-    if settings.quantised_keys:
+    if settings.engine.quantised_keys:
         raise ValueError(
             "the attention log reads keys as they were computed, and this KV cache rounds them to "
             "eight bits: leave out kv_cache_dtype, or attention_log."

@@ -1,0 +1,201 @@
+"""Whether an engine can have a policy, whatever the prompt: one set of rules for a client's and for an operator's.
+
+A client's request is refused by any of them. An operator's policy is refused at start-up by what the configuration
+shows, and the log says what the workers find later (`default_policies`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from vllm_flow import rank_trials
+from vllm_flow.engine import obstacles
+from vllm_flow.engine.engine_facts import EngineFacts
+from vllm_flow.policy import FlowPolicy
+from vllm_flow.policy_keys import WHEN_KEY
+from vllm_flow.ranks import (
+    RANKS,
+    AttentionRank,
+    HiddenRank,
+    Rank,
+    TowerRank,
+    TowerScore,
+    UnrotatedRank,
+)
+
+ANOTHER_BACKEND = "or have the server started with another attention backend (--attention-backend)."
+LOOKS: Mapping[str, tuple[type, TowerScore | None]] = {
+    obstacles.RANKS: (AttentionRank, None),
+    obstacles.HIDDEN: (HiddenRank, None),
+    obstacles.UNROTATED: (UnrotatedRank, None),
+    obstacles.TOWER: (TowerRank, TowerScore.CLASS),
+    obstacles.RECEIVED: (TowerRank, TowerScore.RECEIVED),
+}
+"""What may keep an engine from ranks -> their kind, and their score if they look inside the tower."""
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """Why no request of an engine can have a policy."""
+
+    sentence: str
+    """What is at fault, and the remedy."""
+    key: str | None = None
+    """A request's key that is at fault; None for those that say which tokens stay."""
+
+
+Rule: TypeAlias = Callable[[FlowPolicy, EngineFacts], Unfit | None]
+
+
+def unfit(
+    policy: FlowPolicy, engine: EngineFacts, rules: Sequence[Rule] | None = None
+) -> Iterator[Unfit]:
+    """All that is in a policy's way in this engine, each with its remedy; nothing where none is.
+
+    Args:
+        rules: :data:`CONFIGURED`, :data:`TOLD`, or both (None).
+    """
+    for rule in (*CONFIGURED, *TOLD) if rules is None else rules:
+        found = rule(policy, engine)
+        if found is not None:
+            yield found
+
+
+def possible(
+    engine: EngineFacts, *, reading_layers: bool = True, reading_tower: bool = True
+) -> str:
+    """The ranks that the engine can have, to be read."""
+    refused = [found for name, found in LOOKS.items() if name in engine.obstacles]
+    refused += [] if reading_tower else [(TowerRank, None)]
+    found = (
+        repr(name)
+        for name, rank in RANKS.usable().items()
+        if obstacles.ADDED + name not in engine.obstacles
+        and not any(_is_kind(rank, *kind) for kind in refused)
+        and (reading_layers or not rank.reads_layer)
+    )
+    return " or ".join(found)
+
+
+def _added(policy: FlowPolicy, engine: EngineFacts) -> Unfit | None:
+    """Other packages' ranks are not relied on before they were tried."""
+    for name in sorted(policy.ranks & set(RANKS.added)):
+        try:
+            rank_trials.check(RANKS[name])
+        except ValueError as error:
+            return Unfit(f"{error}; mend {RANKS.added[name][0]}.")
+    return None
+
+
+def _late_beside_states(policy: FlowPolicy, engine: EngineFacts) -> Unfit | None:
+    if policy.when != "decode" or not (engine.attending and engine.keep_states):
+        return None
+    return Unfit(
+        "images cannot leave this model after the prefill: by then the states of its other layers have taken "
+        f"in the whole image; leave out {WHEN_KEY}.",
+        WHEN_KEY,
+    )
+
+
+def _late_beside_a_connector(policy: FlowPolicy, engine: EngineFacts) -> Unfit | None:
+    if policy.when != "decode" or not engine.connected:
+        return None
+    return Unfit(
+        "this engine has a KV connector, which may fill blocks that were given back before what stays after the "
+        f"prefill is copied out of them; leave out {WHEN_KEY}, or have the server started without "
+        "kv_transfer_config.",
+        WHEN_KEY,
+    )
+
+
+def _behind_layers_without_keys(policy: FlowPolicy, engine: EngineFacts) -> Unfit | None:
+    if not engine.attending:
+        return None
+    for stage in sorted(
+        {stage for stages in policy.images for stage in stages}, key=lambda stage: stage.layer
+    ):
+        if stage.rank is None or not RANKS[stage.rank].reads_layer:
+            continue
+        if stage.layer - 1 not in engine.attending:
+            behind = ", ".join(str(layer + 1) for layer in engine.attending)
+            return Unfit(
+                f"{stage.rank!r} looks at keys of layer {stage.layer - 1}, which has none; begin the stage at one "
+                f"of the layers {behind}, or rank by {_reading_no_layer(engine)}."
+            )
+    return None
+
+
+def _keys_in_eight_bits(policy: FlowPolicy, engine: EngineFacts) -> Unfit | None:
+    rank = next((n for n in sorted(policy.ranks) if isinstance(RANKS[n], AttentionRank)), None)
+    if rank is None or not engine.quantised_keys:
+        return None
+    return Unfit(
+        f"rank {rank!r} reads keys, which this engine stores in eight bits; rank by "
+        f"{_reading_no_layer(engine)}, or have the server started without kv_cache_dtype."
+    )
+
+
+def _unmoved(policy: FlowPolicy, engine: EngineFacts) -> Unfit | None:
+    reason = engine.obstacles.get(obstacles.LATE)
+    if policy.when != "decode" or reason is None:
+        return None
+    return Unfit(
+        f"what stays after the prefill cannot be moved in this engine's KV cache: {reason}; leave out "
+        f"{WHEN_KEY}, {ANOTHER_BACKEND}",
+        WHEN_KEY,
+    )
+
+
+def _unread(policy: FlowPolicy, engine: EngineFacts) -> Unfit | None:
+    """What the workers cannot read would end the engine."""
+    for obstacle, (kind, score) in LOOKS.items():
+        name = _first_of_kind(policy.ranks, kind, score)
+        reason = engine.obstacles.get(obstacle)
+        if name is not None and reason is not None:
+            return Unfit(f"{name!r} {_reads(obstacle, reason, engine)}")
+    for name in sorted(policy.ranks):
+        reason = engine.obstacles.get(obstacles.ADDED + name)
+        if reason is not None:
+            return Unfit(
+                f"{name!r} is not the same everywhere in this engine: {reason}; rank by {possible(engine)}."
+            )
+    return None
+
+
+CONFIGURED: tuple[Rule, ...] = (
+    *(_added, _late_beside_states, _late_beside_a_connector),
+    *(_behind_layers_without_keys, _keys_in_eight_bits),
+)
+"""What is known as soon as the engine is configured."""
+TOLD: tuple[Rule, ...] = (_unmoved, _unread)
+"""What its workers find once they have loaded the model."""
+
+
+def _reads(obstacle: str, reason: str, engine: EngineFacts) -> str:
+    """What a rank would look at, why it cannot, and the remedy."""
+    if obstacle == obstacles.RANKS:
+        return (
+            f"reads keys from this engine's KV cache, which cannot be done: {reason}; "
+            f"rank by {_reading_no_layer(engine)}, {ANOTHER_BACKEND}"
+        )
+    score = LOOKS[obstacle][1]
+    if score is not None:
+        return f"reads the {score.value}, {reason}; rank by {possible(engine)}."
+    return (
+        f"looks into the layers of this model, which cannot be done: {reason}; "
+        f"rank by {_reading_no_layer(engine)}."
+    )
+
+
+def _reading_no_layer(engine: EngineFacts) -> str:
+    return possible(engine, reading_layers=False)
+
+
+def _first_of_kind(ranks: Collection[str], kind: type, score: TowerScore | None) -> str | None:
+    return next((name for name in sorted(ranks) if _is_kind(RANKS[name], kind, score)), None)
+
+
+def _is_kind(rank: Rank, kind: type, score: TowerScore | None) -> bool:
+    return isinstance(rank, kind) and (score is None or getattr(rank, "score", None) == score)

@@ -1,0 +1,65 @@
+"""A worker's plans of its steps: who takes part in one, and the layouts of those that evict."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_flow.decode_plan import decode_facts
+from vllm_flow.engine.layout_book import LayoutBook
+from vllm_flow.last_layer import spare_last_layers
+from vllm_flow.plan import plan_step
+from vllm_flow.rewriting import LateReading, late_readings
+from vllm_flow.step import ScheduledRequest, StepPlan, StepShares, scheduled_request
+
+
+class StepPlanner:
+    """Plans steps by what a book knows of their requests.
+
+    Args:
+        book: of the worker.
+        spares_last_layers: whether the decoder can store a layer's keys and values alone; see ``last_layer.py``.
+    """
+
+    def __init__(self, book: LayoutBook, *, spares_last_layers: bool) -> None:
+        self._book = book
+        self.spares_last_layers = spares_last_layers
+
+    def plan(self, shares: StepShares) -> StepPlan | None:
+        """The step's plan; None where no request evicts anything."""
+        requests = self._scheduled(shares)
+        plan = None if requests is None else plan_step(requests)
+        if plan is None or not self.spares_last_layers:
+            return plan
+        return spare_last_layers(plan, requests)
+
+    def late_readings(self, plan: StepPlan | None, shares: StepShares) -> list[LateReading]:
+        """What the step must read; see :func:`vllm_flow.rewriting.late_readings`."""
+        layouts = [self._book.layouts.get(request_id) for request_id in shares.request_ids]
+        if not any(layout is not None and layout.read_layers for layout in layouts):
+            return []
+        computed, scheduled = map(int, shares.num_computed), map(int, shares.num_scheduled)
+        return list(late_readings(plan, zip(computed, scheduled, layouts, strict=True)))
+
+    def decode_facts(self, shares: StepShares) -> NDArray[np.int32] | None:
+        """Of a step that was captured, :func:`vllm_flow.decode_plan.decode_facts`.
+
+        None where no request evicts anything.
+        """
+        requests = self._scheduled(shares)
+        return None if requests is None else decode_facts(requests, self._book.num_layers)
+
+    def _scheduled(self, shares: StepShares) -> list[ScheduledRequest] | None:
+        """The step's requests with their layouts; None where no request evicts anything."""
+        book = self._book
+        if not any(request_id in book.layouts for request_id in shares.request_ids):
+            return None
+        return [
+            scheduled_request(
+                int(computed),
+                int(scheduled),
+                book.layouts.get(request_id),
+                book.mutual.get(request_id, ()),
+            )
+            for request_id, computed, scheduled in zip(*shares, strict=True)
+        ]
