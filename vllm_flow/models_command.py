@@ -14,7 +14,7 @@ import argparse
 import html
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -182,10 +182,12 @@ def about(
         yield f"  LLaVA-CAM        no: {UNREAD.get(config.architecture, NOT_READ)}"
     yield f"  verified         {verified(family)}"
     if picture is not None:
-        yield from _about_picture(config, picture)
+        yield from _about_picture(config, picture, settings.group_starts)
 
 
-def _about_picture(model_config: Any, picture: tuple[int, int]) -> Iterator[str]:
+def _about_picture(
+    model_config: Any, picture: tuple[int, int], group_starts: Sequence[int]
+) -> Iterator[str]:
     from vllm_flow.profile.picture_cost import TEXT_TOKENS, decoder_shape, picture_tokens, savings
 
     tokens = picture_tokens(model_config, *picture)
@@ -200,8 +202,9 @@ def _about_picture(model_config: Any, picture: tuple[int, int]) -> Iterator[str]
         return
     yield f"Saved of a prefill with {TEXT_TOKENS} tokens of text (language model only):"
     yield "  flow_cliff    FLOPs   KV bytes"
-    for cliff, flops, stored in savings(shape, tokens.evicted):
+    for cliff, flops, stored in savings(shape, tokens.evicted, group_starts):
         yield f"  {cliff:10}   {flops:6.1%}     {stored:6.1%}"
+    yield "These are where storage groups begin; a cliff in between saves as many KV bytes as the next one."
 
 
 def _row(cells: list[str] | tuple[str, ...]) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from vllm_flow.engine.step_inputs import StepInputs, StepShares
+from vllm_flow.engine.step_inputs import StepInputs
 from vllm_flow.engine.worker_state import WorkerState
+from vllm_flow.step import StepShares
 
 SHARES = StepShares(["a", "b"], [0, 9], [5, 1])
 TABLES: list[Any] = ["a table"]
@@ -26,12 +27,12 @@ def test_only_what_a_step_needs_is_gathered(
         return lambda *args: (calls.append((name, *args)), answer)[1]
 
     state: Any = WorkerState.__new__(WorkerState)
-    state.book = SimpleNamespace(plan=noted("plan", plan), late_readings=noted("read", readings))
+    state.planner = SimpleNamespace(plan=noted("plan", plan), late_readings=noted("read", readings))
     state.builder = SimpleNamespace(late=noted("late", "late ones"), build=noted("build", "a step"))
     state.tap = None if logged is None else SimpleNamespace(requests=logged, arm=noted("arm"))
     given = StepInputs(TABLES)
     step = state.plan(SHARES, noted("inputs", given))
-    expected = [("plan", *SHARES), ("read", plan, *SHARES)]
+    expected = [("plan", SHARES), ("read", plan, SHARES)]
     goes_on = bool(plan or readings)
     if goes_on or logged:
         expected.append(("inputs",))

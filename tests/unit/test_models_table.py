@@ -69,11 +69,12 @@ def test_a_size_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_a_cliff_saves() -> None:
     """At cliff 0 the picture's share of the KV cache, and more than that of the rows' FLOPs: attention is quadratic."""
     shape = ModelShape(layers=32, hidden=64, heads=4, kv_heads=2, head_dim=16, mlp=128, vocab=100)
-    rows = list(savings(shape, 3 * TEXT_TOKENS))
+    rows = list(savings(shape, 3 * TEXT_TOKENS, range(0, 32, 4)))
     assert [cliff for cliff, _, _ in rows] == [0, 4, 8, 12, 16, 20, 24, 28]
     assert rows[0][2] == pytest.approx(0.75) and rows[0][1] > 0.7
     assert rows[4][2] == pytest.approx(0.375)
     assert [row[1] for row in rows] == sorted((row[1] for row in rows), reverse=True)
+    assert [cliff for cliff, _, _ in savings(shape, 1, (0, 11, 22))] == [0, 11, 22]
 
 
 def test_every_family_has_its_row_and_every_row_its_cells() -> None:

@@ -7,7 +7,7 @@ Tokens come from vLLM's processor of the model, on a black picture; costs from s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,12 +141,20 @@ def _has_windows(text: Any) -> bool:
     return bool(getattr(text, "sliding_window", None))
 
 
-def savings(shape: ModelShape, image_tokens: int) -> Iterator[tuple[int, float, float]]:
-    """Per cliff, at every eighth of the layers: it, and the shares of FLOPs and KV bytes saved."""
+def savings(
+    shape: ModelShape, image_tokens: int, group_starts: Sequence[int]
+) -> Iterator[tuple[int, float, float]]:
+    """Per cliff at which a storage group begins: it, and the shares saved of FLOPs and KV bytes.
+
+    A group that a cliff lies within stores all tokens, so in between as much memory is saved as at the next one.
+
+    Args:
+        group_starts: first layer of each storage group.
+    """
     work = Workload(text_tokens=TEXT_TOKENS, image_tokens=image_tokens, output_tokens=1)
     flops = prefill_flops(shape, work, shape.layers).total
     stored = kv_bytes(shape, work, shape.layers)
-    for cliff in sorted({shape.layers * eighth // 8 for eighth in range(8)}):
+    for cliff in group_starts:
         yield (
             cliff,
             1 - prefill_flops(shape, work, cliff).total / flops,
