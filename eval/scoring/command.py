@@ -16,10 +16,19 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from vllm_flow.eval.tasks.base import Scored, Task
+    from vllm_flow.eval.tasks.chair import Chair
+
+VARIANTS = {
+    "pope": ("pope-coco", "pope-aokvqa", "pope-gqa"),
+    "scienceqa": ("scienceqa-full",),
+    "textvqa": ("textvqa-no-ocr",),
+    "chair": ("chair-opera",),
+}
+"""Tasks of `vllm-flow eval` whose answers take the same files."""
 
 
 @dataclass
@@ -40,16 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from vllm_flow.eval.scoring.plain_answers import add_parsers
 
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
-    pope = tasks.add_parser("pope", help="yes/no questions about objects: F1 per category and mean")
+    pope = _add(tasks, "pope", "yes/no questions about objects: F1 per category and mean")
     place = pope.add_mutually_exclusive_group(required=True)
     place.add_argument(
         "--labels", type=Path, metavar="DIR",
         help="has coco_pope_*.json, aokvqa_pope_seem_*.json or gqa_pope_seem_*.json",
     )  # fmt: skip
     _add_data(place)
-    pope.add_argument(
-        "--source", choices=("coco", "aokvqa", "gqa"), help="which of them, where DIR has several"
-    )
     pope.add_argument(
         "--answers",
         required=True,
@@ -63,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="question file with question_id, image, text, category (llava_pope_test.jsonl)",
     )
-    scienceqa = tasks.add_parser("scienceqa", help="multiple choice: accuracy and IMG accuracy")
+    scienceqa = _add(tasks, "scienceqa", "multiple choice: accuracy and IMG accuracy")
     _add_data(scienceqa)
     scienceqa.add_argument(
         "--problems", type=Path, metavar="FILE", help="problems.json, instead of --data"
@@ -73,16 +79,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     scienceqa.add_argument("--split", default="test", help="of these, which one (default: test)")
     scienceqa.add_argument("--answers", type=Path, required=True, metavar="FILE")
-    textvqa = tasks.add_parser(
-        "textvqa", help="reading in images: soft accuracy over ten annotators"
-    )
+    textvqa = _add(tasks, "textvqa", "reading in images: soft accuracy over ten annotators")
     place = textvqa.add_mutually_exclusive_group(required=True)
     place.add_argument(
         "--annotations", type=Path, metavar="FILE", help="TextVQA_0.5.1_val.json, instead of --data"
     )
     _add_data(place)
     textvqa.add_argument("--answers", type=Path, required=True, metavar="FILE")
-    chair = tasks.add_parser("chair", help="objects a caption invents: CHAIR_s, CHAIR_i, recall")
+    chair = _add(
+        tasks,
+        "chair",
+        "objects a caption invents: CHAIR_s, CHAIR_i, recall; every token made singular, or WordNet's lemmas by part "
+        "of speech (chair-opera)",
+    )
     place = chair.add_mutually_exclusive_group(required=True)
     place.add_argument(
         "--annotations",
@@ -92,15 +101,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_data(place)
     chair.add_argument("--captions", type=Path, required=True, metavar="FILE")
-    chair.add_argument(
-        "--rule",
-        choices=["official", "opera"],
-        default="official",
-        help="base forms: every token made singular (official, the default), or WordNet lemmas by part "
-        "of speech (opera)",
-    )
     for task in (pope, scienceqa, textvqa, chair, *add_parsers(tasks), add_parser(tasks)):
         task.add_argument("--json", type=Path, metavar="OUT", help="write metrics and items there")
+
+
+def _add(tasks: Any, name: str, told: str) -> Any:
+    return tasks.add_parser(name, aliases=VARIANTS[name], help=told)
 
 
 def _add_data(parser: Any) -> None:
@@ -147,10 +153,11 @@ def run(args: argparse.Namespace) -> int:
 
 def score_pope(args: argparse.Namespace) -> Result:
     from vllm_flow.eval.scoring.pope_answers import pope_answers
-    from vllm_flow.eval.tasks.pope import CATEGORIES, Pope
+    from vllm_flow.eval.tasks import get_task
+    from vllm_flow.eval.tasks.pope import CATEGORIES
     from vllm_flow.eval.tasks.reading import DataError, read_records
 
-    task = Pope(source=args.source)
+    task = get_task(args.task)
     items = task.read(args.labels or args.data)
     answers = {}
     for category, path in (answer_file(text, CATEGORIES) for text in args.answers):
@@ -216,10 +223,11 @@ def score_textvqa(args: argparse.Namespace) -> Result:
 
 def score_chair(args: argparse.Namespace) -> Result:
     from vllm_flow.eval.scoring.answer_files import captions_by_image
-    from vllm_flow.eval.tasks.chair import Chair, truth_of
+    from vllm_flow.eval.tasks import get_task
+    from vllm_flow.eval.tasks.chair import truth_of
     from vllm_flow.eval.tasks.reading import DataError, directory, few, read_records
 
-    task = Chair(rule=args.rule)
+    task = cast("Chair", get_task(args.task))
     captions = captions_by_image(read_records(args.captions))
     truth = truth_of(directory(args.annotations or args.data), task, captions.keys())
     unknown = [image for image in captions if image not in truth]
@@ -249,11 +257,17 @@ def unclear_note(result: Result) -> list[str]:
 
 
 SCORERS: dict[str, Callable[[argparse.Namespace], Result]] = {
-    "pope": score_pope,
-    "scienceqa": score_scienceqa,
-    "textvqa": score_textvqa,
-    "chair": score_chair,
     "lmms-eval": score_lmms_eval,
+    **{
+        name: scorer
+        for task, scorer in {
+            "pope": score_pope,
+            "scienceqa": score_scienceqa,
+            "textvqa": score_textvqa,
+            "chair": score_chair,
+        }.items()
+        for name in (task, *VARIANTS[task])
+    },
 }
 
 

@@ -122,8 +122,7 @@ class Pope(Task):
         if len(there) > 1:
             raise DataError(
                 f"{data}: label files of {' and '.join(SOURCES[name] for name in there)}, which are scored "
-                f"apart: take {' or '.join(f'pope-{name}' for name in there)} as the task (in `vllm-flow "
-                f"score pope`: --source {'|'.join(there)}), or a folder for each"
+                f"apart: take {' or '.join(f'pope-{name}' for name in there)} as the task, or a folder for each"
             )
         return found[there[0]] if there else {}
 

@@ -11,6 +11,7 @@ from tests.eval.conftest import Command
 from tests.eval.test_scienceqa import official as scienceqa_files
 from tests.eval.test_textvqa import official as textvqa_files
 from vllm_flow.cli import main
+from vllm_flow.eval.tasks import task_names
 from vllm_flow.eval.tasks.reading import few
 
 
@@ -148,14 +149,14 @@ def test_chair(command: Command, coco: Path) -> None:
     check_chair(command.scores("chair", "--annotations", coco, "--captions", lines))
     assert "CHAIR_i" in command.output and "25.00 %" in command.output
     as_list = files.json_file(command.folder / "captions.json", CAPTIONS)
-    call = ("chair", "--annotations", coco.parent, "--captions", as_list, "--rule", "official")
+    call = ("chair", "--annotations", coco.parent, "--captions", as_list)
     check_chair(command.scores(*call))
 
 
 def test_chair_refusals(command: Command, coco: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def call(captions: list[dict], *more: str) -> str:
+    def call(captions: list[dict], task: str = "chair") -> str:
         path = files.json_lines(command.folder / "captions.jsonl", captions)
-        return command.refuses("chair", "--annotations", coco, "--captions", path, *more)
+        return command.refuses(task, "--annotations", coco, "--captions", path)
 
     assert "line 3: the caption of image 7 comes twice" in call([*CAPTIONS, CAPTIONS[0]])
     message = call([*CAPTIONS, {"image_id": 99, "caption": "x"}])
@@ -168,10 +169,19 @@ def test_chair_refusals(command: Command, coco: Path, monkeypatch: pytest.Monkey
         raise LookupError
 
     monkeypatch.setattr(nltk, "pos_tag", no_tagger)
-    assert "nltk.downloader averaged_perceptron_tagger_eng" in call(CAPTIONS, "--rule", "opera")
+    assert "nltk.downloader averaged_perceptron_tagger_eng" in call(CAPTIONS, "chair-opera")
 
 
 # Everything
+@pytest.mark.parametrize("name", task_names())
+def test_every_task_that_can_be_asked_can_be_scored(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["score", name, "--help"])
+    assert ended.value.code == 0 and "--json OUT" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
