@@ -14,6 +14,7 @@ import pytest
 
 from tests.server.serving import NAME, Server
 from vllm_flow.cliff_file import FORMAT
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.settings import FlowSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,4 +97,4 @@ def test_every_vllm_serve_has_arguments_and_settings_that_are_known(
     for page, words in commands:
         config = parsed(["--model", *words]).additional_config
         assert list(config) == ["vllm_flow"], page
-        FlowSettings.read(config["vllm_flow"], LAYERS)  # raises what a server would not start with
+        FlowSettings.read(config["vllm_flow"], EngineFacts(LAYERS))  # raises what a server would not start with
