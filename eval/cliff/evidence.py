@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vllm_flow.eval.cliff.bounds import NOISE, Loss, loss_limits
 from vllm_flow.eval.statistics.bootstrap import bca_limits, resampling
-from vllm_flow.eval.tasks.base import Item, Scored, Task
+from vllm_flow.eval.tasks.base import Item, Scored, Task, mean_metrics, sum_counts, table_of
 from vllm_flow.exits import Refused
 
 Array = NDArray[np.float64]
@@ -114,9 +114,8 @@ class Evidence:
         """The headline metric at a layer, on those of the questions that were asked."""
         known = self._answers[layer]
         wanted = range(first, len(self.items) if last is None else last)
-        answers = self.task.together(known[at] for at in wanted if at in known)
-        rows, _, names = self._table(answers)
-        return float(np.asarray(self._headline(rows.sum(axis=0), names)))
+        totals = sum_counts(self.task.together(known[at] for at in wanted if at in known))
+        return float(np.asarray(self.task.metrics(totals)[self.task.headline]))
 
     def all_asked(self, layer: int, confidence: float) -> Loss:
         """The loss on every question that has been asked at a layer."""
@@ -140,12 +139,13 @@ class Evidence:
     def _loss_of(self, wanted: Sequence[int], layer: int, confidence: float) -> Loss:
         arms = (self._answers[self.num_layers], self._answers[layer])
         pairs = [one for arm in arms for one in self.task.together(arm[at] for at in wanted)]
-        rows, scores, names = self._table(pairs)
+        counts, scores = table_of(pairs)
+        names, rows = list(counts), np.stack(list(counts.values()), axis=1)
         count = len(wanted)
         before, after = rows[:count], rows[count:]
         units = [self._unit[at] for at in wanted]
         sign = 1.0 if self.task.higher_is_better else -1.0
-        if self._is_mean(rows, scores, names):
+        if self.task.higher_is_better and self.task.headline in mean_metrics(self.task, pairs):
             lost = _by_unit(units, scores[:count] - scores[count:]) / count
             found = loss_limits(lost, 1 / count, count, confidence)
         else:
@@ -191,23 +191,9 @@ class Evidence:
                 low, high = min(low, limits[0]), max(high, limits[1])
         return Loss(value, low, high, count)
 
-    def _table(self, answers: Sequence[Scored]) -> tuple[Array, Array, list[str]]:
-        """Counts [answers, K], scores [answers], and the K names."""
-        names = sorted({name for answer in answers for name in answer.counts})
-        rows = np.array([[a.counts.get(name, 0.0) for name in names] for a in answers])
-        return rows, np.array([answer.score for answer in answers]), names
-
     def _headline(self, sums: Array, names: Sequence[str]) -> Array:
         totals = {name: sums[..., k] for k, name in enumerate(names)}
         return np.asarray(self.task.metrics(totals)[self.task.headline], dtype=np.float64)
-
-    def _is_mean(self, rows: Array, scores: Array, names: Sequence[str]) -> bool:
-        """Whether the headline is the mean of the scores: single answers and their sums agree."""
-        if not self.task.higher_is_better:
-            return False
-        single = np.broadcast_to(self._headline(rows, names), scores.shape)
-        total = float(self._headline(rows.sum(axis=0), names))
-        return bool(np.allclose(single, scores) and np.isclose(total, scores.mean()))
 
 
 def _by_unit(units: Sequence[int], rows: Array) -> Array:

@@ -7,7 +7,7 @@ answer that does not come to its end in time is scored on what there is of it, s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ def agreement(
     """Share of the items that both answered whose answers were read as the same; None without an item."""
     shared = [item for item in base if item in other]
     same = [float(base[item].parsed == other[item].parsed) for item in shared]
-    return _share(same, shared, units, confidence)
+    return share_of(same, shared, units, confidence)
 
 
 def lost_items(base: ScoresById, reduced: Iterable[ScoresById]) -> set[str]:
@@ -62,12 +62,13 @@ def score_on(
 ) -> Interval | None:
     """Mean score on those of the items that are answered; None where there is none."""
     there = [item for item in scores if item in items]
-    return _share([scores[item].score for item in there], there, units, confidence)
+    return share_of([scores[item].score for item in there], there, units, confidence)
 
 
-def _share(
-    values: list[float], items: list[str], units: Mapping[str, str], confidence: float
+def share_of(
+    values: Sequence[float], items: Sequence[str], units: Mapping[str, str], confidence: float
 ) -> Interval | None:
+    """The mean of the items' values, those of one picture going together; None without an item."""
     if not values:
         return None
     numbers: dict[str, int] = {}

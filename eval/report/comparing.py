@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from vllm_flow.eval.report.beside import CHANGE, ScoresById
 from vllm_flow.eval.report.results import Compared, Options
-from vllm_flow.eval.statistics.bootstrap import Comparison, compare
+from vllm_flow.eval.statistics.bootstrap import Array, Comparison, compare
 from vllm_flow.eval.statistics.intervals import accuracy, holm, paired_difference, unseen_share
 from vllm_flow.eval.statistics.power import detectable
 from vllm_flow.eval.statistics.verdicts import judge
-from vllm_flow.eval.tasks.base import Task
-
-SAME = 1e-9
-"""A metric that equals the mean score up to this, under every policy, is the mean score."""
+from vllm_flow.eval.tasks.base import Task, mean_metrics
 
 
 def paired(base: ScoresById, treatment: ScoresById) -> tuple[ScoresById, ScoresById]:
@@ -92,20 +90,11 @@ def resampled(
     """Metric -> its comparison in each of the pairs, by bootstrap over pictures and by swaps of the arms."""
     if not pairs:
         return {}
-    number = {unit: index for index, unit in enumerate(dict.fromkeys(units.values()))}
-    arms = [[task.together(arm.values()) for arm in pair] for pair in pairs]
-    names = sorted({n for pair in arms for arm in pair for s in arm for n in s.counts})
-    column = {name: index for index, name in enumerate(names)}
-    counts = np.zeros((2, len(pairs), len(number), len(names)))
-    for p, pair in enumerate(arms):
-        for arm, scored in enumerate(pair):
-            for one in scored:
-                for name, count in one.counts.items():
-                    counts[arm, p, number[units[one.id]], column[name]] += count
+    arms = [[pair[side]] for side in (0, 1) for pair in pairs]
+    names, counts = counts_by_unit(task, arms, units)
     return compare(
         names,
-        counts[0],
-        counts[1],
+        *np.split(counts, 2),
         task.metrics,
         resamples=options.resamples,
         swaps=swaps,
@@ -114,18 +103,32 @@ def resampled(
     )
 
 
-def mean_scores(
-    alone: Mapping[str, Sequence[Comparison]],
-    answered: Sequence[str],
-    scores: Mapping[str, ScoresById],
-) -> set[str]:
-    """The metrics that are nothing but the share of right answers."""
-    means = [float(np.mean([s.score for s in scores[name].values()])) for name in answered]
-    return {
-        metric
-        for metric, found in alone.items()
-        if all(abs(c.treatment.value - m) < SAME for c, m in zip(found, means, strict=True))
-    }
+def counts_by_unit(
+    task: Task, arms: Sequence[Sequence[ScoresById]], units: Mapping[str, str]
+) -> tuple[list[str], Array]:
+    """The names of the K counts, and the counts [A, U, K] of each arm's units, bundles whole.
+
+    Args:
+        arms: the answers of one policy each, or of several (seeds), of which the mean is taken: they answer the
+            same questions, which are no more for it.
+        units: the picture of each item.
+    """
+    number = {unit: index for index, unit in enumerate(dict.fromkeys(units.values()))}
+    scored = [[task.together(answers.values()) for answers in arm] for arm in arms]
+    names = sorted({n for arm in scored for answers in arm for s in answers for n in s.counts})
+    column = {name: index for index, name in enumerate(names)}
+    counts = np.zeros((len(arms), len(number), len(names)))
+    for place, arm in enumerate(scored):
+        for one in itertools.chain.from_iterable(arm):
+            for name, count in one.counts.items():
+                counts[place, number[units[one.id]], column[name]] += count / len(arm)
+    return names, counts
+
+
+def mean_scores(task: Task, scores: Iterable[ScoresById]) -> set[str]:
+    """The metrics that are the mean of the scores under every policy that has answers."""
+    found = [mean_metrics(task, task.together(one.values())) for one in scores if one]
+    return set.intersection(*found) if found else set()
 
 
 def _exact(

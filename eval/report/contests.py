@@ -11,13 +11,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
+from vllm_flow.eval.report.beside import ScoresById, share_of
+from vllm_flow.eval.report.comparing import counts_by_unit
 from vllm_flow.eval.report.cost import BASELINE, DOWNSAMPLE, Point
 from vllm_flow.eval.report.results import Options, TaskResult
-from vllm_flow.eval.statistics.bootstrap import Array, Comparison, compare
-from vllm_flow.eval.statistics.intervals import Interval, accuracy, holm
+from vllm_flow.eval.statistics.bootstrap import Comparison, compare
+from vllm_flow.eval.statistics.intervals import Interval, holm
 from vllm_flow.eval.tasks.base import Item, Task
 
 SAME = 1.0
@@ -131,7 +134,8 @@ def contests(
     pairs = [pair for group in groups for pair in itertools.combinations(group, 2)]
     if not pairs:
         return []
-    measured = _compare(task, result, items, pairs, options)
+    units = {item.id: item.picture_of for item in items}
+    measured = _compare(task, result, units, pairs, options)
     corrected = holm([one.p_value for one in measured])
     every = [
         Contest(*pair, one.difference, one.p_value, p)
@@ -147,7 +151,7 @@ def contests(
                 max(p.tokens or 0.0 for p in group if p.method.name != DOWNSAMPLE),
                 tuple(sorted(group, key=lambda p: -sign * p.value.value)),
                 tuple(own),
-                tuple(_regained(result, group, options)),
+                tuple(_regained(result, group, units, options)),
             )
         )
     return budgets
@@ -156,32 +160,21 @@ def contests(
 def _compare(
     task: Task,
     result: TaskResult,
-    items: Sequence[Item],
+    units: Mapping[str, str],
     pairs: Sequence[tuple[Point, Point]],
     options: Options,
 ) -> list[Comparison]:
     """The headline metric of both points of each pair, on the questions that both answered."""
-    units = {item.id: item.picture_of for item in items}
-    number = {unit: index for index, unit in enumerate(dict.fromkeys(units.values()))}
-    names = sorted(
-        {n for scored in result.scores.values() for one in scored.values() for n in one.counts}
-    )
-    arms: Array = np.zeros((2, len(pairs), len(number), len(names)))
-    for place, pair in enumerate(pairs):
+    arms: tuple[list[list[ScoresById]], ...] = ([], [])
+    for pair in pairs:
         shared = _answered(result, (*pair[0].policies, *pair[1].policies))
-        for arm, point in enumerate(pair):
-            for policy in point.policies:
-                for item in shared:
-                    counts = result.scores[policy][item].counts
-                    for column, name in enumerate(names):
-                        # Over seeds the mean: chance has no one score.
-                        arms[arm, place, number[units[item]], column] += counts.get(name, 0) / len(
-                            point.policies
-                        )
+        for arm, point in zip(arms, pair, strict=True):
+            scores = (result.scores[policy] for policy in point.policies)
+            arm.append([{item: own[item] for item in shared} for own in scores])
+    names, counts = counts_by_unit(task, [*arms[0], *arms[1]], units)
     found = compare(
         names,
-        arms[0],
-        arms[1],
+        *np.split(counts, 2),
         task.metrics,
         resamples=options.resamples,
         swaps=options.swaps,
@@ -196,7 +189,9 @@ def _answered(result: TaskResult, policies: Sequence[str]) -> list[str]:
     return [item for item in first if all(item in scored for scored in others)]
 
 
-def _regained(result: TaskResult, group: Sequence[Point], options: Options) -> list[Regained]:
+def _regained(
+    result: TaskResult, group: Sequence[Point], units: Mapping[str, str], options: Options
+) -> list[Regained]:
     """Of what the dearest reduced picture of a budget loses, which share each method answers rightly.
 
     A choice that is no better than fewer patches would be right on the same questions; one by chance, on
@@ -208,23 +203,15 @@ def _regained(result: TaskResult, group: Sequence[Point], options: Options) -> l
         return []
     square = squares[-1]
     before, reduced = result.scores[base], result.scores[square.policies[0]]
-    lost = [i for i in before if i in reduced and before[i].score > 0.5 > reduced[i].score]
+    lost = {i for i in before if i in reduced and before[i].score > 0.5 > reduced[i].score}
     found = []
     for point in group:
         if point.method.name == DOWNSAMPLE:
             continue
-        asked = [
-            [
-                result.scores[policy][item].score > 0.5
-                for item in lost
-                if item in result.scores[policy]
-            ]
-            for policy in point.policies
-        ]
-        count = min(map(len, asked))
+        asked = [item for item in _answered(result, point.policies) if item in lost]
         # Over seeds the mean: they answer the same questions, which are no more for it.
-        right = round(sum(map(sum, asked)) / len(asked))
-        share = accuracy(min(right, count), count, options.confidence) if count else None
+        right = [fmean(result.scores[p][item].score for p in point.policies) for item in asked]
+        share = share_of(right, asked, units, options.confidence)
         found.append(Regained(point, square.policy, share, len(lost)))
     return found
 

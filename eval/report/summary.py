@@ -104,9 +104,7 @@ def _task_result(
     pairs = [paired(scores[base], scores[n]) for n in compared] if base else []
     beside = resampled(task, pairs, units, options, swaps=options.swaps)
     distinct = len(set(units.values()))
-    means = (
-        mean_scores(alone, answered, scores) if task.binary and distinct == len(items) else set()
-    )
+    means = mean_scores(task, scores.values()) if task.binary and distinct == len(items) else set()
     against = against_baseline(task, compared, pairs, beside, means, units, options)
     reduced = [scores[p.name] for p in policies if p.kind == "downsample"]
     lost_there = lost_items(scores[base], reduced) if base else set()

@@ -22,6 +22,7 @@ would make intervals too narrow (Cameron, Gelbach and Miller, Review of Economic
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,7 @@ def compare(
     Args:
         names: the K names of the counts.
         baseline, treatment: [P, U, K], the counts of the units in both arms. A unit that a pair lacks
-            has zeros. All treatments meet the same resamples.
+            has zeros and is not drawn. Treatments with the same units meet the same resamples.
         metrics: what the sums are worth; called with arrays of shape [R, P].
         resamples, swaps: how many of each; the smallest possible p is 1 / (1 + swaps).
         seed: decides all draws.
@@ -83,38 +84,48 @@ def compare(
     Raises:
         ValueError: shapes that do not fit, or no unit.
     """
-    treatments, units, kinds = _common_shape(baseline, treatment, len(names))
+    treatments, _, kinds = _common_shape(baseline, treatment, len(names))
 
     both = np.stack([baseline, treatment])
-    flat = both.transpose(2, 0, 1, 3).reshape(units, -1)
     draws, swap_draws = np.random.SeedSequence(seed).spawn(2)
-
-    def arms(sums: Array) -> Arms:
-        shaped = sums.reshape(-1, 2, treatments, kinds)
-        return _worth(names, shaped[:, 0], metrics), _worth(names, shaped[:, 1], metrics)
-
-    here = arms(both.sum(axis=2)[None])
-    drawn = arms(np.concatenate([w @ flat for w in resampling(units, resamples, draws)]))
-    without = arms(flat.sum(axis=0) - flat)
-    swapped = arms(_swapped_sums(baseline, treatment, swaps, swap_draws))
+    here = _arms(names, both.sum(axis=2)[None], metrics)
+    swapped = _arms(names, _swapped_sums(baseline, treatment, swaps, swap_draws), metrics)
     identical = ~np.any(np.abs(treatment - baseline) > NOISE, axis=(1, 2))
-    present = np.any(np.abs(both) > NOISE, axis=(0, 3)).sum(axis=1)
-    bounds = [unseen_share(int(n), confidence) if n else 1.0 for n in present]
-    return {
-        name: [
-            _comparison(
+    found: dict[str, dict[int, Comparison]] = {name: {} for name in here[0]}
+    for own, units in _with_the_same_units(both):
+        flat = both[:, own][:, :, units].transpose(2, 0, 1, 3).reshape(len(units), -1)
+        sums = np.concatenate([w @ flat for w in resampling(len(units), resamples, draws)])
+        drawn, without = (
+            _arms(names, some.reshape(-1, 2, len(own), kinds), metrics)
+            for some in (sums, flat.sum(axis=0) - flat)
+        )
+        bound = unseen_share(len(units), confidence) if np.any(flat) else 1.0
+        for name, (place, p) in itertools.product(here[0], enumerate(own)):
+            found[name][p] = _comparison(
                 _at(here, name, p),
-                _at(drawn, name, p),
-                _at(without, name, p),
+                _at(drawn, name, place),
+                _at(without, name, place),
                 _at(swapped, name, p),
-                bounds[p],
+                bound,
                 confidence,
                 identical=bool(identical[p]),
             )
-            for p in range(treatments)
-        ]
-        for name in here[0]
-    }
+    return {name: [of[p] for p in range(treatments)] for name, of in found.items()}
+
+
+def _with_the_same_units(both: Array) -> Iterator[tuple[list[int], NDArray[np.intp]]]:
+    """Treatments that have the same units, and these: only what is there can be drawn.
+
+    Of a pair with few units among many, some resamples would else hold none of it, and those of all others
+    differ in how many they hold. Of a pair without any, all stand for it.
+    """
+    there = np.any(np.abs(both) > NOISE, axis=(0, 3))
+    there[~there.any(axis=1)] = True
+    alike: dict[bytes, list[int]] = {}
+    for treatment, own in enumerate(there):
+        alike.setdefault(own.tobytes(), []).append(treatment)
+    for treatments in alike.values():
+        yield treatments, np.flatnonzero(there[treatments[0]])
 
 
 def _swapped_sums(
@@ -142,6 +153,11 @@ def _common_shape(baseline: Array, treatment: Array, kinds: int) -> tuple[int, i
 
 Arms = tuple[dict[str, Array], dict[str, Array]]
 """What baseline and treatment are worth, per metric."""
+
+
+def _arms(names: Sequence[str], sums: Array, metrics: Metrics) -> Arms:
+    """What both arms are worth by their sums [R, 2, P, K]; [R, P] per metric."""
+    return _worth(names, sums[:, 0], metrics), _worth(names, sums[:, 1], metrics)
 
 
 def _at(arms: Arms, metric: str, treatment: int) -> tuple[Array, Array]:

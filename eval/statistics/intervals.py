@@ -103,7 +103,9 @@ def clustered_share(
 
     That number is the answers' over the design effect (L. Kish, Survey Sampling, 1965; for Wilson's
     interval: C. Franco et al., Journal of Survey Statistics and Methodology 7 (2019) 334-364), never more
-    than there are; where all answers agree, the number of units.
+    than there are; where all answers agree, the number of units. An effect that few units tell is itself
+    uncertain, so the number shrinks by the squared ratio of Student's quantiles for answers and for units
+    (E. L. Korn and B. I. Graubard, Survey Methodology 24 (1998) 193-201).
 
     ValueError unless there is an answer and a unit for each.
     """
@@ -113,12 +115,13 @@ def clustered_share(
     residuals: dict[int, float] = {}
     for unit, one in zip(units, right, strict=True):
         residuals[unit] = residuals.get(unit, 0.0) + one - share
-    plain = share * (1 - share) / number
-    if plain > 0:
-        effect = sum(r * r for r in residuals.values()) / number**2 / plain
-        worth = number / max(effect, 1.0)
-    else:
-        worth = float(len(residuals))
+    worth = float(len(residuals))
+    if 0 < share < 1 and worth > 1:
+        # Of the mean's variance, as the units have it and as independent answers would.
+        clustered = worth / (worth - 1) * sum(r * r for r in residuals.values()) / number**2
+        plain = share * (1 - share) / (number - 1)
+        known = student.ppf((1 + confidence) / 2, [number - 1, worth - 1])
+        worth = number / max(clustered / plain, 1.0) * float(known[0] / known[1]) ** 2
     z = float(norm.ppf((1 + confidence) / 2))
     middle = (share + z * z / (2 * worth)) / (1 + z * z / worth)
     half = z / (1 + z * z / worth) * sqrt(share * (1 - share) / worth + z * z / (4 * worth**2))

@@ -7,7 +7,7 @@ policies or of how answers were obtained. Adding one: see `vllm_flow.eval.tasks`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -160,6 +160,31 @@ def sum_counts(scored: Iterable[Scored]) -> dict[str, float]:
         for name, count in one.counts.items():
             totals[name] = totals.get(name, 0.0) + count
     return totals
+
+
+def table_of(
+    scored: Sequence[Scored],
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
+    """The counts of answers by name, and their scores; arrays [answers]."""
+    names = sorted({name for one in scored for name in one.counts})
+    counts = {name: np.array([one.counts.get(name, 0.0) for one in scored]) for name in names}
+    return counts, np.array([one.score for one in scored])
+
+
+def mean_metrics(task: Task, scored: Sequence[Scored]) -> set[str]:
+    """The metrics that are nothing but the mean of the scores: of every answer by itself, and of all of them.
+
+    That a metric equals the mean score is not enough: half of the answers may be right, and half of them yes.
+    """
+    counts, scores = table_of(scored)
+    if not len(scores):
+        return set()
+    whole = task.metrics({name: count.sum() for name, count in counts.items()})
+    return {
+        metric
+        for metric, single in task.metrics(counts).items()
+        if np.allclose(single, scores) and np.isclose(whole[metric], scores.mean())
+    }
 
 
 def counts_of(totals: Totals, *names: str) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,41 @@ def test_a_unit_a_pair_lacks_counts_nothing() -> None:
     base[:, 50:] = treat[:, 50:] = 0
     result = compare(["right", "asked"], base, treat, mean, swaps=99)["mean"][0]
     assert result.baseline.value == pytest.approx(base[0, :50, 0].mean())
+
+
+places = st.lists(st.integers(0, 40), min_size=1, max_size=12, unique=True)
+
+
+@given(places, places, st.integers(0, 9))
+@settings(max_examples=25, deadline=None)
+def test_units_that_a_pair_lacks_are_not_drawn(few: list[int], more: list[int], seed: int) -> None:
+    """An unfinished run answers few of many questions: intervals are those of the few by themselves, whatever
+    other pairs have."""
+    right = np.random.default_rng(seed).integers(0, 2, (2, 41))
+    names, pairs = ["right", "asked"], []
+    for known in (np.isin(np.arange(41), few), np.isin(np.arange(41), [*few, *more])):
+        pairs.append([scores(arm) * known[None, :, None] for arm in right])
+    base, treat = (np.concatenate(arms) for arms in zip(*pairs, strict=True))
+    for found, (before, after), own in zip(
+        compare(names, base, treat, mean, resamples=200, swaps=9)["mean"], pairs,
+        (sorted(few), sorted({*few, *more})), strict=True,
+    ):  # fmt: skip
+        alone = compare(names, before[:, own], after[:, own], mean, resamples=200, swaps=9)["mean"][
+            0
+        ]
+        assert replace(found, p_value=0) == replace(alone, p_value=0)
+
+
+def test_five_lost_answers_are_no_certainty() -> None:
+    """All five answered of a hundred are lost: the interval leaves room, as it does for five of five."""
+    base = np.zeros((1, 100, 2))
+    base[:, :5] = 1
+    treat = base * [0, 1]
+    found = compare(["right", "asked"], base, treat, mean, resamples=200, swaps=99)["mean"][0]
+    assert found.difference.value == -1
+    assert found.difference.high == pytest.approx(unseen_share(5) - 1)
+    nothing = compare(["right", "asked"], 0 * base, 0 * base, mean, resamples=9, swaps=9)["mean"][0]
+    assert (nothing.difference.low, nothing.difference.high) == (-1, 1)
 
 
 def test_large_samples_are_resampled_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

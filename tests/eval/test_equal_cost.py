@@ -26,10 +26,11 @@ from vllm_flow.eval.report.cost import (
 from vllm_flow.eval.report.figures_cost import _tokens, curves, looks_of
 from vllm_flow.eval.report.results import Options, Summary
 from vllm_flow.eval.report.summary import summarise
-from vllm_flow.eval.statistics.intervals import Interval, between
+from vllm_flow.eval.statistics.intervals import Interval, accuracy, between
 from vllm_flow.eval.sweep.budgets import average_tokens
 from vllm_flow.eval.sweep.policies import parse_policies
 from vllm_flow.eval.sweep.records import Run
+from vllm_flow.eval.tasks import Item, get_task
 
 FAST = Options(resamples=100, swaps=999)
 POLICIES = "baseline,cliff=10,budget=1/2,budget=1/2 last_prompt"
@@ -225,3 +226,45 @@ def test_the_page_has_both_axes_and_says_who_wins(
     assert rows["0:50% random"]["control"] == "True" and rows["0:50% random"]["lowest_seed"]
     with (page.parent / "contests.csv").open(newline="") as handle:
         assert len(list(csv.DictReader(handle))) == 7 * 6 / 2
+
+
+def test_answers_that_are_scored_together_are_so_in_a_contest() -> None:
+    """MMBench's headline counts questions of which every rotation is right: no single answer has it."""
+    task = get_task("mmbench")
+    truth = {"answer": "A", "options": {"A": "x", "B": "y"}, "question": "?", "rotations": 2}
+    items = [
+        Item(
+            f"{q}/{r}",
+            "?",
+            f"{q // 8}.jpg",
+            {**truth, "question_id": f"{q}", "image_id": f"{q // 8}"},
+        )
+        for q in range(40)
+        for r in range(2)
+    ]
+    policies = parse_policies("baseline,0:50% uniform,0:50% diversity,downsample=8x8", LAYERS, 12)
+    # The last of so many questions has a wrong rotation.
+    wrong = {"0:50% uniform": 2, "downsample=8x8": 4}
+    rows = [
+        {
+            "task": "mmbench", "item_id": item.id, "policy": policy.name, "error": None,
+            "answer": "B" if place % 2 and (place // 2 + 1) % wrong.get(policy.name, 99) == 0 else "A",
+            "image_tokens": 64 if policy.kind == "downsample" else 144, "prefill_rows_saved": 72 * LAYERS,
+        }
+        for policy in policies
+        for place, item in enumerate(items)
+    ]  # fmt: skip
+    meta = {"num_layers": LAYERS, "policies": [policy.as_json() for policy in policies]}
+    summary = summarise(meta, {"mmbench": items}, rows, {"mmbench": task}, FAST)
+    result, known = summary.tasks[0], read_policies(meta)
+    found = points(summary, result, known, tokens_by_policy(rows, known, LAYERS), {})
+    (budget,) = contests(task, result, items, found, FAST)
+    value = {one.policy.name: one.values["accuracy"].value for one in result.policies}
+    assert value["0:50% uniform"] == 0.5 and value["downsample=8x8"] == 0.75
+    for pair in budget.contests:
+        expected = value[pair.other.policy] - value[pair.one.policy]
+        assert pair.difference.value == pytest.approx(expected)
+    ours = next(one for one in budget.regained if one.point.policy == "0:50% uniform")
+    # Of ten questions that the reduced picture loses, two on each of five pictures, all are lost here as well.
+    assert ours.share is not None and ours.share.value == 0
+    assert ours.share.high == pytest.approx(accuracy(0, 5).high)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import t as student
+from statsmodels.stats.proportion import proportion_confint
 
 from vllm_flow.eval.statistics.bootstrap import compare
 from vllm_flow.eval.statistics.intervals import accuracy, clustered_share, newcombe_interval
@@ -123,23 +125,31 @@ def test_a_share_of_clustered_answers() -> None:
     wilson = accuracy(30, 40)
     assert (single.low, single.high) == (pytest.approx(wilson.low), pytest.approx(wilson.high))
     pairs = clustered_share([1.0] * 30 + [0.0] * 10, [i // 2 for i in range(40)])
-    half = accuracy(15, 20)
-    assert (pairs.low, pairs.high) == (pytest.approx(half.low), pytest.approx(half.high))
+    # Twice the variance of independent answers (both with their n - 1), told by 20 pictures and not 40 answers.
+    worth = 40 * 19 / 39 * (student.ppf(0.975, 39) / student.ppf(0.975, 19)) ** 2
+    low, high = proportion_confint(0.75 * worth, worth, method="wilson")
+    assert (pairs.low, pairs.high) == (pytest.approx(low), pytest.approx(high))
+    one = clustered_share([1.0] * 30 + [0.0] * 10, [0] * 40)
+    low, high = proportion_confint(0.75, 1, method="wilson")
+    assert (one.low, one.high) == (pytest.approx(low), pytest.approx(high)), (
+        "one picture tells little"
+    )
     same = clustered_share([1.0] * 40, [i // 4 for i in range(40)])
     assert same.low == pytest.approx(accuracy(10, 10).low) and same.high == 1.0
     with pytest.raises(ValueError, match="a unit for each"):
         clustered_share([1.0], [])
 
 
-def test_clustered_shares_cover_the_truth() -> None:
+@pytest.mark.parametrize("pictures", [8, 60])
+def test_clustered_shares_cover_the_truth(pictures: int) -> None:
     rng = np.random.default_rng(2)
     covered = 0
-    for _ in range(400):
-        rates = rng.beta(2, 1, 60)  # a picture's difficulty; 2/3 on average
-        answers = (rng.random((60, 6)) < rates[:, None]).astype(float)
-        found = clustered_share(list(answers.ravel()), [i // 6 for i in range(360)])
+    for _ in range(800):
+        rates = rng.beta(1, 0.5, pictures)  # a picture's difficulty; 2/3 on average
+        answers = (rng.random((pictures, 6)) < rates[:, None]).astype(float)
+        found = clustered_share(list(answers.ravel()), [i // 6 for i in range(6 * pictures)])
         covered += found.low <= 2 / 3 <= found.high
-    assert 0.92 <= covered / 400 <= 0.98
+    assert 0.93 <= covered / 800 <= 0.98
 
 
 def test_a_share_takes_a_row_of_an_array() -> None:

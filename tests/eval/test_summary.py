@@ -263,3 +263,26 @@ def test_flips_are_what_they_say(run: Run, summary: Summary) -> None:
         if task.result(f"cliff={task.cliff.found}"):
             assert result.policy.cliff is not None and task.cliff.found is not None
             assert result.policy.cliff <= task.cliff.found
+
+
+def test_a_metric_that_happens_to_equal_the_mean_score_is_resampled_itself() -> None:
+    """Half of the answers are right and half are yes; McNemar's test of right answers says nothing of the yes."""
+    items = [
+        Item(f"random/{i}", "?", f"{i}.jpg", {"label": "yes" if i % 2 else "no"}, "random")
+        for i in range(40)
+    ]
+    said = {
+        "b": ["yes", "yes", "no", "no"] * 10,  # 10 yes rightly, 10 wrongly
+        "t": ["yes", "no", "yes", "no"] * 10,
+    }
+    rows = [
+        {"task": "pope", "policy": name, "item_id": item.id, "answer": one, "error": None}
+        for name, texts in said.items()
+        for item, one in zip(items, texts, strict=True)
+    ]
+    meta = {"policies": [{"name": n, "kind": k} for n, k in (("b", "baseline"), ("t", "other"))]}
+    task = summarise(meta, {"pope": items}, rows, {"pope": get_task("pope")}, OPTIONS).tasks[0]
+    assert all(
+        r.values[m].value == 0.5 for r in task.policies[:1] for m in ("accuracy", "yes_ratio")
+    )
+    assert task.exact == {"accuracy", "accuracy_random"}
