@@ -273,7 +273,7 @@ def test_a_metric_that_happens_to_equal_the_mean_score_is_resampled_itself() -> 
     ]
     said = {
         "b": ["yes", "yes", "no", "no"] * 10,  # 10 yes rightly, 10 wrongly
-        "t": ["yes", "no", "yes", "no"] * 10,
+        "t": ["no", "no", "yes", "yes"] * 10,
     }
     rows = [
         {"task": "pope", "policy": name, "item_id": item.id, "answer": one, "error": None}
@@ -283,6 +283,6 @@ def test_a_metric_that_happens_to_equal_the_mean_score_is_resampled_itself() -> 
     meta = {"policies": [{"name": n, "kind": k} for n, k in (("b", "baseline"), ("t", "other"))]}
     task = summarise(meta, {"pope": items}, rows, {"pope": get_task("pope")}, OPTIONS).tasks[0]
     assert all(
-        r.values[m].value == 0.5 for r in task.policies[:1] for m in ("accuracy", "yes_ratio")
+        r.values[m].value == 0.5 for r in task.policies for m in ("accuracy", "yes_ratio")
     )
     assert task.exact == {"accuracy", "accuracy_random"}
