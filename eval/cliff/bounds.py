@@ -8,7 +8,8 @@ bring. Either is a sum of rare events of unequal weight, for which Fay and Feuer
 are equal. "Square and add" joins the two (Newcombe's method 10, Statistics in Medicine 17 (1998)
 2635-2650; as a general recipe: Zou and Donner, Statistics in Medicine 27 (2008) 1693-1702). Where
 nothing changed at all, the limit is the exact one for an event that was never seen, so a sample that is
-too small shows nothing; a bootstrap would know no width there.
+too small shows nothing; a bootstrap would know no width there. Such an event is a picture's: all its questions
+may be lost together, and however many they are, a share of the pictures may have been missed.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ class Loss:
 
 
 def loss_limits(
-    contributions: ArrayLike, step: float, items: int, confidence: float = 0.95
+    contributions: ArrayLike,
+    step: float,
+    items: int,
+    confidence: float = 0.95,
+    units: int | None = None,
 ) -> Loss:
     """The loss that a sample shows, with two one-sided limits, each at `confidence`.
 
@@ -49,14 +54,20 @@ def loss_limits(
         step: what one changed answer adds at most, 1 / questions for a mean. An event that was not seen
             is taken to weigh as much as the largest that was, and no less than this.
         items: questions behind the contributions.
+        units: pictures behind them, changed or not; None for as many as questions. Neither harm nor gain is said to
+            be less than the share of them that may have been missed altogether.
 
     Raises:
-        ValueError: no questions, a step that is not positive, or a confidence outside (0.5, 1).
+        ValueError: no questions, no pictures or more of them, a step that is not positive, or a confidence
+            outside (0.5, 1).
     """
     if items < 1 or not step > 0:
         raise ValueError(f"a loss needs questions and a positive step, got {items} and {step}")
     if not 0.5 < confidence < 1:
         raise ValueError(f"the confidence must lie between 0.5 and 1, got {confidence}")
+    if units is not None and not 1 <= units <= items:
+        raise ValueError(f"{items} questions cannot be about {units} pictures")
+    missed = smallest_tolerance(items if units is None else units, confidence)
     changes = np.asarray(contributions, dtype=np.float64)
     harm, gain = changes[changes > NOISE], -changes[changes < -NOISE]
     h, g = float(harm.sum()), float(gain.sum())
@@ -65,8 +76,8 @@ def loss_limits(
     gain_low, gain_high = _limits(gain, step, confidence)
     return Loss(
         value,
-        value - math.hypot(h - harm_low, gain_high - g),
-        value + math.hypot(harm_high - h, g - gain_low),
+        value - math.hypot(h - harm_low, max(gain_high, missed) - g),
+        value + math.hypot(max(harm_high, missed) - h, g - gain_low),
         items,
     )
 
@@ -83,11 +94,14 @@ def _limits(weights: Array, step: float, confidence: float) -> tuple[float, floa
     return low, high
 
 
-def smallest_tolerance(items: int, confidence: float = 0.95) -> float:
-    """The upper limit of a loss where not one of `items` answers changed: no tolerance below can be shown."""
-    return loss_limits([], 1 / items, items, confidence).high
+def smallest_tolerance(pictures: int, confidence: float = 0.95) -> float:
+    """The upper limit of a loss where not one answer about so many pictures changed: no tolerance below can be shown.
+
+    The exact one of a Poisson count that is 0.
+    """
+    return -math.log1p(-confidence) / pictures
 
 
-def items_for(tolerance: float, confidence: float = 0.95) -> int:
-    """Questions from which on `tolerance` can be shown, if not one answer changes."""
+def pictures_for(tolerance: float, confidence: float = 0.95) -> int:
+    """Pictures from which on `tolerance` can be shown, if not one answer changes."""
     return math.ceil(smallest_tolerance(1, confidence) / tolerance)

@@ -114,9 +114,9 @@ def _add_rule(rule: Any) -> None:
     rule.add_argument(
         "--tolerance",
         type=tolerance,
-        default=0.005,
+        default=0.01,
         metavar="POINTS",
-        help="points of the headline score that may be lost (not relative to it), such as 1%% (default: 0.5%%)",
+        help="points of the headline score that may be lost (not relative to it), such as 0.5%% (default: 1%%)",
     )
     rule.add_argument("--confidence", type=_confidence, default=0.95, help="default: 95%%")
     rule.add_argument("--unlabelled", action="store_true", help="by divergence, without labels")

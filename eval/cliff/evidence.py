@@ -105,6 +105,11 @@ class Evidence:
         """Questions answered at a layer."""
         return len(self._answers.get(layer, {}))
 
+    def pictures(self, first: int = 0) -> int:
+        """Pictures of the questions from `first` on that are in a loss."""
+        there = range(first, len(self.items))
+        return len({self._unit[at] for at in there if at not in self.left_out})
+
     @property
     def layers(self) -> list[int]:
         """Layers with answers, the baseline (the number of layers) included."""
@@ -147,7 +152,7 @@ class Evidence:
         sign = 1.0 if self.task.higher_is_better else -1.0
         if self.task.higher_is_better and self.task.headline in mean_metrics(self.task, pairs):
             lost = _by_unit(units, scores[:count] - scores[count:]) / count
-            found = loss_limits(lost, 1 / count, count, confidence)
+            found = loss_limits(lost, 1 / count, count, confidence, len(lost))
         else:
             found = self._loss_of_ratio(
                 _by_unit(units, before), _by_unit(units, after), names, sign, count, confidence
@@ -179,7 +184,7 @@ class Evidence:
         adds = (number * value - (number - 1) * left_out) / number
         unchanged = np.all(np.abs(before - after) <= NOISE, axis=1)
         adds[unchanged] = 0.0
-        linear = loss_limits(adds, 1 / count, count, confidence)
+        linear = loss_limits(adds, 1 / count, count, confidence, number)
         low, high = linear.low - linear.value + value, linear.high - linear.value + value
         if number > 1:
             seed = np.random.SeedSequence(0)

@@ -170,11 +170,14 @@ def labelled_entry(
             "rung": finding.layer,
             "metric": evidence.task.headline,
             "items": plan.items - len(evidence.left_out),
+            "pictures": evidence.pictures(),
             "items_left_out": len(evidence.left_out),
             "explored": plan.explored,
             "tolerance": plan.tolerance,
             "confidence": plan.confidence,
-            "smallest_tolerance": smallest_tolerance(plan.items - plan.explored, plan.confidence),
+            "smallest_tolerance": smallest_tolerance(
+                evidence.pictures(plan.explored), plan.confidence
+            ),
             "baseline": evidence.score(plan.num_layers),
             "loss": None if found is None else found["value"],
             "interval": None if found is None else [found["low"], found["high"]],

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vllm_flow.counts import counted
 from vllm_flow.eval.cliff import search
-from vllm_flow.eval.cliff.bounds import items_for, smallest_tolerance
+from vllm_flow.eval.cliff.bounds import pictures_for, smallest_tolerance
 from vllm_flow.eval.cliff.evidence import CliffError, in_random_order, split_at
 from vllm_flow.eval.cliff.search import Plan
 from vllm_flow.eval.sweep.pictures import preparation
@@ -79,18 +79,19 @@ def make_plan(args: Namespace, items: Sequence[Item], num_layers: int) -> Plan:
     """The search's plan.
 
     Raises:
-        CliffError: too few questions for the tolerance, whatever the model answers; says how many would do.
+        CliffError: too few pictures for the tolerance, whatever the model answers; says how many would do.
     """
     explored = split_at(items, search.EXPLORED)
-    left = len(items) - explored
-    smallest = smallest_tolerance(left, args.confidence) if left > 0 else 1.0
+    left = len({item.picture_of for item in items[explored:]})
+    smallest = smallest_tolerance(left, args.confidence) if left else 1.0
     if smallest > args.tolerance:
-        needed = items_for(args.tolerance, args.confidence) / (1 - search.EXPLORED)
+        needed = pictures_for(args.tolerance, args.confidence) / (1 - search.EXPLORED)
+        pictures = len({item.picture_of for item in items})
         raise CliffError(
-            f"with {counted(len(items), 'question')} the smallest tolerance that can be shown is "
-            f"{percent(smallest)} at {args.confidence:.0%} confidence ({left} of them are kept for the "
-            f"test, and not one answer may change); {percent(args.tolerance)} needs about {needed:.0f} "
-            "questions, more where answers change. Take more questions, or a larger --tolerance."
+            f"with {counted(len(items), 'question')} on {counted(pictures, 'picture')} the smallest tolerance that "
+            f"can be shown is {percent(smallest)} at {args.confidence:.0%} confidence ({left} of the pictures are kept "
+            f"for the test, and not one answer may change); {percent(args.tolerance)} needs about {needed:.0f} "
+            "pictures, more where answers change. Take more pictures, or a larger --tolerance."
         )
     return Plan(num_layers, len(items), explored, args.tolerance, args.confidence)
 

@@ -102,8 +102,10 @@ def labelled_words(task: str, entry: Mapping[str, Any], num_layers: int) -> list
         f"Asked {counted(total, 'request')}, {100 * total / whole:.0f} % of the {whole} for every question at "
         "every layer."
     )
+    items, pictures = evidence["items"], evidence.get("pictures", evidence["items"])
+    on = f" on {counted(pictures, 'picture')}" if pictures < items else ""
     lines.append(
-        f"With {counted(evidence['items'], 'question')} the smallest tolerance that can be shown is "
+        f"With {counted(items, 'question')}{on} the smallest tolerance that can be shown is "
         f"{points(evidence['smallest_tolerance'])} points."
     )
     if evidence["items_left_out"]:

@@ -178,15 +178,22 @@ def test_a_share_of_nothing_is_not_negative() -> None:
     assert result.difference.low == pytest.approx(-unseen_share(40))
 
 
-@pytest.mark.parametrize("size", [(2, 5, 3), (1, 5, 2)])
+@pytest.mark.parametrize("size", [(2, 5, 3), (1, 5, 2), (2, 4, 2)])
 def test_shapes_are_checked(size: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="treatments, units"):
         compare(["a", "b"], np.zeros((2, 5, 2)), np.zeros(size), mean)
 
 
-def test_nothing_cannot_be_compared() -> None:
+@pytest.mark.parametrize("size", [(2, 5, 3), (5, 2), (1, 2, 5, 2)])
+def test_both_shapes_are_wrong(size: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="treatments, units"):
+        compare(["a", "b"], np.zeros(size), np.zeros(size), mean)
+
+
+@pytest.mark.parametrize("size", [(1, 0, 2), (0, 5, 2)])
+def test_nothing_cannot_be_compared(size: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="at least one"):
-        compare(["a", "b"], np.zeros((1, 0, 2)), np.zeros((1, 0, 2)), mean)
+        compare(["a", "b"], np.zeros(size), np.zeros(size), mean)
 
 
 def test_intervals_cover_the_truth_where_questions_share_a_picture() -> None:

@@ -134,11 +134,12 @@ def at_loss(make: Callable[[float], Pope | Chair], tolerance: float) -> Pope | C
 
 
 LOSSY = {
-    "F1, images are missed": (lambda x: Pope(100, x, 0.0), 0.02),
-    "F1, a handful of answers": (lambda x: Pope(100, x, 0.0), 0.01),
-    "F1, says yes too often": (lambda x: Pope(100, 0.0, x), 0.02),
+    "F1, images are missed": (lambda x: Pope(100, x, 0.0), 0.04),
+    "F1, as little as so few pictures can show": (lambda x: Pope(100, x, 0.0), 0.031),
+    "F1, says yes too often": (lambda x: Pope(100, 0.0, x), 0.04),
     "F1, changes both ways": (lambda x: Pope(100, x, x, gain=0.08), 0.04),
     "F1, in one picture of ten": (lambda x: Pope(100, x, x, where=0.1), 0.04),
+    "F1, whole pictures": (lambda x: Pope(100, x, x, where=x), 0.031),
     "CHAIR_i": (lambda x: Chair(200, x), 0.02),
     "CHAIR_i, in one picture of ten": (lambda x: Chair(200, x, where=0.1), 0.015),
 }
@@ -162,7 +163,7 @@ def test_a_loss_above_the_tolerance_passes_no_more_often_than_allowed(name: str)
 
 @pytest.mark.parametrize(
     ("simulation", "tolerance"),
-    [(Pope(100, 0.004, 0.002, gain=0.01), 0.02), (Chair(200, 0.001), 0.02)],
+    [(Pope(100, 0.004, 0.002, gain=0.01), 0.04), (Chair(200, 0.001), 0.02)],
     ids=["F1", "CHAIR_i"],
 )
 def test_a_layer_that_loses_next_to_nothing_passes(

@@ -282,7 +282,5 @@ def test_a_metric_that_happens_to_equal_the_mean_score_is_resampled_itself() -> 
     ]
     meta = {"policies": [{"name": n, "kind": k} for n, k in (("b", "baseline"), ("t", "other"))]}
     task = summarise(meta, {"pope": items}, rows, {"pope": get_task("pope")}, OPTIONS).tasks[0]
-    assert all(
-        r.values[m].value == 0.5 for r in task.policies for m in ("accuracy", "yes_ratio")
-    )
+    assert all(r.values[m].value == 0.5 for r in task.policies for m in ("accuracy", "yes_ratio"))
     assert task.exact == {"accuracy", "accuracy_random"}

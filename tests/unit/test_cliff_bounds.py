@@ -13,8 +13,8 @@ from scipy.optimize import brentq
 from scipy.stats import beta, poisson
 
 from vllm_flow.eval.cliff.bounds import (
-    items_for,
     loss_limits,
+    pictures_for,
     smallest_tolerance,
 )
 
@@ -97,19 +97,62 @@ def test_pictures_that_fail_as_a_whole_count_as_one_event() -> None:
     assert together > 1.4 * single
 
 
+@given(CHANGES, st.integers(1, 6))
+@settings(deadline=None)
+def test_pictures_may_have_been_missed_as_a_whole(changes: list[float], each: int) -> None:
+    """However many questions there are about each of few pictures, harm and gain are no surer than by their number."""
+    count = len(changes) * each
+    few = loss_limits(np.array(changes) / len(changes), 1 / count, count, 0.95, len(changes))
+    assert few.high - few.value >= smallest_tolerance(len(changes)) - sum(
+        c > 0 for c in changes
+    ) / len(changes)
+    many = loss_limits(np.array(changes) / len(changes), 1 / count, count, 0.95)
+    assert few.low <= many.low and few.high >= many.high
+    unchanged = loss_limits([], 1 / count, count, 0.95, len(changes))
+    assert unchanged.high == -unchanged.low == pytest.approx(smallest_tolerance(len(changes)))
+
+
+@pytest.mark.parametrize(("pictures", "each"), [(301, 6), (151, 18)])
+@pytest.mark.parametrize("within", [1.0, 0.3])
+def test_pictures_that_fail_as_a_whole_pass_no_more_often_than_allowed(
+    pictures: int, each: int, within: float
+) -> None:
+    """Just above the smallest tolerance that so many pictures can show, where a failure was hardly met: in a few
+    pictures each answer is lost with a certain chance, in the others none."""
+    tolerance = 1.001 * smallest_tolerance(pictures)
+    rng = np.random.default_rng(3)
+    touched = rng.binomial(pictures, tolerance / within, 1500)
+    passed = 0
+    for number in touched:
+        lost = rng.binomial(each, within, number) / (pictures * each)
+        found = loss_limits(lost, 1 / (pictures * each), pictures * each, 0.95, pictures)
+        passed += found.high <= tolerance
+    assert passed / 1500 <= 0.065, "at most 5 %, and what 1500 samples may add to it"
+
+
 def test_smallest_tolerance_is_that_of_no_change_at_all() -> None:
     assert smallest_tolerance(600) == pytest.approx(-math.log(0.05) / 600)
     for tolerance in (0.005, 0.02, 0.1):
-        needed = items_for(tolerance)
+        needed = pictures_for(tolerance)
         assert smallest_tolerance(needed) <= tolerance < smallest_tolerance(needed - 1)
 
 
 @pytest.mark.parametrize(
-    ("items", "step", "confidence"), [(0, 0.1, 0.95), (5, 0, 0.95), (5, 0.2, 0.5), (5, 0.2, 1)]
+    ("items", "step", "confidence", "pictures", "says"),
+    [
+        (0, 0.1, 0.95, None, "needs questions"),
+        (5, 0, 0.95, None, "a positive step"),
+        (5, 0.2, 0.5, None, "between 0.5 and 1"),
+        (5, 0.2, 1, None, "between 0.5 and 1"),
+        (5, 0.2, 0.95, 0, "about 0 pictures"),
+        (5, 0.2, 0.95, 6, "about 6 pictures"),
+    ],
 )
-def test_nonsense_is_refused(items: int, step: float, confidence: float) -> None:
-    with pytest.raises(ValueError):
-        loss_limits([], step, items, confidence)
+def test_nonsense_is_refused(
+    items: int, step: float, confidence: float, pictures: int | None, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        loss_limits([], step, items, confidence, pictures)
 
 
 @pytest.mark.parametrize("gained", [0.0, 0.003, 0.02])
