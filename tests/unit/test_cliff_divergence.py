@@ -63,7 +63,54 @@ def test_pictures_are_resampled_with_all_of_their_questions() -> None:
     for one, other in zip(alone, twice, strict=True):
         assert (other.value, other.low, other.high) == pytest.approx((one.value, one.low, one.high))
     (uneven,) = bootstrap_means([[1.0, 1.0, 4.0]], resamples=200, units=[0, 0, 1])
-    assert (uneven.value, uneven.low, uneven.high) == (2.0, 1.0, 4.0)
+    assert uneven.value == 2.0
+
+
+@pytest.mark.parametrize("pictures", [10, 32])
+def test_limits_of_skewed_divergences_are_rarely_too_low(pictures: int) -> None:
+    """Two questions on each picture, most of which hardly move and some far. Percentiles miss in 12 % of samples of
+    32 pictures, in 19 % of 10; 2.5 % are meant, and what is left is what so few cannot know."""
+    rng = np.random.default_rng(1)
+    moved = np.repeat(rng.lognormal(0, 1.0, (500, pictures)), 2, axis=1)
+    units = np.repeat(np.arange(pictures), 2).tolist()
+    means = bootstrap_means(moved, resamples=1000, units=units)
+    truth = np.exp(0.5)
+    assert np.mean([one.high < truth for one in means]) <= 0.1
+    assert np.mean([one.low > truth for one in means]) <= 0.04
+    assert all(0 <= one.low <= one.value <= one.high for one in means)
+
+
+def test_limits_are_the_bootstrap_ts() -> None:
+    """Of pictures with one to three questions, resampled one by one with the same draws."""
+    rng = np.random.default_rng(2)
+    units = rng.integers(0, 12, 30)
+    units[:12] = np.arange(12)
+    values = rng.exponential(1, 30)
+
+    def mean_and_error(chosen: np.ndarray) -> tuple[float, float]:
+        sums = np.array([values[units == unit].sum() for unit in chosen])
+        sizes = np.array([np.sum(units == unit) for unit in chosen])
+        mean = sums.sum() / sizes.sum()
+        return mean, np.sqrt(np.sum((sums - mean * sizes) ** 2)) / sizes.sum()
+
+    mean, error = mean_and_error(np.arange(12))
+    assert mean == pytest.approx(values.mean())
+    moved = []
+    for times in np.random.default_rng(7).multinomial(12, np.full(12, 1 / 12), 300):
+        drawn, own = mean_and_error(np.repeat(np.arange(12), times))
+        moved.append((drawn - mean) / own)
+    high, low = np.quantile(moved, [0.05, 0.95])
+    (found,) = bootstrap_means([values], 0.9, resamples=300, seed=7, units=units.tolist())
+    assert found.value == pytest.approx(mean)
+    assert found.high == pytest.approx(mean - high * error)
+    assert found.low == pytest.approx(max(mean - low * error, 0))
+
+
+def test_what_no_divergence_bounds_is_infinite() -> None:
+    means = bootstrap_means([[0.1, np.inf, 0.2], [0.1, 0.3, 0.2], [0.0, 0.0, 0.0]])
+    assert means[0] == Mean(np.inf, 0.0, np.inf) and means[2] == Mean(0, 0, 0)
+    assert means[1] == bootstrap_means([[0.1, 0.3, 0.2]])[0]
+    assert divergence_cliff(means, 1e9, "upper") == 1
 
 
 def test_the_upper_limit_is_the_more_cautious_reading() -> None:
