@@ -19,6 +19,9 @@ def interval(low: float, high: float) -> Interval:
     [
         (interval(-0.06, -0.02), 0.001, True, "worse", False),
         (interval(-0.06, -0.02), 0.001, False, "better", False),
+        (interval(0.02, 0.06), 0.001, True, "better", False),
+        (interval(0.02, 0.06), 0.001, False, "worse", False),
+        (interval(0.0, 0.04), 0.2, True, "none", False),
         (interval(-0.009, -0.001), 0.01, True, "worse", True),
         (interval(-0.04, 0.01), 0.2, True, "none", False),
         (interval(-0.008, 0.009), 0.9, True, "none", True),
@@ -41,6 +44,17 @@ def test_what_is_just_within_the_tolerance_is_within(unseen: float) -> None:
     cliff = find_cliff(at, tolerance=0.01)
     assert (cliff.found, cliff.seen) == (4, 4)
     assert cliff.shown == (4 if unseen <= 0.01 else None)
+
+
+@given(st.floats(-0.1, 0.1), st.floats(0, 0.1), st.floats(0, 1), st.booleans())
+def test_answers_that_scored_the_same_are_called_so(
+    value: float, half: float, p: float, higher: bool
+) -> None:
+    """Whatever p is; how wide the interval is decides on the tolerance all the same."""
+    wide = Interval(value, value - half, value + half)
+    found = judge(wide, p, identical=True, higher_is_better=higher, tolerance=0.05)
+    assert found.finding == "identical"
+    assert found.within_tolerance == (max(abs(wide.low), abs(wide.high)) <= 0.05)
 
 
 def test_what_loses_all_is_worse() -> None:

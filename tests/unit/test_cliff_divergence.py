@@ -66,8 +66,8 @@ def test_pictures_are_resampled_with_all_of_their_questions() -> None:
     assert uneven.value == 2.0
 
 
-@pytest.mark.parametrize("pictures", [10, 32])
-def test_limits_of_skewed_divergences_are_rarely_too_low(pictures: int) -> None:
+@pytest.mark.parametrize(("pictures", "most"), [(10, 0.13), (32, 0.09)])
+def test_limits_of_skewed_divergences_are_rarely_too_low(pictures: int, most: float) -> None:
     """Two questions on each picture, most of which hardly move and some far. Percentiles miss in 12 % of samples of
     32 pictures, in 19 % of 10; 2.5 % are meant, and what is left is what so few cannot know."""
     rng = np.random.default_rng(1)
@@ -75,7 +75,7 @@ def test_limits_of_skewed_divergences_are_rarely_too_low(pictures: int) -> None:
     units = np.repeat(np.arange(pictures), 2).tolist()
     means = bootstrap_means(moved, resamples=1000, units=units)
     truth = np.exp(0.5)
-    assert np.mean([one.high < truth for one in means]) <= 0.1
+    assert np.mean([one.high < truth for one in means]) <= most
     assert np.mean([one.low > truth for one in means]) <= 0.04
     assert all(0 <= one.low <= one.value <= one.high for one in means)
 
