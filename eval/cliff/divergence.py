@@ -24,6 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 Reading = Literal["mean", "upper"]
 
+FEWEST_PICTURES = 5
+"""Of which an interval is made: resampling fewer hardly varies, and of one nothing."""
+
 NOISE = 1e-7
 """A standard error that is so small beside the mean is rounding."""
 
@@ -35,6 +38,10 @@ class Mean:
     value: float
     low: float
     high: float
+
+
+UNBOUNDED = Mean(np.inf, 0.0, np.inf)
+"""Of values of which one is infinite."""
 
 
 def divergence(full: ArrayLike, truncated: ArrayLike) -> float:
@@ -64,7 +71,8 @@ def bootstrap_means(
     told in standard errors of its own, which are small where it met few of them. Percentiles of the means put the
     upper limit of a few dozen questions too low in one sample of five to eight, where one of forty is meant.
 
-    Units are resampled once for all layers, since all layers were asked the same questions.
+    Of fewer units than `FEWEST_PICTURES` the limits are only the lowest unit's mean and the highest's.
+    Otherwise units are resampled once for all layers, since all layers were asked the same questions.
 
     Args:
         values: none negative; an infinite one makes the mean and its upper limit infinite.
@@ -78,8 +86,12 @@ def bootstrap_means(
     sizes = np.bincount(place, minlength=count).astype(np.float64)
     sums = np.zeros((count, len(array)))
     np.add.at(sums, place, np.where(known[:, None], array, 0.0).T)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
     mean, error = (part[0] for part in _means(np.ones((1, count)), sums, sizes))
+    if count < FEWEST_PICTURES:
+        each = sums / sizes[:, None]
+        rows = zip(mean, each.min(axis=0), each.max(axis=0), known, strict=True)
+        return [Mean(*map(float, row)) if finite else UNBOUNDED for *row, finite in rows]
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
     means, errors = _means(drawn.astype(np.float64), sums, sizes)
     # A resample of one unit alone has no error.
     moved = np.full_like(means, np.nan)
@@ -89,7 +101,7 @@ def bootstrap_means(
     return [
         Mean(float(m), max(min(float(m - b * e), float(m)), 0.0), max(float(m - a * e), float(m)))
         if finite
-        else Mean(np.inf, 0.0, np.inf)
+        else UNBOUNDED
         for m, e, a, b, finite in zip(mean, error, high, low, known, strict=True)
     ]
 

@@ -29,9 +29,6 @@ NOT_CAUSAL = (
     "effect, or pass on what earlier layers moved into the text. Shown for comparison; it decides nothing."
 )
 
-FEWEST_PICTURES = 5
-"""Of which an interval is made: resampling fewer hardly varies, and of one nothing."""
-
 FIRST_TOKEN, ATTENTION = "first token", "attention"
 """What the record calls the measurements."""
 
@@ -43,11 +40,11 @@ def check_pictures(items: Sequence[Item], rule: str) -> None:
         CliffError: says how many there are, and how many it takes.
     """
     pictures = len({item.picture_of for item in items})
-    if rule == "upper" and pictures < FEWEST_PICTURES:
+    if rule == "upper" and pictures < divergence.FEWEST_PICTURES:
         raise CliffError(
             f"the questions are about {counted(pictures, 'picture')}, and the interval by whose upper limit "
-            f"--kl-rule upper decides is made by resampling pictures: ask about at least {FEWEST_PICTURES}, or "
-            "decide by the mean with --kl-rule mean."
+            "--kl-rule upper decides is made by resampling pictures: ask about at least "
+            f"{divergence.FEWEST_PICTURES}, or decide by the mean with --kl-rule mean."
         )
 
 

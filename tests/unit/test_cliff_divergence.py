@@ -63,7 +63,9 @@ def test_pictures_are_resampled_with_all_of_their_questions() -> None:
     for one, other in zip(alone, twice, strict=True):
         assert (other.value, other.low, other.high) == pytest.approx((one.value, one.low, one.high))
     (uneven,) = bootstrap_means([[1.0, 1.0, 4.0]], resamples=200, units=[0, 0, 1])
-    assert uneven.value == 2.0
+    assert (uneven.value, uneven.low, uneven.high) == (2.0, 1.0, 4.0), (
+        "two pictures make no interval"
+    )
 
 
 @pytest.mark.parametrize(("pictures", "most"), [(10, 0.13), (32, 0.09)])
@@ -111,6 +113,11 @@ def test_what_no_divergence_bounds_is_infinite() -> None:
     assert means[0] == Mean(np.inf, 0.0, np.inf) and means[2] == Mean(0, 0, 0)
     assert means[1] == bootstrap_means([[0.1, 0.3, 0.2]])[0]
     assert divergence_cliff(means, 1e9, "upper") == 1
+    five = bootstrap_means([[0.1, np.inf, 0.2, 0.3, 0.4], [0.1, 0.3, 0.2, 0.3, 0.4]])
+    (alone,) = bootstrap_means([[0.1, 0.3, 0.2, 0.3, 0.4]])
+    assert five[0] == means[0] and (five[1].low, five[1].high) == pytest.approx(
+        (alone.low, alone.high)
+    )
 
 
 def test_the_upper_limit_is_the_more_cautious_reading() -> None:
