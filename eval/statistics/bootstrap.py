@@ -40,6 +40,9 @@ Metrics = Callable[[Mapping[str, Array]], Mapping[str, Any]]
 CHUNK = 4_000_000
 """Entries of a resampling matrix that are held at a time: 32 MB."""
 
+MANY = 200
+"""Units of which one more or less in a resample widens an interval by less than a four-hundredth."""
+
 NOISE = 1e-12
 """Differences up to this are rounding."""
 
@@ -76,7 +79,7 @@ def compare(
     Args:
         names: the K names of the counts.
         baseline, treatment: [P, U, K], the counts of the units in both arms. A unit that a pair lacks
-            has zeros and is not drawn. Treatments with the same units meet the same resamples.
+            has zeros and is not drawn (see `MANY`). Treatments with the same units meet the same resamples.
         metrics: what the sums are worth; called with arrays of shape [R, P].
         resamples, swaps: how many of each; the smallest possible p is 1 / (1 + swaps).
         seed: decides all draws.
@@ -91,6 +94,8 @@ def compare(
     here = _arms(names, both.sum(axis=2)[None], metrics)
     swapped = _arms(names, _swapped_sums(baseline, treatment, swaps, swap_draws), metrics)
     identical = ~np.any(np.abs(treatment - baseline) > NOISE, axis=(1, 2))
+    present = np.any(np.abs(both) > NOISE, axis=(0, 3)).sum(axis=1)
+    bounds = [unseen_share(int(n), confidence) if n else 1.0 for n in present]
     found: dict[str, dict[int, Comparison]] = {name: {} for name in here[0]}
     for own, units in _with_the_same_units(both):
         flat = both[:, own][:, :, units].transpose(2, 0, 1, 3).reshape(len(units), -1)
@@ -99,14 +104,13 @@ def compare(
             _arms(names, some.reshape(-1, 2, len(own), kinds), metrics)
             for some in (sums, flat.sum(axis=0) - flat)
         )
-        bound = unseen_share(len(units), confidence) if np.any(flat) else 1.0
         for name, (place, p) in itertools.product(here[0], enumerate(own)):
             found[name][p] = _comparison(
                 _at(here, name, p),
                 _at(drawn, name, place),
                 _at(without, name, place),
                 _at(swapped, name, p),
-                bound,
+                bounds[p],
                 confidence,
                 identical=bool(identical[p]),
             )
@@ -116,11 +120,12 @@ def compare(
 def _with_the_same_units(both: Array) -> Iterator[tuple[list[int], NDArray[np.intp]]]:
     """Treatments that have the same units, and these: only what is there can be drawn.
 
-    Of a pair with few units among many, some resamples would else hold none of it, and those of all others
-    differ in how many they hold. Of a pair without any, all stand for it.
+    Of a pair with few units among many, some resamples would else hold none of it, and all others differ in how
+    many they hold. Of a pair with `MANY` that hardly matters, and of one without any all stand for it.
     """
     there = np.any(np.abs(both) > NOISE, axis=(0, 3))
-    there[~there.any(axis=1)] = True
+    number = there.sum(axis=1)
+    there[(number == 0) | (number >= MANY)] = True
     alike: dict[bytes, list[int]] = {}
     for treatment, own in enumerate(there):
         alike.setdefault(own.tobytes(), []).append(treatment)

@@ -21,7 +21,7 @@ from vllm_flow.eval.cliff.bounds import (
 CHANGES = st.lists(st.sampled_from([-1.0, 0.0, 0.0, 1.0]), min_size=1, max_size=80)
 
 
-@given(CHANGES, st.sampled_from([0.8, 0.95, 0.99]))
+@given(CHANGES, st.sampled_from([0.51, 0.8, 0.95, 0.99]))
 @settings(deadline=None)
 def test_limits_enclose_the_loss_and_widen_with_confidence(
     changes: list[float], confidence: float

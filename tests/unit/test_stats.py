@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from vllm_flow.eval.statistics.intervals import (
     accuracy,
+    holm,
     mcnemar_p,
     median,
     newcombe_interval,
     paired_difference,
+    unseen_share,
 )
 
 answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200)
@@ -164,3 +167,30 @@ def test_the_medians_interval_covers_the_truth(number: int, draw: str, truth: fl
 def test_a_median_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         median([])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+@settings(deadline=None, max_examples=8)
+def test_holm_is_statsmodels(p_values: list[float]) -> None:
+    expected = multipletests(p_values, method="holm")[1]
+    assert holm(p_values) == pytest.approx(expected.tolist(), abs=1e-12)
+
+
+@given(st.lists(st.floats(0, 1), max_size=30))
+def test_holm_only_raises_and_keeps_order(p_values: list[float]) -> None:
+    ours = holm(p_values)
+    assert all(p <= a <= 1 for a, p in zip(ours, p_values, strict=True))
+    ranked = [a for _, a in sorted(zip(p_values, ours, strict=True))]
+    assert ranked == sorted(ranked)
+
+
+@given(st.integers(1, 5000))
+def test_unseen_share_is_clopper_pearsons_limit(trials: int) -> None:
+    assert unseen_share(trials) == pytest.approx(
+        proportion_confint(0, trials, method="beta")[1], rel=1e-6
+    )
+
+
+def test_no_trials_show_nothing() -> None:
+    with pytest.raises(ValueError, match="at least one trial"):
+        unseen_share(0)
