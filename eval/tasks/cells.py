@@ -11,7 +11,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 from vllm_flow.counts import counted
 from vllm_flow.eval.tasks.parquet import parquet_cells, parquet_rows
@@ -26,16 +26,16 @@ def digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
-def picture_digests(path: Path, column: str = "image") -> list[str]:
-    """For each row of a parquet file a name of the picture in it; reads all of them once."""
-    return _each(path, column, digest)
+def picture_digests(path: Path, column: str = "image") -> list[str | None]:
+    """For each row of a parquet file a name of the picture in it, None where it has none; reads all of them once."""
+    return _each(path, column, digest, lacking=True)
 
 
 def rows_and_pictures(
     path: Path, columns: Sequence[str], column: str = "image"
 ) -> list[tuple[Row, str, str]]:
     """The rows of a hub's parquet file, each with how an `Item` names its picture, and the picture's digest."""
-    rows, digests = parquet_rows(path, columns), picture_digests(path, column)
+    rows, digests = parquet_rows(path, columns), _each(path, column, digest)
     return [
         (row, parquet_image(path, number, column), name)
         for number, (row, name) in enumerate(zip(rows, _as_many(path, digests, rows), strict=True))
@@ -55,9 +55,19 @@ def picture_sizes(path: Path, column: str = "image") -> list[tuple[int, int]]:
     return _each(path, column, size_of)
 
 
-def _each(path: Path, column: str, look: Callable[[bytes], Found]) -> list[Found]:
-    found = []
+@overload
+def _each(path: Path, column: str, look: Callable[[bytes], Found]) -> list[Found]: ...
+@overload
+def _each(
+    path: Path, column: str, look: Callable[[bytes], Found], *, lacking: Literal[True]
+) -> list[Found | None]: ...
+def _each(path: Path, column: str, look: Any, *, lacking: bool = False) -> list[Any]:
+    """What is seen in each row's picture; `lacking` rows, which hold nothing, have None."""
+    found: list[Any] = []
     for number, cell in enumerate(parquet_cells(path, column)):
+        if lacking and not any(cell.values() if isinstance(cell, dict) else [cell]):
+            found.append(None)
+            continue
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if isinstance(cell, dict) and data is None and cell.get("path"):
             try:

@@ -59,25 +59,3 @@ def parquet_cells(path: Path, column: str) -> Iterator[Any]:
     with _parquet(path, [column]) as file:
         for batch in file.iter_batches(batch_size=64, columns=[column]):
             yield from batch.column(0).to_pylist()
-
-
-def parquet_present(path: Path, column: str) -> list[bool]:
-    """For each row of a parquet file whether `column` holds something; a hub's image, a struct of
-    bytes and path, does if either is there. Reads batch by batch: images are large."""
-    import pyarrow.compute as pc
-
-    present: list[bool] = []
-    with _parquet(path, [column]) as file:
-        for batch in file.iter_batches(batch_size=256, columns=[column]):
-            values = batch.column(0)
-            valid = pc.is_valid(values)
-            if hasattr(values.type, "fields"):
-                parts = [
-                    pc.is_valid(pc.struct_field(values, [i])) for i in range(values.type.num_fields)
-                ]
-                some = parts[0]
-                for part in parts[1:]:
-                    some = pc.or_(some, part)
-                valid = pc.and_(valid, some)
-            present += valid.to_pylist()
-    return present

@@ -12,6 +12,9 @@ Layouts read:
 - hub (lmms-lab/ScienceQA, derek-thomas/ScienceQA): parquet files `{split}-*.parquet`, with the columns
   image, question, choices, answer, hint; in folders `ScienceQA-IMG` and `ScienceQA-FULL` where there
   are such. The hub has no problem ids: an item's id is `row/N`, N the row counted over the files.
+
+Several questions may be about one picture. The official files hold it anew, under another name, for each of them, and
+so do not tell; on the hub its bytes do.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from typing import Any
 
 from vllm_flow.counts import counted
 from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, counts_of, ratio
-from vllm_flow.eval.tasks.parquet import parquet_files, parquet_present, parquet_rows
+from vllm_flow.eval.tasks.cells import picture_digests
+from vllm_flow.eval.tasks.parquet import parquet_files, parquet_rows
 from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.reading import (
     DataError,
@@ -130,10 +134,10 @@ class ScienceQA(Task):
         items: list[Item] = []
         for path in files:
             rows = parquet_rows(path, ("question", "choices", "answer"), ("hint",))
-            present = parquet_present(path, "image")
-            for number, (row, has_image) in enumerate(zip(rows, present, strict=True)):
-                image = parquet_image(path, number) if has_image else None
-                items.append(_item(row, f"row/{len(items)}", image))
+            digests = picture_digests(path)
+            for number, (row, picture) in enumerate(zip(rows, digests, strict=True)):
+                image = parquet_image(path, number) if picture else None
+                items.append(_item(row, f"row/{len(items)}", image, picture))
         return items
 
     def score(self, item: Item, text: str) -> Scored:
@@ -172,7 +176,7 @@ def _counts(item: Item, right: bool) -> dict[str, float]:
     return counts
 
 
-def _item(row: Row, number: str, image: str | None) -> Item:
+def _item(row: Row, number: str, image: str | None, picture: str | None = None) -> Item:
     choices: list[Any] = row.get("choices", list)
     answer = row.get("answer", int)
     if not 0 <= answer < len(choices) <= len(LETTERS):
@@ -185,6 +189,8 @@ def _item(row: Row, number: str, image: str | None) -> Item:
         row.get("hint", str) if row.values.get("hint") else "",
     )
     truth = {"answer": LETTERS[answer], "has_image": image is not None}
+    if picture is not None:
+        truth["image_id"] = picture
     return Item(number, text, image, truth)
 
 

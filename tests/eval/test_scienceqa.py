@@ -164,9 +164,22 @@ def test_hub_layout(tmp_path: Path) -> None:
     assert [item.image is None for item in full] == [False, True, False, True]
     assert load_image(full[2].image).getpixel((0, 0)) == (2, 0, 0)
     assert [item.truth["answer"] for item in full] == ["A", "B", "C", "A"]
+    assert full[0].picture_of != full[2].picture_of and full[1].picture_of == "item row/1"
     with pytest.raises(DataError, match="needs ScienceQA-FULL"):
         FULL.read(tmp_path / "ScienceQA-IMG")
     assert len(TASK.read(tmp_path / "ScienceQA-FULL")) == 2
+
+
+def test_questions_about_one_picture_belong_together_on_the_hub(tmp_path: Path) -> None:
+    rows = [
+        {key: value for key, value in problem(0, None).items() if key != "split"}
+        | {"image": files.hub_image((n // 2, 0, 0))}
+        for n in range(4)
+    ]
+    files.parquet(tmp_path / "test-00000-of-00001.parquet", rows)
+    items = TASK.read(tmp_path)
+    assert len({item.image for item in items}) == 4
+    assert [item.picture_of == items[0].picture_of for item in items] == [True, True, False, False]
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:

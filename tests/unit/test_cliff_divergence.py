@@ -108,6 +108,18 @@ def test_limits_are_the_bootstrap_ts() -> None:
     assert found.low == pytest.approx(max(mean - low * error, 0))
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1e6])
+def test_limits_scale_with_the_values(scale: float) -> None:
+    """Divergences of deep layers are tiny, and no rounding for that; values that are all the same have no width."""
+    values = np.random.default_rng(4).exponential(1, (3, 12))
+    for one, other in zip(bootstrap_means(values), bootstrap_means(scale * values), strict=True):
+        assert (other.value, other.low, other.high) == pytest.approx(
+            (scale * one.value, scale * one.low, scale * one.high)
+        )
+    (same,) = bootstrap_means(np.full((1, 12), scale * 0.1))
+    assert (same.low, same.high) == pytest.approx((scale * 0.1, scale * 0.1))
+
+
 def test_what_no_divergence_bounds_is_infinite() -> None:
     means = bootstrap_means([[0.1, np.inf, 0.2], [0.1, 0.3, 0.2], [0.0, 0.0, 0.0]])
     assert means[0] == Mean(np.inf, 0.0, np.inf) and means[2] == Mean(0, 0, 0)
