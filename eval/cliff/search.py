@@ -104,23 +104,16 @@ def search(plan: Plan, judge: Judge) -> Generator[Ask, None, Finding]:
     What it asks depends on nothing but the plan and what `judge` says of questions asked before, so a
     search that is run again on the same answers asks the same.
     """
-    looks_good: dict[int, bool] = {}
-
-    def explore(layer: int) -> Generator[Ask, None, bool]:
-        if layer not in looks_good:
-            looks_good[layer] = yield from _explore(plan, judge, layer)
-        return looks_good[layer]
-
     # Bisection: `bad` looks bad (or is before the first layer), `good` looks good (or is the baseline).
     bad, good = -1, plan.num_layers
     while good - bad > 1:
         middle = (bad + good) // 2
-        if (yield from explore(middle)):
+        if (yield from _explore(plan, judge, middle)):
             good = middle
         else:
             bad = middle
     finding = Finding(plan.num_layers, proposed=good)
-    for layer in order(good, plan.num_layers, [at for at, well in looks_good.items() if not well]):
+    for layer in order(good, plan.num_layers):
         yield Ask(layer, plan.explored, plan.items, "confirm")
         loss = judge(layer, plan.explored, plan.items, plan.confidence)
         finding.tests.append(Test(layer, loss, loss.high <= plan.tolerance))
@@ -134,15 +127,13 @@ def search(plan: Plan, judge: Judge) -> Generator[Ask, None, Finding]:
     return finding
 
 
-def order(proposed: int, num_layers: int, bad: list[int]) -> list[int]:
+def order(proposed: int, num_layers: int) -> list[int]:
     """The layers in the order of the confirmation's tests, down to layer 0; the first failure ends it.
 
-    Deeper ones that looked bad in the exploration are left out.
+    None of them deeper than the proposed one looked bad in the exploration: bisection goes up from such a layer.
     """
     deeper = [proposed + more for more in FALLBACKS if proposed + more < num_layers]
-    return [at for at in deeper if at not in bad] + list(
-        range(min(proposed, num_layers - 1), -1, -1)
-    )
+    return [*deeper, *range(min(proposed, num_layers - 1), -1, -1)]
 
 
 def _explore(plan: Plan, judge: Judge, layer: int) -> Generator[Ask, None, bool]:

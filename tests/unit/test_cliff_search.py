@@ -125,13 +125,44 @@ def test_the_order_of_tests_does_not_depend_on_held_back_answers(
 @settings(deadline=None)
 def test_order_goes_from_deep_to_shallow_and_ends_at_zero(layers: int, data: st.DataObject) -> None:
     proposed = data.draw(st.integers(0, layers))
-    bad = data.draw(st.lists(st.integers(0, layers - 1)))
-    found = order(proposed, layers, bad)
+    found = order(proposed, layers)
     assert found == sorted(set(found), reverse=True)
     assert found[-1] == 0 and max(found) < layers
     assert set(range(min(proposed, layers - 1) + 1)) <= set(found)
     fallbacks = {proposed + more for more in (1, 3, 8) if proposed + more < layers}
-    assert {layer for layer in found if layer > proposed} == fallbacks - set(bad)
+    assert {layer for layer in found if layer > proposed} == fallbacks
+
+
+@given(cases())
+@settings(max_examples=50, deadline=None)
+def test_no_layer_is_explored_twice_and_the_proposed_one_stands_between_bad_and_good(
+    case: tuple[Plan, np.ndarray],
+) -> None:
+    """Whatever the curve: every layer that looked bad is shallower than the proposed one, all that looked good are
+    not, and so no test begins at a layer that looked bad."""
+    plan, changes = case
+    engine = Simulated(changes)
+    finding = engine.run(plan)
+    last: dict[int, int] = {}
+    for ask in engine.asks:
+        if ask.why == "explore":
+            assert ask.last > last.get(ask.layer, 0), "asked for nothing new"
+            last[ask.layer] = ask.last
+    assert [a.layer for a in engine.asks if a.why == "explore" and a.last <= 32] == list(last)
+    for layer, asked in last.items():
+        loss = engine.loss(layer, 0, asked, 0.9)
+        good = loss.high <= plan.tolerance or loss.value <= plan.tolerance >= loss.low
+        assert good == (layer >= finding.proposed)
+    assert {finding.proposed - 1, finding.proposed} - {-1, plan.num_layers} <= last.keys()
+
+
+def test_batches_double_until_a_layer_is_decided_or_all_is_asked() -> None:
+    """A loss just at the tolerance is never clear."""
+    plan = Plan(1, 400, 200, 0.5)
+    changes = np.tile([1.0, 0.0], 200)[None]
+    engine = Simulated(changes)
+    engine.run(plan)
+    assert [ask.last for ask in engine.asks if ask.why == "explore"] == [32, 64, 128, 200]
 
 
 @given(cases())
@@ -145,7 +176,10 @@ def test_a_clean_cliff_is_found_where_the_sweep_finds_it(case: tuple[Plan, np.nd
         if loss_limits([], 1 / held_back, held_back).high > plan.tolerance:
             return
         engine = Simulated(changes)
-        assert engine.run(plan).layer == cliff
+        finding = engine.run(plan)
+        assert (finding.layer, finding.proposed) == (cliff, cliff)
+        told = [layer for layer in (cliff, cliff - 1) if 0 <= layer < plan.num_layers]
+        assert [ask.layer for ask in engine.asks if ask.why == "complete"] == told
         engine.asked[:] = True
         assert exhaustive_answer(plan, engine.loss) == cliff
 
