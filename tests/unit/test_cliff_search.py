@@ -182,6 +182,19 @@ def test_a_clean_cliff_is_found_where_the_sweep_finds_it(case: tuple[Plan, np.nd
         assert [ask.layer for ask in engine.asks if ask.why == "complete"] == told
         engine.asked[:] = True
         assert exhaustive_answer(plan, engine.loss) == cliff
+        assert engine.requests == exhaustive_requests(plan)
+
+
+def test_a_sweep_is_judged_on_all_questions_at_the_full_confidence() -> None:
+    """From the deepest layer down, one after the other, to the first that fails."""
+    judged = []
+
+    def judge(layer: int, first: int, last: int, confidence: float) -> Loss:
+        judged.append((layer, first, last, confidence))
+        return Loss(0.0, 0.0, 0.1 if layer > 1 else 0.3, last - first)
+
+    assert exhaustive_answer(Plan(5, 40, 10, 0.2, 0.99), judge) == 2
+    assert judged == [(layer, 0, 40, 0.99) for layer in (4, 3, 2, 1)]
 
 
 CURVES = {
