@@ -80,7 +80,7 @@ def bootstrap_means(
             question is one.
     """
     array = np.asarray(values, dtype=np.float64)
-    known = np.isfinite(array).all(axis=1)
+    known = np.asarray(np.isfinite(array).all(axis=1))
     place = np.arange(array.shape[1]) if units is None else np.asarray(units)
     count = int(place.max()) + 1
     sizes = np.bincount(place, minlength=count).astype(np.float64)

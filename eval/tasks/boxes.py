@@ -74,16 +74,15 @@ def parse_box(text: str, convention: str, width: float, height: float) -> Box | 
 
 
 def overlap(one: Box, other: Box) -> float:
-    """Intersection over union; 0 for a box whose corners are not in order."""
+    """Intersection over union; 0 for a box whose corners are not in order, which has nothing in common with any."""
     width = min(one.right, other.right) - max(one.left, other.left)
     height = min(one.bottom, other.bottom) - max(one.top, other.top)
-    if width <= 0 or height <= 0 or not (area(one) > 0 and area(other) > 0):
+    if width <= 0 or height <= 0:
         return 0.0
     both = width * height
     return both / (area(one) + area(other) - both)
 
 
 def area(box: Box) -> float:
-    """In square pixels; not above 0 for a box whose corners are not in order."""
-    width, height = box.right - box.left, box.bottom - box.top
-    return width * height if width > 0 and height > 0 else 0.0
+    """In square pixels, of a box whose corners are in order."""
+    return (box.right - box.left) * (box.bottom - box.top)
