@@ -30,7 +30,8 @@ INFERRED = [
     ("cat", "A"), ("CAT", "A"), ("concatenate", "A"), ("a dog", "B"), ("dog", None), ("bird", "C"),
     ("cat and a dog", None), ("cat" + "x" * 24, None), ("cat" + "x" * 21, "A"), ("", None), ("Z", "Z"), ("Z.", "Z"),
     ("A Z", "A"), ("Cannot determine the answer", "Z"), ("I can't process this file. A", "Z"),
-    ("Failed to obtain answer via API", None), ("A/B", None), ("A-B", None), ("A!", "A"), ("'A'", None), ("A\nB", None),
+    ("Failed to obtain answer via API", None), ("Failed to obtain answer via API B", None),
+    ("A/B", None), ("A-B", None), ("A!", "A"), ("'A'", None), ("A\nB", None),
     ("\tB\n", "B"), ("Answer: B", "B"), ("A; A; A", "A"), ("Option B.", "B"),
 ]  # fmt: skip
 
