@@ -231,6 +231,18 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     files.json_file(path, {"dat": []})
     with pytest.raises(DataError, match="no 'data'"):
         BARE.read(tmp_path)
+    files.json_file(path, {"data": []})
+    with pytest.raises(DataError, match="TextVQA_0.5.1_val.json: no questions in it"):
+        BARE.read(tmp_path)
+
+
+def test_without_ocr_tokens_the_hubs_column_is_not_needed(tmp_path: Path) -> None:
+    row = annotation(1, "i", "what?") | {"image": files.hub_image((1, 0, 0))}
+    files.parquet(tmp_path / "validation-00000-of-00001.parquet", [row])
+    (item,) = BARE.read(tmp_path)
+    assert item.text == "What?\nAnswer the question using a single word or phrase."
+    with pytest.raises(DataError, match="no column ocr_tokens"):
+        TASK.read(tmp_path)
 
 
 def test_accuracy_is_the_mean_score(tmp_path: Path) -> None:
