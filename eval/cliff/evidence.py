@@ -101,9 +101,10 @@ class Evidence:
         known = self._answers.get(layer, {})
         return [at for at in range(first, last) if at not in known and at not in self.left_out]
 
-    def answered(self, layer: int) -> int:
-        """Questions answered at a layer."""
-        return len(self._answers.get(layer, {}))
+    def _known(self, layer: int) -> dict[int, Scored]:
+        """The answers at a layer to questions that the baseline answers as well, in the questions' order."""
+        answers = self._answers.get(layer, {})
+        return {at: answers[at] for at in sorted(answers) if at not in self.left_out}
 
     def pictures(self, first: int = 0) -> int:
         """Pictures of the questions from `first` on that are in a loss."""
@@ -113,18 +114,16 @@ class Evidence:
     @property
     def layers(self) -> list[int]:
         """Layers with answers, the baseline (the number of layers) included."""
-        return sorted(layer for layer, answers in self._answers.items() if answers)
+        return sorted(layer for layer in self._answers if self._known(layer))
 
-    def score(self, layer: int, first: int = 0, last: int | None = None) -> float:
-        """The headline metric at a layer, on those of the questions that were asked."""
-        known = self._answers[layer]
-        wanted = range(first, len(self.items) if last is None else last)
-        totals = sum_counts(self.task.together(known[at] for at in wanted if at in known))
+    def score(self, layer: int) -> float:
+        """The headline metric at a layer, on the questions that were asked."""
+        totals = sum_counts(self.task.together(self._known(layer).values()))
         return float(np.asarray(self.task.metrics(totals)[self.task.headline]))
 
     def all_asked(self, layer: int, confidence: float) -> Loss:
         """The loss on every question that has been asked at a layer."""
-        return self._loss_of(sorted(self._answers.get(layer, {})), layer, confidence)
+        return self._loss_of(list(self._known(layer)), layer, confidence)
 
     def loss(self, layer: int, first: int, last: int, confidence: float) -> Loss:
         """The loss at a layer on questions `first` to `last` (excluded), all of which were asked.

@@ -12,6 +12,7 @@ from vllm_flow.eval.sweep.budgets import (
     METHODS,
     BudgetError,
     average_tokens,
+    draws,
     image_rows,
     sides_at,
     stages_at,
@@ -54,6 +55,20 @@ def test_a_budget_is_a_policy_that_a_client_can_send(
     text = ", ".join(map(str, stages))
     read = parse_policy({"flow_stages": text}, num_layers)
     assert read is not None and read.images == (stages,)
+
+
+@pytest.mark.parametrize("method", ["uniform", "diversity", "horizon", "last_prompt"])
+def test_a_budget_that_leaves_no_token_is_refused(method: str) -> None:
+    """A fiftieth of four tokens in each of 32 layers."""
+    with pytest.raises(BudgetError, match="no token left to keep|alone cost as much"):
+        stages_at(method, Fraction(1, 50), 32, 4)
+
+
+def test_seeds_matter_to_what_draws() -> None:
+    assert draws("random")
+    assert not any(
+        map(draws, ("cliff", "uniform", "diversity", "downsample", "horizon", "no such"))
+    )
 
 
 def test_the_demos_budgets_cost_the_same() -> None:

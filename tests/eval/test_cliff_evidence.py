@@ -155,8 +155,33 @@ def test_a_question_that_nothing_can_answer_is_left_out() -> None:
     assert evidence.missing(1, 0, 4) == []
     assert evidence.loss(1, 0, 4, 0.95).items == 3
     assert evidence.loss(1, 0, 4, 0.95).value == pytest.approx(1 / 3)
+    assert (evidence.pictures(), evidence.pictures(1), evidence.pictures(3)) == (3, 2, 1)
     with pytest.raises(CliffError, match="2.png"):
         evidence.loss(1, 2, 3, 0.95)
+
+
+def test_what_only_the_baseline_cannot_answer_is_left_out_of_what_is_told_as_well() -> None:
+    """A question that a layer answers and the baseline does not, whichever of the two comes first."""
+    for order in (1, -1):
+        evidence = Evidence(Share(), items(3), LAYERS)
+        for layer, text in ((LAYERS, None), (1, "no"))[::order]:
+            evidence.add("1", layer, text, None if text else "too long")
+        assert evidence.layers == []
+        for n in "02":
+            evidence.add(n, LAYERS, "yes", None)
+            evidence.add(n, 1, "yes" if n == "0" else "no", None)
+        assert (evidence.score(1), evidence.score(LAYERS)) == (0.5, 1.0)
+        told = evidence.all_asked(1, 0.9)
+        assert (told.value, told.items) == (0.5, 2) and told == evidence.loss(1, 0, 3, 0.9)
+
+
+def test_layers_are_those_with_answers_in_order() -> None:
+    evidence = Evidence(Share(), items(2), LAYERS)
+    assert evidence.layers == []
+    for layer in (LAYERS, 3, 1):
+        evidence.add("0", layer, "yes", None)
+    assert evidence.layers == [1, 3, LAYERS]
+    assert evidence.score(1) == 1.0 and evidence.all_asked(1, 0.9).items == 1
 
 
 def test_an_error_at_one_layer_only_stops_the_search() -> None:
