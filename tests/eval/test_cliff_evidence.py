@@ -10,8 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_flow.eval.cliff.bounds import loss_limits
-from vllm_flow.eval.cliff.evidence import CliffError, Evidence, in_random_order, split_at
+from vllm_flow.eval.cliff.bounds import Loss, loss_limits
+from vllm_flow.eval.cliff.evidence import (
+    RESAMPLES,
+    CliffError,
+    Evidence,
+    in_random_order,
+    split_at,
+)
+from vllm_flow.eval.statistics.bootstrap import bca_limits, resampling
 from vllm_flow.eval.tasks import Item, Task, get_task
 from vllm_flow.eval.tasks.base import Metrics, Scored, Totals
 
@@ -90,6 +97,26 @@ def test_where_lower_is_better_a_rise_is_a_loss() -> None:
     found = filled(Wrong(), items(50), before, after).loss(1, 0, 50, 0.95)
     assert found.value == pytest.approx(0.2)
     assert 0 < found.low < 0.2 < found.high < 0.4
+
+
+@given(ANSWERS)
+@settings(max_examples=40, deadline=None)
+def test_a_ratio_has_the_wider_of_both_limits(pairs: list[tuple[bool, bool]]) -> None:
+    """Of a share told as a ratio, what each question adds is known without a jackknife: its own change."""
+    before, after = ([pair[k] for pair in pairs] for k in (0, 1))
+    count = len(pairs)
+    found = filled(Wrong(), items(count), before, after).loss(1, 0, count, 0.9)
+    lost = np.array([float(b) - float(a) for b, a in pairs])
+    limits = [loss_limits(lost / count, 1 / count, count, 0.9, count)]
+    seed = np.random.SeedSequence(0)
+    samples = np.concatenate([w @ lost for w in resampling(count, RESAMPLES, seed)]) / count
+    if np.ptp(samples) > 0:
+        # The jackknife of the mean; one-sided limits at 90 % are two-sided ones at 80 %.
+        low, high = bca_limits(lost.mean(), samples, (lost.sum() - lost) / (count - 1), 0.8)
+        limits.append(Loss(found.value, low, high, count))
+    assert found.value == pytest.approx(lost.mean())
+    assert found.low == pytest.approx(max(min(one.low for one in limits), -1))
+    assert found.high == pytest.approx(min(max(one.high for one in limits), 1))
 
 
 def pope(count: int, seed: int) -> tuple[list[Item], list[str]]:
