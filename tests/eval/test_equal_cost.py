@@ -14,7 +14,7 @@ import pytest
 
 from tests.eval.synthetic_run import LAYERS, make_run
 from vllm_flow.eval.report.command import read_tasks, write_report
-from vllm_flow.eval.report.contests import Budget, budgets_of, contests, sentences
+from vllm_flow.eval.report.contests import Budget, Contest, budgets_of, contests, sentences
 from vllm_flow.eval.report.cost import (
     Point,
     method_of,
@@ -188,6 +188,20 @@ def test_a_win_at_a_higher_cost_is_none(run: Run) -> None:
         "cliff=15", "0:50% diversity", "0:50% random", "0:50% uniform", "2:13/28 last_prompt",
     }  # fmt: skip
     assert not budget.beaten_by(larger, FAST.level, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "wins"), [(-5.0, True), (0.0, True), (0.9, True), (1.0, True), (1.1, False)]
+)
+def test_a_winner_costs_no_more_to_within_one_token_a_layer(
+    run: Run, more: float, wins: bool
+) -> None:
+    _, found, _ = read(run, run.answers().to_pylist())
+    loser, winner = (replace(found[0], tokens=72.0 + extra) for extra in (0.0, more))
+    for one, other, value in ((loser, winner, 0.2), (winner, loser, -0.2)):
+        pair = Contest(one, other, Interval(value, value - 0.1, value + 0.1), 0.01, 0.04)
+        assert pair.winner(0.05, True) is (winner if wins else None)
+        assert pair.winner(0.04, True) is None, "a p value at the level shows nothing"
 
 
 def test_better_can_be_lower(run: Run) -> None:
