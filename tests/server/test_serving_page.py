@@ -97,4 +97,6 @@ def test_every_vllm_serve_has_arguments_and_settings_that_are_known(
     for page, words in commands:
         config = parsed(["--model", *words]).additional_config
         assert list(config) == ["vllm_flow"], page
-        FlowSettings.read(config["vllm_flow"], EngineFacts(LAYERS))  # raises what a server would not start with
+        FlowSettings.read(
+            config["vllm_flow"], EngineFacts(LAYERS)
+        )  # raises what a server would not start with
