@@ -114,7 +114,11 @@ class TokenLayout:
 
     def fingerprint(self, group_layers: int) -> str:
         """Says what blocks of a prompt hold in storage groups of so many layers: equal ones, the same slots."""
-        told = repr((self.salt, self.late, self.spans.ranges, self.prompt_tokens, group_layers))
+        # Pictures side by side are one range, and of each as many tokens stay.
+        gone = [stage.evicted.ranges for stage in self.stages]
+        told = repr(
+            (self.salt, self.late, self.spans.ranges, gone, self.prompt_tokens, group_layers)
+        )
         return sha256(told.encode()).hexdigest()[:16]
 
     def gone_by(self, num_tokens: int) -> bool:

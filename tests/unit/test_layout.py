@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from tests.unit.staged_cases import LAYERS, Case, cases
 from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import FlowPolicy, Stage
+from vllm_flow.ranks import RANKS
 from vllm_flow.spans import ImageSpans
 
 PROMPT = 40
+LATE = tuple(name for name, rank in RANKS.items() if rank.late)
 
 
 def layout_of(policy: FlowPolicy, *images: tuple[int, int]) -> TokenLayout:
@@ -140,14 +142,17 @@ def test_what_leaves_in_the_prefill_is_gone_while_the_prompt_is_computed() -> No
     assert layout.evicted_tokens(5) == layout.evicted_tokens() == ((2, 8),)
 
 
-@given(cases(), st.integers(0, 12), st.integers(0, 12), st.integers(0, 20))
+@given(cases(), st.data())
 def test_a_chunk_that_begins_with_what_goes_together_holds_all_of_it(
-    case: Case, computed: int, scheduled: int, at_most: int
+    case: Case, data: st.DataObject
 ) -> None:
     """And no more than it must, nor than there is room for; nothing stays nothing."""
     layout = case.layout
     if layout is None:
         return
+    begins = [start for start, _ in layout.atomic]
+    computed = data.draw(st.sampled_from(begins) if begins else st.integers(0, case.length))
+    scheduled, at_most = data.draw(st.integers(0, 12)), data.draw(st.integers(0, 20))
     whole = [stop for start, stop in layout.atomic if start == computed]
     ends = (
         end
@@ -156,3 +161,27 @@ def test_a_chunk_that_begins_with_what_goes_together_holds_all_of_it(
     )
     found = layout.extended_chunk(computed, scheduled, at_most)
     assert found == min(next(ends) - computed, at_most)
+
+
+@given(cases() | cases(LATE), st.booleans(), st.data())
+def test_a_chunk_is_as_long_as_it_may_be(case: Case, late: bool, data: st.DataObject) -> None:
+    """It divides nothing that it has the beginning of, nor joins a late prompt with what follows; of a prompt on
+    whose attention others are chosen by, its end is more than a token."""
+    if late and case.policy.ranks <= {*LATE}:
+        case = replace(case, policy=replace(case.policy, when="decode"))
+    layout = case.layout
+    if layout is None:
+        return
+    computed = data.draw(st.integers(0, case.length - 1))
+    scheduled = data.draw(st.integers(1, case.length - computed))
+
+    def may_end(end: int) -> bool:
+        if not layout.late:
+            return not any(computed <= start < end < stop for start, stop in layout.atomic)
+        if computed >= case.prompt:
+            return True
+        return end <= case.prompt and not (layout.read_layers and end == case.prompt - 1)
+
+    ends = [end for end in range(computed + 1, computed + scheduled + 1) if may_end(end)]
+    found = layout.shortened_chunk(computed, scheduled)
+    assert found == max(ends, default=computed) - computed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from vllm_flow.layout import TokenLayout
 from vllm_flow.policy_keys import parse_policy
 from vllm_flow.spans import ImageSpans
@@ -12,11 +14,12 @@ IMAGE = ((4, 36),)
 
 def fingerprint(
     keys: dict[str, object],
-    ranges: tuple[tuple[int, int], ...] = IMAGE,
+    *images: tuple[tuple[int, int], ...],
     prompt: int = 50,
     group: int = 2,
 ) -> str:
-    layout = TokenLayout.of(parse_policy(keys, LAYERS), ImageSpans.from_ranges(ranges), prompt)
+    spans = [ImageSpans.from_ranges(ranges) for ranges in images or (IMAGE,)]
+    layout = TokenLayout.of(parse_policy(keys, LAYERS), spans, prompt)
     assert layout is not None
     return layout.fingerprint(group)
 
@@ -40,3 +43,13 @@ def test_whatever_moves_a_token_has_another_fingerprint() -> None:
 
 def test_one_policy_has_one_fingerprint_however_it_is_spelt() -> None:
     assert fingerprint({"flow_cliff": 3}) == fingerprint({"flow_stages": "3:0"})
+
+
+@pytest.mark.parametrize("rank", ["uniform", "last_image"])
+def test_two_pictures_side_by_side_are_not_one(rank: str) -> None:
+    """Of each as many tokens stay, whoever chooses; where none stays, it is the same."""
+    two = ((4, 20),), ((20, 36),)
+    for keep in ("4", "30%"):
+        keys = {"flow_stages": f"2:{keep} {rank}"}
+        assert fingerprint(keys, *two) != fingerprint(keys)
+    assert fingerprint({"flow_cliff": 3}, *two) == fingerprint({"flow_cliff": 3})
