@@ -148,9 +148,7 @@ class _Track:
         self._index, self._seed = index, policy.seed
         self._start, self._stop = image.start, image.end
         self._extent: IntArray = np.arange(self._start, self._stop)
-        self._text = self._extent[:0]
-        if image.total < len(self._extent):
-            self._text = self._extent[~image.is_image(self._extent)]
+        self._text: IntArray = self._extent[~image.is_image(self._extent)]
         self._total = self._left = image.total
         self._rows = self._extent
         """Positions of the extent's rows that are left, ascending; of the first ones after a choice of
@@ -163,8 +161,10 @@ class _Track:
     def advance(self, layer: int) -> Choice | None:
         """Pass one layer; what the device must choose there, None if nothing."""
         stage = next((stage for stage in self.stages if stage.layer == layer), None)
-        keep = self._left if stage is None else min(stage.kept(self._total), self._left)
-        if stage is None or keep == self._left:
+        if stage is None:
+            return None
+        keep = min(stage.kept(self._total), self._left)
+        if keep == self._left:
             return None
         left, self._left = self._left, keep
         if keep == 0 or stage.rank is None:

@@ -101,3 +101,23 @@ def test_blocks_cover_all_rows_and_are_alike(
     assert {row for block in blocks for row in block} == set(range(rows))
     assert len({len(block) for block in blocks}) == 1
     assert len(blocks[0]) * columns <= max(100 * 100, unlike.SAME_PRODUCT * columns)
+
+
+@pytest.mark.parametrize("at_once", [1, 24, 1000])
+@pytest.mark.parametrize(("count", "width"), SHAPES)
+def test_distances_are_one_minus_the_cosine_however_they_are_come_by(
+    monkeypatch: pytest.MonkeyPatch, count: int, width: int, at_once: int
+) -> None:
+    monkeypatch.setattr(unlike, "AT_ONCE", at_once)
+    embeddings = embeddings_of(count, width, False)
+    tokens = embeddings.double().numpy()
+    unit = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
+    expected = 1 - unit @ unit.T
+    one = unlike.distances_from(unlike.unit(embeddings), torch.tensor([7]))
+    np.testing.assert_allclose(one, expected[7], atol=1e-5)
+    np.fill_diagonal(expected, np.inf)
+    found, nearest = unlike.distances(unlike.unit(embeddings))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(nearest, expected.min(0), atol=1e-5)
+    in_parts = unlike.nearest_other(unlike.unit(embeddings))
+    np.testing.assert_allclose(in_parts, expected.min(0), atol=1e-5)

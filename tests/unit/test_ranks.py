@@ -19,7 +19,6 @@ from vllm_flow.ranks import (
 from vllm_flow.ranks.base import Draw, Needs
 from vllm_flow.ranks.cls_attention import most_attended
 from vllm_flow.ranks.cls_diverse import ROUND, important_then_diverse
-from vllm_flow.ranks.dart import PIVOTS, unlike_pivots
 from vllm_flow.ranks.diversity import farthest_first
 from vllm_flow.ranks.feather import grid
 from vllm_flow.ranks.raters import raters
@@ -215,46 +214,6 @@ def test_what_a_rank_looks_at_decides_what_must_be_computed_at_once() -> None:
         "random",
         "last_prompt",
     }
-
-
-@given(st.integers(1, 40), st.integers(1, 9), st.data())
-def test_dart_keeps_pivots_and_what_is_least_like_each_in_turn(
-    total: int, question: int, data: st.DataObject
-) -> None:
-    keep = data.draw(st.integers(1, total))
-    draw = np.random.default_rng(data.draw(st.integers(0, 2**31)))
-    states, asking = draw.normal(size=(total, 5)), draw.normal(size=(question, 5))
-    sizes, asked = draw.permutation(total) + 1.0, draw.permutation(question) + 1.0
-    given_ = (torch.from_numpy(part) for part in (states, sizes, asking, asked))
-    found = unlike_pivots(*given_, keep)
-    assert found.dtype == torch.bool and int(found.sum()) == keep
-    own = np.argsort(-sizes)[: min(PIVOTS, keep)].tolist()
-    pivots = [states[at] for at in own]
-    pivots += [asking[at] for at in np.argsort(-asked)[:PIVOTS]]
-    stay, left = set(own), keep - len(own)
-    for index, pivot in enumerate(pivots):
-        others = [token for token in range(total) if token not in stay]
-        cosines = [
-            states[at] @ pivot / np.linalg.norm(states[at]) / np.linalg.norm(pivot) for at in others
-        ]
-        share = left // len(pivots) + (index < left % len(pivots))
-        stay |= {others[at] for at in np.argsort(cosines)[:share]}
-    assert found.nonzero()[:, 0].tolist() == sorted(stay)
-
-
-def test_dart_of_a_uniform_picture_chooses_as_many_as_asked() -> None:
-    same, sizes = torch.ones(9, 4), torch.ones(9)
-    found = unlike_pivots(same, sizes, torch.zeros(2, 4), torch.ones(2), 6)
-    assert found.nonzero()[:, 0].tolist() == list(range(6))
-
-
-def test_dart_has_four_pivots_of_the_image_the_first_of_equals() -> None:
-    """Of forty tokens with equal keys the first four, and then the one that is unlike them."""
-    states = torch.tensor([[1.0, 0.0]]).repeat(40, 1)
-    states[-1] = torch.tensor([-1.0, 0.0])
-    for keep, expected in ((4, [0, 1, 2, 3]), (5, [0, 1, 2, 3, 39])):
-        found = unlike_pivots(states, torch.ones(40), states[:1], torch.ones(1), keep)
-        assert found.nonzero()[:, 0].tolist() == expected
 
 
 @given(st.integers(1, 12), st.integers(1, 9), st.integers(0, 2**31))

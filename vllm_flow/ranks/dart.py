@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vllm_flow.ranks import unlike
 from vllm_flow.ranks.rows import HiddenRank
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def unlike_pivots(
     """
     own = keys_N.argsort(descending=True, stable=True)[: min(PIVOTS, keep)]
     asking = keys_Q.argsort(descending=True, stable=True)[:PIVOTS]
-    tokens_NH, question_QH = _unit(states_NH), _unit(states_QH)
+    tokens_NH, question_QH = unlike.unit(states_NH), unlike.unit(states_QH)
     alike = [*(tokens_NH[own] @ tokens_NH.T), *(question_QH[asking] @ tokens_NH.T)]
     stays_N = keys_N.new_zeros(len(keys_N)).bool().index_fill(0, own, True)
     each, more = divmod(keep - len(own), len(alike))
@@ -40,13 +41,6 @@ def unlike_pivots(
         order = alike_N.masked_fill(stays_N, float("inf")).argsort(stable=True)
         stays_N = stays_N.index_fill(0, order[: each + (index < more)], True)
     return stays_N
-
-
-def _unit(states: torch.Tensor) -> torch.Tensor:
-    """Each row at length 1, in float32."""
-    states = states.float()
-    unit: torch.Tensor = states / states.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    return unit
 
 
 DART = HiddenRank("dart", "least like a few pivots with large keys", unlike_pivots)
