@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.staged_cases import LAYERS as STAGED_LAYERS
+from tests.unit.staged_cases import Case as Staged
+from tests.unit.staged_cases import cases as staged_cases
 from vllm_flow.attention import (
     OUTPUT,
     SYSTEM,
@@ -87,6 +92,28 @@ def test_bounds_label_every_stored_token(
     if single:
         image_tokens = sum(end - start for ranges in images for start, end in ranges)
         assert (request.spans.labels >= 0).sum() == image_tokens
+
+
+@given(staged_cases(("uniform", "random")), st.booleans(), st.data())
+def test_bounds_are_of_what_a_layer_stores_in_whatever_order_they_are_asked_for(
+    case: Staged, late: bool, data: st.DataObject
+) -> None:
+    """Of images that leave late, the row that predicts the first answer token sees all."""
+    if late:
+        case = replace(case, policy=replace(case.policy, when="decode"))
+    images = [
+        list(ImageSpans.from_ranges((p, p + 1) for p in image).ranges) for image in case.images
+    ]
+    spans = KeySpans.of(case.prompt, images)
+    request = LoggedRequest(AttentionLog((0,), False), case.prompt, spans, case.layout)
+    lengths, layers = st.integers(case.prompt, case.length + 2), st.integers(0, STAGED_LAYERS - 1)
+    for num_tokens, layer in data.draw(st.lists(st.tuples(lengths, layers), min_size=1)):
+        gone = {p for image in case.images for p in image} - case.left(layer)
+        if late and num_tokens == case.prompt:
+            gone = set()
+        labels = naive_labels(num_tokens, case.prompt, images)
+        found = np.repeat(spans.labels, np.diff(request.bounds(num_tokens, layer)))
+        assert found.tolist() == [label for at, label in enumerate(labels) if at not in gone]
 
 
 def test_a_prompt_without_image_is_the_users() -> None:

@@ -139,6 +139,8 @@ def test_places_among_rows_that_the_device_chose_are_known_where_no_text_is_betw
     layout = TokenLayout.of(policy, [ImageSpans.from_ranges(ranges)], 15)
     assert layout is not None
     assert [stage.layer for stage in layout.stages if stage.choices] == asked
+    picks = {choice.picks for stage in layout.stages[1:] for choice in stage.choices}
+    assert picks <= {(1, 4)}, "the middles of two halves of the six that are left"
 
 
 @pytest.mark.parametrize("empty", [0, 1])

@@ -16,7 +16,7 @@ from vllm_flow.grouping import DecoderLayers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.ranks import RANKS
+from vllm_flow.ranks import RANKS, PositionRank
 from vllm_flow.rewriting import (
     LateReading,
     Need,
@@ -105,6 +105,30 @@ def test_it_takes_no_more_than_a_block_for_the_next_token(case: Case, block_size
         if is_rewritten(layout, layer):
             found = need(layout, layer, layer, case.prompt + 1, block_size, [1] * held)
             assert isinstance(found, Need) and found.net == 0
+
+
+@given(late_cases(), st.integers(1, 7))
+def test_blocks_before_the_first_token_that_may_leave_stay(case: Case, block_size: int) -> None:
+    """A device may choose any token of an image, the first one, too."""
+    layout = case.layout
+    assert layout is not None
+    held = -(-case.prompt // block_size)
+    for layer in range(LAYERS):
+        moved = []
+        for index, image in enumerate(case.images):
+            left = len(image)
+            for stage in case.policy.stages_of(index):
+                keep = min(stage.kept(len(image)), left)
+                by_place = keep == 0 or isinstance(RANKS[stage.rank or ""], PositionRank)
+                if stage.layer <= layer and keep < left and not by_place:
+                    moved.append(image[0])
+                left = keep if stage.layer <= layer else left
+            moved += sorted(set(image) - case.left(layer))[:1]
+        if is_rewritten(layout, layer):
+            found = need(layout, layer, layer, case.prompt + 1, block_size, [1] * held)
+            assert found.kept == min(moved) // block_size
+        else:
+            assert not moved
 
 
 @given(late_cases(), st.integers(2, 9))
