@@ -102,14 +102,13 @@ def _variants(batch: _Batch, breaks: Sequence[int], depth: int) -> Iterator[Vari
             own = slice(int(batch.starts[index]), int(batch.starts[index + 1]))
             position = batch.position[own]
             before = stage.evicted.counts_before(np.append(position, position[-1] + 1))
-            if stage.choices:
-                chosen += [(index, choice) for choice in _made_now(request, stage.choices)]
+            chosen += [(index, choice) for choice in _made_now(request, stage.choices)]
             # Positions of a request follow each other, so a token that counts is evicted.
             keep[own] = before[1:] == before[:-1]
             packed[own] = position - before[:-1]
             evicted[index] = before[-1]
         rows = np.flatnonzero(keep)
-        per_request = np.bincount(batch.request_of_row[rows], minlength=len(batch.requests))
+        per_request = np.bincount(batch.request_of_row[rows])
         present = np.flatnonzero(per_request)
         yield Variant(
             first_layer=first_layer,
@@ -180,7 +179,7 @@ def _made_now(request: ScheduledRequest, choices: Sequence[Choice]) -> Iterator[
     assert layout is not None
     first, end = request.num_computed, request.num_computed + request.num_scheduled
     for choice in choices:
-        if choice.stop <= first or choice.start >= end:
+        if choice.start >= end:
             continue
         if choice.start < first and layout.may_end_at(first):
             continue  # all that stays is stored; the rows of the step leave
@@ -272,17 +271,17 @@ def _totals(layouts: Sequence[TokenLayout | None], breaks: Sequence[int], depth:
     Args:
         depth: at least as many stages as each has.
     """
-    layers, never = np.array(breaks, dtype=np.int64)[:, None], breaks[-1] + 1
+    layers = np.array(breaks, dtype=np.int64)[:, None]
     if not layouts:
         return np.zeros((len(breaks), 0), dtype=np.int64)
+    # Where a request has no further stage, one that evicts nothing stands.
     if depth == 1:  # cliffs, and what else has one stage
-        first = np.array([never if t is None else t.breaks[0] for t in layouts], dtype=np.int64)
+        first = np.array([0 if t is None else t.breaks[0] for t in layouts], dtype=np.int64)
         missing = np.array([0 if t is None else t.totals[0] for t in layouts], dtype=np.int64)
         gone: IntArray = np.where(first <= layers, missing, 0)
         return gone
-    # [N, S]; what a request has no further stage for never begins
-    pad, none = (never,) * depth, (0,) * depth
-    first = np.array([pad if t is None else (t.breaks + pad)[:depth] for t in layouts])
+    none = (0,) * depth  # [N, S]
+    first = np.array([none if t is None else (t.breaks + none)[:depth] for t in layouts])
     missing = np.array([none if t is None else (t.totals + none)[:depth] for t in layouts])
     # A later stage has evicted at least as much.
     gone = np.where(first <= layers[:, None], missing, 0).max(axis=2)

@@ -54,8 +54,6 @@ def is_own(key: Any) -> bool:
     key but for capitals, hyphens, spaces and what nobody sees."""
     if not isinstance(key, str):
         return False
-    if key.startswith(KEY_PREFIX):
-        return True
     return _unstyled(key).startswith(KEY_PREFIX) or _letters(key) in _BY_LETTERS
 
 
@@ -130,7 +128,7 @@ def parse_policy(keys: Mapping[str, Any] | None, num_layers: int) -> FlowPolicy 
         raise PolicyError(
             SEED_KEY, keys[SEED_KEY], f"nothing is drawn; leave it out, or rank by {drawing}."
         )
-    return policy if any(images) or not policy.shared else None
+    return policy if any(images) else None
 
 
 def request_keys(policy: FlowPolicy) -> dict[str, Any]:

@@ -61,12 +61,16 @@ class Case:
         return [p for p in range(self.length) if p not in evicted]
 
 
+WITH_TEXT = st.lists(st.sampled_from([1, 1, 1, 1, 2, 3]), max_size=9)
+"""From each token of an image to the next one; text is where that is more than one."""
+
+
 @st.composite
 def cases(draw: st.DrawFn, ranks: tuple[str, ...] = tuple(RANKS)) -> Case:
     """Images with text between them and inside of them, under any policy."""
     images, at = [], draw(st.integers(0, 3))
     for _ in range(draw(st.integers(1, 3))):
-        gaps = draw(st.lists(st.sampled_from([1, 1, 1, 1, 2, 3]), max_size=9))
+        gaps = draw(st.integers(0, 9).map(lambda more: [1] * more) | WITH_TEXT)
         image = [at + int(step) for step in np.cumsum([0, *gaps])]
         images.append(tuple(image))
         at = image[-1] + 1 + draw(st.integers(0, 3))
@@ -87,6 +91,12 @@ def cases(draw: st.DrawFn, ranks: tuple[str, ...] = tuple(RANKS)) -> Case:
     length = prompt + draw(st.integers(0, 4))
     policy = FlowPolicy(tuple(own), draw(st.integers(0, 3)))
     return Case(length, prompt, tuple(images), policy, tuple(map(float, scores)))
+
+
+def choosing() -> st.SearchStrategy[Case]:
+    """Those of which the device chooses what stays."""
+    ranks = tuple(name for name, rank in RANKS.items() if not isinstance(rank, PositionRank))
+    return cases(ranks).filter(lambda case: case.layout is not None and case.layout.chooses)
 
 
 def apply(plan, layer: int, batch: list[tuple[Case, int]], starts: list[int]) -> list[int]:

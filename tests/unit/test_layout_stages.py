@@ -19,6 +19,7 @@ from tests.unit.staged_cases import (
     Case,
     cases,
     check_step,
+    choosing,
     chunks,
 )
 from vllm_flow.block_counts import evicted_at, predict_blocks, stored_blocks
@@ -46,6 +47,17 @@ def test_every_layer_of_every_step_matches_the_naive_model(
             if step + 1 < len(own)
         ]
         check_step(now, [own[0] for own in ends if step + 1 < len(own)], spares)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(choosing(), min_size=1, max_size=2), st.data())
+def test_of_every_choice_the_device_is_told_who_asks_and_what_he_sees(
+    batch: list[Case], data: st.DataObject
+) -> None:
+    """Of prompts that are computed in one step, but for a prefix of text and what follows."""
+    prefixes = [data.draw(st.integers(0, min(map(min, case.images)))) for case in batch]
+    ends = [data.draw(st.sampled_from([case.prompt, case.length])) for case in batch]
+    check_step(list(zip(batch, prefixes, ends, strict=True)), prefixes, spares=False)
 
 
 @settings(max_examples=60, deadline=None)
@@ -255,6 +267,11 @@ def test_a_rank_by_the_whole_prompt_reaches_from_the_first_image_to_its_end() ->
     assert len({same.key(b"x", 5), other.key(b"x", 5), same.key(b"y", 5), b"x"}) == 4
     with pytest.raises(ValueError, match="how long"):
         TokenLayout.of(policy, images)
+    with pytest.raises(ValueError, match="tokens 4 to 25 must be computed in one step"):
+        plan_step([ScheduledRequest(0, 24, layout)])
+    named = plan_step([ScheduledRequest(0, 25, replace(layout, pictures=("one", "other")))])
+    assert named is not None
+    assert [ranking.picture for ranking in named.variants[0].rankings] == ["one", "other"]
 
 
 @pytest.mark.parametrize(

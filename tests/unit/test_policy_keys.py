@@ -24,6 +24,10 @@ def test_the_baseline_is_no_policy(keys: dict | None) -> None:
     assert parse_policy(keys, LAYERS) is None
 
 
+def test_keys_that_are_no_text_are_nobodys_of_ours() -> None:
+    assert parse_policy({7: "flow_cliff", None: 3, ("flow_cliff",): 3}, LAYERS) is None  # type: ignore[dict-item]
+
+
 def test_keys_of_others_are_left_alone() -> None:
     assert parse_policy(
         {"flowers": 3, "other": "x", "flow_cliff": 1}, LAYERS
@@ -105,6 +109,23 @@ def test_whatever_a_key_holds_its_refusal_can_be_sent_and_logged(rest: str) -> N
 @given(policies())
 def test_every_policy_round_trips_through_its_request_keys(policy: FlowPolicy) -> None:
     assert parse_policy(request_keys(policy), LAYERS) == policy
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"flow_cliff": 3},
+        {"flow_cliff": 3, "flow_when": "decode"},
+        {"flow_cliff": [3, LAYERS]},
+        {"flow_cliff": 3, "flow_keep": 64, "flow_rank": "uniform"},
+        {"flow_cliff": [3, 5], "flow_keep": [64, "12.5%"], "flow_rank": "diversity"},
+        {"flow_stages": "0:100% random, 2:71/144 random, 5:0", "flow_seed": 7},
+    ],
+)
+def test_a_policy_goes_on_in_the_keys_that_it_came_in(keys: dict) -> None:
+    """No key beside them, and numbers as numbers."""
+    policy = parse_policy(keys, LAYERS)
+    assert policy is not None and request_keys(policy) == keys
 
 
 @given(policies(), policies())
