@@ -185,11 +185,15 @@ class TokenLayout:
         step, in which nobody reads what attention a late eviction chooses by."""
         return 2 if self.read_layers else 1
 
-    def shortened_chunk(self, num_computed: int, num_scheduled: int) -> int:
+    def shortened_chunk(self, num_computed: int, num_scheduled: int, ahead: int = 0) -> int:
         """Tokens of a chunk from ``num_computed`` on, cut where it would divide what belongs together.
 
         Or join what must be apart: a preempted request computes its prompt with the image, and what it
         had answered without. 0 where not even the first of them can be computed alone.
+
+        Args:
+            ahead: tokens behind a chunk whose embeddings a drafter reads: an image whose tokens belong together is
+                not among them, unless another one ends right before it.
         """
         end = num_computed + num_scheduled
         if self.late and num_computed < self.prompt_tokens:
@@ -197,10 +201,26 @@ class TokenLayout:
             if 0 < self.prompt_tokens - end < self.last_step_tokens:
                 end = self.prompt_tokens - self.last_step_tokens
             return end - num_computed
+        cut = self._undivided(num_computed, end)
+        before = max(cut - ahead, num_computed)
+        if cut < end and self._undivided(num_computed, before) == before:
+            cut = before
+        return cut - num_computed
+
+    def _undivided(self, num_computed: int, end: int) -> int:
+        """Where a chunk ends that would divide what belongs together if it ended at ``end``."""
         for start, stop in self.atomic:
             if num_computed <= start < end < stop:
-                return start - num_computed
-        return num_scheduled
+                return start
+        return end
+
+    def leaves_out(self, num_computed: int, num_scheduled: int, wanted: int) -> bool:
+        """Whether a chunk of ``wanted`` tokens would have computed something that belongs together, of which one of
+        ``num_scheduled`` computes nothing."""
+        return any(
+            num_computed + num_scheduled <= start and stop <= num_computed + wanted
+            for start, stop in self.atomic
+        )
 
     def extended_chunk(self, num_computed: int, num_scheduled: int, at_most: int) -> int:
         """Tokens of a chunk that begins with what must be computed in one step, and would end inside it.

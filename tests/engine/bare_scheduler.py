@@ -113,6 +113,7 @@ class BareScheduler:
         tokens: list[int],
         cliff: int | None = None,
         answer: Sequence[int] = (7, 8, 9, 10),
+        priority: int = 0,
         **extra_args: Any,
     ) -> Request:
         """Hand one request over; its pictures follow from its tokens."""
@@ -133,6 +134,7 @@ class BareScheduler:
             mm_features=features,
             cache_salt=None if layout is None else policy_salt(None, layout),
             block_hasher=self._hasher,
+            priority=priority,
         )
         self.sent[request_id] = Sent(request, layout, answer)
         self.scheduler.add_request(request)

@@ -123,6 +123,34 @@ def test_a_hit_on_running_and_ended_requests(bare: OpenBare, reserve: bool) -> N
     assert taken, "every pool had room"
 
 
+@pytest.mark.parametrize("group_layers", some(GROUPS, [3]))
+def test_blocks_of_a_request_preempted_in_the_step_that_fills_them(
+    bare: OpenBare, group_layers: int
+) -> None:
+    """The more important one needs a block more in the step that was to compute two of the other one's, which comes
+    by them again when there is room: nobody has filled them."""
+    engine = bare(
+        group_layers,
+        LAYERS // group_layers,
+        scheduling_policy="priority",
+        long_prefill_token_threshold=2 * BLOCK_SIZE,
+    )
+    # As a third one, with which vLLM cuts prompts by its threshold.
+    engine.add("beside", [9, 9, 9], answer=[7] * 25)
+    tokens = prompt(200, 144, 136)
+    victim = engine.add("victim", tokens, priority=1)
+    engine.step()
+    engine.add("important", [*range(600, 726)], answer=[7] * 8, priority=0)
+    for _ in range(4):
+        assert "victim" in engine.step()
+    done = victim.num_computed_tokens
+    assert done < len(tokens)
+    assert "victim" not in engine.step()
+    assert victim.num_preemptions == 1
+    engine.drain()
+    assert engine.answers["victim"] == [7, 8, 9, 10]
+
+
 @pytest.mark.parametrize("cliff", range(LAYERS))
 def test_a_follower_waits_only_while_somebody_computes(bare: OpenBare, cliff: int) -> None:
     """Not for a prefix that was given up and is gone from the cache."""

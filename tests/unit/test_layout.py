@@ -80,6 +80,34 @@ def test_images_are_held_together_in_the_order_of_the_prompt() -> None:
     assert layout.shortened_chunk(0, 20) == 4
 
 
+def test_a_drafter_reads_no_token_of_what_waits_to_be_computed_together() -> None:
+    """It would have an image encoded, and kept, before the others."""
+    policy = FlowPolicy(((Stage(3, 2, "last_prompt"),),))
+    layout = layout_of(policy, (4, 12), (14, 22))
+    assert [layout.shortened_chunk(0, n, 1) for n in (3, 4, 5, 20, PROMPT)] == [3, 4, 3, 3, PROMPT]
+    assert layout.shortened_chunk(4, 8, 1) == 0
+    # Right behind another image, which would not be computed without its last token.
+    close = layout_of(FlowPolicy(((Stage(1, 2, "last_image"),),)), (4, 12), (12, 20))
+    assert [close.shortened_chunk(0, n, 1) for n in (11, 12, 13, 20)] == [3, 12, 12, 20]
+
+
+@given(cases(), st.data())
+def test_what_a_chunk_leaves_out_it_was_to_compute(case: Case, data: st.DataObject) -> None:
+    layout = case.layout
+    if layout is None:
+        return
+    computed = data.draw(st.integers(0, case.length - 1))
+    wanted = data.draw(st.integers(0, case.length - computed))
+    scheduled = data.draw(st.integers(0, wanted))
+    left = [
+        (start, stop)
+        for start, stop in layout.atomic
+        if not {*range(start, stop)} & {*range(computed, computed + scheduled)}
+        and {*range(start, stop)} <= {*range(computed + scheduled, computed + wanted)}
+    ]
+    assert layout.leaves_out(computed, scheduled, wanted) == bool(left)
+
+
 @pytest.mark.parametrize("layers", [(1, 1), (1, 3), (3, 1)], ids=str)
 def test_a_prefix_that_ends_in_no_image_may_end_in_the_one_before(layers: tuple[int, int]) -> None:
     """Whichever is chosen of first."""

@@ -106,6 +106,21 @@ class FlowCoordinator(KVCacheCoordinator):
         for manager in self.flow_groups.states:
             manager.remove_skipped_blocks(*args, **kwargs)
 
+    def unname(self, request: Request) -> None:
+        """Have blocks of a preempted request forgotten that nothing is computed in.
+
+        vLLM names a block as soon as it schedules the tokens that fill it, and may preempt a request by another one of
+        the same step. vLLM 0.32 and 0.33 leave such a block its name, and whoever finds it reads what was there before.
+        """
+        first = request.num_computed_tokens // self.scheduler_block_size
+        named = {
+            block.block_id
+            for manager in self.flow_groups.every
+            for block in manager.req_to_blocks.get(request.request_id, ())[first:]
+            if block.block_hash is not None
+        }
+        self.block_pool.evict_blocks(named)
+
     def forget(self, request_id: str) -> None:
         """The request gives its blocks back."""
         for of_request in (self.flow_room, self.flow_cached, self.flow_retained):

@@ -16,7 +16,7 @@ cache miss" where scheduler and worker disagree about a picture, which happens i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,40 @@ def restore(states: Mapping[str, Any], output: SchedulerOutput) -> None:
             pictures.get(index, feature) if feature.data is None else feature
             for index, feature in enumerate(state.mm_features)
         ]
+
+
+def begun(
+    features: Sequence[MultiModalFeatureSpec], num_computed: int, num_scheduled: int, ahead: int
+) -> int:
+    """Tokens of a chunk from ``num_computed`` on, cut where a picture begins in it; of one that has begun, all.
+
+    Args:
+        ahead: tokens behind a chunk whose embeddings a drafter reads.
+    """
+    starts = (feature.mm_position.offset for feature in features)
+    first = min((start for start in starts if start >= num_computed), default=None)
+    if first is None:
+        return num_scheduled
+    return max(min(num_scheduled, first - ahead - num_computed), 0)
+
+
+def give_back(cache: EncoderCacheManager, request: Request, end: int) -> set[int]:
+    """Let go of a request's pictures of which its chunk computes nothing.
+
+    Args:
+        end: of the chunk, with what a drafter reads behind it.
+
+    Returns:
+        Indices of the pictures that begin before that.
+    """
+    needed = {
+        index
+        for index, feature in enumerate(request.mm_features)
+        if feature.mm_position.offset < end
+    }
+    for index in cache.get_cached_input_ids(request) - needed:
+        cache.free_encoder_input(request, index)
+    return needed
 
 
 def _heir(

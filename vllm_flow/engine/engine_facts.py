@@ -83,7 +83,9 @@ class EngineFacts:
             draft_layers=drafter_layers(vllm_config),
             quantised_keys=vllm_config.cache_config.cache_dtype.startswith("fp8"),
             step_tokens=step_tokens(
-                vllm_config.scheduler_config, vllm_config.num_speculative_tokens
+                vllm_config.scheduler_config,
+                vllm_config.num_speculative_tokens,
+                vllm_config.num_prefill_lookahead_tokens,
             ),
             connected=getattr(connector, "kv_connector", None) is not None,
             # What becomes of states, nobody has tried.
@@ -102,16 +104,18 @@ def keys_differ(model_config: Any, num_layers: int) -> bool:
     return len(sizes) > 1
 
 
-def step_tokens(scheduler: Any, drafts: int) -> int:
+def step_tokens(scheduler: Any, drafts: int, ahead: int = 0) -> int:
     """Tokens of one request that a step has room for while every other one decodes, with so many drafts.
 
     Args:
         scheduler: vLLM's finished ``SchedulerConfig``.
+        ahead: tokens behind a chunk whose embeddings a drafter reads, so that the chunk before ends earlier.
     """
     budget = scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens
     tokens: int = max(budget - (scheduler.max_num_seqs - 1) * (1 + drafts), 1)
     threshold = scheduler.long_prefill_token_threshold
-    return min(tokens, threshold) if threshold > 0 else tokens
+    tokens = min(tokens, threshold) if threshold > 0 else tokens
+    return max(tokens - ahead, 1)
 
 
 def served_name(model_config: Any) -> str:

@@ -75,8 +75,10 @@ class _FlowScheduling:
                 flow_hands_over=settings.engine.hands_over,
                 flow_handed=set(),
             )
-        # Of the step being scheduled: encoder outputs, by the picture's hash.
+        # Of the step being scheduled: encoder outputs, by the picture's hash; and whether a request lacks room for
+        # the pictures that it must compute together.
         self.flow_booked: dict[str, encoder_cache.Booking] = {}
+        self.flow_short = False
         self._observe(settings)
 
     def _observe(self, settings: FlowSettings) -> None:
@@ -133,6 +135,7 @@ class _FlowScheduling:
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         self.flow_groups.in_flight.clear()
         self.flow_booked.clear()
+        self.flow_short = False
         output = super().schedule(*args, **kwargs)
         encoder_cache.settle(
             output,
@@ -165,8 +168,8 @@ class _FlowScheduling:
         request: Request,
         num_computed_tokens: int,
         num_new_tokens: int,
-        *args: Any,
-        **kwargs: Any,
+        encoder_compute_budget: int,
+        shift_computed_tokens: int = 0,
     ) -> Any:
         """Of a chunk's tokens, those up to what must be computed in one step and is not whole in it, or
         up to what must not be computed with it.
@@ -174,24 +177,33 @@ class _FlowScheduling:
         vLLM's own switch (``disable_chunked_mm_input``) still divides an image at whose first token a
         chunk begins. Where the tokens of an image see one another, that is prevented for every request.
         Before vLLM's work, or it would book an encoder's output for nothing; and after it, since a full
-        encoder cache shortens the chunk.
+        encoder cache shortens the chunk. Then the request keeps no picture: of two that wait for the rest of theirs,
+        neither would get it. And those behind it begin none in this step, or it would wait for as long as they come.
         """
         layout = self.flow_requests.layouts.get(request.request_id)
         mutual = self.flow_requests.mutual.get(request.request_id, ())
-        if (layout is None or not (layout.atomic or layout.late)) and not mutual:
-            return super()._try_schedule_encoder_inputs(
-                request, num_computed_tokens, num_new_tokens, *args, **kwargs
+        if self.flow_short:
+            num_new_tokens = encoder_cache.begun(
+                request.mm_features, num_computed_tokens, num_new_tokens, shift_computed_tokens
             )
 
         def cut(tokens: int) -> int:
             if layout is not None:
-                tokens = layout.shortened_chunk(num_computed_tokens, tokens)
+                tokens = layout.shortened_chunk(num_computed_tokens, tokens, shift_computed_tokens)
             return shortened_chunk(mutual, num_computed_tokens, tokens)
 
-        inputs, num_new_tokens, *rest = super()._try_schedule_encoder_inputs(
-            request, num_computed_tokens, cut(num_new_tokens), *args, **kwargs
+        asked = cut(num_new_tokens)
+        inputs, tokens, budget, external, doubles = super()._try_schedule_encoder_inputs(
+            request, num_computed_tokens, asked, encoder_compute_budget, shift_computed_tokens
         )
-        return inputs, cut(num_new_tokens), *rest
+        tokens = cut(tokens)
+        if layout is None or not layout.leaves_out(num_computed_tokens, tokens, asked):
+            return inputs, tokens, budget, external, doubles
+        self.flow_short = True
+        end = num_computed_tokens + tokens + shift_computed_tokens
+        needed = encoder_cache.give_back(self.encoder_cache_manager, request, end)
+        inputs, doubles = ([at for at in found if at in needed] for found in (inputs, doubles))
+        return inputs, tokens, budget, external, doubles
 
     def _mamba_block_aligned_split(
         self,
@@ -269,6 +281,8 @@ class _FlowScheduling:
             self.kv_cache_manager.cache_blocks(
                 request, min(request.num_computed_tokens, request.num_tokens)
             )
+        if not request.is_finished():
+            self.kv_cache_manager.coordinator.unname(request)
         super()._free_request_blocks(request)
 
 
