@@ -159,7 +159,7 @@ def policy_label(keys: Mapping[str, Any] | None) -> str:
     """What metrics call the policy of a request's settled keys: one of few names.
 
     Clients choose seeds, shares and stages, and each name is a time series for ever. So a single cliff
-    is named, and of other policies the ranks.
+    is named, and of other policies the ranks, up to two: of more there are thousands of choices.
     """
     keys = keys or {}
     late = " when=decode" if keys.get(WHEN_KEY) == "decode" else ""
@@ -167,6 +167,8 @@ def policy_label(keys: Mapping[str, Any] | None) -> str:
         return f"cliff={keys[CLIFF_KEY]}{late}"
     text = f"{keys.get(RANK_KEY, '')} {keys.get(STAGES_KEY, '')}"
     ranks = [rank for rank in RANKS if re.search(rf"\b{rank}\b", text)]
+    if len(ranks) > 2:
+        return f"ranks=several{late}"
     if ranks:
         return f"ranks={'+'.join(ranks)}{late}"
     return f"cliffs{late}" if CLIFF_KEY in keys or STAGES_KEY in keys else BASELINE

@@ -1,5 +1,6 @@
 """Policies: what is accepted, what is refused, and what the refusal says."""
 
+import itertools
 from fractions import Fraction
 
 import pytest
@@ -10,6 +11,7 @@ from tests.unit.any_policy import LAYERS, policies
 from vllm_flow.policy import WHOLE, FlowPolicy, Stage
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import parse_policy, policy_label, request_keys
+from vllm_flow.ranks import RANKS
 
 
 @given(st.integers(0, LAYERS - 1))
@@ -268,7 +270,19 @@ def test_whatever_is_sent_is_a_policy_or_a_refusal(keys: dict) -> None:
         ({"flow_stages": "4:0"}, "cliffs"),
         ({"flow_cliff": 4, "flow_keep": "25%", "flow_rank": "random", "flow_seed": 77}, "ranks=random"),
         ({"flow_stages": "2:50% last_prompt, 9:3 uniform, 12:0"}, "ranks=uniform+last_prompt"),
+        ({"flow_stages": "1:9 random, 2:5 uniform, 3:3 last_prompt", "flow_when": "decode"}, "ranks=several when=decode"),
     ],
 )  # fmt: skip
-def test_metrics_have_few_names_for_policies(keys: dict | None, label: str) -> None:
+def test_metrics_have_names_for_policies(keys: dict | None, label: str) -> None:
     assert policy_label(keys) == label
+
+
+def test_metrics_have_few_names_whatever_clients_choose() -> None:
+    names = list(RANKS)
+    stages = [
+        ", ".join(f"{layer}:{99 - layer} {rank}" for layer, rank in enumerate(chosen))
+        for count in range(1, 5)
+        for chosen in itertools.combinations(names, count)
+    ]
+    labels = {policy_label({"flow_stages": text}) for text in stages}
+    assert len(labels) == len(names) * (len(names) + 1) // 2 + 1 < len(stages) / 5
