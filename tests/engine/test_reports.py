@@ -12,10 +12,13 @@ import pytest
 from prometheus_client import REGISTRY
 from vllm import SamplingParams
 from vllm.sampling_params import BeamSearchParams
+from vllm.v1.request import RequestStatus
 
+from tests.engine.bare_prompts import prompt
+from tests.engine.bare_scheduler import OpenBare
 from tests.engine.cases import GQA, Ask, one_image, text_only, two_images
 from tests.engine.fixtures import OpenEngine
-from tests.engine.harness import Engine
+from tests.engine.harness import BLOCK_SIZE, Engine
 from tests.engine.tiny_llava import SPECIALS, WORDS
 from vllm_flow.block_counts import Geometry
 from vllm_flow.engine.footprints import Footprint
@@ -129,6 +132,28 @@ def test_the_front_ends_numbers_are_the_engines(open_engine: OpenEngine) -> None
             )
             prompt = len(out.prompt_token_ids)
             assert report_from(outline, prompt, length) == report(out)
+
+
+def test_a_request_that_is_preempted_with_its_last_token_on_its_way(bare: OpenBare) -> None:
+    """An asynchronous scheduler may give its blocks to another one in the step before the token comes: of one of these
+    prompts, the answer goes on in a new block just then."""
+    tokens, said, ends = prompt(10, 64, 40), [7] * 9, []
+    for length in range(12 * BLOCK_SIZE - 16, 12 * BLOCK_SIZE):
+        engine = bare(2, 0, asynchronous=True, enable_prefix_caching=False)
+        engine.add("grows", [9] * length, None, [7] * 40)
+        request = engine.add("ends", tokens, 3, said)
+        engine.drain()
+        ends.append(request.status is RequestStatus.FINISHED_LENGTH_CAPPED)
+        found = engine.scheduler.flow_footprints.latest["ends"]
+        if request.num_preemptions and not request.num_computed_tokens:
+            break
+    else:
+        raise AssertionError("of none")
+    assert all(ends) and engine.answers["ends"] == said
+    computed = len(tokens) + len(said) - 1
+    assert found.computed_tokens == computed
+    # Two groups with the picture, one without.
+    assert found.blocks == tuple(-(-n // BLOCK_SIZE) for n in (computed, computed, computed - 64))
 
 
 def test_every_end_is_counted_once(open_engine: OpenEngine) -> None:

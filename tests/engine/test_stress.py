@@ -11,12 +11,13 @@ import itertools
 import os
 import time
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from tests.engine import traffic, v2_cpu
-from tests.engine.cases import LONG
+from tests.engine import left_behind, traffic, v2_cpu
+from tests.engine.cases import LONG, text_only
 from tests.engine.fixtures import OpenEngine
 from tests.longer import some
 
@@ -70,8 +71,17 @@ def test_random_traffic_of_every_policy_is_exact(open_engine: OpenEngine) -> Non
     """The whole grammar: ranks of all kinds, stages, values per image, late ones, cliffs, the baseline."""
     options = dict(enable_prefix_caching=True, async_scheduling=True, max_num_batched_tokens=512)
     engine = open_engine(LONG, 3, kv_cache_memory_bytes=TINY_POOL, max_num_seqs=12, **options)
-    went = traffic.run(engine, 3, REQUESTS, stages=0.8, late=0.3)
+    met: set[str] = set()
+    with mock.patch.object(engine.scheduler, "add_request", wraps=engine.scheduler.add_request) as add:
+        went = traffic.run(engine, 3, REQUESTS, stages=0.8, late=0.3)
+        met.update(call.args[0].request_id for call in add.call_args_list)
     assert went.preempted and went.aborted and went.finished > REQUESTS / 4
+    assert len(met) >= REQUESTS
+    engine.add("last", text_only(1))  # with which workers hear of those that ended
+    engine.drain()
+    engine.scheduler.flow_footprints.latest.clear()  # of the last few thousand requests
+    core = engine.llm.llm_engine.engine_core.engine_core
+    assert not left_behind.found({"core": core, "front end": engine.llm.llm_engine}, met)
 
 
 def random_engine(rng: np.random.Generator) -> tuple[int, dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vllm_flow.block_counts import predict_blocks
 from vllm_flow.engine.observers import Observer
 from vllm_flow.engine.requests import image_spans
 from vllm_flow.layout import TokenLayout
@@ -55,15 +56,22 @@ class FootprintBook(Observer):
 
     def freeing(self, request: Request) -> None:
         layout = self._layouts.get(request.request_id)
-        evicted = () if layout is None else layout.evicted_tokens(request.num_computed_tokens)
+        computed = request.num_computed_tokens
+        blocks = tuple(
+            len(manager.req_to_blocks.get(request.request_id, ())) for manager in self._managers
+        )
+        if not computed and request.num_output_tokens:
+            # Preempted while its last token was on its way: what it held until then.
+            computed = request.num_tokens - 1
+            starts = [manager.spec.first_layer for manager in self._managers]
+            blocks = predict_blocks(computed, layout, starts, self._managers[0].block_size)
+        evicted = () if layout is None else layout.evicted_tokens(computed)
         self.latest[request.request_id] = Footprint(
             cliff=next((layer for layer, gone in evicted if gone), self._num_layers),
             prompt_tokens=request.num_prompt_tokens,
             image_tokens=image_spans(request.mm_features).total,
-            computed_tokens=request.num_computed_tokens,
-            blocks=tuple(
-                len(manager.req_to_blocks.get(request.request_id, ())) for manager in self._managers
-            ),
+            computed_tokens=computed,
+            blocks=blocks,
             evicted=evicted,
             late=layout is not None and layout.late,
         )
