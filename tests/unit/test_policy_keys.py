@@ -270,7 +270,7 @@ def test_whatever_is_sent_is_a_policy_or_a_refusal(keys: dict) -> None:
         ({"flow_stages": "4:0"}, "cliffs"),
         ({"flow_cliff": 4, "flow_keep": "25%", "flow_rank": "random", "flow_seed": 77}, "ranks=random"),
         ({"flow_stages": "2:50% last_prompt, 9:3 uniform, 12:0"}, "ranks=uniform+last_prompt"),
-        ({"flow_stages": "1:9 random, 2:5 uniform, 3:3 last_prompt", "flow_when": "decode"}, "ranks=several when=decode"),
+        ({"flow_stages": "1:9 random, 2:5 uniform, 3:3 last_prompt"}, "ranks=several"),
     ],
 )  # fmt: skip
 def test_metrics_have_names_for_policies(keys: dict | None, label: str) -> None:
