@@ -1,11 +1,12 @@
-"""Gemma 3, whose pictures attend in both directions, through Triton's attention: a few requests beside the oracle.
+"""Gemma 3 and Molmo 2, whose pictures attend in both directions, through Triton's attention: a few requests beside the
+oracle.
 
-``make test-families`` asks more of it, under both model runners.
+``make test-families`` asks more of them, under both model runners.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -16,28 +17,64 @@ from tests.families.making import Checkpoint
 
 TOKENS = 3
 
+pytestmark = pytest.mark.skipif(not v2_cpu.wanted(), reason="needs Triton's interpreter")
+
 
 @pytest.fixture(scope="session")
-def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
+def checkpoint_of(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], Checkpoint]]:
     from tests.families.checkpoints import build
 
-    yield build("gemma3", tmp_path_factory.mktemp("families"))
+    root = tmp_path_factory.mktemp("families")
+    yield lambda name: build(name, root)
     from tests.families import running
 
     running.close_all()
 
 
-@pytest.mark.skipif(not v2_cpu.wanted(), reason="needs Triton's interpreter")
-def test_pictures_that_see_themselves(gemma3: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_that_see_themselves(
+    checkpoint_of: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a policy, at a cliff, after the prefill, and with a part left of the picture: one batch, in chunks."""
     from tests.families.asking import prompts_of
     from tests.families.running import Engine, Judge
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_args: (9, 0))
+    gemma3 = checkpoint_of("gemma3")
     one, two = prompts_of(gemma3)
     asks = [two, replace(two, cliff=2), replace(one, cliff=1, late=True)]
     asks.append(replace(one, stages="1:60% uniform, 3:0"))
     # Two pictures do not fit a step, and beside the text before it not always one.
     engine = Engine(gemma3, 2, max_num_batched_tokens=32)
+    Judge(engine).assert_exact(asks, engine.run(asks, TOKENS))
+    engine.check_idle()
+
+
+def test_frames_that_see_themselves_and_pictures_side_by_side(
+    checkpoint_of: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of two pictures without text between them is a range of its own, and so is each frame of a video, between
+    timestamps; of a picture the device may choose what stays, by embeddings and by attention."""
+    from tests.families.asking import Ask
+    from tests.families.making import film, picture, words
+    from tests.families.running import Engine, Judge
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_args: (9, 0))
+    molmo2 = checkpoint_of("molmo2_video")
+    wide, narrow = molmo2.sizes
+    mark, shown = molmo2.image, (picture(2, narrow), picture(3, narrow))
+    pair = Ask(f"{mark}{mark} {words(6, 502)}", shown)
+    one = Ask(f"{words(5, 1)} {mark} {words(7, 501)}", (picture(1, wide),))
+    moving = Ask(f"{words(3, 2)} {molmo2.video} {words(4, 503)}", (), films=(film(4, narrow),))
+    asks = [
+        pair,
+        replace(pair, cliff=2),
+        replace(moving, cliff=1),
+        replace(moving, cliff=2, late=True),
+    ]
+    asks += [replace(moving, stages="1:60% uniform"), replace(one, stages="0:60% diversity, 2:0")]
+    asks.append(replace(one, stages="1:60% last_image, 3:30% last_prompt"))
+    engine = Engine(molmo2, 2, max_num_batched_tokens=32)
     Judge(engine).assert_exact(asks, engine.run(asks, TOKENS))
     engine.check_idle()

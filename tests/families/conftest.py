@@ -30,7 +30,10 @@ if COMPILED:
     inductor = COMPILED == "inductor"
     os.environ |= {"TORCHDYNAMO_DISABLE": "0", "VLLM_CPU_CI_ENV": "0" if inductor else "1"}
 prepare_process()
-INTERPRETED = ("gemma3", "gemma4", "gemma4_moe", "gemma4_unified", "mimo_v2_omni_narrow")
+INTERPRETED = (
+    *("gemma3", "gemma4", "gemma4_moe", "gemma4_unified", "mimo_v2_omni_narrow"),
+    *("molmo2_qwen3", "molmo2_olmo3", "molmo2_video"),
+)
 """Checkpoints whose attention backend is written in Triton, under either model runner."""
 if (
     v2_cpu.wanted() or set(INTERPRETED) & set(os.environ.get("VLLM_FLOW_FAMILIES", "").split(","))

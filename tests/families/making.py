@@ -81,6 +81,8 @@ class Checkpoint:
     attention: str = ""
     """The attention backend that the family needs, where that is none of a CPU's: it runs there through Triton's
     interpreter."""
+    mutual: Callable[[Sequence[int]], list[tuple[int, int]]] | None = None
+    """Ranges of a prompt's ids that see themselves in both directions, where the reference must be told."""
     chunks: bool = False
     """Whether pictures are of the modality "vision_chunk"."""
     views: bool = False

@@ -93,9 +93,23 @@ def forward(checkpoint: Checkpoint, prompt: Prompt, answer: Sequence[int]) -> to
         assert prompt.inputs is not None
         logits: torch.Tensor = model(**_longer(prompt.inputs, answer), use_cache=False).logits[0]
         return logits
-    hidden = decoder(**_from_embeddings(model, prompt, answer), use_cache=False)
+    inputs = _from_embeddings(model, prompt, answer)
+    if checkpoint.mutual is not None:
+        mask = mutual_mask(checkpoint.mutual(prompt.ids), inputs["position_ids"].shape[-1])
+        kinds = set(getattr(decoder.config, "layer_types", None) or ())
+        # A model whose layers are of several kinds takes a mask for each.
+        inputs["attention_mask"] = dict.fromkeys(kinds, mask) if len(kinds) > 1 else mask
+    hidden = decoder(**inputs, use_cache=False)
     found: torch.Tensor = model.get_output_embeddings()(hidden.last_hidden_state[0])
     return found
+
+
+def mutual_mask(ranges: Sequence[tuple[int, int]], length: int) -> torch.Tensor:
+    """Mask 1 x 1 x T x T of rows that see what is before them, and all of the range that they are in."""
+    seen_TT = torch.ones(length, length, dtype=torch.bool).tril()
+    for start, stop in ranges:
+        seen_TT[start:stop, start:stop] = True
+    return torch.zeros(length, length).masked_fill(~seen_TT, HIDDEN)[None, None]
 
 
 def _from_embeddings(model: Any, prompt: Prompt, answer: Sequence[int]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ WHOLE = {
     *("qwen3_5", "qwen3_5_moe", "minicpm_v_4_6", "minicpm_v_4_7", "interns2_preview", "interns2_mobius"),
     *("lfm2_vl", "nemotron_nano_v2_vl", "nemotron_3_omni", "qwen3_5_video"),
     *("gemma3", "gemma4", "gemma4_moe", "gemma4_unified", "cosmos3_edge"),
+    *("molmo2_qwen3", "molmo2_olmo3", "molmo2_video"),
 }  # fmt: skip
 """Checkpoints of families whose last layer that sees an image runs whole: beside states, where a picture's tokens
 see one another in both directions, and where perceptrons are layers of their own."""
@@ -131,6 +132,9 @@ BESIDE_STATES = (
 """Where layer 3 is one of few that attend: by attention right behind it."""
 
 
+BY_PLACE = ("0:60% uniform, 2:30% uniform", "1:50% random", "1:50% uniform, 3:0")
+"""Where pieces of a video see themselves: how many of each stay is the host's to say."""
+
 IN_TOWER = ("0:40% cls_attention", "1:60% cls_attention, 2:30% last_image")
 WITH_CLASS_TOKEN = ("llava", "shikra", "internvl", "internvl_qwen3")
 LOOKED_INTO = (
@@ -170,6 +174,8 @@ def test_what_stays_of_a_picture_is_exact(
         kinds = [stages.replace("2:", "3:") for stages in kinds]
     if checkpoint.recurrent:
         kinds = list(BESIDE_STATES)
+    if checkpoint.mutual and checkpoint.video:
+        kinds = list(BY_PLACE)
     if name in TURNED:
         kinds += [*OF_ROWS]
     if name in WITH_CLASS_TOKEN:

@@ -66,7 +66,7 @@ def test_what_cannot_evict_is_refused_whatever_the_name(fact: str) -> None:
         ("Gemma3nForConditionalGeneration", "embeddings of their own"),
         ("KimiK3ForConditionalGeneration", "linear attention"),
         ("MiniMaxM3SparseForConditionalGeneration", "by an index"),
-        ("Molmo2ForConditionalGeneration", "both directions"),
+        ("Moondream3ForCausalLM", "both directions"),
         ("NemotronParseForConditionalGeneration", "by cross-attention"),
         ("WhisperForConditionalGeneration", "neither pictures nor videos"),
         ("PaliGemmaForConditionalGeneration", "both directions"),

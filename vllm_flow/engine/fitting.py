@@ -236,9 +236,9 @@ def _check_pieces(layout: TokenLayout, engine: EngineFacts) -> None:
     if engine.mutual_pictures and not layout.late and any(choice.text for choice in asked):
         raise Obstacle(
             Misfit.PICTURE,
-            "the tokens of a picture see one another, piece by piece where it is cut into crops, and how many "
-            "of each piece stay is chosen on the device; rank by "
-            f"{_by_place()}, or leave out do_pan_and_scan.",
+            "the tokens of a picture see one another, piece by piece where it is cut into crops or is a video, and how "
+            f"many of each piece stay is chosen on the device; rank by {_by_place()}, or, of Gemma 3, leave out "
+            "do_pan_and_scan.",
         )
 
 

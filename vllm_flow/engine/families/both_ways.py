@@ -5,7 +5,7 @@ Knows neither torch nor vLLM.
 
 from __future__ import annotations
 
-from vllm_flow.engine.families.family import Family
+from vllm_flow.engine.families.family import FROM_EMBEDDINGS, Family
 
 BOTH_WAYS = (
     Family(
@@ -28,5 +28,16 @@ BOTH_WAYS = (
         ("gemma4", "gemma4_moe", "gemma4_unified"),
         beyond="on CPU through Triton's interpreter, and on no GPU; pictures no wider than a window; a storage group "
         "per layer, since layers' keys differ in size; the 12B with the masks of transformers' generation",
+    ),
+    Family(
+        "Molmo 2",
+        ("Molmo2ForConditionalGeneration",),
+        ("Molmo2TextModel",),
+        "the picture whole, then its tiles, with an embedding per row break, between embeddings; a picture sees itself "
+        "in both directions, of a video each frame: on CUDA, with Triton attention",
+        "a video's timestamps; markers and row breaks are embeddings, and leave",
+        ("molmo2_qwen3", "molmo2_olmo3", "molmo2_video"),
+        compared=FROM_EMBEDDINGS,
+        beyond="on CPU through Triton's interpreter, and on no GPU",
     ),
 )

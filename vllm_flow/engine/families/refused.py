@@ -12,7 +12,7 @@ _PER_LAYER_EMBEDDINGS = (
 )
 _BOTH_WAYS = (
     "the tokens of a picture attend to one another in both directions, which was compared past a cliff "
-    "with Gemma 3 and 4 alone"
+    "with Gemma 3 and 4 and with Molmo 2 alone"
 )
 _PREFIX = (
     "the tokens of a picture and of the prompt attend to one another in both directions, in vLLM those of "
@@ -30,7 +30,6 @@ BY_NAME = {
         "the tokens of its answers see the last of one another alone, beside the prompt, and the others are freed"
     ),
     "BagelForConditionalGeneration": _BOTH_WAYS,
-    "Molmo2ForConditionalGeneration": _BOTH_WAYS,
     "Moondream3ForCausalLM": _BOTH_WAYS,
     "HfMoondream": _BOTH_WAYS,
     "PaliGemmaForConditionalGeneration": _PREFIX,

@@ -43,6 +43,7 @@ TEXT_TYPES = {
     "gemma4_unified_text": "Gemma4Model",
     "aria_text": "AriaTextModel",
     "molmo": "MolmoModel",
+    "molmo2_text": "Molmo2TextModel",
     "step3_text": "Step3TextModel",
     "step3p5": "Step3p5Model",
     "hunyuan_vl_text": "HunYuanVLTextModel",
