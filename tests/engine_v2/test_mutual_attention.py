@@ -75,6 +75,6 @@ def test_frames_that_see_themselves_and_pictures_side_by_side(
     ]
     asks += [replace(moving, stages="1:60% uniform"), replace(one, stages="0:60% diversity, 2:0")]
     asks.append(replace(one, stages="1:60% last_image, 3:30% last_prompt"))
-    engine = Engine(molmo2, 2, max_num_batched_tokens=32)
+    engine = Engine(molmo2, 2, max_num_batched_tokens=32, max_num_seqs=len(asks))
     Judge(engine).assert_exact(asks, engine.run(asks, TOKENS))
     engine.check_idle()
