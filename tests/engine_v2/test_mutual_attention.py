@@ -54,8 +54,8 @@ def test_pictures_that_see_themselves(
 def test_frames_that_see_themselves_and_pictures_side_by_side(
     checkpoint_of: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of two pictures without text between them is a range of its own, and so is each frame of a video, between
-    timestamps; of a picture the device may choose what stays, by embeddings and by attention."""
+    """Pictures side by side are a range each, and so is each frame of a video, between timestamps. Of one picture the
+    device may choose what stays, by embeddings and by attention."""
     from tests.families.asking import Ask
     from tests.families.making import film, picture, words
     from tests.families.running import Engine, Judge
@@ -63,16 +63,13 @@ def test_frames_that_see_themselves_and_pictures_side_by_side(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_args: (9, 0))
     molmo2 = checkpoint_of("molmo2_video")
     wide, narrow = molmo2.sizes
-    mark, shown = molmo2.image, (picture(2, narrow), picture(3, narrow))
+    mark, films, shown = molmo2.image, (film(4, narrow),), (picture(2, narrow), picture(3, narrow))
+    # Where a step begins with one of these, vLLM would cut it to what the request before it leaves.
+    both = Ask(f"{molmo2.video}{mark} {words(4, 503)}", shown[:1], films=films)
     pair = Ask(f"{mark}{mark} {words(6, 502)}", shown)
+    moving = Ask(f"{words(3, 2)} {molmo2.video} {words(4, 504)}", (), films=films)
     one = Ask(f"{words(5, 1)} {mark} {words(7, 501)}", (picture(1, wide),))
-    moving = Ask(f"{words(3, 2)} {molmo2.video} {words(4, 503)}", (), films=(film(4, narrow),))
-    asks = [
-        pair,
-        replace(pair, cliff=2),
-        replace(moving, cliff=1),
-        replace(moving, cliff=2, late=True),
-    ]
+    asks = [both, replace(both, cliff=2), replace(pair, cliff=2), replace(pair, cliff=1, late=True)]
     asks += [replace(moving, stages="1:60% uniform"), replace(one, stages="0:60% diversity, 2:0")]
     asks.append(replace(one, stages="1:60% last_image, 3:30% last_prompt"))
     engine = Engine(molmo2, 2, max_num_batched_tokens=32, max_num_seqs=len(asks))
