@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import chi2
 
+from vllm_flow.counts import counted
+
 Array = NDArray[np.float64]
 
 NOISE = 1e-12
@@ -66,7 +68,9 @@ def loss_limits(
     if not 0.5 < confidence < 1:
         raise ValueError(f"the confidence must lie between 0.5 and 1, got {confidence}")
     if units is not None and not 1 <= units <= items:
-        raise ValueError(f"{items} questions cannot be about {units} pictures")
+        raise ValueError(
+            f"{counted(items, 'question')} cannot be about {counted(units, 'picture')}"
+        )
     missed = smallest_tolerance(items if units is None else units, confidence)
     changes = np.asarray(contributions, dtype=np.float64)
     harm, gain = changes[changes > NOISE], -changes[changes < -NOISE]
