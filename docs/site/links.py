@@ -47,6 +47,10 @@ LINK = re.compile(
 """A link, whose text may hold code; or code, which may hold what looks like a link (no `target` then)."""
 ROLE = re.compile(r":(?:func|class|meth|data|mod|attr):(<code>)~?(?:[\w.]+\.)?(\w+)(</code>)")
 SHORT = re.compile(r"<code>([^<\n]{1,28})</code>")
+CELL = re.compile(r"<td[ >].*?</td>", re.DOTALL)
+LONG_NAME = re.compile(r"<[^>]*>|\b\w{12,}\b")
+"""A name that may be wider than its column; or a tag, whose attributes hold names, too."""
+HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 LANGUAGES = {
     ".py": "python",
     ".json": "json",
@@ -95,8 +99,15 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """References of docstrings, ``:func:`name```, as the name alone; short code, which no line end cuts, marked."""
-    return SHORT.sub(r'<code class="short">\1</code>', ROLE.sub(r"\1\2\3", html))
+    """References of docstrings, ``:func:`name```, as the name alone; short code, which no line end cuts, marked; and
+    where a line may end in the long names of a table."""
+    html = SHORT.sub(r'<code class="short">\1</code>', ROLE.sub(r"\1\2\3", html))
+    return CELL.sub(lambda cell: LONG_NAME.sub(_breakable, cell[0]), html)
+
+
+def _breakable(name: re.Match[str]) -> str:
+    """A class's name that may be divided before its capitals."""
+    return name[0] if name[0].startswith("<") else HUMP.sub("<wbr>", name[0])
 
 
 def notebook(path: Path) -> tuple[str, dict[str, bytes]]:

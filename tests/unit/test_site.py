@@ -98,6 +98,12 @@ def test_short_code_is_not_cut(site: Path) -> None:
     assert '<code class="short">--help</code>' in page and "<code>--help" not in page
 
 
+def test_long_names_of_a_table_may_be_cut_at_their_capitals(site: Path) -> None:
+    page = (site / "models.html").read_text(encoding="utf-8")
+    assert "Qwen2<wbr>VLFor<wbr>Conditional<wbr>Generation" in page
+    assert not re.search(r"<[^<>]*<wbr>", page), "no attribute is changed"
+
+
 @pytest.mark.parametrize(
     ("path", "text", "on_site"),
     [
