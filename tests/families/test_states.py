@@ -235,12 +235,12 @@ DRAFTS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3
         (
             {},
             {"default_policy": {"flow_cliff": 4, "flow_when": "decode"}},
-            "default_policy lets images leave after the prefill",
+            "default_policy: images cannot leave this model after the prefill",
         ),
         (
             {},
             {"default_policy": {"flow_stages": "3:50% last_image"}},
-            "begin it at one of the layers 4, 8",
+            "begin the stage at one of the layers 4, 8",
         ),
     ],
     ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
