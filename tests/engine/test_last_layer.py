@@ -70,9 +70,9 @@ def test_image_rows_run_through_one_layer_less(
     ask, image = one_image(33, 2), GQA.image_tokens
     prompt, *rest = rows_per_layer(engine, ask)
     assert prompt > image and rest == [prompt - image] * 3
-    book = runner_of(engine).flow_state.book
+    planner = runner_of(engine).flow_state.planner
     # Where it cannot be done they leave at the border of their cliff, exactly as well.
-    monkeypatch.setattr(book, "spares_last_layers", False)
+    monkeypatch.setattr(planner, "spares_last_layers", False)
     assert rows_per_layer(engine, ask) == [prompt, prompt, prompt - image, prompt - image]
 
 

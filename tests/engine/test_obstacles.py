@@ -40,7 +40,7 @@ def test_what_a_cache_does_not_allow_is_refused(
         (replace(one_image(1), stages="1:50% uniform, 2:30% last_prompt"), "'last_prompt' reads keys"),
         (
             replace(one_image(1, 2), late=True),
-            "flow_when='decode'.* cannot be moved .*CPU_ATTN.*; leave this key out, or have",
+            "flow_when='decode'.* cannot be moved .*CPU_ATTN.*; leave out flow_when, or have",
         ),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):

@@ -139,43 +139,30 @@ def test_layers_whose_keys_differ_in_size_are_padded_to_one() -> None:
 
 
 def test_a_model_whose_keys_differ_in_size_has_a_storage_group_per_layer() -> None:
-    def settings(options: dict[str, int], kv_heads: list[int], **text: Any) -> FlowSettings | None:
+    def settings(options: dict[str, int], kv_heads: list[int], **text: Any) -> FlowSettings:
         shape = [SimpleNamespace(head_size=64, total_num_kv_heads=heads) for heads in kv_heads]
-        config: Any = SimpleNamespace(
-            additional_config={"vllm_flow": options},
-            model_config=SimpleNamespace(
-                served_model_name="model",
-                model_arch_config=shape,
-                get_total_num_hidden_layers=lambda: len(shape),
-                is_mm_prefix_lm=False,
-                multimodal_config=None,
-                is_hybrid=False,
-                hf_text_config=SimpleNamespace(**text),
-            ),
-            scheduler_config=SimpleNamespace(
-                max_num_scheduled_tokens=8,
-                max_num_batched_tokens=8,
-                max_num_seqs=1,
-                long_prefill_token_threshold=0,
-            ),
-            cache_config=SimpleNamespace(cache_dtype="auto"),
-            kv_transfer_config=None,
-            speculative_config=None,
-            num_speculative_tokens=0,
+        model = SimpleNamespace(
+            served_model_name="model",
+            model_arch_config=shape,
+            get_total_num_hidden_layers=lambda: len(shape),
+            is_mm_prefix_lm=False,
+            multimodal_config=None,
+            is_hybrid=False,
+            hf_text_config=SimpleNamespace(**text),
         )
-        return FlowSettings.of(config)
+        return FlowSettings.read(options, EngineFacts.of_model(model))
 
     found = [
         settings({}, [2] * 16),
         settings({}, [2, 4] * 8),
         settings({"group_layers": 4}, [2, 4] * 8),
     ]
-    assert [each and each.group_layers for each in found] == [2, 1, 4]
+    assert [each.group_layers for each in found] == [2, 1, 4]
     # MiMo-V2: what layers with a window store, only its own keys say.
     in_windows = dict(hybrid_layer_pattern=[0, 1] * 8, swa_head_dim=64)
     for heads, group_layers in ((2, 2), (4, 1)):
         mimo = settings({}, [2] * 16, swa_num_key_value_heads=heads, **in_windows)
-        assert mimo is not None and mimo.group_layers == group_layers
+        assert mimo.group_layers == group_layers
 
 
 def test_layers_with_a_window_or_chunks_share_a_storage_group_with_those_without() -> None:
