@@ -146,6 +146,7 @@ class _BareScheduler:
             kv_transfer_config=None,
             speculative_config=None,
             num_speculative_tokens=0,
+            num_prefill_lookahead_tokens=0,
         )
 
 
