@@ -31,7 +31,8 @@ def check_policies(settings: FlowSettings) -> None:
         ValueError: names the policy, the reason and the remedy.
     """
     for named, policy in _policies(settings):
-        for found in unfit(policy, settings.engine, CONFIGURED):
+        found = next(unfit(policy, settings.engine, CONFIGURED), None)
+        if found is not None:
             raise ValueError(f"{named}: {found.sentence}")
 
 

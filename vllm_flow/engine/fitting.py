@@ -68,7 +68,8 @@ def fitted(
         return None
     prompt_tokens = len(request.prompt_token_ids or ())
     _check_places(image_ranges(features), prompt_tokens)
-    for unfit in fitting_engine.unfit(policy, settings.engine):
+    unfit = next(fitting_engine.unfit(policy, settings.engine), None)
+    if unfit is not None:
         raise Obstacle(Misfit.ENGINE, unfit.sentence, unfit.key)
     try:
         layout = layout_of(policy, features, settings.num_layers, prompt_tokens)

@@ -69,6 +69,7 @@ def possible(
     """The ranks that the engine can have, to be read."""
     refused = [found for name, found in LOOKS.items() if name in engine.obstacles]
     refused += [] if reading_tower else [(TowerRank, None)]
+    refused += [(AttentionRank, None)] if engine.quantised_keys else []
     found = (
         repr(name)
         for name, rank in RANKS.usable().items()
