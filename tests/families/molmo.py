@@ -215,16 +215,25 @@ def _write(made: Any, words: int, norm_after: bool, model: Any, where: Path) -> 
         tie_word_embeddings=False,
         torch_dtype="float32",
     )
+    write_with_code("Molmo", made, config, (CONFIGURATION, PROCESSING), where)
+
+
+def write_with_code(
+    name: str, made: Any, config: dict[str, Any], code: tuple[str, str], where: Path
+) -> None:
+    """A checkpoint's tokenizer and configuration, with the code of configuration and processors that it brings."""
+    kind = name.lower()
+    configuration, processing = code
     (where / "config.json").write_text(json.dumps(config, indent=1))
-    (where / "configuration_molmo.py").write_text(CONFIGURATION)
-    (where / "processing_molmo.py").write_text(PROCESSING)
+    (where / f"configuration_{kind}.py").write_text(configuration)
+    (where / f"processing_{kind}.py").write_text(processing)
     made.save_pretrained(where)
     image = dict(
-        image_processor_type="MolmoImageProcessor",
-        processor_class="MolmoProcessor",
+        image_processor_type=f"{name}ImageProcessor",
+        processor_class=f"{name}Processor",
         auto_map={
-            "AutoProcessor": "processing_molmo.MolmoProcessor",
-            "AutoImageProcessor": "processing_molmo.MolmoImageProcessor",
+            "AutoProcessor": f"processing_{kind}.{name}Processor",
+            "AutoImageProcessor": f"processing_{kind}.{name}ImageProcessor",
         },
     )
     (where / "preprocessor_config.json").write_text(json.dumps(image, indent=1))

@@ -7,7 +7,6 @@ checkpoint brings its configuration and processor as code; these are ours.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,7 +28,7 @@ from tests.families.making import (
     text_settings,
     write_weights,
 )
-from tests.families.molmo import MORE, as_molmo
+from tests.families.molmo import MORE, as_molmo, write_with_code
 from tests.families.molmo2_code import CONFIGURATION, PROCESSING
 from tests.word_tokenizer import word_tokenizer
 
@@ -160,19 +159,7 @@ def _write(
         tie_word_embeddings=False,
         torch_dtype="float32",
     )
-    (where / "config.json").write_text(json.dumps(config, indent=1))
-    (where / "configuration_molmo2.py").write_text(CONFIGURATION)
-    (where / "processing_molmo2.py").write_text(PROCESSING)
-    made.save_pretrained(where)
-    image = dict(
-        image_processor_type="Molmo2ImageProcessor",
-        processor_class="Molmo2Processor",
-        auto_map={
-            "AutoProcessor": "processing_molmo2.Molmo2Processor",
-            "AutoImageProcessor": "processing_molmo2.Molmo2ImageProcessor",
-        },
-    )
-    (where / "preprocessor_config.json").write_text(json.dumps(image, indent=1))
+    write_with_code("Molmo2", made, config, (CONFIGURATION, PROCESSING), where)
 
 
 def _molmo2(kind: str, settings: dict[str, Any], more: dict[str, Any]) -> Checkpoint:
