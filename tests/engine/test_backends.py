@@ -35,7 +35,16 @@ def test_they_are_refused_with_the_remedy(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN", "TRITON_FLASH_ATTN", "CPU_MLA"]
+    "name",
+    [
+        "CPU_ATTN",
+        "FLASH_ATTN",
+        "TRITON_ATTN",
+        "TRITON_FLASH_ATTN",
+        "CPU_MLA",
+        "FLASHINFER",
+        "TRITON_FLASHINFER",
+    ],
 )
 def test_others_are_not(name: str) -> None:
     backends.check(group(name))
@@ -66,9 +75,28 @@ def test_divided_blocks_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("flashinfer.py", "self._prefill_wrapper is None"),  # one of all prefills
+        (
+            "flashinfer.py",
+            "cum_seq_lens_kv=paged_kv_indptr_prefill_gpu",
+        ),  # of the builder's, without a plan
+        ("flashinfer.py", "self.enable_cuda_graph\n"),
+        ("flashinfer.py", "self.use_trtllm_decode_attention = "),
+        ("flashinfer.py", "self.global_hyperparameters = "),
+        ("../../worker/gpu/attn_utils.py", "set_workspace_buffer(attn_backend_workspace)"),
+        ("composite.py", "def _builders(self)"),
+    ],
+)
+def test_flashinfers_builder_is_as_variants_need_it(file: str, text: str) -> None:
+    """See :mod:`vllm_flow.engine.variant_builders`."""
+    assert text in (FOLDER / file).read_text()
+
+
+@pytest.mark.parametrize(
     ("file", "memory"),
     [
-        ("flashinfer.py", "self._prefill_wrapper is None"),
         ("flex_attention.py", "seq_lens=self.persistent_seq_lens"),
     ],
 )

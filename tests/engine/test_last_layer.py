@@ -132,6 +132,10 @@ class WritesItself(CPUAttentionBackend):
 
 
 class PlansOnTheHost(CPUAttentionBackend):
+    get_name = staticmethod(lambda: "FLEX_ATTENTION")
+
+
+class TakesRequests(CPUAttentionBackend):
     get_name = staticmethod(lambda: "FLASHINFER")
 
 
@@ -146,7 +150,8 @@ class PlansOnTheHost(CPUAttentionBackend):
         (fake_decoder(sharing="0"), CPUAttentionBackend, "share keys"),
         (fake_decoder(model=offloaded()), CPUAttentionBackend, "only when their layer is called"),
         (fake_decoder(), WritesItself, "CPU_ATTN stores keys within attention"),
-        (fake_decoder(), PlansOnTheHost, "FLASHINFER may size its buffers"),
+        (fake_decoder(), PlansOnTheHost, "FLEX_ATTENTION may size its buffers"),
+        (fake_decoder(), TakesRequests, None),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

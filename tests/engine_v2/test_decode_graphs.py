@@ -238,7 +238,7 @@ def test_a_backend_that_plans_on_the_host_is_captured_in_pieces(open_engine: Ope
     ("backend", "divided", "reason"),
     [
         ("FLASH_ATTN", None, None),
-        ("FLASHINFER", None, "FLASHINFER"),
+        ("FLEX_ATTENTION", None, "FLEX_ATTENTION"),
         ("TRITON_ATTN", 16, "TRITON_ATTN dividing KV blocks of 32 .* --block-size 16"),
     ],
 )

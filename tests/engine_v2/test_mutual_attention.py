@@ -51,6 +51,40 @@ def test_pictures_that_see_themselves(
     engine.check_idle()
 
 
+def test_pictures_by_triton_and_the_rest_by_flashinfer(
+    checkpoint_of: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's choice on Blackwell: of each variant by itself, whether a picture is in it that sees itself."""
+    from vllm.v1.attention.backends.composite import MMPrefixAttentionRouting
+
+    from tests.engine import flashinfer_standin as standin
+    from tests.families.asking import prompts_of
+    from tests.families.running import Engine, Judge
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_args: (9, 0))
+    chosen: list[int] = []
+    select = MMPrefixAttentionRouting.select
+
+    def noted(self: MMPrefixAttentionRouting, metadata: object) -> int:
+        chosen.append(select(self, metadata))
+        return chosen[-1]
+
+    monkeypatch.setattr(MMPrefixAttentionRouting, "select", noted)
+    gemma3 = replace(checkpoint_of("gemma3"), attention="TRITON_FLASHINFER")
+    one, two = prompts_of(gemma3)
+    asks = [
+        two,
+        replace(two, cliff=2),
+        replace(one, cliff=1),
+        replace(one, stages="1:60% uniform, 3:0"),
+    ]
+    with standin.flashinfer(standin.BLACKWELL, "TRITON_FLASHINFER"):
+        engine = Engine(gemma3, 2, max_num_batched_tokens=64, block_size=64)
+        Judge(engine).assert_exact(asks, engine.run(asks, TOKENS))
+        engine.check_idle()
+    assert set(chosen) == {0, 1}
+
+
 def test_frames_that_see_themselves_and_pictures_side_by_side(
     checkpoint_of: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:

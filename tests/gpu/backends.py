@@ -46,6 +46,11 @@ def flash(**options: Any) -> dict[str, Any]:
     return {"attention_config": config, "dtype": "bfloat16", **SHARED, **options}
 
 
+def flashinfer(**options: Any) -> dict[str, Any]:
+    """FlashInfer, in half precision: on Blackwell by TRT-LLM's kernels, on Hopper decode steps by XQA."""
+    return flash(**options) | {"attention_config": {"backend": "FLASHINFER"}}
+
+
 def v1() -> bool:
     """Whether this process runs the deprecated Model Runner V1."""
     return os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "0"

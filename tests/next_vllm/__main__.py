@@ -22,6 +22,7 @@ SUITES = (
     "tests/engine/test_startup_refusals.py",
     "tests/engine/test_startup_cuda.py",
     "tests/engine/test_exactness.py",
+    "tests/engine/test_flashinfer.py",
     "tests/engine/test_compiled.py",
     "tests/engine/test_coordination.py",
     "tests/engine/test_prefix_caching.py",

@@ -1,8 +1,9 @@
 """Refuses attention backends that cannot have two metadata in one step, when the model is loaded.
 
-A step with eviction has metadata for the layers past each stage beside vLLM's own, made by the same builder. Some
-builders write what they made into memory of their own, which every metadata they hand out points into: the one made
-last would be what all layers read, and answers would be wrong without a word.
+A step with eviction has metadata for the layers past each stage beside vLLM's own. Some builders write what they made
+into memory of their own, which every metadata they hand out points into: the one made last would be what all layers
+read, and answers would be wrong without a word. FlashInfer's has others beside it (`variant_builders`). FlexAttention's
+would take memory by the number of blocks in the cache each, and vLLM chooses it where no other backend is left.
 
 Seam: ``build`` of the metadata builders in ``vllm/v1/attention/backends``.
 """
@@ -16,8 +17,6 @@ TESTED_LATENT = ("CPU_MLA",)
 """Backends of latent attention that eviction was shown to be exact with."""
 
 ONE_AT_A_TIME = {
-    "FLASHINFER": "plans every step in one wrapper",
-    "TRITON_FLASHINFER": "plans every step in one wrapper",
     "FLEX_ATTENTION": "keeps lengths and block tables of every step in one buffer",
 }
 """Backend -> what of it there is once."""

@@ -31,11 +31,13 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm_flow.engine.device_step import DeviceStep
 from vllm_flow.engine.draft_layers import layer_in_group
 from vllm_flow.engine.sending import snapshot
+from vllm_flow.engine.variant_builders import PLANNING, decodes_without_plan
 
 REPLAYABLE = ("FLASH_ATTN", "TRITON_ATTN")
 """Backends whose kernels read lengths, tables and slots from the device, and nothing planned on the host.
 
-FlashAttention 3 plans its work inside the kernel where no schedule is handed to it (``fast_build``).
+FlashAttention 3 plans its work inside the kernel where no schedule is handed to it (``fast_build``). So it is with
+FlashInfer where it decodes with TRT-LLM's kernels or XQA, see :func:`decodes_without_plan`.
 """
 
 REQUESTS = 128
@@ -46,7 +48,9 @@ def unreplayable(attn_groups: Sequence[Sequence[Any]]) -> str | None:
     """Which of the attention backends cannot be captured like this, and why; None if all can."""
     for attn_group in (found for of_group in attn_groups for found in of_group):
         backend = attn_group.backend.get_name()
-        if backend not in REPLAYABLE:
+        if backend in PLANNING and not decodes_without_plan(attn_group):
+            return f"{backend} (with vLLM-Flow, it has full graphs where it decodes with TRT-LLM's kernels)"
+        if backend not in (*REPLAYABLE, *PLANNING):
             return f"{backend} (with vLLM-Flow, {' and '.join(REPLAYABLE)} have full graphs)"
         if attn_group.kernel_block_size is not None:
             size = attn_group.kv_cache_spec.block_size

@@ -9,7 +9,7 @@ Seam: ``determine_available_memory`` of vLLM's GPU worker, and what it says of i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,21 +17,63 @@ from vllm.logger import init_logger
 from vllm.utils.mem_utils import format_gib
 from vllm.v1.worker.block_table import get_block_table_width
 
+from vllm_flow.engine.variant_builders import parts_of, plans
+
 logger = init_logger("vllm.vllm_flow.group_memory")
 
 
+PLANS = 2 * (8 << 20)
+"""Bytes that FlashInfer's two wrappers of one builder keep plans in, from the first plan on."""
+
+
 def scratch_of(attn_groups: Sequence[Sequence[Any]]) -> list[int]:
-    """Bytes on the device that the metadata builders of each group keep; ``attn_groups`` are vLLM's."""
+    """Bytes on the device that the metadata builders of each group keep; ``attn_groups`` are vLLM's.
+
+    What several of them share counts once, with the first.
+    """
+    seen: set[int] = set()
     return [
         sum(
-            value.untyped_storage().nbytes()
+            _bytes_of(builder, seen)
             for attn_group in of_group
             for builder in attn_group.metadata_builders
-            for value in vars(builder).values()
-            if isinstance(value, torch.Tensor) and value.device.type != "cpu"
         )
         for of_group in attn_groups
     ]
+
+
+def scratch_of_variants(attn_groups: Iterable[Iterable[Any]]) -> int:
+    """Bytes on the device that builders of variants take at most, see :mod:`vllm_flow.engine.variant_builders`.
+
+    They are made while the engine serves; a group has one for each of its layers if as many policies meet in a step.
+    """
+    found = 0
+    for attn_group in (group for of_group in attn_groups for group in of_group if plans(group)):
+        builder = attn_group.get_metadata_builder(0)
+        shared = {id(builder._get_workspace_buffer())}
+        one = _bytes_of(builder, shared) + PLANS
+        found += len(attn_group.layer_names) * one
+    return found
+
+
+def _bytes_of(builder: Any, seen: set[int]) -> int:
+    """What a builder keeps on the device and is not among the tensors ``seen`` yet; it is then."""
+    found = 0
+    for tensor in _tensors(builder):
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found += tensor.untyped_storage().nbytes()
+    return found
+
+
+def _tensors(builder: Any) -> Iterator[torch.Tensor]:
+    for part in parts_of(builder):
+        for value in vars(part).values():
+            value = getattr(
+                value, "gpu", value
+            )  # vLLM's pairs of a tensor on the host and one on the device
+            if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+                yield value
 
 
 def tables_of(specs: Iterable[Any], runner: Any, per_group: int) -> list[int]:
@@ -68,7 +110,7 @@ def less(worker: Any, available: int) -> int:
     specs = runner.get_kv_cache_spec().values()
     # Model Runner V2 has the tables that a step reads beside those that it keeps.
     tables = tables_of(specs, runner, 2 if worker.use_v2_model_runner else 1)
-    taken = beyond_one(tables) + beyond_one(runner.flow_scratch)
+    taken = beyond_one(tables) + beyond_one(runner.flow_scratch) + runner.flow_variants_scratch
     logger.info_once(
         "Block tables and buffers of storage groups beyond one take %s GiB, which the KV cache does not get.",
         format_gib(taken),

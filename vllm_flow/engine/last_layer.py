@@ -49,6 +49,9 @@ BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN", "TRITON_ATTN_DIFFKV", "CPU_
 """Backends that read from the cache all keys of a prefill that are no rows of the same run, and take more runs
 than requests."""
 
+SIZED = ("FLASHINFER",)
+"""Backends that do so, too, and take as many runs as a step may have requests."""
+
 
 def reason_against(decoder: Decoder, backends: Iterable[Any], mutual: bool = False) -> str | None:
     """Why a model's image rows cannot leave their last layer early; None if they can.
@@ -72,9 +75,20 @@ def reason_against(decoder: Decoder, backends: Iterable[Any], mutual: bool = Fal
         # Latent attention stores before it, whatever its backend says.
         if backend.forward_includes_kv_cache_update and not backend.is_mla():
             return f"{name} stores keys within attention"
-        if name not in BACKENDS:
+        if name not in (*BACKENDS, *SIZED):
             return f"{name} may size its buffers by the number of requests"
     return None
+
+
+def most_runs(attn_groups: Sequence[Sequence[Any]], max_num_reqs: int) -> int | None:
+    """Into how many runs the rows of a last layer may fall; None where the backends do not care.
+
+    Args:
+        attn_groups: per KV-cache group, vLLM's ``AttentionGroup`` objects.
+        max_num_reqs: the most requests of a step.
+    """
+    sized = any(backend.get_name() in SIZED for backend in used(attn_groups))
+    return max_num_reqs if sized else None
 
 
 def spares(decoder: Decoder, attn_groups: Sequence[Sequence[Any]], mutual: bool = False) -> bool:

@@ -25,6 +25,7 @@ from vllm_flow.engine.latent import PrefillPlans
 from vllm_flow.engine.replacing import replaced
 from vllm_flow.engine.states import is_state
 from vllm_flow.engine.step_inputs import StepInputs
+from vllm_flow.engine.variant_builders import VariantBuilders
 from vllm_flow.engine.variant_tensors import Shape, VariantTensors
 from vllm_flow.rewriting import LateReading
 from vllm_flow.step import Ranking, StepPlan, Variant
@@ -50,7 +51,7 @@ class StepBuilder:
         self.graph_rows = graph_rows
         sizes = [spec.kv_cache_spec.block_size for spec in kv_cache_config.kv_cache_groups]
         self._device = device
-        self._plans = PrefillPlans()
+        self._plans, self._builders = PrefillPlans(), VariantBuilders()
         self._group_of_layer = {
             layer_in_group(name, extract_layer_index(name), spec.kv_cache_spec): group
             for group, spec in enumerate(kv_cache_config.kv_cache_groups)
@@ -199,9 +200,10 @@ class StepBuilder:
                 index = bisect_right(starts, layer) - 1
                 if index >= 0:
                     names.setdefault(index, []).append(name)
-            for index, of_variant in names.items():
-                states = is_state(attn_group.kv_cache_spec)
-                found[index].append(_LayerGroup(group, size, attn_group, of_variant, states))
+            states = is_state(attn_group.kv_cache_spec)
+            for number, index in enumerate(sorted(names)):
+                own = self._builders.of(attn_group, number)
+                found[index].append(_LayerGroup(group, size, own, names[index], states))
         return found
 
 

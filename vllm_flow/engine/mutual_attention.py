@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     # Brings numpy, without which `vllm-flow doctor` reads the support matrix.
     from vllm_flow.spans import Range
 
-BACKENDS = ("TRITON_ATTN", "TRITON_FLASH_ATTN")
-"""Backends that take ranges, and of which the metadata of a step's layers share no memory.
+BACKENDS = ("TRITON_ATTN", "TRITON_FLASH_ATTN", "TRITON_FLASHINFER")
+"""Backends that take ranges, and of which the metadata of a step's layers share no memory, the last one's since each
+variant has a builder of its own (`variant_builders`).
 
 FlashAttention 4 and FlexAttention take ranges too, but write them, or lengths, into one buffer per builder: what
 they built for the layers past a cliff would overwrite what the layers before it read.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from vllm_flow.engine import group_memory
+from vllm_flow.engine import group_memory, variant_builders
 from vllm_flow.engine.device_step import DeviceStep
 from vllm_flow.engine.draft_layers import check_layers
 from vllm_flow.engine.groups import group_specs, storage_layer
@@ -24,6 +24,8 @@ class FlowRunner:
     flow_state: WorkerState
     flow_scratch: Sequence[int] = ()
     """See :func:`vllm_flow.engine.group_memory.scratch_of`; nothing where no graphs were profiled."""
+    flow_variants_scratch: int = 0
+    """Likewise :func:`vllm_flow.engine.group_memory.scratch_of_variants`."""
     model: Any
     attn_groups: Any
     vllm_config: Any
@@ -45,7 +47,10 @@ class FlowRunner:
         self, kv_cache_config: Any, is_profiling: bool = False, *args: Any, **kwargs: Any
     ) -> None:
         super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)  # type: ignore[misc]
+        graphs = self.vllm_config.compilation_config.cudagraph_mode
+        variant_builders.settle(self.attn_groups, graphs.decode_mode().name == "FULL")
         self.flow_scratch = group_memory.scratch_of(self.attn_groups)
+        self.flow_variants_scratch = group_memory.scratch_of_variants(self.attn_groups)
         self.flow_state.use_cache(self, kv_cache_config, is_profiling)
 
     def reset_encoder_cache(self) -> None:

@@ -19,11 +19,14 @@ class StepPlanner:
     Args:
         book: of the worker.
         spares_last_layers: whether the decoder can store a layer's keys and values alone; see ``last_layer.py``.
+        most_runs: see :func:`vllm_flow.engine.last_layer.most_runs`.
     """
 
-    def __init__(self, book: LayoutBook, *, spares_last_layers: bool) -> None:
+    def __init__(
+        self, book: LayoutBook, *, spares_last_layers: bool, most_runs: int | None = None
+    ) -> None:
         self._book = book
-        self.spares_last_layers = spares_last_layers
+        self.spares_last_layers, self._most_runs = spares_last_layers, most_runs
 
     def plan(self, shares: StepShares) -> StepPlan | None:
         """The step's plan; None where no request evicts anything."""
@@ -31,7 +34,14 @@ class StepPlanner:
         plan = None if requests is None else plan_step(requests)
         if plan is None or not self.spares_last_layers:
             return plan
-        return spare_last_layers(plan, requests)
+        spared = spare_last_layers(plan, requests)
+        # A step of so many pieces of text has few rows to spare.
+        return spared if self._fits(spared) else plan
+
+    def _fits(self, plan: StepPlan) -> bool:
+        """Whether attention takes the runs of each last layer for requests."""
+        most = self._most_runs
+        return most is None or all(len(variant.requests) <= most for variant in plan.variants)
 
     def late_readings(self, plan: StepPlan | None, shares: StepShares) -> list[LateReading]:
         """What the step must read; see :func:`vllm_flow.rewriting.late_readings`."""

@@ -91,6 +91,9 @@ class WorkerState:
             spares_last_layers=last_layer.spares(
                 self.hook.decoder, runner.attn_groups, mutual=model_config.is_mm_prefix_lm
             ),
+            most_runs=last_layer.most_runs(
+                runner.attn_groups, runner.vllm_config.scheduler_config.max_num_seqs
+            ),
         )
         if is_profiling:
             return
