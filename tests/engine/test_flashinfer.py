@@ -152,6 +152,8 @@ def test_a_variants_builder_overwrites_nothing(open_engine: OpenEngine, device: 
         assert beside._get_workspace_buffer() is stock._get_workspace_buffer()
         assert beside.kv_cache_spec == stock.kv_cache_spec
         assert beside.reorder_batch_threshold == stock.reorder_batch_threshold
+        assert variant_builders.plans_prompts(group) == (device != "blackwell")
+        assert variant_builders.decodes_without_plan(group) == (device != "native")
 
 
 def read(metadata: Any) -> list[Any]:

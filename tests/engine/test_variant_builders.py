@@ -132,6 +132,9 @@ def test_memory_is_counted_once_and_with_what_variants_may_take() -> None:
     of_groups = group_memory.scratch_of(groups)
     assert of_groups == [SCRATCH + KEPT, KEPT]
     assert group_memory.scratch_of_variants(groups) == 5 * (KEPT + group_memory.PLANS)
+    for found in (groups[0][0], groups[1][0]):  # as on Blackwell
+        builder_of(found).flashinfer_trtllm_api_decode_kernel = SimpleNamespace(value="trtllm-gen")
+    assert group_memory.scratch_of_variants(groups) == 5 * KEPT
     assert group_memory.scratch_of_variants([[group("FLASH_ATTN")]]) == 0
 
 

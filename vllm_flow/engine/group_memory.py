@@ -17,7 +17,7 @@ from vllm.logger import init_logger
 from vllm.utils.mem_utils import format_gib
 from vllm.v1.worker.block_table import get_block_table_width
 
-from vllm_flow.engine.variant_builders import parts_of, plans
+from vllm_flow.engine.variant_builders import parts_of, plans, plans_prompts
 
 logger = init_logger("vllm.vllm_flow.group_memory")
 
@@ -51,7 +51,7 @@ def scratch_of_variants(attn_groups: Iterable[Iterable[Any]]) -> int:
     for attn_group in (group for of_group in attn_groups for group in of_group if plans(group)):
         builder = attn_group.get_metadata_builder(0)
         shared = {id(builder._get_workspace_buffer())}
-        one = _bytes_of(builder, shared) + PLANS
+        one = _bytes_of(builder, shared) + PLANS * plans_prompts(attn_group)
         found += len(attn_group.layer_names) * one
     return found
 

@@ -10,7 +10,7 @@ All share one buffer for intermediate results, as the builders of vLLM's own gro
 
 Seams: vLLM's ``AttentionGroup`` and its ``create_metadata_builders``; ``_get_workspace_buffer`` and
 ``set_workspace_buffer`` of a builder, as ``init_attn_backend`` of ``vllm/v1/worker/gpu/attn_utils.py`` calls them; of
-FlashInfer's builder ``enable_cuda_graph``, ``use_trtllm_decode_attention`` and ``global_hyperparameters``, which
+FlashInfer's builder ``enable_cuda_graph``, what says which kernels it takes, and ``global_hyperparameters``, which
 ``get_per_layer_parameters`` of ``vllm/v1/attention/backends/utils.py`` tells of single layers.
 """
 
@@ -129,6 +129,13 @@ def parts_of(builder: Any) -> Iterator[Any]:
     """A builder, and those that it is composed of."""
     yield builder
     yield from getattr(builder, "_builders", ())
+
+
+def plans_prompts(attn_group: Any) -> bool:
+    """Whether FlashInfer's own kernels take prompts, which are planned; on Blackwell TRT-LLM's do."""
+    parts = parts_of(attn_group.get_metadata_builder(0))
+    kernels = [getattr(part, "flashinfer_trtllm_api_decode_kernel", None) for part in parts]
+    return not any(kernel is not None and kernel.value == "trtllm-gen" for kernel in kernels)
 
 
 def decodes_without_plan(attn_group: Any) -> bool:
