@@ -256,6 +256,8 @@ def _without_plan(
     out: torch.Tensor,
     layout: str,
 ) -> torch.Tensor:
+    arrays = (block_tables, seq_lens, starts)
+    assert all(array.dtype == torch.int32 and array.is_contiguous() for array in arrays)
     for row, (begin, end) in enumerate(zip(starts.tolist(), starts.tolist()[1:], strict=False)):
         stored = int(seq_lens[row])
         if begin == end or not stored:  # nobody's request, there to fill a graph
@@ -329,7 +331,7 @@ def _decode(
 ) -> torch.Tensor:
     if starts is None:
         assert q_len_per_req is not None
-        starts = torch.arange(len(seq_lens) + 1) * q_len_per_req
+        starts = torch.arange(len(seq_lens) + 1, dtype=torch.int32) * q_len_per_req
     if int(starts[-1]) > len(query) or int(seq_lens.max()) > max_seq_len:
         return out.fill_(torch.nan)
     return _without_plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,12 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import Engine, assert_exact
 from tests.engine.tiny_llava import Shape
 from vllm_flow.engine.families import Decoder, decoder_of
-from vllm_flow.engine.last_layer import KeyWriter, key_value_projection, reason_against
+from vllm_flow.engine.last_layer import (
+    KeyWriter,
+    key_value_projection,
+    most_runs,
+    reason_against,
+)
 from vllm_flow.engine.variant_tensors import VariantTensors
 from vllm_flow.last_layer import LastLayer, spare_last_layers
 from vllm_flow.layout import TokenLayout
@@ -160,6 +166,21 @@ def test_every_reason_to_run_the_whole_layer(
 ) -> None:
     found = reason_against(decoder, [backend])
     assert found is None if reason is None else reason in (found or "")
+
+
+@pytest.mark.parametrize(
+    ("backends", "most"),
+    [
+        ((CPUAttentionBackend,), None),
+        ((TakesRequests,), 8),
+        ((CPUAttentionBackend, TakesRequests), 8),
+    ],
+)
+def test_runs_are_as_many_as_every_backend_takes(
+    backends: tuple[Any, ...], most: int | None
+) -> None:
+    groups = [[SimpleNamespace(backend=backend)] for backend in backends]
+    assert most_runs(groups, max_num_reqs=8) == most
 
 
 def test_layers_of_any_kind_run_up_to_their_attention(

@@ -1,4 +1,4 @@
-"""Layers of several windows in one storage group, on vLLM's FlashInfer backend over a stand-in of its kernels."""
+"""Layers of several kinds in one storage group, on vLLM's FlashInfer backend over a stand-in of its kernels."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from collections.abc import Callable
 import pytest
 
 from tests.engine import flashinfer_standin as standin
-from tests.engine import v2_cpu
 from tests.families.asking import every_cliff
 from tests.families.making import Checkpoint
 from tests.families.running import Engine, Judge
+from tests.longer import some
 
 DEVICES = {"native": standin.NATIVE, "blackwell": standin.BLACKWELL}
 
 
-@pytest.mark.parametrize("device", v2_cpu.reduced(DEVICES, ("native",)))
-def test_each_window_is_planned_by_itself(
-    checkpoint_of: Callable[[str], Checkpoint], device: str
+@pytest.mark.parametrize("device", some(DEVICES, ["native"]))
+@pytest.mark.parametrize("family", some(["cohere2_vision", "llama4"], ["cohere2_vision"]))
+def test_each_kind_is_planned_by_itself(
+    checkpoint_of: Callable[[str], Checkpoint], family: str, device: str
 ) -> None:
-    """FlashInfer's own kernels are planned for one window, TRT-LLM's are told each layer's."""
-    checkpoint = checkpoint_of("cohere2_vision")
-    assert 0 < len(checkpoint.windows) < checkpoint.num_layers
+    """FlashInfer's own kernels are planned for one window, TRT-LLM's are told each layer's; chunks of local attention
+    are requests of their own."""
+    checkpoint = checkpoint_of(family)
+    assert 0 < len(checkpoint.windows or checkpoint.local) < checkpoint.num_layers
     asks = every_cliff(checkpoint, range(checkpoint.num_layers))
     with standin.flashinfer(DEVICES[device]):
         engine = Engine(
