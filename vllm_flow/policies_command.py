@@ -130,7 +130,8 @@ def looks_at(rank: Rank) -> str:
     if isinstance(rank, PictureRank):
         return "the image's embeddings"
     if isinstance(rank, TowerRank):
-        return f"{rank.score.value}, over all heads"
+        keys = ", and the keys there" if rank.merge is not None else ""
+        return f"{rank.score.value}, over all heads{keys}"
     return "places alone"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm_flow.policy import WHOLE, Keep, Stage
 from vllm_flow.policy_error import PolicyError, shown
-from vllm_flow.ranks import RANKS, TowerRank
+from vllm_flow.ranks import RANKS, TowerRank, merges
 from vllm_flow.registry import PluginError
 from vllm_flow.user_text import whole_number
 
@@ -99,7 +99,7 @@ def read_rank(key: str, value: Any, layer: int, *, written: Any = None) -> str:
 
     Raises:
         PolicyError: no such rank, or one of a package that cannot be used; or one that looks at the layer before at
-            layer 0, which none precedes.
+            layer 0, which none precedes; or one that merges embeddings behind layer 0.
     """
     written = value if written is None else written
     if not isinstance(value, str) or value not in RANKS:
@@ -114,6 +114,13 @@ def read_rank(key: str, value: Any, layer: int, *, written: Any = None) -> str:
             written,
             f"{value!r} ranks by what the layer before has made, and no layer is before layer 0; "
             "start at layer 1 or deeper, or take another rank.",
+        )
+    if layer > 0 and merges(rank):
+        raise PolicyError(
+            key,
+            written,
+            f"{value!r} merges tokens before the decoder, so its stage cannot begin at layer {layer}; start at layer "
+            "0, with further stages behind it, or take another rank.",
         )
     return value
 

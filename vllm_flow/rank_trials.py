@@ -27,8 +27,9 @@ from vllm_flow.ranks import (
     Rank,
     TowerRank,
     UnrotatedRank,
+    merges,
 )
-from vllm_flow.ranks.added import CHECKS, FUNCTIONS
+from vllm_flow.ranks.added import CHECKS, FUNCTIONS, MERGE, merged_rows
 from vllm_flow.ranks.base import Draw
 
 if TYPE_CHECKING:
@@ -81,6 +82,14 @@ def _check_tensors(
     result = _call(rank, field, arguments(keep), given)
     if isinstance(rank, PictureRank | TowerRank):
         _check_order(rank, field, result, total, keep, arguments, given)
+        if merges(rank):
+            rows, kept = arguments(keep)[-2], result
+            scored = (
+                () if isinstance(rank, PictureRank) else (arguments(keep)[0], rows[:, :4].float())
+            )
+            merged = _call(rank, MERGE, (rows, kept, *scored), given)
+            if not bool(merged.isfinite().all()):
+                raise ValueError(f"rank {rank.name!r} merges {given} into rows that are not finite")
     elif isinstance(rank, HiddenRank) and int(result.sum()) != keep:
         raise ValueError(
             f"rank {rank.name!r} keeps {int(result.sum())} of {given}, and {keep} must stay"
@@ -155,7 +164,7 @@ def _call(rank: Any, field: str, args: tuple[Any, ...], given: str = "") -> Any:
     if not all(np.array_equal(_plain(a), _plain(b)) for a, b in zip(args, before, strict=True)):
         raise ValueError(f"{field} of rank {rank.name!r} changes what it is given, of {told}")
     again = function(*before)
-    wanted = CHECKS[type(rank)](result, args)
+    wanted = (merged_rows if field == MERGE else CHECKS[type(rank)])(result, args)
     if wanted is not None:
         raise ValueError(f"{field} of rank {rank.name!r} gave {result!r} for {told}, not {wanted}")
     if not np.array_equal(_plain(result), _plain(again)):

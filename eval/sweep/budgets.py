@@ -15,7 +15,7 @@ from fractions import Fraction
 from vllm_flow.counts import counted
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.presets import PUBLISHED_LAYERS
-from vllm_flow.ranks import OWN, RANKS
+from vllm_flow.ranks import OWN, RANKS, merges
 from vllm_flow.registry import PluginError
 
 DEFAULT = ("cliff", "uniform", "random", "diversity", "downsample")
@@ -131,6 +131,7 @@ METHODS: Mapping[str, Callable[[Fraction, int, Keep], tuple[Stage, ...]]] = {
     "cls_attention": _before("cls_attention"),
     "cls_diverse": _before("cls_diverse"),
     "received_attention": _before("received_attention"),
+    **{name: _before(name) for name, rank in OWN.items() if merges(rank)},
     **{name: _attended(name) for name, rank in OWN.items() if rank.reads_layer},
     "horizon": _horizon,
 }

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.engine import attention_oracle, diverse_oracle, oracle, row_oracle
+from tests.engine import attention_oracle, diverse_oracle, merge_oracle, oracle, row_oracle
 from tests.engine.oracle import Model, OracleOutput, Prompt
 
 Stages = dict[int, tuple[str, str | None]]
@@ -90,7 +90,7 @@ def forward_kept(
     own = [parse(stages if isinstance(stages, str) else stages[n]) for n in range(len(images))]
     alive = [list(image) for image in images]
     chosen: dict[int, list[list[int]]] = {}
-    gaps = [1.0]
+    gaps = [1.0, *_merge(model, prompt, own, images, seen, hidden[0])]
     with (
         attention_oracle.attention_weights(model) as weights,
         row_oracle.projections(model) as made,
@@ -174,6 +174,44 @@ def attention_late(
     return torch.stack([weight.mean(0) for weight in weights])
 
 
+def _merge(
+    model: Model,
+    prompt: Prompt,
+    own: list[Stages],
+    images: list[list[int]],
+    seen: Seen,
+    hidden_TD: torch.Tensor,
+) -> list[float]:
+    """Let what stays of images take in what goes, in the embeddings and in what later ranks see of them; gaps."""
+    gaps = []
+    for n, image in enumerate(images):
+        amount, rank = own[n].get(0, ("", None))
+        if rank not in merge_oracle.SCORED_BY or count(amount, len(image)) >= len(image):
+            continue
+        keep, like = count(amount, len(image)), merge_oracle.SCORED_BY[rank]
+        if rank in merge_oracle.IN_TOWER:
+            scores = [seen.scores[like][position] for position in image]
+        else:
+            scores = scores_of(like, image, image, keep, (0, n, 0), seen, None, {}, 0)
+        stay, gap = merge_oracle.chosen(rank, scores, keep)
+        gaps.append(gap)
+        at = [image[token] for token in stay]
+        if rank in merge_oracle.IN_TOWER:
+            picture = merge_oracle.pictures(model, prompt)[n]
+            rows, gap = merge_oracle.taken_in(rank, scores, picture, stay)
+            gaps.append(gap)
+            taking = (rows != picture.features[stay]).any(1)
+            hidden_TD[torch.tensor(at)[torch.tensor(taking)]] = merge_oracle.projected(
+                model, rows[taking]
+            )
+        else:
+            rows = merge_oracle.blurred(seen.embeddings[image], stay)
+            hidden_TD[at] = torch.tensor(rows, dtype=hidden_TD.dtype)
+        seen.embeddings[at] = hidden_TD[at].double().numpy()
+        seen.scores.setdefault(rank, {}).update({p: float(p in at) for p in image})
+    return gaps
+
+
 def _gone(images: list[list[int]], alive: list[list[int]]) -> set[int]:
     return {p for image in images for p in image} - {p for image in alive for p in image}
 
@@ -245,7 +283,7 @@ def scores_of(
         rows = seen.embeddings[image]
         apart = np.sqrt(((rows - rows.mean(0)) ** 2).sum(1))
         return [float(apart[image.index(position)]) for position in alive]
-    if rank in IN_TOWER:
+    if rank in IN_TOWER or rank in merge_oracle.SCORED_BY:
         return [seen.scores[rank][position] for position in alive]
     if rank == "cls_diverse":
         order = sorted(image, key=lambda position: -seen.scores["cls_attention"][position])

@@ -146,8 +146,8 @@ def left_as_given(model: Any) -> Iterator[None]:
         )
 
     @contextmanager
-    def compared() -> Iterator[None]:
-        with around():
+    def compared(*given_to_it: Any) -> Iterator[None]:
+        with around(*given_to_it):
             yield
         assert given and all(torch.equal(now, before) for now, before in given)
         given.clear()

@@ -66,9 +66,11 @@ def test_an_engine_can_have_what_needs_nothing_that_it_lacks(
     ranks = [RANKS[name] for name in policy.ranks]
     lacks = (
         any(
-            isinstance(rank, kind) and (score is None or getattr(rank, "score", None) == score)
+            isinstance(rank, some.kind)
+            and (some.score is None or getattr(rank, "score", None) == some.score)
+            and (not some.merging or getattr(rank, "merge", None) is not None)
             for rank in ranks
-            for obstacle, (kind, score) in LOOKS.items()
+            for obstacle, some in LOOKS.items()
             if obstacle in engine.obstacles
         )
         or (engine.quantised_keys and any(isinstance(rank, AttentionRank) for rank in ranks))

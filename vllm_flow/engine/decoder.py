@@ -81,8 +81,12 @@ class DecoderHook:
         self._survivors = None
 
     @contextmanager
-    def around_call(self) -> Iterator[None]:
-        """To be entered inside the forward context in which the whole model is called."""
+    def around_call(self, embeddings_TH: torch.Tensor | None = None) -> Iterator[None]:
+        """To be entered inside the forward context in which the whole model is called.
+
+        Args:
+            embeddings_TH: what it is called with, if with embeddings; rows of kept tokens may be written to.
+        """
         step, self._armed = self._armed, None
         if step is None:
             yield
@@ -103,6 +107,9 @@ class DecoderHook:
         # The step may have been padded for the graphs of compiled pieces, none of which runs now.
         context.cudagraph_runtime_mode = CUDAGraphMode.NONE
         with self.installed(step) as eager, self._eager_operators():
+            if step.rankings and embeddings_TH is not None:
+                assert self.ranker is not None, "nobody is served before there is a KV cache"
+                self.ranker.merge(step.rankings, embeddings_TH)
             yield
         self._survivors = eager.rows
 

@@ -6,7 +6,7 @@ shows, and the log says what the workers find later (`default_policies`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -23,17 +23,43 @@ from vllm_flow.ranks import (
     TowerRank,
     TowerScore,
     UnrotatedRank,
+    merges,
 )
 
 ANOTHER_BACKEND = "or have the server started with another attention backend (--attention-backend)."
-LOOKS: Mapping[str, tuple[type, TowerScore | None]] = {
-    obstacles.RANKS: (AttentionRank, None),
-    obstacles.HIDDEN: (HiddenRank, None),
-    obstacles.UNROTATED: (UnrotatedRank, None),
-    obstacles.TOWER: (TowerRank, TowerScore.CLASS),
-    obstacles.RECEIVED: (TowerRank, TowerScore.RECEIVED),
+
+
+@dataclass(frozen=True)
+class Some:
+    """Some of the ranks."""
+
+    kind: type = object
+    score: TowerScore | None = None
+    """Of those that look inside the tower."""
+    merging: bool = False
+    """Whether these are only those that merge."""
+
+    def __contains__(self, rank: Rank) -> bool:
+        return (
+            isinstance(rank, self.kind)
+            and (self.score is None or getattr(rank, "score", None) == self.score)
+            and (merges(rank) or not self.merging)
+        )
+
+    def first(self, names: Iterable[str]) -> str | None:
+        """The first of some ranks by name that is one of these."""
+        return next((name for name in sorted(names) if RANKS[name] in self), None)
+
+
+LOOKS: Mapping[str, Some] = {
+    obstacles.RANKS: Some(AttentionRank),
+    obstacles.HIDDEN: Some(HiddenRank),
+    obstacles.UNROTATED: Some(UnrotatedRank),
+    obstacles.TOWER: Some(TowerRank, TowerScore.CLASS),
+    obstacles.RECEIVED: Some(TowerRank, TowerScore.RECEIVED),
+    obstacles.MERGING: Some(merging=True),
 }
-"""What may keep an engine from ranks -> their kind, and their score if they look inside the tower."""
+"""What may keep an engine from ranks -> which ones."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +94,13 @@ def possible(
 ) -> str:
     """The ranks that the engine can have, to be read."""
     refused = [found for name, found in LOOKS.items() if name in engine.obstacles]
-    refused += [] if reading_tower else [(TowerRank, None)]
-    refused += [(AttentionRank, None)] if engine.quantised_keys else []
+    refused += [] if reading_tower else [Some(TowerRank)]
+    refused += [Some(AttentionRank)] if engine.quantised_keys else []
     found = (
         repr(name)
         for name, rank in RANKS.usable().items()
         if obstacles.ADDED + name not in engine.obstacles
-        and not any(_is_kind(rank, *kind) for kind in refused)
+        and not any(rank in some for some in refused)
         and (reading_layers or not rank.reads_layer)
     )
     return " or ".join(found)
@@ -151,8 +177,8 @@ def _unmoved(policy: FlowPolicy, engine: EngineFacts) -> Unfit | None:
 
 def _unread(policy: FlowPolicy, engine: EngineFacts) -> Unfit | None:
     """What the workers cannot read would end the engine."""
-    for obstacle, (kind, score) in LOOKS.items():
-        name = _first_of_kind(policy.ranks, kind, score)
+    for obstacle, some in LOOKS.items():
+        name = some.first(policy.ranks)
         reason = engine.obstacles.get(obstacle)
         if name is not None and reason is not None:
             return Unfit(f"{name!r} {_reads(obstacle, reason, engine)}")
@@ -181,7 +207,9 @@ def _reads(obstacle: str, reason: str, engine: EngineFacts) -> str:
             f"reads keys from this engine's KV cache, which cannot be done: {reason}; "
             f"rank by {_reading_no_layer(engine)}, {ANOTHER_BACKEND}"
         )
-    score = LOOKS[obstacle][1]
+    if obstacle == obstacles.MERGING:
+        return f"merges embeddings, {reason}; rank by {possible(engine)}."
+    score = LOOKS[obstacle].score
     if score is not None:
         return f"reads the {score.value}, {reason}; rank by {possible(engine)}."
     return (
@@ -192,11 +220,3 @@ def _reads(obstacle: str, reason: str, engine: EngineFacts) -> str:
 
 def _reading_no_layer(engine: EngineFacts) -> str:
     return possible(engine, reading_layers=False)
-
-
-def _first_of_kind(ranks: Collection[str], kind: type, score: TowerScore | None) -> str | None:
-    return next((name for name in sorted(ranks) if _is_kind(RANKS[name], kind, score)), None)
-
-
-def _is_kind(rank: Rank, kind: type, score: TowerScore | None) -> bool:
-    return isinstance(rank, kind) and (score is None or getattr(rank, "score", None) == score)

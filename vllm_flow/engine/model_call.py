@@ -26,7 +26,7 @@ class FlowModel:
     flow_hook: DecoderHook
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.flow_hook.around_call():
+        with self.flow_hook.around_call(kwargs.get("inputs_embeds")):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
 

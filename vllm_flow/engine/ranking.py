@@ -1,8 +1,8 @@
 """Chooses which rows of an image stay, where only the device can tell: by embeddings, or by attention.
 
-Seams: the hidden states that enter the first decoder layer, and ``forward`` of the ``Attention`` of the
-layer before a stage, wrapped for that one call. Nothing waits for the device: how many rows stay is
-known to the host, and which ones is written over a part of the variant's ``gather``.
+Seams: the embeddings that the model is called with, the hidden states that enter the first decoder layer, and
+``forward`` of the ``Attention`` of the layer before a stage, wrapped for that one call. Nothing waits for the
+device: how many rows stay is known to the host, and which ones is written over a part of the variant's ``gather``.
 
 Legend: T rows of the step, R of them alive, M rows of an image's extent that are left, K of them stay,
 N tokens of the image, H hidden size, Q query heads, S slots that a row sees, B blocks of a request.
@@ -11,7 +11,7 @@ N tokens of the image, H hidden size, Q query heads, S slots that a row sees, B 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,10 @@ from vllm_flow.engine.device_ranking import DeviceRanking, DeviceReading
 from vllm_flow.engine.farthest_first import fast_order
 from vllm_flow.engine.late_scores import LateScores
 from vllm_flow.engine.layer_ranks import LayerRanks
+from vllm_flow.engine.merging import Merger
 from vllm_flow.engine.replacing import replaced
 from vllm_flow.engine.tower_scores import Encoded, scores_of
-from vllm_flow.ranks import RANKS, PictureRank, QuestionRank, TowerRank
+from vllm_flow.ranks import RANKS, PictureRank, QuestionRank, TowerRank, merges
 from vllm_flow.ranks.base import Needs
 from vllm_flow.step import Ranking
 
@@ -52,6 +53,7 @@ class Ranker:
         layers: attention layer name -> vLLM's ``Attention``.
         decoder: the parts of the decoder.
         encoded: the runner's encoder cache.
+        project: see :class:`vllm_flow.engine.tower_scores.View`.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class Ranker:
         layers: Mapping[str, Any],
         decoder: Decoder,
         encoded: Encoded,
+        project: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        self._encoded = encoded
+        self._encoded, self._merger = encoded, Merger(encoded, project)
         self._attention: dict[int, tuple[Any, KeyReader | None]] = {}
         self.unreadable: str | None = None
         """Why ranks by attention cannot read the keys of this cache; None where they can."""
@@ -70,6 +73,8 @@ class Ranker:
         self._places = ChoicePlaces(ORDERS_KEPT)
         self._ordered: dict[tuple[int, int, str], torch.Tensor] = {}
         self._scores: dict[tuple[int, int], torch.Tensor] = {}
+        self._merged: set[tuple[int, int]] = set()
+        """Request and image of which tokens were merged in this step."""
         self.late_scores = LateScores(self._places)
         self._weights: dict[tuple[int, int, str], torch.Tensor] = {}
         """Request, image and rank -> [Q] how much each row of the question counts."""
@@ -97,12 +102,33 @@ class Ranker:
         """Drop what a step that is over, or was given up, has left."""
         self._ordered.clear()
         self._scores.clear()
+        self._merged.clear()
         self._weights.clear()
         self.layer_ranks.forget()
 
     def forget_pictures(self) -> None:
         """Drop what is remembered of pictures: others' weights give other embeddings."""
         self._orders.clear()
+
+    def merge(self, rankings: Sequence[DeviceRanking], embeddings_TH: torch.Tensor) -> None:
+        """Write what kept tokens become where their rank merges; before the decoder looks at the embeddings.
+
+        Args:
+            embeddings_TH: what the model is called with, good for this step alone; written to.
+        """
+        for device in rankings:
+            ranking, choice = device.ranking, device.ranking.choice
+            if not merges(device.rank):
+                continue
+            order = self._order(ranking, choice.ordered, embeddings_TH)
+            self._ordered[(ranking.request, choice.image, choice.rank)] = order
+            kept_K = order[: choice.keep - len(choice.text)]
+            rows_NH = self._tokens(ranking, embeddings_TH)
+            merged_KH = self._merger.merged(device.rank, ranking.picture, rows_NH, kept_K)
+            if choice.text:
+                kept_K = self._places.tokens(choice, kept_K.device)[kept_K]
+            embeddings_TH.index_copy_(0, kept_K + ranking.first_row, merged_KH)
+            self._merged.add(device.key)
 
     def look(self, rankings: Sequence[DeviceRanking], hidden_TH: torch.Tensor) -> None:
         """Look at embeddings, before any layer changes them in place: put pictures' tokens in order, say which
@@ -112,6 +138,8 @@ class Ranker:
             ranking, choice = device.ranking, device.ranking.choice
             if isinstance(device.rank, (PictureRank, TowerRank)):
                 key = (ranking.request, choice.image, choice.rank)
+                if key in self._ordered:  # and merged
+                    continue
                 _, count = wanted.get(key, (ranking, 0))
                 wanted[key] = ranking, max(count, choice.ordered)
             elif isinstance(device.rank, QuestionRank) and device.rank.weights is not None:
@@ -123,13 +151,16 @@ class Ranker:
             self._ordered[key] = self._order(ranking, count, hidden_TH)
 
     def _order(self, ranking: Ranking, count: int, hidden_TH: torch.Tensor) -> torch.Tensor:
-        """[count or more] tokens of a picture, best first; remembered under the picture's name."""
+        """[count or more] tokens of a picture, best first; remembered under the picture's name.
+
+        But where tokens were merged: then embeddings are not the picture's alone."""
         choice, rank = ranking.choice, RANKS[ranking.choice.rank]
         extent = choice.stop - choice.start
         name = (ranking.picture, choice.rank, extent - len(choice.text))
+        remembered = bool(ranking.picture) and (ranking.request, choice.image) not in self._merged
         known = self._orders.get(name)
         fits = known is not None and (count <= len(known) if rank.nested else count == len(known))
-        if ranking.picture and fits:
+        if remembered and fits:
             self._orders.move_to_end(name)
             return known
         rows_NH = self._tokens(ranking, hidden_TH)
@@ -139,7 +170,7 @@ class Ranker:
         else:
             assert isinstance(rank, PictureRank)
             order = fast_order(rank, hidden_TH.device)(rows_NH, count)
-        if ranking.picture:
+        if remembered:
             self._orders[name] = order
             self._orders.move_to_end(name)
             while len(self._orders) > ORDERS_KEPT:

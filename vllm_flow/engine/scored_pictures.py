@@ -1,18 +1,19 @@
-"""Pictures that are encoded with what their patches receive: they have a name of their own.
+"""Pictures that are encoded with what their patches receive, or with what merging needs: they have names of their own.
 
-What a picture's patches receive takes as many products as one of the tower's layers takes to attend, so it is
-worked out only while requests that rank by it are there. Another request may have had the same picture encoded without;
-vLLM finds a picture that is encoded by its name, so the front end gives it another one in such requests.
+What a picture's patches receive takes as many products as one of the tower's layers takes to attend, and the rows that
+ranks merge take memory beside the embeddings. So both are noted only while requests that ask for them are there.
+Another request may have had the same picture encoded without; vLLM finds a picture that is encoded by its name, so
+the front end gives it another one in such requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vllm_flow.engine.requests import EVICTABLE_MODALITIES
-from vllm_flow.ranks import RANKS, TowerRank, TowerScore
+from vllm_flow.ranks import RANKS, Rank, TowerRank, TowerScore, merges
 
 if TYPE_CHECKING:
     from vllm.multimodal.inputs import MultiModalFeatureSpec
@@ -22,30 +23,46 @@ if TYPE_CHECKING:
 PIXELS = ("pixel_values", "pixel_values_flat")
 """What the models of which a tower is read (`tower_views`) call the pixels of pictures; those of videos have others."""
 NAME_MARK = "flow-received:"
-"""What the name of such a picture begins with."""
+MERGING_MARK = "flow-merging:"
+"""What the names of such pictures begin with; that of a picture of both kinds with both."""
 
 
 def ranks_by_received(layout: TokenLayout) -> bool:
     """Whether a request chooses by what patches receive."""
-    ranks = (RANKS[choice.rank] for stage in layout.stages for choice in stage.choices)
-    return any(isinstance(rank, TowerRank) and rank.score == TowerScore.RECEIVED for rank in ranks)
+    return any(
+        isinstance(rank, TowerRank) and rank.score == TowerScore.RECEIVED for rank in _ranks(layout)
+    )
+
+
+def merges_in_tower(layout: TokenLayout) -> bool:
+    """Whether a request merges rows by keys of the tower."""
+    return any(isinstance(rank, TowerRank) and merges(rank) for rank in _ranks(layout))
+
+
+def _ranks(layout: TokenLayout) -> Iterator[Rank]:
+    return (RANKS[choice.rank] for stage in layout.stages for choice in stage.choices)
+
+
+def _mark(layout: TokenLayout) -> str:
+    return NAME_MARK * ranks_by_received(layout) + MERGING_MARK * merges_in_tower(layout)
 
 
 def named(
     features: Iterable[MultiModalFeatureSpec], layout: TokenLayout
 ) -> list[MultiModalFeatureSpec]:
     """A request's inputs, its pictures under the names that its layout asks for."""
-    if not ranks_by_received(layout):
+    mark = _mark(layout)
+    if not mark:
         return list(features)
-    return [_named(one) if one.modality in EVICTABLE_MODALITIES else one for one in features]
+    return [_named(one, mark) if one.modality in EVICTABLE_MODALITIES else one for one in features]
 
 
-def _named(picture: MultiModalFeatureSpec) -> MultiModalFeatureSpec:
-    if picture.identifier.startswith(NAME_MARK):
+def _named(picture: MultiModalFeatureSpec, mark: str) -> MultiModalFeatureSpec:
+    if picture.identifier.startswith(mark):
         return picture
     # Its pixels, which are cached as well, are those of any request.
     return replace(
         picture,
-        identifier=NAME_MARK + picture.identifier,
+        identifier=mark + picture.identifier,
         mm_hash=picture.mm_hash or picture.identifier,
     )

@@ -1,4 +1,4 @@
-"""Computes what rows of a vision tower's layer attend to, from its queries and keys, for ranks that go by that.
+"""Computes what rows of a vision tower's layer attend to, and by which keys, for ranks that go by that.
 
 Seam: ``forward`` of vLLM's ``MMEncoderAttention`` of one layer, replaced while pictures are encoded.
 
@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vllm_flow.engine.attention.row_mass import LOGITS_AT_ONCE
 from vllm_flow.engine.replacing import replaced
-from vllm_flow.ranks import TowerScore
+from vllm_flow.ranks import TowerRows, TowerScore
+
+if TYPE_CHECKING:
+    from vllm_flow.engine.tower_scores import Kind
 
 
 def class_attention(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
@@ -60,10 +63,19 @@ def received_attention(
     return found_PL[:, first:] / (heads * (rows - first))
 
 
+def mean_keys(key: torch.Tensor, first: int = 0) -> torch.Tensor:
+    """[P, L - first, D] keys of the rows from ``first`` on, averaged over heads, in float32.
+
+    Args:
+        key: [P, L, Q, D].
+    """
+    return key[:, first:].float().mean(2)
+
+
 @contextmanager
 def watching(
-    attention: Any, kinds: Iterable[TowerScore], first: int
-) -> Iterator[Callable[[], dict[TowerScore, torch.Tensor]]]:
+    attention: Any, kinds: Iterable[Kind], first: int
+) -> Iterator[Callable[[], dict[Kind, torch.Tensor]]]:
     """Score what goes through a layer whose pictures, or tiles, all have as many rows.
 
     Args:
@@ -71,9 +83,12 @@ def watching(
         first: row of a picture that is its first patch's, or token's.
 
     Yields:
-        what gives [P, L - first] of every kind, or nothing if the layer was not called.
+        what gives [P, L - first] of every kind of score, and [P, L - first, D] keys if these are wanted; nothing if
+        the layer was not called.
     """
-    noted: dict[TowerScore, list[torch.Tensor]] = {kind: [] for kind in kinds}
+    noted: dict[Kind, list[torch.Tensor]] = {
+        kind: [] for kind in kinds if kind != TowerRows.FEATURES
+    }
     forward, size, scale = attention.forward, attention.head_size, attention.scale
 
     def watched(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -81,8 +96,10 @@ def watching(
         for kind, found in noted.items():
             if kind == TowerScore.CLASS:
                 found.append(class_attention(*heads, scale))
-            else:
+            elif kind == TowerScore.RECEIVED:
                 found.append(received_attention(*heads, scale, first))
+            else:
+                found.append(mean_keys(heads[1], first))
         return forward(query, key, *args, **kwargs)
 
     with replaced("forward", [(attention, watched)]):

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from vllm_flow.engine.tower_attention import watching
-from vllm_flow.engine.tower_scores import Scores
+from vllm_flow.engine.tower_scores import Kind, Scores
 from vllm_flow.ranks import TowerScore
 
 
 class InternView:
-    """The tower of InternVL. A token's score is the mean of its patches'.
+    """The tower of InternVL. A token's score is the mean of its patches', and so is its key.
 
     Args:
         model: as loaded; its own ``pixel_shuffle`` says which patches become which token.
@@ -30,16 +30,23 @@ class InternView:
         self._model, self._attention = model, attention
 
     @contextmanager
-    def looking(self, kinds: Iterable[TowerScore]) -> Iterator[Callable[[], Scores]]:
+    def looking(self, kinds: Iterable[Kind]) -> Iterator[Callable[[], Scores]]:
         """See :class:`vllm_flow.engine.tower_scores.View`."""
         with watching(self._attention, kinds, first=1) as found:
-            yield lambda: {kind: self._tokens(scores) for kind, scores in found().items()}
+            yield lambda: {
+                kind: self._tokens(rows[..., None])[..., 0]
+                if isinstance(kind, TowerScore)
+                else self._tokens(rows)
+                for kind, rows in found().items()
+            }
 
-    def _tokens(self, scores: torch.Tensor) -> torch.Tensor:
-        """[tiles, width, height] of tokens, from [tiles, patches]."""
-        side = isqrt(scores.shape[1])
-        patches = scores.view(-1, side, side, 1)
+    project = None
+    """One token is made of several patches."""
+
+    def _tokens(self, rows: torch.Tensor) -> torch.Tensor:
+        """[tiles, height, width, D] of tokens, from [tiles, patches, D]."""
+        side, width = isqrt(rows.shape[1]), rows.shape[-1]
         shuffled: torch.Tensor = self._model.pixel_shuffle(
-            patches, scale_factor=self._model.downsample_ratio
+            rows.view(-1, side, side, width), scale_factor=self._model.downsample_ratio
         )
-        return shuffled.mean(-1)
+        return shuffled.unflatten(-1, (-1, width)).mean(-2)

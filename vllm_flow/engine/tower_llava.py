@@ -1,8 +1,8 @@
 """The towers of LLaVA's line, whose rows are the tokens of a picture or of its tiles.
 
 Seams, replaced while pictures are encoded: ``forward`` of the attention of the layer whose output the decoder
-gets (vLLM builds the tower up to it, so that it is the last), and ``_merge_image_patch_embeddings`` of LLaVA-NeXT
-and LLaVA-OneVision.
+gets (vLLM builds the tower up to it, so that it is the last), and of ``multi_modal_projector``, which is called again
+for rows that were merged; and ``_merge_image_patch_embeddings`` of LLaVA-NeXT and LLaVA-OneVision.
 
 Legend: P pictures or tiles of a call, L rows of the tower, Q heads of this worker, D their size.
 """
@@ -18,8 +18,8 @@ import torch
 
 from vllm_flow.engine.replacing import replaced
 from vllm_flow.engine.tower_attention import watching
-from vllm_flow.engine.tower_scores import Scores
-from vllm_flow.ranks import TowerScore
+from vllm_flow.engine.tower_scores import Kind, Scores
+from vllm_flow.ranks import TowerRows, TowerScore
 
 MERGE = "_merge_image_patch_embeddings"
 """Puts a picture's tokens together from those of its tiles, without those of padding."""
@@ -36,22 +36,38 @@ class LlavaView:
     """
 
     def __init__(self, model: Any, attention: Any) -> None:
-        self._attention = attention
+        self._model, self._attention = model, attention
         self._tiled = model if hasattr(model, MERGE) else None
         self._first = int(model.config.vision_feature_select_strategy == "default")
         """The tower's row that is the first token; a class token is none by default."""
 
     @contextmanager
-    def looking(self, kinds: Iterable[TowerScore]) -> Iterator[Callable[[], Scores]]:
+    def looking(self, kinds: Iterable[Kind]) -> Iterator[Callable[[], Scores]]:
         """See :class:`vllm_flow.engine.tower_scores.View`."""
-        with watching(self._attention, kinds, self._first) as found, merging(self._tiled) as merges:
-            yield lambda: self._tokens(found(), merges)
+        kinds = [*kinds]
+        projector = self._model.multi_modal_projector if TowerRows.FEATURES in kinds else None
+        with (
+            watching(self._attention, kinds, self._first) as found,
+            noting_inputs(projector) as features,
+            merging(self._tiled) as merges,
+        ):
+            yield lambda: self._tokens({**found(), **features()}, merges)
+
+    @property
+    def project(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """See :class:`vllm_flow.engine.tower_scores.View`."""
+        return self._model.multi_modal_projector  # type: ignore[no-any-return]
 
     def _tokens(self, rows: Scores, merges: Sequence[Merge]) -> Scores:
         """Scores of tokens from those of the tower's rows."""
         if self._tiled is None:
             return rows
-        return {kind: torch.cat([*merged(self._tiled, merges, rows[kind])]) for kind in rows}
+        return {
+            kind: torch.cat([*merged(self._tiled, merges, rows[kind][..., None])])[:, 0]
+            if isinstance(kind, TowerScore)
+            else torch.cat([*merged(self._tiled, merges, rows[kind], end=0)])
+            for kind in rows
+        }
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,20 @@ class Merge:
     tiles: int
     """That the tower saw of it."""
     options: Mapping[str, Any]
+
+
+@contextmanager
+def noting_inputs(projector: Any) -> Iterator[Callable[[], Scores]]:
+    """Note what a projector is given, [tiles, patches, C]; nothing of none."""
+    given: list[torch.Tensor] = []
+    project = getattr(projector, "forward", None)
+
+    def noting(features: torch.Tensor) -> Any:
+        given.append(features)
+        return project(features)
+
+    with replaced("forward", [] if project is None else [(projector, noting)]):
+        yield lambda: {TowerRows.FEATURES: torch.cat(given)} if given else {}
 
 
 @contextmanager
@@ -82,18 +112,20 @@ def merging(model: Any) -> Iterator[list[Merge]]:
         yield noted
 
 
-def merged(model: Any, merges: Sequence[Merge], scores: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Per picture [N] scores of its tokens, put together as the tokens were.
-
-    The ends of rows, which the model adds, are no patches: they stay before all else.
+def merged(
+    model: Any, merges: Sequence[Merge], rows: torch.Tensor, end: float = float("inf")
+) -> Iterator[torch.Tensor]:
+    """Per picture [N, width] of its tokens, put together as the tokens were.
 
     Args:
-        scores: [tiles of all pictures, patches of a tile].
+        rows: [tiles of all pictures, patches of a tile, width].
+        end: what the ends of rows of patches have, which the model adds and which are no patches. An infinite score
+            keeps them before all else.
     """
     merge = getattr(model, MERGE)
-    ends = scores.new_tensor([float("inf")])
+    ends = rows.new_full(rows.shape[-1:], end)
     with replaced(NEWLINE, [(model, ends)]):
-        parts = scores[..., None].split([one.tiles for one in merges])
+        parts = rows.split([one.tiles for one in merges])
         for one, part in zip(merges, parts, strict=True):
             handed = {NEWLINE: ends} if NEWLINE in one.options else {}
-            yield merge(one.size, part, **{**one.options, **handed})[:, 0]
+            yield merge(one.size, part, **{**one.options, **handed})

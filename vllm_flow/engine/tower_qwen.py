@@ -17,9 +17,9 @@ from typing import Any, TypeAlias
 import torch
 
 from vllm_flow.engine.replacing import replaced
-from vllm_flow.engine.tower_attention import received_attention
-from vllm_flow.engine.tower_scores import Scores
-from vllm_flow.ranks import TowerScore
+from vllm_flow.engine.tower_attention import mean_keys, received_attention
+from vllm_flow.engine.tower_scores import Kind, Scores
+from vllm_flow.ranks import TowerRows, TowerScore
 
 Grid: TypeAlias = "tuple[int, int, int]"
 """Of a picture: frames, and rows and columns of patches."""
@@ -28,7 +28,7 @@ Grid: TypeAlias = "tuple[int, int, int]"
 class QwenView:
     """The tower of a model of Qwen's line, which has no class token.
 
-    A token's score is the mean of its patches'.
+    A token's score is the mean of its patches', and so is its key.
 
     Args:
         tower: vLLM's, as loaded.
@@ -41,22 +41,30 @@ class QwenView:
         self._reordered = full is not None
 
     @contextmanager
-    def looking(self, kinds: Iterable[TowerScore]) -> Iterator[Callable[[], Scores]]:
+    def looking(self, kinds: Iterable[Kind]) -> Iterator[Callable[[], Scores]]:
         """See :class:`vllm_flow.engine.tower_scores.View`."""
         attend, encode = self._attention.forward, self._tower.forward
         grids: list[list[Grid]] = []
-        found: list[torch.Tensor] = []
+        found: dict[Kind, list[torch.Tensor]] = {
+            kind: [] for kind in kinds if kind in (TowerScore.RECEIVED, TowerRows.KEYS)
+        }
 
         def noting(pixels: Any, grid_thw: Any, *args: Any, **kwargs: Any) -> Any:
             grids.append([(int(t), int(h), int(w)) for t, h, w in grid_thw])
             return encode(pixels, grid_thw, *args, **kwargs)
 
         def watched(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            found.extend(self._scores(query, key, grids[-1]))
+            if TowerScore.RECEIVED in found:
+                found[TowerScore.RECEIVED].extend(self._scores(query, key, grids[-1]))
+            if TowerRows.KEYS in found:
+                found[TowerRows.KEYS].extend(self._keys(key, grids[-1]))
             return attend(query, key, *args, **kwargs)
 
         with replaced("forward", [(self._attention, watched), (self._tower, noting)]):
-            yield lambda: {TowerScore.RECEIVED: torch.cat(found)} if found else {}
+            yield lambda: {kind: torch.cat(parts) for kind, parts in found.items() if parts}
+
+    project = None
+    """One token is made of several patches."""
 
     def _scores(
         self, query: torch.Tensor, key: torch.Tensor, grids: Sequence[Grid]
@@ -67,13 +75,21 @@ class QwenView:
             grids, query[0].split(counts), key[0].split(counts), strict=True
         ):
             received = received_in_parts(queries, keys, self._attention.scale, self._lengths(grid))
-            score_N = received.view(-1, self._tower.spatial_merge_size**2).mean(1)
-            if self._reordered:
-                index, _ = self._tower.get_window_index_thw(*grid)
-                score_N = torch.empty_like(score_N).index_copy_(
-                    0, index.to(score_N.device), score_N
-                )
-            yield score_N
+            yield self._tokens(received[:, None], grid)[:, 0]
+
+    def _keys(self, key: torch.Tensor, grids: Sequence[Grid]) -> Iterator[torch.Tensor]:
+        """Per picture [N, D], from [1, rows of all pictures, Q, D]."""
+        keys = mean_keys(key)[0].split([t * h * w for t, h, w in grids])
+        for grid, rows in zip(grids, keys, strict=True):
+            yield self._tokens(rows, grid)
+
+    def _tokens(self, rows: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """[N, width] of a picture's tokens in their order, from [rows, width]."""
+        tokens_N = rows.unflatten(0, (-1, self._tower.spatial_merge_size**2)).mean(1)
+        if not self._reordered:
+            return tokens_N
+        index, _ = self._tower.get_window_index_thw(*grid)
+        return torch.empty_like(tokens_N).index_copy_(0, index.to(tokens_N.device), tokens_N)
 
     def _lengths(self, grid: Grid) -> list[int]:
         """Rows of the parts that a picture attends in, in the order of its rows."""

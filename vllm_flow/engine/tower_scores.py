@@ -1,4 +1,4 @@
-"""Scores each picture's tokens in the vision tower, for ranks that look inside the tower.
+"""Scores each picture's tokens in the vision tower, for ranks that look inside the tower, and keeps what they merge.
 
 Seams: ``embed_multimodal`` of the loaded model, which both runners call with every batch of pictures that
 they encode; what `tower_views` replaces for that call; and the runners' encoder caches, which keep the tensors
@@ -7,8 +7,8 @@ encoded finds its scores, and they go when it goes.
 
 Every picture is scored by the class token, whoever asks first: it costs one row of one layer's attention, and
 the next request on the picture, which finds it encoded, may be one that ranks by it. What patches receive costs
-more, and is worked out while requests that rank by it are there; their pictures have names of their own
-(`scored_pictures`).
+more, and what merging needs takes memory: both are noted while requests that ask for them are there, whose
+pictures have names of their own (`scored_pictures`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from vllm.logger import init_logger
 
 from vllm_flow.engine import obstacles
 from vllm_flow.engine.attention.row_mass import mean_over_workers
-from vllm_flow.engine.scored_pictures import PIXELS, ranks_by_received
-from vllm_flow.ranks import TowerScore
+from vllm_flow.engine.scored_pictures import PIXELS, merges_in_tower, ranks_by_received
+from vllm_flow.ranks import TowerRows, TowerScore
 
 if TYPE_CHECKING:
     from vllm_flow.layout import TokenLayout
@@ -32,10 +32,12 @@ logger = init_logger("vllm.vllm_flow.tower_scores")
 
 Encoded: TypeAlias = "Mapping[str, torch.Tensor]"
 """A runner's encoder cache: a picture's name -> what it was encoded to."""
-Scores: TypeAlias = "Mapping[TowerScore, torch.Tensor]"
-"""Kind -> scores of the tokens of all pictures of a call, in their order, in any shape."""
+Kind: TypeAlias = "TowerScore | TowerRows"
+"""Of what is noted of a token: a number, or a row."""
+Scores: TypeAlias = "Mapping[Kind, torch.Tensor]"
+"""Kind -> of the tokens of all pictures of a call, in their order: [..., N] scores, [..., N, width] rows."""
 SCORES_FIELD = "flow_scores"
-"""Of an encoded picture: kind -> [N] scores of its tokens."""
+"""Of an encoded picture: kind -> [N] scores of its tokens, [N, width] rows."""
 UNSEEN: Mapping[str, str] = dict.fromkeys(
     (obstacles.TOWER, obstacles.RECEIVED), "which nobody looked for"
 )
@@ -44,8 +46,13 @@ UNSEEN: Mapping[str, str] = dict.fromkeys(
 class View(Protocol):
     """How the tower of a model is looked into."""
 
-    def looking(self, kinds: Iterable[TowerScore]) -> AbstractContextManager[Callable[[], Scores]]:
-        """While pictures are encoded; then the scores, of this worker's heads, of what was encoded."""
+    def looking(self, kinds: Iterable[Kind]) -> AbstractContextManager[Callable[[], Scores]]:
+        """While pictures are encoded; then what was noted of them: scores and keys are of this worker's heads."""
+
+    @property
+    def project(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """``project(features [K, C])``: [K, H] embeddings. None where a projector does not take tokens row by row, and
+        nobody notes features."""
 
 
 class Tower:
@@ -73,20 +80,36 @@ class Tower:
             return embed(**pictures)
         with self._view.looking(kinds) as scores_of_call:
             encoded = tuple(embed(**pictures))
-        scores = {kind: mean_over_workers(found) for kind, found in scores_of_call().items()}
         tokens = [*map(len, encoded)]
-        parts = {kind: found.flatten().split(tokens) for kind, found in scores.items()}
+        parts = {
+            kind: _tokens(kind, found).split(tokens) for kind, found in scores_of_call().items()
+        }
         for index, picture in enumerate(encoded):
             setattr(picture, SCORES_FIELD, {kind: found[index] for kind, found in parts.items()})
         return encoded
 
-    def _wanted(self) -> Iterable[TowerScore]:
+    @property
+    def project(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """See :class:`View`."""
+        return None if self._view is None else self._view.project
+
+    def _wanted(self) -> Iterable[Kind]:
         if obstacles.TOWER not in self.unreadable:
             yield TowerScore.CLASS
         if obstacles.RECEIVED not in self.unreadable and any(
             ranks_by_received(layout) for layout in self.layouts.values()
         ):
             yield TowerScore.RECEIVED
+        if any(merges_in_tower(layout) for layout in self.layouts.values()):
+            yield from TowerRows
+
+
+def _tokens(kind: Kind, found: torch.Tensor) -> torch.Tensor:
+    """[N] or [N, width] of the tokens of all pictures, averaged over workers where each has other heads."""
+    if kind == TowerRows.FEATURES:
+        return found.flatten(0, -2)
+    mean = mean_over_workers(found)
+    return mean.flatten() if isinstance(kind, TowerScore) else mean.flatten(0, -2)
 
 
 class ScoringModel:
@@ -112,12 +135,18 @@ def scores_of(cache: Encoded, picture: str, kind: TowerScore) -> torch.Tensor:
     one may have sent embeddings under the name of another's pixels: vLLM then goes by what came first. Of that
     nothing is known, so all tokens are alike, and the first ones stay.
     """
-    found = cache[picture]
-    scores_N: torch.Tensor | None = getattr(found, SCORES_FIELD, {}).get(kind)
+    scores_N = noted(cache, picture).get(kind)
     if scores_N is not None:
         return scores_N
     logger.warning_once(
         "A picture is to be ranked by the vision tower's attention that came as embeddings under the same name "
         "before: its first tokens stay. Give every picture a name (uuid) of its own, or none."
     )
+    found = cache[picture]
     return found.new_zeros(len(found), dtype=torch.float32)
+
+
+def noted(cache: Encoded, picture: str) -> Scores:
+    """What was noted of a picture's tokens when it was encoded."""
+    found: Scores = getattr(cache[picture], SCORES_FIELD, {})
+    return found

@@ -14,6 +14,7 @@ from vllm_flow.engine import (
     backends,
     caches,
     last_layer,
+    merging,
     model_call,
     mutual_attention,
     obstacles,
@@ -99,7 +100,9 @@ class WorkerState:
             return
         caches.widest_first(runner.kv_caches)
         layers, encoded = compilation.static_forward_context, tower_scores.encoded(runner)
-        self.hook.ranker = Ranker(kv_cache_config, layers, self.hook.decoder, encoded)
+        decoder, project = self.hook.decoder, self.tower.project
+        self.hook.ranker = Ranker(kv_cache_config, layers, decoder, encoded, project)
+        self._unmergeable = merging.unmergeable(decoder, runner.vllm_config.lora_config)
         self.mover = RowMover(kv_cache_config, layers)
         if self.settings.attention_log is not None:
             kernel = self.settings.attention_log_kernel
@@ -180,4 +183,4 @@ class WorkerState:
         """What this worker cannot do, and why; see :mod:`vllm_flow.engine.obstacles`."""
         assert self.ranker is not None, "asked once there is a KV cache"
         late = {} if self.mover.unmovable is None else {obstacles.LATE: self.mover.unmovable}
-        return {**self.tower.unreadable, **self.ranker.obstacles, **late}
+        return {**self.tower.unreadable, **self.ranker.obstacles, **self._unmergeable, **late}

@@ -18,7 +18,9 @@ from vllm_flow.ranks.base import (
     PositionRank,
     Rank,
     TowerRank,
+    TowerRows,
     TowerScore,
+    merges,
 )
 from vllm_flow.ranks.cls_attention import CLS_ATTENTION
 from vllm_flow.ranks.cls_diverse import CLS_DIVERSE
@@ -27,6 +29,7 @@ from vllm_flow.ranks.diversity import DIVERSITY
 from vllm_flow.ranks.feather import FEATHER
 from vllm_flow.ranks.last_image import LAST_IMAGE
 from vllm_flow.ranks.last_prompt import LAST_PROMPT
+from vllm_flow.ranks.prumerge import PRUMERGE, PRUMERGE_PLUS
 from vllm_flow.ranks.question import QUESTION
 from vllm_flow.ranks.random import RANDOM
 from vllm_flow.ranks.raters import RATERS
@@ -34,12 +37,14 @@ from vllm_flow.ranks.received_attention import RECEIVED_ATTENTION
 from vllm_flow.ranks.rows import HiddenRank, QuestionRank, UnrotatedRank
 from vllm_flow.ranks.uniform import UNIFORM
 from vllm_flow.ranks.unrotated import UNROTATED
+from vllm_flow.ranks.visionzip import VISIONZIP, VISIONZIP_RECEIVED
 from vllm_flow.registry import Registry
 
 OWN: Mapping[str, Rank] = {
     rank.name: rank
     for rank in (
         *(UNIFORM, RANDOM, DIVERSITY, CLS_ATTENTION, CLS_DIVERSE, RECEIVED_ATTENTION),
+        *(VISIONZIP, VISIONZIP_RECEIVED, PRUMERGE, PRUMERGE_PLUS),
         *(LAST_IMAGE, LAST_PROMPT, QUESTION, RATERS, UNROTATED, FEATHER, DART),
     )
 }
@@ -60,6 +65,8 @@ __all__ = [
     "QuestionRank",
     "Rank",
     "TowerRank",
+    "TowerRows",
     "TowerScore",
     "UnrotatedRank",
+    "merges",
 ]

@@ -27,6 +27,8 @@ FUNCTIONS = {
     HiddenRank: "choose",
 }
 """Kind of rank -> its field with the function that packages bring."""
+MERGE = "merge"
+"""A further one, of those that merge."""
 
 Check: TypeAlias = "Callable[[Any, tuple[Any, ...]], str | None]"
 """``check(result, arguments)``: what the result should have been; None if it is that."""
@@ -54,14 +56,15 @@ def admitted(added: Added, brought: object) -> Rank:
         )
     rank: Any = brought
     _check_fields(added.name, rank)
-    field = FUNCTIONS[kind]
-    function = getattr(rank, field)
-    if function is None:  # of kinds that have one besides
-        return rank  # type: ignore[no-any-return]
-    if not callable(function):
-        raise ValueError(f"its {field} is no function, but {type(function).__name__}")
-    checked = _checked(f"{field} of rank {added.name!r} of {added}", function, CHECKS[kind])
-    return replace(rank, **{field: checked})  # type: ignore[no-any-return]
+    checked = {}
+    for field, check in ((FUNCTIONS[kind], CHECKS[kind]), (MERGE, merged_rows)):
+        function = getattr(rank, field, None)
+        if function is None:  # of kinds that have one besides, or that do not merge
+            continue
+        if not callable(function):
+            raise ValueError(f"its {field} is no function, but {type(function).__name__}")
+        checked[field] = _checked(f"{field} of rank {added.name!r} of {added}", function, check)
+    return replace(rank, **checked)  # type: ignore[no-any-return]
 
 
 def _check_fields(name: str, rank: Any) -> None:
@@ -144,6 +147,19 @@ def _order(result: Any, args: tuple[Any, ...]) -> str | None:
     if _shaped(result, keep, "torch.int64", given[0]):
         return None
     return f"a tensor ({keep},) of torch.int64 on {given[0].device}"
+
+
+def merged_rows(result: Any, args: tuple[Any, ...]) -> str | None:
+    """A check, of what ``merge`` gives."""
+    rows, kept, *_ = args
+    shape = (len(kept), rows.shape[1])
+    if (
+        tuple(getattr(result, "shape", ())) == shape
+        and getattr(result, "dtype", None) == rows.dtype
+        and getattr(result, "device", None) == rows.device
+    ):
+        return None
+    return f"a tensor {shape} of {rows.dtype} on {rows.device}"
 
 
 def _weights(result: Any, args: tuple[Any, ...]) -> str | None:

@@ -1,6 +1,8 @@
 """Kinds of ranks, told apart by what they look at; each says what that costs a request. More: `rows`.
 
-Legend: M tokens of an image that are left, K of them kept, H width of the decoder's input.
+Two of them may *merge*, too: what stays of a picture takes in what goes, before the decoder's first layer.
+
+Legend: M tokens of an image that are left, N of the whole image, K of them kept, H width of the decoder's input.
 """
 
 from __future__ import annotations
@@ -53,6 +55,10 @@ class PictureRank:
     order: Callable[[torch.Tensor, int], torch.Tensor]
     """``order(embeddings [N, H], K)``: [K] indices of the whole image's tokens, best first. Nested: the
     order of fewer is the beginning of the order of more."""
+    merge: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    """``merge(embeddings [N, H], kept [K])``: [K, H] what the kept tokens' embeddings become, in the embeddings' dtype;
+    ``kept`` is in the order that `order` gave. None: what they were. A stage with a rank that merges begins at layer
+    0."""
     nested: ClassVar[bool] = True
     reads_layer: ClassVar[bool] = False
     draws: ClassVar[bool] = False
@@ -69,6 +75,15 @@ class TowerScore(Enum):
     """What a patch is given, averaged over the patches of its picture."""
 
 
+class TowerRows(Enum):
+    """What else ranks that merge are handed of a picture's tokens; kept with what the picture was encoded to."""
+
+    KEYS = "keys"
+    """[N, D] of the layer that scores, averaged over heads, in float32; a token of several patches has their mean."""
+    FEATURES = "features"
+    """[N, C] what the projector is given, where it makes each token of one row."""
+
+
 @dataclass(frozen=True)
 class TowerRank:
     """Chooses by a score that the vision tower gave each token while the picture was encoded."""
@@ -81,6 +96,13 @@ class TowerRank:
     """Whether the order of fewer is the beginning of the order of more. If not, the rank is refused but at an
     image's first stage, where all of its tokens are there to be chosen."""
     score: TowerScore = TowerScore.CLASS
+    merge: (
+        Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None
+    ) = None
+    """``merge(rows [N, C], kept [K], scores [N], keys [N, D])``: [K, C] what the kept tokens' rows become, in the rows'
+    dtype. Rows are what the tower hands to the projector, through which what they become goes again; where that makes
+    one token of several rows, they are the embeddings. Of a token with infinite score (the end of a row of patches)
+    row and key are zero. Otherwise as in :class:`PictureRank`."""
     reads_layer: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     needs: ClassVar[Needs] = Needs.IMAGE
@@ -110,6 +132,11 @@ class AttentionRank:
 Rank: TypeAlias = (
     "PositionRank | PictureRank | TowerRank | AttentionRank | HiddenRank | UnrotatedRank"
 )
+
+
+def merges(rank: Rank) -> bool:
+    """Whether tokens that stay take in those that go."""
+    return isinstance(rank, PictureRank | TowerRank) and rank.merge is not None
 
 
 @dataclass(frozen=True, slots=True)
