@@ -57,6 +57,41 @@ _HORIZON_DIFFERENT = (
     "left; kept tokens keep their positions"
 )
 
+
+def _visionzip(dominant: int, contextual: int) -> Preset:
+    keep = dominant + contextual
+    return Preset(
+        f"visionzip-{keep}",
+        (Stage(0, _share(keep), "visionzip"),),
+        f"{keep} of 576 tokens before the decoder: {dominant} dominant ones by the class token's attention, and of "
+        f"the others, in reading order, every so manieth, {contextual} contextual ones; each token that goes is "
+        "assigned to the contextual one with the likest key (cosine, keys averaged over heads), and before the "
+        "projector their mean is added to that one; attention and keys of the layer whose output the decoder gets; "
+        "all as in the released code",
+        f"one of the {dominant} is the class token itself there, and here one more patch; kept tokens keep their "
+        "positions, where that code puts the contextual ones last and numbers all anew; LLaVA-NeXT's tiles are one "
+        "picture here, and each keeps so many there",
+        "VisionZip: Longer is Better but Not Necessary in Vision Language Models (arXiv 2412.04467), section 3; code: "
+        "dvlab-research/VisionZip",
+    )
+
+
+def _prumerge(name: str, rank: str, keep: int, same: str, counted: str) -> Preset:
+    return Preset(
+        name,
+        (Stage(0, _share(keep), rank),),
+        f"{keep} of 576 tokens before the decoder, {same}; to each, before the projector, the 32 others with the "
+        "likest keys (cosine) are added, times what the class token gives them, whether they stay or go; as in the "
+        "released code",
+        f"how many stay is the policy's, where {counted} the outliers of the picture's attention; attention and keys "
+        "are of the layer whose output the decoder gets, averaged over heads, and there of the tower's last, which is "
+        "not built here, all heads as one; the one more token there, the sum of all that go, has no place in the "
+        "picture and is left out; kept tokens keep their positions, where that code numbers them anew",
+        "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models (arXiv 2403.15388), section 3; "
+        "code: 42Shawn/LLaVA-PruMerge",
+    )
+
+
 PRESETS: Mapping[str, Preset] = {
     preset.name: preset
     for preset in (
@@ -131,6 +166,22 @@ PRESETS: Mapping[str, Preset] = {
             "are one picture here, each a picture of its own there",
             "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs (arXiv "
             "2412.01818, version 2), section 3; code: Theia-4869/VisPruner",
+        ),
+        *(_visionzip(54, 10), _visionzip(108, 20), _visionzip(162, 30)),
+        _prumerge(
+            "prumerge",
+            "prumerge",
+            40,
+            "the abstract's 14.4 times fewer on average: those that the class token attends to most",
+            "that code counts",
+        ),
+        _prumerge(
+            "prumerge-plus",
+            "prumerge_plus",
+            144,
+            "a quarter of them: one of four by the class token's attention, the others evenly spaced, in the "
+            "proportion in which that code answers",
+            "that code counts, and spaces the others by,",
         ),
         Preset(
             "sparsevlm-192",

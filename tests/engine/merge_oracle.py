@@ -119,12 +119,13 @@ def taken_in(
     rows, gap = [], 1.0
     for token in stay:
         row = picture.features[token].copy()
-        others = [
-            other for other in range(len(scores)) if other != token and np.isfinite(scores[other])
-        ]
-        alike = {other: _cosine(picture.keys[token], picture.keys[other]) for other in others}
-        near = sorted(others, key=lambda other: -alike[other])
         if np.isfinite(scores[token]):
+            alike = {
+                other: _cosine(picture.keys[token], picture.keys[other])
+                for other in range(len(scores))
+                if other != token and np.isfinite(scores[other])
+            }
+            near = sorted(alike, key=lambda other: -alike[other])
             if len(near) > 32:
                 gap = min(gap, (alike[near[31]] - alike[near[32]]) / CLEAR)
             for other in near[:32]:

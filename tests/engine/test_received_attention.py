@@ -26,7 +26,7 @@ from tests.engine.tiny_llava import Shape
 from vllm_flow.engine import fitting, scored_pictures, tower_scores
 from vllm_flow.engine.obstacles import Obstacle
 from vllm_flow.engine.requests import layout_of
-from vllm_flow.engine.scored_pictures import NAME_MARK
+from vllm_flow.engine.scored_pictures import MERGING_MARK, NAME_MARK
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.tower_attention import received_attention
 from vllm_flow.policy_keys import parse_policy
@@ -119,6 +119,15 @@ def test_names_tell_apart_what_is_encoded_with_another_score() -> None:
     assert names == [(f"{NAME_MARK}a", "b"), ("c", None), (f"{NAME_MARK}d", "d")]
     assert [one.identifier for one in features] == ["a", "c", "d"]
     assert scored_pictures.named(found, layout) == found
+    for stages, mark in (
+        ("0:9 visionzip", MERGING_MARK),
+        ("0:9 visionzip_received", NAME_MARK + MERGING_MARK),
+        ("0:9 prumerge, 2:5 received_attention", NAME_MARK + MERGING_MARK),
+    ):
+        _, layout = asked(stages, *features)
+        found = scored_pictures.named(features, layout)
+        assert [one.identifier for one in found] == [f"{mark}a", "c", f"{mark}d"]
+        assert scored_pictures.named(found, layout) == found
     for stages in ("0:50% cls_attention", "2:0", "0:64 received_attention, 2:0"):
         _, layout = asked(stages, *features)
         assert scored_pictures.named(features, layout) == features

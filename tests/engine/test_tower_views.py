@@ -25,7 +25,7 @@ from vllm_flow.engine.tower_llava import LlavaView
 from vllm_flow.engine.tower_qwen import QwenView
 from vllm_flow.engine.tower_scores import Tower
 from vllm_flow.engine.tower_views import tower_of
-from vllm_flow.ranks import TowerScore
+from vllm_flow.ranks import TowerRows, TowerScore
 
 
 def config(**changes: Any) -> Any:
@@ -133,7 +133,7 @@ def test_tokens_of_qwens_towers_have_the_mean_of_their_patches(full: list[int] |
     """Of several pictures in one call, whichever the order of rows, and whichever rows a row attends to."""
     generator = torch.Generator().manual_seed(5)
     heads, size, scale = 2, 8, 0.3
-    queries, keys, expected = [], [], []
+    queries, keys, expected, expected_keys = [], [], [], []
     attention = SimpleNamespace(head_size=size, scale=scale, forward=lambda query, key: None)
     tower = SimpleNamespace(
         blocks=[None, SimpleNamespace(attn=SimpleNamespace(attn=attention))],
@@ -151,6 +151,7 @@ def test_tokens_of_qwens_towers_have_the_mean_of_their_patches(full: list[int] |
         weights_HLL = logits.masked_fill(apart, -torch.inf).softmax(-1)
         rows_of_part = (~apart).sum(1)
         expected.append((weights_HLL.mean(0).sum(0) / rows_of_part).view(-1, MERGED**2).mean(1))
+        expected_keys.append(key.mean(1).view(-1, MERGED**2, size).mean(1))
         order = torch.arange(len(place)).view(-1, MERGED**2)
         if full is not None:
             order = order[tower.get_window_index_thw(*grid)[0]]
@@ -161,10 +162,14 @@ def test_tokens_of_qwens_towers_have_the_mean_of_their_patches(full: list[int] |
         return attention.forward(query=torch.cat(queries)[None], key=torch.cat(keys)[None])
 
     tower.forward = encode
-    with QwenView(tower).looking([TowerScore.RECEIVED]) as scores:
+    with QwenView(tower).looking([TowerScore.RECEIVED, *TowerRows]) as scores:
         tower.forward(None, grid_thw=torch.tensor(GRIDS))
-    found = scores()[TowerScore.RECEIVED]
-    torch.testing.assert_close(found, torch.cat(expected), atol=1e-6, rtol=1e-5)
+    found = scores()
+    assert found.keys() == {TowerScore.RECEIVED, TowerRows.KEYS}
+    torch.testing.assert_close(
+        found[TowerScore.RECEIVED], torch.cat(expected), atol=1e-6, rtol=1e-5
+    )
+    torch.testing.assert_close(found[TowerRows.KEYS], torch.cat(expected_keys))
     assert tower.forward is encode
 
 
@@ -176,7 +181,7 @@ def test_tokens_of_interns_tower_have_the_mean_of_their_patches(shuffle: type[An
     attention = SimpleNamespace(head_size=8, scale=0.3, forward=lambda query, key: None)
     model = SimpleNamespace(ps_version="v2", downsample_ratio=0.5)
     model.pixel_shuffle = partial(shuffle.pixel_shuffle, model)
-    with InternView(model, attention).looking(list(TowerScore)) as scores:
+    with InternView(model, attention).looking([*TowerScore, *TowerRows]) as scores:
         attention.forward(query, key)
     heads = [rows.unflatten(-1, (2, 8)) for rows in (query, key)]
     for kind, patches in (
@@ -185,6 +190,9 @@ def test_tokens_of_interns_tower_have_the_mean_of_their_patches(shuffle: type[An
     ):
         expected = patches.view(3, 3, 2, 3, 2).mean((2, 4))
         torch.testing.assert_close(scores()[kind], expected)
+    patches = heads[1][:, 1:].mean(2).view(3, 3, 2, 3, 2, 8)
+    torch.testing.assert_close(scores()[TowerRows.KEYS], patches.mean((2, 4)))
+    assert TowerRows.FEATURES not in scores()
 
 
 def test_what_is_no_picture_has_no_scores() -> None:

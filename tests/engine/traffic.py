@@ -45,14 +45,19 @@ RANKS = {name: list(Needs).index(rank.needs) for name, rank in ranks.RANKS.items
 """What each rank must see in one step: nothing, an image, or from the first image to the prompt's end."""
 AFTER_LAYER = {name for name, rank in ranks.RANKS.items() if rank.reads_layer}
 """Those that need a layer before."""
-FIRST_ONLY = {name for name, rank in ranks.RANKS.items() if not getattr(rank, "nested", True)}
-"""Those that choose among all tokens of an image."""
+FIRST_ONLY = {
+    name
+    for name, rank in ranks.RANKS.items()
+    if not getattr(rank, "nested", True) or ranks.merges(rank)
+}
+"""Those that choose among all tokens of an image, or merge them."""
 FAVOURITES = (
     "1:50% last_image",
     "2:40% diversity, 4:0",
     "1:1/2 uniform, 3:20 last_image",
     "0:30% random",
     "0:40% cls_diverse, 3:0",
+    "0:50% visionzip, 4:20% diversity",
 )
 """Drawn often, so that requests meet others of their policy in the prefix cache."""
 

@@ -1,7 +1,8 @@
 """What an answer must be where part of a picture stays: the oracle's forward, whose masks follow its own choice.
 
 As in `oracle`, nothing is changed but the attention mask of transformers' layers: from a stage's layer on, the keys of
-the tokens that it does not keep are hidden; where layers keep states, their rows leave. One picture per prompt; text
+the tokens that it does not keep are hidden; where layers keep states, their rows leave. But where what stays takes in
+what goes, the embeddings that enter the first layer are changed, too. One picture per prompt; text
 may stand between its tokens.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tests.engine import diverse_oracle, kept_oracle, row_oracle
+from tests.engine import diverse_oracle, kept_oracle, merge_oracle, row_oracle
 from tests.families import leaving_rows, oracle, tower_oracle
 from tests.families.making import Checkpoint
 
@@ -34,6 +35,8 @@ class Masks:
         self.attention: torch.Tensor | None = None
         self.scores: dict[str, list[float]] = {}
         """Rank of the vision tower -> what each token of the image was given there, where it was looked at."""
+        self.rows: tower_oracle.Rows = {}
+        self.model = checkpoint.model
         self.projected: list[torch.Tensor] = []
         """Queries and keys of the layer that ran last, heads x T x head size, where they can be seen."""
         self.tables: Any = None
@@ -59,12 +62,31 @@ class Masks:
     def _gone(self, layer: int, hidden_1RH: torch.Tensor) -> torch.Tensor:
         """[T] which tokens have left by a layer."""
         if self.embeddings is None:
+            self._merge(hidden_1RH[0])
             self.embeddings = hidden_1RH[0].double()
         if layer in self.stages:
             self._choose(layer, *self.stages[layer], hidden_1RH[0])
         gone = torch.zeros(self.length, dtype=torch.bool)
         gone[[p for p in self.image if p not in self.alive]] = True
         return gone
+
+    def _merge(self, hidden_TH: torch.Tensor) -> None:
+        """Change the embeddings that enter the decoder, where a rank merges."""
+        amount, rank = self.stages.get(0, ("", None))
+        if rank not in merge_oracle.IN_TOWER:
+            return
+        given = self.scores[merge_oracle.SCORED_BY[rank]]
+        stay, gap = merge_oracle.chosen(rank, given, kept_oracle.count(amount, len(self.image)))
+        features = self.rows.get("features", hidden_TH[self.image]).double().numpy()
+        picture = merge_oracle.Picture(features, self.rows["keys"].double().numpy())
+        rows, clear = merge_oracle.taken_in(rank, given, picture, stay)
+        at, taking = torch.tensor(self.image)[stay], (rows != features[stay]).any(1)
+        merged = torch.tensor(rows, dtype=torch.float32)
+        if "features" in self.rows:
+            merged = self.model.model.multi_modal_projector(merged[None])[0]
+        hidden_TH[at[taking]] = merged[taking]
+        self.scores[rank] = [float(token in stay) for token in range(len(self.image))]
+        self.gap = min(self.gap, gap, clear)
 
     def _choose(self, layer: int, amount: str, rank: str | None, hidden_RH: torch.Tensor) -> None:
         keep = kept_oracle.count(amount, len(self.image))
@@ -159,8 +181,10 @@ def logprobs(
     masks.norm = getattr(decoder, "norm", lambda hidden: hidden)  # without one, nobody asks
     recurrent = checkpoint.recurrent
     rows = leaving_rows.leaving(decoder, masks.stay) if recurrent else nullcontext()
-    looks = any(rank in stages for rank in kept_oracle.IN_TOWER)
-    inside = tower_oracle.looked_into(checkpoint.model, masks.scores) if looks else nullcontext()
+    looks = any(rank in stages for rank in (*kept_oracle.IN_TOWER, *merge_oracle.IN_TOWER))
+    inside: Any = nullcontext()
+    if looks:
+        inside = tower_oracle.looked_into(checkpoint.model, masks.scores, masks.rows)
     with _hooked(decoder.layers, masks, mask=not recurrent), rows, inside:
         logits = oracle.forward(checkpoint, prompt, answer)
     return logits[len(prompt.ids) - 1 :].log_softmax(-1), masks.gap

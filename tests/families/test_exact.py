@@ -143,6 +143,10 @@ LOOKED_INTO = (
 )
 RECEIVED = ("0:40% received_attention", "1:60% received_attention, 2:30% last_image")
 """Of the families whose tower is looked into, and one picture of which is one tile."""
+MERGED = ("0:60% visionzip_received, 2:20% uniform",)
+MERGED_BY_CLASS = ("0:60% visionzip", "0:50% prumerge, 2:30% last_image", "0:50% prumerge_plus")
+DEEP = ("qwen3_vl", "qwen3_vl_moe")
+"""Of those the families whose pictures have embeddings for further layers, which nobody merges."""
 
 
 UNEVEN = {
@@ -179,10 +183,14 @@ def test_what_stays_of_a_picture_is_exact(
     if name in TURNED:
         kinds += [*OF_ROWS]
     if name in WITH_CLASS_TOKEN:
-        kinds += IN_TOWER
+        kinds += (*IN_TOWER, *MERGED_BY_CLASS)
     if name in LOOKED_INTO:
         kinds += RECEIVED[:1] if checkpoint.recurrent else RECEIVED
+        kinds += () if name in DEEP else MERGED
     asks = [replace(ask, stages=stages) for stages in kinds]
     outputs = engine.run(asks, _tokens(checkpoint))
     _record(table, name, "stages and ranks", asks, judge.assert_exact(asks, outputs))
+    if name in DEEP:
+        with pytest.raises(ValueError, match="nobody does in a model whose pictures have more"):
+            engine.run([replace(ask, stages=MERGED[0])], _tokens(checkpoint))
     engine.check_idle()

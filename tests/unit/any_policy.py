@@ -7,7 +7,7 @@ from fractions import Fraction
 from hypothesis import strategies as st
 
 from vllm_flow.policy import WHOLE, FlowPolicy, Stage
-from vllm_flow.ranks import RANKS
+from vllm_flow.ranks import RANKS, merges
 
 LAYERS = 32
 
@@ -26,11 +26,12 @@ def policies(draw: st.DrawFn) -> FlowPolicy:
         possible = possible.filter(
             lambda name: layer == first or getattr(RANKS[name], "nested", True)
         )
+        possible = possible.filter(lambda name: layer == 0 or not merges(RANKS[name]))
         rank = draw(possible) if keep else None
         return Stage(layer, keep or 0, rank)
 
     if draw(st.booleans()):
-        rank = draw(ranks.filter(lambda name: not RANKS[name].reads_layer))
+        rank = draw(ranks.filter(lambda n: not RANKS[n].reads_layer and not merges(RANKS[n])))
         cliffs = draw(st.lists(st.integers(0, LAYERS), min_size=2, max_size=4))
         images = [(Stage(c, k, rank if k else None),) for c in cliffs for k in [draw(keeps) or 0]]
     else:

@@ -251,6 +251,16 @@ UNSOUND = {
     r"of torch\.int64": TowerRank("p", "x", lambda scores, rows, keep: best(scores, keep).int()),
     "must stay": HiddenRank("p", "x", lambda rows, keys, q, qk, keep: keys > 0.5),
     "not all of them 0": QuestionRank("p", "x", weights=lambda rows, asked: asked[:, 0].float() * 0),
+    "not finite": PictureRank(
+        "p", "x", lambda rows, keep: best(rows[:, 0], keep), merge=lambda rows, kept: rows[kept] / 0
+    ),
+    "merge of rank 'p' changes what": TowerRank(
+        "p", "x", lambda scores, rows, keep: best(scores, keep),
+        merge=lambda rows, kept, scores, keys: rows.mul_(2)[kept],
+    ),
+    "merge of rank 'p' gave": TowerRank(
+        "p", "x", lambda scores, rows, keep: best(scores, keep), merge=lambda rows, kept, *more: rows
+    ),
     "ZeroDivisionError": PictureRank("p", "x", lambda rows, keep: best(rows[:, 0], keep // 0)),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_flow.ranks import PictureRank, PositionRank, QuestionRank, TowerRank, UnrotatedRank
-from vllm_flow.ranks.added import CHECKS, admitted
+from vllm_flow.ranks.added import CHECKS, admitted, merged_rows
 from vllm_flow.ranks.base import Draw, Needs
 from vllm_flow.ranks.rows import HiddenRank
 from vllm_flow.registry import Added, PluginError
@@ -89,10 +89,42 @@ def test_what_asks_the_question_needs_the_prompt() -> None:
     assert not brought(tower).nested, "others need what their kind says"
 
 
+def test_what_merging_gives_is_as_many_rows_as_stay() -> None:
+    """Of the rows' own width, type and device, whatever else it is given."""
+    rows, kept = torch.zeros(N, 4), SOUND[PictureRank]
+    sound = torch.ones(K, 4)
+    for more in ((), (torch.zeros(N), torch.zeros(N, 2))):
+        assert merged_rows(sound, (rows, kept, *more)) is None
+        wrong: list[Any] = [
+            sound[:-1],
+            sound[:, :-1],
+            sound[0],
+            rows,
+            sound.half(),
+            sound.to("meta"),
+        ]
+        for result in [*wrong, sound.tolist(), sound.numpy(), None]:
+            told = merged_rows(result, (rows, kept, *more))
+            assert told == f"a tensor ({K}, 4) of torch.float32 on cpu"
+
+
+@pytest.mark.parametrize("kind", [PictureRank, TowerRank])
+def test_what_a_package_merges_is_looked_at(kind: Any) -> None:
+    order, given = lambda *args: SOUND[PictureRank], (torch.zeros(N), torch.zeros(N, 2))
+    given = () if kind is PictureRank else given
+    rank = brought(kind("mine", "x", order, merge=lambda rows, kept, *more: rows[kept] + 1))
+    assert torch.equal(rank.merge(ROWS, SOUND[PictureRank], *given), torch.ones(K, 4))
+    short = brought(kind("mine", "x", order, merge=lambda rows, kept, *more: rows))
+    with pytest.raises(PluginError, match=r"merge of rank 'mine' .* gave Tensor \(6, 4\)"):
+        short.merge(ROWS, SOUND[PictureRank], *given)
+    with pytest.raises(ValueError, match="its merge is no function, but int"):
+        brought(kind("mine", "x", order, merge=7))
+
+
 @pytest.mark.parametrize("kind", [QuestionRank, UnrotatedRank])
 def test_a_function_that_may_be_left_out_is_not_asked_for(kind: Any) -> None:
     rank = kind("mine", "x")
-    assert brought(rank) is rank
+    assert brought(rank) == rank
 
 
 def test_what_was_given_is_described_as_far_as_it_is_short() -> None:
