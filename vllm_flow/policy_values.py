@@ -119,8 +119,8 @@ def read_rank(key: str, value: Any, layer: int, *, written: Any = None) -> str:
         raise PolicyError(
             key,
             written,
-            f"{value!r} merges tokens before the decoder, so its stage cannot begin at layer {layer}; start at layer "
-            "0, with further stages behind it, or take another rank.",
+            f"{value!r} merges what enters the decoder, so its stage cannot begin at layer {layer}; start at layer 0, "
+            "with further stages behind it, or take another rank.",
         )
     return value
 

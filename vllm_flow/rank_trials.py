@@ -83,13 +83,11 @@ def _check_tensors(
     if isinstance(rank, PictureRank | TowerRank):
         _check_order(rank, field, result, total, keep, arguments, given)
         if merges(rank):
-            rows, kept = arguments(keep)[-2], result
-            scored = (
-                () if isinstance(rank, PictureRank) else (arguments(keep)[0], rows[:, :4].float())
-            )
-            merged = _call(rank, MERGE, (rows, kept, *scored), given)
+            *scores, rows, _ = arguments(keep)
+            seen = (*scores, rows[:, : WIDTH // 2].float()) if scores else ()
+            merged = _call(rank, MERGE, (rows, result, *seen), given)
             if not bool(merged.isfinite().all()):
-                raise ValueError(f"rank {rank.name!r} merges {given} into rows that are not finite")
+                raise ValueError(f"what rank {rank.name!r} merges of {given} is not finite")
     elif isinstance(rank, HiddenRank) and int(result.sum()) != keep:
         raise ValueError(
             f"rank {rank.name!r} keeps {int(result.sum())} of {given}, and {keep} must stay"

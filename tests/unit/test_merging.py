@@ -177,9 +177,7 @@ def test_no_pairs_of_all_tokens_of_a_large_picture_are_held(
 
 @pytest.mark.parametrize("rank", MERGING, ids=lambda rank: rank.name)
 def test_a_stage_that_merges_begins_before_the_decoder(rank: TowerRank) -> None:
-    said = (
-        "merges tokens before the decoder, so its stage cannot begin at layer 2; start at layer 0"
-    )
+    said = "merges what enters the decoder, so its stage cannot begin at layer 2; start at layer 0"
     for keys in (
         {"flow_stages": f"2:50% {rank.name}"},
         {"flow_stages": f"0:50% uniform, 2:20% {rank.name}"},
