@@ -56,10 +56,13 @@ def into_contextual(
         alike = (unit_ND[some] @ unit_ND[targets].T).masked_fill(~open_N[targets], -float("inf"))
         assigned_N[some] = alike.argmax(-1)
     going_N = open_N.index_fill(0, kept_K, False) & open_N[targets][assigned_N]
-    sums = unit_ND.new_zeros(contextual, rows_NC.shape[1])
-    sums.index_add_(0, assigned_N, rows_NC.float().masked_fill(~going_N[:, None], 0))
-    counts = sums.new_zeros(contextual).index_add_(0, assigned_N, going_N.float()).clamp_min(1)
-    merged_KC[first:] = (merged_KC[first:].float() + sums / counts[:, None]).to(rows_NC.dtype)
+    going_NC = rows_NC.float().masked_fill(~going_N[:, None], 0)
+    place_T = targets.new_ones(contextual).cumsum(0) - 1
+    # Sums by products and not by index_add_, which on CUDA adds in any order: workers would differ in the last bits.
+    for some in unlike.row_blocks(contextual, len(rows_NC)):
+        taken_TN = ((assigned_N == place_T[some][:, None]) & going_N).float()
+        mean_TC = taken_TN @ going_NC / taken_TN.sum(1, keepdim=True).clamp_min(1)
+        merged_KC[first:][some] = (rows_NC[targets[some]].float() + mean_TC).to(rows_NC.dtype)
     return merged_KC
 
 
