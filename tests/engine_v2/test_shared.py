@@ -30,6 +30,10 @@ from tests.engine.test_lifecycle import (
     test_abort_during_prefill,
     test_preempted_requests_stay_exact,
 )
+from tests.engine.test_merging import (
+    test_pictures_are_shared_and_left_as_they_are,
+    test_what_stays_takes_in_what_goes,
+)
 from tests.engine.test_policies import (
     test_ranks_by_many_rows_are_exact,
     test_ranks_by_place_are_exact,
@@ -64,6 +68,7 @@ __all__ = [
     "test_blocks_hold_what_the_layers_see",
     "test_model_runner",
     "test_only_steps_in_which_rows_leave_are_eager",
+    "test_pictures_are_shared_and_left_as_they_are",
     "test_preempted_requests_stay_exact",
     "test_random_traffic_is_exact",
     "test_ranks_by_many_rows_are_exact",
@@ -72,6 +77,7 @@ __all__ = [
     "test_requests_join_a_running_batch",
     "test_stock_baseline_is_the_oracle",
     "test_what_leaves_after_the_prefill_is_exact",
+    "test_what_stays_takes_in_what_goes",
     "test_who_asks_for_what_patches_receive_has_pictures_encoded_for_it",
     "test_without_policy_equals_stock",
 ]

@@ -151,6 +151,15 @@ def test_few_tokens_have_none_that_takes_in() -> None:
     assert torch.equal(into_contextual(rows, order, scores, keys), rows[order])
 
 
+def test_where_only_the_end_of_a_row_could_take_in_nothing_does() -> None:
+    """Of a picture of many rows few tokens stay: the one that would be contextual is an end, too."""
+    rows, scores, keys = seen(40, 4)
+    scores[:12], rows[:12], keys[:12] = torch.inf, 0, 0
+    order = dominant_then_contextual(scores, rows, 7)
+    assert order.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert not into_contextual(rows, order, scores, keys).any()
+
+
 @pytest.mark.parametrize("rank", MERGING, ids=lambda rank: rank.name)
 def test_half_precision_is_merged_in_single(rank: TowerRank) -> None:
     rows, scores, keys = seen(80, 2)
