@@ -64,7 +64,7 @@ def _visionzip(dominant: int, contextual: int) -> Preset:
         f"visionzip-{keep}",
         (Stage(0, _share(keep), "visionzip"),),
         f"{keep} of 576 tokens before the decoder: {dominant} dominant ones by the class token's attention, and of "
-        f"the others, in reading order, every so manieth, {contextual} contextual ones; each token that goes is "
+        f"the others, in reading order, {contextual} contextual ones at equal steps; each token that goes is "
         "assigned to the contextual one with the likest key (cosine, keys averaged over heads), and before the "
         "projector their mean is added to that one; attention and keys of the layer whose output the decoder gets; "
         "all as in the released code",

@@ -42,7 +42,7 @@ BY_CLASS = (
 )
 RECEIVED = ("0:60 visionzip_received", "0:50% visionzip_received, 2:30% cls_attention")
 BEHIND = ("0:64 visionzip, 2:40% diversity, 3:10% last_prompt", "0:70% prumerge, 1:30% raters")
-"""Ranks behind one that merges see what it made, those of the question the picture as it was."""
+"""Ranks behind one that merges see what it made of the embeddings."""
 
 
 def merged_asks(seed: int, merged: tuple[str, ...]) -> list[Ask]:
@@ -118,8 +118,7 @@ def test_pictures_are_shared_and_left_as_they_are(open_engine: OpenEngine) -> No
     there = encoded_pictures(engine)
     assert all(torch.equal(there[name], picture) for name, picture in before.items())
     kinds = {
-        name.startswith(MERGING_MARK): set(noted(there, name))
-        for name in before.keys() - others
+        name.startswith(MERGING_MARK): set(noted(there, name)) for name in before.keys() - others
     }
     assert kinds == {False: {TowerScore.CLASS}, True: {TowerScore.CLASS, *TowerRows}}
     received = replace(first, stages=RECEIVED[0])

@@ -101,7 +101,8 @@ def possible(
         for name, rank in RANKS.usable().items()
         if obstacles.ADDED + name not in engine.obstacles
         and not any(rank in some for some in refused)
-        and (reading_layers or not rank.reads_layer)
+        # What merges is at layer 0, and never in the place of a rank that has a layer before it.
+        and (reading_layers or not (rank.reads_layer or merges(rank)))
     )
     return " or ".join(found)
 

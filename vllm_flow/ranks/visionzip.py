@@ -2,7 +2,7 @@
 
 "VisionZip: Longer is Better but Not Necessary in Vision Language Models" (arXiv 2412.04467), section 3, as its
 released code does it for LLaVA. *Dominant* tokens, the paper's 54 of 64, are those of the highest scores; of the
-others, in reading order, every so manieth is *contextual*. Each token that goes is assigned to the contextual one
+others, in reading order, every nth is *contextual*. Each token that goes is assigned to the contextual one
 whose key is most like its own, and their mean is added to that one's row.
 """
 
