@@ -48,7 +48,8 @@ def with_nearest(
     rows_NC, unit_ND, open_N = rows_NC.float(), unlike.unit(keys_ND), scores_N.isfinite()
     share_N = scores_N.float()
     taken_KC = rows_NC.new_empty(merged_KC.shape)
-    for some in unlike.row_blocks(len(kept_K), len(rows_NC)):
+    # Sorted, they are held twice, and their places take as much again as both.
+    for some in unlike.row_blocks(len(kept_K), 4 * len(rows_NC)):
         kept = kept_K[some]
         alike_kN = (unit_ND[kept] @ unit_ND.T).masked_fill(~open_N, -float("inf"))
         alike_kN.scatter_(1, kept[:, None], -float("inf"))
