@@ -1,5 +1,7 @@
 """Divides decoder layers into storage groups, each of consecutive layers with one block table. Integers only.
 
+(Of a pipeline's stages a group has consecutive layers of each: `pipeline_groups`.)
+
 A *storage group* is what vLLM calls a KV-cache group. Terms, with a drawing: docs/glossary.md. In a model of which
 some layers *attend* (store keys and values), and the others keep a state per request, storage groups are of the
 former; vLLM makes groups of the same size of the latter.
@@ -14,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vllm_flow.counts import counted
+from vllm_flow.pipeline_groups import PipelineStages
 
 MAX_GROUPS = 8
 """The most storage groups by default."""
@@ -28,7 +31,8 @@ GROUPS_BESIDE_STATES = 5
 """The most storage groups by default where others keep states, of which there are several groups for each."""
 
 Groups = tuple[tuple[int, int], ...]
-"""First and last layer of each storage group; of those that attend, where others keep states."""
+"""First and last layer of each storage group; of those that attend, where others keep states. Of a pipeline's stages
+a group has layers of its own between them, and others have some there, too."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class DecoderLayers:
     """Layers of a drafter, which come before the model's, numbered from ``-draft_layers`` on. All of them attend,
     and all are in the first group. To be counted beside states, each stands for as many layers as the model has up
     to its first that attends."""
+    pipeline: tuple[int, ...] = ()
+    """Layers of each stage of a pipeline, beside which all attend and nobody drafts; empty where there is one."""
 
     def group_sizes(self) -> tuple[int, ...]:
         """Values of ``group_layers`` whose groups vLLM takes as they are, ascending.
@@ -69,9 +75,23 @@ class DecoderLayers:
         """First layer of each storage group; arguments and errors as of :meth:`groups`."""
         return tuple(first for first, _ in self.groups(group_layers))
 
+    def group_of(self, group_layers: int, layer: int) -> tuple[int, int]:
+        """First and last layer of the storage group that a layer belongs to; errors as of :meth:`groups`."""
+        found = self.groups(group_layers)
+        if not self.pipeline:
+            return next(group for group in found if group[0] <= layer <= group[1])
+        slices = PipelineStages(self.pipeline).slices(len(found))
+        return next(
+            group
+            for group, own in zip(found, slices, strict=True)
+            if any(layer in part for part in own)
+        )
+
     def default_group_layers(self) -> int:
         """``group_layers`` where nobody said. More groups save memory more finely, but each costs a block table
         and metadata per step."""
+        if self.pipeline:
+            return self._default_of_pipeline()
         return self._default_beside_states() if self.attending else self._default_of_all()
 
     @property
@@ -86,6 +106,12 @@ class DecoderLayers:
 
     def _divided(self, group_layers: int) -> Groups | None:
         """:meth:`groups`; None where it refuses."""
+        if self.pipeline:
+            stages = PipelineStages(self.pipeline)
+            groups = stages.groups_of(group_layers)
+            if groups is None:
+                return None
+            return tuple((own[0].start, own[-1].stop - 1) for own in stages.slices(groups))
         if not self.attending:
             return self._consecutive(group_layers)
         equal = self._equal(group_layers)
@@ -134,6 +160,18 @@ class DecoderLayers:
             return equal
         return next(n for n in sizes if -self._total % n <= MAX_PADDING * self._total)
 
+    def _default_of_pipeline(self) -> int:
+        """As many groups up to ``MAX_GROUPS`` as leave nothing empty, where these are ``FEW_GROUPS`` or more.
+
+        Else those that leave least empty; where that is more than ``MAX_PADDING``, stages of numbers with a common
+        divisor would leave less.
+        """
+        stages = PipelineStages(self.pipeline)
+        groups = {n: len(self.groups(n)) for n in self.group_sizes()}
+        most = {n: count for n, count in groups.items() if count <= MAX_GROUPS}
+        several = {n: count for n, count in most.items() if count >= FEW_GROUPS} or most
+        return min(several, key=lambda n: (stages.padding(groups[n]), -groups[n]))
+
     def _default_beside_states(self) -> int:
         """As many equal groups as there may be up to ``GROUPS_BESIDE_STATES``.
 
@@ -156,6 +194,13 @@ class DecoderLayers:
         """Why groups cannot have so many layers, and how many they can."""
         drafter, room = "", ""
         usable = ", ".join(map(str, self.group_sizes()))
+        if self.pipeline:
+            stages = ", ".join(map(str, self.pipeline))
+            return (
+                f"group_layers={group_layers} does not divide a pipeline's stages of {stages} decoder layers into "
+                "storage groups of about that many, with layers of each stage: use one of "
+                f"{usable}, or stages of other lengths (VLLM_PP_LAYER_PARTITION)."
+            )
         if self.attending:
             if self.draft_layers:
                 drafter = f", with {self.draft_layers} of its drafter before them,"

@@ -48,6 +48,10 @@ class LastLayer(Variant):
 
     last: LastKeys
 
+    def taken_up(self, layer: int) -> LastLayer:
+        last = replace(self.last, gather=self.last.rows)
+        return replace(self, first_layer=layer, gather=self.rows, last=last)
+
 
 def spare_last_layers(plan: StepPlan, requests: Sequence[ScheduledRequest]) -> StepPlan:
     """The plan in which rows leave one layer before their cliff, all but their keys and values.

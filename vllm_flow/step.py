@@ -7,7 +7,7 @@ the same rows are alive. Packed positions: see `layout`. With a drawing: docs/gl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from vllm_flow.layout import TokenLayout
@@ -133,6 +133,11 @@ class Variant:
         lengths = self.query_start_loc[1:] - self.query_start_loc[:-1]
         return self.rows is None and bool((self.seq_lens > lengths).all())
 
+    def taken_up(self, layer: int) -> Variant:
+        """The same from one of its layers on, out of all rows of the step: another worker has run the layers before,
+        and put the rows that had left back to their places."""
+        return replace(self, first_layer=layer, gather=self.rows)
+
     @property
     def max_query_len(self) -> int:
         starts = self.query_start_loc
@@ -160,3 +165,17 @@ class StepPlan:
             if variant.first_layer <= layer:
                 current = variant
         return current
+
+    def of_layers(self, layers: range) -> StepPlan | None:
+        """What of the plan is for a worker that runs these layers alone, given and giving all rows of the step.
+
+        None where nothing is: no stage begins before their end.
+        """
+        ours = tuple(v for v in self.variants if layers.start <= v.first_layer < layers.stop)
+        if layers.start:  # before layer 0 all rows are there
+            first = self.variant_at(layers.start)
+            later = tuple(v for v in ours if v is not first)
+            ours = later if first is None else (first.taken_up(layers.start), *later)
+        if len(ours) == len(self.variants):
+            return replace(self, variants=ours) if layers.start else self
+        return replace(self, variants=ours) if ours else None

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import get_forward_context
+from vllm.sequence import IntermediateTensors
 
 from vllm_flow.engine.adapters import AdapterRows
 from vllm_flow.engine.aux_hidden_states import COLLECTS, collector
@@ -59,7 +60,10 @@ class DecoderHook:
         self._survivors: torch.Tensor | None = None
         """Rows of the last call that it ended with; None where none left."""
         self._adapters = AdapterRows(decoder.model)
-        self._key_writers = [KeyWriter(decoder, layer) for layer in decoder.layers]
+        self._key_writers = {
+            index: KeyWriter(decoder, layer)
+            for index, layer in zip(decoder.own, decoder.layers, strict=True)
+        }
         self._form = FORMS[decoder.call]
         self._replacements = list(self._replaced(decoder))
         self._collectors = collector(decoder.model, lambda tensor: self._running.whole(tensor))
@@ -67,12 +71,12 @@ class DecoderHook:
 
     def _replaced(self, decoder: Decoder) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
         """Modules and what runs in the place of their ``forward`` during a pass."""
-        for index, layer in enumerate(decoder.layers):
+        for index, layer in zip(decoder.own, decoder.layers, strict=True):
             run = partial(self._form.layer, partial(self._layer, index))
             yield layer, partial(run, layer.forward)
         if decoder.norm is not None:
             yield decoder.norm, partial(self._form.norm, self._norm, decoder.norm.forward)
-        if decoder.norm is None or decoder.injected is not None:
+        if decoder.norm is None or decoder.injected is not None or decoder.hands_on:
             yield decoder.model, partial(self._model, decoder.model.forward)
 
     def arm(self, step: DeviceStep | None) -> None:
@@ -116,7 +120,9 @@ class DecoderHook:
     @contextmanager
     def installed(self, step: DeviceStep) -> Iterator[EagerPass]:
         """Run the layers on the rows that are alive, for as long as the context lasts."""
-        parts = PassParts(self._form, self._key_writers, self._adapters, self.ranker)
+        parts = PassParts(
+            self._form, self._key_writers, self._adapters, self.ranker, self.decoder.first_layer
+        )
         self._pass = EagerPass(step, parts)
         try:
             with replaced("forward", self._replacements), replaced(COLLECTS, self._collectors):
@@ -156,6 +162,9 @@ class DecoderHook:
             # The model adds these after a layer, when the hidden states have lost rows.
             kwargs[injected] = AliveRows(kwargs[injected], self._running.alive)
         found = forward(*args, **kwargs)
+        if self.decoder.hands_on:
+            whole = self._running.whole
+            return IntermediateTensors({name: whole(found[name]) for name in found.tensors})
         if self.decoder.norm is None:
             return self._running.norm(lambda hidden_RH: hidden_RH, found)
         return found

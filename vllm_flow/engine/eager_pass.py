@@ -8,7 +8,7 @@ Legend: T rows of the step (with padding), R rows alive, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,11 +30,13 @@ class PassParts:
 
     form: CallForm
     """How the model calls its layers."""
-    key_writers: Sequence[KeyWriter]
-    """Per layer."""
+    key_writers: Mapping[int, KeyWriter]
+    """By layer."""
     adapters: AdapterRows
     ranker: Ranker | None
     """None before there is a KV cache to read."""
+    first_layer: int = 0
+    """The first that this worker runs; it is given all rows of the step."""
 
 
 class EagerPass:
@@ -119,7 +121,7 @@ class EagerPass:
         residual_RH: torch.Tensor | None,
         **others: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if index == 0:
+        if index == self._parts.first_layer:
             self._begin(hidden_RH)
         variant = self._step.variants.get(index)
         if variant is not None:

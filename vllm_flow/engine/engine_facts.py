@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.engine import obstacles, states
+from vllm_flow.engine import obstacles, pipeline, states
 from vllm_flow.engine.draft_layers import drafter_layers
 from vllm_flow.grouping import DecoderLayers
 
@@ -39,6 +39,8 @@ class EngineFacts:
 
     draft_layers: int = 0
     """Layers of a drafter (speculative decoding) that are stored before the model's, in the first group."""
+    pipeline: tuple[int, ...] = ()
+    """Decoder layers of each pipeline stage; empty where there is one."""
     quantised_keys: bool = False
     """Whether keys are stored in eight bits."""
     step_tokens: int | None = None
@@ -53,7 +55,7 @@ class EngineFacts:
     @property
     def decoder(self) -> DecoderLayers:
         """The layers as they are stored."""
-        return DecoderLayers(self.num_layers, self.attending, self.draft_layers)
+        return DecoderLayers(self.num_layers, self.attending, self.draft_layers, self.pipeline)
 
     @classmethod
     def of_model(cls, model_config: Any) -> EngineFacts:
@@ -81,6 +83,7 @@ class EngineFacts:
         return replace(
             found,
             draft_layers=drafter_layers(vllm_config),
+            pipeline=pipeline.stages_of(found.num_layers, vllm_config.parallel_config),
             quantised_keys=vllm_config.cache_config.cache_dtype.startswith("fp8"),
             step_tokens=step_tokens(
                 vllm_config.scheduler_config,

@@ -19,6 +19,7 @@ from vllm_flow.ranks import (
     RANKS,
     AttentionRank,
     HiddenRank,
+    PositionRank,
     Rank,
     TowerRank,
     TowerScore,
@@ -103,6 +104,7 @@ def possible(
         and not any(rank in some for some in refused)
         # What merges is at layer 0, and never in the place of a rank that has a layer before it.
         and (reading_layers or not (rank.reads_layer or merges(rank)))
+        and (isinstance(rank, PositionRank) or not engine.pipeline)
     )
     return " or ".join(found)
 
@@ -155,6 +157,17 @@ def _behind_layers_without_keys(policy: FlowPolicy, engine: EngineFacts) -> Unfi
     return None
 
 
+def _chosen_on_one_stage(policy: FlowPolicy, engine: EngineFacts) -> Unfit | None:
+    """What a device chooses, the workers of another stage are not told."""
+    rank = next((n for n in sorted(policy.ranks) if not isinstance(RANKS[n], PositionRank)), None)
+    if rank is None or not engine.pipeline:
+        return None
+    return Unfit(
+        f"rank {rank!r} looks at what one stage of this engine's pipeline knows, and the others are not told what "
+        f"stays; rank by {possible(engine)}, or have the server started with pipeline_parallel_size=1."
+    )
+
+
 def _keys_in_eight_bits(policy: FlowPolicy, engine: EngineFacts) -> Unfit | None:
     rank = next((n for n in sorted(policy.ranks) if isinstance(RANKS[n], AttentionRank)), None)
     if rank is None or not engine.quantised_keys:
@@ -194,7 +207,7 @@ def _unread(policy: FlowPolicy, engine: EngineFacts) -> Unfit | None:
 
 CONFIGURED: tuple[Rule, ...] = (
     *(_added, _late_beside_states, _late_beside_a_connector),
-    *(_behind_layers_without_keys, _keys_in_eight_bits),
+    *(_behind_layers_without_keys, _keys_in_eight_bits, _chosen_on_one_stage),
 )
 """What is known as soon as the engine is configured."""
 TOLD: tuple[Rule, ...] = (_unmoved, _unread)

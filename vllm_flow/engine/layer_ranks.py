@@ -168,7 +168,8 @@ class LayerRanks:
         if not asked:
             yield
             return
-        rotary = self._decoder.layers[layer].self_attn.rotary_emb
+        decoder = self._decoder
+        rotary = decoder.layers[layer - decoder.first_layer].self_attn.rotary_emb
         forward: Callable[..., Any] = rotary.forward
 
         def watched(positions: Any, query: torch.Tensor, key: torch.Tensor, *args: Any) -> Any:

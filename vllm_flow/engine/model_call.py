@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_flow.engine import adoption
+from vllm_flow.engine import adoption, pipeline
 from vllm_flow.engine.compiled_decoder import CompiledDecoder
 from vllm_flow.engine.decoder import DecoderHook
 from vllm_flow.engine.eager_ops import eager_operators
@@ -41,8 +41,10 @@ def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> tuple[Decoder
         ValueError: see :func:`vllm_flow.engine.families.decoder_of`.
     """
     decoder = decoder_of(model, vllm_config.model_config, settings.untested_models)
+    pipeline.check_stage(decoder.own, settings.engine.pipeline)
     compiled = None
-    if compiles_in_pieces(vllm_config):
+    # Of a pipeline, steps in which rows leave run eagerly.
+    if compiles_in_pieces(vllm_config) and not settings.engine.pipeline:
         compiled = CompiledDecoder(decoder.layers, vllm_config.compilation_config)
     hook = DecoderHook(decoder, compiled, eager_operators(decoder.model, vllm_config))
     tower = tower_of(model, vllm_config)

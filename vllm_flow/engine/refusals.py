@@ -95,10 +95,6 @@ REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
         _breakable_graphs,
     ),
     (
-        "pipeline parallelism: set pipeline_parallel_size=1.",
-        _more_than_one("pipeline_parallel_size"),
-    ),
-    (
         "decode context parallelism: set decode_context_parallel_size=1.",
         _more_than_one("decode_context_parallel_size"),
     ),

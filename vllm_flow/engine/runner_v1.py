@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm_flow.engine import accepted_counts, cpu_groups, encoder_cache, shared_metadata
+from vllm_flow.engine import accepted_counts, cpu_groups, encoder_cache, pipeline, shared_metadata
 from vllm_flow.engine.runner import FlowRunner
 from vllm_flow.engine.step_inputs import DraftCounts, Lengths, StepInputs
 from vllm_flow.engine.wire import Rewrites
@@ -26,6 +26,10 @@ class FlowRunnerV1(FlowRunner):
     """Mixed in before the runner's own class by :mod:`vllm_flow.engine.worker`."""
 
     flow_shared_build: cpu_groups.SharedBuild | None = None
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        pipeline.make_room(self)
 
     def _flow_drafters(self) -> Collection[str]:
         drafter = getattr(self, "drafter", None)

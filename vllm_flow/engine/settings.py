@@ -38,6 +38,7 @@ class FlowSettings:
     Any cliff is exact whatever this is; blocks are saved in the groups that lie wholly past it.
     The last group may have fewer, but more than two thirds. Default: at most 8 groups, equal ones where
     there are good divisors; see ``grouping.py``. 1 where the keys of layers differ in size (Gemma 4, MiMo-V2).
+    With pipeline parallelism it counts the layers of a group on all stages together, of each of which it has some.
     """
 
     default_policy: FlowPolicy | None = None
@@ -115,6 +116,9 @@ class FlowSettings:
         found = (
             f"{counted(len(self.groups), 'storage group')} of {counted(self.group_layers, 'layer')}"
         )
+        if self.engine.pipeline:
+            stages = " and ".join(map(str, self.engine.pipeline))
+            return f"{found}, of each of the pipeline's stages of {stages} some"
         if self.engine.draft_layers:
             found = f"{found}, the drafter's {self.engine.draft_layers} first"
         if not self.engine.attending:
@@ -151,7 +155,7 @@ class FlowSettings:
 
     def group_of(self, layer: int) -> tuple[int, int]:
         """First and last layer of the storage group that decoder layer ``layer`` belongs to."""
-        return next(group for group in self.groups if group[0] <= layer <= group[1])
+        return self.engine.decoder.group_of(self.group_layers, layer)
 
     @classmethod
     def names(cls) -> list[str]:

@@ -19,29 +19,37 @@ class StepPlanner:
     Args:
         book: of the worker.
         spares_last_layers: whether the decoder can store a layer's keys and values alone; see ``last_layer.py``.
+        layers: that the worker runs, of a pipeline some.
         most_runs: see :func:`vllm_flow.engine.last_layer.most_runs`.
     """
 
     def __init__(
-        self, book: LayoutBook, *, spares_last_layers: bool, most_runs: int | None = None
+        self,
+        book: LayoutBook,
+        *,
+        spares_last_layers: bool,
+        layers: range,
+        most_runs: int | None = None,
     ) -> None:
-        self._book = book
+        self._book, self._layers = book, layers
         self.spares_last_layers, self._most_runs = spares_last_layers, most_runs
 
     def plan(self, shares: StepShares) -> StepPlan | None:
-        """The step's plan; None where no request evicts anything."""
+        """The step's plan, of the worker's layers; None where no request evicts anything in them."""
         requests = self._scheduled(shares)
         plan = None if requests is None else plan_step(requests)
-        if plan is None or not self.spares_last_layers:
-            return plan
-        spared = spare_last_layers(plan, requests)
-        # A step of so many pieces of text has few rows to spare.
-        return spared if self._fits(spared) else plan
+        if plan is None or requests is None:
+            return None
+        return self._spared(plan, requests).of_layers(self._layers)
 
-    def _fits(self, plan: StepPlan) -> bool:
-        """Whether attention takes the runs of each last layer for requests."""
-        most = self._most_runs
-        return most is None or all(len(variant.requests) <= most for variant in plan.variants)
+    def _spared(self, plan: StepPlan, requests: list[ScheduledRequest]) -> StepPlan:
+        """The plan whose last layers compute no more than they must, where the decoder and its attention can."""
+        if not self.spares_last_layers:
+            return plan
+        spared, most = spare_last_layers(plan, requests), self._most_runs
+        if most is None or all(len(variant.requests) <= most for variant in spared.variants):
+            return spared
+        return plan  # a step of so many pieces of text has few rows to spare
 
     def late_readings(self, plan: StepPlan | None, shares: StepShares) -> list[LateReading]:
         """What the step must read; see :func:`vllm_flow.rewriting.late_readings`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vllm_flow.engine import drafts, mutual_attention, states
+from vllm_flow.engine import drafts, mutual_attention, pipeline, states
 from vllm_flow.engine.refusals import REFUSALS
 
 TESTED_VLLM = ("0.32.0", "0.34.0")
@@ -147,4 +147,5 @@ _REASONS: tuple[Callable[[Any], str | None], ...] = (
     connection,
     mutual_attention.reason_against,
     states.reason_against,
+    pipeline.reason_against,
 )

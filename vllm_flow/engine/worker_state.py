@@ -95,6 +95,7 @@ class WorkerState:
             most_runs=last_layer.most_runs(
                 runner.attn_groups, runner.vllm_config.scheduler_config.max_num_seqs
             ),
+            layers=self.hook.decoder.own,
         )
         if is_profiling:
             return

@@ -15,6 +15,7 @@ from vllm_flow.engine.families.family import Family
 from vllm_flow.engine.families.finding import (
     check_call,
     check_nothing_between,
+    of_stage,
     residual_decoder,
 )
 from vllm_flow.engine.families.known import FAMILIES, family_of
@@ -76,7 +77,7 @@ def decoder_of(model: Any, model_config: Any, untested: bool = False) -> Decoder
         ValueError: it is not where its family keeps it, or is not called as tested.
     """
     family = family_of(model_config.architecture)
-    decoder = residual_decoder(model) if family is None else family.adapter(model)
+    decoder = of_stage(residual_decoder(model) if family is None else family.adapter(model))
     kind = type(decoder.model).__name__
     if not untested and family is not None and family.decoders and kind not in family.decoders:
         raise ValueError(

@@ -42,3 +42,12 @@ class Decoder:
     call: Call = "residual"
     injected: str | None = None
     """Keyword argument of ``model`` that maps names to tensors [T, H], which it adds between layers."""
+    first_layer: int = 0
+    """Number of the first of ``layers``: above 0 where earlier stages of a pipeline have others."""
+    hands_on: bool = False
+    """Whether a later stage has the layers behind these: the module then returns what lies between two layers."""
+
+    @property
+    def own(self) -> range:
+        """Numbers of ``layers``."""
+        return range(self.first_layer, self.first_layer + len(self.layers))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from vllm_flow.engine.families.decoder_parts import Decoder
@@ -53,8 +54,28 @@ def inner_model(model: Any, paths: Sequence[str] = PATHS) -> Any:
 def residual_decoder(model: Any) -> Decoder:
     """The usual family: a language model of vLLM behind a tower, nothing between its layers."""
     inner = inner_model(model)
-    scaled = all(_parameters(type(layer))[:4] == SCALED for layer in inner.layers)
+    scaled = all(
+        _parameters(type(layer))[:4] == SCALED for layer in _present(inner.layers).values()
+    )
     return Decoder(inner, list(inner.layers), inner.norm, call="scaled" if scaled else "residual")
+
+
+def of_stage(decoder: Decoder) -> Decoder:
+    """The decoder with the layers that this worker has, of a pipeline some."""
+    here = _present(decoder.layers)
+    last = max(here) == len(decoder.layers) - 1
+    return replace(decoder, layers=list(here.values()), first_layer=min(here), hands_on=not last)
+
+
+def _present(layers: Sequence[Any]) -> dict[int, Any]:
+    """Number -> layer, of those that are not another pipeline stage's."""
+    from vllm.model_executor.models.utils import PPMissingLayer
+
+    return {
+        number: layer
+        for number, layer in enumerate(layers)
+        if not isinstance(layer, PPMissingLayer)
+    }
 
 
 def check_call(decoder: Decoder) -> None:

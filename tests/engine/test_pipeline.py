@@ -1,0 +1,154 @@
+"""Pipeline parallelism: two workers with half of the layers each, whose storage groups have a share of both halves."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from vllm import envs
+from vllm.model_executor.models.utils import PPMissingLayer
+from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+from tests.engine.cases import LONG, Ask, mixed, one_image
+from tests.engine.configs import config_of
+from tests.engine.fixtures import OpenEngine
+from tests.engine.harness import assert_exact
+from tests.engine.tiny_llava import Shape, build
+from tests.engine.two_workers import a_core_each
+from vllm_flow.engine import engine_facts, groups, pipeline, states
+from vllm_flow.engine.families import decoder_of
+from vllm_flow.engine.inspect import footprints
+from vllm_flow.engine.report import REPORT_KEY
+from vllm_flow.engine.settings import FlowSettings
+
+TWO = dict(pipeline_parallel_size=2, distributed_executor_backend="mp")
+IN_STAGES = (
+    *("1:50% uniform, 4:20% uniform", "2:40% random, 5:0", "3:50% uniform", "0:30% random, 3:0"),
+    *("2:60% uniform, 3:30% uniform", "4:30% uniform"),
+)
+"""Tokens that are kept on both sides of the border between three layers and three, and right at it."""
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(Shape(layers=6), tmp_path_factory.mktemp("models"))
+
+
+def stages_of(monkeypatch: pytest.MonkeyPatch, partition: str) -> None:
+    """Layers of each stage, for engines that start from here on."""
+    monkeypatch.setenv("VLLM_PP_LAYER_PARTITION", partition)
+    # vLLM keeps what it read when it started the first engine of this process.
+    monkeypatch.setattr(envs, "VLLM_PP_LAYER_PARTITION", partition, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("partition", "group_layers", "own"),
+    [
+        (None, 2, [[[0], [1], [2]], [[3], [4], [5]]]),
+        ("2,4", 3, [[[0], [1]], [[2, 3], [4, 5]]]),
+        # A stage's last group may lack a layer.
+        ("1,5", 6, [[[0]], [[1, 2, 3, 4, 5]]]),
+        ("2,4", None, [[[0], [1]], [[2, 3], [4, 5]]]),
+    ],
+)
+def test_vllm_gives_each_worker_a_share_of_every_group(
+    model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    partition: str | None,
+    group_layers: int | None,
+    own: list[list[list[int]]],
+) -> None:
+    if partition is not None:
+        stages_of(monkeypatch, partition)
+    options = {} if group_layers is None else {"group_layers": group_layers}
+    config = config_of(model_dir, options, **TWO)
+    config.cache_config.kv_cache_layout = "LBHNC"  # an engine asks its workers' backends
+    settings = FlowSettings.of(config)
+    assert settings is not None
+    one = FullAttentionSpec(block_size=32, num_kv_heads=2, head_size=32, dtype=torch.float32)
+    names = [[f"layers.{n}.attn" for part in parts for n in part] for parts in own]
+    specs = [groups.group_specs(dict.fromkeys(of_worker, one), settings) for of_worker in names]
+    pages = 6000
+    found = get_kv_cache_configs(config, specs, [pages * one.page_size_bytes] * 2)
+    for of_worker, parts in zip(found, own, strict=True):
+        assert [group.layer_names for group in of_worker.kv_cache_groups] == [
+            [f"layers.{n}.attn" for n in part] for part in parts
+        ]
+        starts = [group.kv_cache_spec.first_layer for group in of_worker.kv_cache_groups]
+        assert starts == list(settings.group_starts)
+    # As many blocks as the worker with most layers has room for: stock vLLM has one group of all its layers.
+    layers = max(sum(map(len, parts)) for parts in own)
+    assert {of_worker.num_blocks for of_worker in found} == {pages * len(own[0]) // layers}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+            "beside speculative decoding, .* leave out speculative_config, or set pipeline_parallel_size=1",
+        ),
+        ({"enable_lora": True}, "beside LoRA adapters, .* leave out enable_lora"),
+        (
+            {"kv_transfer_config": {"kv_role": "kv_both", "kv_connector": "OffloadingConnector"}},
+            "beside KV connectors, .* leave out kv_transfer_config",
+        ),
+        ({"data_parallel_size": 2}, "beside data parallelism, .* set data_parallel_size=1"),
+        (
+            {"distributed_executor_backend": "external_launcher"},
+            "beside torchrun, .* leave out distributed_executor_backend",
+        ),
+        (
+            {"default": {"flow_stages": "2:50% last_image"}},
+            "default_policy: rank 'last_image' looks at what one stage .* rank by 'uniform' or 'random', or have",
+        ),
+        (
+            {"default": {"flow_stages": "0:50% diversity"}},
+            "default_policy: rank 'diversity' looks at what one stage",
+        ),
+        ({"group_layers": 3}, "stages of 3, 3 decoder layers .* use one of 2, 4, 6"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_what_was_not_tried_beside_a_pipeline_is_refused(
+    model_dir: Path, arguments: dict[str, Any], message: str
+) -> None:
+    options = {} if "default" not in arguments else {"default_policy": arguments.pop("default")}
+    options |= {name: arguments.pop(name) for name in ("group_layers",) if name in arguments}
+    with pytest.raises(ValueError, match=message):
+        config_of(model_dir, options, **(TWO | arguments))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value", "sentence"),
+    [
+        (
+            "",
+            "use_v2_model_runner",
+            True,
+            "pipeline parallelism beside Model Runner V2, which nobody has tried: set VLLM_USE_V2_MODEL_RUNNER=0, or "
+            "set pipeline_parallel_size=1.",
+        ),
+        ("model_config", "is_mm_prefix_lm", True, "beside pictures whose tokens see one another, "),
+        (engine_facts, "keys_differ", lambda *_: True, "beside layers whose keys differ in size, "),
+        (states, "attending", lambda _: (1, 3), "beside layers without keys of their own, "),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_what_no_option_asks_for_is_refused_beside_a_pipeline(
+    model_dir: Path, owner: Any, name: str, value: Any, sentence: str
+) -> None:
+    config = config_of(model_dir, **TWO)
+    assert pipeline.reason_against(config) is None
+    if owner == "model_config":
+        owner = config.model_config
+    with mock.patch.object(owner or type(config), name, value):
+        found = pipeline.reason_against(config)
+    assert found is not None and sentence in found
+    assert found.endswith("set pipeline_parallel_size=1.")
