@@ -87,6 +87,10 @@ class DecoderLayers:
             if any(layer in part for part in own)
         )
 
+    def pipeline_padding(self, group_layers: int) -> float:
+        """What blocks leave empty on the fullest stage of a pipeline; errors as of :meth:`groups`."""
+        return PipelineStages(self.pipeline).padding(len(self.groups(group_layers)))
+
     def default_group_layers(self) -> int:
         """``group_layers`` where nobody said. More groups save memory more finely, but each costs a block table
         and metadata per step."""

@@ -45,7 +45,8 @@ class PipelineStages:
         return groups if min(sizes) == max(sizes) or 2 * max(sizes) < 3 * min(sizes) else None
 
     def padding(self, groups: int) -> float:
-        """What blocks leave empty on the stage that needs most, as a part of the largest stage's layers."""
+        """What blocks leave empty, as a part of the largest stage's layers: on it, or on a smaller one whose blocks
+        come to need more."""
         return max(-(-layers // groups) * groups for layers in self.layers) / max(self.layers) - 1
 
 

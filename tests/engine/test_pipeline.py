@@ -5,29 +5,31 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from vllm import envs
-from vllm.model_executor.models.utils import PPMissingLayer
+from vllm import RequestOutput, envs
 from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from tests.engine.cases import LONG, Ask, mixed, one_image
 from tests.engine.configs import config_of
 from tests.engine.fixtures import OpenEngine
-from tests.engine.harness import assert_exact
+from tests.engine.harness import BLOCK_SIZE, STOCK, Engine, assert_exact, assert_same
 from tests.engine.tiny_llava import Shape, build
 from tests.engine.two_workers import a_core_each
 from vllm_flow.engine import engine_facts, groups, pipeline, states
-from vllm_flow.engine.families import decoder_of
-from vllm_flow.engine.inspect import footprints
+from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.report import REPORT_KEY
 from vllm_flow.engine.settings import FlowSettings
 
-TWO = dict(pipeline_parallel_size=2, distributed_executor_backend="mp")
+TWO: dict[str, Any] = dict(pipeline_parallel_size=2, distributed_executor_backend="mp")
+CHUNKED: dict[str, Any] = dict(
+    max_num_batched_tokens=192, max_num_seqs=8, enable_prefix_caching=True
+)
 IN_STAGES = (
     *("1:50% uniform, 4:20% uniform", "2:40% random, 5:0", "3:50% uniform", "0:30% random, 3:0"),
     *("2:60% uniform, 3:30% uniform", "4:30% uniform"),
@@ -38,6 +40,13 @@ IN_STAGES = (
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(Shape(layers=6), tmp_path_factory.mktemp("models"))
+
+
+def cores_of(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """The two cores in turn, for engines with more workers than these."""
+    bind = "|".join(str(worker % 2) for worker in range(workers))
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", bind)
+    monkeypatch.setattr(envs, "VLLM_CPU_OMP_THREADS_BIND", bind, raising=False)
 
 
 def stages_of(monkeypatch: pytest.MonkeyPatch, partition: str) -> None:
@@ -126,6 +135,50 @@ def test_what_was_not_tried_beside_a_pipeline_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("partition", "told"),
+    [
+        (None, "3 storage groups of 2 layers, some of each pipeline stage (3, 3 layers)."),
+        (
+            "4,2",
+            "2 storage groups of 3 layers, some of each pipeline stage (4, 2 layers).",
+        ),
+        (
+            "3,2,1",
+            "1 storage group of 6 layers, some of each pipeline stage (3, 2, 1 layers).",
+        ),
+    ],
+)
+def test_start_up_tells_the_groups(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, partition: str | None, told: str
+) -> None:
+    if partition is not None:
+        stages_of(monkeypatch, partition)
+    stages = 2 if partition is None else len(partition.split(","))
+    config = config_of(model_dir, {}, **TWO | {"pipeline_parallel_size": stages})
+    settings = FlowSettings.of(config)
+    assert settings is not None and told in settings.summary
+
+
+def test_start_up_tells_what_blocks_leave_empty() -> None:
+    settings = FlowSettings.read({}, EngineFacts(32, pipeline=(11, 11, 10)))
+    assert settings.storage == (
+        "6 storage groups of 6 layers, some of each pipeline stage (11, 11, 10 layers), whose blocks take 9% more "
+        "memory than one group's"
+    )
+
+
+def test_a_worker_with_other_layers_than_its_stages_is_refused() -> None:
+    stage = SimpleNamespace(rank_in_group=1)
+    with mock.patch("vllm.distributed.parallel_state.get_pp_group", lambda: stage):
+        pipeline.check_stage(range(2, 6), (2, 4))
+        pipeline.check_stage(range(6), ())
+        with pytest.raises(
+            ValueError, match="layers 3 to 5 for those of pipeline stage 1, .* layers 2 to 5: serve"
+        ):
+            pipeline.check_stage(range(2, 6), (3, 3))
+
+
+@pytest.mark.parametrize(
     ("owner", "name", "value", "sentence"),
     [
         (
@@ -152,3 +205,97 @@ def test_what_no_option_asks_for_is_refused_beside_a_pipeline(
         found = pipeline.reason_against(config)
     assert found is not None and sentence in found
     assert found.endswith("set pipeline_parallel_size=1.")
+
+
+def asked(layers: int) -> list[Ask]:
+    """Every cliff, also right at a border between stages, and what stays on both sides of it."""
+    return [
+        *mixed(layers),
+        *(one_image(80 + cliff, cliff) for cliff in range(layers + 1)),
+        *(replace(one_image(90 + n), stages=stages) for n, stages in enumerate(IN_STAGES)),
+        *(replace(one_image(100 + cliff, cliff), late=True) for cliff in (1, 3, 4)),
+    ]
+
+
+def assert_pipeline_is_exact(engine: Engine) -> list[RequestOutput]:
+    """In chunks that end inside images, and from what the prefix cache has of them."""
+    asks = asked(engine.shape.layers)
+    outputs = engine.run(asks)
+    assert_exact(engine, asks, outputs)
+    again = [
+        asks[0],
+        one_image(81, 1),
+        one_image(84, 4),
+        replace(one_image(90), stages=IN_STAGES[0]),
+    ]
+    found = engine.run(again)
+    assert_exact(engine, again, found)
+    assert all(output.num_cached_tokens for output in found)
+    return outputs
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
+def test_two_stages_are_exact(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_core_each(monkeypatch)
+    engine = open_engine(LONG, 2, **TWO, **CHUNKED)
+    outputs = assert_pipeline_is_exact(engine)
+    # Three groups of one layer of each stage: those past the cliff on the first stage hold no image.
+    whole, packed = 6, 2
+    for cliff, output in zip(range(LONG.layers + 1), outputs[12:], strict=False):
+        report = output.kv_transfer_params and output.kv_transfer_params[REPORT_KEY]
+        free = max(3 - cliff, 0)
+        if report is None:
+            assert cliff == LONG.layers
+            continue
+        assert report["kv_blocks"] == [whole] * (3 - free) + [packed] * free, cliff
+        page = BLOCK_SIZE * 2 * LONG.kv_heads * LONG.head_dim * 4
+        assert report["kv_bytes_saved"] == free * (whole - packed) * 2 * page
+
+
+@pytest.mark.long
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
+@pytest.mark.parametrize(
+    ("partition", "group_layers", "options"),
+    [
+        ("2,4", 3, TWO),
+        ("5,1", 6, TWO),
+        (None, 4, TWO),
+        (None, 3, TWO | {"pipeline_parallel_size": 3}),
+        (None, 2, TWO | {"tensor_parallel_size": 2}),
+    ],
+)
+def test_any_stages_are_exact(
+    open_engine: OpenEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    partition: str | None,
+    group_layers: int,
+    options: dict[str, Any],
+) -> None:
+    a_core_each(monkeypatch)
+    workers = options["pipeline_parallel_size"] * options.get("tensor_parallel_size", 1)
+    cores_of(monkeypatch, workers)
+    if partition is not None:
+        stages_of(monkeypatch, partition)
+    assert_pipeline_is_exact(open_engine(LONG, group_layers, **options, **CHUNKED))
+
+
+@pytest.mark.long
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
+def test_without_a_policy_stages_are_stock_vllms(
+    open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With too few blocks for all of them: some are preempted, then and with policies."""
+    a_core_each(monkeypatch)
+    few = TWO | {"kv_cache_memory_bytes": 2 << 20, "max_num_seqs": 8}
+    stock = open_engine(
+        LONG, STOCK, worker_cls="tests.engine.receiving_worker.ReceivingWorker", **few
+    )
+    engine = open_engine(LONG, 2, **few)
+    asks = asked(LONG.layers)
+    plain = [ask.without_policy() for ask in asks]
+    assert_same(engine.run(plain), stock.run(plain))
+    with engine.count_preemptions() as preempted:
+        outputs = engine.run(asks)
+    assert preempted
+    assert_exact(engine, asks, outputs)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import vllm.plugins
 from vllm.config import ParallelConfig, SchedulerConfig, SpeculativeConfig, VllmConfig
+from vllm.distributed.utils import get_pp_indices
 from vllm.lora.ops.triton_ops.lora_kernel_metadata import LoRAKernelMeta
 from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 from vllm.model_executor.layers.attention import Attention
@@ -63,6 +64,8 @@ from vllm_flow.patches import endpoint_plugins, input_processor, output_processo
         (RunnerV1._build_attention_metadata, ["num_scheduled_tokens", "slot_mappings"]),
         (RunnerV1._model_forward, ["input_ids", "positions", "inputs_embeds"]),
         (RunnerV1.initialize_kv_cache, ["kv_cache_config", "is_profiling"]),
+        (RunnerV1.sync_and_gather_intermediate_tensors, ["num_tokens", "intermediate_tensors"]),
+        (get_pp_indices, ["num_hidden_layers", "pp_rank", "pp_size"]),
         (RunnerV1.sample_tokens, ["grammar_output"]),
         (RunnerV2.get_kv_cache_spec, ["self"]),
         (RunnerV2.initialize_kv_cache, ["kv_cache_config", "is_profiling"]),

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from vllm.model_executor.models.utils import PPMissingLayer
 from vllm.sequence import IntermediateTensors
 
 from tests.families.test_registry import SwappedLayer
 from vllm_flow.engine.decoder import DecoderHook
 from vllm_flow.engine.device_step import DeviceStep, DeviceVariant
 from vllm_flow.engine.families.decoder_parts import Decoder
-from vllm_flow.engine.families.finding import check_call
+from vllm_flow.engine.families.finding import check_call, of_stage, residual_decoder
 
 
 class PlainLayer(nn.Module):
@@ -142,6 +143,65 @@ def test_what_is_added_before_a_layer_loses_the_rows_that_leave() -> None:
     with hook.installed(DROPS_THE_SECOND):
         found = model(torch.zeros(3), torch.zeros(3, 8), added=IntermediateTensors(features))
     assert found[:, 0].tolist() == [2.0, 0.0, 8.0]
+
+
+def test_a_pipeline_stage_gives_all_rows_on_and_takes_its_own_out_again() -> None:
+    """Row 1 leaves in the first of two stages, behind its last layer something is added; row 0 in the second's last."""
+    hidden, positions = torch.zeros(3, 8), torch.tensor([1, 2, 4])
+    first, second = StageOfFour(range(2)), StageOfFour(range(2, 4))
+    hooks = []
+    for stage in (first, second):
+        decoder = of_stage(
+            Decoder(stage, list(stage.layers), stage.norm, "plain", injected="added")
+        )
+        check_call(decoder)
+        assert decoder.own == stage.own and decoder.hands_on == (stage is first)
+        hooks.append(DecoderHook(decoder))
+    with hooks[0].installed(DROPS_THE_SECOND):
+        sent = first(
+            positions,
+            hidden,
+            added=IntermediateTensors({"it": torch.tensor([[10.0], [20.0], [40.0]])}),
+        )
+    assert sent["hidden_states"][:, 0].tolist() == [12.0, 0.0, 48.0]
+    rows = torch.tensor([0, 2])
+    later = {
+        2: DeviceVariant(2, rows, rows),
+        3: DeviceVariant(1, torch.tensor([2]), torch.tensor([1])),
+    }
+    with hooks[1].installed(DeviceStep(variants=later)):
+        found = second(positions, sent["hidden_states"], added=None)
+    assert found[:, 0].tolist() == [0.0, 0.0, 56.0]
+    nobody = DeviceVariant(0, torch.tensor([], dtype=int), torch.tensor([], dtype=int))
+    with hooks[0].installed(DeviceStep(variants={0: nobody})):
+        sent = first(positions, hidden + 1, added=None)
+    assert not sent["hidden_states"].any() and len(sent["hidden_states"]) == 3
+
+
+def test_layers_of_other_stages_say_nothing_of_how_layers_are_called() -> None:
+    stage = StageOfFour(range(1, 3))
+    for layer in (1, 2):
+        stage.layers[layer] = MaskedLayer()
+    decoder = of_stage(residual_decoder(nn.ModuleDict({"model": stage})))
+    assert decoder.call == "residual" and decoder.first_layer == 1 and len(decoder.layers) == 2
+    check_call(decoder)
+
+
+class StageOfFour(nn.Module):
+    def __init__(self, own: range) -> None:
+        super().__init__()
+        layers = [PlainLayer() if layer in own else PPMissingLayer() for layer in range(4)]
+        self.layers, self.own = nn.ModuleList(layers), own
+        self.norm = Norm() if own.stop == 4 else PPMissingLayer()
+
+    def forward(self, positions: Any, hidden: Any, added: Any) -> Any:
+        for layer in self.own:
+            hidden = self.layers[layer](positions, hidden)
+        if added is not None:
+            hidden = hidden + added["it"]
+        if self.own.stop < 4:
+            return IntermediateTensors({"hidden_states": hidden})
+        return self.norm(hidden)
 
 
 class Norm(nn.Module):

@@ -117,8 +117,11 @@ class FlowSettings:
             f"{counted(len(self.groups), 'storage group')} of {counted(self.group_layers, 'layer')}"
         )
         if self.engine.pipeline:
-            stages = " and ".join(map(str, self.engine.pipeline))
-            return f"{found}, of each of the pipeline's stages of {stages} some"
+            stages = ", ".join(map(str, self.engine.pipeline))
+            found = f"{found}, some of each pipeline stage ({stages} layers)"
+            empty = self.engine.decoder.pipeline_padding(self.group_layers)
+            more = f", whose blocks take {empty:.0%} more memory than one group's"
+            return found + more if empty else found
         if self.engine.draft_layers:
             found = f"{found}, the drafter's {self.engine.draft_layers} first"
         if not self.engine.attending:
