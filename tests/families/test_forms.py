@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,10 +182,17 @@ def test_a_pipeline_stage_gives_all_rows_on_and_takes_its_own_out_again() -> Non
 def test_layers_of_other_stages_say_nothing_of_how_layers_are_called() -> None:
     stage = StageOfFour(range(1, 3))
     for layer in (1, 2):
-        stage.layers[layer] = MaskedLayer()
-    decoder = of_stage(residual_decoder(nn.ModuleDict({"model": stage})))
-    assert decoder.call == "residual" and decoder.first_layer == 1 and len(decoder.layers) == 2
+        stage.layers[layer] = ScaledLayer()
+    decoder = of_stage(residual_decoder(SimpleNamespace(model=stage)))
+    assert decoder.call == "scaled" and decoder.own == range(1, 3)
     check_call(decoder)
+
+
+class ScaledLayer(nn.Module):
+    def forward(
+        self, positions: Any, hidden_states: Any, residual: Any, llama_4_scaling: Any
+    ) -> Any:
+        raise NotImplementedError
 
 
 class StageOfFour(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vllm_flow.grouping import FEW_GROUPS, MAX_GROUPS, DecoderLayers
@@ -38,6 +38,7 @@ def test_each_group_has_consecutive_layers_of_every_stage(
 
 
 @given(STAGES)
+@example((3, 2))
 def test_what_is_usable_vllm_keeps_and_a_block_has_room_for(stages: tuple[int, ...]) -> None:
     """vLLM pads to the largest group where that is less than 1.5 times the smallest, and else splits."""
     decoder = DecoderLayers(sum(stages), pipeline=stages)
