@@ -11,7 +11,8 @@ from unittest import mock
 
 import pytest
 import torch
-from vllm import RequestOutput, envs
+from torch import nn
+from vllm import RequestOutput
 from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
@@ -20,9 +21,10 @@ from tests.engine.configs import config_of
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, STOCK, Engine, assert_exact, assert_same
 from tests.engine.tiny_llava import Shape, build
-from tests.engine.two_workers import a_core_each
+from tests.engine.two_workers import a_core_each, cores_of, stages_of
 from vllm_flow.engine import engine_facts, groups, pipeline, states
 from vllm_flow.engine.engine_facts import EngineFacts
+from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.report import REPORT_KEY
 from vllm_flow.engine.settings import FlowSettings
 
@@ -40,20 +42,6 @@ IN_STAGES = (
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(Shape(layers=6), tmp_path_factory.mktemp("models"))
-
-
-def cores_of(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
-    """The two cores in turn, for engines with more workers than these."""
-    bind = "|".join(str(worker % 2) for worker in range(workers))
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", bind)
-    monkeypatch.setattr(envs, "VLLM_CPU_OMP_THREADS_BIND", bind, raising=False)
-
-
-def stages_of(monkeypatch: pytest.MonkeyPatch, partition: str) -> None:
-    """Layers of each stage, for engines that start from here on."""
-    monkeypatch.setenv("VLLM_PP_LAYER_PARTITION", partition)
-    # vLLM keeps what it read when it started the first engine of this process.
-    monkeypatch.setattr(envs, "VLLM_PP_LAYER_PARTITION", partition, raising=False)
 
 
 @pytest.mark.parametrize(
@@ -170,12 +158,20 @@ def test_start_up_tells_what_blocks_leave_empty() -> None:
 def test_a_worker_with_other_layers_than_its_stages_is_refused() -> None:
     stage = SimpleNamespace(rank_in_group=1)
     with mock.patch("vllm.distributed.parallel_state.get_pp_group", lambda: stage):
-        pipeline.check_stage(range(2, 6), (2, 4))
-        pipeline.check_stage(range(6), ())
+        deep = Decoder(nn.Identity(), [nn.Identity()] * 4, None, first_layer=2)
+        pipeline.check_stage(deep, (2, 4))
+        pipeline.check_stage(deep, ())
         with pytest.raises(
             ValueError, match="layers 3 to 5 for those of pipeline stage 1, .* layers 2 to 5: serve"
         ):
-            pipeline.check_stage(range(2, 6), (3, 3))
+            pipeline.check_stage(deep, (3, 3))
+        plain = replace(deep, call="plain")
+        with pytest.raises(
+            ValueError, match="pipeline parallelism of a Identity, .* 'untested_models'] to true"
+        ):
+            pipeline.check_stage(plain, (2, 4))
+        pipeline.check_stage(plain, (2, 4), untested=True)
+        pipeline.check_stage(plain, ())
 
 
 @pytest.mark.parametrize(

@@ -15,3 +15,17 @@ def a_core_each(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)  # for the workers
         # vLLM keeps what it read when it started the first engine of this process.
         monkeypatch.setattr(envs, name, value, raising=False)
+
+
+def cores_of(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """The two cores in turn, for engines with more workers than these."""
+    bind = "|".join(str(worker % 2) for worker in range(workers))
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", bind)
+    monkeypatch.setattr(envs, "VLLM_CPU_OMP_THREADS_BIND", bind, raising=False)
+
+
+def stages_of(monkeypatch: pytest.MonkeyPatch, partition: str) -> None:
+    """Layers of each stage, for engines that start from here on."""
+    monkeypatch.setenv("VLLM_PP_LAYER_PARTITION", partition)
+    # vLLM keeps what it read when it started the first engine of this process.
+    monkeypatch.setattr(envs, "VLLM_PP_LAYER_PARTITION", partition, raising=False)

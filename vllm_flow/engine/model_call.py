@@ -41,7 +41,7 @@ def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> tuple[Decoder
         ValueError: see :func:`vllm_flow.engine.families.decoder_of`.
     """
     decoder = decoder_of(model, vllm_config.model_config, settings.untested_models)
-    pipeline.check_stage(decoder.own, settings.engine.pipeline)
+    pipeline.check_stage(decoder, settings.engine.pipeline, settings.untested_models)
     compiled = None
     # Of a pipeline, steps in which rows leave run eagerly.
     if compiles_in_pieces(vllm_config) and not settings.engine.pipeline:

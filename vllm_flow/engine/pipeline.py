@@ -9,9 +9,16 @@ Seams: vLLM's division of layers into stages (``get_pp_indices``), the modules t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_flow.engine import states
+
+if TYPE_CHECKING:
+    from vllm_flow.engine.families import Decoder
+
+CALLS = ("residual",)
+"""Ways in which layers are called, see :data:`vllm_flow.engine.families.decoder_parts.Call`, that were run on a
+pipeline's stages."""
 
 
 def reason_against(config: Any) -> str | None:
@@ -64,12 +71,13 @@ def stages_of(num_layers: int, parallel_config: Any) -> tuple[int, ...]:
     return tuple(end - start for start, end in edges)
 
 
-def check_stage(layers: range, stages: tuple[int, ...]) -> None:
-    """Refuse a worker whose layers are not those of its stage, by which storage groups were made.
+def check_stage(decoder: Decoder, stages: tuple[int, ...], untested: bool = False) -> None:
+    """Refuse a worker whose layers are not those of its stage, by which storage groups were made, and, unless
+    ``untested``, one whose layers are called in a way that nobody has tried with a pipeline.
 
     Args:
-        layers: that the worker's model has.
         stages: see :func:`stages_of`, as this process reads the environment.
+        untested: the setting ``untested_models``.
 
     Raises:
         ValueError: names the layers, and what to do.
@@ -78,8 +86,15 @@ def check_stage(layers: range, stages: tuple[int, ...]) -> None:
         return
     from vllm.distributed.parallel_state import get_pp_group
 
+    if decoder.call not in CALLS and not untested:
+        raise ValueError(
+            f"vLLM-Flow was not tried with pipeline parallelism of a {type(decoder.model).__name__}, whose layers are "
+            "called in a way of their own: set pipeline_parallel_size=1, or additional_config['vllm_flow']"
+            "['untested_models'] to true to try it."
+        )
+
     stage = get_pp_group().rank_in_group
-    first = sum(stages[:stage])
+    first, layers = sum(stages[:stage]), decoder.own
     if layers != range(first, first + stages[stage]):
         raise ValueError(
             f"vLLM-Flow takes decoder layers {first} to {first + stages[stage] - 1} for those of pipeline stage "
