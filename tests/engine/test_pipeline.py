@@ -167,7 +167,7 @@ def test_a_worker_with_other_layers_than_its_stages_is_refused() -> None:
             pipeline.check_stage(deep, (3, 3))
         plain = replace(deep, call="plain")
         with pytest.raises(
-            ValueError, match="pipeline parallelism of a Identity, .* 'untested_models'] to true"
+            ValueError, match=r"pipeline parallelism of Identity, .*\['untested_models'\] to true"
         ):
             pipeline.check_stage(plain, (2, 4))
         pipeline.check_stage(plain, (2, 4), untested=True)

@@ -88,7 +88,7 @@ def check_stage(decoder: Decoder, stages: tuple[int, ...], untested: bool = Fals
 
     if decoder.call not in CALLS and not untested:
         raise ValueError(
-            f"vLLM-Flow was not tried with pipeline parallelism of a {type(decoder.model).__name__}, whose layers are "
+            f"vLLM-Flow was not tried with pipeline parallelism of {type(decoder.model).__name__}, whose layers are "
             "called in a way of their own: set pipeline_parallel_size=1, or additional_config['vllm_flow']"
             "['untested_models'] to true to try it."
         )
