@@ -16,9 +16,10 @@ from typing import Any
 from vllm_flow.eval.sweep.pictures import background_of
 
 TENSOR_PARALLEL = "tensor_parallel_size"
+PIPELINE_PARALLEL = "pipeline_parallel_size"
 SEQUENCES = "max_num_seqs"
 EXECUTOR = "distributed_executor_backend"
-WHOLE = (TENSOR_PARALLEL, SEQUENCES)
+WHOLE = (TENSOR_PARALLEL, PIPELINE_PARALLEL, SEQUENCES)
 """Whole numbers above 0 that are read here."""
 
 
@@ -56,7 +57,7 @@ def check_engine_args(given: Mapping[str, Any]) -> None:
 
 def workers_of(given: Mapping[str, Any]) -> int:
     """Processes of an engine that need a GPU each, where there are any."""
-    return int(given.get(TENSOR_PARALLEL) or 1)
+    return int(given.get(TENSOR_PARALLEL) or 1) * int(given.get(PIPELINE_PARALLEL) or 1)
 
 
 @cache

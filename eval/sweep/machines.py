@@ -83,8 +83,8 @@ def pool_of(
         if not fit:
             most = max(m.gpus for m in machines)
             raise SweepError(
-                f"tensor_parallel_size {workers}: an engine takes {workers} GPUs of one machine, and none here has "
-                f"more than {most}; take at most {most}."
+                f"tensor_parallel_size times pipeline_parallel_size is {workers}: an engine takes {workers} GPUs of "
+                f"one machine, and none here has more than {most}; take at most {most}."
             )
         count = engines if engines is not None else fit
         if count > fit and not growing:

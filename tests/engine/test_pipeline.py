@@ -17,6 +17,7 @@ from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from tests.engine.cases import LONG, Ask, mixed, one_image
+from tests.engine.compiling import allow_compiling
 from tests.engine.configs import config_of
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, STOCK, Engine, assert_exact, assert_same
@@ -274,6 +275,18 @@ def test_any_stages_are_exact(
     if partition is not None:
         stages_of(monkeypatch, partition)
     assert_pipeline_is_exact(open_engine(LONG, group_layers, **options, **CHUNKED))
+
+
+@pytest.mark.long
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
+def test_stages_that_are_compiled_are_exact(
+    open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the steps in which rows leave, which run eagerly on every stage."""
+    a_core_each(monkeypatch)
+    allow_compiling(monkeypatch, inductor=False)
+    engine = open_engine(LONG, 2, enforce_eager=False, **TWO, **CHUNKED)
+    assert_pipeline_is_exact(engine)
 
 
 @pytest.mark.long

@@ -36,7 +36,6 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"enforce_eager": False, "compilation_config": {"mode": 1}},
             "torch.compile of the whole model, .* leave out the mode",
         ),
-        ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
         (
             {"tensor_parallel_size": 4, "decode_context_parallel_size": 2},
             "decode context parallelism",

@@ -58,6 +58,7 @@ def test_what_vllm_takes(given: dict[str, Any]) -> None:
         ({"max_num_seqs": 0}, "'max_num_seqs' is 0"),
         ({"max_num_seqs": True}, "'max_num_seqs' is True"),
         ({"tensor_parallel_size": 1.5}, "'tensor_parallel_size' is 1.5"),
+        ({"pipeline_parallel_size": 0}, "'pipeline_parallel_size' is 0"),
         ({"distributed_executor_backend": "ray"}, "leave it out"),
     ],
 )
@@ -105,6 +106,11 @@ def test_without_vllms_source_names_are_the_engines_matter(monkeypatch: pytest.M
         ({"tensor_parallel_size": None}, 1, {}),
         ({"tensor_parallel_size": 1}, 1, {}),
         ({"tensor_parallel_size": 4}, 4, {"distributed_executor_backend": "mp"}),
+        (
+            {"tensor_parallel_size": 2, "pipeline_parallel_size": 3},
+            6,
+            {"distributed_executor_backend": "mp"},
+        ),
     ],
 )
 def test_workers_are_processes_of_the_engines_machine(

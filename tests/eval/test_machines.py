@@ -66,7 +66,7 @@ def test_an_engine_has_its_gpus_on_one_machine(
     elif not fit:
         for growing in (False, True):
             with pytest.raises(
-                SweepError, match=f"tensor_parallel_size {workers}: .* more than {max(gpus)};"
+                SweepError, match=f"pipeline_parallel_size is {workers}: .* more than {max(gpus)};"
             ):
                 pool_of(there, engines, growing, workers)
     elif engines is not None and engines > fit:

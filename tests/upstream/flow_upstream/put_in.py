@@ -140,7 +140,7 @@ class _BareScheduler:
                 hf_text_config=SimpleNamespace(),
                 model_arch_config=[SimpleNamespace(head_size=1, total_num_kv_heads=1)] * LAYERS,
             ),
-            parallel_config=SimpleNamespace(tensor_parallel_size=1),
+            parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1),
             scheduler_config=SchedulerConfig.default_factory(),
             cache_config=self.cache_config,
             kv_transfer_config=None,
