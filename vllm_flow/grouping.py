@@ -167,8 +167,7 @@ class DecoderLayers:
     def _default_of_pipeline(self) -> int:
         """As many groups up to ``MAX_GROUPS`` as leave nothing empty, where these are ``FEW_GROUPS`` or more.
 
-        Else those that leave least empty; where that is more than ``MAX_PADDING``, stages of numbers with a common
-        divisor would leave less.
+        Else those that leave least empty, of so many; stages of numbers with a common divisor would leave less.
         """
         stages = PipelineStages(self.pipeline)
         groups = {n: len(self.groups(n)) for n in self.group_sizes()}

@@ -172,10 +172,10 @@ class StepPlan:
         None where nothing is: no stage begins before their end.
         """
         ours = tuple(v for v in self.variants if layers.start <= v.first_layer < layers.stop)
-        if layers.start:  # before layer 0 all rows are there
+        if layers.start:
             first = self.variant_at(layers.start)
             later = tuple(v for v in ours if v is not first)
             ours = later if first is None else (first.taken_up(layers.start), *later)
-        if len(ours) == len(self.variants):
-            return replace(self, variants=ours) if layers.start else self
+        elif len(ours) == len(self.variants):
+            return self  # before layer 0 nobody has run anything
         return replace(self, variants=ours) if ours else None

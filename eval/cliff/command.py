@@ -164,7 +164,7 @@ def _add_results(out: Any) -> None:
     out.add_argument(
         "--no-attention",
         action="store_true",
-        help="leave out what attention alone would say (left out under tensor parallelism)",
+        help="leave out what attention alone would say (left out under tensor or pipeline parallelism)",
     )
 
 
@@ -239,7 +239,9 @@ def check_read(args: argparse.Namespace) -> None:
         refuse_unread(args, ("mass_share",), "with --no-attention")
     elif workers_of(args.engine_args) > 1:
         refuse_unread(
-            args, ("mass_share",), "under tensor or pipeline parallelism, where attention is left out"
+            args,
+            ("mass_share",),
+            "under tensor or pipeline parallelism, where attention is left out",
         )
     elif args.stages is not None or args.cliff is not None:
         refuse_unread(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from vllm import RequestOutput
+from vllm.config import ModelConfig
 from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
@@ -186,6 +187,7 @@ def test_a_worker_with_other_layers_than_its_stages_is_refused() -> None:
             "set pipeline_parallel_size=1.",
         ),
         ("model_config", "is_mm_prefix_lm", True, "beside pictures whose tokens see one another, "),
+        (ModelConfig, "use_mla", True, "beside latent attention, "),
         (engine_facts, "keys_differ", lambda *_: True, "beside layers whose keys differ in size, "),
         (states, "attending", lambda _: (1, 3), "beside layers without keys of their own, "),
     ],

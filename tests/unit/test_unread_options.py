@@ -71,7 +71,7 @@ CLIFF = "cliff --model m --data {0} --out {0}/c.json"
         ),
         (
             f'{CLIFF} --mass-share 5% --engine-args {{{{"tensor_parallel_size":2}}}}',
-            "--mass-share has no effect under tensor parallelism",
+            "--mass-share has no effect under tensor or pipeline parallelism",
         ),
         (
             f'{CLIFF} --max-model-len 9 --engine-args {{{{"max_model_len":8}}}}',

@@ -44,6 +44,7 @@ def reason_against(config: Any) -> str | None:
             "leave out distributed_executor_backend",
             parallel.distributed_executor_backend == "external_launcher",
         ),
+        ("latent attention", "", bool(model.use_mla)),
         ("layers without keys of their own", "", bool(states.attending(model))),
         ("layers whose keys differ in size", "", keys_differ),
         ("pictures whose tokens see one another", "", bool(model.is_mm_prefix_lm)),
