@@ -188,7 +188,7 @@ def test_layers_of_any_kind_run_up_to_their_attention(
 ) -> None:
     """As where how a layer makes its keys is not known: the MLP has the same rows, and answers are exact."""
     engine = open_engine(GQA, 2)
-    writers = runner_of(engine).flow_state.hook._key_writers
+    writers = runner_of(engine).flow_state.hook._key_writers.values()
     ask, called = one_image(34, 2), list[int]()
     for writer in writers:
         monkeypatch.setattr(writer, "_apart", False)

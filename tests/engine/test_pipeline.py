@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from torch import nn
 from vllm import RequestOutput
 from vllm.config import ModelConfig
-from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
+from vllm.v1.engine.core import get_kv_cache_configs
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from tests.engine.cases import LONG, Ask, mixed, one_image
@@ -46,6 +48,16 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(Shape(layers=6), tmp_path_factory.mktemp("models"))
 
 
+def cache_configs(config: Any, specs: list[dict[str, Any]], memory: int) -> list[Any]:
+    """What vLLM makes of the workers' layers, each with so many bytes for keys."""
+    given: list[Any] = [config, specs, [memory] * len(specs)]
+    if "global_kv_cache_groups" in inspect.signature(get_kv_cache_configs).parameters:
+        planning = importlib.import_module("vllm.v1.core.kv_cache_planning")  # from 0.33 on
+        every = {name: spec for of_worker in specs for name, spec in of_worker.items()}
+        given.append(planning.get_kv_cache_groups(config, every))
+    return get_kv_cache_configs(*given)
+
+
 @pytest.mark.parametrize(
     ("partition", "group_layers", "own"),
     [
@@ -74,7 +86,7 @@ def test_vllm_gives_each_worker_a_share_of_every_group(
     names = [[f"layers.{n}.attn" for part in parts for n in part] for parts in own]
     specs = [groups.group_specs(dict.fromkeys(of_worker, one), settings) for of_worker in names]
     pages = 6000
-    found = get_kv_cache_configs(config, specs, [pages * one.page_size_bytes] * 2)
+    found = cache_configs(config, specs, pages * one.page_size_bytes)
     for of_worker, parts in zip(found, own, strict=True):
         assert [group.layer_names for group in of_worker.kv_cache_groups] == [
             [f"layers.{n}.attn" for n in part] for part in parts

@@ -47,6 +47,7 @@ FAMILIES = (
 """A few families, one with latent attention among them; states of linear attention, and their cached prefixes."""
 V1_ALONE = (
     "tests/families/test_forms.py",
+    "tests/engine/test_pipeline.py",
     "tests/families/test_latent.py",
     "tests/families/test_drafted_convolutions.py",
     "tests/families/test_drafted_states.py",
