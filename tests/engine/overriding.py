@@ -24,6 +24,7 @@ from vllm.model_executor.models.llava_next import LlavaNextForConditionalGenerat
 from vllm.v1.worker.block_table import MultiGroupBlockTable
 from vllm.v1.worker.cpu.model_runner import CPUModelRunner as CpuRunnerV2
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner as CpuRunnerV1
+from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
 from vllm.v1.worker.gpu.model_states import default
 from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
@@ -36,7 +37,7 @@ from vllm_flow.engine.cpu_groups import StackedTables
 from vllm_flow.engine.model_call import FlowModel, FlowScoringModel
 from vllm_flow.engine.prompt_scores import FlowPromptLogprobs
 from vllm_flow.engine.runner_v1 import FlowRunnerV1
-from vllm_flow.engine.runner_v2 import FlowModelState, FlowRunnerV2
+from vllm_flow.engine.runner_v2 import FlowGraphManager, FlowModelState, FlowRunnerV2
 
 MIXED_BEFORE: dict[type, tuple[type, ...]] = {
     FlowRunnerV1: (RunnerV1, CpuRunnerV1),
@@ -47,6 +48,7 @@ MIXED_BEFORE: dict[type, tuple[type, ...]] = {
     FlowPromptLogprobs: (PromptLogprobsWorker,),
     StackedTables: (MultiGroupBlockTable,),
     FlowConnector: (SupportsHMA,),
+    FlowGraphManager: (CudaGraphManager,),
 }
 
 WITHOUT_SUPER: dict[str, set[str]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,11 @@ from vllm.config.compilation import CompilationMode, CUDAGraphMode
 
 from tests.engine.configs import config_of
 from tests.engine.tiny_llava import Shape, build
+from vllm_flow.engine import refusals
 from vllm_flow.engine.support import check_supported
+
+
+NGRAM = SimpleNamespace(method="ngram", enable_adaptive_verification=False)
 
 
 @pytest.fixture(scope="module")
@@ -93,17 +98,43 @@ def test_a_front_end_that_reads_no_policies_is_refused(
         check_supported(cuda_config, version)
 
 
-def test_experts_are_not_shared_between_engines(
-    cuda_config: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("part", "changes", "remedy"),
+    [
+        ("parallel_config", {"all2all_backend": "deepep_low_latency"}, "leave out all2all_backend"),
+        (
+            "parallel_config",
+            {"tensor_parallel_size": 2, "enable_expert_parallel": True},
+            "tensor_parallel_size=1, or leave out enable_expert_parallel",
+        ),
+        ("lora_config", object(), "LoRA beside data parallelism .* set data_parallel_size=1"),
+        ("speculative_config", NGRAM, "decoding beside data parallelism .* leave out spec"),
+    ],
+    ids=["kernels", "spread rows", "adapters", "drafts"],
+)
+def test_what_engines_that_share_experts_cannot_have(
+    cuda_config: Any, monkeypatch: pytest.MonkeyPatch, part: str, changes: Any, remedy: str
 ) -> None:
-    """Rows that leave are missing where another engine's experts wait for them."""
-    cuda_config.parallel_config.data_parallel_size = 2
-    check_supported(cuda_config, version)
+    parallel = cuda_config.parallel_config
+    parallel.data_parallel_size = 2
     monkeypatch.setattr(type(cuda_config.model_config), "is_moe", True)
-    with pytest.raises(ValueError, match="a model with experts, .* set data_parallel_size=1"):
-        check_supported(cuda_config, version)
-    cuda_config.parallel_config.data_parallel_size = 1
     check_supported(cuda_config, version)
+    if isinstance(changes, dict):
+        vars(parallel).update(changes)
+    else:
+        monkeypatch.setitem(vars(cuda_config), part, changes)
+    refused = [sentence for sentence, applies in refusals.REFUSALS if applies(cuda_config)]
+    assert len(refused) == 1 and re.search(remedy, refused[0])
+    with pytest.raises(ValueError, match=remedy):
+        check_supported(cuda_config, version)
+    parallel.data_parallel_size = 1
+    assert not any(applies(cuda_config) for _, applies in refusals.REFUSALS)
+
+
+def test_engines_do_not_come_and_go(cuda_config: Any) -> None:
+    cuda_config.parallel_config.enable_elastic_ep = True
+    with pytest.raises(ValueError, match="leave out enable_elastic_ep"):
+        check_supported(cuda_config, version)
 
 
 def test_routed_experts_are_not_returned(cuda_config: Any) -> None:

@@ -29,6 +29,7 @@ from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.last_layer import KeyWriter
 from vllm_flow.engine.ranking import Ranker
 from vllm_flow.engine.replacing import replaced
+from vllm_flow.engine.shared_experts import SharedExperts
 
 
 class DecoderHook:
@@ -43,6 +44,7 @@ class DecoderHook:
         decoder: its parts.
         compiled: where vLLM compiles the decoder in pieces, through which rows may leave, too.
         eager_operators: entered for each eager call; see ``eager_ops.py``.
+        shared_experts: where other engines compute experts for this one.
     """
 
     def __init__(
@@ -50,11 +52,13 @@ class DecoderHook:
         decoder: Decoder,
         compiled: CompiledDecoder | None = None,
         eager_operators: Callable[[], AbstractContextManager[None]] = nullcontext,
+        shared_experts: SharedExperts | None = None,
     ) -> None:
         self.decoder = decoder
         self.ranker: Ranker | None = None
         """Set once there is a KV cache to read."""
         self._compiled, self._eager_operators = compiled, eager_operators
+        self._shared_experts = shared_experts
         self._armed: DeviceStep | None = None
         self._pass: EagerPass | None = None
         self._survivors: torch.Tensor | None = None
@@ -92,6 +96,8 @@ class DecoderHook:
             embeddings_TH: what it is called with, if with embeddings; rows of kept tokens may be written to.
         """
         step, self._armed = self._armed, None
+        if self._shared_experts is not None:
+            self._shared_experts.agree(step)
         if step is None:
             yield
             return
@@ -121,7 +127,12 @@ class DecoderHook:
     def installed(self, step: DeviceStep) -> Iterator[EagerPass]:
         """Run the layers on the rows that are alive, for as long as the context lasts."""
         parts = PassParts(
-            self._form, self._key_writers, self._adapters, self.ranker, self.decoder.first_layer
+            self._form,
+            self._key_writers,
+            self._adapters,
+            self.ranker,
+            self.decoder.first_layer,
+            self._shared_experts is not None,
         )
         self._pass = EagerPass(step, parts)
         try:

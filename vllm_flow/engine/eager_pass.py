@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vllm_flow.engine.calls import CallForm, at_their_rows, lengthened
+from vllm_flow.engine.shared_experts import nobodys_row
 
 if TYPE_CHECKING:
     from vllm_flow.engine.adapters import AdapterRows
@@ -37,6 +38,8 @@ class PassParts:
     """None before there is a KV cache to read."""
     first_layer: int = 0
     """The first that this worker runs; it is given all rows of the step."""
+    waited_for: bool = False
+    """Whether other engines wait for every layer of this one; see ``shared_experts.py``."""
 
 
 class EagerPass:
@@ -130,11 +133,30 @@ class EagerPass:
             self._store_last(index, variant, forward, *inputs, **others)
             hidden_RH, residual_RH = self._leave(variant, *inputs)
         if self._none_alive:
+            if self._parts.waited_for:
+                self._keep_up(forward, positions, hidden_RH, residual_RH, **others)
             return hidden_RH, hidden_RH if residual_RH is None else residual_RH
         if self._positions is not None:
             positions = self._positions
         with self._watching(index):
             return forward(positions, hidden_RH, residual_RH, **others)
+
+    def _keep_up(
+        self,
+        forward: Callable[..., Any],
+        positions: Any,
+        hidden_RH: torch.Tensor,
+        residual_RH: torch.Tensor | None,
+        **others: Any,
+    ) -> None:
+        """Run a layer without rows on one that is nobody's."""
+        hidden, residual = (
+            None if tensor is None else tensor.new_zeros(1, *tensor.shape[1:])
+            for tensor in (hidden_RH, residual_RH)
+        )
+        first = torch.zeros(1, dtype=torch.long, device=hidden_RH.device)
+        with nobodys_row():
+            forward(self._parts.form.select(positions, first), hidden, residual, **others)
 
     def _begin(self, hidden_TH: torch.Tensor) -> None:
         self._num_rows = len(hidden_TH)

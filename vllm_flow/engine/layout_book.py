@@ -48,6 +48,11 @@ class LayoutBook:
             self.layouts[request_id] = layout
         return layout
 
+    def may_lose_rows(self, request_id: str, computed: int) -> bool:
+        """Whether tokens of a request behind the ``computed`` first ones are a picture's that leaves."""
+        layout = self.layouts.get(request_id)
+        return layout is not None and computed < layout.spans.end
+
     def remove(self, request_id: str) -> None:
         self.layouts.pop(request_id, None)
         self.mutual.pop(request_id, None)

@@ -15,7 +15,9 @@ from vllm_flow.engine.decoder import DecoderHook
 from vllm_flow.engine.eager_ops import eager_operators
 from vllm_flow.engine.families import decoder_of
 from vllm_flow.engine.pieces import compiles_in_pieces
+from vllm_flow.engine.refusals import shares_experts
 from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.engine.shared_experts import SharedExperts
 from vllm_flow.engine.tower_scores import ScoringModel, Tower
 from vllm_flow.engine.tower_views import tower_of
 
@@ -46,7 +48,9 @@ def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> tuple[Decoder
     # Of a pipeline, steps in which rows leave run eagerly.
     if compiles_in_pieces(vllm_config) and not settings.engine.pipeline:
         compiled = CompiledDecoder(decoder.layers, vllm_config.compilation_config)
-    hook = DecoderHook(decoder, compiled, eager_operators(decoder.model, vllm_config))
+    experts = SharedExperts(decoder.layers) if shares_experts(vllm_config) else None
+    operators = eager_operators(decoder.model, vllm_config)
+    hook = DecoderHook(decoder, compiled, operators, experts)
     tower = tower_of(model, vllm_config)
     if tower.readable:
         adoption.adopt(model, FlowScoringModel)

@@ -24,6 +24,7 @@ from vllm.utils.torch_utils import weak_ref_tensor
 from vllm_flow.engine import states
 from vllm_flow.engine.aux_hidden_states import reads_between_layers
 from vllm_flow.engine.piece_shapes import Call, RowShapes, learn, outputs_of
+from vllm_flow.engine.refusals import shares_experts
 from vllm_flow.engine.setting_values import CONFIG_KEY
 
 PASS = "flow_compiled_pass"
@@ -144,11 +145,13 @@ class Piece:
 
 def compiles_in_pieces(vllm_config: Any) -> bool:
     """Whether vLLM cuts the decoder, and its pieces may be called with fewer rows: adapters know a step's rows,
-    what linear attention leaves outside of its operators was not looked at, nor layers without attention, and of
-    what EAGLE-3 reads each part comes out of the piece in which rows were fewer or not."""
+    what linear attention leaves outside of its operators was not looked at, nor layers without attention, of
+    what EAGLE-3 reads each part comes out of the piece in which rows were fewer or not, and a piece without rows
+    keeps no other engine company."""
     return (
         vllm_config.compilation_config.mode.name == "VLLM_COMPILE"
         and vllm_config.lora_config is None
+        and not shares_experts(vllm_config)
         and not states.attending(vllm_config.model_config)
         and not reads_between_layers(vllm_config)
     )

@@ -47,9 +47,13 @@ def _prefetches(offload: Any) -> bool:
     return wanted and offload.offload_backend != "uva"
 
 
-def _experts_in_step(config: Any) -> bool:
-    """Whether engines compute experts for one another, by the numbers of rows that they had agreed on."""
+def shares_experts(config: Any) -> bool:
+    """Whether engines compute experts for one another; see ``shared_experts.py``."""
     return bool(config.model_config.is_moe) and config.parallel_config.data_parallel_size > 1
+
+
+def _sharing(wrong: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda config: shares_experts(config) and wrong(config)
 
 
 def _other_front_end(_: Any) -> bool:
@@ -103,9 +107,30 @@ REFUSALS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
         _more_than_one("prefill_context_parallel_size"),
     ),
     (
-        "data parallelism of a model with experts, whose engines exchange the rows of every layer in step: set "
+        "data parallelism of a model with experts by other kernels than those that gather rows by their number: "
+        'leave out all2all_backend, or set it to "allgather_reducescatter".',
+        _sharing(
+            lambda config: config.parallel_config.all2all_backend != "allgather_reducescatter"
+        ),
+    ),
+    (
+        "data and tensor parallelism of a model with experts whose workers share rows out among themselves: set "
+        "tensor_parallel_size=1, or leave out enable_expert_parallel.",
+        _sharing(lambda config: config.parallel_config.use_sequence_parallel_moe),
+    ),
+    (
+        "elastic expert parallelism, whose engines come and go: leave out enable_elastic_ep.",
+        lambda config: bool(config.parallel_config.enable_elastic_ep),
+    ),
+    (
+        "LoRA beside data parallelism of a model with experts: leave out enable_lora, or set "
         "data_parallel_size=1.",
-        _experts_in_step,
+        _sharing(lambda config: config.lora_config is not None),
+    ),
+    (
+        "speculative decoding beside data parallelism of a model with experts: leave out speculative_config, or "
+        "set data_parallel_size=1.",
+        _sharing(lambda config: config.speculative_config is not None),
     ),
     (
         "routed experts in responses, which are kept by rows of a whole step: leave out "

@@ -22,6 +22,8 @@ class FlowRunner:
     """Before the runner's own class; `runner_v1` and `runner_v2` add what differs."""
 
     flow_state: WorkerState
+    flow_without_graph = False
+    """Whether the step that is being prepared may not run as a graph, in any of the engines that share experts."""
     flow_scratch: Sequence[int] = ()
     """See :func:`vllm_flow.engine.group_memory.scratch_of`; nothing where no graphs were profiled."""
     flow_variants_scratch: int = 0
@@ -59,6 +61,7 @@ class FlowRunner:
 
     def _dummy_run(self, *args: Any, is_profile: bool = False, **kwargs: Any) -> Any:
         """Memory is profiled with the pass that takes more, compiled or eager."""
+        self.flow_without_graph = False
         if is_profile and self._flow_eager_pass_counts():
             self.flow_state.hook.arm(_EAGER_PASS)
             super()._dummy_run(*args, is_profile=True, **kwargs)  # type: ignore[misc]

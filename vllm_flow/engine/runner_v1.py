@@ -1,8 +1,9 @@
 """Adapter for Model Runner V1 (CPU's, and CUDA's with ``VLLM_USE_V2_MODEL_RUNNER=0``).
 
-Seams, beside those of `runner`: ``initialize_kv_cache``, ``_update_states``, ``_get_slot_mappings``,
-``_build_attention_metadata`` and ``_get_prompt_logprobs_dict`` of ``vllm/v1/worker/gpu_model_runner.py``. Gathers the
-step's inputs and arms the decoder hook; takes no decision.
+Seams, beside those of `runner`: ``initialize_kv_cache``, ``_update_states``,
+``_determine_batch_execution_and_padding``, ``_get_slot_mappings``, ``_build_attention_metadata`` and
+``_get_prompt_logprobs_dict`` of ``vllm/v1/worker/gpu_model_runner.py``. Gathers the step's inputs and arms the
+decoder hook; takes no decision.
 """
 
 from __future__ import annotations
@@ -46,8 +47,15 @@ class FlowRunnerV1(FlowRunner):
             self.flow_state.add(request)
         encoder_cache.restore(self.requests, scheduler_output)
         self._cut_block_tables(self.flow_state.move(scheduler_output))
+        self.flow_without_graph = self.flow_state.without_graph(scheduler_output)
         with accepted_counts.counts_by_former_rows(self):
             return super()._update_states(scheduler_output)
+
+    def _determine_batch_execution_and_padding(
+        self, *args: Any, force_eager: bool = False, **kwargs: Any
+    ) -> Any:
+        eager = force_eager or self.flow_without_graph
+        return super()._determine_batch_execution_and_padding(*args, force_eager=eager, **kwargs)
 
     def _cut_block_tables(self, rewrites: Rewrites) -> None:
         """Leave the blocks that stay; vLLM appends the new ones."""

@@ -1,7 +1,8 @@
 """Adapter for Model Runner V2 (CUDA's default).
 
-Seams, beside those of `runner`: the runner's ``initialize_kv_cache``, ``capture_model`` and ``update_requests``, and
-its ``ModelState`` (``vllm/v1/worker/gpu/model_states/interface.py``): ``add_request``, ``remove_request``,
+Seams, beside those of `runner`: the runner's ``initialize_kv_cache``, ``capture_model`` and ``update_requests``, the
+``dispatch`` of its ``cudagraph_manager``, and its ``ModelState``
+(``vllm/v1/worker/gpu/model_states/interface.py``): ``add_request``, ``remove_request``,
 ``get_additional_cg_support`` and ``prepare_attn``, which a drafter calls, too. Gathers the step's inputs and arms the
 decoder hook, or, for a step that was captured in a CUDA graph, refreshes what the graph reads; takes no decision.
 """
@@ -9,6 +10,7 @@ decoder hook, or, for a step that was captured in a CUDA graph, refreshes what t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -157,6 +159,19 @@ def _shares(input_batch: Any) -> StepShares:
     )
 
 
+class FlowGraphManager:
+    """What evicting adds to vLLM's choice of a graph for a step."""
+
+    flow_runner: FlowRunner
+
+    def dispatch(self, num_reqs: int, num_tokens: int, *args: Any, **kwargs: Any) -> Any:
+        if not self.flow_runner.flow_without_graph:
+            return super().dispatch(num_reqs, num_tokens, *args, **kwargs)  # type: ignore[misc]
+        # No graph is captured for a step of no tokens.
+        found = super().dispatch(num_reqs, 0, *args, **kwargs)  # type: ignore[misc]
+        return replace(found, num_tokens=num_tokens)
+
+
 class FlowRunnerV2(FlowRunner):
     """Mixed in before the runner's own class by :mod:`vllm_flow.engine.worker`."""
 
@@ -182,6 +197,8 @@ class FlowRunnerV2(FlowRunner):
         # Made for the tables of profiling, which would stay with them.
         self.model_state.flow_buffers = None
         super().initialize_kv_cache(*args, **kwargs)
+        if self.flow_state.shares_experts:
+            adoption.adopt(self.cudagraph_manager, FlowGraphManager, flow_runner=self)
 
     def capture_model(self, *args: Any, **kwargs: Any) -> int:
         taken: int = super().capture_model(*args, **kwargs)
@@ -195,4 +212,5 @@ class FlowRunnerV2(FlowRunner):
             for group, rewrite in of_request.items():
                 # The blocks that stay; vLLM appends the new ones.
                 self.block_tables.num_blocks.np[group, row] = rewrite.kept
+        self.flow_without_graph = self.flow_state.without_graph(scheduler_output)
         super().update_requests(scheduler_output)

@@ -27,6 +27,7 @@ from vllm_flow.engine.layout_book import LayoutBook
 from vllm_flow.engine.metadata import StepBuilder
 from vllm_flow.engine.moving import RowMover
 from vllm_flow.engine.ranking import Ranker
+from vllm_flow.engine.refusals import shares_experts
 from vllm_flow.engine.requests import logged_request
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.step_inputs import StepInputs
@@ -57,6 +58,7 @@ class WorkerState:
 
     def __init__(self, settings: FlowSettings, vllm_config: Any) -> None:
         self.settings = settings
+        self.shares_experts = shares_experts(vllm_config)
         self.book = LayoutBook(settings.num_layers, mutual_attention.reader(vllm_config))
         self.tap: AttentionTap | None = None
         """Only where the operator configured an attention log."""
@@ -141,6 +143,15 @@ class WorkerState:
             assert self.ranker is not None
             self.mover.move(rewrites, self.book.layouts, self.ranker.late_scores)
         return rewrites
+
+    def without_graph(self, output: SchedulerOutput) -> bool:
+        """Whether no engine may run this step as a graph, whose experts take one number of rows in all layers."""
+        if not self.shares_experts:
+            return False
+        cached = output.scheduled_cached_reqs
+        computed = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        computed |= {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
+        return any(self.book.may_lose_rows(*of_request) for of_request in computed.items())
 
     @property
     def plans(self) -> bool:
