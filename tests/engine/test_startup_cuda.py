@@ -17,7 +17,6 @@ from tests.engine.tiny_llava import Shape, build
 from vllm_flow.engine import refusals
 from vllm_flow.engine.support import check_supported
 
-
 NGRAM = SimpleNamespace(method="ngram", enable_adaptive_verification=False)
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from vllm.config.compilation import CUDAGraphMode
 from vllm.distributed.parallel_state import get_dp_group
 from vllm.forward_context import DPMetadata, get_forward_context
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.v1.worker.dp_utils import should_skip_dp_coordination
 
 from vllm_flow.engine.device_step import DeviceStep
@@ -73,8 +74,6 @@ class SharedExperts:
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
-        from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
-
         self._layers = [
             index
             for index, layer in enumerate(layers)
@@ -86,7 +85,8 @@ class SharedExperts:
         """Put every layer's numbers into the forward context, if rows leave in any engine.
 
         All engines call this for the same calls of the model. In steps that are captured or replayed as graphs no row
-        leaves in any of them: one that loses rows asks for a step without (:meth:`.FlowRunner.flow_loses_rows`).
+        leaves in any of them: an engine that may lose rows asks for a step without
+        (:meth:`.WorkerState.without_graph`).
         """
         context = get_forward_context()
         told = context.dp_metadata
