@@ -92,9 +92,11 @@ def resampled(
         return {}
     arms = [[pair[side]] for side in (0, 1) for pair in pairs]
     names, counts = counts_by_unit(task, arms, units)
+    baseline, treatment = np.split(counts, 2)
     return compare(
         names,
-        *np.split(counts, 2),
+        baseline,
+        treatment,
         task.metrics,
         resamples=options.resamples,
         swaps=swaps,

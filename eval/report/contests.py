@@ -172,9 +172,11 @@ def _compare(
             scores = (result.scores[policy] for policy in point.policies)
             arm.append([{item: own[item] for item in shared} for own in scores])
     names, counts = counts_by_unit(task, [*arms[0], *arms[1]], units)
+    baseline, treatment = np.split(counts, 2)
     found = compare(
         names,
-        *np.split(counts, 2),
+        baseline,
+        treatment,
         task.metrics,
         resamples=options.resamples,
         swaps=options.swaps,
