@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from vllm.utils.network_utils import get_open_port
 
-from tests.engine import v2_cpu
 from tests.longer import some
 
 MODULE = "tests.families.sharing_experts"
@@ -49,4 +48,5 @@ def test_two_engines_that_share_experts_are_exact(name: str, tmp_path: Path) -> 
     for count in counts:
         assert count is not None
         assert int(count[1]) > 0, "no rows left"
-        assert v2_cpu.wanted() or int(count[2]) > 0, "no step was of image tokens alone"
+        # Of Kimi-VL's picture no chunk is without text.
+        assert name == "kimi_vl" or int(count[2]) > 0, "no step was of image tokens alone"
