@@ -70,22 +70,28 @@ def admit(
         return policy
     if policy.only_withdraws and bound.only_withdraws:
         # No picture has a say in this: of any size, one has more tokens than none.
-        check_bound(policy, bound, [1] * len(policy.images), num_layers)
+        check_bound(policy, bound, [1] * len(policy.images), num_layers, given)
     return policy
 
 
 def check_bound(
-    policy: FlowPolicy, bound: FlowPolicy, image_tokens: Sequence[int], num_layers: int
+    policy: FlowPolicy,
+    bound: FlowPolicy,
+    image_tokens: Sequence[int],
+    num_layers: int,
+    given: Mapping[str, Any] | None = None,
 ) -> None:
     """Refuse a policy that evicts more than the operator allows.
 
     Args:
         image_tokens: tokens of each image, in the order of the prompt.
+        given: the keys in which the policy was written, one of which is named; where it is not told, or
+            none of them is a policy's (a task was named), those that say the same.
 
     Raises:
         PolicyError: names the layer and what may be evicted there.
     """
-    keys = request_keys(policy)
+    keys = given if given and any(key in given for key in FORMS) else request_keys(policy)
     late = bound.when == "decode" and policy.when == "prefill"
     if late and first_layer_beyond(policy.within(num_layers), NOTHING, image_tokens) is not None:
         raise PolicyError(
@@ -99,11 +105,12 @@ def check_bound(
     key = next(key for key in FORMS if key in keys)
     if bound.only_withdraws:
         cliff = bound.images[0][0].layer
+        if key == CLIFF_KEY:
+            remedy = f"it must be an integer from {cliff} to {num_layers}."
+        else:
+            remedy = f"this begins at layer {layer}; send stages that begin at {cliff} or deeper."
         raise PolicyError(
-            key,
-            keys[key],
-            f"the operator of this server allows layers from {cliff} on; it must be an "
-            f"integer from {cliff} to {num_layers}.",
+            key, keys[key], f"the operator of this server allows layers from {cliff} on; {remedy}"
         )
     raise PolicyError(
         key,

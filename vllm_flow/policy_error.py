@@ -12,10 +12,15 @@ class PolicyError(ValueError):
     """A request's ``flow_*`` keys cannot be honoured; the message names key, value and remedy."""
 
     def __init__(self, key: str, value: Any, reason: str) -> None:
-        # A client's key may be of any length, or hold what no answer can: half a character, a line's end.
-        self.key = key if len(key) <= 80 and key.isprintable() else shown(key)
+        self.key = short(key)
         self.value = value
         super().__init__(f"{self.key}={shown(value)}: {reason}")
+
+
+def short(name: str) -> str:
+    """A name that a client chose, which may be of any length, or hold what no answer can: half a character, a
+    line's end."""
+    return name if len(name) <= 80 and name.isprintable() else shown(name)
 
 
 def shown(value: Any) -> str:

@@ -212,7 +212,13 @@ def _check_order(key: str, value: Any, stages: Sequence[Stage]) -> None:
             )
         # A number and a share can be compared only when the image's size is known.
         alike = isinstance(after.keep, int) == isinstance(before.keep, int)
-        if before.keep == 0 or (alike and after.keep > before.keep):
+        if before.keep == 0:
+            raise PolicyError(
+                key,
+                value,
+                f"{str(before)!r} leaves nothing for {str(after)!r}; leave {str(after)!r} out.",
+            )
+        if alike and after.keep > before.keep:
             raise PolicyError(
                 key,
                 value,

@@ -19,7 +19,7 @@ from tests.server.conftest import LAYERS
 from tests.server.requests import CHAT, COMPLETIONS
 from vllm_flow.engine import http
 from vllm_flow.engine.engine_facts import EngineFacts
-from vllm_flow.engine.http import PLACES, check_body, check_once
+from vllm_flow.engine.http import PLACES, check_address, check_body, check_once
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import CLIFF_KEY, REQUEST_KEYS
@@ -157,6 +157,33 @@ def test_the_sentence_says_where_a_key_belongs(body: dict[str, Any], place: Any,
         with pytest.raises(PolicyError, match=r"^(?i:flow[_-])") as refused:
             check_body(body, known, place)
         assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        ({CLIFF_KEY: 1}, "in the body itself"),
+        ({"metadata": {CLIFF_KEY: "1"}}, "in metadata"),
+        ({"extra_body": {"vllm_xargs": {CLIFF_KEY: 1}}}, "in extra_body.vllm_xargs"),
+        ({"messages": [{}, {"content": [{CLIFF_KEY: 1}]}]}, "in messages[1].content[0]"),
+        ({"a\nb": {CLIFF_KEY: 1}}, r"in 'a\nb'"),
+    ],
+    ids=json.dumps,
+)
+def test_the_sentence_says_where_a_key_stood(body: dict[str, Any], where: str) -> None:
+    with pytest.raises(PolicyError) as refused:
+        check_body(body, SETTINGS)
+    assert str(refused.value).endswith(
+        f'belongs into the object "vllm_xargs", and would be ignored {where}.'
+    )
+    with pytest.raises(PolicyError, match="would be ignored behind the address"):
+        check_address({CLIFF_KEY: "1"}, ("vllm_xargs",))
+    deep: Any = {CLIFF_KEY: 1}
+    for level in range(3000):
+        deep = {"a": deep} if level % 2 else [deep]
+    with pytest.raises(PolicyError) as refused:
+        check_body({"b": deep}, SETTINGS)
+    assert len(str(refused.value)) < 300
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-32-be"])

@@ -66,6 +66,18 @@ def test_a_cliff_is_bound_by_a_cliff_and_stages_by_stages() -> None:
     assert str(error.value) == (
         "flow_cliff=3: the operator of this server allows layers from 4 on; it must be an integer from 4 to 32."
     )
+    for keys, begins in (
+        ({"flow_stages": "2:0"}, 2),
+        ({"flow_preset": "vtw", "flow_when": "decode"}, 15),
+    ):
+        with pytest.raises(PolicyError) as error:
+            admit(keys, LAYERS, bound=FlowPolicy.withdrawal(20))
+        # What was sent is named, and not the cliff that says the same.
+        key, value = next(iter(keys.items()))
+        assert str(error.value) == (
+            f"{key}={value!r}: the operator of this server allows layers from 20 on; this begins at layer {begins}; "
+            "send stages that begin at 20 or deeper."
+        )
     half = FlowPolicy(((Stage(2, Fraction(1, 2), "uniform"), Stage(8, 0, None)),))
     with pytest.raises(
         PolicyError, match='evicts more from layer 5 on .* which is "2:50% uniform, 8:0"'

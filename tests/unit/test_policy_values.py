@@ -144,7 +144,7 @@ def test_stages_at_the_models_end_are_none() -> None:
         ("3:2", "does not say which"),
         ("3:2 uniform, 4:3 uniform", "keeps more than '3:2 uniform' left"),
         ("3:20% uniform, 4:21% uniform", "keeps more than"),
-        ("3:0, 4:0", "keeps more than '3:0' left"),
+        ("3:0, 4:0", "'3:0' leaves nothing for '4:0'; leave '4:0' out"),
     ],
 )
 def test_stages_that_cannot_be(text: str, said: str) -> None:

@@ -99,7 +99,11 @@ def fitted(
 
 
 def check_bounds(
-    request: EngineCoreRequest, policy: FlowPolicy, bound: FlowPolicy, num_layers: int
+    request: EngineCoreRequest,
+    policy: FlowPolicy,
+    bound: FlowPolicy,
+    num_layers: int,
+    keys: Mapping[str, Any],
 ) -> None:
     """Refuse a client's policy that evicts more of this prompt than the operator allows.
 
@@ -107,7 +111,7 @@ def check_bounds(
         PolicyError: see :func:`vllm_flow.policy_bounds.check_bound`.
     """
     totals = [image.mm_position.get_num_embeds() for image in evictable(request.mm_features or ())]
-    check_bound(policy, bound, totals, num_layers)
+    check_bound(policy, bound, totals, num_layers, keys)
 
 
 def _check_images(policy: FlowPolicy, totals: list[int], keys: Mapping[str, Any]) -> None:

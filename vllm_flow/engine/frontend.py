@@ -200,7 +200,7 @@ def _within_bounds(
     if settings.max_policy is None:
         return layout
     try:
-        check_bounds(request, policy, settings.max_policy, settings.num_layers)
+        check_bounds(request, policy, settings.max_policy, settings.num_layers, keys)
     except PolicyError as error:
         if own:
             raise

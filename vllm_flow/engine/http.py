@@ -28,7 +28,7 @@ from vllm.logger import init_logger
 from vllm_flow.engine import asked_model
 from vllm_flow.engine.frontend import RefusedRequest, check_keys
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.policy_error import PolicyError
+from vllm_flow.policy_error import PolicyError, short
 from vllm_flow.policy_keys import KEY_PREFIX, is_own
 from vllm_flow.user_text import NotJSON, parse_json
 
@@ -58,6 +58,8 @@ _DESCRIBED = ("tools", "functions", "response_format", "structured_outputs", "te
 """Fields of a body under which JSON schemas stand ..."""
 _SCHEMAS = ("parameters", "input_schema", "schema", "json_schema", "json")
 """... as these."""
+MOST_PATH = 200
+"""Letters kept of the way to an object: more than an answer shows, and no more for every level of a deep body."""
 
 
 class KeyCheck:
@@ -118,8 +120,10 @@ def refusal_of(line: str, settings: FlowSettings) -> str | None:
         place = PLACES.get(request.get("url"))
         check_body(request.get("body"), settings, place)
         beside = {name: value for name, value in request.items() if name != "body"}
-        for key, value in _strays(beside, None):
-            raise PolicyError(key, value, _belongs(None if place is None else ("body", *place)))
+        for key, value, where in _strays(beside, None, "beside the body"):
+            raise PolicyError(
+                key, value, _belongs(None if place is None else ("body", *place), where)
+            )
     except NotJSON as error:  # vLLM's own reader has read it, which is another
         return f"this line is no JSON that can be checked: {error}."
     except PolicyError as error:
@@ -155,8 +159,8 @@ def check_body(
                 f'"{BEAMS}", or the key.'
             )
             raise PolicyError(own, keys[own], reason)
-    for key, value in _strays(body, keys):
-        raise PolicyError(key, value, _belongs(place))
+    for key, value, where in _strays(body, keys, "in the body itself"):
+        raise PolicyError(key, value, _belongs(place, where))
 
 
 def check_address(query: Mapping[str, str], place: Sequence[str] | None) -> None:
@@ -166,34 +170,42 @@ def check_address(query: Mapping[str, str], place: Sequence[str] | None) -> None
         PolicyError: names the first.
     """
     for key in filter(is_own, query):
-        raise PolicyError(key, query[key], _belongs(place))
+        raise PolicyError(key, query[key], _belongs(place, "behind the address"))
 
 
-def _belongs(place: Sequence[str] | None) -> str:
+def _belongs(place: Sequence[str] | None, where: str) -> str:
     if place is None:
         return "this route makes no use of such keys; leave it out."
     *outer, last = place
     return (
         f'this key belongs into the object "{last}"'
         + "".join(f' of "{name}"' for name in reversed(outer))
-        + ", and would be ignored here."
+        + f", and would be ignored {where}."
     )
 
 
-def _strays(body: dict[str, Any], keys: Any) -> Iterator[tuple[str, Any]]:
-    """Every ``flow_*`` key of a body that does not stand in the object ``keys``."""
-    waiting: list[tuple[Any, str | None]] = [(body, None)]
+def _strays(body: dict[str, Any], keys: Any, top: str) -> Iterator[tuple[str, Any, str]]:
+    """Every ``flow_*`` key of a body that does not stand in the object ``keys``, its value, and where it stands.
+
+    Args:
+        top: what to say of one that stands in ``body`` itself.
+    """
+    waiting: list[tuple[Any, str | None, str]] = [(body, None, "")]
     while waiting:
-        node, field = waiting.pop()
+        node, field, path = waiting.pop()
         if isinstance(node, list):
-            waiting += [(item, field) for item in node if isinstance(item, (dict, list))]
+            waiting += [
+                (item, field, f"{path}[{number}]"[-MOST_PATH:])
+                for number, item in enumerate(node)
+                if isinstance(item, (dict, list))
+            ]
             continue
         for key, value in node.items():
             if node is not keys and is_own(key):
-                yield key, value
+                yield key, value, f"in {short(path)}" if path else top
             if isinstance(value, (dict, list)) and not _clients_own(node, key, field):
                 within = key if field is None and key not in _BODIES else field
-                waiting.append((value, within))
+                waiting.append((value, within, f"{path}.{key}".lstrip(".")[-MOST_PATH:]))
 
 
 def _clients_own(node: dict[str, Any], key: str, field: str | None) -> bool:
