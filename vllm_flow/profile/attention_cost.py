@@ -97,8 +97,8 @@ def measure(arguments: argparse.Namespace, directory: str) -> None:
     from vllm_flow.demo_model.naming import resolve_model
     from vllm_flow.models import read_config
 
-    model = resolve_model(arguments.model)
     try:
+        model = resolve_model(arguments.model)
         read_config(model)
     # Transformers reads foreign files and raises what it likes.
     except Exception as error:
