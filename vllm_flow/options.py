@@ -14,6 +14,9 @@ from vllm_flow.user_text import whole_number
 SEEDS = 2**32
 """Above it numpy, and so vLLM, has none."""
 MOST_GIB = 1e6
+LEAST_RESAMPLES = 100
+MOST_RESAMPLES = 1_000_000
+"""The tables of more would fill the memory."""
 SHOWN = 40
 """Characters of a wrong value that are said again."""
 
@@ -23,6 +26,16 @@ def positive(text: str) -> int:
     value = whole_number(text)
     if not value:
         raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is no whole number above 0")
+    return value
+
+
+def resamples(text: str) -> int:
+    """How often a bootstrap draws."""
+    value = whole_number(text)
+    if value is None or not LEAST_RESAMPLES <= value <= MOST_RESAMPLES:
+        raise argparse.ArgumentTypeError(
+            f"{text[:SHOWN]!r} is no number of resamples; write one from {LEAST_RESAMPLES} to {MOST_RESAMPLES}"
+        )
     return value
 
 

@@ -6,7 +6,7 @@
 Small, on the demo model and its own questions:
 
     python -m vllm_flow.demo_model.datasets --out data
-    vllm-flow cliff --model demo --data data --task pope --unlabelled --items 8 --out cliff.json
+    vllm-flow cliff --model demo --data data --task pope --unlabelled --limit 8 --out cliff.json
 
 DATA has a folder per task (DATA/pope), as for `vllm-flow eval`. The answer is the smallest layer found
 whose loss of the task's headline score against the baseline is shown to be within the tolerance:
@@ -74,7 +74,7 @@ def _add_questions(what: Any) -> None:
         help=f"{', '.join(task_names())} (default: pope); the file's tag".replace("%", "%%"),
     )
     what.add_argument(
-        "--items",
+        "--limit",
         type=positive,
         help="at most so many questions, spread over the pictures (default: all; with --unlabelled 32)",
     )

@@ -23,7 +23,7 @@ from vllm_flow.eval.tasks import Item, Task, get_task
 from vllm_flow.eval.tasks.reading import by_unique, read_records
 
 UNLABELLED_ITEMS = 32
-"""Questions that are asked without labels, unless --items says otherwise."""
+"""Questions that are asked without labels, unless --limit says otherwise."""
 
 UNLABELLED_TOKENS = 32
 """Tokens of the answers that are compared, where no task says how long an answer is."""
@@ -50,7 +50,7 @@ def read_questions(args: Namespace, conversation: str) -> tuple[TaskWork, Task |
     else:
         task = get_task(args.task).asked_as(args.prompts)
         work = read_task(args.task, args, conversation, None)
-    limit = args.items or (UNLABELLED_ITEMS if args.unlabelled else None)
+    limit = args.limit or (UNLABELLED_ITEMS if args.unlabelled else None)
     items = in_random_order(work.items, args.seed, limit, task)
     if not items:
         raise CliffError(f"{args.data}: no questions in it.")

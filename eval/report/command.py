@@ -31,16 +31,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.counts import counted
-from vllm_flow.options import tolerance
+from vllm_flow.options import resamples, seed, tolerance
 from vllm_flow.unread_options import refuse_unread
 from vllm_flow.user_text import parse_json
 
 if TYPE_CHECKING:
     from vllm_flow.eval.report.results import Options, Summary
-
-
-MOST_RESAMPLES = 1_000_000
-"""The tables of more would fill the memory."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,9 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: what the run was begun with, else 1%%)",
     )
     parser.add_argument(
-        "--resamples", type=int, default=2000, help="of the bootstrap (default: 2000)"
+        "--resamples", type=resamples, default=2000, help="of the bootstrap (default: 2000)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of resampling and of the examples")
+    parser.add_argument("--seed", type=seed, default=0, help="of resampling and of the examples")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,8 +84,6 @@ def run(args: argparse.Namespace) -> int:
     from vllm_flow.eval.report.results import Options
     from vllm_flow.exits import Refused
 
-    if not 100 <= args.resamples <= MOST_RESAMPLES or args.seed < 0:
-        raise Refused(f"--resamples must be >= 100 and <= {MOST_RESAMPLES}, --seed >= 0")
     several = len(args.runs) > 1
     if args.pack and several:
         raise Refused("--pack takes one run: give each its own command")

@@ -39,6 +39,9 @@ def scores_table(view: Mapping[str, Any]) -> Table:
     unit = ", %" if view["percent"] else ""
     table = Table(
         box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
         title=f"{view['title']}, {counted(view['items'], 'question')}",
         title_justify="left",
         title_style="bold",

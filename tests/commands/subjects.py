@@ -139,7 +139,7 @@ def eval_argv(folder: Path) -> list[str]:
 
 def cliff_argv(folder: Path) -> list[str]:
     return [
-        "cliff", "--model", "demo-small", "--unlabelled", "--kl-rule", "mean", "--items", "2",
+        "cliff", "--model", "demo-small", "--unlabelled", "--kl-rule", "mean", "--limit", "2",
         "--out", str(folder / "cliff.json"),
         "--data", str(folder / "data" / "pope" / "questions.jsonl"),
     ]  # fmt: skip

@@ -38,7 +38,7 @@ WRONG = [
     (ANALYSIS[2], "--layers 8:2", "--layers"),
     (ANALYSIS[2], "--layers 30 --rounds 1", "has the layers 0 to 29"),
     (DATASETS, "--out FILE", "--out FILE cannot be written"),
-    (DATASETS, "--out OUT --items 0", "--items"),
+    (DATASETS, "--out OUT --limit 0", "--limit"),
     (DATASETS, "--out OUT --seed -1", "--seed"),
     (DATASETS, "--out OUT --pictures FOLDER", "FOLDER"),
     (ASSEMBLE, "--out FILE", "--out FILE cannot be written"),

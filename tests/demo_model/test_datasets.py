@@ -168,7 +168,7 @@ def test_the_readme_denies_being_the_benchmarks(split: str, data: Path) -> None:
 def test_the_command_writes_the_shipped_scenes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--out", str(tmp_path), "--items", "4"]) == 0
+    assert main(["--out", str(tmp_path), "--limit", "4"]) == 0
     printed = capsys.readouterr().out
     counts = {"pope": 12, "scienceqa": 4, "textvqa": 4, "chair": 4}
     assert set(counts) == set(BENCHMARKS)
@@ -195,7 +195,7 @@ def test_refusals(arguments: dict[str, Any], message: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--items", "0"], "'0' is no whole number above 0"),
+        (["--limit", "0"], "'0' is no whole number above 0"),
         (["--split", "unseen_backgrounds"], "heldout_data makes them"),
         (["--pictures", "nowhere"], "no such file; make scenes with"),
         (["--tasks", "vqa"], "invalid choice: 'vqa'"),

@@ -26,7 +26,7 @@ PLACES = {
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo")
-    assert main(["--out", str(out), "--items", "12", "--tasks", "pope", "scienceqa", "textvqa",
+    assert main(["--out", str(out), "--limit", "12", "--tasks", "pope", "scienceqa", "textvqa",
                  "--hub"]) == 0  # fmt: skip
     return out
 

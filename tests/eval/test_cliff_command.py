@@ -194,7 +194,7 @@ def test_a_file_of_another_model_is_left_alone(
         ({}, "no profile"),
     ):
         out.write_text(json.dumps(there))
-        argv = arguments(data, "--unlabelled", "--items", "2", "--out", str(out))
+        argv = arguments(data, "--unlabelled", "--limit", "2", "--out", str(out))
         assert cli.main(argv) == 2
         said = capsys.readouterr().err
         assert says in said and "goes on" not in said

@@ -32,7 +32,7 @@ def arguments(data: Path, out: Path, *more: str) -> list[str]:
 
 
 LABELLED = ("--tolerance", "13%", "--exhaustive")
-UNLABELLED = ("--unlabelled", "--items", "12")
+UNLABELLED = ("--unlabelled", "--limit", "12")
 
 
 def asked(out: Path) -> Counter[str]:
@@ -120,7 +120,7 @@ def test_a_torn_line_is_measured_again(data: Path, tmp_path: Path) -> None:
     ("more", "says"),
     [
         (("--seed", "1"), "seed is 0 there and 1 here"),
-        (("--items", "110"), "limit is null there and 110 here"),
+        (("--limit", "110"), "limit is null there and 110 here"),
         (("--dtype", "bfloat16"), 'dtype is "float32" there and "bfloat16" here'),
     ],
 )

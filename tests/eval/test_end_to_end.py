@@ -52,7 +52,7 @@ def test_four_tasks_and_a_packages_to_a_report(
 ) -> None:
     """Also a task and a rank of installed packages."""
     data, run, report = tmp_path / "data", tmp_path / "run", tmp_path / "run" / "report"
-    datasets.main(["--out", str(data), "--items", "4"])
+    datasets.main(["--out", str(data), "--limit", "4"])
     letters(data / "capitals", data)
     policies = ["baseline", "text-only", *(f"cliff={cliff}" for cliff in cliffs), "downsample=3"]
     policies.append("0:50% center")

@@ -49,3 +49,23 @@ def test_a_tolerance_of_a_run_that_compares_nothing_is_refused(
     other = make_run(tmp_path / "b", ["scienceqa"], policies, items=12)
     both = [str(run.path), str(other.path), "--tolerance", "2%", "--resamples", "100"]
     assert main(["report", *both]) == 0, "two runs are compared with each other"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--resamples", "99", "'99' is no number of resamples; write one from 100 to 1000000"),
+        ("--resamples", "1000001", "is no number of resamples"),
+        ("--resamples", "1_000", "is no number of resamples"),
+        ("--seed", "-1", "'-1' is no seed"),
+        ("--seed", str(2**32), "is no seed"),
+    ],
+)
+def test_what_draws_is_refused_by_its_own_name(
+    option: str, value: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["report", "RUN", option, value])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert f"argument {option}: " in said and says in said

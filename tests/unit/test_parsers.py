@@ -20,12 +20,12 @@ REQUIRED = {
 @pytest.mark.parametrize(
     ("command", "wrong", "says"),
     [
-        ("cliff", "--limit", "did you mean --items?"),
+        ("cliff", "--items", "did you mean --limit?"),
         ("cliff", "--tasks", "did you mean --task?"),
         ("eval", "--items", "did you mean --limit?"),
         ("eval", "--tolerence", "did you mean --tolerance?"),
         ("eval", "--limi", "did you mean --limit?"),
-        ("demo", "--limit", "did you mean --questions?"),
+        ("demo", "--questions", "did you mean --limit?"),
         ("demo", "--zzzz", "unrecognized arguments: --zzzz 3; see"),
     ],
 )
@@ -80,3 +80,12 @@ def test_defaults_are_written_as_a_user_would() -> None:
     for line in ("a share (default: 10%)", "some (default: 1 2)", "of a draw (default: 0)"):
         assert line in told
     assert told.endswith("of nothing --flag a flag")
+
+
+@pytest.mark.parametrize("command", ["eval", "cliff", "demo"])
+def test_how_many_questions_are_asked_has_one_name(command: str) -> None:
+    args = build_parser([command]).parse_args([command, *REQUIRED[command], "--limit", "3"])
+    assert args.limit == 3
+    for other in ("--items", "--questions"):
+        with pytest.raises(SystemExit):
+            build_parser([command]).parse_args([command, *REQUIRED[command], other, "3"])

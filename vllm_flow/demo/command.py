@@ -91,9 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "'fastv,0:1/3 uniform,budget=1/3 cliff diversity'; pictures stay as they are",
     )
     parser.add_argument(
-        "--questions",
+        "--limit",
         type=positive,
-        help=f"yes/no questions (default: {QUESTIONS}); other kinds have their share of it",
+        help=f"at most so many yes/no questions (default: {QUESTIONS}); other kinds have their share of it",
     )
     parser.add_argument(
         "--rounds", type=count, help="rounds of prefill timing (default: 5; 2 with --quick)"
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     options = engine_options(args, console)
     check_asked(args, options)
     questions = material.held_out(
-        args.questions or (16 if args.quick else QUESTIONS), args.out / "questions"
+        args.limit or (16 if args.quick else QUESTIONS), args.out / "questions"
     )
     console.print("starting vLLM with the extension (about 20 s)")
     try:

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument(
-        "--items",
+        "--limit",
         type=positive,
         help="at most so many items per task (POPE: per label file; default: all there are)",
     )
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_folder(args.out)
     try:
         counts = write_datasets(
-            args.out, args.items, args.seed, args.split, args.tasks, args.pictures
+            args.out, args.limit, args.seed, args.split, args.tasks, args.pictures
         )
     except (ValueError, FileNotFoundError) as error:
         raise Refused(str(error)) from error
