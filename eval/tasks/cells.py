@@ -26,6 +26,14 @@ def digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
+def file_digest(path: Path) -> str | None:
+    """A name for a picture file's bytes; None where it cannot be read, which is told when it is asked about."""
+    try:
+        return digest(path.read_bytes())
+    except OSError:
+        return None
+
+
 def picture_digests(path: Path, column: str = "image") -> list[str | None]:
     """For each row of a parquet file a name of the picture in it, None where it has none; reads all of them once."""
     return _each(path, column, digest, lacking=True)

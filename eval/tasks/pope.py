@@ -16,7 +16,8 @@ Layouts read:
   itself, `val2014`, `images`, `coco/val2014`, or `val2014` beside it, GQA's also in `gqa/images` or
   `images` beside it;
 - hub (lmms-lab/POPE): parquet files `test-*.parquet`, or `adversarial-*.parquet` and so on, with the
-  columns question_id, question, answer, image_source, image, category.
+  columns question_id, question, answer, image_source, image, category; without image_source, a picture is known
+  by its bytes.
 
 The random category has 2910 questions in the version LLaVA used and 3000 today; the others 3000.
 """
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, counts_of, ratio
+from vllm_flow.eval.tasks.cells import picture_digests
 from vllm_flow.eval.tasks.parquet import parquet_files, parquet_rows
 from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.reading import (
@@ -147,16 +149,21 @@ class Pope(Task):
         items = []
         for path in files:
             columns = ("question_id", "question", "answer", "category")
-            for number, row in enumerate(parquet_rows(path, columns, ("image_source",))):
+            rows = parquet_rows(path, columns, ("image_source",))
+            # Where no column names the pictures, each of which has several questions, their bytes do.
+            named = any(row.values.get("image_source") for row in rows)
+            pictures = None if named else picture_digests(path)
+            for number, row in enumerate(rows):
                 category = row.get("category", str).lower()
                 if category not in CATEGORIES:
                     raise DataError(f"{row.place}: unknown category {brief(category)}")
                 name = str(row.values.get("image_source") or "")
                 if name and not name.endswith(".jpg"):
                     name += ".jpg"
+                picture = pictures[number] if pictures else None
                 items.append(
                     _item(row, category, row.get("question", str), _label(row, "answer"), name,
-                          parquet_image(path, number))
+                          parquet_image(path, number), picture)
                 )  # fmt: skip
         _check_unique(items)
         return sorted(items, key=lambda item: CATEGORIES.index(item.group))
@@ -192,9 +199,19 @@ class Pope(Task):
 CELLS = ("tp", "fp", "tn", "fn")
 
 
-def _item(row: Row, category: str, question: str, label: str, name: str, image: str) -> Item:
+def _item(
+    row: Row,
+    category: str,
+    question: str,
+    label: str,
+    name: str,
+    image: str,
+    picture: str | None = None,
+) -> Item:
     number = row.identifier("question_id")
     truth = {"label": label, "question_id": number, "question": question, "image": name}
+    if picture is not None:
+        truth["image_id"] = picture
     return Item(f"{category}/{number}", question + SUFFIX, image, truth, category)
 
 

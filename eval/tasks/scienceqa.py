@@ -13,8 +13,7 @@ Layouts read:
   image, question, choices, answer, hint; in folders `ScienceQA-IMG` and `ScienceQA-FULL` where there
   are such. The hub has no problem ids: an item's id is `row/N`, N the row counted over the files.
 
-Several questions may be about one picture. The official files hold it anew, under another name, for each of them, and
-so do not tell; on the hub its bytes do.
+Several questions may be about one picture, which is there anew, under another name, for each of them. Its bytes tell.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import Any
 
 from vllm_flow.counts import counted
 from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, counts_of, ratio
-from vllm_flow.eval.tasks.cells import picture_digests
+from vllm_flow.eval.tasks.cells import file_digest, picture_digests
 from vllm_flow.eval.tasks.parquet import parquet_files, parquet_rows
 from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.reading import (
@@ -88,8 +87,9 @@ def official_items(problems: Path, splits: Path, split: str, images: Path | None
             raise DataError(f"{problems}, problem {clipped(number)}: not an object")
         row = Row(f"{problems}, problem {clipped(number)}", known[number])
         name = row.get("image", str) if row.values.get("image") else None
-        image = str((images or Path()) / split / number / name) if name else None
-        items.append(_item(row, number, image))
+        place = (images or Path()) / split / number / name if name else None
+        picture = file_digest(place) if place and images else None
+        items.append(_item(row, number, str(place) if place else None, picture))
     return items
 
 

@@ -117,6 +117,21 @@ def test_hub_layout(tmp_path: Path) -> None:
     assert [(i.id, i.truth) for i in by_category] == [(i.id, i.truth) for i in items]
 
 
+def test_hub_files_that_do_not_name_their_pictures_tell_them_by_their_bytes(tmp_path: Path) -> None:
+    rows = [
+        {**row, "image": files.hub_image((n // 2 % 2, 0, 0))} for n, row in enumerate(hub_rows())
+    ]
+    for row in rows:
+        del row["image_source"]
+    files.parquet(tmp_path / "test-00000-of-00001.parquet", rows)
+    items = TASK.read(tmp_path)
+    first = items[0].picture_of
+    assert [item.picture_of == first for item in items] == [True, True, False, False] * 3
+    assert {item.truth["image"] for item in items} == {""}  # no name that an answer file could have
+    files.parquet(tmp_path / "test-00000-of-00001.parquet", hub_rows())
+    assert {item.picture_of for item in TASK.read(tmp_path)} == {"COCO_val2014_000000000007.jpg"}
+
+
 def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no label files coco_pope_"):
         TASK.read(tmp_path)

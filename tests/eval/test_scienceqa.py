@@ -170,6 +170,21 @@ def test_hub_layout(tmp_path: Path) -> None:
     assert len(TASK.read(tmp_path / "ScienceQA-FULL")) == 2
 
 
+def test_questions_about_one_picture_belong_together_in_the_official_files(tmp_path: Path) -> None:
+    """Which have a file for each of them."""
+    numbers = ["1", "2", "3", "4"]
+    files.json_file(tmp_path / "problems.json", {n: problem(0, "image.png") for n in numbers})
+    files.json_file(tmp_path / "pid_splits.json", {"test": numbers})
+    for n in numbers[:3]:
+        files.image_file(tmp_path / "images/test" / n / "image.png", (int(n) // 3, 0, 0))
+    items = TASK.read(tmp_path)
+    assert len({item.image for item in items}) == 4
+    first = items[0].picture_of
+    assert [item.picture_of == first for item in items] == [True, True, False, False]
+    assert len({item.picture_of for item in items}) == 3
+    assert items[3].picture_of == items[3].image  # a file that is not there
+
+
 def test_questions_about_one_picture_belong_together_on_the_hub(tmp_path: Path) -> None:
     rows = [
         {key: value for key, value in problem(0, None).items() if key != "split"}
