@@ -138,7 +138,7 @@ def test_skipped_requests_are_counted(
 ) -> None:
     """Of several answers each has parameters that vLLM made of the request's: their fields alone."""
     if metrics._metrics is None:
-        metrics.enable("somebody")
+        metrics.enable("somebody", 4)
     monkeypatch.setattr(metrics, "_model_name", "somebody")
     name, labels = "vllm_flow:default_policy_skipped_total", {"model_name": "somebody"}
     before = {
@@ -147,7 +147,7 @@ def test_skipped_requests_are_counted(
     }
     sent = request(None, IMAGE, text=0)
     settle(sent, settings_with(SETTINGS, default_policy=policy(CLIFF)))
-    state = SimpleNamespace(parent_req=None)
+    state = SimpleNamespace(parent_req=None, prompt_len=600)
     if parent:
         state.parent_req = SimpleNamespace(sampling_params=sent.sampling_params)
         sent.sampling_params = copy(sent.sampling_params)
@@ -158,6 +158,13 @@ def test_skipped_requests_are_counted(
         now = REGISTRY.get_sample_value(name, {**labels, "reason": kind.value}) or 0
         grown = now - value
         assert grown == (kind == Misfit.PROMPT_END)
+
+
+def prefill_rows() -> list[float]:
+    """What prompts have without a policy, counted so far: of images, of text."""
+    labels = [{"model_name": "somebody", "what": what} for what in metrics.IMAGE_OR_TEXT]
+    name = "vllm_flow:prefill_rows_total"
+    return [REGISTRY.get_sample_value(name, these) or 0 for these in labels]
 
 
 @pytest.mark.parametrize(
@@ -179,16 +186,21 @@ def test_requests_are_counted_by_policy_and_task(
     monkeypatch: pytest.MonkeyPatch, sent: Any, policy: str, task: str
 ) -> None:
     if metrics._metrics is None:
-        metrics.enable("somebody")
+        metrics.enable("somebody", LAYERS)
     monkeypatch.setattr(metrics, "_model_name", "somebody")
+    monkeypatch.setattr(metrics, "_num_layers", LAYERS)
     labels = {"model_name": "somebody", "policy": policy, "task": task}
     before = REGISTRY.get_sample_value("vllm_flow:requests_total", labels) or 0
+    rows = prefill_rows()
     profile = Profile({"reading": FlowPolicy.withdrawal(3), "everything": None}, None)
     settle(sent, settings_with(SETTINGS, profile=profile))
-    state = SimpleNamespace(parent_req=None)
+    state = SimpleNamespace(parent_req=None, prompt_len=600)
     metrics.begin(state, sent)
     metrics.count(state)
     assert REGISTRY.get_sample_value("vllm_flow:requests_total", labels) == before + 1
+    pictures = sum(f.mm_position.length for f in sent.mm_features or () if f.modality == "image")
+    grown = [now - then for now, then in zip(prefill_rows(), rows, strict=True)]
+    assert grown == [LAYERS * pictures, LAYERS * (600 - pictures)]
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,13 @@ def test_a_key_that_cannot_be_written_is_named(small: Server) -> None:
     assert answer.json()["error"]["message"].startswith("'flow_\\ud800'=1: vLLM-Flow does not know")
 
 
+def test_a_task_is_named_in_its_place_and_where_there_is_a_profile(small: Server) -> None:
+    body = chat_body(0)
+    assert "vllm_xargs" in refused(small, CHAT, {**body, "flow_task": "reading"})
+    said = refused(small, CHAT, {**body, "vllm_xargs": {"flow_task": "reading"}})
+    assert "flow_task='reading': this engine has no profile" in said
+
+
 @pytest.mark.parametrize("key", [{CLIFF_KEY: 1}, {CLIFF_KEY: LAYERS}])
 def test_beam_search_with_a_policy_is_a_400(small: Server, key: dict[str, int]) -> None:
     body = {**chat_body(7), "use_beam_search": True, "n": 2}

@@ -17,8 +17,8 @@ import torch
 
 from tests.engine import attention_oracle, kept_oracle, oracle
 from tests.engine.tiny_llava import picture, words
-from tests.server.requests import CHAT, chat_body
-from tests.server.serving import NAME, Server
+from tests.server.requests import CHAT
+from tests.server.serving import NAME
 from tests.server.tiny_server import (
     ADAPTER,
     ALIAS,
@@ -117,18 +117,6 @@ def test_other_tasks_are_a_400_that_says_what_would_do(server: Tiny, xargs: Any,
     refused = server.chat(server.body(12, xargs))
     assert refused.status_code == 400 and says in refused.json()["error"]["message"], refused.text
     assert server.chat(server.body(12, {"flow_task": "reading"})).status_code == 200
-
-
-def test_a_task_beside_vllm_xargs_is_a_400(server: Tiny) -> None:
-    refused = server.chat(server.body(12, flow_task="reading"))
-    assert refused.status_code == 400 and "vllm_xargs" in refused.json()["error"]["message"]
-
-
-def test_where_the_operator_has_no_profile_a_task_is_a_400(small: Server) -> None:
-    refused = small.post(CHAT, {**chat_body(0), "vllm_xargs": {"flow_task": "reading"}})
-    message = refused.json()["error"]["message"]
-    assert refused.status_code == 400, refused.text
-    assert "flow_task='reading': this engine has no profile" in message
 
 
 def test_what_a_policy_excludes_is_a_400(server: Tiny) -> None:
@@ -305,6 +293,8 @@ def test_what_a_policy_did_is_in_its_response_and_in_the_metrics(server: Tiny) -
         "vllm_flow:stage_image_tokens_total:1:evicted": image,
         "vllm_flow:image_tokens_evicted_total": image,
         "vllm_flow:prefill_rows_saved_total": 2 * image,
+        "vllm_flow:prefill_rows_total:image": 2 * SHAPE.layers * image,
+        "vllm_flow:prefill_rows_total:text": 2 * SHAPE.layers * (prompt - image),
         "vllm_flow:kv_blocks_saved_total": blocks[0] - blocks[1],
         "vllm_flow:kv_bytes_saved_total": (blocks[0] - blocks[1]) * block_bytes,
     }

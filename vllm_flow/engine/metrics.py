@@ -20,6 +20,7 @@ from vllm_flow.policy_keys import BASELINE, policy_label
 
 STAGES_SHOWN = 8
 KEPT_OR_EVICTED = ("kept", "evicted")
+IMAGE_OR_TEXT = ("image", "text")
 NO_IMAGE = "no-image"
 """In a policy's place: of requests without an image, to which none applies."""
 
@@ -38,6 +39,11 @@ class FlowMetrics:
             "vllm_flow:default_policy_skipped",
             "Finished requests to which the operator's policy does not apply, by reason.",
             [*labels, "reason"],
+        )
+        self._rows = Counter(
+            "vllm_flow:prefill_rows",
+            "Rows of prompts times layers, as they are without a policy: what is saved is a share of these.",
+            [*labels, "what"],
         )
         self._saved = {
             "image_tokens_evicted": Counter(
@@ -72,18 +78,25 @@ class FlowMetrics:
             self._requests.labels(model_name, policy, "")
         for counter in (*self._saved.values(), self._dropped):
             counter.labels(model_name)
+        for what in IMAGE_OR_TEXT:
+            self._rows.labels(model_name, what)
         for kind in Misfit:
             self._skipped.labels(model_name, kind.value)
         for what in KEPT_OR_EVICTED:
             self._stages.labels(model_name, "1", what)
 
-    def count(
-        self, model_name: str, policy: str, settled: Settled, found: Mapping[str, Any]
-    ) -> None:
-        """Count one finished request with its report, under its policy's label."""
-        self._requests.labels(model_name, policy, settled.task).inc()
+    def count(self, model_name: str, counted: Counted, text_rows: int, image_rows: int) -> None:
+        """Count one finished request with its report, under its policy's label.
+
+        Args:
+            text_rows, image_rows: tokens of its prompt times the model's layers.
+        """
+        settled, found = counted.settled, counted.report
+        self._requests.labels(model_name, counted.policy, settled.task).inc()
         if settled.skipped is not None:
             self._skipped.labels(model_name, settled.skipped.value).inc()
+        for what, rows in zip(IMAGE_OR_TEXT, (image_rows, text_rows), strict=True):
+            self._rows.labels(model_name, what).inc(rows)
         for name, counter in self._saved.items():
             counter.labels(model_name).inc(found.get(name, 0))
         self._dropped.labels(model_name).inc(found.get("attention_rows_dropped", 0))
@@ -97,14 +110,15 @@ class FlowMetrics:
 
 _metrics: FlowMetrics | None = None
 _model_name = ""
+_num_layers = 0
 
 
-def enable(model_name: str) -> None:
-    """Count from now on in this process; may be called again."""
-    global _metrics, _model_name
+def enable(model_name: str, num_layers: int) -> None:
+    """Count from now on in this process, requests to a model of so many layers; may be called again."""
+    global _metrics, _model_name, _num_layers
     if _metrics is None:
         _metrics = FlowMetrics()
-    _model_name = model_name
+    _model_name, _num_layers = model_name, num_layers
     _metrics.show(model_name)
 
 
@@ -115,6 +129,8 @@ class Counted:
     policy: str = BASELINE
     """:func:`vllm_flow.policy_keys.policy_label`, or :data:`NO_IMAGE`."""
     settled: Settled = field(default_factory=Settled)
+    image_tokens: int = 0
+    """Of its prompt."""
     outline: Outline | None = None
     """Of its first output, where it evicts or logs."""
     report: Mapping[str, Any] = field(default_factory=dict)
@@ -137,7 +153,16 @@ def begin(state: Any, request: Any) -> None:
         policy = NO_IMAGE
     # What vLLM makes of the parameters for each of several answers has their fields alone.
     parent = state.parent_req
-    state.flow = Counted(policy, noted(params if parent is None else parent.sampling_params))
+    settled = noted(params if parent is None else parent.sampling_params)
+    state.flow = Counted(policy, settled, image_tokens(request))
+
+
+def image_tokens(request: Any) -> int:
+    """Image tokens of a request's prompt; of embeddings nobody knows."""
+    from vllm_flow.engine.requests import evictable
+
+    images = evictable(request.mm_features or ())
+    return sum(image.mm_position.get_num_embeds() for image in images)
 
 
 def has_no_image(request: Any) -> bool:
@@ -177,4 +202,5 @@ def count(state: Any) -> None:
     """Count a finished request; nothing before :func:`enable`."""
     if _metrics is not None:
         counted = _counted(state)
-        _metrics.count(_model_name, counted.policy, counted.settled, counted.report)
+        images = counted.image_tokens * _num_layers
+        _metrics.count(_model_name, counted, state.prompt_len * _num_layers - images, images)

@@ -131,7 +131,7 @@ def _equip_front_end(config: Any, settings: Any) -> None:
     from vllm_flow.engine.prompt_scores import blank
     from vllm_flow.patches import core_client, endpoint_plugins, logprobs, renderer, run_batch
 
-    metrics.enable(config.model_config.served_model_name)
+    metrics.enable(config.model_config.served_model_name, settings.num_layers)
     endpoint_plugins.apply(_key_check)
     renderer.apply()
     core_client.apply()
