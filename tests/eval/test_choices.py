@@ -32,7 +32,7 @@ INFERRED = [
     ("A Z", "A"), ("Cannot determine the answer", "Z"), ("I can't process this file. A", "Z"),
     ("Failed to obtain answer via API", None), ("Failed to obtain answer via API B", None),
     ("A/B", None), ("A-B", None), ("A!", "A"), ("'A'", None), ("A\nB", None),
-    ("\tB\n", "B"), ("Answer: B", "B"), ("A; A; A", "A"), ("Option B.", "B"),
+    ("\tB\n", "B"), ("Answer: B", "B"), ("A; A; A", "A"), ("Option B.", "B"), ("A or B, not Z", None),
 ]  # fmt: skip
 
 
@@ -156,6 +156,11 @@ def test_mmbench_hub(tmp_path: Path) -> None:
     items = get_task("mmbench").read(tmp_path)
     assert [i.id for i in items] == ["7", "1000007", "2000007", "8"]
     assert items[0].group == "coarse_perception" and "D." not in items[0].text
+    files.parquet(path, [table[0] | {"A": "red", "B": None, "answer": "A"}])
+    (gap,) = get_task("mmbench").read(tmp_path)
+    assert gap.truth["options"] == {"A": "red"}, (
+        "the official script ends at the first that is none"
+    )
     files.parquet(path, [table[0] | {"answer": "D"}])
     with pytest.raises(DataError, match="row 0: the answer 'D' is not one of the 3 options"):
         get_task("mmbench").read(tmp_path)

@@ -78,6 +78,22 @@ def test_official_layout(tmp_path: Path) -> None:
     assert load_image(items[0].image).getpixel((0, 0)) == (9, 8, 7)
 
 
+@pytest.mark.parametrize(
+    ("said", "unclear"),
+    [
+        ("No", False),
+        ("yes", False),
+        ("Yes, there is.", False),
+        ("Maybe", True),
+        ("", True),
+        ("NO", True),
+    ],
+)
+def test_answers_without_either_word_are_unclear(tmp_path: Path, said: str, unclear: bool) -> None:
+    item = TASK.read(files.pope_labels(tmp_path))[0]
+    assert TASK.score(item, said).unclear == unclear
+
+
 @pytest.mark.parametrize("folder", [".", "images", "coco/val2014"])
 def test_pictures_are_found(tmp_path: Path, folder: str) -> None:
     files.pope_labels(tmp_path)

@@ -53,7 +53,11 @@ def test_gqa_layouts(tmp_path: Path) -> None:
     asked = {
         "01": gqa_question("n1", "Is it red?", "yes", "verify"),
         "02": gqa_question("n1", "What is it?", "car", "query"),
-        "03": gqa_question("n2", "Which?", "left", "choose"),
+        "03": {
+            k: v
+            for k, v in gqa_question("n2", "Which?", "left", "choose").items()
+            if k != "isBalanced"
+        },
         "04": gqa_question("n2", "?", "x", "query") | {"isBalanced": False},
     }
     files.json_file(tmp_path / "a/testdev_balanced_questions.json", asked)
@@ -68,7 +72,7 @@ def test_gqa_layouts(tmp_path: Path) -> None:
     found = metrics_of("gqa", [(items[0], "Yes"), (items[1], "Car."), (items[2], "right")])
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert (found["accuracy_open"], found["accuracy_binary"]) == (1.0, 0.5)
-    rows = [{"id": key, **one} for key, one in asked.items()]
+    rows = [{"id": key, "isBalanced": True, **one} for key, one in asked.items()]
     files.parquet(tmp_path / "b/testdev_balanced_instructions/testdev-0.parquet", rows)
     with pytest.raises(DataError, match="no testdev_balanced_images"):
         get_task("gqa").read(tmp_path / "b")

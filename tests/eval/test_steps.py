@@ -13,7 +13,7 @@ from tests.eval.test_scienceqa import official
 from vllm_flow.eval.report.text import task_title
 from vllm_flow.eval.sweep.run import read_task
 from vllm_flow.eval.tasks import get_task, task_names
-from vllm_flow.eval.tasks.base import sum_counts
+from vllm_flow.eval.tasks.base import Item, sum_counts
 from vllm_flow.eval.tasks.prompts import STYLES, choose, short_answer
 from vllm_flow.eval.tasks.reading import DataError
 from vllm_flow.eval.tasks.steps import final_answer, step_by_step
@@ -62,6 +62,9 @@ def test_a_task_keeps_its_rule_and_gets_another_request(tmp_path: Path) -> None:
     lost = steps.score(items[0], f"The answer must be {right} as")
     assert lost.score == 0.0 and lost.unclear
     assert steps.metrics(sum_counts([scored, lost]))["accuracy"] == 0.5
+    # Of a task whose rule takes anything, too.
+    gqa, item = get_task("gqa-steps"), Item("1", "", None, {"answer": "red"}, "open")
+    assert [gqa.score(item, said).unclear for said in ("It is red", "Answer: red")] == [True, False]
     assert (steps.headline, steps.binary) == (plain.headline, plain.binary)
     assert task_title(steps.name) == "ScienceQA (steps)"
 
@@ -80,7 +83,8 @@ def test_pairs_stay_pairs_and_other_prompts_are_known(tmp_path: Path) -> None:
     items = steps.read(data)
     assert steps.bundle(items[0]) == get_task("mme").bundle(items[0])
     scored = [steps.score(item, "A sign.\nAnswer: yes") for item in items]
-    assert len(steps.together(scored)) == len(scored)
+    counted = sum_counts(steps.together(scored))
+    assert sum(n for name, n in counted.items() if name.startswith("pictures_")) == len(items) / 2
     other = get_task("mme-steps").asked_as("qwen2-vl").read(data)
     assert all("Think step by step" in item.text for item in other)
     assert get_task("pope-steps").asked_as("qwen2-vl") == get_task("pope-steps")

@@ -16,7 +16,16 @@ from PIL import Image
 from tests.eval import files
 from vllm_flow.eval import tasks
 from vllm_flow.eval.tasks import Item, get_task, load_image, task_names
-from vllm_flow.eval.tasks.base import ratio, sum_counts
+from vllm_flow.eval.tasks.base import (
+    Metrics,
+    Scored,
+    Task,
+    Totals,
+    counts_of,
+    mean_metrics,
+    ratio,
+    sum_counts,
+)
 from vllm_flow.eval.tasks.parquet import parquet_rows
 from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.reading import DataError, read_json, read_json_lines
@@ -112,6 +121,27 @@ def test_questions_about_one_picture_know_it(truth: dict, same: bool) -> None:
     assert (one.picture_of == two.picture_of) == same
     alone, other = (Item(str(n), "Q", None, truth) for n in (1, 2))
     assert alone.picture_of != other.picture_of, "without a picture an item stands for itself"
+
+
+def test_a_metric_that_equals_every_score_need_not_be_their_mean() -> None:
+    """CHAIR_i of single captions is 1 less the score; of all of them, long captions weigh more."""
+    task = replace_metrics({"of_mentions": ("right", "said"), "of_captions": ("share", "captions")})
+    scored = [
+        Scored("1", None, 1.0, {"right": 1.0, "said": 1.0, "share": 1.0, "captions": 1.0}),
+        Scored("2", None, 0.5, {"right": 2.0, "said": 4.0, "share": 0.5, "captions": 1.0}),
+    ]
+    assert mean_metrics(task, scored) == {"of_captions"}
+    assert mean_metrics(task, []) == set()
+
+
+def replace_metrics(parts: dict[str, tuple[str, str]]) -> Task:
+    """A task that counts so."""
+
+    class Counting(type(get_task("pope"))):  # type: ignore[misc]
+        def metrics(self, totals: Totals) -> Metrics:
+            return {name: ratio(*counts_of(totals, *both)) for name, both in parts.items()}
+
+    return Counting()
 
 
 NEW_TASK = """
