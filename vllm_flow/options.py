@@ -47,6 +47,16 @@ def count(text: str) -> int:
     return value
 
 
+def count_or_never(text: str) -> int:
+    """A whole number, 0 included, or -1."""
+    value = -1 if text == "-1" else whole_number(text)
+    if value is None:
+        raise argparse.ArgumentTypeError(
+            f"{text[:SHOWN]!r} is no whole number of at least 0, nor -1 for never"
+        )
+    return value
+
+
 def seed(text: str) -> int:
     """What random numbers begin with: a whole number below 2^32."""
     value = whole_number(text)

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_flow.counts import counted
-from vllm_flow.options import gib, positive, seed, tolerance
+from vllm_flow.options import count_or_never, gib, positive, seed, tolerance
 from vllm_flow.remote_code import add_option as add_trust
 from vllm_flow.user_text import NotJSON, parse_json
 
@@ -123,9 +123,9 @@ def _add_running(running: Any) -> None:
     )
     running.add_argument(
         "--max-errors",
-        type=int,
+        type=count_or_never,
         default=100,
-        help="stop after so many failed requests, -1 for never (default: 100)",
+        help="stop when more requests than that have failed, -1 for never (default: 100)",
     )
     running.add_argument(
         "--retry-errors", action="store_true", help="ask again what failed in this run before"

@@ -16,6 +16,8 @@ from vllm_flow import options
 READERS: dict[Callable[[str], Any], Callable[[Any], bool]] = {
     options.positive: lambda value: value >= 1,
     options.count: lambda value: value >= 0,
+    options.count_or_never: lambda value: value >= -1,
+    options.resamples: lambda value: 100 <= value <= 1_000_000,
     options.seed: lambda value: 0 <= value < 2**32,
     options.pixels: lambda value: len(value) == 2 and min(value) >= 1,
     options.positives: lambda value: len(value) > 0 and min(value) >= 1,
@@ -121,3 +123,10 @@ def test_a_tolerance_with_a_unit_is_points(value: float, unit: str) -> None:
 def test_no_tolerance(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="above 0 and below 100"):
         options.tolerance(text)
+
+
+def test_never_is_one_number() -> None:
+    assert [options.count_or_never(text) for text in ("-1", "0", "7")] == [-1, 0, 7]
+    for text in ("-2", "1_0", "x", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="nor -1 for never"):
+            options.count_or_never(text)
