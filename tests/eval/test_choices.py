@@ -158,9 +158,7 @@ def test_mmbench_hub(tmp_path: Path) -> None:
     assert items[0].group == "coarse_perception" and "D." not in items[0].text
     files.parquet(path, [table[0] | {"A": "red", "B": None, "answer": "A"}])
     (gap,) = get_task("mmbench").read(tmp_path)
-    assert gap.truth["options"] == {"A": "red"}, (
-        "the official script ends at the first that is none"
-    )
+    assert gap.truth["options"] == {"A": "red"}  # the official script ends at the first gap
     files.parquet(path, [table[0] | {"answer": "D"}])
     with pytest.raises(DataError, match="row 0: the answer 'D' is not one of the 3 options"):
         get_task("mmbench").read(tmp_path)
