@@ -29,7 +29,7 @@ FOUND: Mapping[Finding, str] = {
     "worse": "worse",
     "better": "better",
     "none": "no difference found",
-    "identical": "every answer scored the same",
+    "identical": "with every answer scored the same",
 }
 """How pairs come out, as their counts are told."""
 

@@ -259,4 +259,4 @@ def test_nothing_differs_is_said(run: Run, tmp_path: Path, no_figures: None) -> 
     assert main(["report", str(run.path), str(again), "--out", str(out)]) == 0
     page = words(out / "comparison.html")
     assert "Nothing that was recorded" in page and "Answers that flipped" not in page
-    assert "3 pairs: 3 every answer scored the same" in page
+    assert "3 pairs: 3 with every answer scored the same" in page

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +11,15 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from tests.eval.synthetic_run import LAYERS, make_run
+from tests.eval.test_comparing import OPTIONS, Guess, answers
 from vllm_flow.eval.report.flips import choose_flips
 from vllm_flow.eval.report.results import Options, Summary
 from vllm_flow.eval.report.summary import summarise
-from vllm_flow.eval.statistics.intervals import paired_difference
+from vllm_flow.eval.statistics.intervals import accuracy, paired_difference
 from vllm_flow.eval.sweep.records import Run
 from vllm_flow.eval.tasks import get_task
-from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, ratio, sum_counts
+from vllm_flow.eval.tasks.base import Scored, sum_counts
 
-OPTIONS = Options(resamples=300, swaps=999)
 POLICIES = "baseline,cliff=0:30:6,downsample=12"
 
 
@@ -107,6 +104,8 @@ def test_binary_scores_get_the_exact_test_where_pictures_do_not_repeat(
         expected = mcnemar(table, exact=True).pvalue if np.sum(table) else 1.0
         assert comparison.p_value == pytest.approx(expected) == policy.mcnemar_p
         assert comparison.difference == paired_difference(before, after).difference
+        right = [one.score == 1 for one in direct[policy.policy.name].values()]
+        assert policy.values["img_accuracy"] == accuracy(sum(right), len(right), OPTIONS.confidence)
         p_values.append(comparison.p_value)
     corrected = [p.against["img_accuracy"].p_corrected for p in task.policies[1:]]
     assert corrected == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
@@ -115,24 +114,6 @@ def test_binary_scores_get_the_exact_test_where_pictures_do_not_repeat(
 def test_repeated_pictures_are_resampled_as_a_whole(summary: Summary) -> None:
     task = next(t for t in summary.tasks if t.name == "pope")
     assert task.pictures < task.items and not task.exact
-
-
-def test_asking_the_same_three_times_is_no_more_evidence() -> None:
-    """POPE asks its yes questions in all three categories: p and intervals must not shrink."""
-    meta = {"policies": [{"name": n, "kind": k} for n, k in (("b", "baseline"), ("t", "other"))]}
-    results = []
-    for times in (1, 3):
-        items = [
-            Item(f"{i}/{copy}", "?", f"{i}.jpg", {"value": 1})
-            for i in range(40)
-            for copy in range(times)
-        ]
-        said = {item.id: "1" for item in items}
-        rows = answers({"b": said, "t": {i: "2" if i.startswith("1") else "1" for i in said}})
-        task = summarise(meta, {"guess": items}, rows, {"guess": Guess()}, OPTIONS).tasks[0]
-        results.append(task.policies[1].against["misses"].comparison)
-    assert results[0].p_value == results[1].p_value < 0.05
-    assert results[0].difference == results[1].difference
 
 
 def test_answers_errors_and_gaps_are_counted(run: Run, summary: Summary) -> None:
@@ -173,36 +154,6 @@ def test_savings_are_ratios_of_sums(run: Run, summary: Summary) -> None:
     assert next(s for s in summary.savings if s.policy == "baseline").prefill_share == 1
 
 
-@dataclass(frozen=True)
-class Guess(Task):
-    """A task of one's own, with a metric the report has never heard of."""
-
-    name = "guess"
-    max_tokens = 1
-    headline = "misses"
-    higher_is_better = False
-    binary = False
-
-    def read(self, data: Path) -> list[Item]:
-        return [Item(str(i), "?", None, {"value": i % 3}) for i in range(30)]
-
-    def score(self, item: Item, text: str) -> Scored:
-        off = abs(float(text) - item.truth["value"])
-        return Scored(item.id, text, 1 / (1 + off), {"off": off, "all": 1.0})
-
-    def metrics(self, totals: Totals) -> Metrics:
-        return {"misses": ratio(totals.get("off", 0.0), totals.get("all", 0.0))}
-
-
-def answers(rows: Mapping[str, Mapping[str, str | None]]) -> list[dict[str, Any]]:
-    return [
-        {"task": "guess", "policy": policy, "item_id": item, "answer": said,
-         "error": None if said is not None else "lost"}
-        for policy, by_item in rows.items()
-        for item, said in by_item.items()
-    ]  # fmt: skip
-
-
 def test_other_tasks_and_kinds_of_policies_need_nothing_new() -> None:
     items = Guess().read(Path())
     good = {item.id: str(item.truth["value"]) for item in items}
@@ -228,16 +179,20 @@ def test_other_tasks_and_kinds_of_policies_need_nothing_new() -> None:
 
 def test_without_a_baseline_there_are_scores_and_no_comparisons() -> None:
     items = Guess().read(Path())
-    rows = answers({"cliff=4": {item.id: "1" for item in items[:10]}, "cliff=6": {"0": None}})
+    ten = {item.id: "1" for item in items[:10]}
+    rows = answers({"cliff=4": ten, "cliff=6": {"0": None}, "cliff=8": {**ten, "0": "5"}})
     meta = {
         "num_layers": 8,
-        "policies": [{"name": f"cliff={c}", "kind": "cliff", "cliff": c} for c in (4, 6)],
+        "policies": [{"name": f"cliff={c}", "kind": "cliff", "cliff": c} for c in (4, 6, 8)],
     }
     task = summarise(meta, {"guess": items}, rows, {"guess": Guess()}, OPTIONS).tasks[0]
     assert task.baseline is None and task.cliff is None and choose_flips(task) is None
-    four, six = task.policies
+    four, six, eight = task.policies
     assert (four.answered, four.missing, bool(four.values), four.against) == (10, 20, True, {})
     assert (six.answered, six.failed, six.values) == (0, 1, {})
+    assert (eight.answered, eight.paired, eight.against) == (10, 0, {}), (
+        "with nothing to compare it with"
+    )
 
 
 def test_a_run_without_answers_is_a_summary_of_nothing() -> None:
@@ -263,24 +218,3 @@ def test_flips_are_what_they_say(run: Run, summary: Summary) -> None:
         if task.result(f"cliff={task.cliff.found}"):
             assert result.policy.cliff is not None and task.cliff.found is not None
             assert result.policy.cliff <= task.cliff.found
-
-
-def test_a_metric_that_happens_to_equal_the_mean_score_is_resampled_itself() -> None:
-    """Half of the answers are right and half are yes; McNemar's test of right answers says nothing of the yes."""
-    items = [
-        Item(f"random/{i}", "?", f"{i}.jpg", {"label": "yes" if i % 2 else "no"}, "random")
-        for i in range(40)
-    ]
-    said = {
-        "b": ["yes", "yes", "no", "no"] * 10,  # 10 yes rightly, 10 wrongly
-        "t": ["no", "no", "yes", "yes"] * 10,
-    }
-    rows = [
-        {"task": "pope", "policy": name, "item_id": item.id, "answer": one, "error": None}
-        for name, texts in said.items()
-        for item, one in zip(items, texts, strict=True)
-    ]
-    meta = {"policies": [{"name": n, "kind": k} for n, k in (("b", "baseline"), ("t", "other"))]}
-    task = summarise(meta, {"pope": items}, rows, {"pope": get_task("pope")}, OPTIONS).tasks[0]
-    assert all(r.values[m].value == 0.5 for r in task.policies for m in ("accuracy", "yes_ratio"))
-    assert task.exact == {"accuracy", "accuracy_random"}
