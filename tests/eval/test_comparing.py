@@ -114,3 +114,23 @@ def test_what_could_have_been_shown_depends_on_how_many_are_compared() -> None:
     assert alone.comparison.standard_error == among.comparison.standard_error > 0
     assert alone.detectable < among.detectable
     assert alone.p_corrected < among.p_corrected
+
+
+def test_what_reduced_pictures_lose_is_no_other_policys_loss() -> None:
+    items = Guess().read(Path())
+    good = {item.id: str(item.truth["value"]) for item in items}
+    kinds = {
+        "baseline": "baseline",
+        "cliff=1": "cliff",
+        "small": "downsample",
+        "tiny": "downsample",
+    }
+    meta = {"policies": [{"name": name, "kind": kind} for name, kind in kinds.items()]}
+    said = {
+        "baseline": {**good, "3": "9"},
+        "cliff=1": dict.fromkeys(good, "7"),
+        "small": {**good, "0": "9"},
+        "tiny": {**good, "0": "9", "1": "9", "3": "0"},  # of which the last is better
+    }
+    task = summarise(meta, {"guess": items}, answers(said), {"guess": Guess()}, OPTIONS).tasks[0]
+    assert task.reduced_loses == 2

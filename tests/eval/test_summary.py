@@ -152,6 +152,13 @@ def test_savings_are_ratios_of_sums(run: Run, summary: Summary) -> None:
     kv = sum(r["kv_blocks"] for r in mine) / sum(r["kv_blocks_baseline"] for r in mine)
     assert (saving.requests, saving.kv_share) == (len(mine), pytest.approx(kv))
     assert next(s for s in summary.savings if s.policy == "baseline").prefill_share == 1
+    rows = run.answers().to_pylist()
+    for task, found in summary.task_savings.items():
+        for one in found:
+            own = [
+                r for r in rows if (r["task"], r["policy"]) == (task, one.policy) and not r["error"]
+            ]
+            assert one.requests == len(own), (task, one.policy)
 
 
 def test_other_tasks_and_kinds_of_policies_need_nothing_new() -> None:
@@ -170,6 +177,7 @@ def test_other_tasks_and_kinds_of_policies_need_nothing_new() -> None:
     task = result.tasks[0]
     assert [p.policy.kind for p in task.policies] == ["baseline", "random", "unlisted"]
     assert task.cliff is None
+    assert task.reduced_loses == 0, "of reduced pictures, of which none was asked"
     random, stray = task.policies[1:]
     assert random.against["misses"].verdict.finding == "worse"
     assert random.against["misses"].comparison.difference.value == pytest.approx(4)
