@@ -41,8 +41,8 @@ def test_scores_where_reduced_pictures_lose() -> None:
 def test_lengths_are_of_what_was_answered() -> None:
     """An answer that the limit cut is counted; errors, and rows that do not say their length, are left out."""
     recorded = [("Yes", 2, "stop"), ("No", 2, "stop"), ("A very", 8, "length")]
-    recorded += [(None, None, None), ("No", None, None)]
+    recorded += [(None, None, None), ("No", None, None), (None, 4000, "length"), ("No", 4, None)]
     names = ("answer", "output_tokens", "finish_reason")
     rows = [dict(zip(names, row, strict=True)) for row in recorded]
     assert lengths(rows) == Lengths(4.0, 1)
-    assert lengths(rows[3:]) is None
+    assert lengths(rows[3:6]) is None

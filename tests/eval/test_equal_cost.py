@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from tests.eval.synthetic_run import LAYERS, make_run
 from vllm_flow.eval.report.command import read_tasks, write_report
@@ -26,7 +26,7 @@ from vllm_flow.eval.report.cost import (
 from vllm_flow.eval.report.figures_cost import _tokens, curves, looks_of
 from vllm_flow.eval.report.results import Options, Summary
 from vllm_flow.eval.report.summary import summarise
-from vllm_flow.eval.statistics.intervals import Interval, accuracy, between
+from vllm_flow.eval.statistics.intervals import Interval, accuracy
 from vllm_flow.eval.sweep.budgets import average_tokens
 from vllm_flow.eval.sweep.policies import parse_policies
 from vllm_flow.eval.sweep.records import Run
@@ -82,8 +82,9 @@ def test_costs_are_those_of_the_answers(run: Run) -> None:
         nominal = 144.0 if flow is None else float(average_tokens(flow, LAYERS, 144))
         side = policy.grid(12, LAYERS)
         assert tokens["scienceqa", name] == pytest.approx(side**2 if side else nominal)
-    # A question without a picture costs nothing and counts for nothing.
+    # A question without a picture costs nothing and counts for nothing, and nor does one without an answer.
     without = [dict(answers[0], image_tokens=0, prefill_rows_saved=0), *answers]
+    without.append(dict(answers[0], answer=None, image_tokens=9000, prefill_rows_saved=0))
     assert tokens_by_policy(without, policies, LAYERS) == tokens
 
 
@@ -94,6 +95,7 @@ def test_costs_are_those_of_the_answers(run: Run) -> None:
         ("cliff=7", "cliff", False),
         ("text-only", "cliff", False),
         ("3:1/3 uniform;4:0", "cliff", False),
+        ("3:1/3 uniform;20:0", "uniform from layer 3, none from layer 20", True),
         ("cliff=7 when=decode", "cliff, after prefill", False),
         ("downsample=8", "fewer patches", True),
         ("downsample=6x6", "fewer patches", True),
@@ -122,19 +124,6 @@ def test_seeds_are_one_point_with_their_range(run: Run) -> None:
     assert all(point.seeds is point.between is None for point in found if point is not drawn)
 
 
-def test_an_interval_over_seeds_holds_their_mean() -> None:
-    """As often as it says, for draws that are normal; and no draws, or one, tell nothing of others."""
-    rng = np.random.default_rng(0)
-    held = 0
-    for _ in range(2000):
-        found = between(list(rng.normal(0.6, 0.03, 3)), 0.9)
-        assert found is not None
-        held += found.low <= 0.6 <= found.high
-    assert 0.88 < held / 2000 < 0.92
-    assert between([]) is between([0.5]) is None
-    assert between([0.25, 0.25]) == Interval(0.25, 0.25, 0.25)
-
-
 def test_a_budget_is_what_costs_the_same(run: Run) -> None:
     """The cliff at 10 has no rival; reduced pictures stand around a budget that no square meets."""
     _, found, _ = read(run, run.answers().to_pylist())
@@ -143,6 +132,10 @@ def test_a_budget_is_what_costs_the_same(run: Run) -> None:
         "cliff=15", "0:50% diversity", "0:50% random", "0:50% uniform", "2:13/28 last_prompt",
     ]  # fmt: skip
     assert [p.policy for p in group][5:] == ["downsample=8x8", "downsample=9x9"]
+    (group,) = budgets_of(
+        [replace(group[-1], tokens=9.0), replace(group[-1], tokens=144.0), *found]
+    )
+    assert [p.tokens for p in group][5:] == [64.0, 81.0]
 
 
 def answered(run: Run, right: dict[str, float]) -> list[dict[str, Any]]:
@@ -205,10 +198,23 @@ def test_a_winner_costs_no_more_to_within_one_token_a_layer(
 
 
 def test_better_can_be_lower(run: Run) -> None:
-    _, found, (budget,) = read(run, answered(run, {"0:50% diversity": 0.95}))
+    summary, found, (budget,) = read(run, answered(run, {"0:50% diversity": 0.95}))
     best = next(p for p in budget.points if p.policy == "0:50% diversity")
     assert budget.beaten_by(best, FAST.level, True)
     assert not budget.beaten_by(best, FAST.level, False)
+    values = [point.value.value for point in budget.points]
+    assert values == sorted(values, reverse=True)
+    items, tasks, _ = read_tasks(run)
+    task = type("Lower", (type(tasks["scienceqa"]),), {"higher_is_better": False})()
+    (lower,) = contests(task, summary.tasks[0], items["scienceqa"], found, FAST)
+    assert [point.value.value for point in lower.points] == sorted(values)
+
+
+def test_every_pair_of_a_task_is_corrected_for_all_of_them(run: Run) -> None:
+    _, _, (budget,) = read(run, answered(run, {"0:50% diversity": 0.75, "cliff=15": 0.6}))
+    p_values = [pair.p_value for pair in budget.contests]
+    corrected = multipletests(p_values, method="holm")[1].tolist()
+    assert [pair.p_corrected for pair in budget.contests] == pytest.approx(corrected) != p_values
 
 
 def test_times_are_taken_round_by_round() -> None:

@@ -12,7 +12,9 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from vllm_flow.eval.statistics.intervals import (
+    Interval,
     accuracy,
+    between,
     holm,
     mcnemar_p,
     median,
@@ -194,3 +196,16 @@ def test_unseen_share_is_clopper_pearsons_limit(trials: int) -> None:
 def test_no_trials_show_nothing() -> None:
     with pytest.raises(ValueError, match="at least one trial"):
         unseen_share(0)
+
+
+def test_an_interval_over_seeds_holds_their_mean() -> None:
+    """As often as it says, for draws that are normal; and no draws, or one, tell nothing of others."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(2000):
+        found = between(list(rng.normal(0.6, 0.03, 3)), 0.9)
+        assert found is not None
+        held += found.low <= 0.6 <= found.high
+    assert 0.88 < held / 2000 < 0.92
+    assert between([]) is between([0.5]) is None
+    assert between([0.25, 0.25]) == Interval(0.25, 0.25, 0.25)
