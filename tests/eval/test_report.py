@@ -120,10 +120,16 @@ def test_tables_hold_the_summary(written: tuple[Run, Summary, Path]) -> None:
                 and row["headline"] == "True"
             )
             assert float(line["value"]) == result.values[task.headline].value
+            counts = ("answered", "failed", "missing", "paired")
+            assert [int(line[name]) for name in counts] == [getattr(result, n) for n in counts]
             if task.headline in result.against:
                 compared = result.against[task.headline]
-                assert float(line["difference"]) == compared.comparison.difference.value
+                c = compared.comparison
+                assert float(line["difference"]) == c.difference.value
+                assert float(line["baseline_on_pairs"]) == c.baseline.value
+                assert float(line["value_on_pairs"]) == c.treatment.value
                 assert float(line["p_holm"]) == compared.p_corrected
+                assert (int(line["gained"]), int(line["lost"])) == (result.gained, result.lost)
     answered = [row for row in run.answers().to_pylist() if row["answer"] is not None]
     for line in table:
         own = [r for r in answered if (r["task"], r["policy"]) == (line["task"], line["policy"])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from vllm_flow.eval.report import text
 from vllm_flow.eval.report.examples import truth_lines
 from vllm_flow.eval.report.page import settings
-from vllm_flow.eval.report.results import Compared, Policy
+from vllm_flow.eval.report.results import Compared, Options, Policy
 from vllm_flow.eval.statistics.bootstrap import Comparison
 from vllm_flow.eval.statistics.intervals import Interval
 from vllm_flow.eval.statistics.verdicts import FoundCliff, Verdict
@@ -119,3 +120,14 @@ def test_settings_are_readable() -> None:
 def test_truths_are_short() -> None:
     lines = truth_lines({"answers": ["a"] * 9 + ["b"], "question_id": 3, "label": "yes"})
     assert lines == [("answers", "a ×9, b"), ("label", "yes")]
+
+
+def test_the_cells_of_a_comparison_say_which_number_is_which() -> None:
+    """Answers gained stand before answers lost, and the p value of a row is the corrected one."""
+    against = compared(-0.05, 0.01, 0.002, 0.03, finding="worse", within_tolerance=False)
+    result: Any = SimpleNamespace(gained=2, lost=7, mcnemar_p=0.18)
+    task: Any = SimpleNamespace(higher_is_better=True)
+    found = text.compared(against, result, True, task, Options())
+    assert (found["flips"], found["difference"]) == ("+2 −7", "−5.0")
+    assert (found["p"], found["corrected"], found["mcnemar"]) == ("0.002", "0.030", "0.18")
+    assert found["verdict"].startswith("worse by 5.0") and found["finding"] == "worse"
