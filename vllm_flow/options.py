@@ -21,11 +21,16 @@ SHOWN = 40
 """Characters of a wrong value that are said again."""
 
 
+def _shown(text: str) -> str:
+    """A wrong value as it is said again: what nobody sees is written out, and takes more room."""
+    return repr(text[:SHOWN])[: 2 * SHOWN]
+
+
 def positive(text: str) -> int:
     """A whole number above 0."""
     value = whole_number(text)
     if not value:
-        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no whole number above 0")
     return value
 
 
@@ -34,7 +39,7 @@ def resamples(text: str) -> int:
     value = whole_number(text)
     if value is None or not LEAST_RESAMPLES <= value <= MOST_RESAMPLES:
         raise argparse.ArgumentTypeError(
-            f"{text[:SHOWN]!r} is no number of resamples; write one from {LEAST_RESAMPLES} to {MOST_RESAMPLES}"
+            f"{_shown(text)} is no number of resamples; write one from {LEAST_RESAMPLES} to {MOST_RESAMPLES}"
         )
     return value
 
@@ -43,7 +48,7 @@ def count(text: str) -> int:
     """A whole number, 0 included."""
     value = whole_number(text)
     if value is None:
-        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is no whole number of at least 0")
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no whole number of at least 0")
     return value
 
 
@@ -52,7 +57,7 @@ def count_or_never(text: str) -> int:
     value = -1 if text == "-1" else whole_number(text)
     if value is None:
         raise argparse.ArgumentTypeError(
-            f"{text[:SHOWN]!r} is no whole number of at least 0, nor -1 for never"
+            f"{_shown(text)} is no whole number of at least 0, nor -1 for never"
         )
     return value
 
@@ -62,7 +67,7 @@ def seed(text: str) -> int:
     value = whole_number(text)
     if value is None or value >= SEEDS:
         raise argparse.ArgumentTypeError(
-            f"{text[:SHOWN]!r} is no seed; write a whole number from 0 to {SEEDS - 1}"
+            f"{_shown(text)} is no seed; write a whole number from 0 to {SEEDS - 1}"
         )
     return value
 
@@ -71,7 +76,7 @@ def pixels(text: str) -> tuple[int, int]:
     """``640x480``: width and height of a picture."""
     width, height = (whole_number(side) for side in text.partition("x")[::2])
     if not (width and height):
-        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is not a size such as 640x480")
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is not a size such as 640x480")
     return width, height
 
 
@@ -81,7 +86,7 @@ def positives(text: str) -> tuple[int, ...]:
     numbers = tuple(number for number in found if number)
     if len(numbers) < len(found):
         raise argparse.ArgumentTypeError(
-            f"{text[:SHOWN]!r}: write whole numbers above 0, such as 1,8,32"
+            f"{_shown(text)}: write whole numbers above 0, such as 1,8,32"
         )
     return numbers
 
@@ -90,7 +95,7 @@ def positive_number(text: str) -> float:
     """A finite number above 0."""
     value = _finite(text)
     if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is no number above 0")
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no number above 0")
     return value
 
 
@@ -98,7 +103,7 @@ def not_negative(text: str) -> float:
     """A finite number of 0 or more."""
     value = _finite(text)
     if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is no number of 0 or more")
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no number of 0 or more")
     return value
 
 
@@ -119,7 +124,7 @@ def gib(text: str) -> float:
         value = math.inf
     if value > MOST_GIB:
         raise argparse.ArgumentTypeError(
-            f"{text[:SHOWN]!r}: write a size in GiB above 0, such as 1.5"
+            f"{_shown(text)}: write a size in GiB above 0, such as 1.5"
         )
     return value
 
@@ -137,11 +142,11 @@ def tolerance(text: str) -> float:
     value = _finite(number)
     if not 0 < value < 100:
         raise argparse.ArgumentTypeError(
-            f"{text[:SHOWN]!r} is no tolerance; write points above 0 and below 100, such as 1% or 0.5%"
+            f"{_shown(text)} is no tolerance; write points above 0 and below 100, such as 1% or 0.5%"
         )
     if not unit and value < 1:
         raise argparse.ArgumentTypeError(
-            f"{text[:SHOWN]!r} may be points or a share; write {value:g}% for {value:g} of a point, {100 * value:g}% "
+            f"{_shown(text)} may be points or a share; write {value:g}% for {value:g} of a point, {100 * value:g}% "
             "for that share"
         )
     return value / 100

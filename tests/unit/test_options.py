@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vllm_flow import options
@@ -31,6 +31,7 @@ TEXTS = st.text() | st.text("0123456789x.,-+eE_ infa²٣") | st.integers().map(s
 
 @pytest.mark.parametrize("read", READERS)
 @given(text=TEXTS | st.floats().map(str))
+@example(text="\U0001005e" * 60)
 def test_any_text_is_read_or_refused(read: Callable[[str], Any], text: str) -> None:
     try:
         value = read(text)
