@@ -1,4 +1,4 @@
-"""Layers of several kinds in one storage group, on vLLM's FlashInfer backend over a stand-in of its kernels."""
+"""Layers of several windows in one storage group, on vLLM's FlashInfer backend over a stand-in of its kernels."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ DEVICES = {"native": standin.NATIVE, "blackwell": standin.BLACKWELL}
 
 
 @pytest.mark.parametrize("device", some(DEVICES, ["native"]))
-@pytest.mark.parametrize("family", some(["cohere2_vision", "llama4"], ["cohere2_vision"]))
-def test_each_kind_is_planned_by_itself(
-    checkpoint_of: Callable[[str], Checkpoint], family: str, device: str
+def test_each_window_is_planned_by_itself(
+    checkpoint_of: Callable[[str], Checkpoint], device: str
 ) -> None:
-    """FlashInfer's own kernels are planned for one window, TRT-LLM's are told each layer's; chunks of local attention
-    are requests of their own."""
-    checkpoint = checkpoint_of(family)
-    assert 0 < len(checkpoint.windows or checkpoint.local) < checkpoint.num_layers
+    """FlashInfer's own kernels are planned for one window, TRT-LLM's are told each layer's."""
+    checkpoint = checkpoint_of("cohere2_vision")
+    assert 0 < len(checkpoint.windows) < checkpoint.num_layers
     asks = every_cliff(checkpoint, range(checkpoint.num_layers))
     with standin.flashinfer(DEVICES[device]):
         engine = Engine(
