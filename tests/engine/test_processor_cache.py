@@ -176,6 +176,18 @@ def test_one_picture_that_two_requests_bring_at_once_is_processed_once() -> None
     assert halves.front.is_cached(["0"]) == [False], "it outlived the requests that brought it"
 
 
+def test_what_a_failed_rendering_was_promised_is_nobodys() -> None:
+    """vLLM says that it is done with a prompt's pictures only where it could process all of them."""
+    halves = Halves()
+    halves.deliver(render(halves.front, [0]))
+    assert halves.front.is_cached(["0", "1"]) == [True, False]  # and picture 1 cannot be read
+    halves.front.clear_cache()
+    named_anew = processed(1)  # a client's name for a picture that it has changed
+    assert halves.front.is_cached(["0"]) == [False]
+    found, _ = halves.front.get_and_update_item((named_anew, UPDATES), "0")
+    assert found is named_anew
+
+
 def test_where_the_engine_keeps_nothing_everything_is_sent() -> None:
     front = SentPictures(model_config(CAPACITY), engine_keeps=False)
     for _ in range(2):

@@ -110,6 +110,8 @@ class SentPictures(BaseMultiModalProcessorCache):
 
     def is_cached_item(self, mm_hash: str) -> bool:
         item = self._find(mm_hash)
+        # A rendering that failed in this thread kept none of its promises.
+        self._promises().pop(mm_hash, None)
         if item is not None:
             # vLLM processes only what is missing and then comes back for this one, which another
             # request may have evicted meanwhile.
