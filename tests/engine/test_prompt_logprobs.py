@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm import RequestOutput
 
-from tests.engine import kept_oracle, oracle
+from tests.engine import kept_oracle, oracle, v2_cpu
 from tests.engine.cases import LONG, Ask, adjacent_images, one_image, text_only, two_images
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import LOGPROB_TOLERANCE, Engine, assert_exact, params_of
@@ -46,8 +46,8 @@ def scored(engine: Engine, asks: Sequence[Ask], **more: Any) -> list[RequestOutp
     return engine.llm.generate(prompts, params, use_tqdm=False)
 
 
-def expected(engine: Engine, ask: Ask) -> tuple[oracle.Prompt, list[torch.Tensor | None]]:
-    """The prompt, and for each position the distribution of its token; None where there is none."""
+def predictions(engine: Engine, ask: Ask) -> tuple[oracle.Prompt, dict[int, torch.Tensor]]:
+    """The prompt, and of each position that stays the logits of what follows it."""
     pictures = [picture(engine.shape, seed) for seed in ask.images]
     prompt = oracle.encode(engine.model_dir, ask.prompt, pictures)
     image = torch.tensor(prompt.is_image_T)
@@ -55,15 +55,19 @@ def expected(engine: Engine, ask: Ask) -> tuple[oracle.Prompt, list[torch.Tensor
         kept = kept_oracle.forward_kept(engine.model_dir, prompt, [], ask.stages, ask.seed)
         stays = ~image
         stays[[place for alive in kept.chosen[max(kept.chosen)] for place in alive]] = True
-        rows = dict(zip(stays.nonzero()[:, 0].tolist(), kept.logits, strict=True))
-    else:
-        cliff = engine.shape.layers if ask.cliff is None else ask.cliff
-        stays = ~image if cliff < engine.shape.layers else torch.ones_like(image)
-        # The other formulation: the model's own forward with hidden keys.
-        logits = oracle.forward_masked(engine.model_dir, prompt, [], cliff)
-        rows = {place: logits[place] for place in stays.nonzero()[:, 0].tolist()}
+        return prompt, dict(zip(stays.nonzero()[:, 0].tolist(), kept.logits, strict=True))
+    cliff = engine.shape.layers if ask.cliff is None else ask.cliff
+    stays = ~image if cliff < engine.shape.layers else torch.ones_like(image)
+    # The other formulation: the model's own forward with hidden keys.
+    logits = oracle.forward_masked(engine.model_dir, prompt, [], cliff)
+    return prompt, {place: logits[place] for place in stays.nonzero()[:, 0].tolist()}
+
+
+def expected(engine: Engine, ask: Ask) -> tuple[oracle.Prompt, list[torch.Tensor | None]]:
+    """The prompt, and for each position the distribution of its token; None where there is none."""
+    prompt, rows = predictions(engine, ask)
     return prompt, [
-        rows[place - 1].log_softmax(-1) if place and stays[place] and stays[place - 1] else None
+        rows[place - 1].log_softmax(-1) if {place - 1, place} <= rows.keys() else None
         for place in range(len(prompt.ids))
     ]
 
@@ -117,6 +121,34 @@ def test_flat_logprobs_say_the_same(open_engine: OpenEngine) -> None:
     assert listed.prompt_logprobs is not None and flat.prompt_logprobs is not None
     assert type(flat.prompt_logprobs) is not list
     assert [entry or {} for entry in listed.prompt_logprobs] == list(flat.prompt_logprobs)
+
+
+@pytest.mark.skipif(not v2_cpu.wanted(), reason="vLLM has them under Model Runner V2 alone")
+@pytest.mark.parametrize("start", [None, 20])
+def test_scores_of_chosen_tokens_are_no_numbers_where_a_token_left(
+    open_engine: OpenEngine, start: int | None
+) -> None:
+    engine, ids = open_engine(LONG, 2, **CHUNKS), [20, 60, -1]
+    asks = [replace(ask, max_tokens=4) for ask in (PLACE[0], PLACE[1], PLACE[5])]
+    found = [predictions(engine, ask) for ask in asks]
+    more: dict[str, Any] = {} if start is None else {"prompt_logprob_start": start}
+    first = start or 0
+    params = [
+        params_of(ask, prompt_logprob_token_ids=[ids] * (len(prompt.ids) - 1 - first), **more)
+        for ask, (prompt, _) in zip(asks, found, strict=True)
+    ]
+    outputs = engine.llm.generate([engine.prompt(ask) for ask in asks], params, use_tqdm=False)
+    assert_exact(engine, asks, outputs)
+    for output, (prompt, rows) in zip(outputs, found, strict=True):
+        scores = torch.tensor(output.prompt_token_id_logprobs)
+        assert len(scores) == len(prompt.ids) - 1 - first
+        assert torch.isneginf(scores[:, 2]).all()
+        for place, row in enumerate(scores[:, :2], first):
+            if place in rows:
+                logprobs = rows[place].log_softmax(-1)[ids[:2]]
+                torch.testing.assert_close(row, logprobs, atol=LOGPROB_TOLERANCE, rtol=0)
+            else:
+                assert row.isnan().all()
 
 
 @given(st.lists(st.booleans(), min_size=1))

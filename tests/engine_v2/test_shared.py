@@ -40,7 +40,10 @@ from tests.engine.test_policies import (
     test_ranks_of_the_device_are_exact,
 )
 from tests.engine.test_prefix_caching import test_baseline_beside_policies
-from tests.engine.test_prompt_logprobs import test_entries_are_the_oracles_or_none
+from tests.engine.test_prompt_logprobs import (
+    test_entries_are_the_oracles_or_none,
+    test_scores_of_chosen_tokens_are_no_numbers_where_a_token_left,
+)
 from tests.engine.test_received_attention import (
     test_who_asks_for_what_patches_receive_has_pictures_encoded_for_it,
 )
@@ -75,6 +78,7 @@ __all__ = [
     "test_ranks_by_place_are_exact",
     "test_ranks_of_the_device_are_exact",
     "test_requests_join_a_running_batch",
+    "test_scores_of_chosen_tokens_are_no_numbers_where_a_token_left",
     "test_stock_baseline_is_the_oracle",
     "test_what_leaves_after_the_prefill_is_exact",
     "test_what_stays_takes_in_what_goes",
