@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vllm.config import SpeculativeConfig
 
 from tests.engine.bare_prompts import prompt
 from tests.engine.bare_scheduler import LAYERS, LENGTH, BareScheduler, OpenBare
@@ -182,6 +183,29 @@ def test_a_turn_that_comes_while_a_block_fills_waits_for_it(bare: OpenBare, step
         assert "turn" in engine.step()
         engine.drain()
         assert engine.stats["turn"].num_cached_tokens == len(said)
+
+
+@pytest.mark.parametrize("slots", [0, 1])
+@pytest.mark.parametrize("others", [0, 2])
+def test_the_longest_that_is_accepted_fits_a_step_beside_drafts(
+    bare: OpenBare, monkeypatch: pytest.MonkeyPatch, others: int, slots: int
+) -> None:
+    """Of each request, a draft model takes one of a step's inputs more than the request has tokens in it."""
+    monkeypatch.setattr(SpeculativeConfig, "max_num_new_slots_for_drafting", slots)
+    options = dict(max_num_batched_tokens=100 + slots, max_num_seqs=1 + others)  # a config each
+    engine = bare(2, 60, **STEPS["drafts"], **options)
+    answering = {str(number) for number in range(others)}
+    for name in sorted(answering):
+        engine.add(name, prompt(9, 0, 9), answer=[7, 8] * 60)
+    engine.step()
+    assert engine.settings is not None
+    room = engine.settings.engine.step_tokens
+    assert room == 100 + slots - others * 4 - (1 + others) * slots
+    engine.add("longest", prompt(0, room - 9, 9), answer=[7], flow_stages="2:50% last_prompt")
+    for _ in range(3):
+        assert answering <= set(engine.step())
+    assert "longest" not in engine.scheduler.requests, "no step has room for it"
+    engine.drain()
 
 
 @pytest.mark.parametrize("cliff", [0, 1, 3, 5])

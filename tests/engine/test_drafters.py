@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from vllm.engine.arg_utils import EngineArgs
 
 from tests.engine import eagle_oracle, traffic, v2_cpu
 from tests.engine.cases import LONG, one_image
@@ -16,10 +17,18 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, Engine, Engines, assert_exact, tokens_of
 from tests.engine.policy_cases import device_mixed, late_mixed
 from tests.engine.test_speculative import ASKS, OPTIONS, WORD_IDS, counted, repeating
-from tests.engine.tiny_drafters import METHODS, SAID, SMALL_LAYERS, drafter, speculation
-from tests.engine.tiny_llava import SPECIALS, WORDS, words
+from tests.engine.tiny_drafters import (
+    GUESSES,
+    METHODS,
+    SAID,
+    SMALL_LAYERS,
+    drafter,
+    speculation,
+)
+from tests.engine.tiny_llava import SPECIALS, WORDS, build, words
 from tests.longer import some
 from vllm_flow.engine.inspect import footprints
+from vllm_flow.engine.settings import FlowSettings
 
 BLOCK_BYTES = 4 * 2 * LONG.kv_heads * LONG.head_dim * BLOCK_SIZE * 4
 """Of four layers, in float32."""
@@ -90,6 +99,24 @@ def test_what_was_drafted_is_found_by_the_next_turn(engine: Engine) -> None:
     assert_exact(engine, [again], [output])
     before = len(first.prompt_token_ids or ())
     assert output.num_cached_tokens >= before + 64 - BLOCK_SIZE
+
+
+@pytest.mark.parametrize(("method", "more"), [("draft_model", 5), ("eagle", 1)])
+def test_a_rank_may_look_at_what_a_step_has_room_for(
+    engine_store: Engines, method: str, more: int
+) -> None:
+    """Beside four others with their drafts; a draft model takes one more of each, EAGLE reads a token ahead."""
+    root = engine_store.root
+    config = EngineArgs(
+        model=str(build(LONG, root)),
+        max_num_batched_tokens=512,
+        max_num_seqs=5,
+        speculative_config=speculation(method, LONG, root),
+        additional_config={"vllm_flow": {"group_layers": 4}},
+    ).create_engine_config()
+    settings = FlowSettings.of(config)
+    assert settings is not None
+    assert settings.engine.step_tokens == 512 - 4 * (1 + GUESSES) - more
 
 
 @by_all

@@ -89,6 +89,7 @@ class EngineFacts:
                 vllm_config.scheduler_config,
                 vllm_config.num_speculative_tokens,
                 vllm_config.num_prefill_lookahead_tokens,
+                drafting_slots(vllm_config.speculative_config),
             ),
             connected=getattr(connector, "kv_connector", None) is not None,
             # What becomes of states, nobody has tried.
@@ -107,18 +108,27 @@ def keys_differ(model_config: Any, num_layers: int) -> bool:
     return len(sizes) > 1
 
 
-def step_tokens(scheduler: Any, drafts: int, ahead: int = 0) -> int:
+def step_tokens(scheduler: Any, drafts: int, ahead: int = 0, slots: int = 0) -> int:
     """Tokens of one request that a step has room for while every other one decodes, with so many drafts.
 
     Args:
         scheduler: vLLM's finished ``SchedulerConfig``.
         ahead: tokens behind a chunk whose embeddings a drafter reads, so that the chunk before ends earlier.
+        slots: of a step's input that each of its requests takes beside its tokens.
     """
-    budget = scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens
-    tokens: int = max(budget - (scheduler.max_num_seqs - 1) * (1 + drafts), 1)
+    inputs: int = scheduler.max_num_batched_tokens
+    budget: int = scheduler.max_num_scheduled_tokens or inputs
+    others = scheduler.max_num_seqs - 1
+    taken = others * (1 + drafts)
+    tokens = max(min(budget - taken, inputs - taken - (others + 1) * slots), 1)
     threshold = scheduler.long_prefill_token_threshold
     tokens = min(tokens, threshold) if threshold > 0 else tokens
     return max(tokens - ahead, 1)
+
+
+def drafting_slots(speculative: Any) -> int:
+    """Of a step's input, what a drafter takes of each request beside its tokens: a draft model keeps its last one."""
+    return 0 if speculative is None else int(speculative.max_num_new_slots_for_drafting)
 
 
 def served_name(model_config: Any) -> str:

@@ -229,8 +229,8 @@ def _check_step(layout: TokenLayout, engine: EngineFacts) -> None:
     raise Obstacle(
         Misfit.STEP,
         f"its rank must see {longest} tokens in one step, and a step of this engine has room for "
-        f"{engine.step_tokens}; rank by {_by_place()}, or have the server "
-        "started with a greater max_num_batched_tokens, a smaller max_num_seqs or without "
+        f"{engine.step_tokens}; rank by {_by_place()}, or have the server started with a greater "
+        "max_num_batched_tokens (and max_num_scheduled_tokens, if that is set), a smaller max_num_seqs or without "
         "long_prefill_token_threshold.",
     )
 
