@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from tests.engine.bare_prompts import IMAGE, NEXT
 from tests.engine.bare_scheduler import LENGTH, BareScheduler, OpenBare
 
 TOGETHER = {"flow_stages": "2:50% last_prompt"}
@@ -75,3 +78,48 @@ def test_newer_requests_do_not_take_the_room_for_ever(bare: OpenBare) -> None:
         engine.step()
     assert "waits" not in engine.scheduler.requests, "it waits for as long as others come"
     engine.drain()
+
+
+def side_by_side(gap: int, *sizes: int, before: int = 5) -> list[int]:
+    """Text, pictures with ``gap`` tokens of text between them, and text."""
+    tokens = [5] * before
+    for number, size in enumerate(sizes):
+        tokens += [IMAGE if number % 2 else NEXT] * size + [6] * gap
+    return tokens + [6] * 9
+
+
+def reading_ahead(bare: OpenBare, **options: Any) -> BareScheduler:
+    """As beside EAGLE: of a picture's successor a drafter reads the first token, and vLLM keeps a picture till then."""
+    engine = opened(bare, **options)
+    engine.scheduler.num_prefill_lookahead = 1
+    return engine
+
+
+@pytest.mark.parametrize("gap", [0, 1, 2])
+def test_a_picture_that_has_begun_is_gone_before_the_next_one_waits(
+    bare: OpenBare, gap: int
+) -> None:
+    """Behind one that lacks room, a request ends its first picture and may not begin its second one."""
+    engine = reading_ahead(bare)
+    engine.add("before", [5] * 300)
+    engine.add("short", side_by_side(3, 140, 139, before=150), answer=(7,), **TOGETHER)
+    engine.add("behind", side_by_side(gap, 240, 150), answer=(7,))
+    assert set(engine.step()) == {"before", "short", "behind"}
+    assert held(engine, "behind") == 1, "its first picture has not begun"
+    engine.drain(40)
+
+
+RANKED = {"flow_stages": "2:50% diversity"}
+
+
+@pytest.mark.parametrize(("gap", "chunk", "keys"), [(1, 245, {}), (1, 245, RANKED), (0, 200, {})])
+def test_two_requests_whose_second_pictures_there_is_no_room_for(
+    bare: OpenBare, gap: int, chunk: int, keys: dict[str, Any]
+) -> None:
+    """Each has a first one that vLLM keeps: the next token that a drafter reads is the second one's."""
+    engine = reading_ahead(bare, long_prefill_token_threshold=chunk)
+    engine.add("one", side_by_side(gap, 240, 240, before=5), answer=(7,), **keys)
+    engine.add("other", side_by_side(gap, 239, 239, before=6), answer=(7,), **keys)
+    engine.step()
+    assert (held(engine, "one"), held(engine, "other")) == (1, 1)
+    engine.drain(40)

@@ -16,7 +16,7 @@ cache miss" where scheduler and worker disagree about a picture, which happens i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,34 +79,45 @@ def restore(states: Mapping[str, Any], output: SchedulerOutput) -> None:
 
 
 def begun(
-    features: Sequence[MultiModalFeatureSpec], num_computed: int, num_scheduled: int, ahead: int
+    cache: EncoderCacheManager, request: Request, num_computed: int, num_scheduled: int, ahead: int
 ) -> int:
     """Tokens of a chunk from ``num_computed`` on, cut where a picture begins in it; of one that has begun, all.
+
+    Begun is one that the request keeps, and one right behind it: of that, a drafter reads before the other ends.
 
     Args:
         ahead: tokens behind a chunk whose embeddings a drafter reads.
     """
-    starts = (feature.mm_position.offset for feature in features)
-    first = min((start for start in starts if start >= num_computed), default=None)
-    if first is None:
-        return num_scheduled
-    return max(min(num_scheduled, first - ahead - num_computed), 0)
+    held, begun_until = cache.get_cached_input_ids(request), -ahead
+    for index, feature in enumerate(request.mm_features):
+        start = feature.mm_position.offset
+        stop = start + feature.mm_position.length
+        if stop <= num_computed:
+            continue
+        if start < num_computed or index in held or start < begun_until + ahead:
+            begun_until = stop
+            continue
+        return max(min(num_scheduled, start - ahead - num_computed), 0)
+    return num_scheduled
 
 
-def give_back(cache: EncoderCacheManager, request: Request, end: int) -> set[int]:
-    """Let go of a request's pictures of which its chunk computes nothing.
+def give_back(cache: EncoderCacheManager, request: Request, first: int, end: int) -> set[int]:
+    """Let go of a request's pictures of which its chunk computes nothing: all, where there is no chunk.
+
+    Of a picture that is computed, vLLM lets go once the tokens are that a drafter reads behind it, and those may be
+    another picture's.
 
     Args:
-        end: of the chunk, with what a drafter reads behind it.
+        first, end: of the chunk, with what a drafter reads behind it.
 
     Returns:
-        Indices of the pictures that begin before that.
+        Indices of the others.
     """
-    needed = {
-        index
-        for index, feature in enumerate(request.mm_features)
-        if feature.mm_position.offset < end
-    }
+    needed = set[int]()
+    for index, feature in enumerate(request.mm_features if first < end else ()):
+        start = feature.mm_position.offset
+        if start < end and first < start + feature.mm_position.length:
+            needed.add(index)
     for index in cache.get_cached_input_ids(request) - needed:
         cache.free_encoder_input(request, index)
     return needed

@@ -177,14 +177,16 @@ class _FlowScheduling:
         vLLM's own switch (``disable_chunked_mm_input``) still divides an image at whose first token a
         chunk begins. Where the tokens of an image see one another, that is prevented for every request.
         Before vLLM's work, or it would book an encoder's output for nothing; and after it, since a full
-        encoder cache shortens the chunk. Then the request keeps no picture: of two that wait for the rest of theirs,
-        neither would get it. And those behind it begin none in this step, or it would wait for as long as they come.
+        encoder cache shortens the chunk. Then the request keeps no picture, as no request does that cannot go on: of
+        two that wait for the rest of theirs, neither would get it. And those behind it begin none in this step, or it
+        would wait for as long as they come.
         """
         layout = self.flow_requests.layouts.get(request.request_id)
         mutual = self.flow_requests.mutual.get(request.request_id, ())
+        cache, wanted = self.encoder_cache_manager, num_new_tokens
         if self.flow_short:
             num_new_tokens = encoder_cache.begun(
-                request.mm_features, num_computed_tokens, num_new_tokens, shift_computed_tokens
+                cache, request, num_computed_tokens, num_new_tokens, shift_computed_tokens
             )
 
         def cut(tokens: int) -> int:
@@ -197,11 +199,12 @@ class _FlowScheduling:
             request, num_computed_tokens, asked, encoder_compute_budget, shift_computed_tokens
         )
         tokens = cut(tokens)
-        if layout is None or not layout.leaves_out(num_computed_tokens, tokens, asked):
+        short = layout is not None and layout.leaves_out(num_computed_tokens, tokens, asked)
+        if not short and (tokens or not wanted):
             return inputs, tokens, budget, external, doubles
-        self.flow_short = True
-        end = num_computed_tokens + tokens + shift_computed_tokens
-        needed = encoder_cache.give_back(self.encoder_cache_manager, request, end)
+        self.flow_short |= short
+        end = num_computed_tokens + (tokens and tokens + shift_computed_tokens)
+        needed = encoder_cache.give_back(cache, request, num_computed_tokens, end)
         inputs, doubles = ([at for at in found if at in needed] for found in (inputs, doubles))
         return inputs, tokens, budget, external, doubles
 
