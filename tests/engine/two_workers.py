@@ -20,12 +20,12 @@ def a_core_each(monkeypatch: pytest.MonkeyPatch) -> None:
 def cores_of(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     """The two cores in turn, for engines with more workers than these."""
     bind = "|".join(str(worker % 2) for worker in range(workers))
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", bind)
     monkeypatch.setattr(envs, "VLLM_CPU_OMP_THREADS_BIND", bind, raising=False)
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", bind)
 
 
 def stages_of(monkeypatch: pytest.MonkeyPatch, partition: str) -> None:
     """Layers of each stage, for engines that start from here on."""
-    monkeypatch.setenv("VLLM_PP_LAYER_PARTITION", partition)
-    # vLLM keeps what it read when it started the first engine of this process.
+    # vLLM keeps what it read when it started the first engine of this process; what it read before is restored.
     monkeypatch.setattr(envs, "VLLM_PP_LAYER_PARTITION", partition, raising=False)
+    monkeypatch.setenv("VLLM_PP_LAYER_PARTITION", partition)
