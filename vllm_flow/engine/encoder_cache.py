@@ -101,22 +101,26 @@ def begun(
     return num_scheduled
 
 
-def give_back(cache: EncoderCacheManager, request: Request, first: int, end: int) -> set[int]:
-    """Let go of a request's pictures of which its chunk computes nothing: all, where there is no chunk.
+def give_back(
+    cache: EncoderCacheManager, request: Request, first: int, end: int | None
+) -> set[int]:
+    """Let go of a request's pictures of which its chunk computes nothing.
 
     Of a picture that is computed, vLLM lets go once the tokens are that a drafter reads behind it, and those may be
     another picture's.
 
     Args:
-        first, end: of the chunk, with what a drafter reads behind it.
+        first, end: of the chunk, with what a drafter reads behind it; equal for none. Where ``end`` is None there is
+            none either, and pictures that have not begun stay with the request.
 
     Returns:
         Indices of the others.
     """
     needed = set[int]()
-    for index, feature in enumerate(request.mm_features if first < end else ()):
+    for index, feature in enumerate(request.mm_features):
         start = feature.mm_position.offset
-        if start < end and first < start + feature.mm_position.length:
+        stop = start + feature.mm_position.length
+        if start >= first if end is None else first < end and start < end and first < stop:
             needed.add(index)
     for index in cache.get_cached_input_ids(request) - needed:
         cache.free_encoder_input(request, index)

@@ -177,9 +177,9 @@ class _FlowScheduling:
         vLLM's own switch (``disable_chunked_mm_input``) still divides an image at whose first token a
         chunk begins. Where the tokens of an image see one another, that is prevented for every request.
         Before vLLM's work, or it would book an encoder's output for nothing; and after it, since a full
-        encoder cache shortens the chunk. Then the request keeps no picture, as no request does that cannot go on: of
-        two that wait for the rest of theirs, neither would get it. And those behind it begin none in this step, or it
-        would wait for as long as they come.
+        encoder cache shortens the chunk. Then the request keeps no picture, and no request that cannot go on keeps
+        one that has begun: of two that wait for the rest of theirs, neither would get it. And those behind it begin
+        none in this step, or it would wait for as long as they come.
         """
         layout = self.flow_requests.layouts.get(request.request_id)
         mutual = self.flow_requests.mutual.get(request.request_id, ())
@@ -203,7 +203,7 @@ class _FlowScheduling:
         if not short and (tokens or not wanted):
             return inputs, tokens, budget, external, doubles
         self.flow_short |= short
-        end = num_computed_tokens + (tokens and tokens + shift_computed_tokens)
+        end = num_computed_tokens + (tokens and tokens + shift_computed_tokens) if short else None
         needed = encoder_cache.give_back(cache, request, num_computed_tokens, end)
         inputs, doubles = ([at for at in found if at in needed] for found in (inputs, doubles))
         return inputs, tokens, budget, external, doubles
