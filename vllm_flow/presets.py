@@ -60,6 +60,11 @@ _HORIZON_DIFFERENT = (
 
 def _visionzip(dominant: int, contextual: int) -> Preset:
     keep = dominant + contextual
+    split = (
+        "all"
+        if keep == 64
+        else "the split is in the proportion of its README's 54 and 10, all else"
+    )
     return Preset(
         f"visionzip-{keep}",
         (Stage(0, _share(keep), "visionzip"),),
@@ -67,7 +72,7 @@ def _visionzip(dominant: int, contextual: int) -> Preset:
         f"the others, in reading order, {contextual} contextual ones at equal steps; each token that goes is "
         "assigned to the contextual one with the likest key (cosine, keys averaged over heads), and before the "
         "projector their mean is added to that one; attention and keys of the layer whose output the decoder gets; "
-        "all as in the released code",
+        f"{split} as in the released code",
         f"one of the {dominant} is the class token itself there, and here one more patch; kept tokens keep their "
         "positions, where that code puts the contextual ones last and numbers all anew; LLaVA-NeXT's tiles are one "
         "picture here, and each keeps so many there",
