@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 CONTEXTUAL, OF = 10, 64
-"""The paper's share of what stays, at each of its three counts: 10 of 64, 20 of 128, 30 of 192."""
+"""Of what stays: 10 of 64 in the released README."""
 
 
 def contextual_of(keep: int) -> int:
