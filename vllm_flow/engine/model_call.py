@@ -45,8 +45,7 @@ def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> tuple[Decoder
     decoder = decoder_of(model, vllm_config.model_config, settings.untested_models)
     pipeline.check_stage(decoder, settings.engine.pipeline, settings.untested_models)
     compiled = None
-    # Of a pipeline, steps in which rows leave run eagerly.
-    if compiles_in_pieces(vllm_config) and not settings.engine.pipeline:
+    if compiles_in_pieces(vllm_config):
         compiled = CompiledDecoder(decoder.layers, vllm_config.compilation_config)
     experts = SharedExperts(decoder.layers) if shares_experts(vllm_config) else None
     operators = eager_operators(decoder.model, vllm_config)

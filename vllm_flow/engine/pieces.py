@@ -144,14 +144,18 @@ class Piece:
 
 
 def compiles_in_pieces(vllm_config: Any) -> bool:
-    """Whether vLLM cuts the decoder, and its pieces may be called with fewer rows: adapters know a step's rows,
-    what linear attention leaves outside of its operators was not looked at, nor layers without attention, of
-    what EAGLE-3 reads each part comes out of the piece in which rows were fewer or not, and a piece without rows
-    keeps no other engine company."""
+    """Whether vLLM cuts the decoder, and its pieces may be called with fewer rows.
+
+    Not where adapters know a step's rows; where linear attention leaves something outside of its operators, or layers
+    do not attend, neither of which was looked at; where EAGLE-3 reads of a layer what comes out of pieces before and
+    after rows were fewer; where other engines wait for pieces that have no rows; and where a pipeline's stage has
+    pieces of its own.
+    """
     return (
         vllm_config.compilation_config.mode.name == "VLLM_COMPILE"
         and vllm_config.lora_config is None
         and not shares_experts(vllm_config)
+        and vllm_config.parallel_config.pipeline_parallel_size == 1
         and not states.attending(vllm_config.model_config)
         and not reads_between_layers(vllm_config)
     )
