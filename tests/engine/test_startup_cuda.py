@@ -15,6 +15,7 @@ from vllm.config.compilation import CompilationMode, CUDAGraphMode
 from tests.engine.configs import config_of
 from tests.engine.tiny_llava import Shape, build
 from vllm_flow.engine import refusals
+from vllm_flow.engine.pieces import compiles_in_pieces
 from vllm_flow.engine.support import check_supported
 
 NGRAM = SimpleNamespace(method="ngram", enable_adaptive_verification=False)
@@ -128,6 +129,22 @@ def test_what_engines_that_share_experts_cannot_have(
         check_supported(cuda_config, version)
     parallel.data_parallel_size = 1
     assert not any(applies(cuda_config) for _, applies in refusals.REFUSALS)
+
+
+def test_rows_leave_in_pieces_but_where_other_workers_wait(
+    cuda_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a piece without rows, or behind a stage of a pipeline; then the layers run eagerly."""
+    parallel = cuda_config.parallel_config
+    assert compiles_in_pieces(cuda_config)
+    parallel.pipeline_parallel_size = 2
+    assert not compiles_in_pieces(cuda_config)
+    parallel.pipeline_parallel_size, parallel.data_parallel_size = 1, 2
+    assert compiles_in_pieces(cuda_config)
+    monkeypatch.setattr(type(cuda_config.model_config), "is_moe", True)
+    assert not compiles_in_pieces(cuda_config)
+    parallel.data_parallel_size = 1
+    assert compiles_in_pieces(cuda_config)
 
 
 def test_engines_do_not_come_and_go(cuda_config: Any) -> None:
