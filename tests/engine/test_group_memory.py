@@ -119,6 +119,6 @@ def test_buffers_of_profiling_are_gone_before_the_cache_is_allocated() -> None:
     graphs = SimpleNamespace(cudagraph_mode=CUDAGraphMode.NONE)
     both.vllm_config = SimpleNamespace(compilation_config=graphs)
     both.model_state = SimpleNamespace(flow_buffers="those of profiling")
-    both.flow_state = SimpleNamespace(use_cache=lambda *args: None)
+    both.flow_state = SimpleNamespace(use_cache=lambda *args: None, shares_experts=False)
     both.initialize_kv_cache("config")
     assert seen == [None]
