@@ -122,7 +122,7 @@ def test_serving_has_every_field_of_a_report() -> None:
 def test_operating_has_every_counter() -> None:
     source = Path(metrics.__file__).read_text(encoding="utf-8")
     counters = re.findall(r'"(vllm_flow:\w+)"', source)
-    assert len(counters) == 8
+    assert len(counters) == 9
     assert table("docs/operating.md", "counter").keys() == {f"{name}_total" for name in counters}
 
 

@@ -20,7 +20,7 @@ from vllm_flow.policy_values import (
     read_seed,
     read_stages,
 )
-from vllm_flow.ranks import RANKS
+from vllm_flow.ranks import RANKS, merges
 
 LAYERS = 32
 NO_INTEGERS = (True, False, 1.0, "1", None, [1], {"layer": 1})
@@ -110,7 +110,13 @@ def test_a_long_share_is_read_as_long_as_it_is_24_characters() -> None:
 
 @pytest.mark.parametrize("name", sorted(RANKS))
 def test_ranks_by_a_layer_have_one_before_them(name: str) -> None:
-    assert read_rank("flow_rank", name, 1) == name
+    if merges(RANKS[name]):
+        with pytest.raises(
+            PolicyError, match="merges what enters the decoder, .* start at layer 0"
+        ):
+            read_rank("flow_rank", name, 1)
+    else:
+        assert read_rank("flow_rank", name, 1) == name
     if RANKS[name].reads_layer:
         with pytest.raises(PolicyError, match="no layer is before layer 0"):
             read_rank("flow_rank", name, 0)
