@@ -23,10 +23,11 @@ from tests.engine.cases import (
     two_images,
 )
 from tests.engine.fixtures import OpenEngine
-from tests.engine.harness import BLOCK_SIZE, assert_exact
+from tests.engine.harness import assert_exact
 from tests.engine.test_lifecycle import TINY_POOL
+from tests.engine.test_policies import assert_another_question_finds
 from tests.engine.test_tower_ranks import encoded_pictures, encodings
-from tests.engine.tiny_llava import Shape, words
+from tests.engine.tiny_llava import Shape
 from tests.longer import some
 from tests.plugins.installing import visible, write_package
 from vllm_flow.engine import merging, obstacles
@@ -130,14 +131,7 @@ def test_another_question_on_a_merged_picture_finds_it(open_engine: OpenEngine) 
     """In the prefix cache, from which no other policy's request has anything."""
     engine = open_engine(LONG, 2, enable_prefix_caching=True)
     first = replace(one_image(760, before=20, after=90), stages=BY_CLASS[0])
-    said = first.prompt.split()
-    assert_exact(engine, [first], engine.run([first]))
-    for after in (3, 50):
-        ask = replace(first, prompt=" ".join([*said[: 21 + after], words(11, after)]))
-        outputs = engine.run([ask])
-        assert_exact(engine, [ask], outputs)
-        common = 1 + 20 + LONG.image_tokens + after
-        assert outputs[0].num_cached_tokens == common // BLOCK_SIZE * BLOCK_SIZE
+    assert_another_question_finds(engine, first, before=20)
     for stages in ("0:65 visionzip", "0:64 cls_attention", ""):
         other = replace(first, stages=stages)
         (output,) = engine.run([other])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.engine import v2_cpu
-from tests.engine.cases import LONG, MISTRAL, NEXT, QWEN, one_image, two_images
+from tests.engine.cases import LONG, MISTRAL, NEXT, QWEN, Ask, one_image, two_images
 from tests.engine.fixtures import OpenEngine
-from tests.engine.harness import BLOCK_SIZE, assert_exact
+from tests.engine.harness import BLOCK_SIZE, Engine, assert_exact
 from tests.engine.policy_cases import ROWS, device_mixed, place_mixed, row_mixed
 from tests.engine.tiny_llava import words
 from tests.longer import some
@@ -110,6 +111,25 @@ SHARED = (
 )
 
 
+def assert_another_question_finds(
+    engine: Engine, first: Ask, before: int, afters: Sequence[int] = (3, 50)
+) -> None:
+    """Requests that leave ``first`` so many words behind its picture are exact, and find what they share with it.
+
+    Args:
+        before: words before the picture.
+    """
+    said = first.prompt.split()
+    assert_exact(engine, [first], engine.run([first]))
+    for after in afters:
+        ask = replace(first, prompt=" ".join([*said[: before + 1 + after], words(11, after)]))
+        outputs = engine.run([ask])
+        assert_exact(engine, [ask], outputs)
+        # The common prefix: text, image, more text; in whole blocks.
+        common = 1 + before + LONG.image_tokens + after
+        assert outputs[0].num_cached_tokens == common // BLOCK_SIZE * BLOCK_SIZE
+
+
 @pytest.mark.parametrize("stages", some(SHARED, SHARED[2:3]))
 def test_prefixes_by_place_are_found_like_the_baselines(
     open_engine: OpenEngine, stages: str
@@ -117,15 +137,7 @@ def test_prefixes_by_place_are_found_like_the_baselines(
     """Hits that end inside the image and after it, in groups of every kind; alone and all at once."""
     engine = open_engine(LONG, 2, **CACHED)
     first = replace(one_image(500 + SHARED.index(stages), before=20, after=90), stages=stages)
-    said = first.prompt.split()
-    assert_exact(engine, [first], engine.run([first]))
-    for after in (3, 50, 25):
-        ask = replace(first, prompt=" ".join([*said[: 21 + after], words(11, after)]))
-        outputs = engine.run([ask])
-        assert_exact(engine, [ask], outputs)
-        # The common prefix: text, image, more text; in whole blocks.
-        common = 1 + 20 + LONG.image_tokens + after
-        assert outputs[0].num_cached_tokens == common // BLOCK_SIZE * BLOCK_SIZE
+    assert_another_question_finds(engine, first, before=20, afters=(3, 50, 25))
     asks = [replace(first, prompt=f"{first.prompt} {words(5, n)}") for n in range(3)]
     assert_exact(engine, asks, engine.run(asks))
 
@@ -143,13 +155,7 @@ def test_another_question_on_a_ranked_picture_finds_it(
     """A hit that ends inside the image, past the rows that stay, has nothing left to choose."""
     engine = open_engine(LONG, 2, **CACHED)
     first = replace(one_image(510, before=20, after=90), stages=stages)
-    said = first.prompt.split()
-    assert_exact(engine, [first], engine.run([first]))
-    for after in (3, 50):
-        ask = replace(first, prompt=" ".join([*said[: 21 + after], words(11, after)]))
-        outputs = engine.run([ask])
-        assert_exact(engine, [ask], outputs)
-        assert outputs[0].num_cached_tokens == (165 + after) // BLOCK_SIZE * BLOCK_SIZE
+    assert_another_question_finds(engine, first, before=20)
     asks = [replace(first, prompt=f"{first.prompt} {words(5, n)}", samples=n) for n in (1, 2)]
     assert_exact(engine, asks, engine.run(asks))
 

@@ -69,9 +69,8 @@ def _bytes_of(builder: Any, seen: set[int]) -> int:
 def _tensors(builder: Any) -> Iterator[torch.Tensor]:
     for part in parts_of(builder):
         for value in vars(part).values():
-            value = getattr(
-                value, "gpu", value
-            )  # vLLM's pairs of a tensor on the host and one on the device
+            # vLLM has pairs of a tensor on the host and one on the device.
+            value = getattr(value, "gpu", value)
             if isinstance(value, torch.Tensor) and value.device.type != "cpu":
                 yield value
 
