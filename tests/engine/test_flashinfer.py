@@ -60,7 +60,7 @@ def test_with_one_builder_they_are_not(open_engine: OpenEngine, device: str) -> 
         assert_exact(engine, asks, engine.run(asks))
 
 
-@on_some("xqa", "blackwell")
+@on_some("xqa")
 def test_chunks_and_cached_prefixes_are_exact(open_engine: OpenEngine, device: str) -> None:
     """Six layers in one group, chunks that end inside an image; then the same again, found."""
     asks = mixed(LONG.layers)

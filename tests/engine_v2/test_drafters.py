@@ -11,7 +11,6 @@ from tests.engine.test_drafters import (
     engine,
     test_answers_are_exact_whatever_was_drafted,
     test_drafts_are_those_of_the_head_over_what_the_target_kept,
-    test_what_was_drafted_is_found_by_the_next_turn,
 )
 from tests.engine.test_speculative import ASKS, OPTIONS, counted
 from tests.engine_v2.recorded_graphs import recorded_graphs
@@ -20,7 +19,6 @@ __all__ = [
     "engine",
     "test_answers_are_exact_whatever_was_drafted",
     "test_drafts_are_those_of_the_head_over_what_the_target_kept",
-    "test_what_was_drafted_is_found_by_the_next_turn",
 ]
 
 GRAPHS = [4, 8, 16, 48]

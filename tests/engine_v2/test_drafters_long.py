@@ -19,6 +19,7 @@ from tests.engine.test_drafters import (
     test_any_groups_are_exact,
     test_random_traffic_is_exact,
     test_what_leaves_late_or_by_attention_is_exact,
+    test_what_was_drafted_is_found_by_the_next_turn,
 )
 from tests.engine.test_speculative import ASKS, counted
 from tests.engine.tiny_drafters import METHODS, speculation
@@ -31,6 +32,7 @@ __all__ = [
     "test_any_groups_are_exact",
     "test_random_traffic_is_exact",
     "test_what_leaves_late_or_by_attention_is_exact",
+    "test_what_was_drafted_is_found_by_the_next_turn",
 ]
 
 pytestmark = pytest.mark.long

@@ -85,6 +85,7 @@ def test_pictures_by_triton_and_the_rest_by_flashinfer(
     assert set(chosen) == {0, 1}
 
 
+@pytest.mark.long
 def test_frames_that_see_themselves_and_pictures_side_by_side(
     checkpoint_of: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:

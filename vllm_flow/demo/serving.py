@@ -233,8 +233,8 @@ class Asker:
 
         In each round the same batch runs once at every setting, in shuffled order, and at the baseline
         at its beginning, middle and end: all of a round is divided by the median of these, since a
-        single one that was disturbed would spoil the round at every setting. One round before them
-        warms up; it also leaves the images' features in vLLM's encoder cache, so the vision tower is
+        single one that was disturbed would spoil the round at every setting. Two batches before them
+        warm up; they also leave the images' features in vLLM's encoder cache, so the vision tower is
         not part of the times.
         """
         prompts = [self.prompt(question) for question in questions]
@@ -243,9 +243,13 @@ class Asker:
         others = [setting for setting in settings if setting != baseline]
         ratios: dict[Setting, list[float]] = {setting: [] for setting in settings}
         shuffler = random.Random(0)
-        total = (rounds + 1) * (len(others) + 3)
+        warm_up = [baseline, *others[:1]]
+        total = len(warm_up) + rounds * (len(others) + 3)
         with tqdm(total=total, desc="timing", unit="batch", dynamic_ncols=True) as bar:
-            for number in range(rounds + 1):
+            for setting in warm_up:
+                self.generate(prompts, self.sampling(setting, 1))
+                bar.update()
+            for _ in range(rounds):
                 shuffler.shuffle(others)
                 half = len(others) // 2
                 seconds: dict[Setting, list[float]] = {setting: [] for setting in settings}
@@ -253,10 +257,9 @@ class Asker:
                     outputs = self.generate(prompts, self.sampling(setting, 1))
                     seconds[setting].append(engine_seconds(outputs))
                     bar.update()
-                if number > 0:
-                    whole = median(seconds[baseline])
-                    for setting in settings:
-                        ratios[setting].append(whole / median(seconds[setting]))
+                whole = median(seconds[baseline])
+                for setting in settings:
+                    ratios[setting].append(whole / median(seconds[setting]))
         return ratios
 
 
