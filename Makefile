@@ -144,7 +144,7 @@ test-upstream: setup
 	@$(PYTEST) tests/upstream
 
 # What the suites of make test leave out: more seeds, cliffs, engines and servers of the same kinds.
-LONG := tests/unit tests/demo_model tests/engine tests/families tests/server tests/commands tests/analysis tests/eval
+LONG := tests/demo_model tests/engine tests/families tests/server tests/commands tests/analysis tests/profile tests/eval
 
 test-long: setup
 	@failed=0; for suite in $(LONG); do \
@@ -152,8 +152,9 @@ test-long: setup
 	done; \
 	echo "tests: tests/engine_v2, what make test leaves out"; \
 	VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST_LONG) tests/engine_v2 || failed=1; \
-	echo "tests: linear attention, by vLLM's own kernels; and model runner V2"; \
+	echo "tests: what needs a process of its own; linear attention, model runner V2"; \
 	$(PYTEST_LONG) tests/families/test_own_kernels.py || failed=1; \
+	$(PYTEST_LONG) tests/families/test_latent.py -k two_workers || failed=1; \
 	VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST) tests/families/test_states.py tests/families/test_cached_states.py \
 	    tests/families/test_logged_states.py tests/families/test_adapted_states.py || failed=1; \
 	echo "tests: drafts beside other families, model runner V2"; \

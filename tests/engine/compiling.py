@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import pytest
 
 from tests.engine.harness import Engine
+from tests.engine.starting import during_the_test
 from vllm_flow.engine.families import decoder_of
 
 
 def allow_compiling(monkeypatch: pytest.MonkeyPatch, inductor: bool) -> None:
     """Undo what the suites set to start engines quickly; without Inductor, Dynamo's trace runs as it is."""
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")
-    monkeypatch.setenv("VLLM_CPU_CI_ENV", "0" if inductor else "1")
+    during_the_test(monkeypatch, "VLLM_CPU_CI_ENV", "0" if inductor else "1")
 
 
 @dataclass

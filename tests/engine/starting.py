@@ -1,4 +1,4 @@
-"""Engines that start quickly: what vLLM does anew for each, in a process that has had one before, is left out."""
+"""Engines in a process that has had one: what vLLM would do anew is left out, and what it would keep is not kept."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import pytest
+from vllm import envs
 from vllm.triton_utils import dispatcher
 
 
@@ -30,3 +32,11 @@ def quickly() -> Iterator[None]:
         mock.patch.object(dispatcher, "register_kernels", register),
     ):
         yield
+
+
+def during_the_test(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """Set a variable of vLLM's, for engines that start from here on and for their workers, until the test is over."""
+    # vLLM keeps what it reads as it starts the first engine of a process: let it read before this is set.
+    envs.enable_envs_cache()
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(envs, name, envs.environment_variables[name](), raising=False)

@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import nn
-from vllm import RequestOutput
+from vllm import RequestOutput, envs
 from vllm.config import ModelConfig
 from vllm.v1.engine.core import get_kv_cache_configs
 from vllm.v1.kv_cache_interface import FullAttentionSpec
@@ -262,6 +262,20 @@ def test_two_stages_are_exact(open_engine: OpenEngine, monkeypatch: pytest.Monke
         assert report["kv_blocks"] == [whole] * (3 - free) + [packed] * free, cliff
         page = BLOCK_SIZE * 2 * LONG.kv_heads * LONG.head_dim * 4
         assert report["kv_bytes_saved"] == free * (whole - packed) * 2 * page
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_stages_of_a_test_are_no_others(monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
+    """Though vLLM keeps what the environment has as the first engine of a process starts, which may be within."""
+    if first:
+        envs.disable_envs_cache()
+    with monkeypatch.context() as during:
+        stages_of(during, "2,4")
+        envs.enable_envs_cache()
+        assert envs.VLLM_PP_LAYER_PARTITION == os.environ["VLLM_PP_LAYER_PARTITION"] == "2,4"
+    assert envs.VLLM_PP_LAYER_PARTITION is None
+    allow_compiling(monkeypatch, inductor=False)
+    assert envs.VLLM_CPU_CI_ENV is True
 
 
 @pytest.mark.long

@@ -145,7 +145,9 @@ def test_two_workers_are_exact(
     """Each has half of the heads and all vectors. DeepSeek's decoder would take rows that left for the other's."""
     if running._OPEN:
         # Behind engines of Kimi-K2.5 and of drafts in one process it failed, twice of twice, and nobody knows why.
-        pytest.skip("in a process of its own: -k two_workers")
+        pytest.skip(
+            "needs a process of its own: pytest tests/families/test_latent.py -k two_workers"
+        )
     checkpoint = checkpoint_of("kimi_vl")
     alone = Engine(checkpoint, group_layers=2)
     asks = every_cliff(checkpoint, [None, *range(checkpoint.num_layers)])

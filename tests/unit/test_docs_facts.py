@@ -151,6 +151,26 @@ def test_contributing_has_every_suite() -> None:
     assert others <= set(re.findall(r"`make ([\w-]+)", second))
 
 
+def test_long_tests_are_run() -> None:
+    """In every folder that has some; where none has, pytest fails. A process of its own is a line of its own."""
+    makefile, files = read("Makefile"), sorted((ROOT / "tests").rglob("test_*.py"))
+    texts = {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8") for file in files}
+    (folders,) = re.findall(r"^LONG := (.+)$", makefile, re.MULTILINE)
+    marked = {
+        "/".join(name.split("/")[:2])
+        for name, text in texts.items()
+        if re.search(r"mark\.long\b|from tests\.longer import", text)
+    }
+    assert marked == {*folders.split(), "tests/engine_v2"}
+    alone = [
+        line
+        for text in texts.values()
+        for line in re.findall(r"needs a process of its own: pytest (tests/[^\"]+)", text)
+    ]
+    assert len(alone) == 2
+    assert all(f"$(PYTEST_LONG) {line} ||" in makefile for line in alone), alone
+
+
 def test_the_readmes_prefill_is_that_of_the_profile() -> None:
     """Rounded; the blocks are those of the page's table of capacity, one request at a time."""
     printed: dict[str, list[str]] = {}
