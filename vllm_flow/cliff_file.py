@@ -25,7 +25,7 @@ from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import operators_policy
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import CLIFF_KEY, FORMS, POLICY_KEYS, REQUEST_KEYS, is_own
-from vllm_flow.user_text import parse_json
+from vllm_flow.user_text import parse_json, shown
 
 FORMAT = "vllm-flow-cliff/1"
 
@@ -74,14 +74,14 @@ def read_profile(source: Any, num_layers: int) -> Profile:
     layers = content.get("num_layers")
     if layers != num_layers or isinstance(layers, bool):
         raise ProfileError(
-            f"{name} is the profile of a model with {_brief(layers)} decoder layers "
-            f"({_brief(content.get('model'))}), and this one has {num_layers}; make one for this "
+            f"{name} is the profile of a model with {shown(layers)} decoder layers "
+            f"({shown(content.get('model'))}), and this one has {num_layers}; make one for this "
             "model with `vllm-flow cliff`."
         )
     for entry in content:
         meant = difflib.get_close_matches(str(entry), KNOWN, n=1, cutoff=0.75)
         if entry not in KNOWN and meant:
-            raise ProfileError(f"{name}: {_brief(entry)} says nothing; did you mean {meant[0]!r}?")
+            raise ProfileError(f"{name}: {shown(entry)} says nothing; did you mean {meant[0]!r}?")
     tasks = content.get("tasks")
     if not isinstance(tasks, Mapping) or not tasks:
         raise ProfileError(f'{name}: "tasks" must be an object with at least one task.')
@@ -90,7 +90,7 @@ def read_profile(source: Any, num_layers: int) -> Profile:
     if isinstance(said, str):
         if said not in policies:
             raise ProfileError(
-                f'{name}: "default" is {_brief(said)}, which is none of its tasks ({", ".join(policies)}).'
+                f'{name}: "default" is {shown(said)}, which is none of its tasks ({", ".join(policies)}).'
             )
         default = policies[said]
     elif said is not None:
@@ -148,11 +148,11 @@ def load_profile(source: Any) -> tuple[str, Mapping[str, Any]]:
         except ValueError as error:
             raise ProfileError(f"profile {name!r} is no JSON ({error}).") from None
     else:
-        raise ProfileError(f"profile={_brief(source)}: it must name a file of `vllm-flow cliff`.")
+        raise ProfileError(f"profile={shown(source)}: it must name a file of `vllm-flow cliff`.")
     found = content.get("format") if isinstance(content, Mapping) else None
     if found != FORMAT:
         raise ProfileError(
-            f'{name} is no profile that can be read here: "format" is {_brief(found)} and must be '
+            f'{name} is no profile that can be read here: "format" is {shown(found)} and must be '
             f"{FORMAT!r}; `vllm-flow cliff` writes such files."
         )
     return name, content
@@ -228,8 +228,8 @@ def check_joins(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     for name in ("model", "num_layers"):
         if before.get(name) != after.get(name):
             raise ProfileError(
-                f"the file there is the profile of another model: {name} is {_brief(before.get(name))} there "
-                f"and {after.get(name)!r} here; name another file with --out."
+                f"the file there is the profile of another model: {name} is {shown(before.get(name))} there "
+                f"and {shown(after.get(name))} here; name another file with --out."
             )
     if not isinstance(before.get("tasks", {}), Mapping):
         raise ProfileError(
@@ -256,8 +256,3 @@ def _policy(where: str, entry: Any, num_layers: int) -> FlowPolicy | None:
         return operators_policy(keys, num_layers)
     except PolicyError as error:
         raise ProfileError(f"{where}: {error}") from None
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_flow.policy_error import PolicyError, shown
+from vllm_flow.policy_error import PolicyError
+from vllm_flow.user_text import shown
 
 LOG_KEY = "flow_log_attention"
 HEAT_KEY = "flow_log_attention_heat"

@@ -12,10 +12,10 @@ from fractions import Fraction
 from typing import Any
 
 from vllm_flow.policy import WHOLE, Keep, Stage
-from vllm_flow.policy_error import PolicyError, shown
+from vllm_flow.policy_error import PolicyError
 from vllm_flow.ranks import RANKS, TowerRank, merges
 from vllm_flow.registry import PluginError
-from vllm_flow.user_text import whole_number
+from vllm_flow.user_text import shown, whole_number
 
 KINDS = {
     bool: "a boolean",

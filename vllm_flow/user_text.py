@@ -1,17 +1,21 @@
-"""Numbers and JSON that a user wrote, read so that nothing in them ends in a traceback. (pure)
+"""Numbers and JSON that a user wrote, read and shown so that nothing in them ends in a traceback. (pure)
 
 Python's own readers leave gaps: `str.isdigit` is true of "²", which `int` refuses; `int` takes "1_6", other
 alphabets' digits, and no number of more than 4300 digits; `json.loads` raises other errors than its own for
-deep nesting and long numbers, and lets half of a surrogate pair through, which no file and no terminal takes.
+deep nesting and long numbers, and lets half of a surrogate pair through, which no file and no terminal takes;
+and `repr` raises them as well.
 """
 
 from __future__ import annotations
 
 import json
+from itertools import islice
 from typing import Any
 
 LONGEST = 18
 """Digits of a whole number that a user may write: each fits into 64 bits."""
+SHOWN = 80
+"""Characters of a value that a message shows."""
 
 
 class NotJSON(ValueError):
@@ -67,3 +71,37 @@ def parse_json(text: str) -> Any:
     except ValueError:  # what int() raises beyond 4300 digits
         raise NotJSON("a number of more than 4300 digits") from None
     return value
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it, cut so that a hostile one cannot fill the log."""
+    text = as_written(value, most=SHOWN // 2)  # of whose items each takes two characters or more
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def as_written(value: Any, *, most: int | None = None, depth: int = SHOWN) -> str:
+    """A value as its writer knows it, whether that was Python or JSON: `true`, `false` and `null`, all else in
+    Python's words.
+
+    Args:
+        most: items of a list or an object, all others are left out.
+        depth: levels of lists and objects in one another, all others are left out.
+    """
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int) and value.bit_length() > 256:
+        # repr of an enormous integer is slow and, past 4300 digits, an error of its own.
+        return f"<integer of {value.bit_length()} bits>"
+    if not isinstance(value, (list, tuple, dict)):
+        return repr(value)
+
+    def inside(one: Any) -> str:
+        return as_written(one, most=most, depth=depth - 1)
+
+    found = []
+    if depth and isinstance(value, dict):
+        found = [f"{inside(key)}: {inside(one)}" for key, one in islice(value.items(), most)]
+    elif depth:
+        found = [inside(one) for one in value[:most]]
+    text = ", ".join(found) + ", ..." * (len(value) > len(found))
+    return f"{{{text}}}" if isinstance(value, dict) else f"[{text}]"

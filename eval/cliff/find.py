@@ -30,7 +30,7 @@ from vllm_flow.eval.cliff.unlabelled import attention, check_pictures, unlabelle
 from vllm_flow.eval.sweep.engine_actor import EngineActor
 from vllm_flow.eval.sweep.engine_args import check_engine_args, workers_of
 from vllm_flow.eval.sweep.model_facts import check_ranks, read_facts
-from vllm_flow.eval.sweep.settings import engine_options, engine_settings
+from vllm_flow.eval.sweep.settings import check_groups, engine_options, engine_settings
 from vllm_flow.eval.sweep.versions import versions
 from vllm_flow.eval.sweep.work import TaskWork
 from vllm_flow.eval.tasks import Task
@@ -52,6 +52,7 @@ def find(
     """
     check_engine_args(args.engine_args)  # refused here, not by the engine
     facts = read_facts(args.model, args.conversation, args.trust_remote_code)
+    check_groups(args, facts)
     if before is not None:
         check_joins(before, {"model": args.model, "num_layers": facts.num_layers})
     work, task = read_questions(args, facts.conversation.name)

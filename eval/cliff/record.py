@@ -83,7 +83,10 @@ class Record:
                 row = parse_json(line.decode())
                 row["what"], row["item_id"], row["values"]
             except (ValueError, TypeError, KeyError) as error:
-                raise RunError(f"{self._path}, line {number}, is damaged ({error!r}).") from None
+                raise RunError(
+                    f"{self._path}, line {number}, is damaged ({error!r}); delete the line, whose measurement is "
+                    "taken again."
+                ) from None
             rows.append(row)
         return rows
 

@@ -40,7 +40,6 @@ from vllm_flow.eval.sweep.settings import DEMO_POOL
 from vllm_flow.eval.sweep.work import IN_FLIGHT, TaskWork, batches_of, plan_work
 from vllm_flow.eval.tasks import Item
 from vllm_flow.exits import Refused, run_module
-from vllm_flow.grouping import DecoderLayers
 from vllm_flow.options import positive
 
 
@@ -106,7 +105,7 @@ class Bench:
         self.options = EngineOptions(
             model=model,
             dtype="float32",
-            group_layers=DecoderLayers(facts.num_layers).default_group_layers(),
+            group_layers=None,
             block_size=32,
             conversation=facts.conversation.name,
             picture_mark=facts.conversation.mark,

@@ -5,7 +5,6 @@ Knows the kinds of what stands in them, not what they are for; see records.py fo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vllm_flow.exits import Refused
-from vllm_flow.user_text import parse_json
+from vllm_flow.user_text import parse_json, shown
 
 LAST = 253402300800_000000
 """Microseconds to the year 10000, which Python's datetime does not know."""
@@ -38,17 +37,25 @@ def read_meta(path: Path, version: int) -> dict[str, Any]:
             f"{path.parent} holds no run (no run.json); `vllm-flow eval` makes one."
         ) from None
     except ValueError as error:
-        raise RunError(f"{path} is damaged ({error}).") from None
-    if not isinstance(meta, dict) or meta.get("version") != version:
-        found = meta.get("version") if isinstance(meta, dict) else None
+        raise RunError(_damaged(path, str(error))) from None
+    if not isinstance(meta, dict):
+        raise RunError(_damaged(path, "it is no JSON object"))
+    if "version" not in meta:
+        raise RunError(_damaged(path, "it has no version"))
+    if meta["version"] != version:
         raise RunError(
-            f"{path.parent} was written by another version of the format ({str(found)[:40]}); this one "
-            f"reads {version}."
+            f"{path.parent} was written by another version of the format ({shown(meta['version'])}); this one "
+            f"reads {version}: take the vLLM-Flow that wrote it, or name another directory."
         )
     wrong = [name for name, fits in FITS.items() if name in meta and not fits(meta[name])]
     if wrong:
-        raise RunError(f"{path} is damaged ({wrong[0]} is {json.dumps(meta[wrong[0]])[:80]}).")
+        raise RunError(_damaged(path, f"{wrong[0]} is {shown(meta[wrong[0]])}"))
     return meta
+
+
+def _damaged(path: Path, why: str) -> str:
+    """Of `run.json`, which says what the answers beside it are of: nobody can write it anew."""
+    return f"{path} is damaged ({why}); put back a copy of it, or name another directory."
 
 
 def _names(value: Any) -> bool:

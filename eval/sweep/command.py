@@ -149,7 +149,7 @@ def add_engine(group: Any) -> None:
     """
     add = group.add_argument
     add("--dtype", help="default: the checkpoint's; float32 for the demo model")
-    add("--group-layers", type=positive, help="layers per storage group")
+    add("--group-layers", type=positive, help="layers per storage group (default: the engine's)")
     add("--block-size", type=positive, help="tokens per KV block (default: 16, on CPU 32)")
     add_trust(group)
     add("--max-model-len", type=positive)

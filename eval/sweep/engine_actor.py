@@ -76,7 +76,8 @@ class EngineActor:
         self.options = options
         self.policies = {policy.name: policy for policy in options.policies}
         model = resolve_model(options.model)
-        flow = {"vllm_flow": {"group_layers": options.group_layers, **options.flow_settings}}
+        groups = {} if options.group_layers is None else {"group_layers": options.group_layers}
+        flow = {"vllm_flow": {**groups, **options.flow_settings}}
         arguments: dict[str, Any] = {
             "dtype": options.dtype,
             "seed": options.seed,

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from vllm_flow.eval.sweep.pictures import background_of
+from vllm_flow.user_text import shown
 
 TENSOR_PARALLEL = "tensor_parallel_size"
 PIPELINE_PARALLEL = "pipeline_parallel_size"
+DRAFTER = "speculative_config"
 SEQUENCES = "max_num_seqs"
 EXECUTOR = "distributed_executor_backend"
 WHOLE = (TENSOR_PARALLEL, PIPELINE_PARALLEL, SEQUENCES)
@@ -45,7 +47,7 @@ def check_engine_args(given: Mapping[str, Any]) -> None:
             not isinstance(value, int) or isinstance(value, bool) or value < 1
         ):
             raise EngineArgsError(
-                f"--engine-args: {name!r} is {value!r}; write a whole number above 0."
+                f"--engine-args: {name!r} is {shown(value)}; write a whole number above 0."
             )
     if given.get(EXECUTOR) == "ray":
         raise EngineArgsError(

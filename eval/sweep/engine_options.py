@@ -18,7 +18,8 @@ class EngineOptions:
     model: str
     """As the user named it; each machine finds its own copy."""
     dtype: str
-    group_layers: int
+    group_layers: int | None
+    """None leaves it to the engine, which knows what its layers store."""
     block_size: int
     conversation: str
     """`llava-1.5`, `qwen-vl` or `chat-template`, as decided for the run."""

@@ -16,6 +16,7 @@ from vllm_flow.eval.sweep.policy import Policy
 from vllm_flow.model_names import UnreadModel, why_unread
 from vllm_flow.ranks import RANKS, TowerScore
 from vllm_flow.remote_code import refusal
+from vllm_flow.user_text import shown
 
 CHUNKED = ("kimi_k25",)
 """Types of models whose pictures are vLLM's modality "vision_chunk"."""
@@ -28,6 +29,8 @@ LLAVAS = frozenset(
     f"{name}ForConditionalGeneration" for name in ("Llava", "LlavaNext", "LlavaOnevision")
 )
 """Models of which the tower's type says whether it has one."""
+ATTENDING = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+"""What a configuration calls layers that store keys and values."""
 MOST_LAYERS = 10_000
 """More than any model has."""
 
@@ -52,6 +55,8 @@ class ModelFacts:
     """Why no rank can read what a class token attends to, where the configuration says so; else the engine does."""
     architecture: str = ""
     """The model's class, as its configuration names it."""
+    all_attend: bool = True
+    """Whether every decoder layer is known to store keys and values."""
 
 
 def read_facts(
@@ -81,6 +86,7 @@ def read_facts(
         conversation=choose(conversation, model, processor, lambda: picture_mark(config)),
         no_class_token=class_token_obstacle(config),
         architecture=next(iter(config.architectures or ()), ""),
+        all_attend=set(getattr(text, "layer_types", None) or ()) <= ATTENDING,
     )
 
 
@@ -123,7 +129,9 @@ def _read(model: str, trust_remote_code: bool) -> tuple[Any, Any]:
 def _num_layers(model: str, text: Any) -> int:
     found = getattr(text, "num_hidden_layers", None)
     if not isinstance(found, int) or not 0 < found < MOST_LAYERS:
-        raise ModelError(f"model {model!r}: num_hidden_layers is {found!r} in its configuration")
+        raise ModelError(
+            f"model {model!r}: num_hidden_layers is {shown(found)} in its configuration"
+        )
     return found
 
 

@@ -66,6 +66,11 @@ class Run:
             raise RunError(f"{path} holds a run already; open it, or name another directory.")
         if path.exists() and (not path.is_dir() or any(_foreign(path))):
             raise RunError(f"{path} is no run and not empty; name another directory.")
+        if any((path / "answers").glob("part-*.parquet")):
+            raise RunError(
+                f"{path} holds answers, and no run.json that says what they are of; put back a copy of it, or name "
+                "another directory."
+            )
         for folder in (path / "items", path / "answers"):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -179,7 +184,9 @@ class Run:
             try:
                 truth = parse_json(row["truth"])
             except ValueError as error:
-                raise RunError(f"{path} is damaged (item {row['item_id']}: {error}).") from None
+                raise RunError(
+                    f"{path} is damaged (item {row['item_id']}: {error}); delete it and resume."
+                ) from None
             items.append(Item(row["item_id"], row["text"], row["image"], truth, row["group"]))
         return items
 

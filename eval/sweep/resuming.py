@@ -20,6 +20,7 @@ from vllm_flow.eval.sweep.checked import RunError
 from vllm_flow.eval.sweep.records import Run, relocated
 from vllm_flow.eval.sweep.schema import ITEMS, items_table
 from vllm_flow.eval.sweep.work import TaskWork
+from vllm_flow.user_text import shown
 
 SETTINGS = (
     "version", "model", "num_layers", "group_layers", "block_size", "dtype", "max_model_len", "seed",
@@ -117,7 +118,7 @@ def items_obstacle(
             column = next(name for name in ITEMS.names if old[name] != new[name])
             return (
                 f"the items differ from those of the run: item {old['item_id']} has {column} "
-                f"{old[column]!r} there and {new[column]!r} here; {same}"
+                f"{shown(old[column])} there and {shown(new[column])} here; {same}"
             )
     if len(after) != len(before) and not growing:
         return f"the run has {counted(len(before), 'item')} and the data {len(after)}; {same}"

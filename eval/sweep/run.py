@@ -27,7 +27,7 @@ from vllm_flow.eval.sweep.pictures import preparation
 from vllm_flow.eval.sweep.policies import Policy, parse_policies
 from vllm_flow.eval.sweep.records import Run
 from vllm_flow.eval.sweep.resuming import opened_run
-from vllm_flow.eval.sweep.settings import engine_options, run_settings
+from vllm_flow.eval.sweep.settings import check_groups, engine_options, run_settings
 from vllm_flow.eval.sweep.unread import check_read, check_said_once, compared, names_together
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work, requests_of, sample
 from vllm_flow.eval.tasks import get_task
@@ -46,6 +46,7 @@ def evaluate(args: Namespace) -> int:
     check_folder(args.out)
     check_engine_args(args.engine_args)
     facts = read_facts(args.model, args.conversation, args.trust_remote_code)
+    check_groups(args, facts)
     policies = checked_policies(args.policies, facts, args.model)
     before = Run.open(args.out).meta if (args.out / "run.json").exists() else None
     check_read(args, [policy.name for policy in policies], before)

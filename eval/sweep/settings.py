@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_flow.demo_model.naming import DEMO_MODELS
+from vllm_flow.eval.sweep.engine_args import DRAFTER, PIPELINE_PARALLEL
 from vllm_flow.eval.sweep.engine_options import EngineOptions
 from vllm_flow.eval.sweep.model_facts import ModelFacts
 from vllm_flow.eval.sweep.policies import Policy
@@ -51,12 +52,13 @@ def run_settings(
 
 
 def engine_settings(args: Namespace, facts: ModelFacts, on_gpu: bool) -> dict[str, Any]:
-    """What of `run.json` decides how engines compute, with every default made explicit."""
+    """What of `run.json` decides how engines compute, with every default made explicit, but for two that each engine
+    has of its model: `group_layers` and `max_model_len`."""
     demo = args.model in DEMO_MODELS
     return {
         "model": args.model,
         "num_layers": facts.num_layers,
-        "group_layers": args.group_layers or DecoderLayers(facts.num_layers).default_group_layers(),
+        "group_layers": args.group_layers,
         "block_size": args.block_size or (16 if on_gpu else 32),  # vLLM's smallest
         "dtype": args.dtype or ("float32" if demo else facts.dtype),
         "seed": args.seed,
@@ -65,6 +67,19 @@ def engine_settings(args: Namespace, facts: ModelFacts, on_gpu: bool) -> dict[st
         "trust_remote_code": args.trust_remote_code,
         "engine_args": dict(args.engine_args),
     }
+
+
+def check_groups(args: Namespace, facts: ModelFacts) -> None:
+    """Refuse storage groups that no engine would start with, before one is started.
+
+    Those of layers that keep states, of a pipeline or with a drafter the engine knows.
+
+    Raises:
+        ValueError: names the sizes that there can be.
+    """
+    others = {PIPELINE_PARALLEL, DRAFTER} & args.engine_args.keys()
+    if args.group_layers is not None and facts.all_attend and not others:
+        DecoderLayers(facts.num_layers).groups(args.group_layers)
 
 
 def engine_options(

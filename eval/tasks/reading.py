@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vllm_flow.user_text import NotJSON, parse_json, whole_number
+from vllm_flow.user_text import NotJSON, as_written, parse_json, whole_number
 
 
 class DataError(ValueError):
@@ -57,7 +57,7 @@ class Row(NamedTuple):
 
 def brief(value: Any) -> str:
     """A value as a message shows it."""
-    return clipped(repr(value))
+    return clipped(as_written(value))
 
 
 def clipped(text: str) -> str:

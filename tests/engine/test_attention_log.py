@@ -172,7 +172,7 @@ def test_without_a_directory_nothing_is_touched(open_engine: OpenEngine, open_lo
     assert all("forward" not in vars(layer) for layer in attention_layers(engine))
     assert engine.scheduler.flow_logged is None
     ask = replace(one_image(505), log=True)
-    with pytest.raises(ValueError, match='flow_log_attention=True: .*"attention_log": "DIRECTORY"'):
+    with pytest.raises(ValueError, match='flow_log_attention=true: .*"attention_log": "DIRECTORY"'):
         engine.run([ask])
     ask = replace(ask, log=False)
     assert_exact(engine, [ask], engine.run([ask]))

@@ -191,7 +191,7 @@ def test_what_leaves_after_the_prefill_shares_what_has_no_policy() -> None:
 def test_single_tokens_cannot_be_logged_where_the_device_chooses(rank: str) -> None:
     log = {"flow_log_attention": [5], "flow_log_attention_heat": True}
     keys = {"flow_cliff": 3, "flow_keep": 9}
-    with pytest.raises(PolicyError, match="flow_log_attention_heat=True: which image tokens stay"):
+    with pytest.raises(PolicyError, match="flow_log_attention_heat=true: which image tokens stay"):
         settle({**keys, "flow_rank": rank, **log}, (5, 90), attention_log="x")
     assert settle({**keys, "flow_rank": "uniform", **log}, (5, 90), attention_log="x")[1]
     del log["flow_log_attention_heat"]
@@ -224,7 +224,7 @@ EMBEDDED = {"prompt_token_ids": None, "prompt_embeds": object()}
     ("keys", "said"),
     [
         ({"flow_cliff": 3}, "flow_cliff=3: a prompt given as embeddings does not say which"),
-        ({"flow_log_attention": True}, "flow_log_attention=True: a prompt given as embeddings"),
+        ({"flow_log_attention": True}, "flow_log_attention=true: a prompt given as embeddings"),
     ],
 )
 def test_embeddings_have_no_pictures(keys: dict[str, Any], said: str) -> None:

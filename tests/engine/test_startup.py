@@ -77,7 +77,7 @@ def test_the_key_selects_our_classes(model_dir: Path, asynchronous: bool) -> Non
         ({"allow_request_policy": 0}, "must be true or false"),
         ({"untested_models": 1}, r"\['untested_models'\]=1: it must be true or false"),
         ({"default_policy": {"flow_log_attention": True}}, "is no request key of a policy"),
-        ({"attention_log": True}, r"\['attention_log'\]=True: it must name a directory"),
+        ({"attention_log": True}, r"\['attention_log'\]=true: it must name a directory"),
         ({"attention_log": " "}, "it must name a directory"),
         (
             {"attention_log": "/proc/nowhere"},

@@ -87,7 +87,7 @@ def test_document_layouts(
     ]
     assert read[0].picture_of == read[1].picture_of
     files.parquet(path, [table[0], table[1] | {"answers": None}])
-    with pytest.raises(DataError, match="row 1: 'answers' is None"):
+    with pytest.raises(DataError, match="row 1: 'answers' is null"):
         get_task(name).read(tmp_path / "b")
 
 

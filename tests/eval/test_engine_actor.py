@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -289,3 +291,17 @@ def test_code_of_a_model_runs_where_the_run_allows_it(
         monkeypatch.setattr(engine_actor, name, lambda *args: None)
     EngineActor(small_options("baseline", trust_remote_code=allowed), extension=False)
     assert told == [allowed, allowed]
+
+
+@pytest.mark.parametrize(("asked", "told"), [(None, {}), (3, {"group_layers": 3})])
+def test_groups_are_the_engines_unless_somebody_asked(
+    asked: int | None, told: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which sizes there can be, it knows: of layers that keep states, of a pipeline, with a drafter."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("vllm.LLM", lambda **options: given.update(options))
+    monkeypatch.setattr("vllm_flow.engine.inspect.scheduler_of", lambda llm: mock.MagicMock())
+    for name in ("SharedEngine", "room_in"):
+        monkeypatch.setattr(engine_actor, name, lambda *args: None)
+    EngineActor(replace(small_options("baseline"), group_layers=asked, flow_settings={"a": 1}))
+    assert given["additional_config"] == {"vllm_flow": {**told, "a": 1}}

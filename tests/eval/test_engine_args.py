@@ -56,7 +56,7 @@ def test_what_vllm_takes(given: dict[str, Any]) -> None:
         ({"xyzzy": 1}, "no argument 'xyzzy'; `vllm serve --help=all` lists them"),
         ({"max_num_seqs": "64"}, "'max_num_seqs' is '64'; write a whole number above 0"),
         ({"max_num_seqs": 0}, "'max_num_seqs' is 0"),
-        ({"max_num_seqs": True}, "'max_num_seqs' is True"),
+        ({"max_num_seqs": True}, "'max_num_seqs' is true"),
         ({"tensor_parallel_size": 1.5}, "'tensor_parallel_size' is 1.5"),
         ({"pipeline_parallel_size": 0}, "'pipeline_parallel_size' is 0"),
         ({"distributed_executor_backend": "ray"}, "leave it out"),

@@ -99,6 +99,7 @@ def test_the_demo_model_is_asked_as_it_was_taught() -> None:
     facts = read_facts("demo-small")
     assert facts.conversation.prompt("Is it?", image=True) == build_prompt("Is it?")
     assert (facts.num_layers, facts.full_grid, facts.no_downsampling) == (6, 8, None)
+    assert facts.all_attend
 
 
 def test_a_model_that_is_not_there(tmp_path: Any) -> None:

@@ -201,11 +201,17 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match="not empty"):
         Run.create(tmp_path, META)
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(RunError, match="is damaged"):
-        Run.open(tmp_path)
+    for text, why in (
+        ("{", "Expecting property name"),
+        ("[]", "it is no JSON object"),
+        ("{}", "it has no version"),
+        (f'{{"version": {records.VERSION}, "tasks": [null, true]}}', r"tasks is \[null, true\]"),
+    ):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(RunError, match=f"is damaged .{why}.*; put back a copy of it, or name"):
+            Run.open(tmp_path)
     (tmp_path / "run.json").write_text(f'{{"version": {records.VERSION + 1}}}')
-    with pytest.raises(RunError, match="another version"):
+    with pytest.raises(RunError, match=r"another version of the format \(2\).* reads 1: take the"):
         Run.open(tmp_path)
     with pytest.raises(RunError, match="already"):
         Run.create(tmp_path, META)
@@ -215,6 +221,15 @@ def test_a_run_can_be_created_after_a_crash_while_creating(tmp_path: Path) -> No
     (tmp_path / "items").mkdir()
     (tmp_path / ".tmp-1-run.json").write_text("{")
     assert Run.create(tmp_path, META).answers().num_rows == 0
+
+
+def test_answers_of_a_run_that_nobody_knows_are_not_taken_over(tmp_path: Path) -> None:
+    """They may have been asked with any settings."""
+    run = Run.create(tmp_path, META)
+    run.append([row("1")])
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(RunError, match="holds answers, and no run.json .*; put back a copy of it"):
+        Run.create(tmp_path, META)
 
 
 def test_rows_that_cannot_be_recorded_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,26 @@ def test_what_a_command_would_not_read_is_refused_before_it_asks(
     assert ask("--limit", "8", "--tolerance", "3%") == 0, "beside cliff=4 of the run"
     assert "3 points would take" in capsys.readouterr().out
     assert Run.open(tmp_path / "run").meta["tolerance"] == 0.03
+
+
+def test_groups_that_no_engine_has_are_refused_before_a_cluster_is_joined(
+    ask: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo's 6 layers, where the configuration says how they are stored. Without the option the engine divides
+    them, which alone knows a model whose layers differ."""
+    assert ask("--engine-args", '{"speculative_config": {}}', "--group-layers", "4") == 0
+    assert (
+        ask(answers=False) == 2
+        and "group_layers is 4 there and null here" in capsys.readouterr().err
+    )
+    monkeypatch.setattr(sweep.connection, "connected", lambda *_: pytest.fail("a cluster"))
+    for size in ("4", "7"):
+        assert ask("--group-layers", size) == 2
+        assert f"group_layers={size} leaves the last of the model's 6" in capsys.readouterr().err
+    known = sweep.read_facts()
+    monkeypatch.setattr(sweep, "read_facts", lambda *_: replace(known, all_attend=False))
+    with pytest.raises(pytest.fail.Exception, match="a cluster"):
+        ask("--group-layers", "4")
 
 
 def test_a_corrected_command_goes_on(

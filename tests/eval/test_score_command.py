@@ -190,7 +190,7 @@ def test_every_task_that_can_be_asked_can_be_scored(
         ('{"question_id": "4", "text": "A"', "answers.jsonl, line 1: not JSON"),
         ('"text"\n', "line 1: expected an object"),
         ('{"text": "A"}\n', "line 1: no 'question_id' (the record has text)"),
-        ('{"question_id": "4", "text": null}\n', "line 1: 'text' is None, not text"),
+        ('{"question_id": "4", "text": null}\n', "line 1: 'text' is null, not text"),
         ('{"question_id": 4.5, "text": "A"}\n', "line 1: 'question_id' is 4.5, not"),
         ("\n\n", "no answers in it"),
         ("[1]", "record 0: expected an object"),

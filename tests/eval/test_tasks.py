@@ -282,9 +282,9 @@ def test_a_missing_or_strange_value_is_named(tmp_path: Path) -> None:
         row.number("d²", "a COCO image id")
     with pytest.raises(DataError, match=r"line 1: no 'd' \(the record has a, b, c, d²\)"):
         row.get("d")
-    with pytest.raises(DataError, match="line 1: 'a' is True, not a whole number"):
+    with pytest.raises(DataError, match="line 1: 'a' is true, not a whole number"):
         row.get("a", int)
-    with pytest.raises(DataError, match="line 1: 'b' is None, not text"):
+    with pytest.raises(DataError, match="line 1: 'b' is null, not text"):
         row.get("b", str)
     assert row.identifier("c") == "7"
 

@@ -71,9 +71,9 @@ def test_a_streamed_answer_is_the_same(server: Tiny) -> None:
         ({"flow_clif": 2}, "did you mean 'flow_cliff'"),
         ({"flow_cliff": 2, "flow_keep": 3}, "flow_keep=3"),
         # What vLLM's own request models would refuse in other words, or take for a number.
-        ({"flow_cliff": None}, "flow_cliff=None: null is not a layer"),
+        ({"flow_cliff": None}, "flow_cliff=null: null is not a layer"),
         ({"flow_cliff": {"layer": 2}}, "flow_cliff={'layer': 2}: an object"),
-        ({"flow_cliff": True}, "flow_cliff=True: a boolean"),
+        ({"flow_cliff": True}, "flow_cliff=true: a boolean"),
         ({"flow_cliff": 10**40}, f"flow_cliff={10**40}: there is no such layer"),
         ({"flow_log_attention": [0, 4]}, "flow_log_attention=[0, 4]: there is no layer 4"),
         ({"flow_log_attention": 2}, "flow_log_attention=2: it must be true"),

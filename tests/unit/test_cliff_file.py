@@ -85,14 +85,14 @@ def test_profiles_of_two_models_are_not_merged(name: str, value: Any) -> None:
     ("change", "says"),
     [
         ({"format": "vllm-flow-cliff/2"}, "vllm-flow-cliff/1"),
-        ({"format": None}, '"format" is None'),
+        ({"format": None}, '"format" is null'),
         ({"num_layers": 30}, "30 decoder layers.*this one has 32"),
         ({"num_layers": None}, "this one has 32"),
         ({"tasks": {}}, "at least one task"),
         ({"tasks": ["pope"]}, "at least one task"),
         ({"tasks": {"pope": 3}}, "task 'pope' must be an object"),
         ({"tasks": {"pope": {"flow_cliff": 33}}}, "task 'pope': flow_cliff=33"),
-        ({"tasks": {"pope": {"flow_cliff": True}}}, "task 'pope': flow_cliff=True"),
+        ({"tasks": {"pope": {"flow_cliff": True}}}, "task 'pope': flow_cliff=true"),
         ({"default": {}}, '"default" must be an object'),
         ({"default": "gqa"}, r"\"default\" is 'gqa', which is none of its tasks \(pope\)"),
         ({"default": {"flow_cliff": -1}}, "flow_cliff=-1"),
@@ -114,7 +114,7 @@ def test_true_is_no_number_of_layers() -> None:
     """Though Python takes it for 1."""
     one = {**content({"pope": 1}), "num_layers": 1}
     assert read_profile(one, 1).policies == {"pope": parse_policy({"flow_cliff": 1}, 1)}
-    with pytest.raises(ProfileError, match="True decoder layers"):
+    with pytest.raises(ProfileError, match="true decoder layers"):
         read_profile({**one, "num_layers": True}, 1)
 
 

@@ -72,7 +72,7 @@ def test_a_bad_log_is_refused_by_name(value: object) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"flow_log_attention_heat": True}, "heat=True: .* send flow_log_attention too"),
+        ({"flow_log_attention_heat": True}, "heat=true: .* send flow_log_attention too"),
         (
             {"flow_log_attention": False, "flow_log_attention_heat": 1},
             "heat=1: .* send flow_log_attention too",
@@ -80,7 +80,7 @@ def test_a_bad_log_is_refused_by_name(value: object) -> None:
         ({"flow_log_attention": 1, "flow_log_attention_heat": 2}, "heat=2: it must be true or"),
         ({"flow_log_attention": [4, 4]}, r"=\[4, 4\]: a layer is named twice"),
         ({"flow_log_attention": [32]}, r"=\[32\]: there is no layer 32"),
-        ({"flow_log_attention": [True]}, "True is not a layer"),
+        ({"flow_log_attention": [True]}, "true is not a layer"),
         ({"flow_log_atention": True}, "did you mean 'flow_log_attention'"),
     ],
 )

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_flow.user_text import LONGEST, NotJSON, parse_json, whole_number, whole_numbers
+from vllm_flow.policy_keys import parse_policy
+from vllm_flow.user_text import (
+    LONGEST,
+    SHOWN,
+    NotJSON,
+    as_written,
+    parse_json,
+    shown,
+    whole_number,
+    whole_numbers,
+)
 
 
 @given(st.integers(0, 10**LONGEST - 1))
@@ -101,3 +111,32 @@ def test_any_text(text: str) -> None:
         parse_json(text)
     except NotJSON as error:
         assert str(error) and "\n" not in str(error)
+
+
+@given(VALUES)
+def test_a_value_is_shown_as_its_writer_knows_it(value: object) -> None:
+    """Read back by Python, with JSON's names of what has no such name there."""
+    names = {"true": True, "false": False, "null": None, "inf": float("inf")}
+    text = as_written(value)
+    assert eval(text, {"__builtins__": {}}, names) == value  # noqa: S307
+    assert "\n" not in text
+    assert shown(value) == text or (
+        len(text) > SHOWN == len(shown(value)) and text.startswith(shown(value)[:-3])
+    )
+
+
+def test_what_a_message_has_no_room_for_is_cut() -> None:
+    """However much, and however deep: a message cannot be made to end in another error."""
+    longest = "x" * (SHOWN - 2)
+    assert shown(longest) == repr(longest)
+    assert shown(longest + "x") == repr(longest)[:-3] + "..."
+    assert shown([7] * 10**6) == f"[{'7, ' * 25}7..."
+    assert as_written([7] * 50, most=40) == f"[{'7, ' * 40}...]"
+    assert as_written({str(n): n for n in range(3)}, most=1) == "{'0': 0, ...}"
+    assert shown({"a": 10**5000}) == "{'a': <integer of 16610 bits>}"
+    assert shown(2**256 - 1) == str(2**256 - 1) and shown(2**256) == "<integer of 257 bits>"
+    deep: list[object] = []
+    for _ in range(2000):
+        deep = [deep]
+    with pytest.raises(ValueError, match=r"flow_cliff=\[{77}\.\.\.: "):
+        parse_policy({"flow_cliff": deep}, 32)

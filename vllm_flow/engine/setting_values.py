@@ -17,6 +17,7 @@ from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import contradicts, operators_policy
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import POLICY_KEYS, REQUEST_KEYS, is_own, unknown
+from vllm_flow.user_text import shown
 
 CONFIG_KEY = "vllm_flow"
 PROFILE = "profile"
@@ -30,7 +31,7 @@ def known(options: Any, names: Sequence[str]) -> None:
     """
     if not isinstance(options, Mapping):
         raise ValueError(
-            f"additional_config[{CONFIG_KEY!r}]={options!r}: it must be a JSON object with "
+            f"additional_config[{CONFIG_KEY!r}]={shown(options)}: it must be a JSON object with "
             f"options, {{}} for the defaults."
         )
     for name in options:
@@ -71,7 +72,7 @@ def layers(options: Mapping[str, Any], name: str, num_layers: int) -> int | None
     found = options.get(name)
     if found is not None and not _is_int(found):
         raise ValueError(
-            f"{_named(name)}={found!r}: it must be an integer, a number of "
+            f"{_named(name)}={shown(found)}: it must be an integer, a number of "
             f"the model's {counted(num_layers, 'decoder layer')}."
         )
     return found
@@ -81,7 +82,7 @@ def flag(options: Mapping[str, Any], name: str, default: bool) -> bool:
     """True or false."""
     found = options.get(name, default)
     if not isinstance(found, bool):
-        raise ValueError(f"{_named(name)}={found!r}: it must be true or false.")
+        raise ValueError(f"{_named(name)}={shown(found)}: it must be true or false.")
     return found
 
 
@@ -89,7 +90,7 @@ def directory(options: Mapping[str, Any], name: str) -> str | None:
     """The name of a directory, which need not exist; a ``~`` that no shell has replaced is."""
     found = options.get(name)
     if found is not None and (not isinstance(found, str) or not found.strip()):
-        raise ValueError(f"{_named(name)}={found!r}: it must name a directory.")
+        raise ValueError(f"{_named(name)}={shown(found)}: it must name a directory.")
     return None if found is None else os.path.expanduser(found)
 
 
@@ -98,7 +99,7 @@ def size(options: Mapping[str, Any], name: str, default: int) -> int:
     found = options.get(name, default)
     if not _is_int(found) or found < 1:
         raise ValueError(
-            f"{_named(name)}={found!r}: it must be an integer of at least 1, in bytes."
+            f"{_named(name)}={shown(found)}: it must be an integer of at least 1, in bytes."
         )
     return int(found)
 
@@ -108,7 +109,7 @@ def one_of(options: Mapping[str, Any], name: str, choices: Sequence[str]) -> str
     found = options.get(name, choices[0])
     if found not in choices:
         raise ValueError(
-            f"{_named(name)}={found!r}: it must be one of {', '.join(map(repr, choices))}."
+            f"{_named(name)}={shown(found)}: it must be one of {', '.join(map(repr, choices))}."
         )
     return str(found)
 
@@ -120,7 +121,7 @@ def policy(options: Mapping[str, Any], name: str, num_layers: int) -> FlowPolicy
         return None
     if not isinstance(keys, Mapping):
         raise ValueError(
-            f'{_named(name)}={keys!r}: it must hold request keys, such as {{"flow_cliff": 16}}.'
+            f'{_named(name)}={shown(keys)}: it must hold request keys, such as {{"flow_cliff": 16}}.'
         )
     strange = [key for key in keys if key not in POLICY_KEYS]
     if strange:
@@ -143,7 +144,7 @@ def model_policies(
         model and isinstance(model, str) for model in found
     ):
         raise ValueError(
-            f"{_named(name)}={found!r}: it must hold policies by served names or adapters, such as "
+            f"{_named(name)}={shown(found)}: it must hold policies by served names or adapters, such as "
             '{"small": {"flow_cliff": 16}}.'
         )
     policies = {}
@@ -155,7 +156,7 @@ def model_policies(
             )
         if not isinstance(keys, Mapping):
             raise ValueError(
-                f'{_named(name)}[{model!r}]={keys!r}: it must hold request keys, such as {{"flow_cliff": 16}}, or '
+                f'{_named(name)}[{model!r}]={shown(keys)}: it must hold request keys, such as {{"flow_cliff": 16}}, or '
                 "none of them for no policy."
             )
         try:
@@ -184,7 +185,7 @@ def check_effects(options: Mapping[str, Any]) -> None:
         for name in ("attention_log_max_bytes", "attention_log_kernel"):
             if name in options:
                 raise ValueError(
-                    f"{_named(name)}={options[name]!r}: no attention is logged, so it would have no effect; name "
+                    f"{_named(name)}={shown(options[name])}: no attention is logged, so it would have no effect; name "
                     f"a directory in 'attention_log', or leave {name!r} out."
                 )
     if options.get("max_policy") and options.get("allow_request_policy") is False:
