@@ -17,6 +17,8 @@ MOST_GIB = 1e6
 LEAST_RESAMPLES = 100
 MOST_RESAMPLES = 1_000_000
 """The tables of more would fill the memory."""
+LEAST_TOLERANCE = 1e-4
+"""Points; numbers of questions for less have no end."""
 SHOWN = 40
 """Characters of a wrong value that are said again."""
 
@@ -143,6 +145,10 @@ def tolerance(text: str) -> float:
     if not 0 < value < 100:
         raise argparse.ArgumentTypeError(
             f"{_shown(text)} is no tolerance; write points above 0 and below 100, such as 1% or 0.5%"
+        )
+    if value < LEAST_TOLERANCE:
+        raise argparse.ArgumentTypeError(
+            f"{_shown(text)}: no benchmark tells one answer in a million; write {LEAST_TOLERANCE}% or more"
         )
     if not unit and value < 1:
         raise argparse.ArgumentTypeError(

@@ -68,6 +68,8 @@ def _policies(value: Any) -> bool:
         and isinstance(one.get("name"), str)
         and isinstance(one.get("kind"), str)
         and (one.get("cliff") is None or _whole(one["cliff"]))
+        and (one.get("side") is None or _whole(one["side"]))
+        and isinstance(one.get("keys") or {}, dict)
         for one in value
     )
 

@@ -178,7 +178,7 @@ def _square(side: int) -> Policy:
 def _budgets(
     part: str, value: str | None, options: Options, num_layers: int, full_grid: int | None
 ) -> Sequence[Policy]:
-    amount, *named = (value or "").split()[:20] or [""]
+    amount, *named = (value or "").split() or [""]
     total = None if full_grid is None else full_grid * full_grid
     share, count = _budget(part, amount, total)
     strange = [name for name in named if name not in budgets.methods()]
@@ -187,7 +187,7 @@ def _budgets(
             part, f"{strange[0]!r} is no method; choose from {', '.join(budgets.methods())}."
         )
     seeds = _seeds(part, options) if "seed" in options else budgets.SEEDS
-    chosen = named or [m for m in budgets.DEFAULT if m != DOWNSAMPLE or full_grid]
+    chosen = dict.fromkeys(named) or [m for m in budgets.DEFAULT if m != DOWNSAMPLE or full_grid]
     if "seed" in options and not any(map(budgets.draws, chosen)):
         raise PolicySpecError(part, "nothing is drawn; leave the seed out, or add random.")
     found: list[Policy] = []

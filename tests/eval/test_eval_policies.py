@@ -204,6 +204,7 @@ def test_a_preset_is_found_again_by_its_stages(name: str) -> None:
         ("budget=100%", "write a budget between"),
         ("budget=64", "write a share such as 33%"),
         ("budget=50% magic", "is no method"),
+        (f"budget=50% {'uniform ' * 40}magic", "'magic' is no method"),
         ("budget=50% uniform seed=3", "nothing is drawn"),
         ("budget=50% downsample", "cannot be reduced"),
         ("budget=1/32 last_prompt", "leave last_prompt out"),

@@ -206,6 +206,13 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
         ("[]", "it is no JSON object"),
         ("{}", "it has no version"),
         (f'{{"version": {records.VERSION}, "tasks": [null, true]}}', r"tasks is \[null, true\]"),
+        *(
+            (
+                f'{{"version": 1, "policies": [{{"name": "p", "kind": "stages", {more}}}]}}',
+                "policies is",
+            )
+            for more in ('"keys": [1]', '"side": "2"', '"cliff": -1')
+        ),
     ):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(RunError, match=f"is damaged .{why}.*; put back a copy of it, or name"):

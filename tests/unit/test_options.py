@@ -24,7 +24,7 @@ READERS: dict[Callable[[str], Any], Callable[[Any], bool]] = {
     options.positive_number: lambda value: 0 < value < math.inf,
     options.not_negative: lambda value: 0 <= value < math.inf,
     options.gib: lambda value: 0 < value <= options.MOST_GIB,
-    options.tolerance: lambda value: 0 < value < 1,
+    options.tolerance: lambda value: 1e-6 <= value < 1,
 }
 TEXTS = st.text() | st.text("0123456789x.,-+eE_ infa²٣") | st.integers().map(str)
 
@@ -118,6 +118,13 @@ def test_a_tolerance_with_a_unit_is_points(value: float, unit: str) -> None:
     assert options.tolerance(f"{value}{unit}") == pytest.approx(value / 100)
     if value >= 1:
         assert options.tolerance(f"{value}") == options.tolerance(f"{value}%")
+
+
+@pytest.mark.parametrize("text", ["1e-320%", "0.00009%", "0.00009"])
+def test_no_number_of_questions_shows_so_little(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="write 0.0001% or more"):
+        options.tolerance(text)
+    assert options.tolerance("0.0001%") == pytest.approx(1e-6)
 
 
 @pytest.mark.parametrize(
