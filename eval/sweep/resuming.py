@@ -54,7 +54,7 @@ def difference(
     """
     old_limit, limit = before.get("limit"), after.get("limit")
     grown = growing and old_limit is not None and (limit is None or limit > old_limit)
-    names = SETTINGS if grown or "limit" not in after else (*SETTINGS, "limit")
+    names = SETTINGS if grown else (*SETTINGS, "limit")
     found = [
         _differs(name, before.get(name), after[name])
         for name in names

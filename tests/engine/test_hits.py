@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -190,6 +191,23 @@ def test_a_prefix_that_lacks_its_last_block_is_no_hit(case: tuple[Cache, int]) -
         if lacks(cache.hashes, n, cache.layout, cache.managers)
     ]
     assert all(hit < n for n in lacking)
+    assert lacking == [n for n in range(1, len(cache.hashes) + 1) if plainly_lacks(cache, n)]
+
+
+def plainly_lacks(cache: Cache, num_blocks: int) -> bool:
+    """:func:`lacks` by its rule: of all that the shortest prefixes fill, what the last block of tokens does."""
+    layout, size = cache.layout, cache.size
+    key = Prefixes(cache.hashes, layout, size, 0, num_blocks).key(num_blocks)
+    for manager in cache.managers:
+        names = [] if layout.evicts_at(manager.spec.first_layer) else [POSITION]
+        for stage in manager.stages(layout):
+            kept = np.flatnonzero(~stage.evicted.is_image(np.arange(num_blocks * size)))
+            filling = kept[size - 1 :: size]  # the token that fills each packed block
+            names += [completed(stage)] * bool((filling >= (num_blocks - 1) * size).any())
+        hashes = {POSITION: cache.hashes[num_blocks - 1]}
+        if any(manager.find_cached(hashes.get(name, key), name) is None for name in names):
+            return True
+    return False
 
 
 def one_picture(num_blocks: int, size: int = 4) -> TokenLayout:

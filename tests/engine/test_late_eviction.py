@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_utils import BlockHash
 
 from tests.engine import v2_cpu
 from tests.engine.cases import LONG, one_image
@@ -16,6 +21,11 @@ from tests.engine.policy_cases import late_mixed
 from tests.engine.test_policies import CHUNKS, SMALL
 from tests.engine.tiny_llava import SPECIALS, WORDS
 from tests.longer import some
+from tests.unit.staged_cases import Case
+from tests.unit.test_rewriting import divisions, late_cases
+from vllm_flow.engine.cache_keys import POSITION, insert
+from vllm_flow.engine.late_blocks import LateBlocks
+from vllm_flow.rewriting import Rewrite, is_rewritten
 
 CACHED: dict[str, Any] = {"enable_prefix_caching": True}
 LATE_CACHED = "cached-chunks-of-97-groups-of-3-async"
@@ -180,3 +190,45 @@ def test_a_late_eviction_may_end_with_its_first_token(
         engine.abort(f"late-{steps}")
     engine.check_idle()
     assert_exact(engine, [ask], engine.run([ask]))
+
+
+@settings(max_examples=40)
+@given(late_cases(), divisions(), st.integers(1, 7), st.data())
+def test_a_computed_prompts_blocks_are_exchanged_once(
+    case: Case, division: tuple[int, int], size: int, data: st.DataObject
+) -> None:
+    """Those before the first token that leaves stay, those that others hold stay theirs, and the group is told."""
+    layout, (first, layers) = case.layout, division
+    assert layout is not None
+    spec: Any = SimpleNamespace(first_layer=first, last_layer=first + layers - 1)
+    pool = BlockPool(3 * case.prompt + 9, True, size)
+    late, now = LateBlocks(spec, pool, size), case.prompt + 1
+    held = pool.get_new_blocks(-(-case.prompt // size))
+    for index, block in enumerate(held):  # what nobody finds goes to the next one who asks
+        insert(pool, block, [BlockHash(bytes([index]))], POSITION, 0, (index + 1) * size)
+    others = held[: data.draw(st.integers(0, len(held)))]  # a prefix, as they are shared
+    pool.touch(others)
+    assert not late.leave_before("a", None, now) and not late.leave_before("a", layout, now - 1)
+    leaves = late.leave_before("a", layout, now)
+    assert leaves == is_rewritten(layout, spec.last_layer)
+    if not leaves:
+        return
+    needed, before, free = late.need(layout, now, held), list(held), pool.get_num_free_blocks()
+    assert max(free - needed.net, 0) == free - needed.net
+    new = late.exchange("a", layout, now, held)
+    old = before[needed.kept :]
+    assert held == before[: needed.kept] + new and len(new) == needed.new
+    assert len(held) == -(-layout.stored_tokens(now, first) // size)
+    given_back = [block for block in old if block not in others]
+    assert pool.get_num_free_blocks() == free + len(given_back) - len(new)
+    # The end of a prompt is given away first, so that its beginning can be found for longest.
+    there = pool.free_block_queue.get_all_free_blocks()
+    assert there[len(there) - len(given_back) :] == given_back[::-1]
+    assert all(block.ref_cnt == 1 for block in (*new, *others[needed.kept :]))
+    assert late.have_left("a") and not late.leave_before("a", layout, now)
+    ids = [tuple(block.block_id for block in blocks) for blocks in (old, new)]
+    late.exchange("b", layout, now, pool.get_new_blocks(len(before)))
+    late.forget("b")
+    assert not late.have_left("b")
+    assert late.take_rewrites() == {"a": Rewrite(needed.kept, *ids)}
+    assert late.take_rewrites() == {} and late.have_left("a")

@@ -95,6 +95,11 @@ def test_errors_stay_where_settings_do(tmp_path: Path) -> None:
     path = started(tmp_path, error="gone.png")
     with opened_run(path, META, work()) as run:
         assert run.failed() == {("t", "1", "baseline")}
+    # One setting alone, of the same questions about the same data.
+    for other in ({"dtype": "half"}, {"data": "/elsewhere"}):
+        with opened_run(path, {**META, **other}, work()) as run:
+            assert not run.failed() and other.items() <= run.meta.items()
+            answer(run, error="gone.png")
 
 
 def test_a_run_with_an_answer_keeps_its_settings(tmp_path: Path) -> None:
