@@ -19,7 +19,7 @@ from tests.server.conftest import LAYERS
 from tests.server.requests import CHAT, COMPLETIONS
 from vllm_flow.engine import http
 from vllm_flow.engine.engine_facts import EngineFacts
-from vllm_flow.engine.http import PLACES, check_address, check_body, check_once
+from vllm_flow.engine.http import PLACES, check_beside_the_body, check_body, check_once
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import CLIFF_KEY, REQUEST_KEYS
@@ -177,7 +177,7 @@ def test_the_sentence_says_where_a_key_stood(body: dict[str, Any], where: str) -
         f'belongs into the object "vllm_xargs", and would be ignored {where}.'
     )
     with pytest.raises(PolicyError, match="would be ignored behind the address"):
-        check_address({CLIFF_KEY: "1"}, ("vllm_xargs",))
+        check_beside_the_body({CLIFF_KEY: "1"}, "behind the address", ("vllm_xargs",))
     deep: Any = {CLIFF_KEY: 1}
     for level in range(3000):
         deep = {"a": deep} if level % 2 else [deep]

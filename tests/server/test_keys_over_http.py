@@ -111,6 +111,23 @@ def test_a_key_in_the_address_is_refused(small: Server) -> None:
     assert small.post(f"{CHAT}?other=2", body).status_code == 200
 
 
+@pytest.mark.parametrize("name", [CLIFF_KEY, "Flow-Cliff", "flow_clif"])
+def test_a_key_among_the_headers_is_refused(small: Server, name: str) -> None:
+    answer = small.client.post(CHAT, json=bodies()[CHAT], headers={name: "2"})
+    assert answer.status_code == 400
+    said = answer.json()["error"]["message"]
+    assert said.startswith(f"{name.lower()}='2'") and said.endswith(
+        f'"vllm_xargs", and would be ignored among the headers. (parameter={name.lower()})'
+    )
+
+
+def test_headers_of_others_pass(small: Server) -> None:
+    """A gateway's own, with our word in them."""
+    names = ("flow-id", "x-flow-cliff", "workflow_name")
+    answer = small.client.post(CHAT, json=bodies()[CHAT], headers=dict.fromkeys(names, "2"))
+    assert answer.status_code == 200, answer.text
+
+
 def test_a_key_that_cannot_be_written_is_named(small: Server) -> None:
     """JSON may hold half of a character, which no answer can."""
     raw = json.dumps({**bodies()[CHAT], "vllm_xargs": {"flow_half": 1}}).replace("half", "\\ud800")

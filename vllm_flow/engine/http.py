@@ -102,7 +102,11 @@ async def checked_json_request(raw_request: Request) -> None:
         return  # no JSON: for vLLM to refuse
     asked_model.note(body.get("model") if isinstance(body, dict) else None)
     try:
-        check_address(raw_request.query_params, PLACES.get(route))
+        for sent, where in (
+            (raw_request.query_params, "behind the address"),
+            (raw_request.headers, "among the headers"),
+        ):
+            check_beside_the_body(sent, where, PLACES.get(route))
         check_once(raw)
         check_body(body, getattr(raw_request.app.state, STATE, None), PLACES.get(route))
     except PolicyError as error:
@@ -163,14 +167,17 @@ def check_body(
         raise PolicyError(key, value, _belongs(place, where))
 
 
-def check_address(query: Mapping[str, str], place: Sequence[str] | None) -> None:
-    """Refuse keys behind the address, where vLLM reads none.
+def check_beside_the_body(sent: Mapping[str, str], where: str, place: Sequence[str] | None) -> None:
+    """Refuse keys among a request's queries or headers, where vLLM reads none.
+
+    Args:
+        where: what to say of these.
 
     Raises:
         PolicyError: names the first.
     """
-    for key in filter(is_own, query):
-        raise PolicyError(key, query[key], _belongs(place, "behind the address"))
+    for key in filter(is_own, sent):
+        raise PolicyError(key, sent[key], _belongs(place, where))
 
 
 def _belongs(place: Sequence[str] | None, where: str) -> str:

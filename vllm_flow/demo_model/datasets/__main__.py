@@ -37,13 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         choices=list(TASKS),
         default=list(BENCHMARKS),
-        help="default: all four",
+        help=f"default: {' '.join(BENCHMARKS)}",
     )
     parser.add_argument(
         "--pictures",
         type=Path,
         default=DATA,
-        help="folder of scenes that demo.training.heldout_data wrote (default: those shipped)",
+        help="folder of scenes that vllm_flow.demo_model.training.heldout_data wrote (default: those shipped)",
     )
     parser.add_argument(
         "--hub",
