@@ -57,12 +57,14 @@ def is_own(key: Any) -> bool:
     return _unstyled(key).startswith(KEY_PREFIX) or _letters(key) in _BY_LETTERS
 
 
-def unknown(key: str) -> str:
-    """What to say of a key that is ours and that nobody knows: the one that was meant, or all of them."""
-    meant = _BY_LETTERS.get(letters := _letters(key)) or _WITHOUT_PREFIX.get(letters)
+def unknown(key: str, known: Collection[str] = REQUEST_KEYS) -> str:
+    """What to say of a key that is ours and none of ``known``: the one that was meant, or all of them."""
+    letters = _letters(key)
+    meant = _BY_LETTERS.get(letters) or _WITHOUT_PREFIX.get(letters)
     meant = meant or _BY_LETTERS.get(letters.removeprefix("vllm"))
-    close = [meant] if meant else difflib.get_close_matches(_unstyled(key), REQUEST_KEYS, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known keys: {quoted(REQUEST_KEYS)}."
+    close = [meant] if meant else difflib.get_close_matches(_unstyled(key), known, n=1)
+    close = [name for name in close if name in known]
+    return f"did you mean {close[0]!r}?" if close else f"known keys: {quoted(known)}."
 
 
 def _unstyled(key: str) -> str:

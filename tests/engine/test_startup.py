@@ -74,6 +74,8 @@ def test_the_key_selects_our_classes(model_dir: Path, asynchronous: bool) -> Non
             {"max_policy": {"cliff": 2}},
             "'cliff' is no request key of a policy; did you mean 'flow_cliff'",
         ),
+        ({"max_policy": {"profile": "x"}}, "known keys: 'flow_cliff', .*, 'flow_when'[.]"),
+        ({"max_policy": {"flow-task": "x"}}, "known keys: 'flow_cliff', .*, 'flow_when'[.]"),
         ({"allow_request_policy": 0}, "must be true or false"),
         ({"untested_models": 1}, r"\['untested_models'\]=1: it must be true or false"),
         ({"default_policy": {"flow_log_attention": True}}, "is no request key of a policy"),

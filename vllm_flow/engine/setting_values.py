@@ -127,7 +127,7 @@ def policy(options: Mapping[str, Any], name: str, num_layers: int) -> FlowPolicy
     if strange:
         raise ValueError(
             f"{_named(name)}: {strange[0]!r} is no request key of a policy; "
-            f"{unknown(strange[0]) if strange[0] not in REQUEST_KEYS else 'leave it out.'}"
+            f"{unknown(strange[0], POLICY_KEYS) if strange[0] not in REQUEST_KEYS else 'leave it out.'}"
         )
     try:
         return operators_policy(keys, num_layers)
