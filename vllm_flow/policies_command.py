@@ -18,10 +18,12 @@ from vllm_flow.presets import PRESETS, PUBLISHED_LAYERS, PUBLISHED_TOKENS, Prese
 from vllm_flow.ranks import (
     RANKS,
     AttentionRank,
+    FrameRank,
     HiddenRank,
     PictureRank,
     QuestionRank,
     Rank,
+    TileRank,
     TowerRank,
     UnrotatedRank,
 )
@@ -127,8 +129,12 @@ def looks_at(rank: Rank) -> str:
         return "embeddings, and attention in the layer before, over all heads"
     if isinstance(rank, AttentionRank):
         return "attention in the layer before, over all heads"
+    if isinstance(rank, FrameRank):
+        return "the video's embeddings, frame by frame"
     if isinstance(rank, PictureRank):
         return "the image's embeddings"
+    if isinstance(rank, TileRank):
+        return f"{rank.score.value}, over all heads, there and in the first layer, tile by tile"
     if isinstance(rank, TowerRank):
         keys = ", and the keys there" if rank.merge is not None else ""
         return f"{rank.score.value}, over all heads{keys}"

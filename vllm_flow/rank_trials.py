@@ -20,11 +20,13 @@ import numpy as np
 
 from vllm_flow.counts import counted
 from vllm_flow.ranks import (
+    FrameRank,
     HiddenRank,
     PictureRank,
     PositionRank,
     QuestionRank,
     Rank,
+    TileRank,
     TowerRank,
     UnrotatedRank,
     merges,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 SIZES = ((1, 1), (2, 1), (7, 3), (16, 16), (37, 12), (144, 36))
 """(N, K)"""
-WIDTH, QUESTION = 16, 5
+WIDTH, QUESTION, TILES = 16, 5, 3
 
 
 @lru_cache(maxsize=256)
@@ -143,6 +145,12 @@ def _arguments(rank: Any, total: int, keep: int, dtype: Any, values: str) -> tup
         return (made if values != "all alike" else torch.ones_like(made)).to(dtype)
 
     picture = rows(total, WIDTH)
+    places = torch.arange(total)
+    if isinstance(rank, TileRank):
+        tiles = places * TILES // total
+        return rows(total).float().softmax(0), rows(total).float().softmax(0), tiles, keep
+    if isinstance(rank, FrameRank):
+        return picture, (places // max(1, total // TILES)).clamp_max(TILES - 1), keep
     if isinstance(rank, TowerRank):
         return rows(total).float().softmax(0), picture, keep
     if isinstance(rank, QuestionRank):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vllm_flow.counts import counted
-from vllm_flow.engine import fitting_engine
+from vllm_flow.engine import fitting_engine, frames
 from vllm_flow.engine.connectors import LAYOUT_KEY, REMOTE_BLOCKS, REMOTE_PREFILL
 from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.obstacles import Misfit, Obstacle
@@ -27,7 +27,7 @@ from vllm_flow.log_keys import HEAT_KEY, LOG_KEY, parse_log
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import check_bound
 from vllm_flow.policy_keys import CLIFF_KEY, KEEP_KEY
-from vllm_flow.ranks import RANKS, PositionRank, TowerRank
+from vllm_flow.ranks import RANKS, FrameRank, PositionRank, TowerRank
 from vllm_flow.registry import PluginError
 
 if TYPE_CHECKING:
@@ -155,9 +155,12 @@ def check_encoded(
     """Refuse ranks by the vision tower of what has been through no tower of this engine, or as a video's frames.
 
     Raises:
-        Obstacle: of frames, which nobody has compared, or of a picture that came as embeddings.
+        Obstacle: of frames, which nobody has compared, or of a picture that came as embeddings; a rank by frames of
+            what has none.
     """
     ranks = {choice.rank for stage in layout.stages for choice in stage.choices}
+    pictures = [*pictures]
+    _check_frames(ranks, engine, pictures)
     name = min((rank for rank in ranks if isinstance(RANKS[rank], TowerRank)), default=None)
     if name is None:
         return
@@ -175,6 +178,28 @@ def check_encoded(
                 Misfit.EMBEDDINGS,
                 f"{reads}, and a picture of this prompt came as embeddings, which no tower of this engine has "
                 f"seen; send its pixels, or {remedy}",
+            )
+
+
+def _check_frames(
+    ranks: Iterable[str], engine: EngineFacts, pictures: Iterable[MultiModalFeatureSpec]
+) -> None:
+    """Refuse ranks by frames of pictures, and of a video that came as embeddings and does not say how many it has."""
+    name = min((rank for rank in ranks if isinstance(RANKS[rank], FrameRank)), default=None)
+    if name is None:
+        return
+    remedy = f"rank by {fitting_engine.possible(engine, of_frames=False)}."
+    for picture in pictures:
+        if picture.modality != "video":
+            raise Obstacle(
+                Misfit.PICTURE,
+                f"{name!r} goes by the frames of a video, and this prompt has a picture that is none; {remedy}",
+            )
+        if engine.mm_embeds and not frames.there(picture.data or {}):
+            raise Obstacle(
+                Misfit.EMBEDDINGS,
+                f"{name!r} goes by the frames of a video, and one of this prompt came as embeddings, which do not say "
+                f"how many it has; send its pixels, or {remedy}",
             )
 
 

@@ -18,9 +18,11 @@ from vllm_flow.policy_keys import WHEN_KEY
 from vllm_flow.ranks import (
     RANKS,
     AttentionRank,
+    FrameRank,
     HiddenRank,
     PositionRank,
     Rank,
+    TileRank,
     TowerRank,
     TowerScore,
     UnrotatedRank,
@@ -58,6 +60,8 @@ LOOKS: Mapping[str, Some] = {
     obstacles.UNROTATED: Some(UnrotatedRank),
     obstacles.TOWER: Some(TowerRank, TowerScore.CLASS),
     obstacles.RECEIVED: Some(TowerRank, TowerScore.RECEIVED),
+    obstacles.TILES: Some(TileRank),
+    obstacles.FRAMES: Some(FrameRank),
     obstacles.MERGING: Some(merging=True),
 }
 """What may keep an engine from ranks -> which ones."""
@@ -91,11 +95,16 @@ def unfit(
 
 
 def possible(
-    engine: EngineFacts, *, reading_layers: bool = True, reading_tower: bool = True
+    engine: EngineFacts,
+    *,
+    reading_layers: bool = True,
+    reading_tower: bool = True,
+    of_frames: bool = True,
 ) -> str:
     """The ranks that the engine can have, to be read."""
     refused = [found for name, found in LOOKS.items() if name in engine.obstacles]
     refused += [] if reading_tower else [Some(TowerRank)]
+    refused += [] if of_frames else [Some(FrameRank)]
     refused += [Some(AttentionRank)] if engine.quantised_keys else []
     found = (
         repr(name)
@@ -223,6 +232,10 @@ def _reads(obstacle: str, reason: str, engine: EngineFacts) -> str:
         )
     if obstacle == obstacles.MERGING:
         return f"merges embeddings, {reason}; rank by {possible(engine)}."
+    if obstacle == obstacles.TILES:
+        return f"goes by the tiles of a picture, {reason}; rank by {possible(engine)}."
+    if obstacle == obstacles.FRAMES:
+        return f"goes by the frames of a video, {reason}; rank by {possible(engine)}."
     score = LOOKS[obstacle].score
     if score is not None:
         return f"reads the {score.value}, {reason}; rank by {possible(engine)}."

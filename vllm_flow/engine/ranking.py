@@ -10,7 +10,6 @@ N tokens of the image, H hidden size, Q query heads, S slots that a row sees, B 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,12 +23,12 @@ from vllm_flow.engine.attention.row_mass import mass, mass_of_rows, mean_over_wo
 from vllm_flow.engine.caches import cached_layers
 from vllm_flow.engine.choice_places import ChoicePlaces
 from vllm_flow.engine.device_ranking import DeviceRanking, DeviceReading
-from vllm_flow.engine.farthest_first import fast_order
 from vllm_flow.engine.late_scores import LateScores
 from vllm_flow.engine.layer_ranks import LayerRanks
 from vllm_flow.engine.merging import Merger
+from vllm_flow.engine.picture_orders import ORDERS_KEPT, PictureOrders
 from vllm_flow.engine.replacing import replaced
-from vllm_flow.engine.tower_scores import Encoded, scores_of
+from vllm_flow.engine.tower_scores import Encoded
 from vllm_flow.ranks import RANKS, PictureRank, QuestionRank, TowerRank, merges
 from vllm_flow.ranks.base import Needs
 from vllm_flow.step import Ranking
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
     from vllm_flow.engine.families.decoder_parts import Decoder
 
 logger = init_logger("vllm.vllm_flow.ranking")
-
-ORDERS_KEPT = 1024
-"""Pictures whose order is remembered; an order is as many integers as tokens were put in order."""
 
 
 class Ranker:
@@ -64,12 +60,10 @@ class Ranker:
         encoded: Encoded,
         project: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        self._encoded, self._merger = encoded, Merger(encoded, project)
+        self._orders, self._merger = PictureOrders(encoded), Merger(encoded, project)
         self._attention: dict[int, tuple[Any, KeyReader | None]] = {}
         self.unreadable: str | None = None
         """Why ranks by attention cannot read the keys of this cache; None where they can."""
-        self._orders: OrderedDict[tuple[str, str, int], torch.Tensor] = OrderedDict()
-        """Picture's name, rank and number of tokens: clients who name their pictures may use a name twice."""
         self._places = ChoicePlaces(ORDERS_KEPT)
         self._ordered: dict[tuple[int, int, str], torch.Tensor] = {}
         self._scores: dict[tuple[int, int], torch.Tensor] = {}
@@ -108,7 +102,7 @@ class Ranker:
 
     def forget_pictures(self) -> None:
         """Drop what is remembered of pictures: others' weights give other embeddings."""
-        self._orders.clear()
+        self._orders.forget()
 
     def merge(self, rankings: Sequence[DeviceRanking], embeddings_TH: torch.Tensor) -> None:
         """Write what kept tokens become where their rank merges; before the decoder looks at the embeddings.
@@ -154,28 +148,14 @@ class Ranker:
         """[count or more] tokens of a picture, best first; remembered under the picture's name.
 
         But where tokens were merged: then embeddings are not the picture's alone."""
-        choice, rank = ranking.choice, RANKS[ranking.choice.rank]
-        extent = choice.stop - choice.start
-        name = (ranking.picture, choice.rank, extent - len(choice.text))
-        remembered = bool(ranking.picture) and (ranking.request, choice.image) not in self._merged
-        known = self._orders.get(name)
-        fits = known is not None and (count <= len(known) if rank.nested else count == len(known))
-        if remembered and fits:
-            self._orders.move_to_end(name)
-            return known
-        rows_NH = self._tokens(ranking, hidden_TH)
-        if isinstance(rank, TowerRank):
-            scores_N = scores_of(self._encoded, ranking.picture, rank.score)
-            order = rank.order(scores_N, rows_NH, count)
-        else:
-            assert isinstance(rank, PictureRank)
-            order = fast_order(rank, hidden_TH.device)(rows_NH, count)
-        if remembered:
-            self._orders[name] = order
-            self._orders.move_to_end(name)
-            while len(self._orders) > ORDERS_KEPT:
-                self._orders.popitem(last=False)
-        return order
+        merged = (ranking.request, ranking.choice.image) in self._merged
+        return self._orders.order(
+            RANKS[ranking.choice.rank],
+            ranking.picture,
+            self._tokens(ranking, hidden_TH),
+            count,
+            remembered=bool(ranking.picture) and not merged,
+        )
 
     def _tokens(self, ranking: Ranking, hidden_TH: torch.Tensor) -> torch.Tensor:
         """[N, H] embeddings of an image's tokens."""

@@ -83,11 +83,11 @@ def watching(
         first: row of a picture that is its first patch's, or token's.
 
     Yields:
-        what gives [P, L - first] of every kind of score, and [P, L - first, D] keys if these are wanted; nothing if
-        the layer was not called.
+        what gives rows [P, L - first, width] of every kind that is this layer's: scores are of width 1, keys of D.
+        Nothing if the layer was not called.
     """
     noted: dict[Kind, list[torch.Tensor]] = {
-        kind: [] for kind in kinds if kind != TowerRows.FEATURES
+        kind: [] for kind in kinds if isinstance(kind, TowerScore) or kind == TowerRows.KEYS
     }
     forward, size, scale = attention.forward, attention.head_size, attention.scale
 
@@ -95,9 +95,9 @@ def watching(
         heads = [rows.unflatten(-1, (-1, size)) for rows in (query, key)]
         for kind, found in noted.items():
             if kind == TowerScore.CLASS:
-                found.append(class_attention(*heads, scale))
+                found.append(class_attention(*heads, scale)[..., None])
             elif kind == TowerScore.RECEIVED:
-                found.append(received_attention(*heads, scale, first))
+                found.append(received_attention(*heads, scale, first)[..., None])
             else:
                 found.append(mean_keys(heads[1], first))
         return forward(query, key, *args, **kwargs)

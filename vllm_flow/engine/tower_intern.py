@@ -15,7 +15,6 @@ import torch
 
 from vllm_flow.engine.tower_attention import watching
 from vllm_flow.engine.tower_scores import Kind, Scores
-from vllm_flow.ranks import TowerScore
 
 
 class InternView:
@@ -33,18 +32,13 @@ class InternView:
     def looking(self, kinds: Iterable[Kind]) -> Iterator[Callable[[], Scores]]:
         """See :class:`vllm_flow.engine.tower_scores.View`."""
         with watching(self._attention, kinds, first=1) as found:
-            yield lambda: {
-                kind: self._tokens(rows[..., None])[..., 0]
-                if isinstance(kind, TowerScore)
-                else self._tokens(rows)
-                for kind, rows in found().items()
-            }
+            yield lambda: {kind: self._tokens(rows) for kind, rows in found().items()}
 
     project = None
     """One token is made of several patches."""
 
     def _tokens(self, rows: torch.Tensor) -> torch.Tensor:
-        """[tiles, height, width, D] of tokens, from [tiles, patches, D]."""
+        """[tiles, height, width, D] of tokens, from rows [tiles, patches, D]."""
         side, width = isqrt(rows.shape[1]), rows.shape[-1]
         shuffled: torch.Tensor = self._model.pixel_shuffle(
             rows.view(-1, side, side, width), scale_factor=self._model.downsample_ratio

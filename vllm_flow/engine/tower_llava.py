@@ -1,8 +1,8 @@
 """The towers of LLaVA's line, whose rows are the tokens of a picture or of its tiles.
 
 Seams, replaced while pictures are encoded: ``forward`` of the attention of the layer whose output the decoder
-gets (vLLM builds the tower up to it, so that it is the last), and of ``multi_modal_projector``, which is called again
-for rows that were merged; and ``_merge_image_patch_embeddings`` of LLaVA-NeXT and LLaVA-OneVision.
+gets (vLLM builds the tower up to it, so that it is the last), and of the first one; of ``multi_modal_projector``, which
+is called again for rows that were merged; and ``_merge_image_patch_embeddings`` of LLaVA-NeXT and LLaVA-OneVision.
 
 Legend: P pictures or tiles of a call, L rows of the tower, Q heads of this worker, D their size.
 """
@@ -19,12 +19,17 @@ import torch
 from vllm_flow.engine.replacing import replaced
 from vllm_flow.engine.tower_attention import watching
 from vllm_flow.engine.tower_scores import Kind, Scores
-from vllm_flow.ranks import TowerRows, TowerScore
+from vllm_flow.ranks import TowerRows, TowerScore, TowerTiles
 
 MERGE = "_merge_image_patch_embeddings"
 """Puts a picture's tokens together from those of its tiles, without those of padding."""
 NEWLINE = "image_newline"
 """Of a model that does: what ends a row. Some hand it to the method besides."""
+END: Mapping[Kind, float] = {
+    **dict.fromkeys((*TowerScore, TowerTiles.EARLY), float("inf")),
+    TowerTiles.TILE: -1,
+}
+"""What the ends of rows have, which are no patches; 0 of what is not here. An infinite score keeps them before all."""
 
 
 class LlavaView:
@@ -33,10 +38,11 @@ class LlavaView:
     Args:
         model: LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision as loaded.
         attention: vLLM's ``MMEncoderAttention`` of the layer to read.
+        early: that of the tower's first layer.
     """
 
-    def __init__(self, model: Any, attention: Any) -> None:
-        self._model, self._attention = model, attention
+    def __init__(self, model: Any, attention: Any, early: Any) -> None:
+        self._model, self._attention, self._early = model, attention, early
         self._tiled = model if hasattr(model, MERGE) else None
         self._first = int(model.config.vision_feature_select_strategy == "default")
         """The tower's row that is the first token; a class token is none by default."""
@@ -46,12 +52,23 @@ class LlavaView:
         """See :class:`vllm_flow.engine.tower_scores.View`."""
         kinds = [*kinds]
         projector = self._model.multi_modal_projector if TowerRows.FEATURES in kinds else None
+        early_kinds = [TowerScore.CLASS] if TowerTiles.EARLY in kinds else []
         with (
             watching(self._attention, kinds, self._first) as found,
+            watching(self._early, early_kinds, self._first) as found_early,
             noting_inputs(projector) as features,
             merging(self._tiled) as merges,
         ):
-            yield lambda: self._tokens({**found(), **features()}, merges)
+
+            def tokens() -> Scores:
+                rows = {**found(), **features()}
+                for early in found_early().values():
+                    rows[TowerTiles.EARLY] = early
+                if TowerTiles.TILE in kinds and rows:
+                    rows[TowerTiles.TILE] = self._tiles(next(iter(rows.values())), merges)
+                return self._tokens(rows, merges)
+
+            yield tokens
 
     @property
     def project(self) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -59,15 +76,22 @@ class LlavaView:
         return self._model.multi_modal_projector  # type: ignore[no-any-return]
 
     def _tokens(self, rows: Scores, merges: Sequence[Merge]) -> Scores:
-        """Scores of tokens from those of the tower's rows."""
+        """Rows of tokens from those of the tower."""
         if self._tiled is None:
             return rows
         return {
-            kind: torch.cat([*merged(self._tiled, merges, rows[kind][..., None])])[:, 0]
-            if isinstance(kind, TowerScore)
-            else torch.cat([*merged(self._tiled, merges, rows[kind], end=0)])
-            for kind in rows
+            kind: torch.cat([*merged(self._tiled, merges, found, END.get(kind, 0))])
+            for kind, found in rows.items()
         }
+
+    def _tiles(self, like: torch.Tensor, merges: Sequence[Merge]) -> torch.Tensor:
+        """[tiles of all pictures, patches, 1] index of each one's tile in its picture."""
+        found = like.new_zeros(*like.shape[:2], 1, dtype=torch.float32)
+        first = 0
+        for one in merges:
+            found[first : first + one.tiles] = torch.arange(one.tiles).to(found)[:, None, None]
+            first += one.tiles
+        return found
 
 
 @dataclass(frozen=True)
@@ -113,14 +137,13 @@ def merging(model: Any) -> Iterator[list[Merge]]:
 
 
 def merged(
-    model: Any, merges: Sequence[Merge], rows: torch.Tensor, end: float = float("inf")
+    model: Any, merges: Sequence[Merge], rows: torch.Tensor, end: float
 ) -> Iterator[torch.Tensor]:
     """Per picture [N, width] of its tokens, put together as the tokens were.
 
     Args:
         rows: [tiles of all pictures, patches of a tile, width].
-        end: what the ends of rows of patches have, which the model adds and which are no patches. An infinite score
-            keeps them before all else.
+        end: what the ends of rows of patches have, which the model adds.
     """
     merge = getattr(model, MERGE)
     ends = rows.new_full(rows.shape[-1:], end)

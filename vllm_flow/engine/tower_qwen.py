@@ -69,13 +69,13 @@ class QwenView:
     def _scores(
         self, query: torch.Tensor, key: torch.Tensor, grids: Sequence[Grid]
     ) -> Iterator[torch.Tensor]:
-        """Per picture [N], from [1, rows of all pictures, Q, D]."""
+        """Per picture [N, 1], from [1, rows of all pictures, Q, D]."""
         counts = [t * h * w for t, h, w in grids]
         for grid, queries, keys in zip(
             grids, query[0].split(counts), key[0].split(counts), strict=True
         ):
             received = received_in_parts(queries, keys, self._attention.scale, self._lengths(grid))
-            yield self._tokens(received[:, None], grid)[:, 0]
+            yield self._tokens(received[:, None], grid)
 
     def _keys(self, key: torch.Tensor, grids: Sequence[Grid]) -> Iterator[torch.Tensor]:
         """Per picture [N, D], from [1, rows of all pictures, Q, D]."""

@@ -5,7 +5,7 @@ they encode; what `tower_views` replaces for that call; and the runners' encoder
 that it returns. Scores are an attribute of those tensors, where vLLM has their modality: whoever finds a picture
 encoded finds its scores, and they go when it goes.
 
-Every picture is scored by the class token, whoever asks first: it costs one row of one layer's attention, and
+Every picture is scored by the class token, whoever asks first: it costs one row of the attention of two layers, and
 the next request on the picture, which finds it encoded, may be one that ranks by it. What patches receive costs
 more, and what merging needs takes memory: both are noted while requests that ask for them are there, whose
 pictures have names of their own (`scored_pictures`).
@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import torch
 from vllm.logger import init_logger
 
-from vllm_flow.engine import obstacles
+from vllm_flow.engine import frames, obstacles
 from vllm_flow.engine.attention.row_mass import mean_over_workers
 from vllm_flow.engine.scored_pictures import PIXELS, merges_in_tower, ranks_by_received
-from vllm_flow.ranks import TowerRows, TowerScore
+from vllm_flow.ranks import TowerRows, TowerScore, TowerTiles
 
 if TYPE_CHECKING:
     from vllm_flow.layout import TokenLayout
@@ -32,14 +32,15 @@ logger = init_logger("vllm.vllm_flow.tower_scores")
 
 Encoded: TypeAlias = "Mapping[str, torch.Tensor]"
 """A runner's encoder cache: a picture's name -> what it was encoded to."""
-Kind: TypeAlias = "TowerScore | TowerRows"
+Kind: TypeAlias = "TowerScore | TowerTiles | TowerRows"
 """Of what is noted of a token: a number, or a row."""
 Scores: TypeAlias = "Mapping[Kind, torch.Tensor]"
-"""Kind -> of the tokens of all pictures of a call, in their order: [..., N] scores, [..., N, width] rows."""
+"""Kind -> [..., N, width] rows of the tokens of all pictures of a call, in their order; numbers are rows of width 1."""
 SCORES_FIELD = "flow_scores"
-"""Of an encoded picture: kind -> [N] scores of its tokens, [N, width] rows."""
+"""Of an encoded picture: kind -> [N] numbers of its tokens (of their tiles, int64), [N, width] rows."""
 UNSEEN: Mapping[str, str] = dict.fromkeys(
-    (obstacles.TOWER, obstacles.RECEIVED), "which nobody looked for"
+    (obstacles.TOWER, obstacles.RECEIVED, obstacles.TILES, obstacles.FRAMES),
+    "which nobody looked for",
 )
 
 
@@ -71,10 +72,12 @@ class Tower:
     @property
     def readable(self) -> bool:
         """Whether there is a score to be had."""
-        return not {obstacles.TOWER, obstacles.RECEIVED} <= self.unreadable.keys()
+        return not UNSEEN.keys() <= self.unreadable.keys()
 
     def encode(self, embed: Callable[..., Any], pictures: Mapping[str, Any]) -> Any:
-        """What ``embed`` makes of pictures, each with its scores; videos have none."""
+        """What ``embed`` makes of pictures, each with its scores; of videos, each with its number of frames."""
+        if obstacles.FRAMES not in self.unreadable and frames.there(pictures):
+            return frames.noted(embed(**pictures), pictures)
         kinds = list(self._wanted())
         if self._view is None or not kinds or not any(name in pictures for name in PIXELS):
             return embed(**pictures)
@@ -96,6 +99,8 @@ class Tower:
     def _wanted(self) -> Iterable[Kind]:
         if obstacles.TOWER not in self.unreadable:
             yield TowerScore.CLASS
+        if obstacles.TILES not in self.unreadable:
+            yield from TowerTiles
         if obstacles.RECEIVED not in self.unreadable and any(
             ranks_by_received(layout) for layout in self.layouts.values()
         ):
@@ -108,8 +113,10 @@ def _tokens(kind: Kind, found: torch.Tensor) -> torch.Tensor:
     """[N] or [N, width] of the tokens of all pictures, averaged over workers where each has other heads."""
     if kind == TowerRows.FEATURES:
         return found.flatten(0, -2)
+    if kind == TowerTiles.TILE:
+        return found.flatten().long()
     mean = mean_over_workers(found)
-    return mean.flatten() if isinstance(kind, TowerScore) else mean.flatten(0, -2)
+    return mean.flatten(0, -2) if isinstance(kind, TowerRows) else mean.flatten()
 
 
 class ScoringModel:
@@ -144,6 +151,15 @@ def scores_of(cache: Encoded, picture: str, kind: TowerScore) -> torch.Tensor:
     )
     found = cache[picture]
     return found.new_zeros(len(found), dtype=torch.float32)
+
+
+def tiles_of(cache: Encoded, picture: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a :class:`vllm_flow.ranks.TileRank` goes by: [N] scores, those of the first layer, and tiles; all of them
+    one tile of a picture of which nothing is known (:func:`scores_of`)."""
+    scores_N, seen = scores_of(cache, picture, TowerScore.CLASS), noted(cache, picture)
+    if not seen:
+        return scores_N, scores_N, scores_N.long()
+    return scores_N, seen[TowerTiles.EARLY], seen[TowerTiles.TILE]
 
 
 def noted(cache: Encoded, picture: str) -> Scores:

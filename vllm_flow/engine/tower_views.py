@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_flow.engine import obstacles
+from vllm_flow.engine import frames, obstacles
 from vllm_flow.engine.tower_intern import InternView
 from vllm_flow.engine.tower_llava import LlavaView
 from vllm_flow.engine.tower_qwen import QwenView
@@ -12,20 +12,29 @@ from vllm_flow.engine.tower_scores import Tower
 
 OF_CLASS = "LLaVA-1.5, LLaVA-NeXT, Shikra and InternVL"
 OF_RECEIVED = "LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision, Shikra, InternVL, Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5"
+
+
+OF_TILES = "LLaVA-1.5, LLaVA-NeXT and Shikra"
 """Models whose towers are looked into, for messages."""
 
 
 def tower_of(model: Any, vllm_config: Any) -> Tower:
     """The tower of a loaded model; see :class:`vllm_flow.engine.tower_scores.Tower`."""
-    engine = _engine_reason(vllm_config)
+    found, unknown = _tower_of(model, vllm_config), frames.unknown(model, vllm_config)
+    found.unreadable = {**found.unreadable, **unknown}
+    return found
+
+
+def _tower_of(model: Any, vllm_config: Any) -> Tower:
+    engine, name = _engine_reason(vllm_config), vllm_config.model_config.architecture
     if _is_llava(model):
         return _of_llava(model, engine)
     if _is_qwen(model):
         return _of_qwen(model, engine or _encoder_reason(vllm_config))
     if (attention := _intern_attention(model)) is not None:
         reason = engine or _encoder_reason(vllm_config)
-        return _unseen(reason) if reason else Tower(InternView(model, attention), {})
-    name = vllm_config.model_config.architecture
+        tiles = {obstacles.TILES: f"which is known of {OF_TILES}, and not of {name}"}
+        return _unseen(reason) if reason else Tower(InternView(model, attention), tiles)
     return _unseen(
         engine or f"which is known of {OF_CLASS}, and not of {name}",
         engine or f"which is known of {OF_RECEIVED}, and not of {name}",
@@ -33,26 +42,34 @@ def tower_of(model: Any, vllm_config: Any) -> Tower:
 
 
 def _of_llava(model: Any, engine: str | None) -> Tower:
-    attention, kind = _last_attention(model), type(model.vision_tower).__name__
-    if attention is None:
+    layers, kind = _attentions(model), type(model.vision_tower).__name__
+    if not layers:
         return _unseen(
             engine or f"and this model's tower, a {kind}, has no such token",
             engine or f"and this model's tower is a {kind}, into which nobody looks",
         )
-    reasons = {obstacles.TOWER: engine or _class_reason(model), obstacles.RECEIVED: engine}
+    no_class = engine or _class_reason(model)
+    reasons = {
+        obstacles.TOWER: no_class,
+        obstacles.RECEIVED: engine,
+        obstacles.TILES: no_class,  # of which LLaVA-OneVision has none
+    }
     found = {name: reason for name, reason in reasons.items() if reason is not None}
-    return Tower(LlavaView(model, attention), found)
+    return Tower(LlavaView(model, layers[-1], layers[0]), found)
 
 
 def _of_qwen(model: Any, engine: str | None) -> Tower:
     no_class = f"and this model's tower, a {type(model.visual).__name__}, has no such token"
     if engine is not None:
         return _unseen(no_class, engine)
-    return Tower(QwenView(model.visual), {obstacles.TOWER: no_class})
+    return Tower(
+        QwenView(model.visual), dict.fromkeys((obstacles.TOWER, obstacles.TILES), no_class)
+    )
 
 
 def _unseen(of_class: str, of_received: str | None = None) -> Tower:
-    return Tower(None, {obstacles.TOWER: of_class, obstacles.RECEIVED: of_received or of_class})
+    reasons = dict.fromkeys((obstacles.TOWER, obstacles.TILES), of_class)
+    return Tower(None, {**reasons, obstacles.RECEIVED: of_received or of_class})
 
 
 def _is_llava(model: Any) -> bool:
@@ -94,14 +111,15 @@ def _intern_attention(model: Any) -> Any:
     return None
 
 
-def _last_attention(model: Any) -> Any:
-    """vLLM's ``MMEncoderAttention`` of the layer whose output the decoder gets; None in an unknown tower."""
+def _attentions(model: Any) -> list[Any]:
+    """vLLM's ``MMEncoderAttention`` of each layer up to the one whose output the decoder gets; none in an unknown
+    tower."""
     from vllm.model_executor.models.clip import CLIPVisionModel
     from vllm.model_executor.models.siglip import SiglipVisionModel
 
     if not isinstance(model.vision_tower, (CLIPVisionModel, SiglipVisionModel)):
-        return None
-    return model.vision_tower.vision_model.encoder.layers[-1].self_attn.attn
+        return []
+    return [layer.self_attn.attn for layer in model.vision_tower.vision_model.encoder.layers]
 
 
 def _class_reason(model: Any) -> str | None:

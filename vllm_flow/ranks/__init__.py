@@ -14,19 +14,25 @@ from collections.abc import Mapping
 from vllm_flow.ranks.added import admitted
 from vllm_flow.ranks.base import (
     AttentionRank,
+    FrameRank,
     PictureRank,
     PositionRank,
     Rank,
+    TileRank,
     TowerRank,
     TowerRows,
     TowerScore,
+    TowerTiles,
     merges,
 )
 from vllm_flow.ranks.cls_attention import CLS_ATTENTION
 from vllm_flow.ranks.cls_diverse import CLS_DIVERSE
 from vllm_flow.ranks.dart import DART
 from vllm_flow.ranks.diversity import DIVERSITY
+from vllm_flow.ranks.dycoke import DYCOKE
 from vllm_flow.ranks.feather import FEATHER
+from vllm_flow.ranks.hired import HIRED
+from vllm_flow.ranks.holov import HOLOV, HOLOV_RECEIVED
 from vllm_flow.ranks.last_image import LAST_IMAGE
 from vllm_flow.ranks.last_prompt import LAST_PROMPT
 from vllm_flow.ranks.prumerge import PRUMERGE, PRUMERGE_PLUS
@@ -35,6 +41,7 @@ from vllm_flow.ranks.random import RANDOM
 from vllm_flow.ranks.raters import RATERS
 from vllm_flow.ranks.received_attention import RECEIVED_ATTENTION
 from vllm_flow.ranks.rows import HiddenRank, QuestionRank, UnrotatedRank
+from vllm_flow.ranks.scope import SCOPE
 from vllm_flow.ranks.uniform import UNIFORM
 from vllm_flow.ranks.unrotated import UNROTATED
 from vllm_flow.ranks.visionzip import VISIONZIP, VISIONZIP_RECEIVED
@@ -44,6 +51,7 @@ OWN: Mapping[str, Rank] = {
     rank.name: rank
     for rank in (
         *(UNIFORM, RANDOM, DIVERSITY, CLS_ATTENTION, CLS_DIVERSE, RECEIVED_ATTENTION),
+        *(SCOPE, HOLOV, HOLOV_RECEIVED, HIRED, DYCOKE),
         *(VISIONZIP, VISIONZIP_RECEIVED, PRUMERGE, PRUMERGE_PLUS),
         *(LAST_IMAGE, LAST_PROMPT, QUESTION, RATERS, UNROTATED, FEATHER, DART),
     )
@@ -59,14 +67,17 @@ RANKS: Registry[Rank] = Registry(GROUP, "rank", lambda: OWN, admitted, lambda: R
 __all__ = [
     "RANKS",
     "AttentionRank",
+    "FrameRank",
     "HiddenRank",
     "PictureRank",
     "PositionRank",
     "QuestionRank",
     "Rank",
+    "TileRank",
     "TowerRank",
     "TowerRows",
     "TowerScore",
+    "TowerTiles",
     "UnrotatedRank",
     "merges",
 ]

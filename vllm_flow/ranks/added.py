@@ -14,7 +14,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from vllm_flow.ranks.base import AttentionRank, Needs, PictureRank, PositionRank, Rank, TowerRank
+from vllm_flow.ranks.base import (
+    AttentionRank,
+    FrameRank,
+    Needs,
+    PictureRank,
+    PositionRank,
+    Rank,
+    TileRank,
+    TowerRank,
+)
 from vllm_flow.ranks.rows import HiddenRank, QuestionRank, UnrotatedRank
 from vllm_flow.registry import Added, PluginError
 
@@ -22,6 +31,8 @@ FUNCTIONS = {
     PositionRank: "choose",
     PictureRank: "order",
     TowerRank: "order",
+    TileRank: "order",
+    FrameRank: "order",
     QuestionRank: "weights",
     UnrotatedRank: "sample",
     HiddenRank: "choose",
@@ -77,6 +88,10 @@ def _check_fields(name: str, rank: Any) -> None:
         )
     if isinstance(rank, QuestionRank) and rank.needs != Needs.PROMPT:
         raise ValueError("a QuestionRank looks at the prompt's end, so it needs Needs.PROMPT")
+    if isinstance(rank, TileRank | FrameRank) and rank.merge is not None:
+        raise ValueError(
+            f"a {type(rank).__name__} does not merge; leave its merge out, or bring a TowerRank or PictureRank"
+        )
     flags = [
         field for field in ("draws", "nested") if not isinstance(getattr(rank, field, True), bool)
     ]
@@ -180,6 +195,8 @@ CHECKS: dict[type, Check] = {
     PositionRank: _chosen_places,
     PictureRank: _order,
     TowerRank: _order,
+    TileRank: _order,
+    FrameRank: _order,
     QuestionRank: _weights,
     UnrotatedRank: _sampled_places,
     HiddenRank: _stays,

@@ -84,6 +84,15 @@ class TowerRows(Enum):
     """[N, C] what the projector is given, where it makes each token of one row."""
 
 
+class TowerTiles(Enum):
+    """What else ranks that share a budget out among tiles are handed of a picture's tokens."""
+
+    EARLY = "early"
+    """[N] what the class token gives in the tower's first layer."""
+    TILE = "tile"
+    """[N] index of the tile that a token is of; -1 of the ends of rows."""
+
+
 @dataclass(frozen=True)
 class TowerRank:
     """Chooses by a score that the vision tower gave each token while the picture was encoded."""
@@ -107,6 +116,27 @@ class TowerRank:
     draws: ClassVar[bool] = False
     needs: ClassVar[Needs] = Needs.IMAGE
     late: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class TileRank(TowerRank):
+    """Chooses by what the class token gives in two layers of the tower, and by which tile a token is of. Merges
+    nothing."""
+
+    order: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+    """``order(scores [N], early [N], tiles [N], K)``: [K] indices of the whole image's tokens, best first. Early: the
+    scores of the tower's first layer. Tiles, int64: 0 the whole picture, then its tiles in the order in which the tower
+    sees them; -1 of what ends a row of patches, whose scores are infinite."""
+
+
+@dataclass(frozen=True)
+class FrameRank(PictureRank):
+    """Chooses among the tokens of a video by their embeddings, and by which frame a token is of. Merges nothing."""
+
+    order: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+    """``order(embeddings [N, H], frames [N], K)``: [K] indices of the whole video's tokens, best first; nested as in
+    :class:`PictureRank`. Frames, int64: from 0, each with as many tokens, one frame after the other (two of the video's
+    own where a model sees them together); -1 of what is no frame's, behind them."""
 
 
 @dataclass(frozen=True)
