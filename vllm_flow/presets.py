@@ -172,6 +172,59 @@ PRESETS: Mapping[str, Preset] = {
             "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs (arXiv "
             "2412.01818, version 2), section 3; code: Theia-4869/VisPruner",
         ),
+        Preset(
+            "scope",
+            (Stage(0, _share(64), "scope"),),
+            "64 of 576 tokens before the decoder, as in the released README: one after the other the token that adds "
+            "most to how far all are covered by the likest one that stays (cosine), times what the class token gives "
+            "it, over all heads, in the layer whose output the decoder gets, with the exponent 1 of its script",
+            "how alike tokens are is told by the embeddings that enter the decoder, where the released code takes the "
+            "tower's features; kept tokens keep their positions, where that code numbers them anew; LLaVA-NeXT's tiles "
+            "are one picture here, and each keeps so many there",
+            "SCOPE: Saliency-Coverage Oriented Token Pruning for Efficient Multimodel LLMs (arXiv 2510.24214); code: "
+            "kinredon/SCOPE",
+        ),
+        Preset(
+            "holov",
+            (Stage(0, _share(64), "holov"),),
+            "64 of 576 tokens before the decoder, in 16 crops, the released code's: runs of 36 tokens in reading "
+            "order, each with its mean attention's share of the 64, rounded down, the rest one each to those with "
+            "most; in each what the class token attends to most, over all heads, in the layer whose output the decoder "
+            "gets",
+            "the variance of how like a crop's tokens are is left out: the released code scales it to the crop's own "
+            "attention, so that all shares grow alike; where a crop has fewer tokens than its share that code fills up "
+            "with zeros, and here the best of all others stay; kept tokens keep their positions, where that code "
+            "numbers them anew; ends of rows in LLaVA-NeXT's pictures stay, and go there",
+            "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention (arXiv "
+            "2510.02912); code: obananas/HoloV",
+        ),
+        Preset(
+            "hired",
+            (Stage(0, Fraction(1, 5), "hired"),),
+            "20 % of the tokens before the decoder, the released scripts' budget with alpha 0.5: half for the whole "
+            "picture, half for its tiles, by how many of the half of the whole picture's tokens that the class token "
+            "attends to most in the tower's first layer lie in each (in the i-th stretch in reading order for the i-th "
+            "tile, as in that code); of all of them those stay that it attends to most in the layer whose output the "
+            "decoder gets; LLaVA-1.5's pictures are one tile, with all of the budget",
+            "budgets are of tokens without padding, where the released code drops padding that it has spent some on; "
+            "what rounding leaves over goes to the best of all others, and there to nobody; ends of rows count as "
+            "tokens that stay; kept tokens keep their positions, where that code numbers them anew",
+            "HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution Vision-Language Models "
+            "in Resource-Constrained Environments (arXiv 2408.10945), section 3; code: hasanar1f/HiRED",
+        ),
+        Preset(
+            "dycoke",
+            (Stage(0, Fraction(196 + 3 * 58, 4 * 196), "dycoke"),),
+            "of every four frames of a video the first stays whole, and of each other 58 tokens of 196, 30 % as in the "
+            "README's dycoke_k of 0.7: those whose embeddings are least like (cosine) the token at the same place of "
+            "the first frame, and of the fourth frame the third's",
+            "the token behind LLaVA-OneVision's frames counts, so one less stays; in the last four frames the released "
+            "code lets the third stay whole, and drops a last frame of an odd number, neither is done here; what is "
+            "dropped and taken back while the answer is generated, the paper's second part, is not here; kept tokens "
+            "keep their positions, where that code numbers them anew; of Qwen's line a frame is two of the video's",
+            "DyCoke: Dynamic Compression of Tokens for Fast Video Large Language Models (arXiv 2411.15024), section 3; "
+            "code: KD-TAO/DyCoke",
+        ),
         *(_visionzip(54, 10), _visionzip(108, 20), _visionzip(162, 30)),
         _prumerge(
             "prumerge",

@@ -131,7 +131,7 @@ METHODS: Mapping[str, Callable[[Fraction, int, Keep], tuple[Stage, ...]]] = {
     "cls_attention": _before("cls_attention"),
     "cls_diverse": _before("cls_diverse"),
     "received_attention": _before("received_attention"),
-    **{name: _before(name) for name in ("scope", "holov", "holov_received", "hired", "dycoke")},
+    **{name: _before(name) for name in ("scope", "holov", "holov_received", "hired")},
     **{name: _before(name) for name, rank in OWN.items() if merges(rank)},
     **{name: _attended(name) for name, rank in OWN.items() if rank.reads_layer},
     "horizon": _horizon,

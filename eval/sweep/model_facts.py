@@ -14,7 +14,7 @@ from vllm_flow.demo_model.naming import DEMO_MODELS, resolve_model
 from vllm_flow.eval.sweep.conversation import Conversation, choose
 from vllm_flow.eval.sweep.policy import Policy
 from vllm_flow.model_names import UnreadModel, why_unread
-from vllm_flow.ranks import RANKS, TowerScore
+from vllm_flow.ranks import RANKS, FrameRank, TowerScore
 from vllm_flow.remote_code import refusal
 from vllm_flow.user_text import shown
 
@@ -192,15 +192,22 @@ def class_token_obstacle(config: Any) -> str | None:
 
 
 def check_ranks(policies: Iterable[Policy], facts: ModelFacts, model: str) -> None:
-    """Refuse ranks that no engine with this model could have.
+    """Refuse ranks that no engine with this model could have, or not of pictures.
 
     Raises:
         ModelError: names the first policy with one.
     """
-    for policy in policies if facts.no_class_token is not None else ():
+    for policy in policies:
         flow = policy.flow()
         for name in sorted(flow.ranks) if flow is not None else ():
-            if getattr(RANKS[name], "score", None) is TowerScore.CLASS:
+            rank = RANKS[name]
+            if isinstance(rank, FrameRank):
+                raise ModelError(
+                    f"policy {policy.name!r}: rank {name!r} goes by the frames of a video, and questions are asked "
+                    "about pictures; leave it out."
+                )
+            classed = getattr(rank, "score", None) is TowerScore.CLASS
+            if classed and facts.no_class_token is not None:
                 raise ModelError(
                     f"policy {policy.name!r}: rank {name!r} reads what the class token attends to, and {model} has no "
                     f"such token beside the image's, since {facts.no_class_token}; leave it out."

@@ -7,7 +7,7 @@ such as ``2:50% uniform, 4:0``, for all images or image by image. Shapes as in `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,7 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.engine import attention_oracle, diverse_oracle, merge_oracle, oracle, row_oracle
+from tests.engine import (
+    attention_oracle,
+    diverse_oracle,
+    merge_oracle,
+    oracle,
+    row_oracle,
+    share_oracle,
+)
 from tests.engine.oracle import Model, OracleOutput, Prompt
 
 Stages = dict[int, tuple[str, str | None]]
@@ -43,6 +50,10 @@ class Seen:
     """T x D, as they enter the decoder."""
     scores: dict[str, dict[int, float]]
     """Rank of the tower -> position of an image token -> what it was given there."""
+    early: dict[int, float] = field(default_factory=dict)
+    """Position of an image token -> what the class token gives it in the tower's first layer."""
+    tiles: dict[int, int] = field(default_factory=dict)
+    """Position of an image token -> its tile."""
 
     @classmethod
     def of(cls, model: Model, prompt: Prompt, hidden_TD: torch.Tensor) -> Seen:
@@ -52,7 +63,32 @@ class Seen:
             images = oracle.tower_attention(model, prompt, received=rank == IN_TOWER[1])
             given = [s for image in images for s in image.tolist()]
             scores[rank] = dict(zip(at, given, strict=True))
-        return cls(hidden_TD.double().numpy().copy(), scores)
+        early = [
+            s for image in oracle.tower_attention(model, prompt, False, 0) for s in image.tolist()
+        ]
+        tokens = (
+            model.config.vision_config.image_size // model.config.vision_config.patch_size
+        ) ** 2
+        tiles = [tile for image in oracle.tower_tiles(model, prompt, tokens) for tile in image]
+        return cls(
+            hidden_TD.double().numpy().copy(),
+            scores,
+            dict(zip(at, early, strict=True)),
+            dict(zip(at, tiles, strict=True)),
+        )
+
+    def shared_out(self, rank: str, image: list[int], keep: int) -> tuple[list[int], bool]:
+        """The positions that stay by such a rank, and whether that is clear."""
+        given = self.scores[IN_TOWER[rank == "holov_received"]]
+        stay, clear = share_oracle.chosen(
+            rank,
+            [given[position] for position in image],
+            [self.early.get(position, 0.0) for position in image],
+            [self.tiles.get(position, 0) for position in image],
+            self.embeddings[image],
+            keep,
+        )
+        return [image[token] for token in stay], clear
 
 
 def parse(text: str) -> Stages:
@@ -245,6 +281,8 @@ def _choose(
                 attention_RR, place, last_of_prompt,
             )  # fmt: skip
             order = sorted(range(len(scores)), key=lambda at: -scores[at])
+            if rank in share_oracle.RANKS:
+                gaps.append(float(seen.shared_out(rank, images[n], keep)[1]))
             if keep > 0 and rank in ("last_image", "last_prompt", "far_from_mean", *IN_TOWER):
                 last, first = scores[order[keep - 1]], scores[order[keep]]
                 gaps.append((last - first) / last if np.isfinite(last) else 1.0)
@@ -285,6 +323,9 @@ def scores_of(
         return [float(apart[image.index(position)]) for position in alive]
     if rank in IN_TOWER or rank in merge_oracle.SCORED_BY:
         return [seen.scores[rank][position] for position in alive]
+    if rank in share_oracle.RANKS:
+        stay, _ = seen.shared_out(rank, image, keep)
+        return [float(position in stay) for position in alive]
     if rank == "cls_diverse":
         order = sorted(image, key=lambda position: -seen.scores["cls_attention"][position])
         stay = diverse_oracle.important_then_diverse(order, seen.embeddings, keep)

@@ -101,15 +101,21 @@ def image_features(model: Model, prompt: Prompt) -> list[torch.Tensor]:
     return list(features.pooler_output)
 
 
-def tower_attention(model: Model, prompt: Prompt, received: bool) -> list[torch.Tensor]:
+def tower_attention(
+    model: Model, prompt: Prompt, received: bool, layer: int | None = None
+) -> list[torch.Tensor]:
     """Per image a score of each token, in the tower's layer whose output the decoder gets, averaged over heads.
 
     What the class token gives it, or what the tower's rows that are tokens give it on average. Of tiles, by tile; the
     tokens that end rows have infinitely much.
+
+    Args:
+        layer: another one of the tower.
     """
     if prompt.pixels is None:
         return []
-    layer, tiles = model.config.vision_feature_layer, prompt.pixels.unsqueeze(1)
+    layer = model.config.vision_feature_layer if layer is None else layer
+    tiles = prompt.pixels.unsqueeze(1)
     strategy = model.config.vision_feature_select_strategy
     first = 1 if strategy == "default" else 0
     if prompt.sizes is not None:
@@ -119,15 +125,35 @@ def tower_attention(model: Model, prompt: Prompt, received: bool) -> list[torch.
         weights = model.model.vision_tower(picture, output_attentions=True).attentions[layer]
         asking = weights[:, :, first:] if received else weights[:, :, :1]
         scores.append(asking[..., first:].mean((1, 2)))
+    return _packed(model, prompt, scores, torch.inf)
+
+
+def tower_tiles(model: Model, prompt: Prompt, tokens: int) -> list[list[int]]:
+    """Per image the tile that each token is of, -1 of those that end rows.
+
+    Args:
+        tokens: of a tile.
+    """
+    if prompt.pixels is None:
+        return []
+    counts = [1] * len(prompt.pixels) if prompt.sizes is None else [*map(len, prompt.pixels)]
+    tiles = [torch.arange(count)[:, None].expand(-1, tokens).float() for count in counts]
+    return [found.int().tolist() for found in _packed(model, prompt, tiles, -1)]
+
+
+def _packed(
+    model: Model, prompt: Prompt, values: list[torch.Tensor], end: float
+) -> list[torch.Tensor]:
+    """Per image [N] from [tiles, patches]: as its tokens are put together, ``end`` where a row ends."""
     if prompt.sizes is None:
-        return [score[0] for score in scores]
+        return [value[0] for value in values]
     packed, _ = model.model.pack_image_features(
-        [score[..., None] for score in scores],
+        [value[..., None] for value in values],
         prompt.sizes,
-        vision_feature_select_strategy=strategy,
-        image_newline=torch.tensor([torch.inf]),
+        vision_feature_select_strategy=model.config.vision_feature_select_strategy,
+        image_newline=torch.tensor([end]),
     )
-    return [score[:, 0] for score in packed]
+    return [value[:, 0] for value in packed]
 
 
 def causal(rows: int) -> torch.Tensor:

@@ -240,6 +240,8 @@ def test_what_no_request_could_have_is_refused_at_start_up(
     [
         (obstacles.TOWER, {"flow_preset": "fastervlm"}, "'cls_attention' reads the attention of the"),
         (obstacles.RECEIVED, {"flow_stages": "0:9 received_attention"}, "among the vision tower's"),
+        (obstacles.TILES, {"flow_preset": "hired"}, "'hired' goes by the tiles of a picture"),
+        (obstacles.FRAMES, {"flow_preset": "dycoke"}, "'dycoke' goes by the frames of a video"),
         (obstacles.RANKS, {"flow_preset": "fastv"}, "'last_prompt' reads keys"),
         (obstacles.HIDDEN, {"flow_stages": "2:9 dart"}, "'dart' looks into the layers"),
         (obstacles.UNROTATED, {"flow_stages": "2:9 feather"}, "'feather' looks into the layers"),

@@ -35,7 +35,8 @@ def test_what_a_cache_does_not_allow_is_refused(
             replace(one_image(1), stages="2:30% last_image"),
             r"flow_stages.*'last_image' reads keys .*CPU_ATTN stores keys \(torch.float32, blocks of 32\) is not "
             r"known; rank by 'uniform' or 'random' or 'diversity' or 'cls_attention' or 'cls_diverse' or "
-            "'received_attention', or have the server started with another",
+            "'received_attention' or 'scope' or 'holov' or 'holov_received' or 'hired', or have the server started "
+            "with another",
         ),
         (replace(one_image(1), stages="1:50% uniform, 2:30% last_prompt"), "'last_prompt' reads keys"),
         (

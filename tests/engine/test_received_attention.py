@@ -88,8 +88,9 @@ def test_who_asks_for_what_patches_receive_has_pictures_encoded_for_it(
 def test_a_tower_without_a_class_token_is_refused_the_ranks_by_it(open_engine: OpenEngine) -> None:
     """Per request, with the rank that is in their place."""
     engine = open_engine(SIGLIP, 2)
-    others = "'uniform' or 'random' or 'diversity' or 'received_attention' or 'visionzip_received'"
-    for rank in ("cls_attention", "cls_diverse", "visionzip", "prumerge"):
+    others = "'uniform' or 'random' or 'diversity' or 'received_attention' or 'holov_received' or 'visionzip_received'"
+    by_class = ("cls_attention", "cls_diverse", "scope", "holov", "hired", "visionzip", "prumerge")
+    for rank in by_class:
         with pytest.raises(
             ValueError,
             match=rf"flow_stages.*'{rank}' reads the attention of the vision tower's class token, and this model's "

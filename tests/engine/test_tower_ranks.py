@@ -25,7 +25,7 @@ from tests.engine.test_lifecycle import TINY_POOL
 from tests.engine.tiny_llava import picture
 from vllm_flow.engine import tower_scores
 from vllm_flow.engine.tower_scores import Tower
-from vllm_flow.ranks import RANKS, TowerRank
+from vllm_flow.ranks import RANKS, FrameRank, TowerRank
 
 RANKED = ("0:50% cls_attention", "2:30% cls_attention, 3:0", "0:30% cls_diverse, 2:10% uniform")
 
@@ -131,7 +131,8 @@ def embeddings_of(engine: Engine, seed: int) -> torch.Tensor:
 def test_pictures_that_come_as_embeddings_refuse_the_rank(open_engine: OpenEngine) -> None:
     """Per request: beside them pictures that come as pixels are ranked."""
     engine = open_engine(LONG, 2, enable_mm_embeds=True)
-    others = " or ".join(repr(n) for n, rank in RANKS.items() if not isinstance(rank, TowerRank))
+    unfit = (TowerRank, FrameRank)
+    others = " or ".join(repr(n) for n, rank in RANKS.items() if not isinstance(rank, unfit))
     ask = one_image(360)
     sent = embeddings_of(engine, ask.images[0])
 

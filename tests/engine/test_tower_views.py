@@ -15,17 +15,20 @@ from vllm.model_executor.models.llava import LlavaForConditionalGeneration
 from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
 from vllm.model_executor.models.llava_onevision import LlavaOnevisionForConditionalGeneration
 from vllm.model_executor.models.pixtral import PixtralHFVisionModel
-from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VisionTransformer
+from vllm.model_executor.models.qwen2_5_vl import (
+    Qwen2_5_VisionTransformer,
+    Qwen2_5_VLForConditionalGeneration,
+)
 from vllm.model_executor.models.siglip import SiglipVisionModel
 
-from vllm_flow.engine import obstacles
+from vllm_flow.engine import frames, obstacles
 from vllm_flow.engine.tower_attention import class_attention, received_attention
 from vllm_flow.engine.tower_intern import InternView
 from vllm_flow.engine.tower_llava import LlavaView
 from vllm_flow.engine.tower_qwen import QwenView
 from vllm_flow.engine.tower_scores import Tower
 from vllm_flow.engine.tower_views import tower_of
-from vllm_flow.ranks import TowerRows, TowerScore
+from vllm_flow.ranks import TowerRows, TowerScore, TowerTiles
 
 
 def config(**changes: Any) -> Any:
@@ -64,16 +67,18 @@ def test_who_is_refused(kind: type[Any]) -> None:
         (clip, config(ec_transfer_config=object()), both, "in another engine (ec_transfer_config)"),
     ):  # fmt: skip
         tower = tower_of(model, engine)
-        assert tower.unreadable.keys() == refused
+        # Tiles go with the class token; none of these has videos.
+        tiles = {obstacles.TILES} if obstacles.TOWER in refused else set()
+        assert tower.unreadable.keys() == {*refused, *tiles, obstacles.FRAMES}
         assert said in tower.unreadable[obstacles.TOWER]
         assert tower.readable == (refused != both)
     received = tower_of(torch.nn.Linear(1, 1), config()).unreadable[obstacles.RECEIVED]
     assert "which is known of LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision" in received
-    assert not tower_of(clip, config()).unreadable
+    assert tower_of(clip, config()).unreadable.keys() == {obstacles.FRAMES}
     unseen = tower_of(
         with_layers(llava(LlavaOnevisionForConditionalGeneration, SiglipVisionModel)), config()
     )
-    assert unseen.unreadable.keys() == {obstacles.TOWER}
+    assert unseen.unreadable.keys() == {obstacles.TOWER, obstacles.TILES}
 
 
 def with_layers(model: Any) -> Any:
@@ -162,12 +167,12 @@ def test_tokens_of_qwens_towers_have_the_mean_of_their_patches(full: list[int] |
         return attention.forward(query=torch.cat(queries)[None], key=torch.cat(keys)[None])
 
     tower.forward = encode
-    with QwenView(tower).looking([TowerScore.RECEIVED, *TowerRows]) as scores:
+    with QwenView(tower).looking([TowerScore.RECEIVED, *TowerTiles, *TowerRows]) as scores:
         tower.forward(None, grid_thw=torch.tensor(GRIDS))
     found = scores()
     assert found.keys() == {TowerScore.RECEIVED, TowerRows.KEYS}
     torch.testing.assert_close(
-        found[TowerScore.RECEIVED], torch.cat(expected), atol=1e-6, rtol=1e-5
+        found[TowerScore.RECEIVED][:, 0], torch.cat(expected), atol=1e-6, rtol=1e-5
     )
     torch.testing.assert_close(found[TowerRows.KEYS], torch.cat(expected_keys))
     assert tower.forward is encode
@@ -181,7 +186,7 @@ def test_tokens_of_interns_tower_have_the_mean_of_their_patches(shuffle: type[An
     attention = SimpleNamespace(head_size=8, scale=0.3, forward=lambda query, key: None)
     model = SimpleNamespace(ps_version="v2", downsample_ratio=0.5)
     model.pixel_shuffle = partial(shuffle.pixel_shuffle, model)
-    with InternView(model, attention).looking([*TowerScore, *TowerRows]) as scores:
+    with InternView(model, attention).looking([*TowerScore, *TowerTiles, *TowerRows]) as scores:
         attention.forward(query, key)
     heads = [rows.unflatten(-1, (2, 8)) for rows in (query, key)]
     for kind, patches in (
@@ -189,23 +194,48 @@ def test_tokens_of_interns_tower_have_the_mean_of_their_patches(shuffle: type[An
         (TowerScore.RECEIVED, received_attention(*heads, 0.3, 1)),
     ):
         expected = patches.view(3, 3, 2, 3, 2).mean((2, 4))
-        torch.testing.assert_close(scores()[kind], expected)
+        torch.testing.assert_close(scores()[kind][..., 0], expected)
     patches = heads[1][:, 1:].mean(2).view(3, 3, 2, 3, 2, 8)
     torch.testing.assert_close(scores()[TowerRows.KEYS], patches.mean((2, 4)))
-    assert TowerRows.FEATURES not in scores()
+    assert scores().keys() == {*TowerScore, TowerRows.KEYS}
 
 
 def test_what_is_no_picture_has_no_scores() -> None:
     """Where no pixels of pictures are given, or the model makes nothing of them, nothing is read."""
-    attention = SimpleNamespace(forward=None, head_size=4, scale=1)
+    attention, early = (SimpleNamespace(forward=None, head_size=4, scale=1) for _ in range(2))
     model = SimpleNamespace(config=SimpleNamespace(vision_feature_select_strategy="default"))
-    tower = Tower(LlavaView(model, attention), {})
+    tower = Tower(LlavaView(model, attention, early), {obstacles.FRAMES: "for a reason"})
 
     def embed(**pictures: Any) -> list[Any]:
-        hidden = attention.forward is not None
-        assert hidden == ("pixel_values" in pictures)
+        for one in (attention, early):
+            assert (one.forward is not None) == ("pixel_values" in pictures)
         return []
 
     for pictures in ({}, {"pixel_values": 1}, {"pixel_values_videos": 1}, {"image_embeds": 1}):
         assert not tower.encode(embed, pictures)
-        assert vars(attention)["forward"] is None
+        assert vars(attention)["forward"] is None and vars(early)["forward"] is None
+
+
+def test_videos_have_their_number_of_frames() -> None:
+    """As each model says it; a tower that nobody looks into hinders nobody."""
+    tower = Tower(None, dict.fromkeys((obstacles.TOWER, obstacles.RECEIVED, obstacles.TILES), "x"))
+    assert tower.readable
+    for item, expected in (
+        ({"video_grid_thw": torch.tensor([[3, 4, 4], [2, 2, 2]])}, [3, 2]),
+        ({"video_num_patches": torch.tensor([3, 2]), "pixel_values_videos": torch.zeros(5)}, [3, 2]),
+        ({"pixel_values_videos": torch.zeros(2, 3, 1, 1, 1)}, [3, 3]),
+        ({"pixel_values_videos": [torch.zeros(3, 1), torch.zeros(2, 1)]}, [3, 2]),
+    ):  # fmt: skip
+        one, other = tower.encode(lambda **_: [torch.zeros(13, 2), torch.zeros(8, 2)], item)
+        assert [one.flow_frames, other.flow_frames] == expected
+    assert frames.frame_of_tokens(one).tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [-1]
+    assert frames.frame_of_tokens(other).tolist() == [0] * 4 + [1] * 4
+    assert frames.frame_of_tokens(torch.zeros(3, 2)).tolist() == [0] * 3, "of an unknown number"
+
+
+def test_whose_frames_are_known() -> None:
+    qwen = Qwen2_5_VLForConditionalGeneration.__new__(Qwen2_5_VLForConditionalGeneration)
+    assert not frames.unknown(qwen, config())
+    assert "which are known of LLaVA-OneVision" in frames.unknown(object(), config())["frames"]
+    elsewhere = frames.unknown(qwen, config(ec_transfer_config=object()))
+    assert "in another engine (ec_transfer_config)" in elsewhere["frames"]

@@ -41,8 +41,12 @@ class Traffic:
         )
 
 
-RANKS = {name: list(Needs).index(rank.needs) for name, rank in ranks.RANKS.items()}
-"""What each rank must see in one step: nothing, an image, or from the first image to the prompt's end."""
+RANKS = {
+    name: list(Needs).index(rank.needs)
+    for name, rank in ranks.RANKS.items()
+    if not isinstance(rank, ranks.FrameRank)
+}
+"""What each rank of pictures must see in one step: nothing, an image, or from the first image to the prompt's end."""
 AFTER_LAYER = {name for name, rank in ranks.RANKS.items() if rank.reads_layer}
 """Those that need a layer before."""
 FIRST_ONLY = {

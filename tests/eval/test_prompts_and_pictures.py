@@ -250,6 +250,8 @@ def test_ranks_by_a_class_token_that_is_not_there(
     )
     others = "baseline,cliff=2,0:50% uniform,0:50% received_attention,2:50% last_prompt"
     check_ranks(parse_policies(others, 6), facts, "m")
+    with pytest.raises(ModelError, match="'dycoke' goes by the frames of a video, and questions"):
+        check_ranks(parse_policies("baseline,dycoke", 6), facts, "m")
     for spec in ("0:50% cls_attention", "0:50% cls_diverse;4:0", "fastervlm"):
         asked = parse_policies(f"baseline,{spec}", 6)
         if says is None:

@@ -76,7 +76,9 @@ def _backend(builder: Callable[[], Checkpoint]) -> Callable[[], Checkpoint]:
     return build_for_backend
 
 
-def _film(builder: Callable[[], Checkpoint], mark: str, token: str) -> Callable[[], Checkpoint]:
+def _film(
+    builder: Callable[[], Checkpoint], mark: str, token: str, together: int = 1
+) -> Callable[[], Checkpoint]:
     """The same checkpoint asked about videos, from vLLM's embeddings on.
 
     transformers' processor normalises a video's pixels, vLLM's does so in the tower, and the two
@@ -87,7 +89,9 @@ def _film(builder: Callable[[], Checkpoint], mark: str, token: str) -> Callable[
         made = builder()
         saved = made.processor
         ids = (*made.image_ids, made.vocab[token])
-        return replace(made, processor=None, saved=saved, video=mark, image_ids=ids)
+        return replace(
+            made, processor=None, saved=saved, video=mark, image_ids=ids, seen_together=together
+        )
 
     return build_for_film
 
@@ -193,10 +197,10 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "instructblip": paper.instructblip,
     "shikra": paper.shikra,
     "qwen_vl": qwen_vl.qwen_vl,
-    "qwen2_vl_video": _film(qwen.qwen2_vl, qwen.VIDEO, "<|video_pad|>"),
-    "qwen2_5_vl_video": _film(qwen.qwen2_5_vl, qwen.VIDEO, "<|video_pad|>"),
-    "qwen3_vl_video": _film(qwen.qwen3_vl, qwen.VIDEO, "<|video_pad|>"),
-    "qwen3_5_video": _film(qwen.qwen3_5, qwen.VIDEO, "<|video_pad|>"),
+    "qwen2_vl_video": _film(qwen.qwen2_vl, qwen.VIDEO, "<|video_pad|>", 2),
+    "qwen2_5_vl_video": _film(qwen.qwen2_5_vl, qwen.VIDEO, "<|video_pad|>", 2),
+    "qwen3_vl_video": _film(qwen.qwen3_vl, qwen.VIDEO, "<|video_pad|>", 2),
+    "qwen3_5_video": _film(qwen.qwen3_5, qwen.VIDEO, "<|video_pad|>", 2),
     "internvl_video": _film(internvl.internvl, "<video>", "<video>"),
     "llava_onevision_video": _film(llava.llava_onevision, "<video>", "<video>"),
     # Last: the backend decorates transformers' classes for the rest of the process.

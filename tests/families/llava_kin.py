@@ -146,6 +146,7 @@ def llava_next_video() -> Checkpoint:
         vocab=vocab,
         image="",
         video="<video>",
+        seen_together=1,
         image_ids=(vocab["<video>"],),
         sizes=((96, 96), (96, 96)),
         decoder=lambda model: model.model.language_model,

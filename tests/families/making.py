@@ -56,6 +56,8 @@ class Checkpoint:
     """The processor to save where it is not the reference's."""
     video: str = ""
     """What stands for a video in a prompt, where videos are asked about."""
+    seen_together: int = 0
+    """How many of a video's frames the model sees as one, and ranks do; 0 where nobody knows."""
     second: str = ""
     """What stands for the second picture of a prompt, where pictures are numbered."""
     single: bool = False

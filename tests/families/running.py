@@ -223,7 +223,10 @@ class Judge:
         layers = self.checkpoint.num_layers
         cliff = layers if ask.cliff is None else ask.cliff
         if ask.stages:
-            expected, gap = staged_oracle.logprobs(self.checkpoint, prompt, tokens[:-1], ask.stages)
+            frames = len(ask.films[0][0]) if ask.films else 1
+            expected, gap = staged_oracle.logprobs(
+                self.checkpoint, prompt, tokens[:-1], ask.stages, frames
+            )
             assert gap > RANK_TIE, f"{ask.stages}: two tokens rank alike; choose another picture"
             cliff = min(kept_oracle.parse(ask.stages))
         else:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tests.engine import diverse_oracle, kept_oracle, merge_oracle, row_oracle
+from tests.engine import diverse_oracle, kept_oracle, merge_oracle, row_oracle, share_oracle
 from tests.families import leaving_rows, oracle, tower_oracle
 from tests.families.making import Checkpoint
 
@@ -23,8 +23,15 @@ class Masks:
     """Hides keys layer by layer, and chooses which from the layer before."""
 
     def __init__(
-        self, checkpoint: Checkpoint, prompt: oracle.Prompt, length: int, stages: str
+        self,
+        checkpoint: Checkpoint,
+        prompt: oracle.Prompt,
+        length: int,
+        stages: str,
+        frames: int = 1,
     ) -> None:
+        self.frames = frames // max(1, checkpoint.seen_together)
+        """Of the video, as the model sees it."""
         self.windows, self.local = checkpoint.windows, checkpoint.local
         self.image = prompt.is_image_T.nonzero()[:, 0].tolist()
         self.alive = list(self.image)
@@ -107,6 +114,9 @@ class Masks:
             self.alive, gap = row_oracle.choose(rank, self.alive, self.image, keep, before)
             self.gap = min(self.gap, gap)
             return
+        if rank == "dycoke":
+            self._drop_repeated(keep)
+            return
         inside = {
             name: dict(zip(self.image, given, strict=True)) for name, given in self.scores.items()
         }
@@ -119,11 +129,28 @@ class Masks:
             there = {self.image.index(position) for position in self.alive}
             if not diverse_oracle.settled(seen.embeddings[self.image], there, keep):
                 self.gap = 0.0
+        if rank in share_oracle.RANKS and not seen.shared_out(rank, self.image, keep)[1]:
+            self.gap = 0.0
         order = sorted(range(len(scores)), key=lambda at: -scores[at])
         if keep and rank in ("last_image", "last_prompt", *kept_oracle.IN_TOWER):
             last, first = scores[order[keep - 1]], scores[order[keep]]
             self.gap = min(self.gap, (last - first) / last)
         self.alive = sorted(self.alive[at] for at in order[:keep])
+
+    def _drop_repeated(self, keep: int) -> None:
+        """Of what is left of a video, as many tokens as stay, in the order for all of it."""
+        assert self.embeddings is not None
+        each = len(self.image) // self.frames
+        frames = [at // each if at < each * self.frames else -1 for at in range(len(self.image))]
+        left = {self.image.index(position) for position in self.alive}
+
+        def stay(rows: Any) -> list[int]:
+            order = share_oracle.dycoke(rows, frames, len(frames))
+            return [token for token in order if token in left][:keep]
+
+        found, clear = share_oracle.settled(stay, self.embeddings[self.image].numpy())
+        self.gap = min(self.gap, float(clear))
+        self.alive = [self.image[token] for token in found]
 
 
 @contextmanager
@@ -173,15 +200,24 @@ def _attention(layer: Any) -> Any:
 
 @torch.inference_mode()
 def logprobs(
-    checkpoint: Checkpoint, prompt: oracle.Prompt, answer: Sequence[int], stages: str
+    checkpoint: Checkpoint,
+    prompt: oracle.Prompt,
+    answer: Sequence[int],
+    stages: str,
+    frames: int = 1,
 ) -> tuple[torch.Tensor, float]:
-    """As :func:`tests.families.oracle.logprobs`; and the smallest gap between scores, see `kept_oracle`."""
+    """As :func:`tests.families.oracle.logprobs`; and the smallest gap between scores, see `kept_oracle`.
+
+    Args:
+        frames: of the video asked about.
+    """
     decoder = checkpoint.decoder(checkpoint.model)
-    masks = Masks(checkpoint, prompt, len(prompt.ids) + len(answer), stages)
+    masks = Masks(checkpoint, prompt, len(prompt.ids) + len(answer), stages, frames)
     masks.norm = getattr(decoder, "norm", lambda hidden: hidden)  # without one, nobody asks
     recurrent = checkpoint.recurrent
     rows = leaving_rows.leaving(decoder, masks.stay) if recurrent else nullcontext()
-    looks = any(rank in stages for rank in (*kept_oracle.IN_TOWER, *merge_oracle.IN_TOWER))
+    tower = (*kept_oracle.IN_TOWER, *merge_oracle.IN_TOWER, *share_oracle.RANKS)
+    looks = any(rank in stages for rank in tower)
     inside: Any = nullcontext()
     if looks:
         inside = tower_oracle.looked_into(checkpoint.model, masks.scores, masks.rows)

@@ -12,7 +12,7 @@ from tests.engine import v2_cpu
 from tests.families.asking import Ask, every_cliff, prompts_of
 from tests.families.checkpoints import BUILDERS
 from tests.families.conftest import COMPILED, Rows
-from tests.families.making import Checkpoint, picture
+from tests.families.making import Checkpoint, film, picture, words
 from tests.families.running import STOCK, Engine, Judge, largest_difference
 
 QUICK = ("qwen3_vl", "idefics3", "cohere2_vision", "kimi_vl", "lfm2_vl")
@@ -135,13 +135,29 @@ BESIDE_STATES = (
 BY_PLACE = ("0:60% uniform, 2:30% uniform", "1:50% random", "1:50% uniform, 3:0")
 """Where pieces of a video see themselves: how many of each stay is the host's to say."""
 
-IN_TOWER = ("0:40% cls_attention", "1:60% cls_attention, 2:30% last_image")
+IN_TOWER = (
+    *("0:40% cls_attention", "1:60% cls_attention, 2:30% last_image"),
+    *("0:40% holov", "1:50% scope"),
+)
+OF_TILES = ("0:40% hired",)
+OF_FRAMES = ("0:60% dycoke", "1:80% dycoke, 2:30% dycoke", "1:45% dycoke, 2:20% last_image")
+FILMED = tuple(
+    f"{name}_video"
+    for name in (
+        *("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_5"),
+        *("internvl", "llava_onevision", "llava_next"),
+    )
+)
+"""Families of whose videos the frames are known."""
 WITH_CLASS_TOKEN = ("llava", "shikra", "internvl", "internvl_qwen3")
 LOOKED_INTO = (
     *(*WITH_CLASS_TOKEN, "llava_onevision"),
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
 )
-RECEIVED = ("0:40% received_attention", "1:60% received_attention, 2:30% last_image")
+RECEIVED = (
+    *("0:40% received_attention", "1:60% received_attention, 2:30% last_image"),
+    "0:40% holov_received",
+)
 """Of the families whose tower is looked into, and one picture of which is one tile."""
 MERGED = ("0:60% visionzip_received, 2:20% uniform",)
 MERGED_BY_CLASS = ("0:60% visionzip", "0:50% prumerge, 2:30% last_image", "0:50% prumerge_plus")
@@ -184,6 +200,7 @@ def test_what_stays_of_a_picture_is_exact(
         kinds += [*OF_ROWS]
     if name in WITH_CLASS_TOKEN:
         kinds += (*IN_TOWER, *MERGED_BY_CLASS)
+        kinds += () if name.startswith("internvl") else OF_TILES
     if name in LOOKED_INTO:
         kinds += RECEIVED[:1] if checkpoint.recurrent else RECEIVED
         kinds += () if name in DEEP else MERGED
@@ -193,4 +210,30 @@ def test_what_stays_of_a_picture_is_exact(
     if name in DEEP:
         with pytest.raises(ValueError, match="nobody does in a model whose pictures have more"):
             engine.run([replace(ask, stages=MERGED[0])], _tokens(checkpoint))
+    engine.check_idle()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name in FILMED] if CHOICE else FILMED[:1]
+)
+def test_what_stays_of_a_videos_frames_is_exact(
+    name: str, checkpoint_of: Callable[[str], Checkpoint], table: Rows
+) -> None:
+    """Six frames, as the model sees them: a window and a half. Pictures are refused."""
+    checkpoint = checkpoint_of(name)
+    engine = Engine(checkpoint, group_layers=1)
+    judge, (ask, _) = Judge(engine), prompts_of(checkpoint)
+    frames = 6 * checkpoint.seen_together
+    ask = replace(ask, films=(film(3, checkpoint.sizes[0], frames=frames),))
+    kinds = OF_FRAMES[:1] if checkpoint.recurrent else OF_FRAMES
+    asks = [replace(ask, stages=stages) for stages in kinds]
+    outputs = engine.run(asks, _tokens(checkpoint))
+    _record(table, name, "frames", asks, judge.assert_exact(asks, outputs))
+    if checkpoint.image:
+        text = f"{words(5, 1)} {checkpoint.image} {words(7, 501)}"
+        shown = Ask(text, (picture(1, checkpoint.sizes[0]),), stages=OF_FRAMES[0])
+        with pytest.raises(
+            ValueError, match="'dycoke' goes by the frames of a video, and this prompt"
+        ):
+            engine.run([shown], _tokens(checkpoint))
     engine.check_idle()

@@ -148,7 +148,8 @@ BROKEN = {
     "derived": (
         f"{SOUND}\n    class Late(PictureRank): late = True\n    RANK = Late('broken', 'x', first)",
         "Late is of no such kind; it must be an object of one of vllm_flow.ranks's kinds PositionRank, PictureRank, "
-        "TowerRank, QuestionRank, UnrotatedRank, HiddenRank, itself and not of a class derived from it",
+        "TowerRank, TileRank, FrameRank, QuestionRank, UnrotatedRank, HiddenRank, itself and not of a class derived "
+        "from it",
     ),
     "attention": (
         f"{SOUND}\n    RANK = AttentionRank('broken', 'x', Needs.IMAGE)",

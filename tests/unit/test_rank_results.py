@@ -11,7 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_flow.ranks import PictureRank, PositionRank, QuestionRank, TowerRank, UnrotatedRank
+from vllm_flow.ranks import (
+    FrameRank,
+    PictureRank,
+    PositionRank,
+    QuestionRank,
+    TileRank,
+    TowerRank,
+    UnrotatedRank,
+)
 from vllm_flow.ranks.added import CHECKS, admitted, merged_rows
 from vllm_flow.ranks.base import Draw, Needs
 from vllm_flow.ranks.rows import HiddenRank
@@ -22,12 +30,16 @@ ROWS, ASKING = torch.zeros(N, 4), torch.zeros(Q, 4)
 ARGUMENTS: dict[type, tuple[Any, ...]] = {
     PictureRank: (ROWS, K),
     TowerRank: (torch.zeros(N), ROWS, K),
+    TileRank: (torch.zeros(N), torch.zeros(N), torch.zeros(N).long(), K),
+    FrameRank: (ROWS, torch.zeros(N).long(), K),
     QuestionRank: (ROWS, ASKING),
     HiddenRank: (ROWS, torch.zeros(N), ASKING, torch.zeros(Q), K),
 }
 SOUND: dict[type, torch.Tensor] = {
     PictureRank: torch.tensor([4, 0, 5]),
     TowerRank: torch.tensor([4, 0, 5]),
+    TileRank: torch.tensor([4, 0, 5]),
+    FrameRank: torch.tensor([4, 0, 5]),
     QuestionRank: torch.ones(Q),
     HiddenRank: torch.tensor([True, False, True, False, False, True]),
 }
@@ -119,6 +131,10 @@ def test_what_a_package_merges_is_looked_at(kind: Any) -> None:
         short.merge(ROWS, SOUND[PictureRank], *given)
     with pytest.raises(ValueError, match="its merge is no function, but int"):
         brought(kind("mine", "x", order, merge=7))
+    parts = {PictureRank: FrameRank, TowerRank: TileRank}[kind]
+    assert brought(parts("mine", "x", order)).order(*ARGUMENTS[parts]) is SOUND[PictureRank]
+    with pytest.raises(ValueError, match=f"a {parts.__name__} does not merge; leave its merge out"):
+        brought(parts("mine", "x", order, merge=lambda rows, kept, *more: rows[kept]))
 
 
 @pytest.mark.parametrize("kind", [QuestionRank, UnrotatedRank])

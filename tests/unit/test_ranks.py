@@ -25,6 +25,7 @@ from vllm_flow.ranks.raters import raters
 
 SIZES = st.integers(1, 700).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total)))
 DRAWS = st.builds(Draw, st.integers(0, 2**32 - 1), st.integers(0, 50), st.integers(0, 80))
+SHARES = ("scope", "holov", "holov_received", "hired", "dycoke")
 ROWS = ("question", "raters", "unrotated", "feather", "dart")
 PLACES = [rank for rank in RANKS.values() if isinstance(rank, PositionRank)]
 
@@ -188,6 +189,7 @@ def test_what_a_rank_looks_at_decides_what_must_be_computed_at_once() -> None:
         "cls_attention": Needs.IMAGE,
         "cls_diverse": Needs.IMAGE,
         "received_attention": Needs.IMAGE,
+        **dict.fromkeys(SHARES, Needs.IMAGE),
         "last_image": Needs.IMAGE,
         "last_prompt": Needs.PROMPT,
         **dict.fromkeys(ROWS, Needs.PROMPT),
@@ -201,6 +203,10 @@ def test_what_a_rank_looks_at_decides_what_must_be_computed_at_once() -> None:
         "cls_attention": (True, TowerScore.CLASS),
         "cls_diverse": (False, TowerScore.CLASS),
         "received_attention": (True, TowerScore.RECEIVED),
+        "scope": (True, TowerScore.CLASS),
+        "holov": (False, TowerScore.CLASS),
+        "holov_received": (False, TowerScore.RECEIVED),
+        "hired": (False, TowerScore.CLASS),
     }
     assert all(name == rank.name and rank.title for name, rank in RANKS.items())
     assert {name for name, rank in known.items() if rank.draws} == {"random"}

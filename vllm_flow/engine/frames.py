@@ -70,8 +70,6 @@ def unknown(model: Any, vllm_config: Any) -> dict[str, str]:
         reason = f"which are known of {KNOWN}, and not of {config.architecture}"
     elif vllm_config.ec_transfer_config is not None:
         reason = "and videos may be encoded in another engine (ec_transfer_config)"
-    elif getattr(config.multimodal_config, "video_pruning_rate", None):
-        reason = "of which this engine drops tokens itself (video_pruning_rate)"
     else:
         return {}
     return {obstacles.FRAMES: reason}

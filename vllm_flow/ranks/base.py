@@ -123,7 +123,7 @@ class TileRank(TowerRank):
     """Chooses by what the class token gives in two layers of the tower, and by which tile a token is of. Merges
     nothing."""
 
-    order: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+    order: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]  # type: ignore[assignment]
     """``order(scores [N], early [N], tiles [N], K)``: [K] indices of the whole image's tokens, best first. Early: the
     scores of the tower's first layer. Tiles, int64: 0 the whole picture, then its tiles in the order in which the tower
     sees them; -1 of what ends a row of patches, whose scores are infinite."""
@@ -133,7 +133,7 @@ class TileRank(TowerRank):
 class FrameRank(PictureRank):
     """Chooses among the tokens of a video by their embeddings, and by which frame a token is of. Merges nothing."""
 
-    order: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+    order: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]  # type: ignore[assignment]
     """``order(embeddings [N, H], frames [N], K)``: [K] indices of the whole video's tokens, best first; nested as in
     :class:`PictureRank`. Frames, int64: from 0, each with as many tokens, one frame after the other (two of the video's
     own where a model sees them together); -1 of what is no frame's, behind them."""

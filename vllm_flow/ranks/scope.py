@@ -30,7 +30,8 @@ def covering(scores_N: torch.Tensor, embeddings_NH: torch.Tensor, keep: int) -> 
     alike_RN = tokens_NH[:: -(-total * total // pairs)] @ tokens_NH.T
     weight_N = scores_N.float().masked_fill(ends_N, 0)
     # What a step adds is summed in parts, each an eighth of the pairs that may be held.
-    parts = [*alike_RN.split(max(1, pairs // 8 // total))]
+    rows = max(1, pairs // 8 // total)
+    parts = [alike_RN[first : first + rows] for first in range(0, len(alike_RN), rows)]
     covered = [part.new_zeros(len(part), 1) for part in parts]
     # Ends first, in their order; what has been chosen, never again.
     bias_N = weight_N.new_zeros(total).masked_fill(ends_N, float("inf"))
