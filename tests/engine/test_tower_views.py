@@ -228,9 +228,9 @@ def test_videos_have_their_number_of_frames() -> None:
     ):  # fmt: skip
         one, other = tower.encode(lambda **_: [torch.zeros(13, 2), torch.zeros(8, 2)], item)
         assert [one.flow_frames, other.flow_frames] == expected
-    assert frames.frame_of_tokens(one).tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [-1]
-    assert frames.frame_of_tokens(other).tolist() == [0] * 4 + [1] * 4
-    assert frames.frame_of_tokens(torch.zeros(3, 2)).tolist() == [0] * 3, "of an unknown number"
+    assert frames.frame_of_tokens(one, 13).tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [-1]
+    assert frames.frame_of_tokens(other, 8).tolist() == [0] * 4 + [1] * 4
+    assert frames.frame_of_tokens(torch.zeros(3, 2), 3).tolist() == [0] * 3, "of an unknown number"
 
 
 def test_whose_frames_are_known() -> None:

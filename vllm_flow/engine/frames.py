@@ -46,13 +46,13 @@ def noted(encoded: Any, videos: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
     return found
 
 
-def frame_of_tokens(encoded: torch.Tensor) -> torch.Tensor:
-    """[N] frame of each token of a video, -1 of those behind the last frame.
+def frame_of_tokens(encoded: torch.Tensor, tokens: int) -> torch.Tensor:
+    """[tokens] frame of each token of a video, -1 of those behind the last frame.
 
     The front end refuses ranks by frames where a video does not say how many it has. But clients may name their
     videos, and one may have sent other embeddings under the name of another's: then all is one frame.
     """
-    frames, tokens = getattr(encoded, FIELD, 0), len(encoded)
+    frames = getattr(encoded, FIELD, 0)
     if not frames:
         logger.warning_once(
             "A video is to be ranked frame by frame that came under the same name before without saying how many it "

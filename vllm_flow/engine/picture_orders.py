@@ -65,6 +65,7 @@ class PictureOrders:
             scores_N = scores_of(self._encoded, picture, rank.score)
             return rank.order(scores_N, rows_NH, count)
         if isinstance(rank, FrameRank):
-            return rank.order(rows_NH, frame_of_tokens(self._encoded[picture]), count)
+            frame_N = frame_of_tokens(self._encoded[picture], len(rows_NH))
+            return rank.order(rows_NH, frame_N, count)
         assert isinstance(rank, PictureRank)
         return fast_order(rank, rows_NH.device)(rows_NH, count)
