@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,29 @@ def counted_calls(engine: Engine) -> Iterator[Calls]:
 
     Hooks that are registered after compilation are seen by the modules' own code alone.
     """
-    runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    calls, hooks = _counted(engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner)
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+_of_worker: list[Calls] = []
+
+
+def count(worker: Any) -> None:
+    """The same in a worker that is a process of its own, until it ends; for vLLM's ``collective_rpc``."""
+    _of_worker.append(_counted(worker.model_runner)[0])
+
+
+def counted(worker: Any) -> Calls:
+    """Since :func:`count`."""
+    return _of_worker[-1]
+
+
+def _counted(runner: Any) -> tuple[Calls, list[Any]]:
+    """Calls of a runner's model from here on, and the hooks that count them."""
     decoder = decoder_of(runner.model, runner.model_config)
     # What vLLM compiles may be around the decoder that the family names, or a part of it.
     compiled = [
@@ -54,12 +77,7 @@ def counted_calls(engine: Engine) -> Iterator[Calls]:
     def of_layer(*_: object) -> None:
         calls.eager += 1
 
-    hooks = (
+    return calls, [
         runner.model.register_forward_pre_hook(of_model),
         decoder.layers[0].register_forward_pre_hook(of_layer),
-    )
-    try:
-        yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
+    ]

@@ -128,8 +128,9 @@ def test_graphs_are_read_where_vllm_captured_them_last(monkeypatch: pytest.Monke
             assert found.fitting(1) is None
 
 
+@pytest.mark.parametrize("first_layer", [0, 5])
 def test_a_piece_without_a_graph_is_given_no_padding_of_the_graph_before(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, first_layer: int
 ) -> None:
     """Three rows stay of eight. One piece has a graph for four rows, and the next one has none."""
     monkeypatch.setattr(pieces, "weak_ref_tensor", lambda tensor: tensor)
@@ -155,8 +156,9 @@ def test_a_piece_without_a_graph_is_given_no_padding_of_the_graph_before(
     seen.clear()
 
     stay = torch.tensor([0, 2, 5])
+    step = DeviceStep({first_layer + 1: DeviceVariant(3, stay, stay)})
     context = ForwardContext({}, {}, {}, cudagraph_runtime_mode=CUDAGraphMode.PIECEWISE)
-    setattr(context, PASS, CompiledPass(DeviceStep({1: DeviceVariant(3, stay, stay)})))
+    setattr(context, PASS, CompiledPass(step, first_layer))
     hidden = torch.arange(8.0)[:, None]
     with override_forward_context(context):
         for one in found:

@@ -27,13 +27,18 @@ class CompiledDecoder:
     """A decoder whose steps may lose rows in compiled code.
 
     Args:
-        layers: the decoder's.
+        layers: those that this worker has.
         compilation_config: vLLM's, by which its pieces are known.
+        first_layer: number of the first of them, of which a pipeline's earlier stages have others.
     """
 
-    def __init__(self, layers: Sequence[Any], compilation_config: Any) -> None:
-        self._config = compilation_config
-        self._attentions = [attention_of(layer) for layer in layers]
+    def __init__(
+        self, layers: Sequence[Any], compilation_config: Any, first_layer: int = 0
+    ) -> None:
+        self._config, self._first_layer = compilation_config, first_layer
+        self._attentions = {
+            first_layer + index: attention_of(layer) for index, layer in enumerate(layers)
+        }
         """vLLM's, by layer; None where latent vectors are stored, by another name."""
         self._pieces: list[Piece] | None = None
 
@@ -60,7 +65,7 @@ class CompiledDecoder:
         ]
         attend = [(impl, _attending(impl.forward, variant)) for impl, variant in last]
         store = [(impl, _storing(impl.do_kv_cache_update, variant)) for impl, variant in last]
-        context, compiled = get_forward_context(), CompiledPass(step)
+        context, compiled = get_forward_context(), CompiledPass(step, self._first_layer)
         setattr(context, PASS, compiled)
         try:
             with replaced("forward", attend), replaced("do_kv_cache_update", store):

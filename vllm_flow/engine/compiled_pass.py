@@ -35,10 +35,11 @@ class CompiledPass:
 
     Args:
         step: what leaves where.
+        first_layer: in whose attention the first piece ends.
     """
 
-    def __init__(self, step: DeviceStep) -> None:
-        self._step = step
+    def __init__(self, step: DeviceStep, first_layer: int = 0) -> None:
+        self._step, self._first_layer = step, first_layer
         self._total = 0
         """T."""
         self._count = 0
@@ -54,7 +55,7 @@ class CompiledPass:
         """A piece, on the rows that are alive behind the attention before it."""
         if piece.index == 0:
             self._total = self._count = piece.rows(args)
-        variant = self._leaving_before(piece.index)
+        variant = self._leaving_before(self._first_layer + piece.index)
         if variant is not None:
             assert variant.gather is not None
             self._tensors.leave(variant.gather, piece.index)

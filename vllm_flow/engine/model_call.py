@@ -46,7 +46,8 @@ def adopt(model: Any, vllm_config: Any, settings: FlowSettings) -> tuple[Decoder
     pipeline.check_stage(decoder, settings.engine.pipeline, settings.untested_models)
     compiled = None
     if compiles_in_pieces(vllm_config):
-        compiled = CompiledDecoder(decoder.layers, vllm_config.compilation_config)
+        compilation = vllm_config.compilation_config
+        compiled = CompiledDecoder(decoder.layers, compilation, decoder.first_layer)
     experts = SharedExperts(decoder.layers) if shares_experts(vllm_config) else None
     operators = eager_operators(decoder.model, vllm_config)
     hook = DecoderHook(decoder, compiled, operators, experts)

@@ -1,7 +1,8 @@
 """The pieces that vLLM has compiled a decoder in, each of which may be called with fewer rows than a step has.
 
 vLLM cuts a compiled decoder at its attention: piece n runs from the attention of layer n - 1 to that of layer n, for
-any number of rows. All that stands in a piece is done row by row. Who calls them so: ``compiled_pass.py``.
+any number of rows; of a pipeline's stage, counted from its first layer. All that stands in a piece is done row by row.
+Who calls them so: ``compiled_pass.py``.
 
 Seams: the callable that vLLM makes of each piece (``patches/pieces.py``) and its arguments, of which those that
 follow the number of rows are learnt from two calls of different size (``piece_shapes.py``);
@@ -148,14 +149,12 @@ def compiles_in_pieces(vllm_config: Any) -> bool:
 
     Not where adapters know a step's rows; where linear attention leaves something outside of its operators, or layers
     do not attend, neither of which was looked at; where EAGLE-3 reads of a layer what comes out of pieces before and
-    after rows were fewer; where other engines wait for pieces that have no rows; and where a pipeline's stage has
-    pieces of its own.
+    after rows were fewer; and where other engines wait for pieces that have no rows.
     """
     return (
         vllm_config.compilation_config.mode.name == "VLLM_COMPILE"
         and vllm_config.lora_config is None
         and not shares_experts(vllm_config)
-        and vllm_config.parallel_config.pipeline_parallel_size == 1
         and not states.attending(vllm_config.model_config)
         and not reads_between_layers(vllm_config)
     )
