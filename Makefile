@@ -157,8 +157,9 @@ test-long: setup
 	$(PYTEST_LONG) tests/families/test_latent.py -k two_workers || failed=1; \
 	VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST) tests/families/test_states.py tests/families/test_cached_states.py \
 	    tests/families/test_logged_states.py tests/families/test_adapted_states.py || failed=1; \
-	echo "tests: drafts beside other families, model runner V2"; \
-	VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST_LONG) tests/families/test_drafters.py tests/families/test_latent.py || failed=1; \
+	echo "tests: drafts and pipelines of other families, model runner V2"; \
+	VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST_LONG) tests/families/test_drafters.py tests/families/test_latent.py \
+	    tests/families/test_pipeline.py || failed=1; \
 	exit $$failed
 
 test-upstream-long: setup

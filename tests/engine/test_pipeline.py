@@ -19,11 +19,21 @@ from vllm.config import ModelConfig
 from vllm.v1.engine.core import get_kv_cache_configs
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
+from tests.engine import test_lora, v2_cpu
 from tests.engine.cases import LONG, Ask, mixed, one_image
-from tests.engine.compiling import allow_compiling
+from tests.engine.compiling import allow_compiling, count, counted
 from tests.engine.configs import config_of
 from tests.engine.fixtures import OpenEngine
-from tests.engine.harness import BLOCK_SIZE, STOCK, Engine, assert_exact, assert_same
+from tests.engine.harness import (
+    BLOCK_SIZE,
+    STOCK,
+    Engine,
+    assert_exact,
+    assert_same,
+    tokens_of,
+)
+from tests.engine.options import ADAPTERS
+from tests.engine.piecewise import compile_in_pieces
 from tests.engine.tiny_llava import Shape, build
 from tests.engine.two_workers import a_core_each, cores_of, stages_of
 from vllm_flow.engine import engine_facts, groups, pipeline, states
@@ -105,7 +115,6 @@ def test_vllm_gives_each_worker_a_share_of_every_group(
             {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
             "beside speculative decoding, .* leave out speculative_config, or set pipeline_parallel_size=1",
         ),
-        ({"enable_lora": True}, "beside LoRA adapters, .* leave out enable_lora"),
         (
             {"kv_transfer_config": {"kv_role": "kv_both", "kv_connector": "OffloadingConnector"}},
             "beside KV connectors, .* leave out kv_transfer_config",
@@ -192,13 +201,12 @@ def test_a_worker_with_other_layers_than_its_stages_is_refused() -> None:
     ("owner", "name", "value", "sentence"),
     [
         (
-            "",
-            "use_v2_model_runner",
+            "model_config",
+            "is_mm_prefix_lm",
             True,
-            "pipeline parallelism beside Model Runner V2, which nobody has tried: set VLLM_USE_V2_MODEL_RUNNER=0, or "
-            "set pipeline_parallel_size=1.",
+            "pipeline parallelism beside pictures whose tokens see one another, which nobody has tried: set "
+            "pipeline_parallel_size=1.",
         ),
-        ("model_config", "is_mm_prefix_lm", True, "beside pictures whose tokens see one another, "),
         (ModelConfig, "use_mla", True, "beside latent attention, "),
         (engine_facts, "keys_differ", lambda *_: True, "beside layers whose keys differ in size, "),
         (states, "attending", lambda _: (1, 3), "beside layers without keys of their own, "),
@@ -220,11 +228,13 @@ def test_what_no_option_asks_for_is_refused_beside_a_pipeline(
 
 def asked(layers: int) -> list[Ask]:
     """Every cliff, also right at a border between stages, and what stays on both sides of it."""
+    late = v2_cpu.reduced((1, 3, 4), to=(3,))
+    in_stages = v2_cpu.reduced(IN_STAGES, to=IN_STAGES[:3])
     return [
         *mixed(layers),
         *(one_image(80 + cliff, cliff) for cliff in range(layers + 1)),
-        *(replace(one_image(90 + n), stages=stages) for n, stages in enumerate(IN_STAGES)),
-        *(replace(one_image(100 + cliff, cliff), late=True) for cliff in (1, 3, 4)),
+        *(replace(one_image(90 + n), stages=stages) for n, stages in enumerate(in_stages)),
+        *(replace(one_image(100 + cliff, cliff), late=True) for cliff in late),
     ]
 
 
@@ -310,11 +320,54 @@ def test_any_stages_are_exact(
 def test_stages_that_are_compiled_are_exact(
     open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for the steps in which rows leave, which run eagerly on every stage."""
+    """But for the steps in which rows leave, which run eagerly. Each worker measures its memory, both ways to run."""
     a_core_each(monkeypatch)
     allow_compiling(monkeypatch, inductor=False)
-    engine = open_engine(LONG, 2, enforce_eager=False, **TWO, **CHUNKED)
+    measured = dict(
+        kv_cache_memory_bytes=None, gpu_memory_utilization=0.15, num_gpu_blocks_override=1536
+    )
+    engine = open_engine(LONG, 2, enforce_eager=False, **measured, **TWO, **CHUNKED)
     assert_pipeline_is_exact(engine)
+
+
+@pytest.mark.long
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
+def test_rows_leave_in_the_pieces_of_any_stage(
+    open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What leaves before a stage's first layer leaves in its first piece; no layer runs eagerly."""
+    a_core_each(monkeypatch)
+    compile_in_pieces(monkeypatch)
+    engine = open_engine(LONG, 2, enforce_eager=False, **TWO)
+    plain = [one_image(30)]  # a prefill and decodes: calls of different size
+    assert_exact(engine, plain, engine.run(plain))
+    engine.llm.collective_rpc(count)
+    asks = [
+        *mixed(LONG.layers),
+        *(one_image(80 + cliff, cliff) for cliff in range(LONG.layers + 1)),
+        *(replace(one_image(90 + n), stages=stages) for n, stages in enumerate(IN_STAGES)),
+    ]
+    assert_exact(engine, asks, engine.run(asks))
+    for calls in engine.llm.collective_rpc(counted):
+        assert calls.model and calls.eager == 0
+
+
+@pytest.mark.long
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
+def test_rows_of_several_adapters_leave_on_any_stage(
+    open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_core_each(monkeypatch)
+    adapters = dict(enable_lora=True, max_loras=len(ADAPTERS) + 1, max_lora_rank=8)
+    engine = open_engine(LONG, 2, **TWO, **CHUNKED, **adapters)
+    behind = [replace(one_image(807), stages=IN_STAGES[2]), one_image(808, 4), one_image(809, 5)]
+    pairs = [
+        *test_lora.mixed(),
+        *((ask, adapter) for ask in behind for adapter in (0, *ADAPTERS)),
+    ]
+    outputs = test_lora.run(engine, pairs)
+    test_lora.assert_merged(engine, pairs, outputs)
+    assert len({tokens_of(output) for output in outputs[-3:]}) == 3
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.engine import v2_cpu
 from tests.engine.starting import during_the_test
 
 
@@ -12,6 +13,8 @@ def a_core_each(monkeypatch: pytest.MonkeyPatch) -> None:
     cores_of(monkeypatch, 2)
     # torch has threads here already
     during_the_test(monkeypatch, "VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    if v2_cpu.wanted():
+        v2_cpu.install_in_workers(monkeypatch)
 
 
 def cores_of(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:

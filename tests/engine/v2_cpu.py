@@ -10,10 +10,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from multiprocessing import spawn
 from types import SimpleNamespace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tests.engine import interpreter
+
+if TYPE_CHECKING:
+    import pytest
 
 T = TypeVar("T")
 
@@ -52,3 +56,21 @@ def install() -> None:
 
     backends["cpu"] = SimpleNamespace(driver=_Driver, compiler=None)  # type: ignore[assignment]
     interpreter.install()
+
+
+def install_in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in every process that is spawned from here on, until the test is over.
+
+    A spawned interpreter runs its parent's main module before it unpickles what it is to do, and with that imports
+    vLLM; it is told that this module is the main one.
+    """
+    prepare = spawn.get_preparation_data
+    monkeypatch.setattr(
+        spawn,
+        "get_preparation_data",
+        lambda name: prepare(name) | {"init_main_from_name": "tests.engine.v2_cpu"},
+    )
+
+
+if __name__ == "__mp_main__":
+    install()

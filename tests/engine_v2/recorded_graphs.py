@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from vllm.config.compilation import CUDAGraphMode
@@ -22,8 +22,10 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
 from vllm.v1.worker.gpu import cudagraph_utils, model_runner
 from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager, ModelCudaGraphManager
 
-from tests.engine.harness import Engine
 from vllm_flow.engine import decode_graphs
+
+if TYPE_CHECKING:
+    from tests.engine.harness import Engine
 
 
 class Recorder:
@@ -91,8 +93,63 @@ def recorded_graphs(
 ) -> Iterator[Recorder]:
     """Run the engine's decode steps as recorded graphs of these sizes."""
     runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    with _recording(runner, sizes, mode) as recorder:
+        yield recorder
+
+
+_in_worker = ExitStack()
+_recorders: list[Recorder] = []
+
+
+def record(worker: Any, sizes: list[int], mode: CUDAGraphMode) -> None:
+    """The same in a worker that is a process of its own, until it ends; for vLLM's ``collective_rpc``.
+
+    As on a GPU, some graphs are first captured over a cache of profiling, by which vLLM measures their memory.
+    """
+    runner = worker.model_runner
+    config = runner.kv_cache_config
+    with _stand_ins(Recorder(), runner.compilation_config, sizes, mode):
+        cudagraph_utils._init_minimal_kv_cache_for_profiling(runner)
+        _capture(runner)
+        cudagraph_utils._teardown_profiling_state(runner)
+    runner.initialize_kv_cache(config)
+    _recorders.append(_in_worker.enter_context(_recording(runner, sizes, mode)))
+
+
+def recorded(worker: Any) -> tuple[list[int], list[int]]:
+    """Rows of each step that was replayed, and rows of padding of each that would run in captured pieces."""
+    return _recorders[-1].replayed, _recorders[-1].padded
+
+
+@contextmanager
+def _recording(runner: Any, sizes: list[int], mode: CUDAGraphMode) -> Iterator[Recorder]:
     recorder = Recorder()
-    compilation = runner.compilation_config
+    with _stand_ins(recorder, runner.compilation_config, sizes, mode):
+        manager = ModelCudaGraphManager(
+            runner.vllm_config,
+            runner.device,
+            mode,
+            runner.decode_query_len,
+        )
+        with (
+            mock.patch.object(runner, "cudagraph_manager", manager),
+            _drafters_graphs(runner.speculator, mode),
+        ):
+            _capture(runner)
+            yield recorder
+        runner.model_state.flow_buffers = None
+
+
+def _capture(runner: Any) -> None:
+    with mock.patch.object(model_runner.torch, "accelerator", _NoMemory):
+        runner.capture_model(profile_only=True)
+
+
+@contextmanager
+def _stand_ins(
+    recorder: Recorder, compilation: Any, sizes: list[int], mode: CUDAGraphMode
+) -> Iterator[None]:
+    """In the places of what captures and replays, for a runner whose ``CompilationConfig`` this is."""
     build, dispatch = CPUAttentionMetadataBuilder.build, CudaGraphManager.dispatch
 
     def built(
@@ -120,20 +177,7 @@ def recorded_graphs(
         mock.patch.object(compilation, "cudagraph_capture_sizes", sizes),
         mock.patch.object(compilation, "max_cudagraph_capture_size", max(sizes)),
     ):
-        manager = ModelCudaGraphManager(
-            runner.vllm_config,
-            runner.device,
-            mode,
-            runner.decode_query_len,
-        )
-        with (
-            mock.patch.object(runner, "cudagraph_manager", manager),
-            _drafters_graphs(runner.speculator, mode),
-        ):
-            with mock.patch.object(model_runner.torch, "accelerator", _NoMemory):
-                runner.capture_model(profile_only=True)
-            yield recorder
-        runner.model_state.flow_buffers = None
+        yield
 
 
 class _NoMemory:

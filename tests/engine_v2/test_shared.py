@@ -34,6 +34,15 @@ from tests.engine.test_merging import (
     test_pictures_are_shared_and_left_as_they_are,
     test_what_stays_takes_in_what_goes,
 )
+from tests.engine.test_parallel import test_two_workers_are_exact
+from tests.engine.test_pipeline import (
+    test_any_stages_are_exact,
+    test_rows_leave_in_the_pieces_of_any_stage,
+    test_rows_of_several_adapters_leave_on_any_stage,
+    test_stages_that_are_compiled_are_exact,
+    test_two_stages_are_exact,
+    test_without_a_policy_stages_are_stock_vllms,
+)
 from tests.engine.test_policies import (
     test_ranks_by_many_rows_are_exact,
     test_ranks_by_place_are_exact,
@@ -63,6 +72,7 @@ __all__ = [
     "test_abort_during_decode",
     "test_abort_during_prefill",
     "test_alone_is_exact",
+    "test_any_stages_are_exact",
     "test_bad_value_is_refused",
     "test_baseline_beside_policies",
     "test_batch_is_exact",
@@ -78,10 +88,16 @@ __all__ = [
     "test_ranks_by_place_are_exact",
     "test_ranks_of_the_device_are_exact",
     "test_requests_join_a_running_batch",
+    "test_rows_leave_in_the_pieces_of_any_stage",
+    "test_rows_of_several_adapters_leave_on_any_stage",
     "test_scores_of_chosen_tokens_are_no_numbers_where_a_token_left",
+    "test_stages_that_are_compiled_are_exact",
     "test_stock_baseline_is_the_oracle",
+    "test_two_stages_are_exact",
+    "test_two_workers_are_exact",
     "test_what_leaves_after_the_prefill_is_exact",
     "test_what_stays_takes_in_what_goes",
     "test_who_asks_for_what_patches_receive_has_pictures_encoded_for_it",
+    "test_without_a_policy_stages_are_stock_vllms",
     "test_without_policy_equals_stock",
 ]

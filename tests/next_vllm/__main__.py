@@ -54,12 +54,17 @@ V1_ALONE = (
     "tests/families/test_adapted_states.py",
     "tests/families/test_connected_states.py",
 )
+SUITES_V2 = (
+    "tests/engine_v2/test_shared.py",
+    "tests/engine_v2/test_drafters.py",
+    "tests/engine_v2/test_pipeline.py",
+)
 NOT_LONG = ("-m", "not long")
 V2 = {v2_cpu.SWITCH: "1"}
 RUNS: tuple[tuple[tuple[str, ...], dict[str, str]], ...] = (
     (SUITES, {}),
     ((*FAMILIES, *V1_ALONE, *NOT_LONG), {}),
-    (("tests/engine_v2/test_shared.py", "tests/engine_v2/test_drafters.py", *NOT_LONG), V2),
+    ((*SUITES_V2, *NOT_LONG), V2),
     ((*FAMILIES, *NOT_LONG), V2),
 )
 """What each process is given, and what its environment has beside this one's."""

@@ -1,10 +1,11 @@
 """Pipeline parallelism: what is refused beside it, and which of a decoder's layers a worker has.
 
 A stage is given all of a step's rows, and gives all of them on, those that left in their places with nothing in them:
-the next one takes those that are alive out again before its first layer. So what vLLM sends keeps its sizes.
+the next one takes those that are alive out again before its first layer. So what vLLM sends keeps its sizes, those of
+the CUDA graphs that it pads steps for among them, and a stage in which no row leaves runs as in stock vLLM.
 
 Seams: vLLM's division of layers into stages (``get_pp_indices``), the modules that stand for other stages' layers
-(``PPMissingLayer``), and ``intermediate_tensors`` of Model Runner V1, into which it copies what is sent to it.
+(``PPMissingLayer``), and ``intermediate_tensors`` of the runners, into which they copy what is sent to them.
 """
 
 from __future__ import annotations
@@ -34,9 +35,7 @@ def reason_against(config: Any) -> str | None:
         return None
     keys_differ = engine_facts.EngineFacts.of_model(model).keys_differ
     for beside, remedy, applies in (
-        ("Model Runner V2", "set VLLM_USE_V2_MODEL_RUNNER=0", config.use_v2_model_runner),
         ("speculative decoding", "leave out speculative_config", bool(config.speculative_config)),
-        ("LoRA adapters", "leave out enable_lora", bool(config.lora_config)),
         ("KV connectors", "leave out kv_transfer_config", bool(config.kv_transfer_config)),
         ("data parallelism", "set data_parallel_size=1", parallel.data_parallel_size > 1),
         (
