@@ -77,7 +77,9 @@ class Seen:
             dict(zip(at, tiles, strict=True)),
         )
 
-    def shared_out(self, rank: str, image: list[int], keep: int) -> tuple[list[int], bool]:
+    def shared_out(
+        self, rank: str, image: list[int], alive: list[int], keep: int
+    ) -> tuple[list[int], bool]:
         """The positions that stay by such a rank, and whether that is clear."""
         given = self.scores[IN_TOWER[rank == "holov_received"]]
         stay, clear = share_oracle.chosen(
@@ -86,6 +88,7 @@ class Seen:
             [self.early.get(position, 0.0) for position in image],
             [self.tiles.get(position, 0) for position in image],
             self.embeddings[image],
+            [image.index(position) for position in alive],
             keep,
         )
         return [image[token] for token in stay], clear
@@ -282,7 +285,7 @@ def _choose(
             )  # fmt: skip
             order = sorted(range(len(scores)), key=lambda at: -scores[at])
             if rank in share_oracle.RANKS:
-                gaps.append(float(seen.shared_out(rank, images[n], keep)[1]))
+                gaps.append(float(seen.shared_out(rank, images[n], alive[n], keep)[1]))
             if keep > 0 and rank in ("last_image", "last_prompt", "far_from_mean", *IN_TOWER):
                 last, first = scores[order[keep - 1]], scores[order[keep]]
                 gaps.append((last - first) / last if np.isfinite(last) else 1.0)
@@ -324,7 +327,7 @@ def scores_of(
     if rank in IN_TOWER or rank in merge_oracle.SCORED_BY:
         return [seen.scores[rank][position] for position in alive]
     if rank in share_oracle.RANKS:
-        stay, _ = seen.shared_out(rank, image, keep)
+        stay, _ = seen.shared_out(rank, image, alive, keep)
         return [float(position in stay) for position in alive]
     if rank == "cls_diverse":
         order = sorted(image, key=lambda position: -seen.scores["cls_attention"][position])

@@ -22,13 +22,19 @@ def chosen(
     early: Sequence[float],
     tiles: Sequence[int],
     embeddings_ND: np.ndarray,
+    left: Sequence[int],
     keep: int,
 ) -> tuple[list[int], bool]:
-    """The tokens that stay of a picture, and whether that is clear."""
+    """The tokens that stay of those left of a picture, and whether that is clear."""
     if rank == "hired":
         return settled(lambda a, b: hired(a, b, tiles, keep), scores, early)
-    rule = scope if rank == "scope" else holov
-    return settled(lambda a, rows: rule(a, rows, keep), scores, embeddings_ND)
+    if rank == "scope":  # in the order of the whole picture
+        return settled(
+            lambda a, rows: [n for n in scope(a, rows, len(a)) if n in left][:keep],
+            scores,
+            embeddings_ND,
+        )
+    return settled(lambda a, rows: holov(a, rows, keep), scores, embeddings_ND)
 
 
 def settled(

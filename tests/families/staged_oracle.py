@@ -129,7 +129,10 @@ class Masks:
             there = {self.image.index(position) for position in self.alive}
             if not diverse_oracle.settled(seen.embeddings[self.image], there, keep):
                 self.gap = 0.0
-        if rank in share_oracle.RANKS and not seen.shared_out(rank, self.image, keep)[1]:
+        if (
+            rank in share_oracle.RANKS
+            and not seen.shared_out(rank, self.image, self.alive, keep)[1]
+        ):
             self.gap = 0.0
         order = sorted(range(len(scores)), key=lambda at: -scores[at])
         if keep and rank in ("last_image", "last_prompt", *kept_oracle.IN_TOWER):
