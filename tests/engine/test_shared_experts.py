@@ -56,6 +56,7 @@ def test_each_layer_has_the_rows_that_are_left_by_then(
 
 def test_layers_are_told_in_the_order_in_which_they_ask() -> None:
     told = LayerRows(torch.tensor([[8, 3, 1], [2, 2, 2]], dtype=torch.int32))
+    assert told.num_tokens_across_dp_cpu.tolist() == [8, 2], "before anybody asks"
     for expected in ([8, 2], [3, 2], [1, 2]):
         with told.sp_local_sizes(1) as sizes:
             assert sizes == told.get_chunk_sizes_across_dp_rank() == expected
@@ -134,6 +135,29 @@ def test_where_no_row_leaves_vllm_has_its_own_numbers(others: mock.MagicMock) ->
         was = context.dp_metadata
         SharedExperts(_layers()).agree(_step({2: 10}, 10))
     assert context.dp_metadata is was and others.call_count == 1
+
+
+def test_rows_of_padding_are_the_steps_own(others: mock.MagicMock) -> None:
+    """A variant that keeps every row has the step's, whose number is vLLM's, padding included."""
+    _say(others, [7, 7], [1, 1])
+    step = DeviceStep(variants={1: DeviceVariant(8, None, None)})
+    with override_forward_context(context := _context()):
+        was = context.dp_metadata
+        SharedExperts(_layers()[:3]).agree(step)
+    assert context.dp_metadata is was and others.call_count == 1
+
+
+@pytest.mark.parametrize("lacks", ["numbers", "experts", "others"])
+def test_who_has_nobody_to_wait_for_asks_nobody(
+    others: mock.MagicMock, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    monkeypatch.setattr(shared_experts, "should_skip_dp_coordination", lambda: lacks == "others")
+    with override_forward_context(context := _context()):
+        if lacks == "numbers":
+            context.dp_metadata = None
+        was = context.dp_metadata
+        SharedExperts(_layers()[: 1 if lacks == "experts" else 3]).agree(_step({1: 4}, 10))
+    assert context.dp_metadata is was and not others.called
 
 
 @pytest.mark.parametrize("mode", [CUDAGraphMode.PIECEWISE, CUDAGraphMode.FULL])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from vllm.config import get_current_vllm_config, set_current_vllm_config
 from vllm.v1.worker.utils import AttentionGroup
 
-from vllm_flow.engine import group_memory
+from vllm_flow.engine import group_memory, variant_builders
 from vllm_flow.engine.decode_graphs import unreplayable
 from vllm_flow.engine.variant_builders import VariantBuilders, another, settle
 
@@ -105,6 +106,46 @@ def test_groups_share_scratch() -> None:
     assert first._workspace_buffer is second._workspace_buffer is not None
     assert builder_of(groups[2][1])._workspace_buffer is None
     settle([[group("FLASHINFER", Without)]], full_graphs=True)
+
+
+@pytest.mark.parametrize("made", [Builder, Composed])
+@pytest.mark.parametrize("differ", [True, False])
+def test_layers_that_no_plan_has_together_are_groups_of_their_own(
+    differ: bool, made: type[Builder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One window, scale and cap to a plan, as FlashInfer's builders say of their layers; other backends' may differ."""
+    read = ("layers.0", "layers.1", "layers.2", "layers.3")
+    layers = {
+        name: SimpleNamespace(window_left=w, logits_soft_cap=None, sm_scale=s, has_sinks=False)
+        for name, w, s in zip(read, (5, -1, 5, 5), (1, 1, 1, 2), strict=True)
+    }
+    implementation = SimpleNamespace(FlashInferImpl=object())
+    monkeypatch.setitem(sys.modules, "vllm.v1.attention.backends.flashinfer", implementation)
+
+    def told(*asked: Any) -> Any:
+        assert asked == (CONFIG, [*read], implementation.FlashInferImpl)
+        return layers
+
+    monkeypatch.setattr(variant_builders, "get_per_layer_parameters", told)
+    groups = [[group("FLASHINFER", made, 4)], [group("TRITON_ATTN", made, 4)]]
+    for (found,) in groups:
+        part = getattr(builder_of(found), "_builders", [builder_of(found)])[-1]
+        part.global_hyperparameters = SimpleNamespace(has_same_all_params=not differ)
+    was = [list(of_group) for of_group in groups]
+    settle(groups, full_graphs=True)
+    assert groups[1] == was[1]
+    if not differ:
+        assert groups[0] == was[0]
+        return
+    assert [found.layer_names for found in groups[0]] == [
+        ["layers.0", "layers.2"],
+        ["layers.1"],
+        ["layers.3"],
+    ]
+    for found in groups[0]:
+        (own,) = found.metadata_builders
+        assert own.made_with == ("spec", tuple(found.layer_names), CONFIG, torch.device("cpu"))
+        assert own._workspace_buffer is builder_of(groups[0][0])._workspace_buffer is not None
 
 
 @pytest.mark.parametrize("full", [True, False])

@@ -216,6 +216,16 @@ def test_what_is_refused_and_how(spec: str, says: str) -> None:
     assert says in str(refused.value)
 
 
+@pytest.mark.parametrize(("grid", "says"), [(12, "from 1x1 to 12x12."), (None, "from 1x1.")])
+def test_a_square_is_no_larger_than_the_picture(grid: int | None, says: str) -> None:
+    with pytest.raises(PolicySpecError, match=f"a square of patches, {says}$"):
+        parse_policies("downsample=0x0", 32, grid)
+    if grid:
+        assert names_at("downsample=12x12", 32, grid) == ["downsample=12x12"]
+        with pytest.raises(PolicySpecError, match=says):
+            parse_policies("downsample=13x13", 32, grid)
+
+
 @given(st.text(max_size=30))
 def test_any_text_is_read_or_refused(spec: str) -> None:
     try:

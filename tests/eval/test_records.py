@@ -21,6 +21,7 @@ from vllm_flow.eval.sweep import records
 from vllm_flow.eval.sweep.records import Run, RunError
 from vllm_flow.eval.sweep.schema import ANSWERS, KEY, one_row_per_key
 from vllm_flow.eval.tasks.base import Item
+from vllm_flow.outputs import OutputError
 
 META = {"model": "m", "num_layers": 6, "versions": {"vllm": "0.32.0"}, "tasks": [], "policies": []}
 ITEMS = [
@@ -237,6 +238,27 @@ def test_answers_of_a_run_that_nobody_knows_are_not_taken_over(tmp_path: Path) -
     (tmp_path / "run.json").unlink()
     with pytest.raises(RunError, match="holds answers, and no run.json .*; put back a copy of it"):
         Run.create(tmp_path, META)
+
+
+def test_what_is_written_outlives_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is on the disk before anybody goes on; where there is none, it is named."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(file))
+    run, seen = Run.create(tmp_path / "run", META), 0
+    for write in (
+        lambda: run.extend(["t"], []),
+        lambda: run.write_items("t", ITEMS),
+        lambda: run.append([row("1")]),
+    ):
+        assert len(synced) > seen
+        seen = len(synced)
+        write()
+    assert len(synced) > seen
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file/run/items.* cannot be"):
+        Run.create(tmp_path / "file" / "run", META)
 
 
 def test_rows_that_cannot_be_recorded_are_refused(tmp_path: Path) -> None:
