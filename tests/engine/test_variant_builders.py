@@ -105,7 +105,9 @@ def test_groups_share_scratch() -> None:
     first, second = (builder_of(found) for found in (groups[0][0], groups[2][0]))
     assert first._workspace_buffer is second._workspace_buffer is not None
     assert builder_of(groups[2][1])._workspace_buffer is None
-    settle([[group("FLASHINFER", Without)]], full_graphs=True)
+    one, other = group("FLASHINFER"), group("FLASHINFER")
+    settle([[group("FLASHINFER", Without), one], [other]], full_graphs=True)
+    assert builder_of(one)._workspace_buffer is builder_of(other)._workspace_buffer is not None
 
 
 @pytest.mark.parametrize("made", [Builder, Composed])

@@ -37,6 +37,10 @@ def test_every_kind() -> None:
     )
     assert [p.request_keys() for p in policies] == [{}, {"flow_cliff": 16}, {"flow_cliff": 0}, {}]
     assert [p.grid(24, 32) for p in policies] == [None, None, None, 17]
+    gone = [FlowPolicy.withdrawal(cliff) for cliff in (16, 0)]
+    assert [p.flow() for p in policies] == [None, *gone, None], "a reduced picture loses no token"
+    assert Policy.from_json({"name": "of a damaged record", "kind": "cliff"}).flow() is None
+    assert policy_of(FlowPolicy.withdrawal(32), 32) == BASELINE
 
 
 def test_ranges_include_both_ends() -> None:
@@ -65,7 +69,8 @@ def test_a_range_is_its_members(case: tuple[int, int, int]) -> None:
 @given(layer_counts.flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
 def test_names_and_records_read_back(case: tuple[int, int]) -> None:
     num_layers, cliff = case
-    for policy in parse_policies(f"cliff=0:{num_layers},downsample={cliff}", num_layers):
+    spec = f"cliff=0:{num_layers},downsample={cliff},downsample={cliff}x{cliff}"
+    for policy in parse_policies(spec, num_layers):
         assert parse_policies(policy.name, num_layers) == (policy,)
         assert Policy.from_json(policy.as_json() | {"of a later version": 1}) == policy
 
@@ -86,6 +91,9 @@ def test_the_grid_is_the_nearest_to_the_budget(full: int, case: tuple[int, int])
     assert 1 <= side <= full
     assert side == 1 or abs(side - budget**0.5) <= 0.5 + 1e-9
     assert grid_of_budget(full, num_layers, num_layers) == full
+    for grid, layer in ((full, 0), (full, num_layers + 1), (0, cliff)):
+        with pytest.raises(ValueError, match=f"no budget: full_grid={grid}, cliff={layer}"):
+            grid_of_budget(grid, layer, num_layers)
 
 
 def test_stages_presets_seeds_and_when() -> None:
