@@ -176,8 +176,7 @@ CLIFFS = tuple(
 )
 
 GROUPS = tuple(
-    Case(f"groups-of-{groups}", LONG, mixed(LONG.layers), groups)
-    for groups in (1, 2, 3, 6)
+    Case(f"groups-of-{groups}", LONG, mixed(LONG.layers), groups) for groups in (1, 2, 3, 6)
 )
 
 CHUNKS = tuple(
