@@ -31,7 +31,7 @@ from vllm_flow.eval.sweep.engine_actor import EngineActor
 from vllm_flow.eval.sweep.engine_args import check_engine_args, workers_of
 from vllm_flow.eval.sweep.model_facts import check_ranks, read_facts
 from vllm_flow.eval.sweep.settings import check_groups, engine_options, engine_settings
-from vllm_flow.eval.sweep.versions import versions
+from vllm_flow.eval.sweep.versions import brought, versions
 from vllm_flow.eval.sweep.work import TaskWork
 from vllm_flow.eval.tasks import Task
 
@@ -80,6 +80,7 @@ def find(
         asked |= {"image_reading": work.reading, "seed": args.seed}
         entry["evidence"] |= {**asked, **ladder.about()}
         entry = {**ladder.keys(entry["evidence"]["rung"], facts.num_layers), **entry}
+    installed = {name: version for name, version in versions().items() if name != "ray"}
     return {
         "format": FORMAT,
         "model": args.model,
@@ -87,7 +88,7 @@ def find(
         "num_layers": facts.num_layers,
         "tasks": {args.task: entry},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {name: version for name, version in versions().items() if name != "ray"},
+        "versions": installed | brought(ladder.policies, [args.task]),
     }
 
 

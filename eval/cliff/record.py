@@ -114,7 +114,7 @@ def recording(
         CliffError: what is there was asked otherwise, or is being written; says what differs.
     """
     folder = folder_of(args)
-    meta = run_settings(args, facts, [work], on_gpu=on_gpu, limit=args.limit, engines=1)
+    meta = run_settings(args, facts, [work], policies, on_gpu=on_gpu, limit=args.limit, engines=1)
     try:
         with opened_run(folder, meta, [work], beside=(MEASURED,)) as run:
             run.extend([work.task], [policy.as_json() for policy in policies])

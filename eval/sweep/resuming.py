@@ -19,6 +19,7 @@ from vllm_flow.counts import counted
 from vllm_flow.eval.sweep.checked import RunError
 from vllm_flow.eval.sweep.records import Run, relocated
 from vllm_flow.eval.sweep.schema import ITEMS, items_table
+from vllm_flow.eval.sweep.versions import of_brought
 from vllm_flow.eval.sweep.work import TaskWork
 from vllm_flow.user_text import shown
 
@@ -74,10 +75,15 @@ def difference(
         if name not in NO_MATTER and had.get(name) != has.get(name)
     ]
     old, new = before.get("versions", {}), after.get("versions", {})
-    return found + [
+    found += [
         f"{name} is version {old.get(name)} there and {new.get(name)} here"
         for name in VERSIONS
         if name in new and old.get(name) != new.get(name)
+    ]
+    return found + [  # what the run has not had yet may join
+        f"{name} is that of {old[name]} there and of {here} here"
+        for name, here in of_brought(new).items()
+        if old.get(name, here) != here
     ]
 
 
@@ -159,6 +165,9 @@ def opened_run(
             _go_on(run, meta, rows, growing)
         else:
             _take_over(run, meta, rows)
+        had, has = run.meta.get("versions", {}), of_brought(meta.get("versions", {}))
+        if not has.keys() <= had.keys():
+            run.update({"versions": {**had, **has}})
         for work in tasks:
             run.write_items(work.task, work.items)
         yield run

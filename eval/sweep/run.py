@@ -62,7 +62,9 @@ def evaluate(args: Namespace) -> int:
     workers = workers_of(args.engine_args)
     with connection.connected(args.ray_address, args.engines, workers) as pool:
         gpus = pool.num_gpus > 0
-        meta = run_settings(args, facts, tasks, on_gpu=gpus, limit=args.limit, engines=pool.engines)
+        meta = run_settings(
+            args, facts, tasks, policies, on_gpu=gpus, limit=args.limit, engines=pool.engines
+        )
         meta |= {"hardware": connection.hardware(pool), "prompts": args.prompts}
         meta["tolerance"] = args.tolerance
         with (

@@ -15,7 +15,7 @@ from vllm_flow.eval.sweep.engine_args import DRAFTER, PIPELINE_PARALLEL
 from vllm_flow.eval.sweep.engine_options import EngineOptions
 from vllm_flow.eval.sweep.model_facts import ModelFacts
 from vllm_flow.eval.sweep.policies import Policy
-from vllm_flow.eval.sweep.versions import versions
+from vllm_flow.eval.sweep.versions import brought, versions
 from vllm_flow.eval.sweep.work import TaskWork
 from vllm_flow.grouping import DecoderLayers
 from vllm_flow.outputs import real
@@ -30,6 +30,7 @@ def run_settings(
     args: Namespace,
     facts: ModelFacts,
     tasks: Sequence[TaskWork],
+    policies: Sequence[Policy],
     *,
     on_gpu: bool,
     limit: int | None,
@@ -45,7 +46,7 @@ def run_settings(
         "data": str(real(args.data)),
         "limit": limit,
         "engines": engines,
-        "versions": versions(),
+        "versions": versions() | brought(policies, [work.task for work in tasks]),
         "tasks": [],
         "policies": [],
     }

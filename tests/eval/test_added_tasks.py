@@ -12,10 +12,11 @@ import pytest
 
 from tests.eval import files
 from tests.eval.conftest import Command
-from tests.plugins.installing import TASK_PACKAGE, lay_out, visible, write_package
+from tests.plugins.installing import RANK_PACKAGE, TASK_PACKAGE, lay_out, visible, write_package
 from vllm_flow.cli import main
 from vllm_flow.eval.sweep.policies import parse_policies
 from vllm_flow.eval.sweep.records import Run
+from vllm_flow.eval.sweep.versions import brought, of_brought
 from vllm_flow.eval.tasks import GROUP, TASKS, get_task, task_names
 from vllm_flow.eval.tasks.reading import DataError
 from vllm_flow.registry import PluginError
@@ -69,6 +70,18 @@ def test_answers_are_scored(capitals: Path, command: Command, tmp_path: Path) ->
     found = command.scores("capitals", "--data", capitals, "--answers", answers)
     assert found["metrics"] == {"accuracy": 0.5} and len(found["items"]) == 6
     assert "questions without an answer: 2 of 8" in command.errors
+
+
+def test_a_run_says_of_which_packages_its_ranks_and_tasks_are(tmp_path: Path) -> None:
+    site = lay_out(RANK_PACKAGE, lay_out(TASK_PACKAGE, tmp_path / "site"))
+    with visible(site):
+        policies = parse_policies("baseline,fastv,cliff=2,2:9 center;3:4 uniform,downsample=2", 6)
+        named = brought(policies, ["pope", "capitals-steps"])
+    assert named == {
+        "rank center": "flow_center_rank 1.0",
+        "task capitals": "flow_capitals_task 1.0",
+    }
+    assert of_brought({"vllm": "1", **named}) == named
 
 
 def test_a_run_is_reported_while_the_package_is_there(capitals: Path, tmp_path: Path) -> None:

@@ -61,6 +61,34 @@ def test_settings_that_differ_are_named() -> None:
     ]
 
 
+def test_packages_of_ranks_and_tasks_join_a_run_and_stay_what_they_are(tmp_path: Path) -> None:
+    def meta(**packages: str) -> dict[str, Any]:
+        named = {name.replace("_", " ", 1): version for name, version in packages.items()}
+        return {**META, "versions": {**META["versions"], **named}}
+
+    path = tmp_path / "run"
+    with opened_run(path, meta(rank_center="a 1"), work()) as run:
+        assert run.meta["versions"]["rank center"] == "a 1"
+    with opened_run(path, meta(rank_center="a 2"), work()) as run:  # no answer yet
+        assert run.meta["versions"]["rank center"] == "a 2"
+        run.extend(["t"], [])
+        answer(run)
+    with opened_run(path, meta(rank_edge="b 1", task_t="c 1"), work()) as run:
+        had = {"vllm": "1", "rank center": "a 2", "rank edge": "b 1", "task t": "c 1"}
+        assert run.meta["versions"] == had == Run.open(path).meta["versions"]
+    with opened_run(path, META, work()) as run:  # asks under other policies
+        assert run.meta["versions"] == had
+    for other in ({"rank_center": "a 1"}, {"task_t": "d 1"}):
+        ((name, version),) = other.items()
+        name = name.replace("_", " ", 1)
+        says = f"other settings: {name} is that of {had[name]} there and of {version} here[.]"
+        with (
+            pytest.raises(RunError, match=says),
+            opened_run(path, meta(**other), work()),
+        ):
+            pass
+
+
 def test_engine_arguments_count_where_answers_depend_on_them() -> None:
     """Where things lie and who shares a step may differ; what is computed may not."""
     before = {"engine_args": {"max_num_seqs": 64, "kv_cache_dtype": "fp8"}}
