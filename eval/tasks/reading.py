@@ -198,7 +198,8 @@ def directory(data: Path) -> Path:
     if not os.path.isdir(data):
         state = "is not a directory" if os.path.exists(data) else "no such directory"
         raise DataError(
-            f"{data}: {state}; docs/evaluation.md#tasks says which files it is to hold, by the task's name"
+            f"{data}: {state}; which files it is to hold, docs/evaluation.md#tasks says by the task's name, "
+            "or the package that brings the task"
         )
     return data
 
