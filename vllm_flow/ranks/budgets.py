@@ -35,15 +35,15 @@ def within_budgets(
 ) -> torch.Tensor:
     """[keep] indices: the tokens of each group with the highest scores, as many as its budget says, best first.
 
-    What a group has no tokens for, and what no budget says, goes to the best of all others. The ends of rows of
-    patches, whose score is infinite, come before all. Of equals the first token.
+    What a group has no tokens for, and what no budget says, goes to the best of all others: first to the ends of rows
+    of patches, whose score is infinite, where the budgets leave room for them. Of equals the first token.
 
     Args:
         group_N: int64, from 0.
         budget_G: int64, how many each group may keep.
     """
     place_N = places(scores_N, group_N, len(budget_G))
-    stays_N = (place_N < budget_G[group_N]) | scores_N.isposinf()
+    stays_N = place_N < budget_G[group_N]
     best_N = scores_N.argsort(descending=True, stable=True)
     return best_N[(~stays_N[best_N]).to(place_N.dtype).argsort(stable=True)[:keep]]
 
