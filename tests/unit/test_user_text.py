@@ -135,7 +135,11 @@ def test_what_a_message_has_no_room_for_is_cut() -> None:
     assert as_written({str(n): n for n in range(3)}, most=1) == "{'0': 0, ...}"
     assert shown({"a": 10**5000}) == "{'a': <integer of 16610 bits>}"
     assert shown(2**256 - 1) == str(2**256 - 1) and shown(2**256) == "<integer of 257 bits>"
-    deep: list[object] = []
+    assert shown({"a": [True, False, None, "True"]}) == "{'a': [true, false, null, 'True']}"
+    deep: object = []
+    for _ in range(2000):
+        deep = {"": deep}
+    assert shown(deep).startswith("{'': {'': ")
     for _ in range(2000):
         deep = [deep]
     with pytest.raises(ValueError, match=r"flow_cliff=\[{77}\.\.\.: "):
