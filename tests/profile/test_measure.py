@@ -5,6 +5,7 @@ Times on a shared machine prove nothing, so none is compared; rows, blocks, requ
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
@@ -33,6 +34,36 @@ CLIFF = System("cliff=2", extension=True, cliff=2)
 def test_work_is_counted_as_the_engine_sees_it(bench: Bench) -> None:
     assert (bench.work.text_tokens, bench.work.image_tokens) == (20, 64)
     assert measure.workload_of(bench.stock, 9, 5, bench.subject, 128).text_tokens == 9
+
+
+@pytest.mark.parametrize(
+    ("placeholder", "index", "mark"),
+    [
+        (
+            "<image>",
+            2,
+            "<own>",
+        ),  # a checkpoint of LLaVA's layout that calls it otherwise, as the demo model does
+        ("<own>", 2, "<own>"),
+        ("<begin>", 2, "<begin>"),  # what a processor replaces is another token
+        ("<begin><own>", 2, "<begin><own>"),
+        ("<image>", None, "<image>"),  # a processor that looks for text
+        (None, 2, None),
+    ],
+)
+def test_a_picture_is_marked_by_a_token_that_the_tokenizer_knows(
+    placeholder: str | None, index: int | None, mark: str | None
+) -> None:
+    tokens = ["<begin>", "x", "<own>"]
+    known = re.compile("|".join([*tokens, "."]))
+    tokenizer = SimpleNamespace(
+        encode=lambda text, add_special_tokens: [
+            tokens.index(piece) if piece in tokens else 1 for piece in known.findall(text)
+        ],
+        convert_ids_to_tokens=tokens.__getitem__,
+    )
+    config = SimpleNamespace() if index is None else SimpleNamespace(image_token_index=index)
+    assert load.own_mark(placeholder, config, tokenizer) == mark
 
 
 def test_rows_through_each_layer_are_the_ideals(bench: Bench) -> None:

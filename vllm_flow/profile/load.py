@@ -77,12 +77,26 @@ def prompt_of(llm: LLM, request: SampleRequest) -> dict[str, Any]:
         getattr(picture, "media", picture) for picture in fetched
     ]  # without its file's bytes
     kind = get_model_cls(llm.model_config)
-    marks = [kind.get_placeholder_str("image", number + 1) for number in range(len(pictures))]
+    config, tokenizer = llm.model_config.hf_config, llm.get_tokenizer()
+    marks = [
+        own_mark(kind.get_placeholder_str("image", number + 1), config, tokenizer)
+        for number in range(len(pictures))
+    ]
     # A family whose pictures stand before everything else has no mark.
     prompt: dict[str, Any] = {"prompt": " ".join([*filter(None, marks), request.prompt])}
     if pictures:
         prompt["multi_modal_data"] = {"image": pictures}
     return prompt
+
+
+def own_mark(mark: str | None, config: Any, tokenizer: Any) -> str | None:
+    """What stands for a picture in a text: vLLM's placeholder of the architecture, but the checkpoint's own token
+    where the tokenizer does not know that, as the demo model's does not know LLaVA's ``<image>``."""
+    index = getattr(config, "image_token_index", None)
+    if mark is None or index is None:
+        return mark
+    ids = tokenizer.encode(mark, add_special_tokens=False)
+    return mark if len(ids) == 1 or index in ids else tokenizer.convert_ids_to_tokens(index)
 
 
 def params_of(system: System, output_tokens: int) -> Any:
