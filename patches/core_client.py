@@ -27,10 +27,11 @@ def apply() -> None:
         def make(*args: Any, renderer: Any = None, **kwargs: Any) -> Any:
             client = original(*args, renderer=renderer, **kwargs)
             if renderer is not None:
-                from vllm_flow.engine.processor_cache import pass_through
+                from vllm_flow.engine.front_end.processor_cache import pass_through
 
                 pass_through(client, renderer)
-            from vllm_flow.engine import default_policies, obstacles
+            from vllm_flow.engine import obstacles
+            from vllm_flow.engine.front_end import default_policies
             from vllm_flow.engine.settings import FlowSettings
 
             config = signature.bind_partial(*args, **kwargs).arguments["vllm_config"]

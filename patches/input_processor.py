@@ -20,7 +20,7 @@ def apply() -> None:
         def process_inputs(
             self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
         ) -> Any:
-            from vllm_flow.engine import frontend
+            from vllm_flow.engine.front_end import incoming as frontend
             from vllm_flow.engine.settings import FlowSettings
 
             settings = FlowSettings.of(self.vllm_config)

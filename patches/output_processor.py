@@ -12,7 +12,7 @@ METHODS = ("add_request", "process_outputs", "_update_stats_from_finished")
 
 
 def apply(metrics: Any) -> None:
-    """Tell ``metrics`` (the module ``vllm_flow.engine.metrics``) of requests as vLLM hears of them.
+    """Tell ``metrics`` (the module ``vllm_flow.engine.front_end.metrics``) of requests as vLLM hears of them.
 
     Of a new one, of each step's outputs before they are processed, of a last output before the client
     gets it, and of a finished request where vLLM counts it.

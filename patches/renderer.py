@@ -14,7 +14,7 @@ def apply() -> None:
 
     def around(original: Callable[..., Any]) -> Callable[..., Any]:
         def processor_cache_from_config(vllm_config: Any) -> Any:
-            from vllm_flow.engine.processor_cache import in_place_of
+            from vllm_flow.engine.front_end.processor_cache import in_place_of
             from vllm_flow.engine.settings import FlowSettings
 
             cache = original(vllm_config)

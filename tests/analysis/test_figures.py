@@ -22,7 +22,7 @@ from vllm_flow.analysis.cam_file import CamRecord
 from vllm_flow.analysis.figure_cam import blend, draw_convergence, draw_overlays
 from vllm_flow.analysis.vlm import Encoded, Vlm
 from vllm_flow.attention import TokenAttention
-from vllm_flow.engine.attention.writer import mass_table, write_table
+from vllm_flow.engine.core.attention.writer import mass_table, write_table
 
 
 @pytest.fixture(scope="module")

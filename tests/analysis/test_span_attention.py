@@ -11,7 +11,7 @@ import torch
 from vllm_flow.analysis import span_attention
 from vllm_flow.analysis.attention_reference import Rows, attention_masses
 from vllm_flow.analysis.vlm import Encoded, Vlm
-from vllm_flow.engine.attention import xformers_needs
+from vllm_flow.engine.worker.attention import xformers_needs
 
 ANSWER = [20, 33, 47]
 

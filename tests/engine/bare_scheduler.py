@@ -33,10 +33,10 @@ from vllm.v1.structured_output import StructuredOutputManager
 from tests.engine.bare_prompts import pictures
 from tests.engine.bare_requests import Sent, step_result
 from tests.engine.harness import BLOCK_SIZE, STOCK, asynchronous_on_cpu
+from vllm_flow.engine.core.prefix import policy_salt
+from vllm_flow.engine.core.scheduler import FlowAsyncScheduler, FlowScheduler
 from vllm_flow.engine.groups import group_specs
-from vllm_flow.engine.prefix import policy_salt
 from vllm_flow.engine.requests import token_layout
-from vllm_flow.engine.scheduler import FlowAsyncScheduler, FlowScheduler
 from vllm_flow.engine.settings import FlowSettings
 
 LAYERS = 6

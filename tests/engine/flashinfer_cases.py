@@ -11,7 +11,7 @@ from tests.engine import flashinfer_standin as standin
 from tests.engine.cases import Shape
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import Engine
-from vllm_flow.engine import variant_builders
+from vllm_flow.engine.worker import variant_builders
 
 DEVICES = {"native": standin.NATIVE, "xqa": standin.XQA, "blackwell": standin.BLACKWELL}
 """By the kernels that vLLM takes there, see :mod:`tests.engine.flashinfer_standin`."""

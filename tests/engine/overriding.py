@@ -32,12 +32,12 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 
 import vllm_flow.engine
 import vllm_flow.models
-from vllm_flow.engine.connectors import FlowConnector
-from vllm_flow.engine.cpu_groups import StackedTables
-from vllm_flow.engine.model_call import FlowModel, FlowScoringModel
-from vllm_flow.engine.prompt_scores import FlowPromptLogprobs
-from vllm_flow.engine.runner_v1 import FlowRunnerV1
-from vllm_flow.engine.runner_v2 import FlowGraphManager, FlowModelState, FlowRunnerV2
+from vllm_flow.engine.core.connectors import FlowConnector
+from vllm_flow.engine.worker.cpu_groups import StackedTables
+from vllm_flow.engine.worker.model_call import FlowModel, FlowScoringModel
+from vllm_flow.engine.worker.prompt_scores import FlowPromptLogprobs
+from vllm_flow.engine.worker.runner_v1 import FlowRunnerV1
+from vllm_flow.engine.worker.runner_v2 import FlowGraphManager, FlowModelState, FlowRunnerV2
 
 MIXED_BEFORE: dict[type, tuple[type, ...]] = {
     FlowRunnerV1: (RunnerV1, CpuRunnerV1),

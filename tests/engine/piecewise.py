@@ -18,8 +18,8 @@ from vllm.platforms import current_platform
 from tests.engine.cases import one_image
 from tests.engine.compiling import allow_compiling
 from tests.engine.harness import Engine
-from vllm_flow.engine import pieces
-from vllm_flow.engine.pieces import Piece, pieces_of
+from vllm_flow.engine.worker.passes import pieces
+from vllm_flow.engine.worker.passes.pieces import Piece, pieces_of
 
 
 def compile_in_pieces(monkeypatch: pytest.MonkeyPatch, backend: str = "eager") -> None:

@@ -14,7 +14,7 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from tests.engine.test_keys import strided
 from vllm_flow.attention import KeySpans, LoggedRequest
-from vllm_flow.engine.attention.keys import STRIDED, KeyReader, column_major, token_major
+from vllm_flow.engine.worker.attention.keys import STRIDED, KeyReader, column_major, token_major
 from vllm_flow.layout import TokenLayout
 from vllm_flow.log_keys import AttentionLog
 from vllm_flow.policy import FlowPolicy

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from vllm.lora.ops.triton_ops.lora_kernel_metadata import LoRAKernelMeta
 
-from vllm_flow.engine.adapters import AdapterRows
+from vllm_flow.engine.worker.passes.adapters import AdapterRows
 
 MOST, ROWS = 4, 40
 

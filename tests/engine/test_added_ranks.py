@@ -13,8 +13,8 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, assert_exact
 from tests.engine.tiny_llava import words
 from tests.plugins.installing import RANK_PACKAGE, lay_out, visible, write_package
-from vllm_flow.engine.default_policies import check_policies
 from vllm_flow.engine.engine_facts import EngineFacts
+from vllm_flow.engine.front_end.default_policies import check_policies
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.ranks import GROUP
 

@@ -120,10 +120,10 @@ def test_what_vllm_builds_can_be_adopted() -> None:
     from vllm.v1.worker.gpu.model_states.default import DefaultModelState
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    from vllm_flow.engine.model_call import FlowModel
-    from vllm_flow.engine.prefix import FlowKVCacheManager
-    from vllm_flow.engine.runner_v1 import FlowRunnerV1
-    from vllm_flow.engine.runner_v2 import FlowModelState
+    from vllm_flow.engine.core.prefix import FlowKVCacheManager
+    from vllm_flow.engine.worker.model_call import FlowModel
+    from vllm_flow.engine.worker.runner_v1 import FlowRunnerV1
+    from vllm_flow.engine.worker.runner_v2 import FlowModelState
 
     for kind, ours in (
         (KVCacheManager, FlowKVCacheManager),

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_flow.engine.aligned import packed, unpacked
-from vllm_flow.engine.variant_tensors import VariantTensors
+from vllm_flow.engine.worker.aligned import packed, unpacked
+from vllm_flow.engine.worker.variant_tensors import VariantTensors
 from vllm_flow.last_layer import LastLayer, spare_last_layers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import plan_step

@@ -31,8 +31,8 @@ from tests.engine.harness import STOCK, Engine, assert_exact, assert_same, param
 from tests.engine.test_lifecycle import TINY_POOL
 from tests.engine.tiny_llava import Shape
 from tests.longer import some
-from vllm_flow.engine.attention import writer
-from vllm_flow.engine.attention.answers import LoggedAnswers
+from vllm_flow.engine.core.attention import writer
+from vllm_flow.engine.core.attention.answers import LoggedAnswers
 from vllm_flow.engine.wire import ATTENTION_FIELD
 
 

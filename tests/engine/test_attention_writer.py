@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from vllm_flow.attention import TokenAttention
-from vllm_flow.engine.attention import writer as attention_log
-from vllm_flow.engine.attention.writer import ITEM_BYTES, AttentionLogWriter
+from vllm_flow.engine.core.attention import writer as attention_log
+from vllm_flow.engine.core.attention.writer import ITEM_BYTES, AttentionLogWriter
 
 LAYERS = 3
 GENEROUS = 1 << 30

@@ -90,7 +90,7 @@ def test_divided_blocks_are_refused() -> None:
     ],
 )
 def test_flashinfers_builder_is_as_variants_need_it(file: str, text: str) -> None:
-    """See :mod:`vllm_flow.engine.variant_builders`."""
+    """See :mod:`vllm_flow.engine.worker.variant_builders`."""
     assert text in (FOLDER / file).read_text()
 
 

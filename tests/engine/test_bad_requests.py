@@ -12,7 +12,7 @@ from tests.engine import v2_cpu
 from tests.engine.cases import GQA, one_image, two_images
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, Engine, assert_exact, assert_same
-from vllm_flow.engine import frontend
+from vllm_flow.engine.front_end import incoming as frontend
 
 BAD: tuple[tuple[str, Any], ...] = (
     ("flow_cliff", -1),

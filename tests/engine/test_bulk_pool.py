@@ -13,8 +13,8 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_metrics import KVCacheMetricsCollector
 from vllm.v1.core.kv_cache_utils import KVCacheBlock, make_block_hash_with_group_id
 
-from vllm_flow.engine import cache_keys
-from vllm_flow.engine.bulk_pool import BulkBlockPool, speed_up
+from vllm_flow.engine.core import cache_keys
+from vllm_flow.engine.core.bulk_pool import BulkBlockPool, speed_up
 
 SIZE = 4
 BLOCKS = 9

@@ -17,7 +17,7 @@ from tests.engine.cases import LONG, one_image, text_only, two_images
 from tests.engine.file_connector import FileConnector, Orders
 from tests.engine.harness import BLOCK_SIZE, Engine, assert_exact, params_of
 from vllm_flow.engine import adoption
-from vllm_flow.engine.connectors import FlowConnector, hands_over, without
+from vllm_flow.engine.core.connectors import FlowConnector, hands_over, without
 
 
 def connector_of(engine: Engine) -> FileConnector:

@@ -10,8 +10,8 @@ import pytest
 from tests.engine.bare_prompts import prompt
 from tests.engine.bare_scheduler import LAYERS, BareScheduler, OpenBare
 from tests.engine.harness import BLOCK_SIZE
-from vllm_flow.engine.cache_keys import POSITION
-from vllm_flow.engine.storage import FlowAttentionManager
+from vllm_flow.engine.core.cache_keys import POSITION
+from vllm_flow.engine.core.storage import FlowAttentionManager
 
 ASKED = ("get_num_blocks_to_allocate", "allocate_new_blocks", "cache_prefixes", "cache_blocks")
 POLICIES: tuple[dict[str, Any], ...] = (

@@ -15,8 +15,8 @@ from tests.engine.cases import GQA, Ask, one_image
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, Engine, assert_exact
 from tests.engine.test_last_layer import runner_of
-from vllm_flow.engine import cpu_groups
-from vllm_flow.engine.runner_v1 import FlowRunnerV1
+from vllm_flow.engine.worker import cpu_groups
+from vllm_flow.engine.worker.runner_v1 import FlowRunnerV1
 
 
 def builds_of(engine: Engine, asks: list[Ask], monkeypatch: pytest.MonkeyPatch) -> list[Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.longer import some
-from vllm_flow.engine import decode_graphs
+from vllm_flow.engine.worker import decode_graphs
 
 triton = pytest.importorskip("triton")
 

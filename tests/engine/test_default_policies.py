@@ -14,13 +14,14 @@ from vllm import SamplingParams
 from tests.engine.settings_with import settings_with
 from tests.engine.test_fitting import IMAGE, LAYERS, SETTINGS, request
 from vllm_flow.cliff_file import Profile
-from vllm_flow.engine import default_policies, fitting_engine, metrics, obstacles
-from vllm_flow.engine.default_policies import check_policies, warn_of_obstacles
+from vllm_flow.engine import obstacles
 from vllm_flow.engine.engine_facts import EngineFacts
-from vllm_flow.engine.frontend import settle
+from vllm_flow.engine.front_end import default_policies, fitting_engine, metrics
+from vllm_flow.engine.front_end.default_policies import check_policies, warn_of_obstacles
+from vllm_flow.engine.front_end.incoming import settle
+from vllm_flow.engine.front_end.settled import Settled, noted
 from vllm_flow.engine.obstacles import Misfit
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.engine.settled import Settled, noted
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_keys import parse_policy
 

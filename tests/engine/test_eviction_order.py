@@ -13,7 +13,7 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, STOCK, Engine, assert_exact
 from tests.engine.tiny_llava import words
 from tests.longer import some
-from vllm_flow.engine.freeing import by_position
+from vllm_flow.engine.core.freeing import by_position
 from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans

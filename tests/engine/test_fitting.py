@@ -12,8 +12,8 @@ from vllm import SamplingParams
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
 from tests.engine.settings_with import settings_with
-from vllm_flow.engine import frontend
 from vllm_flow.engine.engine_facts import EngineFacts
+from vllm_flow.engine.front_end import incoming as frontend
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import parse_policy

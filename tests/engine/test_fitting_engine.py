@@ -10,10 +10,10 @@ from tests.engine.settings_with import settings_with
 from tests.engine.test_fitting import LAYERS, SETTINGS, request
 from tests.unit.any_policy import policies
 from vllm_flow.engine import obstacles
-from vllm_flow.engine.default_policies import check_policies
 from vllm_flow.engine.engine_facts import EngineFacts
-from vllm_flow.engine.fitting import fitted
-from vllm_flow.engine.fitting_engine import CONFIGURED, LOOKS, TOLD, unfit
+from vllm_flow.engine.front_end.default_policies import check_policies
+from vllm_flow.engine.front_end.fitting import fitted
+from vllm_flow.engine.front_end.fitting_engine import CONFIGURED, LOOKS, TOLD, unfit
 from vllm_flow.engine.obstacles import Misfit, Obstacle
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.ranks import RANKS, AttentionRank, PositionRank

@@ -18,7 +18,7 @@ from tests.engine.options import DRAFTS
 from tests.engine.policy_cases import device_mixed, late_mixed, place_mixed
 from tests.engine.test_speculative import ASKS, counted
 from tests.longer import some
-from vllm_flow.engine import variant_builders
+from vllm_flow.engine.worker import variant_builders
 
 
 def on_some(*kept: str) -> pytest.MarkDecorator:

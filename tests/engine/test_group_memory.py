@@ -11,9 +11,9 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.block_table import MultiGroupBlockTable
 from vllm.v1.worker.gpu.block_table import BlockTables
 
-from vllm_flow.engine import group_memory, worker
 from vllm_flow.engine.groups import FlowAttentionSpec
-from vllm_flow.engine.runner_v2 import FlowRunnerV2
+from vllm_flow.engine.worker import group_memory, worker
+from vllm_flow.engine.worker.runner_v2 import FlowRunnerV2
 
 REQUESTS, TOKENS, LENGTH, BLOCK = 12, 96, 1000, 16
 CPU = torch.device("cpu")

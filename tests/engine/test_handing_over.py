@@ -16,7 +16,7 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.handing_connector import HandingConnector
 from tests.engine.harness import BLOCK_SIZE, Engine, assert_exact, params_of
 from tests.engine.tiny_llava import words
-from vllm_flow.engine.connectors import LAYOUT_KEY, FlowConnector
+from vllm_flow.engine.core.connectors import LAYOUT_KEY, FlowConnector
 from vllm_flow.engine.report import REPORT_KEY
 from vllm_flow.policy_keys import parse_policy
 from vllm_flow.profile.dimensions import ModelShape, Workload

@@ -17,12 +17,12 @@ from tests.engine.bare_scheduler import OpenBare
 from tests.engine.harness import BLOCK_SIZE
 from tests.unit.staged_cases import LAYERS, Case, cases
 from vllm_flow.boundaries import packed_boundary
-from vllm_flow.engine import cache_keys, hits, prefix
-from vllm_flow.engine.cache_keys import POSITION, completed, tail
-from vllm_flow.engine.findable import FindableBlocks
-from vllm_flow.engine.hits import Hit, lacks, longest_hit
-from vllm_flow.engine.prefix_keys import Prefixes
-from vllm_flow.engine.state_blocks import FlowStateManager
+from vllm_flow.engine.core import cache_keys, hits, prefix
+from vllm_flow.engine.core.cache_keys import POSITION, completed, tail
+from vllm_flow.engine.core.findable import FindableBlocks
+from vllm_flow.engine.core.hits import Hit, lacks, longest_hit
+from vllm_flow.engine.core.prefix_keys import Prefixes
+from vllm_flow.engine.core.state_blocks import FlowStateManager
 from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.spans import ImageSpans

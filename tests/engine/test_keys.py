@@ -14,7 +14,7 @@ from vllm.platforms import current_platform
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
-from vllm_flow.engine.attention.keys import (
+from vllm_flow.engine.worker.attention.keys import (
     column_major,
     key_reader,
     span_lse,
@@ -22,7 +22,7 @@ from vllm_flow.engine.attention.keys import (
     tiled_pairs,
     token_major,
 )
-from vllm_flow.engine.caches import cached_layers
+from vllm_flow.engine.worker.caches import cached_layers
 
 BLOCKS, HEADS, SLOTS, SIZE = 5, 2, 32, 64
 

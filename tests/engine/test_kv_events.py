@@ -102,7 +102,7 @@ class Consumer:
 def servable(manager: Any, layout: Any, block: Any, num_blocks: int) -> bool:
     """Whether a group has all that a prefix needs for its last block of tokens."""
     from vllm_flow.boundaries import packed_boundary
-    from vllm_flow.engine.cache_keys import POSITION, completed, tail
+    from vllm_flow.engine.core.cache_keys import POSITION, completed, tail
 
     kinds, ends = [], []
     if layout is None or not layout.evicts_at(manager.spec.first_layer):

@@ -22,13 +22,13 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import Engine, assert_exact
 from tests.engine.tiny_llava import Shape
 from vllm_flow.engine.families import Decoder, decoder_of
-from vllm_flow.engine.last_layer import (
+from vllm_flow.engine.worker.passes.last_layer import (
     KeyWriter,
     key_value_projection,
     most_runs,
     reason_against,
 )
-from vllm_flow.engine.variant_tensors import VariantTensors
+from vllm_flow.engine.worker.variant_tensors import VariantTensors
 from vllm_flow.last_layer import LastLayer, spare_last_layers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import plan_step

@@ -23,8 +23,8 @@ from tests.engine.tiny_llava import SPECIALS, WORDS
 from tests.longer import some
 from tests.unit.staged_cases import Case
 from tests.unit.test_rewriting import divisions, late_cases
-from vllm_flow.engine.cache_keys import POSITION, insert
-from vllm_flow.engine.late_blocks import LateBlocks
+from vllm_flow.engine.core.cache_keys import POSITION, insert
+from vllm_flow.engine.core.late_blocks import LateBlocks
 from vllm_flow.rewriting import Rewrite, is_rewritten
 
 CACHED: dict[str, Any] = {"enable_prefix_caching": True}

@@ -20,16 +20,16 @@ from vllm.v1.attention.backends.mla.cpu_mla import CPUMLAImpl
 from vllm.v1.kv_cache_interface import MLAAttentionSpec
 
 from vllm_flow.engine import groups
-from vllm_flow.engine.attention.keys import key_reader
-from vllm_flow.engine.calls import lengthened
-from vllm_flow.engine.decoder import DecoderHook
-from vllm_flow.engine.device_step import DeviceStep, DeviceVariant
 from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.families.finding import SCALED, residual_decoder
-from vllm_flow.engine.latent import PrefillPlans, cache_of, queries_of, store
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.engine.slots import token_places
+from vllm_flow.engine.worker.attention.keys import key_reader
+from vllm_flow.engine.worker.device_step import DeviceStep, DeviceVariant
+from vllm_flow.engine.worker.latent import PrefillPlans, cache_of, queries_of, store
+from vllm_flow.engine.worker.passes.calls import lengthened
+from vllm_flow.engine.worker.passes.decoder import DecoderHook
+from vllm_flow.engine.worker.slots import token_places
 
 LATENT, TURNED, BLOCKS, SLOTS = 8, 4, 5, 16
 

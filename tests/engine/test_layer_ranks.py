@@ -8,7 +8,7 @@ import inspect
 
 import pytest
 
-from vllm_flow.engine.layer_ranks import ROTATING
+from vllm_flow.engine.worker.choosing.layer_ranks import ROTATING
 
 LAYERS = {
     "LlamaDecoderLayer": ("llama", "LlamaAttention"),

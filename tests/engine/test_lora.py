@@ -19,7 +19,7 @@ from tests.engine.cases import LONG, Ask, one_image, text_only, two_images
 from tests.engine.harness import Engine, assert_exact, params_of, tokens_of
 from tests.engine.lora import RANK, write_adapter
 from tests.engine.options import ADAPTERS
-from vllm_flow.engine.adapters import AdapterRows
+from vllm_flow.engine.worker.passes.adapters import AdapterRows
 
 
 def folders(engine: Engine, adapter: int) -> tuple[Path, Path]:

@@ -30,9 +30,10 @@ from tests.engine.test_tower_ranks import encoded_pictures, encodings
 from tests.engine.tiny_llava import Shape
 from tests.longer import some
 from tests.plugins.installing import visible, write_package
-from vllm_flow.engine import merging, obstacles
+from vllm_flow.engine import obstacles
 from vllm_flow.engine.scored_pictures import MERGING_MARK, NAME_MARK
-from vllm_flow.engine.tower_scores import noted
+from vllm_flow.engine.worker.choosing import merging
+from vllm_flow.engine.worker.tower.scores import noted
 from vllm_flow.ranks import GROUP, TowerRows, TowerScore
 
 BY_CLASS = (

@@ -10,10 +10,10 @@ import torch
 from vllm.config.compilation import CUDAGraphMode
 
 from vllm_flow.engine.groups import FlowAttentionSpec
-from vllm_flow.engine.metadata import _build
-from vllm_flow.engine.shared_metadata import sharing
-from vllm_flow.engine.step_inputs import DraftCounts
-from vllm_flow.engine.variant_tensors import VariantTensors
+from vllm_flow.engine.worker.metadata import _build
+from vllm_flow.engine.worker.shared_metadata import sharing
+from vllm_flow.engine.worker.step_inputs import DraftCounts
+from vllm_flow.engine.worker.variant_tensors import VariantTensors
 from vllm_flow.step import Variant
 
 

@@ -10,7 +10,7 @@ from vllm import SamplingParams
 from vllm.multimodal.inputs import PlaceholderRange
 
 from vllm_flow.engine.engine_facts import EngineFacts
-from vllm_flow.engine.frontend import settle
+from vllm_flow.engine.front_end.incoming import settle
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy_error import PolicyError
 

@@ -20,13 +20,13 @@ from tests.engine.test_default_policies import said
 from tests.engine.test_fitting import IMAGE, LAYERS, SETTINGS, request
 from tests.engine.test_lora import assert_merged, run
 from vllm_flow.cliff_file import Profile
-from vllm_flow.engine import asked_model
-from vllm_flow.engine.default_policies import check_policies, warn_of_obstacles
 from vllm_flow.engine.engine_facts import EngineFacts
-from vllm_flow.engine.frontend import settle
+from vllm_flow.engine.front_end import asked_model
+from vllm_flow.engine.front_end.default_policies import check_policies, warn_of_obstacles
+from vllm_flow.engine.front_end.incoming import settle
+from vllm_flow.engine.front_end.settled import noted
 from vllm_flow.engine.obstacles import LATE, Misfit
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.engine.settled import noted
 from vllm_flow.policy import FlowPolicy
 
 __all__ = ["said"]

@@ -26,7 +26,7 @@ from vllm.v1.worker.gpu.attn_utils import compute_mm_prefix_ranges
 from tests.engine.bare_prompts import IMAGE, pictures
 from tests.engine.bare_requests import Sent
 from tests.engine.bare_scheduler import LENGTH, OpenBare
-from vllm_flow.engine import last_layer, mutual_attention
+from vllm_flow.engine import mutual_attention
 from vllm_flow.engine.mutual_attention import (
     as_vllm,
     check_backends,
@@ -34,6 +34,7 @@ from vllm_flow.engine.mutual_attention import (
     reader,
     reason_against,
 )
+from vllm_flow.engine.worker.passes import last_layer
 
 BUDGET = 40
 

@@ -14,8 +14,11 @@ from vllm.v1.engine.core_client import AsyncMPClient
 from tests.engine.cases import GQA, one_image, text_only
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
-from vllm_flow.engine import default_policies, layer_ranks, moving, obstacles
-from vllm_flow.engine.attention import keys
+from vllm_flow.engine import obstacles
+from vllm_flow.engine.front_end import default_policies
+from vllm_flow.engine.worker import moving
+from vllm_flow.engine.worker.attention import keys
+from vllm_flow.engine.worker.choosing import layer_ranks
 
 
 def test_what_a_cache_does_not_allow_is_refused(

@@ -29,10 +29,11 @@ from tests.engine.overriding import (
     replaced,
     without_upstream,
 )
-from vllm_flow.engine import plugin, processor_cache
-from vllm_flow.engine.attention.tap import AttentionTap
-from vllm_flow.engine.connectors import FlowConnector
-from vllm_flow.engine.processor_cache import SentPictures
+from vllm_flow.engine import plugin
+from vllm_flow.engine.core.connectors import FlowConnector
+from vllm_flow.engine.front_end import processor_cache
+from vllm_flow.engine.front_end.processor_cache import SentPictures
+from vllm_flow.engine.worker.attention.tap import AttentionTap
 from vllm_flow.patches import (
     core_client,
     endpoint_plugins,

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_flow.engine.piece_shapes import Call, gathered, learn
+from vllm_flow.engine.worker.passes.piece_shapes import Call, gathered, learn
 
 ROWS, LONGER = (8, 5), 21
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_flow.engine.piece_shapes import RowShapes
-from vllm_flow.engine.piece_tensors import AliveTensors, GraphInputs
+from vllm_flow.engine.worker.passes.piece_shapes import RowShapes
+from vllm_flow.engine.worker.passes.piece_tensors import AliveTensors, GraphInputs
 
 
 def maker(*last_readers: int) -> Any:

@@ -21,10 +21,10 @@ from tests.engine.compiling import counted_calls
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
 from tests.engine.piecewise import compile_in_pieces, left_as_given, record_pieces
-from vllm_flow.engine import pieces
-from vllm_flow.engine.compiled_pass import CompiledPass
-from vllm_flow.engine.device_step import DeviceStep, DeviceVariant
-from vllm_flow.engine.pieces import PASS, Piece, pieces_of
+from vllm_flow.engine.worker.device_step import DeviceStep, DeviceVariant
+from vllm_flow.engine.worker.passes import pieces
+from vllm_flow.engine.worker.passes.compiled_pass import CompiledPass
+from vllm_flow.engine.worker.passes.pieces import PASS, Piece, pieces_of
 
 
 def piece(

@@ -31,7 +31,7 @@ from vllm.multimodal.inputs import (
 from tests.engine.cases import GQA, Ask, one_image, two_images
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import Engine, assert_exact
-from vllm_flow.engine.processor_cache import SentPictures
+from vllm_flow.engine.front_end.processor_cache import SentPictures
 
 GIB = 1 << 30
 CAPACITY = 1000

@@ -18,7 +18,7 @@ from tests.engine.cases import LONG, Ask, adjacent_images, one_image, text_only,
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import LOGPROB_TOLERANCE, Engine, assert_exact, params_of
 from tests.engine.tiny_llava import picture
-from vllm_flow.engine.prompt_scores import unscored
+from vllm_flow.engine.worker.prompt_scores import unscored
 
 PLACE = (
     one_image(701, 2),

@@ -23,12 +23,14 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
 from tests.engine.test_tower_ranks import encoded_pictures, encodings
 from tests.engine.tiny_llava import Shape
-from vllm_flow.engine import fitting, scored_pictures, tower_scores
+from vllm_flow.engine import scored_pictures
+from vllm_flow.engine.front_end import fitting
 from vllm_flow.engine.obstacles import Obstacle
 from vllm_flow.engine.requests import layout_of
 from vllm_flow.engine.scored_pictures import MERGING_MARK, NAME_MARK
 from vllm_flow.engine.settings import FlowSettings
-from vllm_flow.engine.tower_attention import received_attention
+from vllm_flow.engine.worker.tower import scores as tower_scores
+from vllm_flow.engine.worker.tower.attention import received_attention
 from vllm_flow.policy_keys import parse_policy
 
 RECEIVED = (
@@ -67,7 +69,7 @@ def test_who_asks_for_what_patches_receive_has_pictures_encoded_for_it(
     engine = open_engine(SIGLIP, 2)
     first = one_image(390)
     later = [replace(first, stages=stages) for stages in RECEIVED[:2]]
-    scored = "vllm_flow.engine.tower_attention.received_attention"
+    scored = "vllm_flow.engine.worker.tower.attention.received_attention"
     with encodings() as encoded, mock.patch(scored, side_effect=received_attention) as counted:
         assert_exact(engine, [first], engine.run([first]))
         assert (encoded.call_count, counted.call_count) == (1, 0)

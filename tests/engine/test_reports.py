@@ -21,7 +21,7 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, Engine
 from tests.engine.tiny_llava import SPECIALS, WORDS
 from vllm_flow.block_counts import Geometry
-from vllm_flow.engine.footprints import Footprint
+from vllm_flow.engine.core.footprints import Footprint
 from vllm_flow.engine.inspect import footprints
 from vllm_flow.engine.report import OUTLINE_KEY, REPORT_KEY, Outline, report_from
 from vllm_flow.engine.report import report as report_of

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_flow.engine.attention import row_mass
-from vllm_flow.engine.attention.keys import token_major
+from vllm_flow.engine.worker.attention import row_mass
+from vllm_flow.engine.worker.attention.keys import token_major
 
 SLOTS, SIZE = 4, 8
 

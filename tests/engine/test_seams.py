@@ -51,7 +51,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_flow.engine import plugin, wire
-from vllm_flow.engine.attention.answers import client_request_id
+from vllm_flow.engine.core.attention.answers import client_request_id
 from vllm_flow.patches import endpoint_plugins, input_processor, output_processor, vllm_config
 
 

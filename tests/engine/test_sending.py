@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import vllm_flow.engine
-from vllm_flow.engine.sending import OneCopy, sent, snapshot
+from vllm_flow.engine.worker.sending import OneCopy, sent, snapshot
 
 CPU = torch.device("cpu")
 

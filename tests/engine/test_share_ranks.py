@@ -11,7 +11,7 @@ from tests.engine.cases import LONG, NEXT, SIGLIP, Ask, one_image, text_only, tw
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
 from tests.engine.tiny_llava import Shape
-from vllm_flow.engine.picture_orders import PictureOrders
+from vllm_flow.engine.worker.choosing.picture_orders import PictureOrders
 from vllm_flow.ranks import RANKS
 
 BY_CLASS = (

@@ -20,15 +20,16 @@ from vllm.forward_context import DPMetadata, ForwardContext, override_forward_co
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager
 
-from vllm_flow.engine import adoption, shared_experts
-from vllm_flow.engine.decoder import DecoderHook
-from vllm_flow.engine.device_step import DeviceStep, DeviceVariant
+from vllm_flow.engine import adoption
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.layout_book import LayoutBook
-from vllm_flow.engine.runner_v1 import FlowRunnerV1
-from vllm_flow.engine.runner_v2 import FlowGraphManager
-from vllm_flow.engine.shared_experts import LayerRows, SharedExperts, rows_by_layer
-from vllm_flow.engine.worker_state import WorkerState
+from vllm_flow.engine.worker.device_step import DeviceStep, DeviceVariant
+from vllm_flow.engine.worker.passes import shared_experts
+from vllm_flow.engine.worker.passes.decoder import DecoderHook
+from vllm_flow.engine.worker.passes.shared_experts import LayerRows, SharedExperts, rows_by_layer
+from vllm_flow.engine.worker.runner_v1 import FlowRunnerV1
+from vllm_flow.engine.worker.runner_v2 import FlowGraphManager
+from vllm_flow.engine.worker.worker_state import WorkerState
 from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.spans import ImageSpans

@@ -21,8 +21,8 @@ from tests.engine.test_keys import (
     slot_writer,
     strided,
 )
-from vllm_flow.engine.moving import RowMover
-from vllm_flow.engine.slots import token_places
+from vllm_flow.engine.worker.moving import RowMover
+from vllm_flow.engine.worker.slots import token_places
 from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.rewriting import Rewrite

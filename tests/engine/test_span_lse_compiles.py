@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.longer import some
-from vllm_flow.engine.attention import span_lse_triton
-from vllm_flow.engine.attention.keys import READERS, span_lse
-from vllm_flow.engine.attention.span_lse_triton import lse_function
+from vllm_flow.engine.worker.attention import span_lse_triton
+from vllm_flow.engine.worker.attention.keys import READERS, span_lse
+from vllm_flow.engine.worker.attention.span_lse_triton import lse_function
 
 triton = pytest.importorskip("triton")
 

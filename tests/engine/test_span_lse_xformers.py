@@ -14,10 +14,10 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 from tests.engine.span_cases import BATCHES, GROUPS, Case, Heads, make
 from tests.engine.test_keys import strided
 from tests.engine.xformers_masks import materialised_lse, xformers_or_skip
-from vllm_flow.engine.attention import span_lse_xformers, tap, xformers_needs
-from vllm_flow.engine.attention.keys import column_major, span_lse, tiled_pairs, token_major
 from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.engine.worker.attention import span_lse_xformers, tap, xformers_needs
+from vllm_flow.engine.worker.attention.keys import column_major, span_lse, tiled_pairs, token_major
 
 BY_TOKEN = [heads for heads in GROUPS if heads.read is token_major]
 FLOAT, HALF = torch.float32, torch.bfloat16

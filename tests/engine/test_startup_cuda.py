@@ -15,8 +15,8 @@ from vllm.config.compilation import CompilationMode, CUDAGraphMode
 from tests.engine.configs import config_of
 from tests.engine.tiny_llava import Shape, build
 from vllm_flow.engine import refusals
-from vllm_flow.engine.pieces import compiles_in_pieces
 from vllm_flow.engine.support import check_supported
+from vllm_flow.engine.worker.passes.pieces import compiles_in_pieces
 
 NGRAM = SimpleNamespace(method="ngram", enable_adaptive_verification=False)
 

@@ -15,7 +15,7 @@ from tests.engine.configs import config_of
 from tests.engine.settings_with import settings_with
 from tests.engine.tiny_llava import Shape, build
 from vllm_flow.engine import families, plugin
-from vllm_flow.engine.attention.writer import check_log
+from vllm_flow.engine.core.attention.writer import check_log
 from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.engine.support import FP8, check_version

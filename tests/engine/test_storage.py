@@ -27,7 +27,8 @@ from tests.engine.cases import LONG, MISTRAL, Ask, one_image, text_only, two_ima
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE
 from tests.engine.tiny_llava import Shape
-from vllm_flow.engine import groups, storage
+from vllm_flow.engine import groups
+from vllm_flow.engine.core import storage
 from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.settings import FlowSettings
 

@@ -23,8 +23,8 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import Engine, assert_exact, params_of, tokens_of
 from tests.engine.test_lifecycle import TINY_POOL
 from tests.engine.tiny_llava import picture
-from vllm_flow.engine import tower_scores
-from vllm_flow.engine.tower_scores import Tower
+from vllm_flow.engine.worker.tower import scores as tower_scores
+from vllm_flow.engine.worker.tower.scores import Tower
 from vllm_flow.ranks import RANKS, FrameRank, TowerRank
 
 RANKED = ("0:50% cls_attention", "2:30% cls_attention, 3:0", "0:30% cls_diverse, 2:10% uniform")

@@ -22,12 +22,12 @@ from vllm.model_executor.models.qwen2_5_vl import (
 from vllm.model_executor.models.siglip import SiglipVisionModel
 
 from vllm_flow.engine import frames, obstacles
-from vllm_flow.engine.tower_attention import class_attention, received_attention
-from vllm_flow.engine.tower_intern import InternView
-from vllm_flow.engine.tower_llava import LlavaView
-from vllm_flow.engine.tower_qwen import QwenView
-from vllm_flow.engine.tower_scores import Tower
-from vllm_flow.engine.tower_views import tower_of
+from vllm_flow.engine.worker.tower.attention import class_attention, received_attention
+from vllm_flow.engine.worker.tower.intern import InternView
+from vllm_flow.engine.worker.tower.llava import LlavaView
+from vllm_flow.engine.worker.tower.qwen import QwenView
+from vllm_flow.engine.worker.tower.scores import Tower
+from vllm_flow.engine.worker.tower.views import tower_of
 from vllm_flow.ranks import TowerRows, TowerScore, TowerTiles
 
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.engine.span_cases import BATCHES, GROUPS, Heads, make
 from tests.engine.triton_variants import Launches, with_triton
-from vllm_flow.engine import worker
+from vllm_flow.engine.worker import worker
 
 pytest.importorskip("triton")
 
@@ -21,7 +21,7 @@ LAYERS, MOST = 4, 300
 @pytest.mark.parametrize("most", [1, 24, MOST])
 def test_captured_steps_of_any_size_refresh_by_one_kernel(most: int) -> None:
     """The one that was launched when the buffers were made, before anything is captured."""
-    module = with_triton("vllm_flow.engine.decode_graphs")
+    module = with_triton("vllm_flow.engine.worker.decode_graphs")
     launches = Launches(module, "_refresh_kernel")
     spec = SimpleNamespace(block_size=16)
     names = [f"model.layers.{layer}.attn" for layer in range(LAYERS)]
@@ -43,7 +43,7 @@ def test_captured_steps_of_any_size_refresh_by_one_kernel(most: int) -> None:
 def test_pictures_of_any_size_are_put_in_order_by_variants_of_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    module = with_triton("vllm_flow.engine.farthest_first")
+    module = with_triton("vllm_flow.engine.worker.choosing.farthest_first")
     monkeypatch.setattr(module, "HAS_TRITON", True)
     launches = Launches(module, "_farthest_first")
     module.compile_all(torch.device("cpu"))
@@ -63,7 +63,7 @@ def test_pictures_of_any_size_are_put_in_order_by_variants_of_the_start(
 def test_rows_of_any_kind_are_logged_by_the_variant_of_the_start(
     heads: Heads, dtype: torch.dtype
 ) -> None:
-    module = with_triton("vllm_flow.engine.attention.span_lse_triton")
+    module = with_triton("vllm_flow.engine.worker.attention.span_lse_triton")
     launches = Launches(module, "_span_lse")
     cases = [make(heads, rows, 0, dtype, "cpu") for rows in BATCHES.values()]
     _, cache, read, *_, scale = cases[0]

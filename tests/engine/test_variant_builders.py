@@ -11,9 +11,9 @@ import torch
 from vllm.config import get_current_vllm_config, set_current_vllm_config
 from vllm.v1.worker.utils import AttentionGroup
 
-from vllm_flow.engine import group_memory, variant_builders
-from vllm_flow.engine.decode_graphs import unreplayable
-from vllm_flow.engine.variant_builders import VariantBuilders, another, settle
+from vllm_flow.engine.worker import group_memory, variant_builders
+from vllm_flow.engine.worker.decode_graphs import unreplayable
+from vllm_flow.engine.worker.variant_builders import VariantBuilders, another, settle
 
 CONFIG = SimpleNamespace(compilation_config=SimpleNamespace(custom_ops=[]))
 SCRATCH, KEPT = 1000, 64

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from vllm_flow.engine.step_inputs import StepInputs
-from vllm_flow.engine.worker_state import WorkerState
+from vllm_flow.engine.worker.step_inputs import StepInputs
+from vllm_flow.engine.worker.worker_state import WorkerState
 from vllm_flow.step import StepShares
 
 SHARES = StepShares(["a", "b"], [0, 9], [5, 1])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_flow.engine.attention.span_lse_xformers import inputs_of
+from vllm_flow.engine.worker.attention.span_lse_xformers import inputs_of
 
 
 def xformers_or_skip() -> None:
@@ -18,7 +18,7 @@ def xformers_or_skip() -> None:
 def materialised_lse(
     query_PHD: torch.Tensor, keys_BKND: torch.Tensor, mask: Any, scale: float
 ) -> torch.Tensor:
-    """:func:`vllm_flow.engine.attention.span_lse_xformers.partial_lse`, all keys of all pages at once."""
+    """:func:`vllm_flow.engine.worker.attention.span_lse_xformers.partial_lse`, all keys of all pages at once."""
     query, key = inputs_of(query_PHD, keys_BKND)
     pairs = len(query_PHD)
     # The op reads the tensors; materialising reads the numbers beside them.

@@ -22,7 +22,7 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
 from vllm.v1.worker.gpu import cudagraph_utils, model_runner
 from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager, ModelCudaGraphManager
 
-from vllm_flow.engine import decode_graphs
+from vllm_flow.engine.worker import decode_graphs
 
 if TYPE_CHECKING:
     from tests.engine.harness import Engine

@@ -21,9 +21,9 @@ from tests.engine.harness import assert_exact
 from tests.engine.policy_cases import DEVICE, PLACE
 from tests.engine_v2.recorded_graphs import recorded_graphs
 from vllm_flow.decode_plan import decode_facts
-from vllm_flow.engine import decode_graphs
-from vllm_flow.engine.decode_graphs import DecodeBuffers, unreplayable
-from vllm_flow.engine.runner_v2 import FlowRunnerV2
+from vllm_flow.engine.worker import decode_graphs
+from vllm_flow.engine.worker.decode_graphs import DecodeBuffers, unreplayable
+from vllm_flow.engine.worker.runner_v2 import FlowRunnerV2
 from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import plan_step
 from vllm_flow.policy import FlowPolicy, Stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vllm_flow.engine.farthest_first import farthest_first_triton, fast_order
+from vllm_flow.engine.worker.choosing.farthest_first import farthest_first_triton, fast_order
 from vllm_flow.ranks import RANKS
 from vllm_flow.ranks.diversity import DIVERSITY, farthest_first
 

@@ -9,7 +9,7 @@ from tests.engine.building import built
 from tests.engine.cases import GQA, one_image
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
-from vllm_flow.engine.cpu_groups import SharedSchedule
+from vllm_flow.engine.worker.cpu_groups import SharedSchedule
 
 
 @pytest.mark.parametrize(("can_update", "builds"), [(True, 1), (False, GQA.layers)])

@@ -15,9 +15,9 @@ from tests.engine.cases import GQA, adjacent_images, text_only, two_images
 from tests.engine.harness import assert_exact
 from tests.engine.span_cases import BATCHES, GROUPS, Heads, Row, make
 from tests.engine.test_attention_log import assert_logged, logging_some, open_logging
-from vllm_flow.engine.attention import span_lse_triton
-from vllm_flow.engine.attention.keys import column_major, span_lse, tiled_pairs, token_major
-from vllm_flow.engine.attention.span_lse_triton import lse_function
+from vllm_flow.engine.worker.attention import span_lse_triton
+from vllm_flow.engine.worker.attention.keys import column_major, span_lse, tiled_pairs, token_major
+from vllm_flow.engine.worker.attention.span_lse_triton import lse_function
 
 __all__ = ["open_logging"]
 

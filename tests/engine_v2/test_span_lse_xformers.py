@@ -10,8 +10,8 @@ import torch
 
 from tests.engine.span_cases import BATCHES, GROUPS, Heads, Row, make
 from tests.engine.xformers_masks import xformers_or_skip
-from vllm_flow.engine.attention import span_lse_xformers, xformers_needs
-from vllm_flow.engine.attention.keys import span_lse, token_major
+from vllm_flow.engine.worker.attention import span_lse_xformers, xformers_needs
+from vllm_flow.engine.worker.attention.keys import span_lse, token_major
 
 # The logarithm of an empty span's sum, in the interpreter's numpy.
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")]

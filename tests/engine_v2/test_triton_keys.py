@@ -16,8 +16,8 @@ from vllm.v1.attention.ops.triton_reshape_and_cache_flash import triton_reshape_
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from tests.engine.test_keys import HEADS, SIZE, SLOTS, layer_writing, strided
-from vllm_flow.engine.attention.keys import key_reader, span_lse, token_major
-from vllm_flow.engine.attention.span_lse_triton import span_lse_triton
+from vllm_flow.engine.worker.attention.keys import key_reader, span_lse, token_major
+from vllm_flow.engine.worker.attention.span_lse_triton import span_lse_triton
 
 # The logarithm of an empty span's sum, in the interpreter's numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")

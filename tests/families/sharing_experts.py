@@ -76,7 +76,7 @@ def main(rank: int, folder: Path, name: str) -> None:
     from tests.families.asking import every_cliff, prompts_of
     from tests.families.checkpoints import build
     from tests.families.running import Engine, Judge, close_all
-    from vllm_flow.engine import eager_pass, shared_experts
+    from vllm_flow.engine.worker.passes import eager_pass, shared_experts
 
     gather_rows()
     checkpoint = build(name, folder)

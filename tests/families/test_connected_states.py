@@ -57,7 +57,7 @@ def judge(engine: Engine) -> Judge:
 @pytest.fixture
 def connector(engine: Engine) -> Iterator[StateConnector]:
     """Every block is back after each test."""
-    from vllm_flow.engine.connectors import FlowConnector
+    from vllm_flow.engine.core.connectors import FlowConnector
     from vllm_flow.engine.inspect import check_integrity
 
     found: Any = engine.llm.llm_engine.engine_core.engine_core.scheduler.connector

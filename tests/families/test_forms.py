@@ -12,10 +12,10 @@ from vllm.model_executor.models.utils import PPMissingLayer
 from vllm.sequence import IntermediateTensors
 
 from tests.families.test_registry import SwappedLayer
-from vllm_flow.engine.decoder import DecoderHook
-from vllm_flow.engine.device_step import DeviceStep, DeviceVariant
 from vllm_flow.engine.families.decoder_parts import Decoder
 from vllm_flow.engine.families.finding import check_call, of_stage, residual_decoder
+from vllm_flow.engine.worker.device_step import DeviceStep, DeviceVariant
+from vllm_flow.engine.worker.passes.decoder import DecoderHook
 
 
 class PlainLayer(nn.Module):

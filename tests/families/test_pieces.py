@@ -18,8 +18,8 @@ from tests.families.asking import every_cliff
 from tests.families.checkpoints import BUILDERS
 from tests.families.making import Checkpoint
 from tests.families.running import STOCK, Engine, Judge
-from vllm_flow.engine.last_layer import attention_of
-from vllm_flow.engine.pieces import pieces_of
+from vllm_flow.engine.worker.passes.last_layer import attention_of
+from vllm_flow.engine.worker.passes.pieces import pieces_of
 
 QUICK = ("qwen3_vl", "aya_vision")
 BY_TRACE = ("mimo_v2_omni", "mimo_v2_omni_narrow")

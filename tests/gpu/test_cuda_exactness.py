@@ -17,7 +17,7 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, Engine, assert_exact, logprobs_of, picture, tokens_of
 from tests.engine.policy_cases import device_mixed, late_mixed, row_mixed
 from tests.gpu.backends import DEFAULT, EAGER, GRAPHS, WIDE, flash, triton, v1
-from vllm_flow.engine.pieces import Piece
+from vllm_flow.engine.worker.passes.pieces import Piece
 
 EXECUTIONS = [
     pytest.param(EAGER, id="eager"),

@@ -14,8 +14,8 @@ from tests.engine.fixtures import prepare_process
 prepare_process()
 
 from tests.engine.span_cases import BATCHES, GROUPS, Heads, Row, make  # noqa: E402
-from vllm_flow.engine.attention.keys import span_lse, span_mass, token_major  # noqa: E402
-from vllm_flow.engine.attention.span_lse_triton import lse_function, span_lse_triton  # noqa: E402
+from vllm_flow.engine.worker.attention.keys import span_lse, span_mass, token_major  # noqa: E402
+from vllm_flow.engine.worker.attention.span_lse_triton import lse_function, span_lse_triton  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,8 +16,8 @@ from vllm.v1.kv_cache_layout import KVCacheLayout  # noqa: E402
 from tests.engine.span_cases import BATCHES, Heads, Row, make  # noqa: E402
 from tests.engine.test_keys import strided  # noqa: E402
 from tests.engine.xformers_masks import xformers_or_skip  # noqa: E402
-from vllm_flow.engine.attention.keys import span_lse, span_mass, token_major  # noqa: E402
-from vllm_flow.engine.attention.span_lse_xformers import (  # noqa: E402
+from vllm_flow.engine.worker.attention.keys import span_lse, span_mass, token_major  # noqa: E402
+from vllm_flow.engine.worker.attention.span_lse_xformers import (  # noqa: E402
     lse_function,
     span_lse_xformers,
 )

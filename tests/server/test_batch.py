@@ -14,9 +14,10 @@ from vllm.entrypoints.launchers import run_batch
 
 from tests.server.conftest import LAYERS
 from tests.server.requests import CHAT
-from vllm_flow.engine import asked_model, plugin
+from vllm_flow.engine import plugin
 from vllm_flow.engine.engine_facts import EngineFacts
-from vllm_flow.engine.http import refusal_of
+from vllm_flow.engine.front_end import asked_model
+from vllm_flow.engine.front_end.http import refusal_of
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.patches import run_batch as patch
 

@@ -29,7 +29,7 @@ from tests.server.requests import (
     text_body,
 )
 from tests.server.serving import NAME, Server
-from vllm_flow.engine.prefix import SALT_MARK
+from vllm_flow.engine.core.prefix import SALT_MARK
 
 SECONDS = float(os.environ.get("VLLM_FLOW_FUZZ_SECONDS", "6"))
 SEED = int(os.environ.get("VLLM_FLOW_FUZZ_SEED", "1"))

@@ -13,7 +13,7 @@ import yaml
 
 from tests.server.requests import CHAT, chat_body
 from tests.server.serving import NAME, Server
-from vllm_flow.engine.metrics import NO_IMAGE
+from vllm_flow.engine.front_end.metrics import NO_IMAGE
 from vllm_flow.policy_keys import BASELINE
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "grafana.json"

@@ -24,7 +24,7 @@ from tests.server.exact import CLIFFS, EXACT, assert_oracles
 from tests.server.requests import CHAT, chat_body, picture_of, prompt_of, question
 from tests.server.serving import Server, free_port, serve
 from vllm_flow.demo_model.assemble import assemble_small
-from vllm_flow.engine.connectors import LAYOUT_KEY
+from vllm_flow.engine.core.connectors import LAYOUT_KEY
 from vllm_flow.profile.dimensions import Workload
 from vllm_flow.profile.ideal import kv_blocks
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from tests.server.conftest import LAYERS
 from tests.server.requests import CHAT, COMPLETIONS
-from vllm_flow.engine import http
 from vllm_flow.engine.engine_facts import EngineFacts
-from vllm_flow.engine.http import PLACES, check_beside_the_body, check_body, check_once
+from vllm_flow.engine.front_end import http
+from vllm_flow.engine.front_end.http import PLACES, check_beside_the_body, check_body, check_once
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import CLIFF_KEY, REQUEST_KEYS

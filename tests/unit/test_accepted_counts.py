@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vllm_flow.engine.accepted_counts import counts_by_former_rows
+from vllm_flow.engine.worker.accepted_counts import counts_by_former_rows
 
 
 @pytest.mark.parametrize("mode", ["align", "none"])

@@ -32,7 +32,7 @@ NEVER_ONE = {
     ): "whatever stands in the file, as it stands there",
     ("vllm_flow/demo_model/datasets/readme.py", "len(CLASSES)"): "the demo model's world",
     ("vllm_flow/engine/diagnosis.py", "len(TARGETS)"): "the ledger's",
-    ("vllm_flow/engine/fitting.py", "longest"): "more than a step has room for",
+    ("vllm_flow/engine/front_end/fitting.py", "longest"): "more than a step has room for",
     ("vllm_flow/grouping.py", "self.num_layers"): "one layer makes one group",
     ("vllm_flow/engine/settings.py", "stages"): "a list of them",
     ("vllm_flow/grouping.py", "drafter"): "a clause",

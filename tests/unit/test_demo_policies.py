@@ -147,7 +147,7 @@ def test_what_an_engine_cannot_serve_is_refused(monkeypatch: pytest.MonkeyPatch)
         return SimpleNamespace(generate=generate)
 
     front_end = SimpleNamespace(RefusedRequest=RefusedRequest)
-    monkeypatch.setitem(sys.modules, "vllm_flow.engine.frontend", front_end)
+    monkeypatch.setitem(sys.modules, "vllm_flow.engine.front_end.incoming", front_end)
     with pytest.raises(Refused, match="--policies: no attention here"):
         asker(raising(RefusedRequest("no attention here"))).generate([], None)
     with pytest.raises(ValueError, match="a fault") as caught:

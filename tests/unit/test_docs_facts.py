@@ -14,7 +14,8 @@ import pytest
 
 from tests.plugins.installing import RANK_PACKAGE, lay_out, visible
 from vllm_flow.cli import build_parser
-from vllm_flow.engine import metrics, report
+from vllm_flow.engine import report
+from vllm_flow.engine.front_end import metrics
 from vllm_flow.engine.obstacles import Misfit
 from vllm_flow.engine.settings import NO_OPTIONS, FlowSettings
 from vllm_flow.eval.cliff.command import check_read as check_cliff

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_flow.engine import drafts
-from vllm_flow.engine.aux_hidden_states import COLLECTS, check_collects
 from vllm_flow.engine.draft_layers import OWN_NAMES, check_layers, layer_in_group, storage_layer
 from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.settings import FlowSettings
+from vllm_flow.engine.worker.passes.aux_hidden_states import COLLECTS, check_collects
 from vllm_flow.grouping import DecoderLayers
 
 

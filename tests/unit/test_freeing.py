@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_plan import LAYERS, Case, cases
-from vllm_flow.engine.freeing import by_position
+from vllm_flow.engine.core.freeing import by_position
 
 Block = tuple[int, int]
 """Storage group and index in its block table."""

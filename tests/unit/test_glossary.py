@@ -53,7 +53,7 @@ def test_no_text_runs_over_the_edge() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["layout.py", "plan.py", "engine/storage.py", "engine/prefix.py"]
+    "module", ["layout.py", "plan.py", "engine/core/storage.py", "engine/core/prefix.py"]
 )
 def test_who_uses_the_words_says_where_they_are_explained(module: str) -> None:
     docstring = (ROOT / "vllm_flow" / module).read_text(encoding="utf-8").split('"""')[1]

@@ -10,7 +10,7 @@ import pytest
 
 from vllm_flow.engine import states
 from vllm_flow.engine.engine_facts import EngineFacts
-from vllm_flow.engine.fitting_engine import unfit
+from vllm_flow.engine.front_end.fitting_engine import unfit
 from vllm_flow.policy import FlowPolicy, Stage
 
 LFM2 = ("lfm2", ["conv", "full_attention", "conv"])

@@ -26,7 +26,7 @@ from vllm_flow.analysis.attention_reference import (
     span_of,
 )
 from vllm_flow.counts import counted
-from vllm_flow.engine.attention import xformers_needs
+from vllm_flow.engine.worker.attention import xformers_needs
 from vllm_flow.style import SPANS
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from vllm_flow.policy_keys import request_keys
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
 
-    from vllm_flow.engine.footprints import Footprint
+    from vllm_flow.engine.core.footprints import Footprint
 
 CHUNK = 64
 """Requests handed to the engine at once: enough to mix cliffs, few enough for a live bar."""
@@ -172,7 +172,7 @@ class Asker:
         try:
             return self.llm.generate(prompts, sampling, use_tqdm=False)
         except (ValueError, VLLMValidationError) as error:
-            from vllm_flow.engine.frontend import RefusedRequest
+            from vllm_flow.engine.front_end.incoming import RefusedRequest
 
             if isinstance(error, RefusedRequest):
                 raise Refused(f"--policies: {error}") from error

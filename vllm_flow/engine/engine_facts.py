@@ -138,6 +138,6 @@ def served_name(model_config: Any) -> str:
 
 
 def _hands_over(connector: Any) -> bool:
-    from vllm_flow.engine import connectors
+    from vllm_flow.engine.core import connectors
 
     return connectors.hands_over(connector)

@@ -97,7 +97,7 @@ def register() -> None:
     worker, by the scheduler, and by the specs themselves on arrival in an engine core whose workers
     are other processes.
     """
-    from vllm_flow.engine.storage import FlowAttentionManager  # which knows the spec
+    from vllm_flow.engine.core.storage import FlowAttentionManager  # which knows the spec
 
     # The registry fills itself with vLLM's own specs only while it is empty; this call makes it do
     # so before ours goes in.

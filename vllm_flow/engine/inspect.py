@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm_flow.engine.footprints import Footprint
+from vllm_flow.engine.core.footprints import Footprint
 from vllm_flow.layout import TokenLayout, of_prompt
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def scheduler_of(llm: LLM | Any) -> Any:
 
 
 def spares_last_layers(llm: LLM | Any) -> bool:
-    """Whether image rows leave the last layer that sees them early; see ``engine/last_layer.py``."""
+    """Whether image rows leave the last layer that sees them early; see ``engine/worker/passes/last_layer.py``."""
     scheduler_of(llm)  # in this process, and with the extension
     core = llm.llm_engine.engine_core.engine_core
     runner = core.model_executor.driver_worker.worker.model_runner
@@ -52,7 +52,7 @@ def footprints(llm: LLM | Any) -> dict[str, Footprint]:
 
 
 def attention_log(llm: LLM | Any) -> Any:
-    """The :class:`~vllm_flow.engine.attention.writer.AttentionLogWriter`, None where none is configured."""
+    """The :class:`~vllm_flow.engine.core.attention.writer.AttentionLogWriter`, None where none is configured."""
     logged = scheduler_of(llm).flow_logged
     return None if logged is None else logged.log
 

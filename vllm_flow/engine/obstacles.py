@@ -5,7 +5,7 @@ synchronous client is asked when its client is made. An asynchronous client is a
 question that vLLM has for the engine, which it asks before it looks at the first request.
 
 What a worker cannot do would end the engine with the first request that needs it; the front end refuses
-such requests (:func:`vllm_flow.engine.fitting.fitted`).
+such requests (:func:`vllm_flow.engine.front_end.fitting.fitted`).
 """
 
 from __future__ import annotations

@@ -12,15 +12,15 @@ from vllm.logger import init_logger
 
 logger = init_logger("vllm.vllm_flow.plugin")
 
-WORKER_CLS = "vllm_flow.engine.worker.FlowWorker"
-SCHEDULER_CLS = "vllm_flow.engine.scheduler.FlowScheduler"
-ASYNC_SCHEDULER_CLS = "vllm_flow.engine.scheduler.FlowAsyncScheduler"
+WORKER_CLS = "vllm_flow.engine.worker.worker.FlowWorker"
+SCHEDULER_CLS = "vllm_flow.engine.core.scheduler.FlowScheduler"
+ASYNC_SCHEDULER_CLS = "vllm_flow.engine.core.scheduler.FlowAsyncScheduler"
 
 
 def register() -> None:
     """Entry point: make vLLM read ``additional_config["vllm_flow"]``. May run more than once."""
     from vllm_flow import models
-    from vllm_flow.engine import metrics
+    from vllm_flow.engine.front_end import metrics
     from vllm_flow.patches import input_processor, output_processor, vllm_config
 
     models.register()
@@ -38,8 +38,8 @@ def configure(config: Any) -> None:
     from vllm import __version__
 
     from vllm_flow import __version__ as FLOW_VERSION
-    from vllm_flow.engine.attention.writer import check_log
-    from vllm_flow.engine.default_policies import check_policies
+    from vllm_flow.engine.core.attention.writer import check_log
+    from vllm_flow.engine.front_end.default_policies import check_policies
     from vllm_flow.engine.setting_values import CONFIG_KEY, with_profile_read
     from vllm_flow.engine.settings import FlowSettings
     from vllm_flow.engine.support import check_supported
@@ -127,8 +127,8 @@ def _select_classes(config: Any) -> None:
 
 def _equip_front_end(config: Any, settings: Any) -> None:
     """Count in this process, and apply the patches that an engine with the key needs in its front end."""
-    from vllm_flow.engine import metrics
-    from vllm_flow.engine.prompt_scores import blank
+    from vllm_flow.engine.front_end import metrics
+    from vllm_flow.engine.worker.prompt_scores import blank
     from vllm_flow.patches import core_client, endpoint_plugins, logprobs, renderer, run_batch
 
     metrics.enable(config.model_config.served_model_name, settings.num_layers)
@@ -157,21 +157,21 @@ def _tell_unlike(profile: Any, model: Any) -> None:
 
 def _key_check() -> Any:
     """What the HTTP server attaches; imported there only, since it needs FastAPI."""
-    from vllm_flow.engine.http import KeyCheck
+    from vllm_flow.engine.front_end.http import KeyCheck
 
     return KeyCheck()
 
 
 def _line_check(line: str, settings: Any) -> str | None:
     """What the batch runner asks of each line; imported there only, as above."""
-    from vllm_flow.engine.http import refusal_of
+    from vllm_flow.engine.front_end.http import refusal_of
 
     return refusal_of(line, settings)
 
 
 def _noting(request: Any, handled: Any) -> Any:
     """What the batch runner awaits of each line: its handling, with the model's name noted."""
-    from vllm_flow.engine.asked_model import noting
+    from vllm_flow.engine.front_end.asked_model import noting
 
     return noting(getattr(request.body, "model", None), handled)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, TypedDict
 
 from vllm_flow.block_counts import Geometry, evicted_at, predict_blocks, stored_blocks
-from vllm_flow.engine.footprints import Footprint
+from vllm_flow.engine.core.footprints import Footprint
 from vllm_flow.layout import TokenLayout
 from vllm_flow.policy import When
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm_flow.engine.layer_ranks import LayerRanks
-from vllm_flow.engine.ranking import Ranker
 from vllm_flow.engine.states import is_state
+from vllm_flow.engine.worker.choosing.layer_ranks import LayerRanks
+from vllm_flow.engine.worker.choosing.ranking import Ranker
 
 if TYPE_CHECKING:
     from vllm import LLM

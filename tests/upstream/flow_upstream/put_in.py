@@ -23,9 +23,9 @@ from vllm.v1.kv_cache_interface import (
     SlidingWindowSpec,
 )
 
+from vllm_flow.engine.core.scheduler import FlowAsyncScheduler, FlowScheduler
 from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.groups import group_specs
-from vllm_flow.engine.scheduler import FlowAsyncScheduler, FlowScheduler
 from vllm_flow.engine.settings import CONFIG_KEY, FlowSettings
 from vllm_flow.engine.states import is_state
 

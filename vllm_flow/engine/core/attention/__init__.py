@@ -1,0 +1,1 @@
+"""The attention log: from the workers' numbers to files, once a token is part of an answer."""

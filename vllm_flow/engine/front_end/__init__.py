@@ -1,0 +1,1 @@
+"""The front end's process: which policy a request has, whether it fits, and what is counted."""

@@ -1,0 +1,1 @@
+"""The workers' processes: steps of the model in which rows leave."""

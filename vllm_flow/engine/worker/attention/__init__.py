@@ -1,0 +1,1 @@
+"""What answer tokens attend to, read while the layers run."""

@@ -1,0 +1,1 @@
+"""Which rows of an image stay, where only the device can tell."""

@@ -1,0 +1,1 @@
+"""A step's way through the decoder's layers, eager or compiled."""

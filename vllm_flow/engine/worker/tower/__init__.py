@@ -1,0 +1,1 @@
+"""What the vision tower says of a picture's tokens."""
