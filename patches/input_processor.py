@@ -20,17 +20,17 @@ def apply() -> None:
         def process_inputs(
             self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
         ) -> Any:
-            from vllm_flow.engine.front_end import incoming as frontend
+            from vllm_flow.engine.front_end import incoming
             from vllm_flow.engine.settings import FlowSettings
 
             settings = FlowSettings.of(self.vllm_config)
             if settings is None:
-                frontend.tell_unread(params)
+                incoming.tell_unread(params)
                 return original(self, request_id, prompt, params, *args, **kwargs)
-            with frontend.refusals():
-                frontend.check_keys(getattr(params, "extra_args", None), settings)
+            with incoming.refusals():
+                incoming.check_keys(getattr(params, "extra_args", None), settings)
                 request = original(self, request_id, prompt, params, *args, **kwargs)
-                frontend.settle(request, settings)
+                incoming.settle(request, settings)
             return request
 
         return process_inputs

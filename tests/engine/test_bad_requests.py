@@ -12,7 +12,7 @@ from tests.engine import v2_cpu
 from tests.engine.cases import GQA, one_image, two_images
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, Engine, assert_exact, assert_same
-from vllm_flow.engine.front_end import incoming as frontend
+from vllm_flow.engine.front_end import incoming
 
 BAD: tuple[tuple[str, Any], ...] = (
     ("flow_cliff", -1),
@@ -132,7 +132,7 @@ def test_keys_that_nobody_reads_are_told_of_once(
     """An engine that was started without the extension: an answer under no policy must not pass for one under it."""
     said: list[str] = []
     monkeypatch.setattr(
-        frontend.logger, "warning_once", lambda text, *values: said.append(text % values)
+        incoming.logger, "warning_once", lambda text, *values: said.append(text % values)
     )
     engine = open_engine(GQA, STOCK)
     ask = one_image(3, 1)

@@ -13,7 +13,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
 from tests.engine.settings_with import settings_with
 from vllm_flow.engine.engine_facts import EngineFacts
-from vllm_flow.engine.front_end import incoming as frontend
+from vllm_flow.engine.front_end import incoming
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import parse_policy
@@ -44,8 +44,8 @@ def settle(keys: dict[str, Any] | None, *images: tuple[int, int], **settings: An
     """The keys that go on, and the salt."""
     found = settings_with(SETTINGS, **settings)
     sent = request(keys, *images)
-    frontend.check_keys(sent.sampling_params.extra_args, found)
-    frontend.settle(sent, found)
+    incoming.check_keys(sent.sampling_params.extra_args, found)
+    incoming.settle(sent, found)
     return sent.sampling_params.extra_args, sent.cache_salt
 
 
@@ -153,9 +153,9 @@ def test_pictures_in_one_another_or_nowhere_are_refused(
     tokens = list(range(prompt))
     sent = request({"flow_cliff": 4, "flow_when": when}, *images, prompt_token_ids=tokens)
     with pytest.raises(PolicyError, match="flow_cliff=4: one of its pictures is at tokens"):
-        frontend.settle(sent, SETTINGS)
+        incoming.settle(sent, SETTINGS)
     sent = request(None, *images, prompt_token_ids=tokens)
-    frontend.settle(sent, replace(SETTINGS, default_policy=parse_policy({"flow_cliff": 4}, LAYERS)))
+    incoming.settle(sent, replace(SETTINGS, default_policy=parse_policy({"flow_cliff": 4}, LAYERS)))
     assert sent.sampling_params.extra_args is None  # for vLLM to refuse
 
 
@@ -170,7 +170,7 @@ def test_what_leaves_after_the_prefill_shares_what_has_no_policy() -> None:
     assert settle(late, (5, 90), step_tokens=32) == (late, None)
     sent = request(late, (5, 90), text=0)
     sent.cache_salt, sent.sampling_params.prompt_logprobs = "mine", 1
-    frontend.settle(sent, SETTINGS)
+    incoming.settle(sent, SETTINGS)
     assert (sent.sampling_params.extra_args, sent.cache_salt) == (late, "mine")
     keys = {"flow_preset": "fastv", "flow_when": "decode"}
     assert settle(keys, (5, 90), step_tokens=2) == (
@@ -184,7 +184,7 @@ def test_what_leaves_after_the_prefill_shares_what_has_no_policy() -> None:
     sent = request(late, (5, 90))
     sent.resumable = True
     with pytest.raises(PolicyError, match="streaming input"):
-        frontend.settle(sent, SETTINGS)
+        incoming.settle(sent, SETTINGS)
 
 
 @pytest.mark.parametrize("rank", ["diversity", "last_image"])
@@ -205,7 +205,7 @@ def test_how_many_of_each_crop_stay_must_be_known_where_their_tokens_see_one_ano
     def check(place: PlaceholderRange, settings: FlowSettings, **keys: Any) -> None:
         sent = request({"flow_cliff": 3, "flow_keep": 9, **keys}, (5, 63))
         sent.mm_features[0].mm_position = place
-        frontend.settle(sent, settings)
+        incoming.settle(sent, settings)
 
     with pytest.raises(
         PolicyError, match="how many of each piece stay .* leave out do_pan_and_scan"
@@ -229,16 +229,16 @@ EMBEDDED = {"prompt_token_ids": None, "prompt_embeds": object()}
 )
 def test_embeddings_have_no_pictures(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(PolicyError) as error:
-        frontend.settle(request(keys, **EMBEDDED), SETTINGS)
+        incoming.settle(request(keys, **EMBEDDED), SETTINGS)
     assert said in str(error.value)
 
 
 def test_embeddings_have_no_policy() -> None:
     baseline = request({"flow_cliff": LAYERS, "theirs": 1}, **EMBEDDED)
-    frontend.settle(baseline, SETTINGS)
+    incoming.settle(baseline, SETTINGS)
     assert baseline.sampling_params.extra_args == {"theirs": 1} and baseline.cache_salt is None
     sent = request(None, **EMBEDDED)
-    frontend.settle(sent, replace(SETTINGS, default_policy=parse_policy({"flow_cliff": 3}, LAYERS)))
+    incoming.settle(sent, replace(SETTINGS, default_policy=parse_policy({"flow_cliff": 3}, LAYERS)))
     assert sent.sampling_params.extra_args is None and sent.cache_salt is None
 
 

@@ -45,11 +45,11 @@ def test_nobody_else_copies_asynchronously_to_a_device() -> None:
             if isinstance(node, ast.Call) and any(k.arg == "non_blocking" for k in node.keywords):
                 found.add((path.relative_to(engine).as_posix(), ast.unparse(node)))
     assert found == {
-        ("sending.py", "own.to(device, non_blocking=True)"),
-        ("attention/tap.py", "tensor.to('cpu', non_blocking=True)"),
+        ("worker/sending.py", "own.to(device, non_blocking=True)"),
+        ("worker/attention/tap.py", "tensor.to('cpu', non_blocking=True)"),
         # Of a snapshot.
         (
-            "decode_graphs.py",
+            "worker/decode_graphs.py",
             "self._facts[:host.numel()].copy_(host.view(-1), non_blocking=True)",
         ),
     }

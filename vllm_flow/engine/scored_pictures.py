@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vllm_flow.layout import TokenLayout
 
 PIXELS = ("pixel_values", "pixel_values_flat")
-"""What the models of which a tower is read (`tower_views`) call the pixels of pictures; those of videos have others."""
+"""What models whose tower is read (`worker/tower/views`) call the pixels of pictures; those of videos have others."""
 NAME_MARK = "flow-received:"
 MERGING_MARK = "flow-merging:"
 """What the names of such pictures begin with; that of a picture of both kinds with both."""

@@ -27,7 +27,7 @@ REWRITES_FIELD = "flow_rewrites"
 PICTURES_FIELD = "flow_pictures"
 """On a scheduler's output: :data:`Pictures` that the workers lack, see `encoder_cache`."""
 ATTENTION_FIELD = "flow_attention"
-"""On a model runner's output: request id -> :class:`TokenAttention`, see `attention/tap`."""
+"""On a model runner's output: request id -> :class:`TokenAttention`, see `worker/attention/tap`."""
 
 
 def rewrites_of(output: SchedulerOutput) -> Rewrites:

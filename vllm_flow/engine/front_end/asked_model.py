@@ -1,6 +1,6 @@
 """Under which name a request asks for the model: a served name, or an adapter's.
 
-Where a request is settled (`frontend`) vLLM says which adapter it goes through, but no longer which of several served
+Where a request is settled (`incoming`) vLLM says which adapter it goes through, but no longer which of several served
 names the client wrote. The check of the body (`http`), and that of a batch's lines, note the name in the task that
 handles the request; vLLM settles it in that task, or in one made from it, which starts with what was noted.
 """

@@ -4,7 +4,7 @@
 the number 1, which is a layer, and refuses ``null`` in words that do not say what is allowed. Keys
 anywhere else are ignored, as are all keys where vLLM makes requests of its own, and of a key that is
 sent twice, JSON keeps the last. Here each is HTTP 400 with a sentence. What is wrong only in view of
-the prompt is left to ``frontend``.
+the prompt is left to ``incoming``.
 
 A name that begins with ``flow_`` is this extension's in every object of a body but those whose names
 the client's own data fixes: JSON schemas of tools and answers, and arguments of tool calls.

@@ -243,7 +243,8 @@ def _build(
     """A variant's metadata in one storage group, from what was built of it in others, where the backend can.
 
     Args:
-        of_drafts: of layers with states, see :meth:`~vllm_flow.engine.worker.step_inputs.DraftCounts.builder_arguments`.
+        of_drafts: of layers with states, see
+            :meth:`~vllm_flow.engine.worker.step_inputs.DraftCounts.builder_arguments`.
     """
     builder = attn_group.get_metadata_builder(0)
     # With graphs, a builder keeps its schedule in one buffer: that of the layers before the cliff.

@@ -61,8 +61,8 @@ class WorkerState:
         """Take the decoder of the runner's loaded model over.
 
         Raises:
-            ValueError: see :func:`vllm_flow.engine.worker.model_call.adopt`. Or the decoder does not collect what a drafter
-                reads of it.
+            ValueError: see :func:`vllm_flow.engine.worker.model_call.adopt`. Or the decoder does not collect what
+                a drafter reads of it.
         """
         config = runner.vllm_config
         self.hook, self.tower = model_call.adopt(runner.model, config, self.settings)

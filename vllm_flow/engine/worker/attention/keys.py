@@ -168,8 +168,8 @@ def span_lse(
 ) -> torch.Tensor:
     """Log-sum-exp of each query row's logits over consecutive spans of its keys.
 
-    The reference for :func:`vllm_flow.engine.worker.attention.span_lse_triton.span_lse_triton`, and what runs where that
-    does not. Gathers the rows' blocks (Q x T keys, nothing of size T x T) and computes in float32.
+    The reference for :func:`vllm_flow.engine.worker.attention.span_lse_triton.span_lse_triton`, and what runs
+    where that does not. Gathers the rows' blocks (Q x T keys, nothing of size T x T) and computes in float32.
 
     Args:
         query_QHD: queries as they enter attention, positions applied.

@@ -1,8 +1,9 @@
 """The log-sum-exp over spans by xformers: partial attention of every row over every span of its keys.
 
 Same arguments and result as :func:`vllm_flow.engine.worker.attention.keys.span_lse`, its reference. An alternative to
-:mod:`vllm_flow.engine.worker.attention.span_lse_triton` for those who have xformers and would rather run its kernel than
-ours. Legend: :mod:`vllm_flow.engine.worker.attention.keys`; P pairs of a row and a span, G query heads per key head.
+:mod:`vllm_flow.engine.worker.attention.span_lse_triton` for those who have xformers and would rather run its
+kernel than ours. Legend: :mod:`vllm_flow.engine.worker.attention.keys`; P pairs of a row and a span, G query
+heads per key head.
 
 Seams: ``memory_efficient_attention_partial``, its op with split keys in Triton (whose tile can be made as small as
 vLLM's blocks), and ``PagedBlockDiagonalGappyKeysMask``. To it a pair is a sequence of one query whose

@@ -1,7 +1,7 @@
 """Scores each picture's tokens in the vision tower, for ranks that look inside the tower, and keeps what they merge.
 
 Seams: ``embed_multimodal`` of the loaded model, which both runners call with every batch of pictures that
-they encode; what `tower_views` replaces for that call; and the runners' encoder caches, which keep the tensors
+they encode; what `views` replaces for that call; and the runners' encoder caches, which keep the tensors
 that it returns. Scores are an attribute of those tensors, where vLLM has their modality: whoever finds a picture
 encoded finds its scores, and they go when it goes.
 
