@@ -221,7 +221,7 @@ def test_other_backends_are_refused_with_the_remedy(backend: Any) -> None:
 @pytest.mark.parametrize("name", mutual_attention.BACKENDS)
 def test_the_backends_are_vllms(name: str) -> None:
     assert name in AttentionBackendEnum.__members__
-    taken = SimpleNamespace(get_name=lambda: name)
+    taken = type("Backend", (), {"get_name": staticmethod(lambda: name)})
     check_backends(SimpleNamespace(is_mm_prefix_lm=True), group(taken))
 
 
