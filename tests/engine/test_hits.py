@@ -180,7 +180,7 @@ def test_the_longest_hit_is_that_of_the_plain_rule(case: tuple[Cache, int]) -> N
     assert ids(found.blocks) == ids(blocks)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(caches())
 def test_a_prefix_that_lacks_its_last_block_is_no_hit(case: tuple[Cache, int]) -> None:
     cache, _ = case
