@@ -172,7 +172,11 @@ def _refuse_others(
 
 def _data_of(item: Item) -> dict[str, Any]:
     """What of a question is data and not wording."""
-    return {**item.truth, "its group": item.group, "its picture": item.image is not None}
+    return {
+        **item.truth,
+        "its group": item.group,
+        "whether it has a picture": item.image is not None,
+    }
 
 
 def _differing(a: Item, b: Item) -> str:

@@ -17,7 +17,7 @@ from vllm_flow.demo_model.assemble import assemble
 from vllm_flow.demo_model.heldout import HeldoutScene, Question, load_questions, load_scenes
 from vllm_flow.engine.inspect import check_integrity
 
-SOME = ((None, 7, 15), 4)
+SOME = ((None, 7, 15), 8)
 """Cliffs, and tokens of an answer."""
 MORE = ((None, 0, 1, 7, 14, 15, 23, 29, 30), 32)
 

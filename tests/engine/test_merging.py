@@ -34,7 +34,7 @@ from vllm_flow.engine import obstacles
 from vllm_flow.engine.scored_pictures import MERGING_MARK, NAME_MARK
 from vllm_flow.engine.worker.choosing import merging
 from vllm_flow.engine.worker.tower.scores import noted
-from vllm_flow.ranks import GROUP, TowerRows, TowerScore
+from vllm_flow.ranks import GROUP, TowerRows, TowerScore, TowerTiles
 
 BY_CLASS = (
     "0:64 visionzip",
@@ -122,7 +122,8 @@ def test_pictures_are_shared_and_left_as_they_are(open_engine: OpenEngine) -> No
     kinds = {
         name.startswith(MERGING_MARK): set(noted(there, name)) for name in before.keys() - others
     }
-    assert kinds == {False: {TowerScore.CLASS}, True: {TowerScore.CLASS, *TowerRows}}
+    always = {TowerScore.CLASS, *TowerTiles}
+    assert kinds == {False: always, True: {*always, *TowerRows}}
     received = replace(first, stages=RECEIVED[0])
     assert_exact(engine, [received], engine.run([received]))
     assert any(name.startswith(NAME_MARK + MERGING_MARK) for name in encoded_pictures(engine))

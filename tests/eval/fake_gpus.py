@@ -8,7 +8,9 @@ prints what the pool is, and for every answer the devices that its engine sees. 
 from __future__ import annotations
 
 import os
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,14 +22,23 @@ from vllm_flow.eval.sweep.schema import answers_table
 from vllm_flow.eval.sweep.work import TaskWork, batches_of, plan_work
 from vllm_flow.eval.tasks import Item
 
+STARTED = "FAKE_GPUS_STARTED"
+"""Environment variable: a folder with a file for every engine that has started."""
+ENGINES, SECONDS = 2, 120
+
 
 class Seer:
-    """Answers with the devices that it sees."""
+    """Answers with the devices that it sees, once every engine has started: none answers everything before."""
 
     def __init__(self, options: EngineOptions) -> None:
         self.sees = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+        self._started = Path(os.environ[STARTED])
+        (self._started / str(os.getpid())).touch()
 
     def __call__(self, work: pa.Table) -> pa.Table:
+        end = time.monotonic() + SECONDS
+        while len(list(self._started.iterdir())) < ENGINES and time.monotonic() < end:
+            time.sleep(0.1)
         time.sleep(0.5)
         rows: list[dict[str, Any]] = [
             {
@@ -45,6 +56,7 @@ def main() -> None:
     """Ask eight questions of as many engines as there is room for."""
     import ray
 
+    os.environ[STARTED] = tempfile.mkdtemp()
     ray.init(address="local", num_cpus=2, num_gpus=4, include_dashboard=False, log_to_driver=False)
     pool = connection.connect(None, None, workers=2)
     print(f"pool {pool.engines} {pool.num_gpus}", flush=True)

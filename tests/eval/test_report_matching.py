@@ -59,7 +59,7 @@ def flipped(truth: Mapping[str, object]) -> dict[str, object]:
             {},
             "its group is 'random' there, 'popular' here",
         ),
-        (lambda item: replace(item, image=None), {}, "its picture is True there, False here"),
+        (lambda item: replace(item, image=None), {}, "whether it has a picture is true there, false here"),
         (
             lambda item: replace(item, text=item.text.replace("a single word", "one word")),
             {"prompts": "qwen2-vl"},
