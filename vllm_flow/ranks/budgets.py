@@ -26,7 +26,7 @@ def places(scores_N: torch.Tensor, group_N: torch.Tensor, groups: int) -> torch.
     count_G = sizes(group_N, groups)
     first_G = count_G.cumsum(0) - count_G
     place_N: torch.Tensor = group_N.new_empty(len(group_N))
-    place_N[by_group_N] = _counting(place_N) - first_G[group_N[by_group_N]]
+    place_N[by_group_N] = counting(place_N) - first_G[group_N[by_group_N]]
     return place_N
 
 
@@ -48,6 +48,6 @@ def within_budgets(
     return best_N[(~stays_N[best_N]).to(place_N.dtype).argsort(stable=True)[:keep]]
 
 
-def _counting(like_N: torch.Tensor) -> torch.Tensor:
+def counting(like_N: torch.Tensor) -> torch.Tensor:
     """[N] 0, 1, 2, ..."""
     return like_N.new_ones(len(like_N)).cumsum(0) - 1

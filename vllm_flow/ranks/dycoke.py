@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vllm_flow.ranks import unlike
 from vllm_flow.ranks.base import FrameRank
-from vllm_flow.ranks.budgets import places, sizes
+from vllm_flow.ranks.budgets import counting, places, sizes
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ def least_repeated(embeddings_NH: torch.Tensor, frame_N: torch.Tensor, keep: int
     groups = total + 1 + WINDOW
     size_G = sizes(group_N, groups)
     first_G = size_G.cumsum(0) - size_G
-    at_N = group_N.new_ones(total).cumsum(0) - 1
+    at_N = counting(group_N)
     phase_N = frame_N % WINDOW
     back_N = 1 + (phase_N == 2).long() + (WINDOW - 1) * (phase_N == 0).long()
     compared_N = frame_N >= back_N

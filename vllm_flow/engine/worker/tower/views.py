@@ -12,8 +12,6 @@ from vllm_flow.engine.worker.tower.scores import Tower
 
 OF_CLASS = "LLaVA-1.5, LLaVA-NeXT, Shikra and InternVL"
 OF_RECEIVED = "LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision, Shikra, InternVL, Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5"
-
-
 OF_TILES = "LLaVA-1.5, LLaVA-NeXT and Shikra"
 """Models whose towers are looked into, for messages."""
 
