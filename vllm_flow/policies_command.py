@@ -1,16 +1,18 @@
-"""Which ranks and presets there are: what each keeps, what it shares in the prefix cache, and its source.
+"""Which ranks and presets there are, what each keeps and shares in the prefix cache, and how far it is as published.
 
-Two Markdown tables, those of docs/policies.md; ranks of other packages that are installed come last. With a
-model's number of decoder layers, what each preset becomes for it, and what it costs.
+Without a name two Markdown tables, those of docs/ranks.md and docs/presets.md; ranks of other packages that are
+installed come last. With names, what there is to know of each. With a model's number of decoder layers, what each
+preset becomes for it, and what it costs.
 
     vllm-flow policies
+    vllm-flow policies fastv
     vllm-flow policies --layers 28
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from vllm_flow.exits import CommandError
 from vllm_flow.policy import FlowPolicy, stages_text
@@ -39,11 +41,9 @@ RANK_COLUMNS = (
 )
 PRESET_COLUMNS = (
     "`flow_preset`",
+    "Method",
     "Stages, of 32 layers",
     "Image tokens per layer, of 576",
-    "As published",
-    "Different here",
-    "Source",
 )
 ONE_STEP = {
     Needs.NOTHING: "nothing",
@@ -56,6 +56,13 @@ MOST_LAYERS = 10_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument(
+        "names",
+        nargs="*",
+        type=_name,
+        metavar="NAME",
+        help="a rank or a preset, to be described; without one, the tables of all",
+    )
+    parser.add_argument(
         "--layers",
         type=_layers,
         metavar="N",
@@ -64,11 +71,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the tables; with --layers, the presets as a model of that depth gets them."""
-    lines = tables() if args.layers is None else of_depth(args.layers)
-    print("\n".join(lines))
-    faults = RANKS.faults() if args.layers is None else []
-    if faults:
+    """Print the tables, sections of what is named, or what the presets become in a decoder of --layers."""
+    if args.names and args.layers is not None:
+        raise CommandError("--layers shows all presets; leave out the names, or --layers")
+    if args.layers is not None:
+        print("\n".join(of_depth(args.layers)))
+        return 0
+    print("\n".join(described(args.names) if args.names else tables()).rstrip())
+    faults = RANKS.faults()
+    if faults and not args.names:
         raise CommandError("; ".join(faults))
     return 0
 
@@ -78,26 +89,64 @@ def tables() -> Iterator[str]:
     yield _row(RANK_COLUMNS)
     yield _row(["---"] * len(RANK_COLUMNS))
     for name, rank in RANKS.usable().items():
-        title = (
-            rank.title
-            if name in RANKS.own
-            else f"{rank.title} ({RANKS.added[name][0].distribution})"
-        )
-        yield _row((f"`{name}`", title, looks_at(rank), ONE_STEP[rank.needs], shared(rank)))
+        yield _row((f"`{name}`", _title(name), looks_at(rank), ONE_STEP[rank.needs], shared(rank)))
     yield ""
     yield _row(PRESET_COLUMNS)
     yield _row(["---"] * len(PRESET_COLUMNS))
     for preset in PRESETS.values():
-        yield _row(
-            (
-                f"`{preset.name}`",
-                f"`{stages_text(preset.published)}`",
-                f"{average(preset, PUBLISHED_LAYERS):.1f}",
-                preset.same,
-                preset.different,
-                preset.source,
-            )
-        )
+        yield _row((f"`{preset.name}`", preset.method, _published(preset), _average(preset)))
+
+
+def described(names: Iterable[str]) -> Iterator[str]:
+    """A Markdown section for each of the names; two for a name of a preset and of a rank."""
+    for name in names:
+        if name in PRESETS:
+            yield from preset_section(PRESETS[name])
+            yield ""
+        if name in RANKS.usable():
+            yield from rank_section(name)
+            yield ""
+
+
+def preset_section(preset: Preset) -> Iterator[str]:
+    """Markdown: a preset's stages and source, what is as published, and what is not."""
+    paper = preset.paper
+    where = f", {paper.where}" if paper.where else ""
+    code = f" Code: [{paper.code}](https://github.com/{paper.code})." if paper.code else ""
+    yield f"### {preset.name}"
+    yield ""
+    yield f"{preset.method}: {_published(preset)}, {_average(preset)} tokens per layer."
+    yield f"[{paper.title}](https://arxiv.org/abs/{paper.arxiv}){where}.{code}"
+    for head, sentences in (("As published", preset.same), ("Different here", preset.different)):
+        yield ""
+        yield f"{head}:"
+        yield ""
+        yield from (f"- {sentence}" for sentence in sentences)
+
+
+def rank_section(name: str) -> Iterator[str]:
+    """Markdown: what a rank keeps, needs and shares."""
+    rank = RANKS[name]
+    yield f"### rank {name}"
+    yield ""
+    yield f"- Keeps: {_title(name)}."
+    yield f"- Looks at: {looks_at(rank)}."
+    yield f"- Computed in one step: {ONE_STEP[rank.needs]}."
+    yield f"- Shared in the prefix cache: {shared(rank)}."
+
+
+def _title(name: str) -> str:
+    """What a rank keeps, and the package that brings it where it is not this one."""
+    title = RANKS[name].title
+    return title if name in RANKS.own else f"{title} ({RANKS.added[name][0].distribution})"
+
+
+def _published(preset: Preset) -> str:
+    return f"`{stages_text(preset.published)}`"
+
+
+def _average(preset: Preset) -> str:
+    return f"{average(preset, PUBLISHED_LAYERS):.1f}"
 
 
 def of_depth(num_layers: int) -> Iterator[str]:
@@ -148,6 +197,13 @@ def shared(rank: Rank) -> str:
         Needs.IMAGE: "any prefix that does not end inside an image",
         Needs.PROMPT: "what is before the first image; all of it for the same prompt",
     }[rank.needs]
+
+
+def _name(text: str) -> str:
+    if text not in PRESETS and text not in RANKS.usable():
+        known = ", ".join((*PRESETS, *(n for n in RANKS.usable() if n not in PRESETS)))
+        raise argparse.ArgumentTypeError(f"{text!r} is no rank or preset; those are {known}")
+    return text
 
 
 def _layers(text: str) -> int:

@@ -19,7 +19,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
-from tests.engine import kept_oracle, oracle, v2_cpu
+from tests.engine import kept_oracle, oracle, two_workers, v2_cpu
 from tests.engine.cases import MAX_MODEL_LEN, Ask
 from tests.engine.starting import quickly
 from tests.engine.tiny_llava import Shape, build, picture
@@ -274,9 +274,9 @@ def assert_same(outputs: Sequence[RequestOutput], others: Sequence[RequestOutput
 
 
 class Engines:
-    """Opens engines on demand and keeps them all, so that tests share their start-up.
+    """Opens engines on demand and keeps them, so that tests share their start-up.
 
-    None is closed before the end: shutting one down destroys the process groups that all of them share.
+    None whose worker is this process is closed before the end: that destroys the process groups that all of them share.
     """
 
     def __init__(self, root: Path) -> None:
@@ -286,8 +286,9 @@ class Engines:
     def get(self, shape: Shape, group_layers: int | None, **options: Any) -> Engine:
         """The engine for these settings; `group_layers` STOCK means without the extension."""
         key = repr((shape, group_layers, sorted(options.items())))
-        if key not in self._open:
+        if key not in self._open or two_workers.is_shut(self._open[key].llm):
             self._open[key] = Engine(shape, self.root, group_layers, **options)
+            two_workers.keep_few_open(self._open[key].llm)
         return self._open[key]
 
     def close(self) -> None:

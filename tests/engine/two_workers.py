@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+from unittest import mock
+
 import pytest
 
 from tests.engine import v2_cpu
 from tests.engine.starting import during_the_test
+
+MOST = 2
+"""Engines with workers in processes of their own that stay open: a worker holds most of a GB, and its gloo threads
+wake up hundreds of times a second."""
+_OPEN: list[Any] = []
 
 
 def a_core_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +34,22 @@ def cores_of(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
 def stages_of(monkeypatch: pytest.MonkeyPatch, partition: str) -> None:
     """Layers of each stage, for engines that start from here on."""
     during_the_test(monkeypatch, "VLLM_PP_LAYER_PARTITION", partition)
+
+
+def keep_few_open(llm: Any) -> None:
+    """Note an engine that has started, and shut down those before it but the newest, where they have workers.
+
+    Workers in this process share their process groups with all its engines, and stay.
+    """
+    if llm.llm_engine.vllm_config.parallel_config.world_size > 1:
+        _OPEN.append(llm)
+    # Collecting garbage takes seconds beside other engines, whose objects are frozen.
+    with mock.patch("gc.collect"), mock.patch("gc.unfreeze"):
+        while len(_OPEN) > MOST:
+            _OPEN.pop(0).llm_engine.engine_core.shutdown()
+
+
+def is_shut(llm: Any) -> bool:
+    """Whether :func:`keep_few_open` has shut an engine down."""
+    several = llm.llm_engine.vllm_config.parallel_config.world_size > 1
+    return several and not any(llm is other for other in _OPEN)

@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from vllm import LLM, RequestOutput, SamplingParams
 
-from tests.engine import kept_oracle
+from tests.engine import kept_oracle, two_workers
 from tests.engine.harness import RANK_TIE, asynchronous_on_cpu
 from tests.engine.starting import quickly
 from tests.families import machine, oracle, staged_oracle
@@ -60,6 +60,7 @@ class Engine:
         with machine.that_serves(checkpoint), asynchronous_on_cpu(asynchronous), quickly():
             _OPEN.append(self)
             self.llm = LLM(model=str(checkpoint.where), **(settings | checkpoint.options | options))
+        two_workers.keep_few_open(self.llm)
 
     @property
     def runner(self) -> Any:

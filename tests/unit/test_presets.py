@@ -1,5 +1,7 @@
 """Published recipes: stages of any decoder, at the cost their papers say."""
 
+import re
+
 import pytest
 
 from vllm_flow.policy_keys import parse_policy, request_keys
@@ -18,7 +20,9 @@ def test_a_preset_is_stages_of_any_decoder(name: str, layers: int) -> None:
         assert parse_policy(request_keys(policy), layers) == policy
     if layers == 32:
         assert stages == preset.published
-    assert preset.same and preset.different and preset.source
+    sentences = (*preset.same, *preset.different)
+    assert preset.same and preset.different and all(text.endswith(".") for text in sentences)
+    assert re.fullmatch(r"\d{4}\.\d{5}", preset.paper.arxiv) and preset.paper.title
 
 
 def test_the_recipes_cost_what_their_papers_say() -> None:

@@ -181,7 +181,7 @@ def test_of_two_tokens_alike_one_stays() -> None:
 
 
 def test_what_a_rank_looks_at_decides_what_must_be_computed_at_once() -> None:
-    """Of these; further ranks need no line here (docs/policies.md has the recipe)."""
+    """Of these; further ranks need no line here (docs/ranks.md has the recipe)."""
     expected = {
         "uniform": Needs.NOTHING,
         "random": Needs.NOTHING,

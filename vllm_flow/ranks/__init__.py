@@ -3,7 +3,7 @@
 A rank chooses at a stage of a policy, among the tokens of one image that are left by then. *How many*
 stay is known from the policy; only *which* is a rank's. Positions of kept tokens never change.
 
-A new rank is a file here and a line in :data:`OWN` (the recipe is in docs/policies.md), or a package of its own that
+A new rank is a file here and a line in :data:`OWN` (the recipe is in docs/ranks.md), or a package of its own that
 registers it under the entry-point group :data:`GROUP` (docs/extending.md).
 """
 

@@ -21,6 +21,6 @@ def most_attended(scores_N: torch.Tensor, embeddings_NH: torch.Tensor, keep: int
 
 
 CLS_ATTENTION = TowerRank(
-    "cls_attention", "the vision tower's class token attends to most", most_attended
+    "cls_attention", "what the vision tower's class token attends to most", most_attended
 )
 """Sees the picture alone: whatever the question and whatever is before the picture, the same tokens."""

@@ -53,7 +53,7 @@ def _without_alike(rest: torch.Tensor, unit_NH: torch.Tensor, most: int) -> torc
 
 CLS_DIVERSE = TowerRank(
     "cls_diverse",
-    "half that the vision tower's class token attends to most, half unlike one another",
+    "half of them what the vision tower's class token attends to most, half tokens unlike one another",
     important_then_diverse,
     nested=False,
 )

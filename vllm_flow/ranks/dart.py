@@ -43,4 +43,4 @@ def unlike_pivots(
     return stays_N
 
 
-DART = HiddenRank("dart", "least like a few pivots with large keys", unlike_pivots)
+DART = HiddenRank("dart", "tokens least like a few pivots with large keys", unlike_pivots)

@@ -42,4 +42,6 @@ def farthest_first(embeddings_NH: torch.Tensor, keep: int) -> torch.Tensor:
     return chosen_K
 
 
-DIVERSITY = PictureRank("diversity", "far from each other in embedding", farthest_first)
+DIVERSITY = PictureRank(
+    "diversity", "tokens whose embeddings are far from each other", farthest_first
+)

@@ -30,5 +30,5 @@ def grid(total: int) -> IntArray:
 
 
 FEATHER = UnrotatedRank(
-    "feather", "every third of every third row, then those of `unrotated`", grid
+    "feather", "every third token of every third row, then as `unrotated`", grid
 )

@@ -45,8 +45,8 @@ def shared_out(
 
 HIRED = TileRank(
     "hired",
-    "half of the whole picture and half of its tiles, each by what is seen there, that the vision tower's class token "
-    "attends to most",
+    "half of the whole picture, half of its tiles, the more the more there is to see: what the vision tower's class "
+    "token attends to most there",
     shared_out,
     nested=False,
 )

@@ -60,7 +60,7 @@ def best_of_crops(scores_N: torch.Tensor, embeddings_NH: torch.Tensor, keep: int
 
 HOLOV = TowerRank(
     "holov",
-    "of each crop those that the vision tower's class token attends to most, as many as the crop's share of it",
+    "of each crop what the vision tower's class token attends to most, as many tokens as the crop's share of it",
     best_of_crops,
     nested=False,
 )

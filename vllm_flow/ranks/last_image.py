@@ -6,5 +6,5 @@ token may be gone: the last one left ranks. "From Redundancy to Relevance", sect
 
 from vllm_flow.ranks.base import AttentionRank, Needs
 
-LAST_IMAGE = AttentionRank("last_image", "the image's last token attends to most", Needs.IMAGE)
+LAST_IMAGE = AttentionRank("last_image", "what the image's last token attends to most", Needs.IMAGE)
 """Sees the picture and what is before it, so another question on the same picture shares its tokens."""

@@ -6,5 +6,7 @@ Vision-Language Models", section 4, as its released code does it; the text avera
 
 from vllm_flow.ranks.base import AttentionRank, Needs
 
-LAST_PROMPT = AttentionRank("last_prompt", "the prompt's last token attends to most", Needs.PROMPT)
+LAST_PROMPT = AttentionRank(
+    "last_prompt", "what the prompt's last token attends to most", Needs.PROMPT
+)
 """Sees the question: nothing from the first image on can be shared with another prompt."""

@@ -62,7 +62,7 @@ def with_nearest(
 
 PRUMERGE = TowerRank(
     "prumerge",
-    "the vision tower's class token attends to most; each takes in the 32 with the likest keys",
+    "what the vision tower's class token attends to most; each takes in the 32 with the likest keys",
     most_attended,
     merge=with_nearest,
 )

@@ -7,5 +7,5 @@ released code takes the last one; the rows behind the picture are those that see
 from vllm_flow.ranks.rows import QuestionRank
 
 QUESTION = QuestionRank(
-    "question", "the prompt's text behind the images attends to most, on average"
+    "question", "what the prompt's text behind the images attends to most, on average"
 )

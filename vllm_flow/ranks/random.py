@@ -17,4 +17,4 @@ def drawn(total: int, keep: int, draw: Draw) -> IntArray:
     return np.flatnonzero(stays)
 
 
-RANDOM = PositionRank("random", "drawn with flow_seed", drawn, draws=True)
+RANDOM = PositionRank("random", "tokens drawn with flow_seed", drawn, draws=True)

@@ -26,5 +26,7 @@ def raters(image_NH: torch.Tensor, question_QH: torch.Tensor) -> torch.Tensor:
 
 
 RATERS = QuestionRank(
-    "raters", "the question's tokens that the picture has to do with attend to most", weights=raters
+    "raters",
+    "what those tokens of the question attend to most that have to do with the picture",
+    weights=raters,
 )

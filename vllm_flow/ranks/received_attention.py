@@ -9,7 +9,7 @@ from vllm_flow.ranks.cls_attention import most_attended
 
 RECEIVED_ATTENTION = TowerRank(
     "received_attention",
-    "the vision tower's patches attend to most, on average",
+    "what the vision tower's patches attend to most, on average",
     most_attended,
     score=TowerScore.RECEIVED,
 )

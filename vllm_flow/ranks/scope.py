@@ -52,6 +52,6 @@ def covering(scores_N: torch.Tensor, embeddings_NH: torch.Tensor, keep: int) -> 
 
 SCOPE = TowerRank(
     "scope",
-    "cover the picture, each as far as others are like it, and the vision tower's class token attends to",
+    "tokens that cover the picture, as far as others are like them, where the vision tower's class token attends",
     covering,
 )

@@ -12,4 +12,4 @@ def evenly(total: int, keep: int, draw: Draw) -> IntArray:
     return middles
 
 
-UNIFORM = PositionRank("uniform", "evenly spaced in reading order", evenly)
+UNIFORM = PositionRank("uniform", "tokens evenly spaced in reading order", evenly)

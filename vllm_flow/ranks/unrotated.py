@@ -7,5 +7,5 @@ Throttle: Revisiting Visual Token Pruning for Vision-Language Model Acceleration
 from vllm_flow.ranks.rows import UnrotatedRank
 
 UNROTATED = UnrotatedRank(
-    "unrotated", "the prompt's last token would attend to most without rotary positions"
+    "unrotated", "what the prompt's last token would attend to most without rotary positions"
 )

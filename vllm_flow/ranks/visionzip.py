@@ -68,7 +68,7 @@ def into_contextual(
 
 VISIONZIP = TowerRank(
     "visionzip",
-    "54 of 64 that the vision tower's class token attends to most, 10 evenly spaced, which take in the rest",
+    "of 64, 54 that the vision tower's class token attends to most, and 10 evenly spaced, which take in the rest",
     dominant_then_contextual,
     nested=False,
     merge=into_contextual,
