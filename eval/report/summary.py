@@ -30,7 +30,7 @@ from vllm_flow.eval.report.results import (
 from vllm_flow.eval.report.savings import savings
 from vllm_flow.eval.statistics.intervals import Interval, accuracy, mcnemar_p
 from vllm_flow.eval.statistics.verdicts import CliffEvidence, FoundCliff, find_cliff, loss_of
-from vllm_flow.eval.tasks.base import Item, Scored, Task
+from vllm_flow.eval.tasks.base import Item, Scored, Task, measured
 
 AnswerRow = Mapping[str, Any]
 """A row of `vllm_flow.eval.sweep.schema.ANSWERS`."""
@@ -103,6 +103,8 @@ def _task_result(
     alone = resampled(task, [(scores[n], scores[n]) for n in answered], units, options, swaps=1)
     pairs = [paired(scores[base], scores[n]) for n in compared] if base else []
     beside = resampled(task, pairs, units, options, swaps=options.swaps)
+    shown = measured(task, alone, (one for own in scores.values() for one in own.values()))
+    alone, beside = ({m: of[m] for m in shown if m in of} for of in (alone, beside))
     distinct = len(set(units.values()))
     means = mean_scores(task, scores.values()) if task.binary and distinct == len(items) else set()
     against = against_baseline(task, compared, pairs, beside, means, units, options)

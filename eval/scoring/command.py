@@ -39,8 +39,6 @@ class Result:
     scored: list[Scored]
     notes: list[str] = field(default_factory=list)
     """What is out of the ordinary, for standard error."""
-    skip: tuple[str, ...] = ()
-    """Metrics without any item behind them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     from vllm_flow.counts import counted
     from vllm_flow.eval.scoring.plain_answers import score_plain
     from vllm_flow.eval.scoring.tables import show
-    from vllm_flow.eval.tasks.base import sum_counts
+    from vllm_flow.eval.tasks.base import measured, sum_counts
     from vllm_flow.eval.tasks.reading import DataError
     from vllm_flow.exits import Refused
     from vllm_flow.outputs import check_file
@@ -134,11 +132,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         result = SCORERS.get(args.task, score_plain)(args)
         totals = sum_counts(result.task.together(result.scored))
-        metrics = {
-            name: float(value)
-            for name, value in result.task.metrics(totals).items()
-            if name not in result.skip
-        }
+        values = result.task.metrics(totals)
+        shown = measured(result.task, values, result.scored)
+        metrics = {name: float(values[name]) for name in shown}
     except (DataError, PluginError) as error:
         raise Refused(str(error)) from error
     if args.json is not None:
@@ -171,13 +167,8 @@ def score_pope(args: argparse.Namespace) -> Result:
     pairs = pope_answers(items, answers, questions)
     scored = [task.score(item, text) for item, text in pairs if text is not None]
     absent = [c for c in CATEGORIES if not any(item.group == c for item in items)]
-    notes = []
-    if absent:
-        notes.append(
-            f"no label file for {', '.join(absent)}: the means are over the other categories"
-        )
-    skip = tuple(name for name in task.metrics({}) if name.endswith(tuple(f"_{c}" for c in absent)))
-    return Result(task, scored, notes, skip if absent else ())
+    note = f"no label file for {', '.join(absent)}: the means are over the other categories"
+    return Result(task, scored, [note] if absent else [])
 
 
 def score_scienceqa(args: argparse.Namespace) -> Result:

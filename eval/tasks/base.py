@@ -7,7 +7,7 @@ policies or of how answers were obtained. Adding one: see `vllm_flow.eval.tasks`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -93,6 +93,8 @@ class Task(ABC):
     one or the other, as the authors of the model's conversation do."""
     full_marks: Mapping[str, float] = MappingProxyType({})
     """Metrics that the benchmark reports in points: what a share of 1 is worth there, e.g. 2000."""
+    parts: Mapping[str, Collection[str]] = MappingProxyType({})
+    """Metrics that count some of the items only: the groups (`Scored.group`) of these. See `measured`."""
     unclear: str = ""
     """What to say of `Scored.unclear` answers, after "answers that": how the rule takes them."""
     binary: bool = True
@@ -187,6 +189,20 @@ def mean_metrics(task: Task, scored: Sequence[Scored]) -> set[str]:
     }
 
 
+def measured(task: Task, metrics: Iterable[str], scored: Iterable[Scored]) -> list[str]:
+    """Of the names of metrics the headline's, and those of metrics that some answer counts in.
+
+    Of others, 0/0 being 0, a value of 0 would read as if every answer were wrong (RefCOCO's `accuracy_testA`
+    where only `val` was asked).
+    """
+    groups = {one.group for one in scored}
+    return [
+        name
+        for name in metrics
+        if name == task.headline or not groups.isdisjoint(task.parts.get(name, groups))
+    ]
+
+
 def counts_of(totals: Totals, *names: str) -> list[Any]:
     """Counts by name, zero for those that no item has; all of the totals' shape."""
     zero = 0.0 * next(iter(totals.values()), 0.0)
@@ -200,6 +216,11 @@ def ratio(numerator: Any, denominator: Any) -> Any:
     )
     result = np.divide(top, bottom, out=np.zeros(top.shape), where=bottom != 0)
     return result if result.ndim else float(result)
+
+
+def accuracy_parts(groups: Iterable[str]) -> Mapping[str, Collection[str]]:
+    """`Task.parts` of `grouped_accuracy`."""
+    return MappingProxyType({f"accuracy_{name}": (name,) for name in groups})
 
 
 def grouped_accuracy(totals: Totals, groups: Iterable[str]) -> Metrics:

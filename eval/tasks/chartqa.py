@@ -22,6 +22,7 @@ from vllm_flow.eval.tasks.base import (
     Scored,
     Task,
     Totals,
+    accuracy_parts,
     grouped_accuracy,
 )
 from vllm_flow.eval.tasks.cells import rows_and_pictures
@@ -61,6 +62,7 @@ class ChartQA(Task):
 
     max_tokens = 128
     headline = "accuracy"
+    parts = accuracy_parts(GROUPS)
 
     def read(self, data: Path) -> list[Item]:
         data = directory(data)

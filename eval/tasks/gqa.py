@@ -18,7 +18,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, grouped_accuracy
+from vllm_flow.eval.tasks.base import (
+    Item,
+    Metrics,
+    Scored,
+    Task,
+    Totals,
+    accuracy_parts,
+    grouped_accuracy,
+)
 from vllm_flow.eval.tasks.parquet import parquet_files, parquet_rows
 from vllm_flow.eval.tasks.pictures import parquet_image
 from vllm_flow.eval.tasks.prompts import short_answer
@@ -53,6 +61,7 @@ class Gqa(Task):
 
     max_tokens = 128
     headline = "accuracy"
+    parts = accuracy_parts(GROUPS)
 
     def read(self, data: Path) -> list[Item]:
         data = directory(data)

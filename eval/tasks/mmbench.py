@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from vllm_flow.counts import counted
 from vllm_flow.eval.tasks.base import (
@@ -55,6 +56,11 @@ def is_none(value: object) -> bool:
     return value is None or str(value).lower() in ("nan", "none")
 
 
+def metric_name(ability: str) -> str:
+    """An ability's metric: `accuracy_finegrained_perception_cross_instance`."""
+    return "accuracy_" + re.sub(r"[ -]", "_", re.sub(r"[()]", "", ability))
+
+
 @dataclass(frozen=True)
 class MMBench(Task):
     """MMBench's English development split. An item is a rotation; its group is the ability tested."""
@@ -64,6 +70,7 @@ class MMBench(Task):
 
     max_tokens = 1024
     headline = "accuracy"
+    parts = MappingProxyType({metric_name(ability): (ability,) for ability in ABILITIES})
     unclear = (
         "name no option that the rule-based part of the official matching finds; a judge model would be asked, "
         "here they count as wrong"
@@ -155,11 +162,6 @@ class MMBench(Task):
             "accuracy_passes": ratio(*counts_of(totals, "passes_right", "passes")),
         }
         return metrics | {metric_name(name): ratio(*parts[name]) for name in ABILITIES}
-
-
-def metric_name(ability: str) -> str:
-    """An ability's metric: `accuracy_finegrained_perception_cross_instance`."""
-    return "accuracy_" + re.sub(r"[ -]", "_", re.sub(r"[()]", "", ability))
 
 
 TASK = MMBench()

@@ -73,6 +73,9 @@ class Mme(Task):
     full_marks = MappingProxyType(
         {"perception": 2000.0, "cognition": 800.0, **dict.fromkeys(SUBTASKS, 200.0)}
     )
+    parts = MappingProxyType(
+        {"perception": PERCEPTION, "cognition": COGNITION, **{name: (name,) for name in SUBTASKS}}
+    )
     unclear = "begin with neither yes nor no as the official rule reads them and count as wrong"
 
     def read(self, data: Path) -> list[Item]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from vllm_flow.eval.tasks.base import (
     Item,
@@ -62,6 +63,7 @@ class MMStar(Task):
     name = "mmstar"
     max_tokens = 128
     headline = "accuracy"
+    parts = MappingProxyType({metric_name(category): (category,) for category in CATEGORIES})
     unclear = "choose none of A to D where the official rule looks (`B`, `(B)`, `option B`) and count as wrong"
 
     def read(self, data: Path) -> list[Item]:

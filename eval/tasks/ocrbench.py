@@ -76,6 +76,7 @@ class OcrBench(Task):
         {"score": 1000.0, "recognition": 300.0, "scene_vqa": 200.0, "document_vqa": 200.0,
          "key_information": 200.0, "formulas": 100.0}
     )  # fmt: skip
+    parts = MappingProxyType({part: (part,) for part in PARTS})
 
     def read(self, data: Path) -> list[Item]:
         data = directory(data)

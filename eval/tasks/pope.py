@@ -27,6 +27,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from vllm_flow.eval.tasks.base import Item, Metrics, Scored, Task, Totals, counts_of, ratio
 from vllm_flow.eval.tasks.cells import picture_digests
@@ -45,6 +46,7 @@ from vllm_flow.eval.tasks.reading import (
 
 YES = re.compile(r"\byes\b", re.IGNORECASE)
 CATEGORIES = ("random", "popular", "adversarial")
+SCORES = ("f1", "accuracy", "precision", "recall", "yes_ratio")
 SUFFIX = "\nAnswer the question using a single word or phrase."
 SOURCES = {"coco": "COCO", "aokvqa": "A-OKVQA", "gqa": "GQA"}
 LABEL_FOLDERS = (".", "{}", "output/{}", "pope_{}", "output/seem/{}", "seem/{}")
@@ -96,6 +98,9 @@ class Pope(Task):
 
     max_tokens = 128
     headline = "f1"
+    parts = MappingProxyType(
+        {f"{score}_{category}": (category,) for score in SCORES for category in CATEGORIES}
+    )
     unclear = "say neither yes nor no as the official rule reads them (`No`, `no`, `not`) and count as yes"
 
     def read(self, data: Path) -> list[Item]:
@@ -191,7 +196,7 @@ class Pope(Task):
             metrics[f"recall_{category}"] = recall
             metrics[f"yes_ratio_{category}"] = ratio(tp + fp, total)
         categories = sum(present.values())
-        for name in ("f1", "accuracy", "precision", "recall", "yes_ratio"):
+        for name in SCORES:
             metrics[name] = ratio(sum(metrics[f"{name}_{c}"] for c in CATEGORIES), categories)
         return metrics
 

@@ -29,6 +29,7 @@ from vllm_flow.eval.tasks.base import (
     Scored,
     Task,
     Totals,
+    accuracy_parts,
     counts_of,
     grouped_accuracy,
     ratio,
@@ -79,6 +80,7 @@ class RefCoco(Task):
 
     max_tokens = 64
     headline = "accuracy"
+    parts = accuracy_parts(SPLITS)
     unclear = "have no box as this family writes it and count as wrong"
 
     def read(self, data: Path) -> list[Item]:

@@ -9,7 +9,7 @@ give the answer in a last line `Answer: ...`. What stands there is scored by the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -79,6 +79,7 @@ class Steps(Task):
     unclear: str
     binary: bool
     full_marks: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, Collection[str]] = field(default_factory=dict)
     max_tokens: int = 1024
 
     def read(self, data: Path) -> list[Item]:
@@ -121,6 +122,7 @@ def with_steps(task: Task) -> Steps:
         higher_is_better=task.higher_is_better,
         image_preparation=task.image_preparation,
         full_marks=task.full_marks,
+        parts=task.parts,
         unclear="have no last line `Answer: ...` (then the rule is given an empty answer)"
         + (f", or {task.unclear}" if task.unclear else ""),
         binary=task.binary,

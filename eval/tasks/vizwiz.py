@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from vllm_flow.eval.tasks.base import (
     Item,
@@ -91,6 +92,11 @@ def soft_accuracy(text: str, answers: Sequence[str]) -> float:
     return sum(min(1.0, (sum(matches) - match) / 3) for match in matches) / len(matches)
 
 
+def metric_name(kind: str) -> str:
+    """The metric of a type of answer: `accuracy_yes_no`."""
+    return "accuracy_" + kind.replace("/", "_")
+
+
 @dataclass(frozen=True)
 class VizWiz(Task):
     """VizWiz-VQA's validation split. An item's group is its type of answer, where the file tells it."""
@@ -100,6 +106,7 @@ class VizWiz(Task):
 
     max_tokens = 128
     headline = "accuracy"
+    parts = MappingProxyType({metric_name(kind): (kind,) for kind in TYPES})
     binary = False
 
     def read(self, data: Path) -> list[Item]:
@@ -147,9 +154,7 @@ class VizWiz(Task):
         }
         score, answered = (sum(part[side] for part in parts.values()) for side in (0, 1))
         metrics: Metrics = {"accuracy": ratio(score, answered)}
-        return metrics | {
-            f"accuracy_{kind.replace('/', '_')}": ratio(*parts[kind]) for kind in TYPES
-        }
+        return metrics | {metric_name(kind): ratio(*parts[kind]) for kind in TYPES}
 
 
 TASK = VizWiz()

@@ -104,3 +104,15 @@ def test_data_that_is_not_there(command: Command, tmp_path: Path, name: str) -> 
     assert "no such directory" in command.refuses(
         name, "--data", tmp_path / "no", "--answers", path
     )
+
+
+def test_a_part_that_nothing_was_asked_of_has_no_figure(command: Command, tmp_path: Path) -> None:
+    """Its 0/0 would read as if every answer of the part were wrong."""
+    data = tmp_path / "chartqa"
+    files.json_file(data / "test_human.json", [{"imgname": "1.png", "query": "Q?", "label": "1"}])
+    answers = files.json_lines(
+        tmp_path / "answers.jsonl", [{"question_id": "human/0", "text": "2"}]
+    )
+    scores = command.scores("chartqa", "--data", data, "--answers", answers)
+    assert scores["metrics"] == {"accuracy": 0.0, "accuracy_human": 0.0}
+    assert "accuracy human" in command.output and "augmented" not in command.output

@@ -226,3 +226,19 @@ def test_flips_are_what_they_say(run: Run, summary: Summary) -> None:
         if task.result(f"cliff={task.cliff.found}"):
             assert result.policy.cliff is not None and task.cliff.found is not None
             assert result.policy.cliff <= task.cliff.found
+
+
+def test_a_part_that_nothing_was_asked_of_has_no_figure(run: Run) -> None:
+    """As where POPE's random questions alone are there: 0/0 would read as if every other answer were wrong."""
+    items = [item for item in run.items("pope") if item.group == "random"]
+    (task,) = summarise(
+        run.meta, {"pope": items}, run.answers().to_pylist(), {"pope": get_task("pope")}, OPTIONS
+    ).tasks
+    other = next(result for result in task.policies if result.against)
+    assert "f1_random" in task.metrics and "f1_random" in other.values
+    assert not [
+        metric
+        for metrics in (task.metrics, other.values, other.against)
+        for metric in metrics
+        if metric.endswith(("popular", "adversarial"))
+    ]

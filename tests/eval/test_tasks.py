@@ -23,6 +23,7 @@ from vllm_flow.eval.tasks.base import (
     Totals,
     counts_of,
     mean_metrics,
+    measured,
     ratio,
     sum_counts,
 )
@@ -91,6 +92,11 @@ def test_every_task_keeps_the_interface(name: str) -> None:
     assert task.headline in metrics and task.full_marks.keys() <= metrics.keys()
     assert all(isinstance(value, float) for value in metrics.values())
     assert set(task.metrics({}).values()) == {0.0}, "0/0 is 0"
+    shown = measured(task, metrics, scored)
+    assert task.parts.keys() <= metrics.keys() and task.headline in shown
+    assert all(example.group not in task.parts[metric] for metric in metrics.keys() - set(shown))
+    assert all(metrics[metric] == 0.0 for metric in metrics.keys() - set(shown))
+    assert not task.parts or example.group in {g for of in task.parts.values() for g in of}
     many = task.metrics({key: np.array([value, 0.0, 2 * value]) for key, value in totals.items()})
     for metric, value in metrics.items():
         assert many[metric] == pytest.approx([value, 0.0, value])
