@@ -1,7 +1,7 @@
 """Model families: which are supported, and where a loaded one keeps its decoder layers.
 
 The way in for the rest of the engine. To add a family: a row in ``known.py`` and a checkpoint in
-``tests/families``; if its layers are called in a way of their own, an adapter in a file of its own.
+``tests/families``; if its layers are called in a way of their own, an adapter in ``decoders.py``.
 Everything goes by the architecture that vLLM resolved, not by what ``config.json`` lists: with
 ``--model-impl transformers`` they differ.
 """

@@ -5,18 +5,21 @@ Knows neither torch nor vLLM.
 
 from __future__ import annotations
 
-from vllm_flow.engine.families.aria import aria_decoder
 from vllm_flow.engine.families.both_ways import BOTH_WAYS
-from vllm_flow.engine.families.chatglm import chatglm_decoder
-from vllm_flow.engine.families.deepstack import deepstack_decoder, granite_decoder
-from vllm_flow.engine.families.ernie import ernie_decoder
+from vllm_flow.engine.families.decoders import (
+    aria_decoder,
+    chatglm_decoder,
+    deepstack_decoder,
+    ernie_decoder,
+    granite_decoder,
+    named_decoder,
+    opt_decoder,
+)
 from vllm_flow.engine.families.family import FROM_EMBEDDINGS, Family
 from vllm_flow.engine.families.llava_line import LLAVA_LINE
 from vllm_flow.engine.families.on_deepseek import ON_DEEPSEEK
 from vllm_flow.engine.families.on_qwen3_5 import ON_QWEN3_5
-from vllm_flow.engine.families.opt import opt_decoder
 from vllm_flow.engine.families.own_layouts import OWN_LAYOUTS
-from vllm_flow.engine.families.qwen3_next import named_decoder
 from vllm_flow.engine.families.transformers_backend import transformers_decoder
 from vllm_flow.engine.families.windowed import WINDOWED
 from vllm_flow.engine.families.with_states import WITH_STATES

@@ -5,8 +5,8 @@ Knows neither torch nor vLLM.
 
 from __future__ import annotations
 
+from vllm_flow.engine.families.decoders import named_decoder
 from vllm_flow.engine.families.family import Family
-from vllm_flow.engine.families.qwen3_next import named_decoder
 
 ON_QWEN3_5 = (
     Family(

@@ -6,9 +6,8 @@ Knows neither torch nor vLLM.
 
 from __future__ import annotations
 
-from vllm_flow.engine.families.deepstack import deepstack_decoder
+from vllm_flow.engine.families.decoders import deepstack_decoder, step_decoder
 from vllm_flow.engine.families.family import FROM_EMBEDDINGS, Family
-from vllm_flow.engine.families.step import step_decoder
 
 WINDOWED = (
     Family(

@@ -6,8 +6,8 @@ Knows neither torch nor vLLM.
 
 from __future__ import annotations
 
+from vllm_flow.engine.families.decoders import lfm2_decoder, nemotron_h_decoder
 from vllm_flow.engine.families.family import FROM_EMBEDDINGS, Family
-from vllm_flow.engine.families.hybrids import lfm2_decoder, nemotron_h_decoder
 from vllm_flow.engine.families.on_deepseek import ROTARY
 
 WITH_STATES = (
