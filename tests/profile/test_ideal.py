@@ -120,25 +120,6 @@ def test_a_decode_step_reads_the_weights_once_and_every_request(
     assert low * shape.token_bytes * 0.999 <= each <= high * shape.token_bytes * 1.001
 
 
-@given(shapes(), works(), st.data())
-def test_decode_flops_add_up_step_by_step(
-    shape: ModelShape, work: Workload, data: st.DataObject
-) -> None:
-    cliff = data.draw(cliffs(shape))
-    whole = ideal.decode_flops(shape, work, cliff)
-    shorter = ideal.decode_flops(
-        shape, replace(work, output_tokens=max(1, work.output_tokens - 1)), cliff
-    )
-    if work.output_tokens == 1:
-        assert whole.total == 0
-        return
-    read = 0
-    for layer in range(shape.layers):
-        dropped = work.image_tokens if layer >= cliff else 0
-        read += work.prompt_tokens + work.output_tokens - 1 - dropped
-    assert whole.attention - shorter.attention == 4 * shape.heads * shape.head_dim * read
-
-
 @given(st.floats(0.1, 1e4), st.floats(0, 1), st.floats(1, 50), st.floats(1, 50))
 def test_amdahl(total: float, part: float, ratio: float, other: float) -> None:
     prefill = total * part

@@ -204,19 +204,6 @@ def stored_tokens(shape: ModelShape, work: Workload, policy: Policy, context: in
     return shape.layers * context - gone
 
 
-def decode_flops(shape: ModelShape, work: Workload, policy: Policy) -> Flops:
-    """FLOPs of one request's decode: every output token but the first."""
-    steps = work.output_tokens - 1
-    reads = sum(
-        stored_tokens(shape, work, policy, work.context(step)) for step in range(1, steps + 1)
-    )
-    return Flops(
-        linear=2 * shape.layer_parameters * shape.layers * steps,
-        attention=4 * shape.heads * shape.head_dim * reads,
-        head=2 * shape.head_parameters * steps,
-    )
-
-
 def decode_step_bytes(shape: ModelShape, work: Workload, policy: Policy, batch: float) -> float:
     """Bytes a decode step reads, averaged over a request: weights once, each request's keys and values."""
     weights = (shape.layers * shape.layer_parameters + shape.head_parameters) * shape.value_bytes
