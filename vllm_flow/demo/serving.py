@@ -17,7 +17,7 @@ from tqdm import tqdm
 from vllm_flow.demo import material
 from vllm_flow.demo.kinds import BY_KEY
 from vllm_flow.demo.measurements import Answer, Engine, Question, Setting
-from vllm_flow.engine.process import device_name
+from vllm_flow.engine.process import device_name, engine_seconds
 from vllm_flow.exits import Refused
 from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_keys import request_keys
@@ -284,12 +284,3 @@ def answer_of(job: Job, said: str, took: Footprint) -> Answer:
         computed_tokens=took.computed_tokens,
         blocks=took.blocks,
     )
-
-
-def engine_seconds(outputs: Sequence[RequestOutput]) -> float:
-    """From the first request scheduled to the last first token, by the engine's own clock.
-
-    Leaves out what does not depend on the setting: tokenising and preparing the pictures.
-    """
-    metrics = [output.metrics for output in outputs]
-    return max(m.first_token_ts for m in metrics) - min(m.scheduled_ts for m in metrics)

@@ -1,4 +1,4 @@
-"""A process that runs an engine by itself: its environment and what it computes on.
+"""A process that runs an engine by itself: its environment, what it computes on, and its engine's clock.
 
 For commands that print their own results. Imports neither torch nor vLLM before it is called.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 from vllm_flow.counts import counted
 
@@ -46,3 +48,15 @@ def device_name() -> str:
     except OSError:
         name = "CPU"
     return f"{name}, {counted(os.cpu_count() or 1, 'core')}"
+
+
+def engine_seconds(outputs: Sequence[Any]) -> float:
+    """Seconds from the first request scheduled to the last first token, by the engine's own clock.
+
+    Tokenising and preparing pictures are left out: they do not depend on the policy.
+
+    Args:
+        outputs: vLLM's ``RequestOutput`` of each request of a batch, with ``metrics``.
+    """
+    metrics = [output.metrics for output in outputs]
+    return max(m.first_token_ts for m in metrics) - min(m.scheduled_ts for m in metrics)

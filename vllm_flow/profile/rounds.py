@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from vllm_flow.counts import counted
+from vllm_flow.engine.process import engine_seconds
 from vllm_flow.profile import engines, ideal, load, watching
 from vllm_flow.profile.dimensions import ModelShape, Workload
 from vllm_flow.profile.engines import System
@@ -125,12 +126,6 @@ def workload_of(
     output = bench_llm.generate(prompt, params, use_tqdm=False)[0]
     total = len(output.prompt_token_ids)
     return Workload(total - image_tokens, image_tokens, output_tokens, images)
-
-
-def engine_seconds(outputs: Sequence[Any]) -> float:
-    """From the first request scheduled to the last first token, by the engine's own clock."""
-    metrics = [output.metrics for output in outputs]
-    return max(m.first_token_ts for m in metrics) - min(m.scheduled_ts for m in metrics)
 
 
 def prefill(bench: Bench, batch: int, rounds: int) -> tuple[Prefill, ...]:
