@@ -17,6 +17,7 @@ from vllm_flow.policy import FlowPolicy
 from vllm_flow.policy_bounds import contradicts, operators_policy
 from vllm_flow.policy_error import PolicyError
 from vllm_flow.policy_keys import POLICY_KEYS, REQUEST_KEYS, is_own, unknown
+from vllm_flow.policy_values import integer
 from vllm_flow.user_text import shown
 
 CONFIG_KEY = "vllm_flow"
@@ -70,7 +71,7 @@ def place_of(name: str) -> str:
 def layers(options: Mapping[str, Any], name: str, num_layers: int) -> int | None:
     """A number of layers, None where it is left out."""
     found = options.get(name)
-    if found is not None and not _is_int(found):
+    if found is not None and not integer(found):
         raise ValueError(
             f"{_named(name)}={shown(found)}: it must be an integer, a number of "
             f"the model's {counted(num_layers, 'decoder layer')}."
@@ -97,7 +98,7 @@ def directory(options: Mapping[str, Any], name: str) -> str | None:
 def size(options: Mapping[str, Any], name: str, default: int) -> int:
     """A number of bytes."""
     found = options.get(name, default)
-    if not _is_int(found) or found < 1:
+    if not integer(found) or found < 1:
         raise ValueError(
             f"{_named(name)}={shown(found)}: it must be an integer of at least 1, in bytes."
         )
@@ -258,7 +259,3 @@ def with_profile_read(options: Any) -> Any:
 
 def _named(option: Any) -> str:
     return f"additional_config[{CONFIG_KEY!r}][{option!r}]"
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
