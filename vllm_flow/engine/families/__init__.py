@@ -13,6 +13,7 @@ from typing import Any
 from vllm_flow.engine.families.decoder_parts import Decoder
 from vllm_flow.engine.families.family import Family
 from vllm_flow.engine.families.finding import (
+    INSTEAD,
     check_call,
     check_nothing_between,
     of_stage,
@@ -35,8 +36,6 @@ __all__ = [
 UNTESTED = "untested_models"
 """The setting that allows a model that nobody has tested."""
 
-_INSTEAD = "serve this model without additional_config['vllm_flow']"
-
 
 def check_supported(model_config: Any, untested: bool = False) -> None:
     """Refuse a model that cannot evict, and, unless ``untested``, one that nobody has tested.
@@ -51,13 +50,13 @@ def check_supported(model_config: Any, untested: bool = False) -> None:
     name = model_config.architecture
     reason = reason_against(model_config)
     if reason is not None:
-        raise ValueError(f"vLLM-Flow cannot evict from {name}: {reason}; {_INSTEAD}.")
+        raise ValueError(f"vLLM-Flow cannot evict from {name}: {reason}; {INSTEAD}.")
     problem = _untested(name, model_config.hf_text_config.model_type)
     if problem is None:
         return
     if not untested:
         raise ValueError(
-            f"vLLM-Flow {problem}. {_INSTEAD.capitalize()}, or set "
+            f"vLLM-Flow {problem}. {INSTEAD.capitalize()}, or set "
             f"additional_config['vllm_flow'][{UNTESTED!r}] to true to try it."
         )
     from vllm.logger import init_logger
@@ -82,7 +81,7 @@ def decoder_of(model: Any, model_config: Any, untested: bool = False) -> Decoder
     if not untested and family is not None and family.decoders and kind not in family.decoders:
         raise ValueError(
             f"vLLM-Flow was tested with {family.name} on {_listed(family.decoders)}, but this one "
-            f"has a {kind}; {_INSTEAD}, or set {UNTESTED!r} to true to try it."
+            f"has a {kind}; {INSTEAD}, or set {UNTESTED!r} to true to try it."
         )
     check_call(decoder)
     if family is None:

@@ -30,7 +30,8 @@ FIRST: dict[str, tuple[str, ...]] = {
 USUAL = ("input_ids", "positions", "intermediate_tensors", "inputs_embeds")
 """Parameters of the module that runs the layers, where it adds nothing between them."""
 
-_INSTEAD = "serve this model without additional_config['vllm_flow']"
+INSTEAD = "serve this model without additional_config['vllm_flow']"
+"""The remedy in refusals of models."""
 
 
 def inner_model(model: Any, paths: Sequence[str] = PATHS) -> Any:
@@ -92,7 +93,7 @@ def check_call(decoder: Decoder) -> None:
         if not (_named(kind, first) if decoder.call == "named" else found[: len(first)] == first):
             raise ValueError(
                 f"vLLM-Flow calls decoder layers with ({', '.join(first)}), but {kind.__name__} "
-                f"takes ({', '.join(found)}); {_INSTEAD}."
+                f"takes ({', '.join(found)}); {INSTEAD}."
             )
 
 
@@ -128,5 +129,5 @@ def check_nothing_between(decoder: Decoder) -> None:
     if strange:
         raise ValueError(
             f"vLLM-Flow does not know which rows {', '.join(strange)} of {kind.__name__} are about; "
-            f"{_INSTEAD}."
+            f"{INSTEAD}."
         )
