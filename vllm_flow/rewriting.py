@@ -2,7 +2,7 @@
 
 A storage group past a stage then holds the prompt in other blocks: those wholly before the first token
 that leaves stay, the rest is copied, row by row, into blocks of its own. Integers only; imports neither
-torch nor vLLM. Who allocates is `engine/storage`, who copies `engine/moving`.
+torch nor vLLM. `engine/core/storage` allocates, `engine/worker/moving` copies.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Refuses attention backends that cannot have two metadata in one step, when the model is loaded.
+"""Refuses, when the model is loaded, attention backends of which one step cannot have two sets of metadata.
 
-A step with eviction has metadata for the layers past each stage beside vLLM's own. Some builders write what they made
-into memory of their own, which every metadata they hand out points into: the one made last would be what all layers
-read, and answers would be wrong without a word. FlashInfer's has others beside it (`variant_builders`). FlexAttention's
-would take memory by the number of blocks in the cache each, and vLLM chooses it where no other backend is left.
+In a step with eviction, layers past a stage need metadata of their own beside vLLM's. Some metadata builders write into
+one buffer and return pointers into it. Metadata built second would overwrite those built first, all layers would read
+the last, and answers would be wrong without an error. For FlashInfer each variant therefore has a builder of its own
+(`variant_builders`). FlexAttention is refused: each further builder would take memory in proportion to the blocks of
+the cache, and vLLM chooses this backend only where no other one fits.
 
 Seam: ``build`` of the metadata builders in ``vllm/v1/attention/backends``.
 """

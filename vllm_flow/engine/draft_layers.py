@@ -1,9 +1,9 @@
 """Where the layers of a drafter are stored: its keys and values beside the target's.
 
-A drafter of one model's making (EAGLE's head, layers of multi-token prediction, a small model) keeps keys and
-values of its own, of every token by position, whatever the target evicts. Its layers are stored as if they came
-right before the target's first one, in the same storage group: no stage begins before layer 0, so to them every
-request's tokens are whole, and what is counted of a group counts them too.
+A drafter that is a model (EAGLE's head, layers of multi-token prediction, a small model) keeps keys and values of its
+own. They are of every token, by position, whatever the target evicts. Its layers are stored as if they stood before the
+target's first layer, in the first storage group. No stage begins before layer 0, so these layers always see whole
+prompts, and the group's block counts include them.
 
 Seams: the names of vLLM's attention layers, in which drafters number theirs behind the target's or under a prefix
 of their own; ``_draft_attn_layer_names`` of a proposer, ``draft_attn_layer_names`` of a speculator.

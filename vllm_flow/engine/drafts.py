@@ -1,11 +1,11 @@
 """Speculative decoding: which ways of drafting are served beside eviction, and why others are refused.
 
-What a drafter proposes is checked by the target, as always: an answer does not depend on it. Where its layers are
-stored: `draft_layers`; what it reads of a target whose image rows have left: `aux_hidden_states`.
+The target checks what a drafter proposes, as always, so answers do not depend on the drafter. Where a drafter's layers
+are stored: `draft_layers`. What it reads of a target whose image rows have left: `aux_hidden_states`.
 
-Under asynchronous scheduling how much of it was taken is known to the device alone, and a step is planned as if all
-had been. What was not comes behind the images, so whatever is stored packed is as many tokens shorter: see
-``rejected_tokens`` in `metadata`, and of captured steps `decode_graphs`.
+Under asynchronous scheduling only the device knows how many drafts were accepted, and the host plans a step as if all
+had been. Rejected drafts come after the images, so packed lengths are too long by exactly their number, which the
+device subtracts: see ``rejected_tokens`` in `metadata`, and `decode_graphs` for captured steps.
 
 Knows no requests and takes no step.
 """

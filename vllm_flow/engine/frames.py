@@ -1,8 +1,8 @@
 """How many frames a video was encoded in, for ranks that choose among them.
 
-Seam: what the loaded model's ``embed_multimodal`` is called with, which says it, and the tensors that this returns, of
-which the number becomes an attribute: it goes when they go, as scores of the vision tower do (`tower_scores`). A frame
-of Qwen's line is two of the video's own, which its tower sees together.
+Seam: the loaded model's ``embed_multimodal``. Its arguments say the number of frames, which is kept as an attribute of
+the tensors that it returns, as scores of the vision tower are (`worker/tower/scores`): it goes when they go. In Qwen's
+line a frame is two of the video's own frames, which the tower sees together.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Pictures that are encoded with what their patches receive, or with what merging needs: they have names of their own.
 
-What a picture's patches receive takes as many products as one of the tower's layers takes to attend, and the rows that
-ranks merge take memory beside the embeddings. So both are noted only while requests that ask for them are there.
-Another request may have had the same picture encoded without; vLLM finds a picture that is encoded by its name, so
-the front end gives it another one in such requests.
+To compute what a picture's patches receive costs as much as the attention of one layer of the tower, and rows for
+merging take memory beside the embeddings. So both are kept only for requests that ask for them. Another request may
+have had the same picture encoded without. vLLM finds an encoded picture by its name, so in requests that need more the
+front end gives the picture another name.
 """
 
 from __future__ import annotations

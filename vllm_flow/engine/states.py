@@ -1,8 +1,9 @@
 """Models of which some layers keep a state per request in the place of keys and values: linear attention, convolutions.
 
-Past a cliff such a layer is built up from the rows that are left alone, as attention there sees no others: where
-its state lies does not change, only which rows it has taken in. So these layers stay in vLLM's own groups, and
-a step's metadata say of how many rows a state is made so far; none, and it begins at zero whatever lies there.
+Past a cliff the state of such a layer is built from the rows that stayed, just as attention there sees these rows only.
+Where the state is stored does not change. So these layers stay in vLLM's own KV-cache groups, and only a step's
+metadata differ: they say from how many rows the state was made so far. Where this is none, the kernel begins at zero,
+whatever the block holds.
 
 Knows vLLM's configuration and its specifications of states; takes no step.
 """

@@ -1,9 +1,9 @@
-"""vLLM's block pool, for as many blocks as storage groups take.
+"""vLLM's block pool, handling blocks as lists instead of one by one.
 
-A request without a policy takes, names and gives back a block per storage group where stock vLLM has one. What the
-pool does of each is a few calls of a few lines, and these are most of what storage groups cost the host: here blocks
-go through as lists, and what is not the usual case is left to vLLM. What is in the pool afterwards is what vLLM
-would have put there.
+With storage groups a request takes, names and frees one block per group where stock vLLM has a single block. vLLM's
+pool makes several Python calls for each block, and these calls are most of what storage groups cost the host. The
+methods here do the usual case for a whole list, and leave every other case to vLLM. The pool's contents afterwards are
+the same as after vLLM's own methods.
 
 Seam: ``get_new_blocks``, ``cache_full_blocks`` and ``_remove_cached_block_hashes`` of vLLM's ``BlockPool``; the
 dictionary inside of its ``BlockHashToBlockMap``.

@@ -1,8 +1,9 @@
 """Kinds of keys in the prefix cache: offsets to the group id that vLLM appends to a block's hash.
 
-A prefix names by position the block of its last tokens (as in stock vLLM); for each stage of the group's
-layers, as completed the packed block it made full, as tail the packed block it fills in part. A key
-promises what the block holds for whoever has the prefix, whichever request wrote it.
+A prefix of whole blocks of tokens has several keys in a storage group. One names the block of its last tokens by
+position, as in stock vLLM. For each stage in the group's layers there may be two more: "completed" names the packed
+block that the prefix made full, and "tail" the packed block that it fills in part. A key says what the block holds for
+every request with this prefix, whichever request wrote it.
 """
 
 from __future__ import annotations

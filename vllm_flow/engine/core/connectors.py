@@ -1,14 +1,15 @@
 """KV connectors serve requests without a policy; those that evict are kept away from most of them.
 
-A connector takes block ``i`` of a request for tokens ``i * block_size`` and on, which packed blocks do not
-hold. Of a request that evicts, it is told nothing: it is asked for no tokens, given no blocks and shown no
-step. But it is told which blocks such a request takes: one that stores blocks of a finished request while the
-engine goes on must be done with them first.
+A connector assumes that block ``i`` of a request holds the tokens from ``i * block_size`` on, which is not true of
+packed blocks. So it never hears of a request that evicts: it is not asked for cached tokens, is given no blocks and
+sees no step of it. One thing it is told: which blocks such a request takes. A connector may still be storing the blocks
+of a finished request while the engine goes on, and must be done with a block before another request writes it.
 
-One that sends a request's blocks from one engine to another, for prefill and decode apart, need not know what
-they hold: block ``i`` of a storage group is block ``i`` of it there. If its class says so (:data:`PACKED`), or is one
-of vLLM's that was tried (:data:`TRIED`), requests that evict are handed over like others, with the name of their
-layout, which the receiving front end compares. Not beside layers that keep a state per request.
+A connector that sends a request's blocks to another engine (prefill and decode in different engines) need not know what
+they hold: block ``i`` of a storage group is block ``i`` of the same group there. If its class says so (:data:`PACKED`),
+or it is one of vLLM's that was tried (:data:`TRIED`), requests that evict are handed over like others. With them goes
+the name of their layout, which the receiving front end compares with its own. This is off where layers keep a state
+per request.
 
 Seam: ``Scheduler.connector``, on which vLLM calls the scheduler's half of a connector's methods. The
 workers' half acts on what that half sends along.

@@ -1,8 +1,8 @@
-"""Asks once per request what vLLM's coordinator asks every storage group, where all groups would answer alike.
+"""Asks once per request what vLLM's coordinator asks every storage group, where all groups would give one answer.
 
-vLLM's coordinator asks every KV-cache group, in every step and for every request, whether the next token needs a
-block, whether one has become full, and whether one is no longer needed. Most steps need none and fill none, and
-what a prefix is found by does not depend on the group.
+In every step, for every request, vLLM's coordinator asks each KV-cache group three things: does the next token need a
+new block, has a block become full, is a block no longer needed? In most steps the answer is no, for all groups alike,
+and it is found here without asking each of them. Prefix-cache keys do not depend on the group either.
 
 Seam: ``get_num_blocks_to_allocate``, ``allocate_new_blocks``, ``cache_blocks`` and ``remove_skipped_blocks`` of
 vLLM's ``KVCacheCoordinator``, of whichever kind. What a group does of its own: `storage`.

@@ -1,8 +1,8 @@
 """Caches the states of prompts that evict: names each block of states by its prefix and policy.
 
-A state is that of a whole prefix, so one block per prefix is all that a hit needs of a group; and it holds what the
-prefix makes it hold only where a step ended with the prefix. Prefixes are named as those of packed blocks are, by
-hashes that say the policy: past a cliff a state has taken in fewer rows.
+A state sums up a whole prefix, so a prefix-cache hit needs a single block of the group. A block can be named only
+where a step ended exactly at the end of a prefix, since only then does it hold that prefix's state. The hashes that
+name prefixes contain the policy, as those of packed blocks do: past a cliff a state has taken in fewer rows.
 
 Seam: vLLM's ``MambaManager``, one per KV-cache group of states, in its mode "align". Where states lie, when they are
 copied and when their blocks go back is vLLM's. Of a request without a policy everything is.

@@ -11,11 +11,11 @@ from typing import Any
 
 
 def counts_by_former_rows(runner: Any) -> AbstractContextManager[None]:
-    """While rows of the batch move, how many tokens each request was given stays by the rows of the step before.
+    """Keep each request's count of accepted tokens at its row of the step before, while rows of the batch move.
 
-    Where the prefix cache finds states and steps are scheduled ahead, Model Runner V1 of vLLM 0.32 and 0.33 looks
-    these counts up by former rows, though they have moved with their requests: of a request whose row changed, it would
-    go on from the state of another one's last accepted draft. So does vLLM without the extension.
+    With cached states and asynchronous scheduling, Model Runner V1 of vLLM 0.32 and 0.33 looks these counts up by the
+    rows of the step before, although it has already moved them to the new rows. A request whose row changed would then
+    go on from the wrong state, by another request's count. vLLM without the extension has this fault too.
 
     Args:
         runner: a Model Runner V1, about to update its states.

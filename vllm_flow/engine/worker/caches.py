@@ -1,6 +1,6 @@
-"""The layers of an allocated KV cache, with what was found out of how each stores its tokens.
+"""The layers of an allocated KV cache, and how each of them stores its tokens.
 
-Finding out writes into the cache and reads it back, so layers that store alike are asked once.
+This is found out by writing into the cache and reading it back, once for all layers of the same kind.
 """
 
 from __future__ import annotations

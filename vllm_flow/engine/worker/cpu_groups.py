@@ -1,8 +1,9 @@
-"""Prepares a step's storage groups on a CPU: what they have in common once, and what differs without detours.
+"""Prepares a step's storage groups on a CPU: what they have in common is computed once.
 
-vLLM prepares a step group by group. In an engine with storage groups that is several times the work of one without,
-for requests that evict nothing too: schedules of the attention that are equal, slots through a launcher that inspects
-its own arguments, and views of tables and slots that were the same ones a step ago.
+vLLM prepares a step group by group. With storage groups this is several times stock vLLM's work, even for requests that
+evict nothing. Three things are saved here: attention schedules that are equal in all groups, the slow launch of the
+kernel that computes slots (it inspects its arguments on every call), and views of tables and slots that have not
+changed since the step before.
 
 Seams: ``supports_update_block_table`` and ``update_block_table`` of a backend's metadata builder, which
 vLLM's CPU backend lacks; the groups of its KV cache that a runner sees while it builds a step, and the slots that it

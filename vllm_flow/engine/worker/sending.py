@@ -1,8 +1,8 @@
 """Host tensors on their way to the device: copied as they are now, in a copy that nobody waits for.
 
-An asynchronous copy reads the host's memory when the device gets to it. vLLM writes on into buffers of its own,
-sometimes in the same step, so nothing of vLLM's may be sent as it lies there. All of our copies to a device go
-through here.
+An asynchronous copy reads the host's memory only when the device reaches it. By then vLLM may have written something
+else into its buffers, sometimes in the same step. So vLLM's buffers are copied on the host first. All of our copies to
+a device go through here.
 """
 
 from __future__ import annotations
