@@ -27,6 +27,7 @@ from vllm.logger import init_logger
 
 from vllm_flow.engine.front_end import asked_model
 from vllm_flow.engine.front_end.incoming import RefusedRequest, check_keys
+from vllm_flow.engine.front_end.refused_streams import RefusedStreams
 from vllm_flow.engine.settings import FlowSettings
 from vllm_flow.policy_error import PolicyError, short
 from vllm_flow.policy_keys import KEY_PREFIX, is_own
@@ -63,13 +64,14 @@ MOST_PATH = 200
 
 
 class KeyCheck:
-    """An endpoint plugin (``vllm.plugins.endpoint_plugins``) that adds a check and no route."""
+    """An endpoint plugin (``vllm.plugins.endpoint_plugins``) that adds a check, a middleware and no route."""
 
     name = "vllm_flow"
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
         app.dependency_overrides[validate_json_request] = checked_json_request
+        app.add_middleware(RefusedStreams)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         if engine_client is None:  # as in a server that only renders prompts

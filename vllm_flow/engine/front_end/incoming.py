@@ -18,7 +18,7 @@ from vllm.logger import init_logger
 from vllm_flow.engine import scored_pictures
 from vllm_flow.engine.core.connectors import LAYOUT_KEY
 from vllm_flow.engine.core.prefix import SALT_MARK, policy_salt
-from vllm_flow.engine.front_end import default_policies
+from vllm_flow.engine.front_end import default_policies, refused_streams
 from vllm_flow.engine.front_end.fitting import check_bounds, fitted, transfer_of
 from vllm_flow.engine.front_end.settled import Settled, note
 from vllm_flow.engine.obstacles import Misfit, Obstacle
@@ -56,7 +56,9 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except PolicyError as error:
-        raise RefusedRequest(str(error), parameter=error.key) from None
+        refused = RefusedRequest(str(error), parameter=error.key)
+        refused_streams.note(refused)
+        raise refused from None
 
 
 def tell_unread(params: Any) -> None:
