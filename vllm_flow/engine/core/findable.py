@@ -1,4 +1,4 @@
-"""Names a storage group's blocks in the prefix cache: by position as in stock vLLM, and packed, stage by stage.
+"""Names a storage group's blocks in the prefix cache: by position as in stock vLLM, and packed ones stage by stage.
 
 Knows one storage group and its pool. Kinds of keys: `cache_keys`. Who looks prefixes up: `prefix`.
 """

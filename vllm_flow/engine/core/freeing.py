@@ -1,8 +1,8 @@
 """The order in which a request's blocks go back: all storage groups lose the same tail first.
 
-vLLM's pool evicts what was freed first, and frees group by group, tail first in each. The first
-group's whole chain would then be evicted before the second group loses a block, and a prefix is only
-found as far as every group still has it. Knows block positions, not pools.
+vLLM frees group by group, in each group the last block first, and the pool evicts what was freed first. So the first
+group would lose its whole chain of blocks before the second one lost a single block. But a prefix is found only as
+far as every group still has it. Knows block positions, not pools.
 """
 
 from __future__ import annotations

@@ -40,8 +40,9 @@ def longest_hit(
 ) -> Hit:
     """The longest prefix whose blocks every storage group still holds, and its states, where there are some.
 
-    Costs what the prefix has of blocks: what all longer ones need is looked up first, from the start on,
-    what only one that ends there needs then, from the longest back to the first that is whole.
+    There are two passes, so that the number of look-ups is about that of the prefix's blocks. The first goes from the
+    start on, over blocks that longer prefixes need as well, up to the first that is gone. The second goes back from
+    there, over blocks that only a prefix which ends just there needs (tails, states), down to one that has them all.
 
     Args:
         block_hashes: hash of each whole block of the request's tokens, chained.
@@ -55,7 +56,7 @@ def longest_hit(
         reach = group.look_positions_up(block_hashes, reach)
     prefixes = Prefixes(block_hashes, layout, block_size, 0, reach)
     for group in groups:
-        reach = group.look_ranks_up(prefixes, reach)
+        reach = group.look_packed_up(prefixes, reach)
     best: list[list[KVCacheBlock]] = [[] for _ in (*of_groups, *of_states)]
     best_tokens = without_states = 0
     for num_blocks in range(reach, 0, -1):
@@ -92,7 +93,7 @@ def lacks(
 ) -> bool:
     """Whether a block is gone that the last of ``num_blocks`` whole blocks of tokens has filled.
 
-    Then no hit has as many. Asks for a few blocks, whatever the prefix's length.
+    Then no hit is that long. The number of look-ups does not depend on the prefix's length.
     """
     size = of_groups[0].block_size
     key = Prefixes(block_hashes, layout, size, num_blocks - 1, num_blocks).key(num_blocks)
@@ -119,7 +120,7 @@ class _GroupHit:
         self._manager, self._layout = manager, layout
         self._by_position = not layout.evicts_at(manager.spec.first_layer)
         self._positions: list[KVCacheBlock] = []
-        self._by_rank: list[_StageHit] = []
+        self._stages: list[_StageHit] = []
 
     def look_positions_up(self, block_hashes: Sequence[BlockHash], reach: int) -> int:
         """Whole blocks of tokens, of the first ``reach``, that are there by position, if they have to."""
@@ -133,31 +134,31 @@ class _GroupHit:
         )
         return len(self._positions)
 
-    def look_ranks_up(self, prefixes: Prefixes, reach: int) -> int:
+    def look_packed_up(self, prefixes: Prefixes, reach: int) -> int:
         """Of the first ``reach`` blocks of tokens, those whose packed blocks are there."""
         for stage in self._manager.stages(self._layout):
-            self._by_rank.append(_StageHit(self._manager, stage, prefixes))
-            reach = self._by_rank[-1].look_up(reach)
+            self._stages.append(_StageHit(self._manager, stage, prefixes))
+            reach = self._stages[-1].look_up(reach)
         return reach
 
     def holds(self, num_blocks: int) -> bool:
         """Whether a prefix has blocks here at all."""
-        return self._by_position or any(stage.holds(num_blocks) for stage in self._by_rank)
+        return self._by_position or any(stage.holds(num_blocks) for stage in self._stages)
 
     def ends(self, num_blocks: int, key: BlockHash) -> bool:
-        """Whether a prefix is known to end here, of which every block that it has filled is there.
+        """Whether a prefix can end here, if all blocks that it has filled are there: its last blocks are there, too.
 
         Args:
             key: what its packed blocks are found by.
         """
-        return all(stage.ends(num_blocks, key) for stage in self._by_rank)
+        return all(stage.ends(num_blocks, key) for stage in self._stages)
 
     def blocks(self, num_blocks: int) -> list[KVCacheBlock]:
         """The blocks of a prefix that ends here."""
         held: list[KVCacheBlock] = []
-        # A block that the deepest stage has filled was filled for the others before; past those,
-        # blocks matter to the shallower stages alone, and then by position.
-        for stage in reversed(self._by_rank):
+        # Deeper stages keep fewer tokens, so a block that the deepest stage has filled is full for the others, too.
+        # The blocks behind those matter to shallower stages alone, and the last ones only by position.
+        for stage in reversed(self._stages):
             held += stage.blocks(num_blocks)[len(held) :]
         return held + self._positions[len(held) : num_blocks]
 
@@ -168,20 +169,20 @@ class _StageHit:
     def __init__(self, manager: FindableBlocks, stage: LayoutStage, prefixes: Prefixes) -> None:
         self._manager, self._stage, self._prefixes = manager, stage, prefixes
         self._boundaries = prefixes.boundaries(stage)
-        self._ranks: list[KVCacheBlock] = []
+        self._full: list[KVCacheBlock] = []
         self._tail: KVCacheBlock | None = None
 
     def look_up(self, reach: int) -> int:
-        """See :meth:`_GroupHit.look_ranks_up`."""
+        """See :meth:`_GroupHit.look_packed_up`."""
         filling = self._prefixes.filling(self._stage)
-        self._ranks = find_until_gone(
+        self._full = find_until_gone(
             self._manager.pool,
             (key for num_blocks, key in filling if num_blocks <= reach),
             completed(self._stage),
             self._manager.group,
         )
-        if len(self._ranks) < len(filling):
-            reach = min(reach, filling[len(self._ranks)][0] - 1)
+        if len(self._full) < len(filling):
+            reach = min(reach, filling[len(self._full)][0] - 1)
         return reach
 
     def holds(self, num_blocks: int) -> bool:
@@ -204,5 +205,5 @@ class _StageHit:
         return self._boundaries[num_blocks - 1].full_blocks > before
 
     def blocks(self, num_blocks: int) -> list[KVCacheBlock]:
-        full = self._ranks[: self._boundaries[num_blocks - 1].full_blocks]
+        full = self._full[: self._boundaries[num_blocks - 1].full_blocks]
         return full if self._tail is None else [*full, self._tail]

@@ -59,8 +59,10 @@ class FlowKVCacheManager(KVCacheManager):
     def get_computed_blocks_for_connector(
         self, request: Request, max_cache_hit_length: int | None = None
     ) -> tuple[KVCacheBlocks, int, int, bool]:
-        """What every group holds, beside states too, where vLLM would say what the first one does: a connector that
-        brings a state and the tokens behind brings no blocks that another storage group has lost."""
+        """The prefix that every group holds, states or not; vLLM would go by the first group alone.
+
+        A connector brings a state and the tokens behind it, but no blocks that another storage group has lost.
+        """
         return *self.get_computed_blocks(request, max_cache_hit_length), False
 
     def _hit_in_prompt(
