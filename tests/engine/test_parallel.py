@@ -36,6 +36,7 @@ def test_two_workers_are_exact(open_engine: OpenEngine, monkeypatch: pytest.Monk
                 *("1:50% question, 3:20% raters", "2:50% feather, 4:30% unrotated", "2:40% dart"),
                 *("0:50% cls_attention", "0:50% received_attention"),
                 *("0:50% visionzip", "0:40% prumerge_plus, 3:20% uniform"),
+                *("0:50% hired", "0:40% holov, 3:20% scope", "0:40% holov_received"),
             )
         )
     ]

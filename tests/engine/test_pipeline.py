@@ -323,14 +323,22 @@ def test_any_stages_are_exact(
 def test_stages_that_are_compiled_are_exact(
     open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for the steps in which rows leave, which run eagerly. Each worker measures its memory, both ways to run."""
+    """As a CPU compiles, a stage in one piece: steps in which rows leave run eagerly, on either stage.
+
+    Each worker measures its memory, both ways to run.
+    """
     a_core_each(monkeypatch)
     allow_compiling(monkeypatch, inductor=False)
     measured = dict(
         kv_cache_memory_bytes=None, gpu_memory_utilization=0.15, num_gpu_blocks_override=1536
     )
     engine = open_engine(LONG, 2, enforce_eager=False, **measured, **TWO, **CHUNKED)
+    plain = [one_image(30)]  # a prefill and decodes: calls of different size
+    assert_exact(engine, plain, engine.run(plain))
+    engine.llm.collective_rpc(count)
     assert_pipeline_is_exact(engine)
+    first, last = engine.llm.collective_rpc(counted)
+    assert first == last and first.eager and first.compiled
 
 
 @pytest.mark.long

@@ -57,6 +57,10 @@ from tests.engine.test_received_attention import (
     test_who_asks_for_what_patches_receive_has_pictures_encoded_for_it,
 )
 from tests.engine.test_runner import test_model_runner
+from tests.engine.test_share_ranks import (
+    test_crops_by_what_patches_receive_are_exact,
+    test_what_is_shared_out_is_exact,
+)
 from tests.engine.test_storage import test_blocks_hold_what_the_layers_see
 from tests.engine.test_stress import test_random_traffic_is_exact
 from tests.engine.test_tower_ranks import test_a_picture_that_another_request_had_encoded_is_ranked
@@ -76,6 +80,7 @@ __all__ = [
     "test_bad_value_is_refused",
     "test_baseline_beside_policies",
     "test_batch_is_exact",
+    "test_crops_by_what_patches_receive_are_exact",
     "test_entries_are_the_oracles_or_none",
     "test_blocks_are_taken_when_what_they_held_is_stored",
     "test_blocks_hold_what_the_layers_see",
@@ -95,6 +100,7 @@ __all__ = [
     "test_stock_baseline_is_the_oracle",
     "test_two_stages_are_exact",
     "test_two_workers_are_exact",
+    "test_what_is_shared_out_is_exact",
     "test_what_leaves_after_the_prefill_is_exact",
     "test_what_stays_takes_in_what_goes",
     "test_who_asks_for_what_patches_receive_has_pictures_encoded_for_it",

@@ -1,16 +1,19 @@
-"""Two pipeline stages of other families than LLaVA: M-RoPE, and features that are injected between layers."""
+"""Two workers of other families than LLaVA: pipeline stages, with M-RoPE and features injected between layers; halves
+of the heads, with ranks that go by what a video's frames repeat."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from tests.engine.two_workers import a_core_each, stages_of
-from tests.families.asking import every_cliff
-from tests.families.making import Checkpoint
+from tests.families.asking import every_cliff, prompts_of
+from tests.families.making import Checkpoint, film
 from tests.families.running import Engine, Judge
+from tests.families.test_exact import OF_FRAMES
 
 
 @pytest.mark.long
@@ -45,4 +48,23 @@ def test_two_stages_are_exact(
     again = engine.run(asks, 16)
     assert any(output.num_cached_tokens for output in again)
     judge.assert_exact(asks, again)
+    engine.check_idle()
+
+
+@pytest.mark.long
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
+@pytest.mark.parametrize("name", ["qwen2_5_vl_video", "internvl_video"])
+def test_two_workers_keep_the_same_of_a_video(
+    name: str, checkpoint_of: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has half of the heads, and finds out by itself which tokens of six frames stay."""
+    a_core_each(monkeypatch)
+    checkpoint = checkpoint_of(name)
+    engine = Engine(
+        checkpoint, group_layers=1, tensor_parallel_size=2, distributed_executor_backend="mp"
+    )
+    ask, _ = prompts_of(checkpoint)
+    seen = film(3, checkpoint.sizes[0], frames=6 * checkpoint.seen_together)
+    asks = [replace(ask, films=(seen,), stages=stages) for stages in OF_FRAMES]
+    Judge(engine).assert_exact(asks, engine.run(asks, 6))
     engine.check_idle()

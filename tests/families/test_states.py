@@ -260,7 +260,6 @@ def test_what_was_not_shown_to_be_exact_beside_states_is_refused(
 
 @pytest.mark.long
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
-@pytest.mark.skipif(v2_cpu.wanted(), reason="workers of their own do not run V2 on a CPU")
 def test_two_workers_are_exact(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each keeps the states of half of the heads."""
     from tests.families.running import Engine, Judge
