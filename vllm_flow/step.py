@@ -135,8 +135,8 @@ class Variant:
 
     def taken_up(self, layer: int) -> Variant:
         """The same from one of its layers on, out of all rows of the step: another worker has run the layers before,
-        and put the rows that had left back to their places."""
-        return replace(self, first_layer=layer, gather=self.rows)
+        has made what choices there are, and put the rows that had left back to their places."""
+        return replace(self, first_layer=layer, gather=self.rows, rankings=())
 
     @property
     def max_query_len(self) -> int:
@@ -169,9 +169,14 @@ class StepPlan:
     def of_layers(self, layers: range) -> StepPlan | None:
         """What of the plan is for a worker that runs these layers alone, given and giving all rows of the step.
 
-        None where nothing is: no stage begins before their end.
+        What begins right behind them is, too, if a device chooses there: it looks at their last one. None where
+        nothing is: no stage begins before their end.
         """
-        ours = tuple(v for v in self.variants if layers.start <= v.first_layer < layers.stop)
+        ours = tuple(
+            v
+            for v in self.variants
+            if layers.start <= v.first_layer < layers.stop + bool(v.rankings)
+        )
         if layers.start:
             first = self.variant_at(layers.start)
             later = tuple(v for v in ours if v is not first)

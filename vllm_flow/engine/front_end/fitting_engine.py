@@ -20,7 +20,6 @@ from vllm_flow.ranks import (
     AttentionRank,
     FrameRank,
     HiddenRank,
-    PositionRank,
     Rank,
     TileRank,
     TowerRank,
@@ -113,7 +112,7 @@ def possible(
         and not any(rank in some for some in refused)
         # What merges is at layer 0, and never in the place of a rank that has a layer before it.
         and (reading_layers or not (rank.reads_layer or merges(rank)))
-        and (isinstance(rank, PositionRank) or not engine.pipeline)
+        and not (isinstance(rank, HiddenRank) and engine.pipeline)
     )
     return " or ".join(found)
 
@@ -166,14 +165,14 @@ def _behind_layers_without_keys(policy: FlowPolicy, engine: EngineFacts) -> Unfi
     return None
 
 
-def _chosen_on_one_stage(policy: FlowPolicy, engine: EngineFacts) -> Unfit | None:
-    """What a device chooses, the workers of another stage are not told."""
-    rank = next((n for n in sorted(policy.ranks) if not isinstance(RANKS[n], PositionRank)), None)
+def _normed_on_one_stage(policy: FlowPolicy, engine: EngineFacts) -> Unfit | None:
+    rank = next((n for n in sorted(policy.ranks) if isinstance(RANKS[n], HiddenRank)), None)
     if rank is None or not engine.pipeline:
         return None
     return Unfit(
-        f"rank {rank!r} looks at what one stage of this engine's pipeline knows, and the others are not told what "
-        f"stays; rank by {possible(engine)}, or have the server started with pipeline_parallel_size=1."
+        f"rank {rank!r} looks at hidden states through the decoder's final norm, which only the last stage of this "
+        f"engine's pipeline has; rank by {possible(engine)}, or have the server started with "
+        "pipeline_parallel_size=1."
     )
 
 
@@ -216,7 +215,7 @@ def _unread(policy: FlowPolicy, engine: EngineFacts) -> Unfit | None:
 
 CONFIGURED: tuple[Rule, ...] = (
     *(_added, _late_beside_states, _late_beside_a_connector),
-    *(_behind_layers_without_keys, _keys_in_eight_bits, _chosen_on_one_stage),
+    *(_behind_layers_without_keys, _keys_in_eight_bits, _normed_on_one_stage),
 )
 """What is known as soon as the engine is configured."""
 TOLD: tuple[Rule, ...] = (_unmoved, _unread)

@@ -5,12 +5,13 @@ Data alone; who makes it: :mod:`vllm_flow.engine.worker.metadata`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from vllm_flow.engine.worker.choosing.device_ranking import DeviceRanking, DeviceReading
+from vllm_flow.handing_on import Part
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,12 @@ class DeviceStep:
     """Attention layer name -> [R] slots to write."""
     late: dict[int, list[DeviceReading]] = field(default_factory=dict)
     """Layer -> rows whose attention there decides what leaves after the prefill."""
+    later: tuple[DeviceRanking, ...] = ()
+    """Of later pipeline stages, for which the first one looks at embeddings."""
+    told: tuple[Part, ...] = ()
+    """What the pipeline stage before tells."""
+    tells: tuple[Part, ...] = ()
+    """What the one behind is told."""
     profiles: bool = False
     """A pass of nobody's rows, run eagerly to see what memory that takes."""
 
@@ -60,11 +67,27 @@ class DeviceStep:
         """Of all variants."""
         return [ranking for variant in self.variants.values() for ranking in variant.rankings]
 
+    def with_rows(self, rows_R: torch.Tensor) -> DeviceStep:
+        """The step with the rows that are alive in its first variant, as an earlier pipeline stage has chosen them.
+
+        Behind rankings of its own, ``rows`` are as much a guess as before.
+        """
+        alive, variants = rows_R, {}
+        for number, (layer, variant) in enumerate(sorted(self.variants.items())):
+            gather = variant.gather
+            if number == 0:
+                gather = rows_R
+            elif gather is not None:
+                alive = alive.index_select(0, gather)
+            variants[layer] = replace(variant, rows=alive, gather=gather)
+        return replace(self, variants=variants)
+
     @property
     def eager(self) -> bool:
         """Whether the layers' own code has to run: compiled code knows one number of rows, and no reader."""
         return (
             self.profiles
             or bool(self.late)
+            or bool(self.later)
             or any(variant.gather is not None for variant in self.variants.values())
         )

@@ -27,6 +27,7 @@ from vllm_flow.engine.worker.latent import PrefillPlans
 from vllm_flow.engine.worker.step_inputs import StepInputs
 from vllm_flow.engine.worker.variant_builders import VariantBuilders
 from vllm_flow.engine.worker.variant_tensors import Shape, VariantTensors
+from vllm_flow.handing_on import NOTHING, Handing
 from vllm_flow.rewriting import LateReading
 from vllm_flow.step import Ranking, StepPlan, Variant
 
@@ -70,6 +71,7 @@ class StepBuilder:
         plan: StepPlan | None,
         inputs: StepInputs,
         late: dict[int, list[DeviceReading]] | None = None,
+        handing: Handing = NOTHING,
     ) -> DeviceStep:
         """Build what the decoder hook needs for one step.
 
@@ -77,8 +79,13 @@ class StepBuilder:
             plan: the step's plan; its batch indices are rows of the block tables. None where no row
                 leaves and nothing is stored packed.
             late: see :meth:`late`.
+            handing: what a pipeline's stages tell one another of it.
         """
-        step = DeviceStep(variants={}, late=late or {})
+        # Whose pictures and question it is, and of no layer here.
+        later = (DeviceRanking(r, inputs.block_tables[0][r.request]) for r in handing.looks)
+        step = DeviceStep(
+            variants={}, late=late or {}, later=tuple(later), told=handing.told, tells=handing.tells
+        )
         if plan is None:
             return step
         rejected = None if inputs.lengths is None else inputs.lengths.rejected_tokens()

@@ -29,7 +29,8 @@ class FlowModel:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self.flow_hook.around_call(kwargs.get("inputs_embeds")):
-            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+            found = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return self.flow_hook.handing_on(found)
 
 
 class FlowScoringModel(ScoringModel, FlowModel):

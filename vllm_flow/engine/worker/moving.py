@@ -56,12 +56,14 @@ class RowMover:
         """Why rows of this cache cannot be moved; None where they can."""
         self._memory: dict[Any, list[_Layer]] = {}
         """Layers by the memory that they share with those of other groups."""
+        self._end = 0
+        """The layer past the last of them."""
         if kv_cache_config.needs_kv_cache_zeroing:
             self.unmovable = "vLLM empties a step's new blocks after they were filled"
             return
         try:
             for layer in cached_layers(kv_cache_config, layers, token_places):
-                cache = layer.attention.kv_cache
+                cache, self._end = layer.attention.kv_cache, max(self._end, layer.index + 1)
                 self._memory.setdefault((cache.device, cache.data_ptr()), []).append(layer)
         except (ValueError, RuntimeError, AttributeError) as error:
             self.unmovable = str(error)
@@ -87,7 +89,7 @@ class RowMover:
             plan = choosing_plan(layout)
             if plan is not None:
                 assert scores is not None
-                chosen = scores.kept_positions(request_id, plan, device)
+                chosen = scores.kept_positions(request_id, plan, device, self._end)
             moving.append(_Moving(layout, of_request, chosen))
         each = [rewrite for of_request in rewrites.values() for rewrite in of_request.values()]
         at_once = overlap(each)

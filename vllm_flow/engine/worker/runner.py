@@ -1,7 +1,7 @@
 """What both of vLLM's model runners do alike once they evict: each has a worker's state, and asks it.
 
-Seams: ``load_model``, ``get_kv_cache_spec``, ``initialize_kv_cache``, ``reset_encoder_cache``, ``_dummy_run`` and
-``sample_tokens`` of either runner. Takes no decision.
+Seams: ``load_model``, ``get_kv_cache_spec``, ``initialize_kv_cache``, ``reset_encoder_cache``, ``execute_model``,
+``_dummy_run`` and ``sample_tokens`` of either runner. Takes no decision.
 """
 
 from __future__ import annotations
@@ -58,6 +58,12 @@ class FlowRunner:
     def reset_encoder_cache(self) -> None:
         super().reset_encoder_cache()  # type: ignore[misc]
         self.flow_state.forget_pictures()
+
+    def execute_model(
+        self, scheduler_output: Any, intermediate_tensors: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        self.flow_state.hook.received = intermediate_tensors
+        return super().execute_model(scheduler_output, intermediate_tensors, *args, **kwargs)  # type: ignore[misc]
 
     def _dummy_run(self, *args: Any, is_profile: bool = False, **kwargs: Any) -> Any:
         """Memory is profiled with the pass that takes more, compiled or eager."""

@@ -1,9 +1,9 @@
 """Adapter for Model Runner V1 (CPU's, and CUDA's with ``VLLM_USE_V2_MODEL_RUNNER=0``).
 
 Seams, beside those of `runner`: ``initialize_kv_cache``, ``_update_states``,
-``_determine_batch_execution_and_padding``, ``_get_slot_mappings``, ``_build_attention_metadata`` and
-``_get_prompt_logprobs_dict`` of ``vllm/v1/worker/gpu_model_runner.py``. Gathers the step's inputs and arms the
-decoder hook; takes no decision.
+``_determine_batch_execution_and_padding``, ``_get_slot_mappings``, ``_build_attention_metadata``,
+``sync_and_gather_intermediate_tensors`` and ``_get_prompt_logprobs_dict`` of ``vllm/v1/worker/gpu_model_runner.py``.
+Gathers the step's inputs and arms the decoder hook; takes no decision.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from vllm_flow.engine import pipeline
 from vllm_flow.engine.core import encoder_cache
 from vllm_flow.engine.wire import Rewrites
 from vllm_flow.engine.worker import accepted_counts, cpu_groups, shared_metadata
+from vllm_flow.engine.worker.choosing import telling
 from vllm_flow.engine.worker.runner import FlowRunner
 from vllm_flow.engine.worker.step_inputs import DraftCounts, Lengths, StepInputs
 from vllm_flow.step import StepShares
@@ -58,6 +59,13 @@ class FlowRunnerV1(FlowRunner):
     ) -> Any:
         eager = force_eager or self.flow_without_graph
         return super()._determine_batch_execution_and_padding(*args, force_eager=eager, **kwargs)
+
+    def sync_and_gather_intermediate_tensors(
+        self, num_tokens: int, intermediate_tensors: Any, sync_self: bool
+    ) -> Any:
+        # Copied into tensors of the names that vLLM knows.
+        own = telling.without(intermediate_tensors) if sync_self else intermediate_tensors
+        return super().sync_and_gather_intermediate_tensors(num_tokens, own, sync_self)
 
     def _cut_block_tables(self, rewrites: Rewrites) -> None:
         """Leave the blocks that stay; vLLM appends the new ones."""

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from vllm_flow.decode_plan import decode_facts
 from vllm_flow.engine.layout_book import LayoutBook
+from vllm_flow.handing_on import NOTHING, Handing, handing
 from vllm_flow.last_layer import spare_last_layers
 from vllm_flow.plan import plan_step
 from vllm_flow.rewriting import LateReading, late_readings
 from vllm_flow.step import ScheduledRequest, StepPlan, StepShares, scheduled_request
+
+
+class WorkersStep(NamedTuple):
+    """What of a step is one worker's."""
+
+    plan: StepPlan | None
+    """Of its layers; None where no request evicts anything in them."""
+    late: Sequence[LateReading]
+    """What it must read; see :func:`vllm_flow.rewriting.late_readings`."""
+    handing: Handing = NOTHING
+    """What it is told and tells, of a pipeline's stages."""
 
 
 class StepPlanner:
@@ -34,13 +49,18 @@ class StepPlanner:
         self._book, self._layers = book, layers
         self.spares_last_layers, self._most_runs = spares_last_layers, most_runs
 
-    def plan(self, shares: StepShares) -> StepPlan | None:
-        """The step's plan, of the worker's layers; None where no request evicts anything in them."""
+    def plan(self, shares: StepShares) -> WorkersStep:
+        """What of a step is the worker's; see :class:`WorkersStep`."""
         requests = self._scheduled(shares)
         plan = None if requests is None else plan_step(requests)
-        if plan is None or requests is None:
-            return None
-        return self._spared(plan, requests).of_layers(self._layers)
+        if plan is not None and requests is not None:
+            plan = self._spared(plan, requests)
+        late, layers = self._late_readings(plan, shares), self._layers
+        return WorkersStep(
+            None if plan is None else plan.of_layers(layers),
+            [reading for reading in late if reading.layer in layers],
+            handing(plan, late, shares.request_ids, layers, self._book.num_layers),
+        )
 
     def _spared(self, plan: StepPlan, requests: list[ScheduledRequest]) -> StepPlan:
         """The plan whose last layers compute no more than they must, where the decoder and its attention can."""
@@ -51,8 +71,7 @@ class StepPlanner:
             return spared
         return plan  # a step of so many pieces of text has few rows to spare
 
-    def late_readings(self, plan: StepPlan | None, shares: StepShares) -> list[LateReading]:
-        """What the step must read; see :func:`vllm_flow.rewriting.late_readings`."""
+    def _late_readings(self, plan: StepPlan | None, shares: StepShares) -> list[LateReading]:
         layouts = [self._book.layouts.get(request_id) for request_id in shares.request_ids]
         if not any(layout is not None and layout.read_layers for layout in layouts):
             return []

@@ -158,19 +158,18 @@ class WorkerState:
         Args:
             inputs: gathers what else the runner knows; asked where that is needed.
         """
-        plan = self.planner.plan(shares)
-        readings = self.planner.late_readings(plan, shares)
-        goes_on = plan is not None or bool(readings)
+        ours = self.planner.plan(shares)
+        goes_on = ours.plan is not None or bool(ours.late) or bool(ours.handing)
         if not goes_on and not self._logs:
             return None
         given = inputs()
         if self._logs:
             assert self.tap is not None
-            self.tap.arm(plan, shares, given.block_tables)
+            self.tap.arm(ours.plan, shares, given.block_tables)
         if not goes_on:
             return None
-        late = self.builder.late(readings, shares.request_ids, given.block_tables)
-        return self.builder.build(plan, given, late)
+        late = self.builder.late(ours.late, shares.request_ids, given.block_tables)
+        return self.builder.build(ours.plan, given, late, ours.handing)
 
     @property
     def _logs(self) -> bool:

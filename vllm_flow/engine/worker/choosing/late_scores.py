@@ -32,22 +32,29 @@ class LateScores:
         """Keep what a layer's attention gave a prompt's tokens."""
         self._masses.setdefault(request_id, {})[layer] = mass_P
 
+    def noted(self, request_id: str, layer: int) -> torch.Tensor:
+        """[P] what :meth:`note` keeps."""
+        return self._masses[request_id][layer]
+
     def remove(self, request_id: str) -> None:
         """Drop what is kept of a request."""
         self._masses.pop(request_id, None)
 
     def kept_positions(
-        self, request_id: str, plan: StepPlan, device: torch.device
+        self, request_id: str, plan: StepPlan, device: torch.device, end: int
     ) -> dict[int, torch.Tensor]:
         """First layer of a stage -> positions that stay of the prompt, of which nothing is kept any more.
 
         Args:
             plan: :func:`vllm_flow.rewriting.choosing_plan` of the request.
+            end: the layer past the last that is asked about; what later ones gave, a pipeline's worker is not told.
         """
         masses = self._masses.pop(request_id, {})
         rows: torch.Tensor | None = None
         found = {}
         for variant in plan.variants:
+            if variant.first_layer >= end:
+                break
             if variant.gather is not None:
                 gather_R = sent(torch.from_numpy(variant.gather), device)
                 for ranking in variant.rankings:

@@ -22,6 +22,7 @@ from vllm_flow.engine.replacing import replaced
 from vllm_flow.engine.worker.attention.keys import KeyReader, UnreadableKeys, key_reader
 from vllm_flow.engine.worker.attention.row_mass import mass, mass_of_rows, mean_over_workers
 from vllm_flow.engine.worker.caches import cached_layers
+from vllm_flow.engine.worker.choosing import telling
 from vllm_flow.engine.worker.choosing.choice_places import ChoicePlaces
 from vllm_flow.engine.worker.choosing.device_ranking import DeviceRanking, DeviceReading
 from vllm_flow.engine.worker.choosing.late_scores import LateScores
@@ -29,11 +30,13 @@ from vllm_flow.engine.worker.choosing.layer_ranks import LayerRanks
 from vllm_flow.engine.worker.choosing.merging import Merger
 from vllm_flow.engine.worker.choosing.picture_orders import ORDERS_KEPT, PictureOrders
 from vllm_flow.engine.worker.tower.scores import Encoded
+from vllm_flow.handing_on import Key, Part, What
 from vllm_flow.ranks import RANKS, PictureRank, QuestionRank, TowerRank, merges
 from vllm_flow.ranks.base import Needs
 from vllm_flow.step import Ranking
 
 if TYPE_CHECKING:
+    from vllm.sequence import IntermediateTensors
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
     from vllm_flow.engine.families.decoder_parts import Decoder
@@ -65,12 +68,12 @@ class Ranker:
         self.unreadable: str | None = None
         """Why ranks by attention cannot read the keys of this cache; None where they can."""
         self._places = ChoicePlaces(ORDERS_KEPT)
-        self._ordered: dict[tuple[int, int, str], torch.Tensor] = {}
+        self._ordered: dict[Key, torch.Tensor] = {}
         self._scores: dict[tuple[int, int], torch.Tensor] = {}
         self._merged: set[tuple[int, int]] = set()
         """Request and image of which tokens were merged in this step."""
         self.late_scores = LateScores(self._places)
-        self._weights: dict[tuple[int, int, str], torch.Tensor] = {}
+        self._weights: dict[Key, torch.Tensor] = {}
         """Request, image and rank -> [Q] how much each row of the question counts."""
         for layer in cached_layers(kv_cache_config, layers, self._reader):
             self._attention[layer.index] = layer.attention, layer.found
@@ -123,6 +126,48 @@ class Ranker:
                 kept_K = self._places.tokens(choice, kept_K.device)[kept_K]
             embeddings_TH.index_copy_(0, kept_K + ranking.first_row, merged_KH)
             self._merged.add(device.key)
+
+    def take(
+        self, parts: Sequence[Part], received: IntermediateTensors | None
+    ) -> torch.Tensor | None:
+        """Go on with what an earlier pipeline stage saw and chose.
+
+        Returns:
+            [R] rows of the step that are alive in the first layer; None where the host knows them.
+        """
+        rows_R = None
+        for part, found in telling.taken_apart(received, parts):
+            match part.what:
+                case What.ROWS:
+                    rows_R = found
+                case What.ORDER:
+                    self._ordered[part.key] = found
+                case What.WEIGHTS:
+                    self._weights[part.key] = found
+                case What.MASS:
+                    self.late_scores.note(
+                        *part.key, found.clone()
+                    )  # of a step of which nothing else is kept
+        return rows_R
+
+    def tell(self, parts: Sequence[Part], rows_R: torch.Tensor | None) -> torch.Tensor:
+        """What a later pipeline stage takes.
+
+        Args:
+            rows_R: [R] rows of the step that are alive in its first layer; None where all are.
+        """
+        return telling.put_together(self._known(part, rows_R)[: part.length] for part in parts)
+
+    def _known(self, part: Part, rows_R: torch.Tensor | None) -> torch.Tensor:
+        match part.what:
+            case What.ORDER:
+                return self._ordered[part.key]
+            case What.WEIGHTS:
+                return self._weights[part.key]
+            case What.MASS:
+                return self.late_scores.noted(*part.key)
+        assert rows_R is not None, "of rows that were chosen some have left"
+        return rows_R
 
     def look(self, rankings: Sequence[DeviceRanking], hidden_TH: torch.Tensor) -> None:
         """Look at embeddings, before any layer changes them in place: put pictures' tokens in order, say which

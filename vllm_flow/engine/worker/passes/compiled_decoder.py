@@ -44,7 +44,7 @@ class CompiledDecoder:
 
     def takes(self, step: DeviceStep) -> bool:
         """Whether this step can run through them."""
-        if step.profiles or step.late or step.rankings:
+        if step.profiles or step.late or step.later or step.rankings:
             return False
         if any(variant.num_rows == 0 for variant in step.variants.values()):
             return False

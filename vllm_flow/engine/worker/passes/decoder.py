@@ -21,6 +21,7 @@ from vllm.sequence import IntermediateTensors
 
 from vllm_flow.engine.families import Decoder
 from vllm_flow.engine.replacing import replaced
+from vllm_flow.engine.worker.choosing import telling
 from vllm_flow.engine.worker.choosing.ranking import Ranker
 from vllm_flow.engine.worker.device_step import DeviceStep
 from vllm_flow.engine.worker.passes.adapters import AdapterRows
@@ -57,6 +58,10 @@ class DecoderHook:
         self.decoder = decoder
         self.ranker: Ranker | None = None
         """Set once there is a KV cache to read."""
+        self.received: IntermediateTensors | None = None
+        """What an earlier pipeline stage sent for the next call of the model; good for that one."""
+        self._words: torch.Tensor | None = None
+        """What a later one is to be told of the last call."""
         self._compiled, self._eager_operators = compiled, eager_operators
         self._shared_experts = shared_experts
         self._armed: DeviceStep | None = None
@@ -96,6 +101,7 @@ class DecoderHook:
             embeddings_TH: what it is called with, if with embeddings; rows of kept tokens may be written to.
         """
         step, self._armed = self._armed, None
+        received, self.received = self.received, None
         if self._shared_experts is not None:
             self._shared_experts.agree(step)
         if step is None:
@@ -105,23 +111,43 @@ class DecoderHook:
         if step.attn_metadata:  # a profiling pass has none, and no context to put it into
             context.attn_metadata.update(step.attn_metadata)
             context.slot_mapping.update(step.slot_mapping)
-        if not step.eager:
-            yield
-            return
-        if self._compiled is not None and self._compiled.takes(step):
-            with self._compiled.leaving(step) as compiled:
+        try:
+            if step.told:
+                rows_R = self._choosing.take(step.told, received)
+                step = step if rows_R is None else step.with_rows(rows_R)
+            if not step.eager:
                 yield
-            self._survivors = compiled.rows
-            return
+            elif self._compiled is not None and self._compiled.takes(step):
+                with self._compiled.leaving(step) as compiled:
+                    yield
+                self._survivors = compiled.rows
+            else:
+                with self._eagerly(step, context, embeddings_TH) as eager:
+                    yield
+                self._survivors = eager.rows
+            if step.tells:
+                self._words = self._choosing.tell(step.tells, self._survivors)
+        finally:
+            if self.ranker is not None:
+                self.ranker.forget()
+
+    def handing_on(self, found: Any) -> Any:
+        """What the model returned, for a later pipeline stage with what that must be told of this call."""
+        words_W, self._words = self._words, None
+        return found if words_W is None else telling.with_told(found, words_W)
+
+    @contextmanager
+    def _eagerly(
+        self, step: DeviceStep, context: Any, embeddings_TH: torch.Tensor | None
+    ) -> Iterator[EagerPass]:
         context.skip_compiled = True
         # The step may have been padded for the graphs of compiled pieces, none of which runs now.
         context.cudagraph_runtime_mode = CUDAGraphMode.NONE
         with self.installed(step) as eager, self._eager_operators():
             if step.rankings and embeddings_TH is not None:
-                assert self.ranker is not None, "nobody is served before there is a KV cache"
-                self.ranker.merge(step.rankings, embeddings_TH)
-            yield
-        self._survivors = eager.rows
+                self._choosing.merge(step.rankings, embeddings_TH)
+            yield eager
+            eager.choose_for_next()
 
     @contextmanager
     def installed(self, step: DeviceStep) -> Iterator[EagerPass]:
@@ -131,7 +157,7 @@ class DecoderHook:
             self._key_writers,
             self._adapters,
             self.ranker,
-            self.decoder.first_layer,
+            self.decoder.own,
             self._shared_experts is not None,
         )
         self._pass = EagerPass(step, parts)
@@ -141,8 +167,6 @@ class DecoderHook:
         finally:
             self._pass = None
             self._adapters.restore()
-            if self.ranker is not None:
-                self.ranker.forget()
 
     def marked(self, hidden_TH: torch.Tensor) -> torch.Tensor:
         """The last call's hidden states with rows that left it as not-a-number; as they are if none did.
@@ -155,6 +179,11 @@ class DecoderHook:
         marked_TH = torch.full_like(hidden_TH, torch.nan)
         marked_TH[self._survivors] = hidden_TH[self._survivors]
         return marked_TH
+
+    @property
+    def _choosing(self) -> Ranker:
+        assert self.ranker is not None, "nobody is served before there is a KV cache"
+        return self.ranker
 
     @property
     def _running(self) -> EagerPass:

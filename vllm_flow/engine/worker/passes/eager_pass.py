@@ -8,7 +8,7 @@ Legend: T rows of the step (with padding), R rows alive, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from vllm_flow.engine.worker.passes.calls import CallForm, at_their_rows, length
 from vllm_flow.engine.worker.passes.shared_experts import nobodys_row
 
 if TYPE_CHECKING:
+    from vllm_flow.engine.worker.choosing.device_ranking import DeviceRanking
     from vllm_flow.engine.worker.choosing.ranking import Ranker
     from vllm_flow.engine.worker.device_step import DeviceStep, DeviceVariant
     from vllm_flow.engine.worker.passes.adapters import AdapterRows
@@ -36,8 +37,8 @@ class PassParts:
     adapters: AdapterRows
     ranker: Ranker | None
     """None before there is a KV cache to read."""
-    first_layer: int = 0
-    """The first that this worker runs; it is given all rows of the step."""
+    layers: range = range(0)
+    """Numbers of those that this worker runs; the first is given all rows of the step."""
     waited_for: bool = False
     """Whether other engines wait for every layer of this one; see ``shared_experts.py``."""
 
@@ -124,7 +125,7 @@ class EagerPass:
         residual_RH: torch.Tensor | None,
         **others: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if index == self._parts.first_layer:
+        if index == self._parts.layers.start:
             self._begin(hidden_RH)
         variant = self._step.variants.get(index)
         if variant is not None:
@@ -160,8 +161,11 @@ class EagerPass:
 
     def _begin(self, hidden_TH: torch.Tensor) -> None:
         self._num_rows = len(hidden_TH)
-        if rankings := self._step.rankings:
-            self._ranker.look(rankings, hidden_TH)
+        looked = [*self._step.rankings, *self._step.later]
+        if (
+            looked and not self._parts.layers.start
+        ):  # later pipeline stages are told what the first one saw
+            self._ranker.look(looked, hidden_TH)
 
     def _store_last(
         self,
@@ -198,18 +202,31 @@ class EagerPass:
         if gather is None:
             return hidden_RH, residual_RH
         if variant.rankings:
-            ranker, rankings = self._ranker, variant.rankings
-            ranker.compare(rankings, hidden_RH, residual_RH, self.rows)
-            ranker.choose(rankings, gather, self.rows)
-            self._chose = True
-        if not self._chose:
-            self.rows = variant.rows
+            self._ranker.compare(variant.rankings, hidden_RH, residual_RH, self.rows)
+            self._choose(variant.rankings, gather)
+        elif self._chose:
+            self._keep(gather)
         else:
-            self.rows = gather if self.rows is None else self.rows.index_select(0, gather)
+            self.rows = variant.rows
         self._positions = self._parts.form.select(positions, self.rows)
         if not self._none_alive:
             self._parts.adapters.keep(self.rows)
         return _gathered(gather, hidden_RH, residual_RH)
+
+    def choose_for_next(self) -> None:
+        """Choose which rows are alive right behind a pipeline stage's last layer, where a rank looks at that."""
+        variant = self._step.variants.get(self._parts.layers.stop)
+        if variant is not None:
+            assert variant.gather is not None, "rows leave where some are chosen"
+            self._choose(variant.rankings, variant.gather)
+
+    def _choose(self, rankings: Sequence[DeviceRanking], gather_R: torch.Tensor) -> None:
+        self._ranker.choose(rankings, gather_R, self.rows)
+        self._chose = True
+        self._keep(gather_R)
+
+    def _keep(self, gather_R: torch.Tensor) -> None:
+        self.rows = gather_R if self.rows is None else self.rows.index_select(0, gather_R)
 
     def _watching(self, index: int) -> AbstractContextManager[None]:
         """While a layer runs: see in its attention what a stage behind it goes by."""
