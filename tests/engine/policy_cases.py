@@ -89,6 +89,36 @@ def device_mixed(layers: int, shift: int = 0) -> tuple[Ask, ...]:
     return (*asks, *place_mixed(layers)[::4])
 
 
+BEHIND = (
+    "1:50% last_prompt, 4:20% last_prompt",
+    "3:50% last_prompt",
+    "4:30% diversity, 5:0",
+    "0:60% cls_attention, 3:30% cls_attention",
+    "2:60% uniform, 4:40% raters",
+    "3:60% feather, 5:20% unrotated",
+    "0:60% visionzip, 4:9 last_prompt",
+    "2:50% question, 3:30% random, 5:10% diversity",
+    "1:60% last_image, 3:40% raters, 5:10% received_attention",
+    "2:60% diversity, 4:30% cls_diverse, 5:0",
+)
+"""Stages of which the device chooses some before a border between three layers and three, at it and behind it, by what
+is known on either side."""
+
+
+def behind_mixed(shift: int = 0) -> tuple[Ask, ...]:
+    """Choices that a pipeline's stages hand on, beside requests without any; some of them made after the prefill."""
+    asks = [replace(one_image(220 + n + shift), stages=stages) for n, stages in enumerate(BEHIND)]
+    asks += [
+        replace(two_images(230 + shift), stages=("1:30% last_image", "4:25% last_image")),
+        replace(adjacent_images(231 + shift), stages=BEHIND[2]),
+        replace(two_images(232 + shift), stages=("2:0", "5:25% diversity")),
+        replace(one_image(233 + shift), stages=LATE[3], late=True),
+        replace(one_image(234 + shift), stages=LATE[1], late=True),
+        replace(one_image(235 + shift), stages="4:30% last_prompt, 5:0", late=True),
+    ]
+    return (*asks, one_image(236 + shift, 2), one_image(237 + shift), text_only(238 + shift))
+
+
 LATE = (
     "1:50% last_prompt",
     "2:60% last_prompt, 4:20% random",

@@ -16,7 +16,7 @@ from vllm_flow.engine.front_end.fitting import fitted
 from vllm_flow.engine.front_end.fitting_engine import CONFIGURED, LOOKS, TOLD, unfit
 from vllm_flow.engine.obstacles import Misfit, Obstacle
 from vllm_flow.policy import FlowPolicy
-from vllm_flow.ranks import RANKS, AttentionRank, PositionRank
+from vllm_flow.ranks import RANKS, AttentionRank, HiddenRank
 
 PICTURES = ((5, 900), (920, 800), (1730, 750), (2500, 701))
 """Greater than what any policy keeps in tokens."""
@@ -75,7 +75,7 @@ def test_an_engine_can_have_what_needs_nothing_that_it_lacks(
             if obstacle in engine.obstacles
         )
         or (engine.quantised_keys and any(isinstance(rank, AttentionRank) for rank in ranks))
-        or (engine.pipeline and any(not isinstance(rank, PositionRank) for rank in ranks))
+        or (engine.pipeline and any(isinstance(rank, HiddenRank) for rank in ranks))
         or any(
             stage.rank is not None
             and RANKS[stage.rank].reads_layer

@@ -35,6 +35,7 @@ from tests.engine.harness import (
 )
 from tests.engine.options import ADAPTERS
 from tests.engine.piecewise import compile_in_pieces
+from tests.engine.policy_cases import behind_mixed
 from tests.engine.tiny_llava import Shape, build
 from tests.engine.two_workers import a_core_each, cores_of, stages_of
 from vllm_flow.engine import engine_facts, groups, pipeline, states
@@ -126,12 +127,9 @@ def test_vllm_gives_each_worker_a_share_of_every_group(
             "beside torchrun, .* leave out distributed_executor_backend",
         ),
         (
-            {"default": {"flow_stages": "2:50% last_image"}},
-            "default_policy: rank 'last_image' looks at what one stage .* rank by 'uniform' or 'random', or have",
-        ),
-        (
-            {"default": {"flow_stages": "0:50% diversity"}},
-            "default_policy: rank 'diversity' looks at what one stage",
+            {"default": {"flow_stages": "2:50% dart"}},
+            "default_policy: rank 'dart' looks at hidden states through .*norm, which only the last stage .* rank by "
+            "'uniform' or .* or 'feather', or have the server started with pipeline_parallel_size=1",
         ),
         ({"group_layers": 3}, "stages of 3, 3 decoder layers .* use one of 2, 4, 6"),
     ],
@@ -253,7 +251,16 @@ def assert_pipeline_is_exact(engine: Engine) -> list[RequestOutput]:
     found = engine.run(again)
     assert_exact(engine, again, found)
     assert all(output.num_cached_tokens for output in found)
+    assert_choices_are_exact(engine)
     return outputs
+
+
+def assert_choices_are_exact(engine: Engine) -> None:
+    """What a device chooses on any stage, in batches of several such requests, and where the prefix cache has some."""
+    asks = v2_cpu.reduced(behind_mixed(), to=behind_mixed()[1:14:3])
+    compared = assert_exact(engine, asks, engine.run(asks), ties=True)
+    compared += assert_exact(engine, asks[:3], engine.run(asks[:3]), ties=True)
+    assert compared >= 0.8 * len(asks)
 
 
 @pytest.mark.slow
@@ -361,6 +368,15 @@ def test_rows_leave_in_the_pieces_of_any_stage(
     assert_exact(engine, asks, engine.run(asks))
     for calls in engine.llm.collective_rpc(counted):
         assert calls.model and calls.eager == 0
+    # What the first stage has chosen leaves in the pieces of the second.
+    engine.llm.collective_rpc(count)
+    chosen = [
+        replace(one_image(220 + n), stages=stages)
+        for n, stages in enumerate(("2:50% last_prompt, 4:0", "3:30% diversity, 5:9 uniform"))
+    ]
+    assert_exact(engine, chosen, engine.run(chosen))
+    first, second = engine.llm.collective_rpc(counted)
+    assert first.eager and second.model and second.eager == 0
 
 
 @pytest.mark.long

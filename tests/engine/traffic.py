@@ -55,6 +55,8 @@ FIRST_ONLY = {
     if not getattr(rank, "nested", True) or ranks.merges(rank)
 }
 """Those that choose among all tokens of an image, or merge them."""
+NORMED = {name for name, rank in ranks.RANKS.items() if isinstance(rank, ranks.HiddenRank)}
+"""Those that an engine with pipeline stages refuses."""
 FAVOURITES = (
     "1:50% last_image",
     "2:40% diversity, 4:0",
@@ -95,12 +97,15 @@ def random_stages(
     )
 
 
-def with_stages(rng: np.random.Generator, ask: Ask, room: int) -> Ask:
-    """The same request with stages that an engine takes whose steps have ``room`` for a request."""
+def with_stages(rng: np.random.Generator, ask: Ask, facts: Any) -> Ask:
+    """The same request with stages that an engine takes, of which these are the ``EngineFacts``."""
+    room = facts.step_tokens
     words_after = len(ask.prompt.split()) - 35 + 1
     whole = len(ask.images) * LONG.image_tokens + words_after
     needs = (room >= LONG.image_tokens) + (room >= whole)
     stages = random_stages(rng, needs, len(ask.images))
+    while facts.pipeline and any(name in str(stages) for name in NORMED):
+        stages = random_stages(rng, needs, len(ask.images))
     return replace(
         ask, cliff=None, stages=stages, seed=int(rng.integers(2)) * ("random" in str(stages))
     )
@@ -168,7 +173,7 @@ def run(
         asks = {name: replace(ask, samples=1) for name, ask in asks.items()}
     for name, ask in asks.items() if stages else ():
         if ask.images and rng.random() < stages:
-            asks[name] = with_stages(rng, ask, engine.scheduler.flow_settings.engine.step_tokens)
+            asks[name] = with_stages(rng, ask, engine.scheduler.flow_settings.engine)
     for name, ask in asks.items() if late else ():
         if ask.images and rng.random() < late:
             asks[name] = as_late(rng, ask)

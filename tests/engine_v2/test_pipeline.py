@@ -13,6 +13,7 @@ from tests.engine import traffic
 from tests.engine.cases import LONG, mixed, one_image
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
+from tests.engine.policy_cases import BEHIND, LATE
 from tests.engine.test_pipeline import TWO
 from tests.engine.test_stress import TINY_POOL
 from tests.engine.two_workers import a_core_each, cores_of, stages_of
@@ -39,6 +40,8 @@ def test_graphs_and_eager_steps_of_stages_take_turns(
         *(one_image(80 + cliff, cliff) for cliff in (1, 2, 4)),
         replace(one_image(90), stages="1:50% uniform, 4:20% uniform"),
         replace(one_image(100, 1), late=True),
+        *(replace(one_image(120 + n), stages=BEHIND[n]) for n in (0, 2, 4)),
+        replace(one_image(110), stages=LATE[0], late=True),
     ]
     assert_exact(engine, asks, engine.run_joining(asks))
     first, last = engine.llm.collective_rpc(recorded_graphs.recorded)
@@ -66,5 +69,5 @@ def test_random_traffic_over_stages_is_exact(
         async_scheduling=True,
         max_num_batched_tokens=512,
     )
-    went = traffic.run(engine, 1, 30, late=0.3)
+    went = traffic.run(engine, 1, 30, stages=0.5, late=0.3)
     assert went.preempted and went.aborted and went.finished > 8
