@@ -57,6 +57,15 @@ def engine_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     store.close()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def workers_end_with_their_module() -> Iterator[None]:
+    """Engines with workers of their own are those of one module's tests."""
+    yield
+    from tests.engine import two_workers
+
+    two_workers.shut_down_but(0)
+
+
 @pytest.fixture
 def open_engine(engine_store: Engines) -> Iterator[OpenEngine]:
     """``open_engine(shape, group_layers, **options)``; every engine a test used must end up idle and sound."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -88,7 +87,10 @@ def test_ranks_by_many_rows_in_other_decoders(open_engine: OpenEngine, shape: st
 
 
 def test_another_rank_is_another_answer(open_engine: OpenEngine) -> None:
-    """A control of the oracle: what another rank keeps gives other logprobs, or these tests prove nothing."""
+    """A control of the oracle: what another rank keeps gives other logprobs, or these tests prove nothing.
+
+    Each rank beside the three listed behind it, which are the likest ones.
+    """
     engine = open_engine(LONG, 2)
     asks = [
         replace(one_image(96), stages=f"{0 if merges(rank) else 2}:30% {name}")
@@ -98,10 +100,10 @@ def test_another_rank_is_another_answer(open_engine: OpenEngine) -> None:
     ]
     outputs = engine.run(asks)
     assert_exact(engine, asks, outputs)
-    for ask, output in itertools.product(asks, outputs):
-        if ask is not asks[outputs.index(output)]:
+    for number, ask in enumerate(asks):
+        for other in (number + 1, number + 2, number + 3):
             with pytest.raises(AssertionError, match="differ"):
-                assert_exact(engine, [ask], [output])
+                assert_exact(engine, [ask], [outputs[other % len(outputs)]])
 
 
 CACHED = {"enable_prefix_caching": True}

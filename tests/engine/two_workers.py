@@ -11,8 +11,8 @@ from tests.engine import v2_cpu
 from tests.engine.starting import during_the_test
 
 MOST = 2
-"""Engines with workers in processes of their own that stay open: a worker holds most of a GB, and its gloo threads
-wake up hundreds of times a second."""
+"""Engines with workers in processes of their own that stay open, of one module of tests: a worker holds most of a GB,
+and its threads never sleep for long."""
 _OPEN: list[Any] = []
 
 
@@ -43,9 +43,14 @@ def keep_few_open(llm: Any) -> None:
     """
     if llm.llm_engine.vllm_config.parallel_config.world_size > 1:
         _OPEN.append(llm)
+    shut_down_but(MOST)
+
+
+def shut_down_but(newest: int) -> None:
+    """Shut down all but the newest engines with workers."""
     # Collecting garbage takes seconds beside other engines, whose objects are frozen.
     with mock.patch("gc.collect"), mock.patch("gc.unfreeze"):
-        while len(_OPEN) > MOST:
+        while len(_OPEN) > newest:
             _OPEN.pop(0).llm_engine.engine_core.shutdown()
 
 

@@ -17,9 +17,10 @@ from tests.engine.fixtures import (
     prepare_process,
     skip_below,
     together,
+    workers_end_with_their_module,
 )
 
-__all__ = ["bare", "engine_store", "open_engine", "together"]
+__all__ = ["bare", "engine_store", "open_engine", "together", "workers_end_with_their_module"]
 
 prepare_process()
 if v2_cpu.wanted():

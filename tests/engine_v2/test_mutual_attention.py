@@ -51,6 +51,7 @@ def test_pictures_that_see_themselves(
     engine.check_idle()
 
 
+@pytest.mark.long
 def test_pictures_by_triton_and_the_rest_by_flashinfer(
     checkpoint_of: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:

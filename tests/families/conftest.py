@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 
 from tests.engine import v2_cpu
-from tests.engine.fixtures import prepare_process
+from tests.engine.fixtures import prepare_process, workers_end_with_their_module
 
 if TYPE_CHECKING:
     from tests.families.making import Checkpoint
+
+__all__ = ["workers_end_with_their_module"]
 
 COMPILED = os.environ.get("VLLM_FLOW_COMPILED", "")
 """Engines as vLLM starts them; with 1 Dynamo's trace runs as it is, without Inductor's minutes."""

@@ -18,10 +18,12 @@ from tests.families.asking import every_cliff
 from tests.families.checkpoints import BUILDERS
 from tests.families.making import Checkpoint
 from tests.families.running import STOCK, Engine, Judge
+from tests.longer import some
 from vllm_flow.engine.worker.passes.last_layer import attention_of
 from vllm_flow.engine.worker.passes.pieces import pieces_of
 
 QUICK = ("qwen3_vl", "aya_vision")
+"""Without a choice; the second in ``make test-long``."""
 BY_TRACE = ("mimo_v2_omni", "mimo_v2_omni_narrow")
 """Pieces run as they were traced: stock vLLM's, compiled for a CPU by Inductor, answer wrongly."""
 NOT_COMPILED = ("openpangu_vl",)
@@ -30,7 +32,7 @@ CHOICE = os.environ.get("VLLM_FLOW_FAMILIES", "")
 NAMES = tuple(BUILDERS) if CHOICE == "all" else tuple(filter(None, CHOICE.split(","))) or QUICK
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES if CHOICE else some(QUICK, kept=QUICK[:1]))
 def test_rows_leave_in_compiled_pieces(
     name: str, checkpoint_of: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
