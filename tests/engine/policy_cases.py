@@ -99,7 +99,7 @@ BEHIND = (
     "0:60% visionzip, 4:9 last_prompt",
     "2:50% question, 3:30% random, 5:10% diversity",
     "1:60% last_image, 3:40% raters, 5:10% received_attention",
-    "2:60% diversity, 4:30% cls_diverse, 5:0",
+    "4:30% cls_diverse, 5:0",
 )
 """Stages of which the device chooses some before a border between three layers and three, at it and behind it, by what
 is known on either side."""
