@@ -1,9 +1,9 @@
 """Published methods by name, each with what is as published and what is not.
 
 A preset is nothing but stages: the front end writes them in its place, and nothing behind it knows presets. Papers give
-layers of a decoder with 32; others get the nearest of their own, in proportion. For each the code that its paper
-names was read: which layer's attention ranks, which layers drop tokens, which ratios it takes, and whether kept tokens
-keep their positions.
+layers of a decoder with 32; others get the nearest of their own, in proportion. Where the authors have released code it
+was read: which layer's attention ranks, which layers drop tokens, which ratios it takes, and whether kept tokens keep
+their positions.
 """
 
 from __future__ import annotations

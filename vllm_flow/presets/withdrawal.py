@@ -31,7 +31,7 @@ def _horizon(budget: int, tokens: int, layer: int, average: str) -> Preset:
 
 PAPER = Preset(
     "paper",
-    "information-flow cliff",
+    "Information-flow cliff",
     (Stage(22),),
     ("All image tokens leave at layer 22 of 32, where section 4.2 puts POPE's cliff.",),
     (
