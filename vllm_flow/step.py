@@ -169,13 +169,12 @@ class StepPlan:
     def of_layers(self, layers: range) -> StepPlan | None:
         """What of the plan is for a worker that runs these layers alone, given and giving all rows of the step.
 
-        What begins right behind them is, too, if a device chooses there: it looks at their last one. None where
-        nothing is: no stage begins before their end.
+        What begins right behind them is, too, where a device has chosen by then: it looks at their last one, or is to
+        be told what is alive behind that. None where nothing is: no stage begins before their end.
         """
+        chosen = any(v.rankings for v in self.variants if v.first_layer <= layers.stop)
         ours = tuple(
-            v
-            for v in self.variants
-            if layers.start <= v.first_layer < layers.stop + bool(v.rankings)
+            v for v in self.variants if layers.start <= v.first_layer < layers.stop + chosen
         )
         if layers.start:
             first = self.variant_at(layers.start)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.staged_cases import Case as Staged
@@ -17,6 +17,7 @@ from vllm_flow.handing_on import NOTHING, Handing, Key, Part, What, handing
 from vllm_flow.last_layer import LastLayer, spare_last_layers
 from vllm_flow.layout import TokenLayout
 from vllm_flow.plan import plan_step
+from vllm_flow.policy import FlowPolicy, Stage
 from vllm_flow.policy_keys import parse_policy
 from vllm_flow.ranks import RANKS, PictureRank, QuestionRank, TowerRank
 from vllm_flow.rewriting import late_readings
@@ -94,7 +95,7 @@ def choosing_batches(draw: st.DrawFn) -> list[tuple[Staged, int, int]]:
     return batch
 
 
-class Stage:
+class Worker:
     """A worker that knows of choices what its own layers show, and what it is told."""
 
     def __init__(self, plan: StepPlan, layers: range, batch: list[tuple[Staged, int, int]]) -> None:
@@ -144,8 +145,20 @@ class Stage:
             assert self.lengths[What.WEIGHTS, key] == ranking.question
 
 
+PLACE_AT_THE_BORDER = Staged(
+    14,
+    13,
+    (tuple(range(1, 11)),),
+    FlowPolicy((tuple(Stage(n, 9 - n, r) for n, r in ((2, "diversity"), (3, "random"))),)),
+    tuple(map(float, range(13))),
+)
+"""Rows leave by place right at a border, among those that a device chose before."""
+
+
 @settings(max_examples=300)
 @given(choosing_batches(), EDGES, st.booleans())
+@example([(PLACE_AT_THE_BORDER, 0, 13)], [0, 3, 6], False)
+@example([(PLACE_AT_THE_BORDER, 0, 13)], [0, 1, 3, 6], True)
 def test_stages_that_are_told_choose_what_one_worker_chooses(
     batch: list[tuple[Staged, int, int]], edges: list[int], spares: bool
 ) -> None:
@@ -157,7 +170,7 @@ def test_stages_that_are_told_choose_what_one_worker_chooses(
         plan = spare_last_layers(plan, requests)
     told, rows, looks = (), np.arange(plan.num_rows), None
     for first, end in pairwise(edges):
-        stage = Stage(plan, range(first, end), batch)
+        stage = Worker(plan, range(first, end), batch)
         told, rows = stage.run(told, rows)
         for layer, alive in stage.alive.items():
             assert alive == apply(plan, layer, stage.batch, stage.starts)

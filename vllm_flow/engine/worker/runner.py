@@ -60,7 +60,11 @@ class FlowRunner:
         self.flow_state.forget_pictures()
 
     def execute_model(
-        self, scheduler_output: Any, intermediate_tensors: Any = None, *args: Any, **kwargs: Any
+        self,
+        scheduler_output: Any = None,
+        intermediate_tensors: Any = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         self.flow_state.hook.received = intermediate_tensors
         return super().execute_model(scheduler_output, intermediate_tensors, *args, **kwargs)  # type: ignore[misc]

@@ -156,12 +156,14 @@ class Ranker:
         Args:
             rows_R: [R] rows of the step that are alive in its first layer; None where all are.
         """
-        return telling.put_together(self._known(part, rows_R)[: part.length] for part in parts)
+        return telling.put_together(self._known(part, rows_R) for part in parts)
 
     def _known(self, part: Part, rows_R: torch.Tensor | None) -> torch.Tensor:
         match part.what:
             case What.ORDER:
-                return self._ordered[part.key]
+                return self._ordered[part.key][
+                    : part.length
+                ]  # more may be remembered of the picture
             case What.WEIGHTS:
                 return self._weights[part.key]
             case What.MASS:

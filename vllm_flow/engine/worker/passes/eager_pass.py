@@ -214,11 +214,15 @@ class EagerPass:
         return _gathered(gather, hidden_RH, residual_RH)
 
     def choose_for_next(self) -> None:
-        """Choose which rows are alive right behind a pipeline stage's last layer, where a rank looks at that."""
+        """Find which rows are alive right behind a pipeline stage's last layer, where the next is told; choose those
+        for which a rank looks at that layer."""
         variant = self._step.variants.get(self._parts.layers.stop)
-        if variant is not None:
-            assert variant.gather is not None, "rows leave where some are chosen"
+        if variant is None or variant.gather is None:
+            return
+        if variant.rankings:
             self._choose(variant.rankings, variant.gather)
+        else:
+            self._keep(variant.gather)
 
     def _choose(self, rankings: Sequence[DeviceRanking], gather_R: torch.Tensor) -> None:
         self._ranker.choose(rankings, gather_R, self.rows)
