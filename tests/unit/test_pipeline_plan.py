@@ -145,20 +145,23 @@ class Worker:
             assert self.lengths[What.WEIGHTS, key] == ranking.question
 
 
-PLACE_AT_THE_BORDER = Staged(
-    14,
-    13,
-    (tuple(range(1, 11)),),
-    FlowPolicy((tuple(Stage(n, 9 - n, r) for n, r in ((2, "diversity"), (3, "random"))),)),
-    tuple(map(float, range(13))),
-)
+def of_ranks(*ranks: tuple[int, str]) -> Staged:
+    """A request of ten image tokens whose stages begin at these layers."""
+    policy = FlowPolicy((tuple(Stage(layer, 9 - layer, rank) for layer, rank in ranks),))
+    return Staged(14, 13, (tuple(range(1, 11)),), policy, tuple(map(float, range(13))))
+
+
+PLACE_AT_THE_BORDER = of_ranks((2, "diversity"), (3, "random"))
 """Rows leave by place right at a border, among those that a device chose before."""
+OTHERS = [(of_ranks((4, rank)), 0, 13) for rank in ("diversity", "cls_attention", "raters")]
+"""Of each of several requests something else is told."""
 
 
 @settings(max_examples=300)
 @given(choosing_batches(), EDGES, st.booleans())
 @example([(PLACE_AT_THE_BORDER, 0, 13)], [0, 3, 6], False)
 @example([(PLACE_AT_THE_BORDER, 0, 13)], [0, 1, 3, 6], True)
+@example(OTHERS, [0, 2, 3, 6], True)
 def test_stages_that_are_told_choose_what_one_worker_chooses(
     batch: list[tuple[Staged, int, int]], edges: list[int], spares: bool
 ) -> None:
