@@ -31,7 +31,7 @@ def test_graphs_and_eager_steps_of_stages_take_turns(
     a_core_each(monkeypatch)
     stages_of(monkeypatch, "2,4")
     engine = open_engine(
-        LONG, 3, **TWO, async_scheduling=True, max_num_batched_tokens=150, max_num_seqs=8
+        LONG, 3, **TWO, async_scheduling=True, max_num_batched_tokens=160, max_num_seqs=8
     )
     sizes, mode = [1, 2, 4, 8, 64, 160], CUDAGraphMode.FULL_AND_PIECEWISE
     engine.llm.collective_rpc(recorded_graphs.record, args=(sizes, mode))
