@@ -56,9 +56,9 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except PolicyError as error:
-        refused = RefusedRequest(str(error), parameter=error.key)
-        refused_streams.note(refused)
-        raise refused from None
+        refused_streams.note(str(error), error.key)
+        # Under no name here: with its traceback it would keep what the request holds until garbage is collected.
+        raise RefusedRequest(str(error), parameter=error.key) from None
 
 
 def tell_unread(params: Any) -> None:

@@ -14,33 +14,46 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
-
-_refused: ContextVar[list[Exception] | None] = ContextVar("flow_refused", default=None)
+from typing import Any, NamedTuple
 
 
-def note(refusal: Exception) -> None:
+class Refusal(NamedTuple):
+    """Why a request is refused. Not the exception, which would keep the request."""
+
+    sentence: str
+    key: str | None
+
+
+_refused: ContextVar[list[Refusal] | None] = ContextVar("flow_refused", default=None)
+
+
+def note(sentence: str, key: str | None) -> None:
     """Note the refusal of the request that this task handles."""
     found = _refused.get()
     if found is not None:
-        found.append(refusal)
+        found.append(Refusal(sentence, key))
 
 
-def response_event(refusal: Exception) -> dict[str, Any]:
+def response_event(refusal: Refusal) -> dict[str, Any]:
     """OpenAI's event ``error`` of a response; two events come before it, ``created`` and ``in_progress``."""
-    key = getattr(refusal, "parameter", None)
-    return {"type": "error", "code": "400", "message": str(refusal), "param": key, "sequence_number": 2}  # fmt: skip
-
-
-def message_event(refusal: Exception) -> dict[str, Any]:
-    """Anthropic's event ``error``."""
     return {
         "type": "error",
-        "error": {"type": "invalid_request_error", "message": str(refusal)},
+        "code": "400",
+        "message": refusal.sentence,
+        "param": refusal.key,
+        "sequence_number": 2,
     }
 
 
-EVENTS: dict[str, Callable[[Exception], dict[str, Any]]] = {
+def message_event(refusal: Refusal) -> dict[str, Any]:
+    """Anthropic's event ``error``."""
+    return {
+        "type": "error",
+        "error": {"type": "invalid_request_error", "message": refusal.sentence},
+    }
+
+
+EVENTS: dict[str, Callable[[Refusal], dict[str, Any]]] = {
     "/v1/responses": response_event,
     "/v1/messages": message_event,
 }
@@ -57,7 +70,7 @@ class RefusedStreams:
         if event is None:
             await self.app(scope, receive, send)
             return
-        refused: list[Exception] = []
+        refused: list[Refusal] = []
         streaming = told = False
 
         async def tell() -> None:
