@@ -17,7 +17,7 @@ def _horizon(budget: int, tokens: int, layer: int, average: str) -> Preset:
         (Stage(0, share(tokens), "diversity"), Stage(layer)),
         (
             f"DivPrune keeps {tokens} of 576 tokens before the decoder. They are withdrawn at layer {layer} of 32: "
-            f"{average} tokens a layer on average, for the paper's budget of {budget}.",
+            f"an average of {average} a layer, for the paper's budget of {budget}.",
         ),
         (
             "Counts and layer are those cited from the paper. Its code had not been released when this was written, "
