@@ -38,7 +38,7 @@ class Part(NamedTuple):
 
     what: What
     key: Key
-    """Whose: batch index, image and rank of an order or of weights; request and layer of a mass."""
+    """Whose: :attr:`vllm_flow.step.Ranking.key` of an order or of weights; request and layer of a mass."""
     length: int
 
 
@@ -117,9 +117,8 @@ def _looked_at(plan: StepPlan | None, layer: int) -> Iterator[tuple[Ranking, Par
     """The choices behind a layer that go by what the first stage alone is given, and what it makes of that."""
     variants = () if plan is None else plan.variants
     for ranking in (r for v in variants if v.first_layer > layer for r in v.rankings):
-        choice = ranking.choice
-        rank, key = RANKS[choice.rank], (ranking.request, choice.image, choice.rank)
+        rank = RANKS[ranking.choice.rank]
         if isinstance(rank, (PictureRank, TowerRank)):
-            yield ranking, Part(What.ORDER, key, choice.ordered)
+            yield ranking, Part(What.ORDER, ranking.key, ranking.choice.ordered)
         elif isinstance(rank, QuestionRank) and rank.weights is not None:
-            yield ranking, Part(What.WEIGHTS, key, ranking.question)
+            yield ranking, Part(What.WEIGHTS, ranking.key, ranking.question)

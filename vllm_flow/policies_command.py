@@ -115,7 +115,7 @@ def preset_section(preset: Preset) -> Iterator[str]:
     code = f" Code: [{paper.code}](https://github.com/{paper.code})." if paper.code else ""
     yield f"### {preset.name}"
     yield ""
-    yield f"{preset.method}: {_published(preset)}, on average {_average(preset)} per layer."
+    yield f"{preset.method}: {_published(preset)}; image tokens per layer, of 576: {_average(preset)}."
     yield f"[{paper.title}](https://arxiv.org/abs/{paper.arxiv}){where}.{code}"
     for head, sentences in (("As published", preset.same), ("Different here", preset.different)):
         yield ""

@@ -92,6 +92,11 @@ class Ranking:
     question: int
     """Rows from there to the prompt's last, ``query``; they are never dropped."""
 
+    @property
+    def key(self) -> tuple[int, int, str]:
+        """Request, image and rank: what stages of an image with one rank share, its order or its weights."""
+        return self.request, self.choice.image, self.choice.rank
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:

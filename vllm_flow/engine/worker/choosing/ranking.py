@@ -118,7 +118,7 @@ class Ranker:
             if not merges(device.rank):
                 continue
             order = self._order(ranking, choice.ordered, embeddings_TH)
-            self._ordered[(ranking.request, choice.image, choice.rank)] = order
+            self._ordered[ranking.key] = order
             kept_K = order[: choice.keep - len(choice.text)]
             rows_NH = self._tokens(ranking, embeddings_TH)
             merged_KH = self._merger.merged(device.rank, ranking.picture, rows_NH, kept_K)
@@ -145,9 +145,8 @@ class Ranker:
                 case What.WEIGHTS:
                     self._weights[part.key] = found
                 case What.MASS:
-                    self.late_scores.note(
-                        *part.key, found.clone()
-                    )  # of a step of which nothing else is kept
+                    # A copy: nothing else is kept of the step's tensor.
+                    self.late_scores.note(*part.key, found.clone())
         return rows_R
 
     def tell(self, parts: Sequence[Part], rows_R: torch.Tensor | None) -> torch.Tensor:
@@ -161,9 +160,8 @@ class Ranker:
     def _known(self, part: Part, rows_R: torch.Tensor | None) -> torch.Tensor:
         match part.what:
             case What.ORDER:
-                return self._ordered[part.key][
-                    : part.length
-                ]  # more may be remembered of the picture
+                # More may be remembered of the picture.
+                return self._ordered[part.key][: part.length]
             case What.WEIGHTS:
                 return self._weights[part.key]
             case What.MASS:
@@ -176,16 +174,15 @@ class Ranker:
         rows of a question count."""
         wanted: dict[tuple[int, int, str], tuple[Ranking, int]] = {}
         for device in rankings:
-            ranking, choice = device.ranking, device.ranking.choice
+            ranking = device.ranking
             if isinstance(device.rank, (PictureRank, TowerRank)):
-                key = (ranking.request, choice.image, choice.rank)
-                if key in self._ordered:  # and merged
+                if ranking.key in self._ordered:  # and merged
                     continue
-                _, count = wanted.get(key, (ranking, 0))
-                wanted[key] = ranking, max(count, choice.ordered)
+                _, count = wanted.get(ranking.key, (ranking, 0))
+                wanted[ranking.key] = ranking, max(count, ranking.choice.ordered)
             elif isinstance(device.rank, QuestionRank) and device.rank.weights is not None:
                 question = slice(ranking.question_row, ranking.question_row + ranking.question)
-                self._weights[(*device.key, choice.rank)] = device.rank.weights(
+                self._weights[ranking.key] = device.rank.weights(
                     self._tokens(ranking, hidden_TH), hidden_TH[question]
                 )
         for key, (ranking, count) in wanted.items():
@@ -262,10 +259,7 @@ class Ranker:
         ranking, choice = device.ranking, device.ranking.choice
         keys = slice(ranking.first_key, ranking.first_key + choice.left)
         if isinstance(device.rank, QuestionRank):
-            asking, weights_Q = (
-                query[device.question_rows],
-                self._weights.get((*device.key, choice.rank)),
-            )
+            asking, weights_Q = query[device.question_rows], self._weights.get(ranking.key)
             mass_S = mass_of_rows(
                 attention, read, asking, device.blocks, ranking.visible, weights_Q
             )
@@ -321,7 +315,7 @@ class Ranker:
     def _by_order(self, ranking: Ranking, offsets_M: torch.Tensor) -> torch.Tensor:
         """[M] scores by the picture's order; the lowest for tokens that were not put in order."""
         choice = ranking.choice
-        order = self._ordered[ranking.request, choice.image, choice.rank]
+        order = self._ordered[ranking.key]
         tokens = choice.stop - choice.start - len(choice.text)
         place_N = torch.full((tokens,), float(tokens), device=order.device)
         place_N[order] = torch.arange(len(order), dtype=place_N.dtype, device=order.device)

@@ -161,10 +161,9 @@ class EagerPass:
 
     def _begin(self, hidden_TH: torch.Tensor) -> None:
         self._num_rows = len(hidden_TH)
-        looked = [*self._step.rankings, *self._step.later]
-        if (
-            looked and not self._parts.layers.start
-        ):  # later pipeline stages are told what the first one saw
+        if self._parts.layers.start:  # a later pipeline stage is told what the first one saw
+            return
+        if looked := [*self._step.rankings, *self._step.later]:
             self._ranker.look(looked, hidden_TH)
 
     def _store_last(
