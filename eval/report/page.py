@@ -164,6 +164,7 @@ def gaps(summary: Summary, meta: Mapping[str, Any]) -> list[str]:
                 f"{text.task_title(task.name)}: {missing} of {counted(asked, 'answer is', 'answers are')} not there "
                 f"yet ({names}{more})."
             )
+        found += [f"{text.task_title(task.name)}: {note}." for note in task.partly]
         if task.baseline is None:
             found.append(_without_baseline(task))
     return found

@@ -130,6 +130,8 @@ class TaskResult:
     """Items that score lower than under the baseline with any of the downsampled pictures asked."""
     unclear: str = ""
     """What to say of answers in which the task's rule finds nothing that it looks for."""
+    partly: tuple[str, ...] = ()
+    """What to say of metrics of which only some parts have answers."""
 
     @property
     def baseline(self) -> PolicyResult | None:

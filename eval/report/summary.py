@@ -30,7 +30,7 @@ from vllm_flow.eval.report.results import (
 from vllm_flow.eval.report.savings import savings
 from vllm_flow.eval.statistics.intervals import Interval, accuracy, mcnemar_p
 from vllm_flow.eval.statistics.verdicts import CliffEvidence, FoundCliff, find_cliff, loss_of
-from vllm_flow.eval.tasks.base import Item, Scored, Task, measured
+from vllm_flow.eval.tasks.base import Item, Scored, Task, measured, partly_measured
 
 AnswerRow = Mapping[str, Any]
 """A row of `vllm_flow.eval.sweep.schema.ANSWERS`."""
@@ -103,7 +103,8 @@ def _task_result(
     alone = resampled(task, [(scores[n], scores[n]) for n in answered], units, options, swaps=1)
     pairs = [paired(scores[base], scores[n]) for n in compared] if base else []
     beside = resampled(task, pairs, units, options, swaps=options.swaps)
-    shown = measured(task, alone, (one for own in scores.values() for one in own.values()))
+    every = [one for own in scores.values() for one in own.values()]
+    shown = measured(task, alone, every)
     alone, beside = ({m: of[m] for m in shown if m in of} for of in (alone, beside))
     distinct = len(set(units.values()))
     means = mean_scores(task, scores.values()) if task.binary and distinct == len(items) else set()
@@ -151,6 +152,7 @@ def _task_result(
         scores,
         len(lost_there),
         task.unclear,
+        tuple(partly_measured(task, shown, every)),
     )
 
 

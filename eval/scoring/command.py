@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     from vllm_flow.counts import counted
     from vllm_flow.eval.scoring.plain_answers import score_plain
     from vllm_flow.eval.scoring.tables import show
-    from vllm_flow.eval.tasks.base import measured, sum_counts
+    from vllm_flow.eval.tasks.base import measured, partly_measured, sum_counts
     from vllm_flow.eval.tasks.reading import DataError
     from vllm_flow.exits import Refused
     from vllm_flow.outputs import check_file
@@ -139,7 +139,8 @@ def run(args: argparse.Namespace) -> int:
         raise Refused(str(error)) from error
     if args.json is not None:
         write_json(args.json, result.task.name, metrics, result.scored)
-    for note in [*result.notes, *unclear_note(result)]:
+    parts = partly_measured(result.task, shown, result.scored)
+    for note in [*result.notes, *parts, *unclear_note(result)]:
         print(f"vllm-flow score: note: {note}", file=sys.stderr)
     show(result.task, metrics, result.scored)
     if args.json is not None:

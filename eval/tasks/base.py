@@ -203,6 +203,22 @@ def measured(task: Task, metrics: Iterable[str], scored: Iterable[Scored]) -> li
     ]
 
 
+def partly_measured(task: Task, metrics: Iterable[str], scored: Iterable[Scored]) -> list[str]:
+    """Sentences on metrics that are means over parts of a benchmark, of some of which there are no answers: MME's
+    `perception` is in points of 2000 whatever it is measured on."""
+    groups = {one.group for one in scored}
+    found = []
+    for name in metrics:
+        parts = task.parts.get(name, ())
+        there = [part for part in parts if part in groups]
+        if there and len(there) < len(parts):
+            found.append(
+                f"{name} is over {len(there)} of its {len(parts)} parts ({', '.join(there)}); "
+                "nothing was answered of the others"
+            )
+    return found
+
+
 def counts_of(totals: Totals, *names: str) -> list[Any]:
     """Counts by name, zero for those that no item has; all of the totals' shape."""
     zero = 0.0 * next(iter(totals.values()), 0.0)

@@ -265,6 +265,12 @@ def assert_exact(
     return complete
 
 
+def differ(output: RequestOutput, other: RequestOutput) -> bool:
+    """Whether two answers to one prompt cannot both be the oracle's to the tolerance; its best tokens do not tie."""
+    moved = (abs(a - b) for a, b in zip(logprobs_of(output), logprobs_of(other), strict=True))
+    return tokens_of(output) != tokens_of(other) or max(moved) > 2 * LOGPROB_TOLERANCE
+
+
 def assert_same(outputs: Sequence[RequestOutput], others: Sequence[RequestOutput]) -> None:
     """Two engines' answers: equal tokens, logprobs equal to the last bits."""
     assert [tokens_of(out) for out in outputs] == [tokens_of(out) for out in others]

@@ -18,6 +18,7 @@ from vllm.sequence import IntermediateTensors
 from vllm_flow.engine.families.decoder_parts import Decoder
 from vllm_flow.engine.worker.choosing import telling
 from vllm_flow.engine.worker.choosing.device_ranking import DeviceRanking
+from vllm_flow.engine.worker.choosing.known import Known
 from vllm_flow.engine.worker.choosing.late_scores import LateScores
 from vllm_flow.engine.worker.choosing.ranking import Ranker
 from vllm_flow.engine.worker.device_step import DeviceStep, DeviceVariant
@@ -62,40 +63,37 @@ def test_a_stage_that_waits_for_something_else_says_so(told: list[int] | None) -
         list(telling.taken_apart(received, [Part(What.ROWS, (), 1), Part(What.ORDER, (0,), 2)]))
 
 
-def test_a_ranker_takes_what_another_tells() -> None:
+def test_a_worker_takes_what_another_tells() -> None:
     parts = (
         Part(What.ROWS, (), 2),
         Part(What.ORDER, (0, 1, "diversity"), 2),
         Part(What.WEIGHTS, (1, 0, "raters"), 3),
         Part(What.MASS, ("late", 4), 2),
     )
-    first, second = bare_ranker(), bare_ranker()
+    first, second = nothing_known(), nothing_known()
     # Of an order that is remembered for later, its beginning.
-    first._ordered[parts[1].key] = torch.tensor([7, 5, 6])
-    first._weights[parts[2].key] = torch.tensor([0.5, 0.0, 1.0])
+    first.orders[parts[1].key] = torch.tensor([7, 5, 6])
+    first.weights[parts[2].key] = torch.tensor([0.5, 0.0, 1.0])
     first.late_scores.note("late", 4, torch.tensor([0.25, 0.75]))
     sent = telling.with_told(
         IntermediateTensors({}), first.tell(parts, torch.tensor([3, 8], dtype=torch.int32))
     )
     rows = second.take(parts, sent)
     assert rows is not None and rows.tolist() == [3, 8]
-    assert second._ordered[parts[1].key].tolist() == [7, 5]
-    assert second._weights[parts[2].key].tolist() == [0.5, 0.0, 1.0]
+    assert second.orders[parts[1].key].tolist() == [7, 5]
+    assert second.weights[parts[2].key].tolist() == [0.5, 0.0, 1.0]
     assert second.late_scores.noted("late", 4).tolist() == [0.25, 0.75]
     assert second.take(parts[1:2], told_of(first, parts[1:2])) is None
     assert second.tell(parts[1:3], None).tolist() == first.tell(parts[1:3], None).tolist()
 
 
-def told_of(ranker: Ranker, parts: tuple[Part, ...]) -> IntermediateTensors:
-    return telling.with_told(IntermediateTensors({}), ranker.tell(parts, None))
+def told_of(known: Known, parts: tuple[Part, ...]) -> IntermediateTensors:
+    return telling.with_told(IntermediateTensors({}), known.tell(parts, None))
 
 
-def bare_ranker() -> Ranker:
-    ranker = Ranker.__new__(Ranker)
-    ranker._ordered, ranker._weights = {}, {}
+def nothing_known() -> Known:
     places: Any = None
-    ranker.late_scores = LateScores(places)
-    return ranker
+    return Known(LateScores(places))
 
 
 @given(st.data())
@@ -165,7 +163,7 @@ class Choosing(Ranker):
     """Keeps the last rows of an image, whatever it is told to look at."""
 
     def __init__(self) -> None:
-        self._ordered, self._weights = {}, {}
+        self.known = nothing_known()
         self.forgotten = 0
 
     def look(self, rankings: Any, hidden_TH: torch.Tensor) -> None:

@@ -70,6 +70,11 @@ def test_mme_in_llavas_format_and_in_points(command: Command, tmp_path: Path) ->
     scores = command.scores("mme", "--data", data, "--answers", path)
     assert scores["metrics"]["perception"] == 1.0
     assert "2000.00 of 2000 points" in command.output
+    assert (
+        "note: perception is over 2 of its 10 parts (count, posters); nothing was answered of the others"
+        in command.errors
+    )
+    assert "cognition is" not in command.errors
     files.json_lines(path, rows[:1])
     assert command.scores("mme", "--data", data, "--answers", path)["metrics"]["count"] == 0.5
     assert (

@@ -13,12 +13,13 @@ from statsmodels.stats.multitest import multipletests
 from tests.eval.synthetic_run import LAYERS, make_run
 from tests.eval.test_comparing import OPTIONS, Guess, answers
 from vllm_flow.eval.report.flips import choose_flips
+from vllm_flow.eval.report.page import gaps
 from vllm_flow.eval.report.results import Options, Summary
 from vllm_flow.eval.report.summary import summarise
 from vllm_flow.eval.statistics.intervals import accuracy, paired_difference
 from vllm_flow.eval.sweep.records import Run
 from vllm_flow.eval.tasks import get_task
-from vllm_flow.eval.tasks.base import Scored, sum_counts
+from vllm_flow.eval.tasks.base import Item, Scored, sum_counts
 
 POLICIES = "baseline,cliff=0:30:6,downsample=12"
 
@@ -242,3 +243,14 @@ def test_a_part_that_nothing_was_asked_of_has_no_figure(run: Run) -> None:
         for metric in metrics
         if metric.endswith(("popular", "adversarial"))
     ]
+
+
+def test_a_mean_over_some_of_its_parts_says_so(run: Run) -> None:
+    """Points of 2000, whatever the mean is of."""
+    truth = {"label": "yes", "image_id": "count/1.png"}
+    items = [Item(f"count/1.png#{number}", "Q", None, truth, "count") for number in (1, 2)]
+    given = next(row for row in run.answers().to_pylist() if row["policy"] == "baseline")
+    rows = [given | {"task": "mme", "item_id": item.id, "answer": "Yes"} for item in items]
+    found = gaps(summarise(run.meta, {"mme": items}, rows, {"mme": get_task("mme")}, OPTIONS), {})
+    said = "MME: perception is over 1 of its 10 parts (count); nothing was answered of the others."
+    assert [gap for gap in found if "parts" in gap] == [said]

@@ -22,21 +22,19 @@ from vllm_flow.engine.replacing import replaced
 from vllm_flow.engine.worker.attention.keys import KeyReader, UnreadableKeys, key_reader
 from vllm_flow.engine.worker.attention.row_mass import mass, mass_of_rows, mean_over_workers
 from vllm_flow.engine.worker.caches import cached_layers
-from vllm_flow.engine.worker.choosing import telling
 from vllm_flow.engine.worker.choosing.choice_places import ChoicePlaces
 from vllm_flow.engine.worker.choosing.device_ranking import DeviceRanking, DeviceReading
+from vllm_flow.engine.worker.choosing.known import Known
 from vllm_flow.engine.worker.choosing.late_scores import LateScores
 from vllm_flow.engine.worker.choosing.layer_ranks import LayerRanks
 from vllm_flow.engine.worker.choosing.merging import Merger
 from vllm_flow.engine.worker.choosing.picture_orders import ORDERS_KEPT, PictureOrders
 from vllm_flow.engine.worker.tower.scores import Encoded
-from vllm_flow.handing_on import Key, Part, What
 from vllm_flow.ranks import RANKS, PictureRank, QuestionRank, TowerRank, merges
 from vllm_flow.ranks.base import Needs
 from vllm_flow.step import Ranking
 
 if TYPE_CHECKING:
-    from vllm.sequence import IntermediateTensors
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
     from vllm_flow.engine.families.decoder_parts import Decoder
@@ -68,13 +66,11 @@ class Ranker:
         self.unreadable: str | None = None
         """Why ranks by attention cannot read the keys of this cache; None where they can."""
         self._places = ChoicePlaces(ORDERS_KEPT)
-        self._ordered: dict[Key, torch.Tensor] = {}
         self._scores: dict[tuple[int, int], torch.Tensor] = {}
         self._merged: set[tuple[int, int]] = set()
         """Request and image of which tokens were merged in this step."""
         self.late_scores = LateScores(self._places)
-        self._weights: dict[Key, torch.Tensor] = {}
-        """Request, image and rank -> [Q] how much each row of the question counts."""
+        self.known = Known(self.late_scores)
         for layer in cached_layers(kv_cache_config, layers, self._reader):
             self._attention[layer.index] = layer.attention, layer.found
         attention = {index: found[0] for index, found in self._attention.items() if index >= 0}
@@ -97,10 +93,9 @@ class Ranker:
 
     def forget(self) -> None:
         """Drop what a step that is over, or was given up, has left."""
-        self._ordered.clear()
+        self.known.forget()
         self._scores.clear()
         self._merged.clear()
-        self._weights.clear()
         self.layer_ranks.forget()
 
     def forget_pictures(self) -> None:
@@ -118,7 +113,7 @@ class Ranker:
             if not merges(device.rank):
                 continue
             order = self._order(ranking, choice.ordered, embeddings_TH)
-            self._ordered[ranking.key] = order
+            self.known.orders[ranking.key] = order
             kept_K = order[: choice.keep - len(choice.text)]
             rows_NH = self._tokens(ranking, embeddings_TH)
             merged_KH = self._merger.merged(device.rank, ranking.picture, rows_NH, kept_K)
@@ -127,48 +122,6 @@ class Ranker:
             embeddings_TH.index_copy_(0, kept_K + ranking.first_row, merged_KH)
             self._merged.add(device.key)
 
-    def take(
-        self, parts: Sequence[Part], received: IntermediateTensors | None
-    ) -> torch.Tensor | None:
-        """Go on with what an earlier pipeline stage saw and chose.
-
-        Returns:
-            [R] rows of the step that are alive in the first layer; None where the host knows them.
-        """
-        rows_R = None
-        for part, found in telling.taken_apart(received, parts):
-            match part.what:
-                case What.ROWS:
-                    rows_R = found
-                case What.ORDER:
-                    self._ordered[part.key] = found
-                case What.WEIGHTS:
-                    self._weights[part.key] = found
-                case What.MASS:
-                    # A copy: nothing else is kept of the step's tensor.
-                    self.late_scores.note(*part.key, found.clone())
-        return rows_R
-
-    def tell(self, parts: Sequence[Part], rows_R: torch.Tensor | None) -> torch.Tensor:
-        """What a later pipeline stage takes.
-
-        Args:
-            rows_R: [R] rows of the step that are alive in its first layer; None where all are.
-        """
-        return telling.put_together(self._known(part, rows_R) for part in parts)
-
-    def _known(self, part: Part, rows_R: torch.Tensor | None) -> torch.Tensor:
-        match part.what:
-            case What.ORDER:
-                # More may be remembered of the picture.
-                return self._ordered[part.key][: part.length]
-            case What.WEIGHTS:
-                return self._weights[part.key]
-            case What.MASS:
-                return self.late_scores.noted(*part.key)
-        assert rows_R is not None, "of rows that were chosen some have left"
-        return rows_R
-
     def look(self, rankings: Sequence[DeviceRanking], hidden_TH: torch.Tensor) -> None:
         """Look at embeddings, before any layer changes them in place: put pictures' tokens in order, say which
         rows of a question count."""
@@ -176,17 +129,17 @@ class Ranker:
         for device in rankings:
             ranking = device.ranking
             if isinstance(device.rank, (PictureRank, TowerRank)):
-                if ranking.key in self._ordered:  # and merged
+                if ranking.key in self.known.orders:  # and merged
                     continue
                 _, count = wanted.get(ranking.key, (ranking, 0))
                 wanted[ranking.key] = ranking, max(count, ranking.choice.ordered)
             elif isinstance(device.rank, QuestionRank) and device.rank.weights is not None:
                 question = slice(ranking.question_row, ranking.question_row + ranking.question)
-                self._weights[ranking.key] = device.rank.weights(
+                self.known.weights[ranking.key] = device.rank.weights(
                     self._tokens(ranking, hidden_TH), hidden_TH[question]
                 )
         for key, (ranking, count) in wanted.items():
-            self._ordered[key] = self._order(ranking, count, hidden_TH)
+            self.known.orders[key] = self._order(ranking, count, hidden_TH)
 
     def _order(self, ranking: Ranking, count: int, hidden_TH: torch.Tensor) -> torch.Tensor:
         """[count or more] tokens of a picture, best first; remembered under the picture's name.
@@ -259,7 +212,7 @@ class Ranker:
         ranking, choice = device.ranking, device.ranking.choice
         keys = slice(ranking.first_key, ranking.first_key + choice.left)
         if isinstance(device.rank, QuestionRank):
-            asking, weights_Q = query[device.question_rows], self._weights.get(ranking.key)
+            asking, weights_Q = query[device.question_rows], self.known.weights.get(ranking.key)
             mass_S = mass_of_rows(
                 attention, read, asking, device.blocks, ranking.visible, weights_Q
             )
@@ -315,7 +268,7 @@ class Ranker:
     def _by_order(self, ranking: Ranking, offsets_M: torch.Tensor) -> torch.Tensor:
         """[M] scores by the picture's order; the lowest for tokens that were not put in order."""
         choice = ranking.choice
-        order = self._ordered[ranking.key]
+        order = self.known.orders[ranking.key]
         tokens = choice.stop - choice.start - len(choice.text)
         place_N = torch.full((tokens,), float(tokens), device=order.device)
         place_N[order] = torch.arange(len(order), dtype=place_N.dtype, device=order.device)

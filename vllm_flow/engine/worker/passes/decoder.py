@@ -113,7 +113,7 @@ class DecoderHook:
             context.slot_mapping.update(step.slot_mapping)
         try:
             if step.told:
-                rows_R = self._choosing.take(step.told, received)
+                rows_R = self._choosing.known.take(step.told, received)
                 step = step if rows_R is None else step.with_rows(rows_R)
             if not step.eager:
                 yield
@@ -126,7 +126,7 @@ class DecoderHook:
                     yield
                 self._survivors = eager.rows
             if step.tells:
-                self._words = self._choosing.tell(step.tells, self._survivors)
+                self._words = self._choosing.known.tell(step.tells, self._survivors)
         finally:
             if self.ranker is not None:
                 self.ranker.forget()
