@@ -209,5 +209,8 @@ EXACT = (*CLIFFS, *GROUPS, *CHUNKS, *SCHEDULERS)
 
 QUICK = tuple(case for case in EXACT if case.quick)
 
+FEW = (QUICK[0], QUICK[2])
+"""A request per cliff, and chunks."""
+
 KINDS = (*CLIFFS, *GROUPS[:2], CHUNKS[0], CHUNKS[3], *SCHEDULERS[1:3])
 """Every shape; a group per layer and a cliff inside a group; chunks of a block and across pictures; schedulers."""

@@ -7,7 +7,8 @@ times the rounding of float32. Knows nothing of vLLM or the extension. N tokens 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def chosen(
         return settled(lambda a, b: hired(a, b, tiles, keep), scores, early)
     if rank == "scope":  # in the order of the whole picture
         return settled(
-            lambda a, rows: [n for n in scope(a, rows, len(a)) if n in left][:keep],
+            lambda a, rows: list(islice((n for n in scope(a, rows) if n in left), keep)),
             scores,
             embeddings_ND,
         )
@@ -117,22 +118,20 @@ def _of_crop(scores: np.ndarray, rows: np.ndarray) -> float:
     return float(attention + 0.09 * scaled.mean())
 
 
-def scope(scores: np.ndarray, embeddings_ND: np.ndarray, keep: int) -> list[int]:
+def scope(scores: np.ndarray, embeddings_ND: np.ndarray) -> Iterator[int]:
     """One after the other the token that adds most to what is covered, times its score."""
-    ends = [n for n in range(len(scores)) if math.isinf(scores[n])]
-    open_ = [n for n in range(len(scores)) if n not in ends]
+    ends = np.isinf(scores)
+    yield from np.flatnonzero(ends).tolist()
     unit = embeddings_ND / np.linalg.norm(embeddings_ND, axis=1, keepdims=True)
-    alike = np.round(unit @ unit.T, 9)
-    covered, stay = np.zeros(len(scores)), ends[:keep]
-    while len(stay) < keep:
-        gains = {
-            n: np.maximum(alike[n] - covered, 0)[open_].sum() * scores[n]
-            for n in open_
-            if n not in stay
-        }
-        stay.append(min(gains, key=lambda n: (-gains[n], n)))
-        covered = np.maximum(covered, alike[stay[-1]])
-    return stay
+    open_ = np.flatnonzero(~ends)
+    alike, worth = np.round(unit @ unit.T, 9)[np.ix_(open_, open_)], scores[open_]
+    covered, left = np.zeros(len(open_)), np.ones(len(open_), dtype=bool)
+    while left.any():
+        gains = np.maximum(alike - covered, 0).sum(axis=1) * worth
+        best = int(np.where(left, gains, -np.inf).argmax())
+        yield int(open_[best])
+        left[best] = False
+        covered = np.maximum(covered, alike[best])
 
 
 def dycoke(embeddings_ND: np.ndarray, frames: Sequence[int], keep: int) -> list[int]:

@@ -30,7 +30,7 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import STOCK, Engine, assert_exact, assert_same, params_of, tokens_of
 from tests.engine.test_lifecycle import TINY_POOL
 from tests.engine.tiny_llava import Shape
-from tests.longer import some
+from tests.longer import long_under_v2, some
 from vllm_flow.engine.core.attention import writer
 from vllm_flow.engine.core.attention.answers import LoggedAnswers
 from vllm_flow.engine.wire import ATTENTION_FIELD
@@ -105,6 +105,7 @@ def test_a_cached_prefix_is_read_like_any_other(open_logging: Any, cliff: int | 
     assert_logged(logging, asks, outputs)
 
 
+@long_under_v2
 @pytest.mark.parametrize("asynchronous", v2_cpu.reduced(some([True, False], [True]), to=[False]))
 def test_a_preempted_request_logs_each_token_once(open_logging: Any, asynchronous: bool) -> None:
     """Recomputed in chunks, outputs included: a chunk may end in a row whose token was logged."""

@@ -19,7 +19,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", v2_cpu.reduced(OPTIONS, to=["chunks", "prefix caching"]))
+@pytest.mark.parametrize(
+    "name", v2_cpu.reduced(OPTIONS, to=some(["chunks", "prefix caching"], ["chunks"]))
+)
 @pytest.mark.parametrize("group_layers", v2_cpu.reduced(some([2, 6], [2]), to=[2]))
 def test_without_policy_equals_stock(open_engine: OpenEngine, group_layers: int, name: str) -> None:
     options = OPTIONS[name]

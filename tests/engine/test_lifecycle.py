@@ -10,11 +10,17 @@ from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import Engine, assert_exact, params_of, tokens_of
 from tests.longer import some
 
+by_scheduler = pytest.mark.parametrize(
+    "asynchronous",
+    v2_cpu.reduced([True, False], to=some([True, False], [True])),
+    ids=["async", "sync"],
+)
+
 TINY_POOL = 2 << 20
 """Bytes: about one and a half requests of the greatest length; a dozen want it at once."""
 
 
-@pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "sync"])
+@by_scheduler
 @pytest.mark.parametrize("group_layers", v2_cpu.reduced(some([1, 3], [3]), to=[3]))
 def test_preempted_requests_stay_exact(
     open_engine: OpenEngine, group_layers: int, asynchronous: bool
@@ -52,7 +58,7 @@ def computed(engine: Engine, request_id: str) -> tuple[int, int]:
 SURVIVORS = (one_image(51, 3), two_images(52, 1), one_image(54), text_only(55, 2))
 
 
-@pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "sync"])
+@by_scheduler
 @pytest.mark.parametrize("cliff", v2_cpu.reduced([0, 3, None], to=[3]))
 def test_abort_during_prefill(
     open_engine: OpenEngine, cliff: int | None, asynchronous: bool
@@ -74,7 +80,7 @@ def test_abort_during_prefill(
     assert_exact(engine, SURVIVORS, [outputs[str(index)] for index in range(len(SURVIVORS))])
 
 
-@pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "sync"])
+@by_scheduler
 @pytest.mark.parametrize("cliff", v2_cpu.reduced([0, 3, None], to=[3]))
 def test_abort_during_decode(
     open_engine: OpenEngine, cliff: int | None, asynchronous: bool

@@ -10,16 +10,17 @@ from dataclasses import replace
 
 import pytest
 
-from tests.engine import v2_cpu
 from tests.engine.cases import LONG, mixed, one_image
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import assert_exact
 from tests.engine.two_workers import a_core_each
+from tests.longer import long_under_v2
 from vllm_flow.engine.inspect import footprints
 from vllm_flow.engine.report import REPORT_KEY
 
 
-@(pytest.mark.long if v2_cpu.wanted() else pytest.mark.slow)
+@long_under_v2
+@pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
 def test_two_workers_are_exact(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     a_core_each(monkeypatch)

@@ -38,6 +38,7 @@ from tests.engine.piecewise import compile_in_pieces
 from tests.engine.policy_cases import behind_mixed
 from tests.engine.tiny_llava import Shape, build
 from tests.engine.two_workers import a_core_each, cores_of, stages_of
+from tests.longer import long_under_v2
 from vllm_flow.engine import engine_facts, groups, pipeline, states
 from vllm_flow.engine.engine_facts import EngineFacts
 from vllm_flow.engine.families import Decoder
@@ -263,6 +264,7 @@ def assert_choices_are_exact(engine: Engine) -> None:
     assert compared >= 0.8 * len(asks)
 
 
+@long_under_v2
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
 def test_two_stages_are_exact(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from tests.engine.options import DRAFTS
 from tests.engine.test_drafters import (
     by_all,
     engine,
-    test_answers_are_exact_whatever_was_drafted,
     test_drafts_are_those_of_the_head_over_what_the_target_kept,
 )
 from tests.engine.test_speculative import ASKS, OPTIONS, counted
@@ -17,7 +16,6 @@ from tests.engine_v2.recorded_graphs import recorded_graphs
 
 __all__ = [
     "engine",
-    "test_answers_are_exact_whatever_was_drafted",
     "test_drafts_are_those_of_the_head_over_what_the_target_kept",
 ]
 

@@ -16,6 +16,7 @@ from tests.engine.test_drafters import (
     engine,
     name_of,
     test_a_drafter_stores_every_token_before_the_first_layer,
+    test_answers_are_exact_whatever_was_drafted,
     test_any_groups_are_exact,
     test_random_traffic_is_exact,
     test_what_leaves_late_or_by_attention_is_exact,
@@ -29,6 +30,7 @@ from tests.engine_v2.test_drafters import GRAPHS
 __all__ = [
     "engine",
     "test_a_drafter_stores_every_token_before_the_first_layer",
+    "test_answers_are_exact_whatever_was_drafted",
     "test_any_groups_are_exact",
     "test_random_traffic_is_exact",
     "test_what_leaves_late_or_by_attention_is_exact",

@@ -237,15 +237,17 @@ def stock_error(field: str, value: Any) -> bool:
     )
 
 
-@pytest.mark.parametrize("path", some([CHAT, COMPLETIONS], [CHAT]))
-def test_ill_typed_fields_are_no_server_error(watched: Watched, path: str) -> None:
-    """Every field that the server documents, set to each of the ill values beside a good policy."""
+@pytest.mark.parametrize(
+    ("path", "every"), some([(CHAT, 1), (CHAT, 3), (COMPLETIONS, 1)], [(CHAT, 3)])
+)
+def test_ill_typed_fields_are_no_server_error(watched: Watched, path: str, every: int) -> None:
+    """Every field that the server documents, set to each of the ill values, or every third, beside a good policy."""
     document = watched.server.client.get("/openapi.json").json()
     fields = document["components"]["schemas"][MODEL[path].__name__]["properties"]
     assert len(fields) > 40
     wrong, refused = [], 0
-    for field in fields:
-        for value in malformed.ILL_VALUES:
+    for number, field in enumerate(fields):
+        for value in malformed.ILL_VALUES[number % every :: every]:
             if stock_error(field, value):
                 continue
             answer = watched.post(path, {**GOOD[path], field: value})
@@ -255,7 +257,7 @@ def test_ill_typed_fields_are_no_server_error(watched: Watched, path: str) -> No
                 sentence(answer)
                 refused += 1
     assert not wrong
-    assert refused > 300
+    assert refused > 300 / every
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])

@@ -44,8 +44,6 @@ class Run:
     """Where the stand-ins for hub models go."""
     long: bool = field(default_factory=lambda: os.environ.get(LONG_RUN) == "1")
     """Whether :data:`LONG` are run, too."""
-    differing: bool = False
-    """Only tests that two storage groups are expected to fail: what a run with two has not shown."""
 
     def command(self, *options: str, files: Sequence[str] = FILES) -> list[str]:
         """The pytest command, for :attr:`folder`."""
@@ -70,7 +68,6 @@ class Run:
             "HF_HOME": str(self.scratch),
             "HF_HUB_OFFLINE": "1",
             "VLLM_FLOW_UPSTREAM": self.name,
-            "VLLM_FLOW_UPSTREAM_DIFFERING": str(int(self.differing)),
             # Its own plugins and no others: vLLM's tests are not written for those of this house.
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "VLLM_NO_USAGE_STATS": "1",

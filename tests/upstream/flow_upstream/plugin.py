@@ -1,7 +1,6 @@
 """pytest plugin: vLLM's tests, with the extension's classes and the list of expected differences.
 
 ``VLLM_FLOW_UPSTREAM`` names the run: ``stock`` (nothing is put in), or a number of storage groups.
-``VLLM_FLOW_UPSTREAM_DIFFERING=1`` leaves those tests that two groups are expected to fail.
 An expected difference is a strict xfail: a test that is not on the list and fails, fails the run,
 and so does one that is on the list and passes.
 """
@@ -17,7 +16,6 @@ import pytest
 from flow_upstream.expected import EXPECTED, Difference, unmatched
 
 RUN = os.environ["VLLM_FLOW_UPSTREAM"]
-DIFFERING = os.environ.get("VLLM_FLOW_UPSTREAM_DIFFERING") == "1"
 _running = ""
 _with_extension: set[str] = set()
 
@@ -43,11 +41,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(
             "expected differences that match no test any more: " + ", ".join(sorted(gone))
         )
-    if DIFFERING:
-        wanted = [difference for difference in EXPECTED if "2" in difference.runs]
-        kept = [item for item in items if any(d.matches(item.nodeid) for d in wanted)]
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = kept
 
 
 def _mark(difference: Difference) -> pytest.MarkDecorator:
