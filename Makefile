@@ -116,10 +116,8 @@ test-eval: setup
 	@$(PYTEST) tests/eval $(STARTS_RAY)
 
 test-rest: setup
-	@echo "tests: model families, some of them"
-	@$(PYTEST) tests/families
-	@echo "tests: commands, analysis, profile"
-	@$(PYTEST) tests/commands $(STARTS_RAY:%=--ignore=%) tests/analysis tests/profile
+	@echo "tests: model families, some of them; commands, analysis, profile"
+	@$(PYTEST) tests/families tests/commands $(STARTS_RAY:%=--ignore=%) tests/analysis tests/profile
 
 test-speed: setup
 	@echo "tests: no gross regression beside stock vLLM, by ratio"

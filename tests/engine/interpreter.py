@@ -3,7 +3,8 @@
 Before each kernel, and before each function that a kernel calls, Triton 3.7 replaces a few hundred members of
 ``triton.language``; it puts them back after the kernel, and copies every argument's whole storage to the host
 and back. In a process that only interprets, and whose tensors are on the host, once is enough and nothing has
-to be copied: what the kernels compute is the same.
+to be copied: what the kernels compute is the same. And of each sum and product of integers it finds out whether it
+overflows, a fifth of the time, to tell it in debug mode alone.
 
 And with masks that are made of numbers, as they are where one side of a comparison is a scalar (vLLM's kernels that
 draft from the text): Triton 3.7's interpreter takes booleans alone.
@@ -11,6 +12,7 @@ draft from the text): Triton 3.7's interpreter takes booleans alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 
@@ -51,6 +53,8 @@ def install() -> None:
     builder.create_masked_store = lambda self, ptrs, value, mask, *args: store(
         self, ptrs, value, truth(mask), *args
     )
+    one = interpreter.interpreter_builder
+    one.options = replace(one.options, sanitize_overflow=False)
     interpreter._patch_lang = patch_once
     interpreter.GridExecutor._init_args_hst = as_they_are
     interpreter.GridExecutor._restore_args_dev = lambda self, *args: None

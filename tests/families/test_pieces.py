@@ -1,4 +1,4 @@
-"""Rows leave exactly in steps that vLLM has compiled in pieces, by Inductor, as it does on CUDA.
+"""Rows leave exactly in steps that vLLM has compiled in pieces, as it does on CUDA.
 
 What pieces are handed differs from family to family: positions in three dimensions, that are a slice of a longer
 buffer; features injected between layers; a batch dimension and rotary tables, in vLLM's Transformers backend.
@@ -18,26 +18,31 @@ from tests.families.asking import every_cliff
 from tests.families.checkpoints import BUILDERS
 from tests.families.making import Checkpoint
 from tests.families.running import STOCK, Engine, Judge
-from tests.longer import some
 from vllm_flow.engine.worker.passes.last_layer import attention_of
 from vllm_flow.engine.worker.passes.pieces import pieces_of
 
-QUICK = ("qwen3_vl", "aya_vision")
-"""Without a choice; the second in ``make test-long``."""
 BY_TRACE = ("mimo_v2_omni", "mimo_v2_omni_narrow")
 """Pieces run as they were traced: stock vLLM's, compiled for a CPU by Inductor, answer wrongly."""
 NOT_COMPILED = ("openpangu_vl",)
 """vLLM itself fails to compile their decoders: of positions in three dimensions it marks the first as that of rows."""
 CHOICE = os.environ.get("VLLM_FLOW_FAMILIES", "")
-NAMES = tuple(BUILDERS) if CHOICE == "all" else tuple(filter(None, CHOICE.split(","))) or QUICK
+NAMES = tuple(BUILDERS) if CHOICE == "all" else tuple(filter(None, CHOICE.split(",")))
+CHOSEN = [(name, "eager" if name in BY_TRACE else "inductor") for name in NAMES]
+LONGER = [
+    pytest.param(name, "inductor", marks=pytest.mark.long) for name in ("qwen3_vl", "aya_vision")
+]
+"""Inductor compiles for minutes."""
 
 
-@pytest.mark.parametrize("name", NAMES if CHOICE else some(QUICK, kept=QUICK[:1]))
+@pytest.mark.parametrize(("name", "backend"), CHOSEN or [("qwen3_vl", "eager"), *LONGER])
 def test_rows_leave_in_compiled_pieces(
-    name: str, checkpoint_of: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    backend: str,
+    checkpoint_of: Callable[[str], Checkpoint],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checkpoint = checkpoint_of(name)
-    compile_in_pieces(monkeypatch, backend="eager" if name in BY_TRACE else "inductor")
+    compile_in_pieces(monkeypatch, backend=backend)
     if name in NOT_COMPILED:
         with pytest.raises(ConstraintViolationError, match="inputs_embeds"):
             Engine(checkpoint, STOCK, enforce_eager=False)

@@ -17,7 +17,6 @@ from schemathesis import GenerationMode
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
-from tests.longer import some
 from tests.server import malformed
 from tests.server.conftest import LAYERS, STRONGEST
 from tests.server.requests import CHAT, COMPLETIONS, chat_body, text_body
@@ -238,7 +237,8 @@ def stock_error(field: str, value: Any) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("path", "every"), some([(CHAT, 1), (CHAT, 3), (COMPLETIONS, 1)], [(CHAT, 3)])
+    ("path", "every"),
+    [(CHAT, 3), *(pytest.param(path, 1, marks=pytest.mark.long) for path in (CHAT, COMPLETIONS))],
 )
 def test_ill_typed_fields_are_no_server_error(watched: Watched, path: str, every: int) -> None:
     """Every field that the server documents, set to each of the ill values, or every third, beside a good policy."""
