@@ -1,7 +1,8 @@
 """Executes docs/first_steps.ipynb from top to bottom: ``python docs/site/notebook.py OUT``, `make docs-check`.
 
 OUT is the notebook with what it printed, fit to be committed: without what went to the standard error
-stream, and with one form of each picture. A cell that fails ends it with the cell's traceback, exit status 1.
+stream, and with one form of each picture. A cell that fails ends it with the cell's traceback, exit status 1; so
+does one that takes too long, and a kernel that dies.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "first_steps.ipynb"
 CELL_SECONDS = 600
@@ -44,7 +45,10 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def execute(out: Path) -> None:
     """Run every cell in a fresh kernel, in the notebook's folder.
 
-    Raises CellExecutionError where a cell fails.
+    Raises:
+        CellExecutionError: a cell fails.
+        CellTimeoutError: one takes more than `CELL_SECONDS`.
+        DeadKernelError: the kernel died.
     """
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
@@ -56,6 +60,6 @@ def execute(out: Path) -> None:
 if __name__ == "__main__":
     try:
         execute(Path(sys.argv[1]))
-    except CellExecutionError as error:
-        sys.exit(str(error))
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        sys.exit(f"{NOTEBOOK.name}: {error}")
     print(f"docs: every cell ran; with its output: {sys.argv[1]}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from tests.families import (
     aria,
@@ -212,6 +215,31 @@ BUILDERS: dict[str, Callable[[], Checkpoint]] = {
     "qwen2_vl_backend": _backend(qwen.qwen2_vl),
     "glm4_5v_backend": _backend(glm.glm4_5v),
 }
+
+
+CHOICE = "VLLM_FLOW_FAMILIES"
+
+
+def chosen() -> tuple[str, ...]:
+    """The checkpoints that the environment asks for, "all" or names with commas between them; none where it does not.
+
+    Raises:
+        pytest.UsageError: a name that is none.
+    """
+    choice = os.environ.get(CHOICE, "")
+    names = tuple(BUILDERS) if choice == "all" else tuple(filter(None, choice.split(",")))
+    for name in names:
+        if name not in BUILDERS:
+            close = difflib.get_close_matches(name, BUILDERS, n=1)
+            raise pytest.UsageError(
+                f"{CHOICE}: {name!r} is no checkpoint; "
+                + (
+                    f"did you mean {close[0]!r}?"
+                    if close
+                    else "python -m tests.families lists them."
+                )
+            )
+    return names
 
 
 def build(name: str, root: Path) -> Checkpoint:

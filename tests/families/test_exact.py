@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ import pytest
 
 from tests.engine import v2_cpu
 from tests.families.asking import Ask, every_cliff, prompts_of
-from tests.families.checkpoints import BUILDERS
+from tests.families.checkpoints import chosen
 from tests.families.conftest import COMPILED, Rows
 from tests.families.making import Checkpoint, film, picture, words
 from tests.families.running import STOCK, Engine, Judge, largest_difference
@@ -19,8 +18,8 @@ QUICK = ("qwen3_vl", "idefics3", "cohere2_vision", "kimi_vl", "lfm2_vl")
 """M-RoPE, and features injected between layers; a decoder in another place, markers within a picture; sliding
 windows that a picture is wider than; latent attention; states of short convolutions."""
 
-CHOICE = os.environ.get("VLLM_FLOW_FAMILIES", "")
-NAMES = tuple(BUILDERS) if CHOICE == "all" else tuple(filter(None, CHOICE.split(","))) or QUICK
+CHOSEN = chosen()
+NAMES = CHOSEN or QUICK
 RUNNER = ("V2" if v2_cpu.wanted() else "V1") + (", compiled" if COMPILED else "")
 BLOCK = 32
 """Tokens of a chunk, and of a KV block but beside states."""
@@ -82,7 +81,7 @@ def test_chunks_and_cached_prefixes_are_exact(
     engine.check_idle()
 
 
-@pytest.mark.skipif(not CHOICE, reason="make test-families")
+@pytest.mark.skipif(not CHOSEN, reason="make test-families")
 @pytest.mark.parametrize("name", NAMES)
 def test_whole_prompts_are_exact_and_the_baseline_is_stock(
     name: str, checkpoint_of: Callable[[str], Checkpoint], table: Rows
@@ -175,7 +174,7 @@ UNEVEN = {
 one tile, which is its overview too, and has every embedding twice."""
 
 
-@pytest.mark.parametrize("name", NAMES if CHOICE else ("idefics3",))
+@pytest.mark.parametrize("name", NAMES if CHOSEN else ("idefics3",))
 def test_what_stays_of_a_picture_is_exact(
     name: str, checkpoint_of: Callable[[str], Checkpoint], table: Rows
 ) -> None:
@@ -214,7 +213,7 @@ def test_what_stays_of_a_picture_is_exact(
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if name in FILMED] if CHOICE else FILMED[:1]
+    "name", [name for name in NAMES if name in FILMED] if CHOSEN else FILMED[:1]
 )
 def test_what_stays_of_a_videos_frames_is_exact(
     name: str, checkpoint_of: Callable[[str], Checkpoint], table: Rows

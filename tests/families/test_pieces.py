@@ -6,7 +6,6 @@ buffer; features injected between layers; a batch dimension and rotary tables, i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -15,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 from tests.engine.compiling import counted_calls
 from tests.engine.piecewise import compile_in_pieces
 from tests.families.asking import every_cliff
-from tests.families.checkpoints import BUILDERS
+from tests.families.checkpoints import chosen
 from tests.families.making import Checkpoint
 from tests.families.running import STOCK, Engine, Judge
 from vllm_flow.engine.worker.passes.last_layer import attention_of
@@ -25,9 +24,7 @@ BY_TRACE = ("mimo_v2_omni", "mimo_v2_omni_narrow")
 """Pieces run as they were traced: stock vLLM's, compiled for a CPU by Inductor, answer wrongly."""
 NOT_COMPILED = ("openpangu_vl",)
 """vLLM itself fails to compile their decoders: of positions in three dimensions it marks the first as that of rows."""
-CHOICE = os.environ.get("VLLM_FLOW_FAMILIES", "")
-NAMES = tuple(BUILDERS) if CHOICE == "all" else tuple(filter(None, CHOICE.split(",")))
-CHOSEN = [(name, "eager" if name in BY_TRACE else "inductor") for name in NAMES]
+CHOSEN = [(name, "eager" if name in BY_TRACE else "inductor") for name in chosen()]
 LONGER = [
     pytest.param(name, "inductor", marks=pytest.mark.long) for name in ("qwen3_vl", "aya_vision")
 ]
