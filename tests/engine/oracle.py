@@ -87,8 +87,9 @@ def embed(model: Model, prompt: Prompt, output: Sequence[int]) -> torch.Tensor:
     return hidden_TD[None]
 
 
+@functools.lru_cache(maxsize=8)
 def image_features(model: Model, prompt: Prompt) -> list[torch.Tensor]:
-    """Per image its projected features, tokens x D."""
+    """Per image its projected features, tokens x D; not to be written to."""
     if prompt.pixels is None:
         return []
     config = model.config
@@ -99,6 +100,13 @@ def image_features(model: Model, prompt: Prompt) -> list[torch.Tensor]:
         **({} if prompt.sizes is None else {"image_sizes": prompt.sizes}),
     )
     return list(features.pooler_output)
+
+
+@functools.lru_cache(maxsize=8)
+def _tower(model: Model, prompt: Prompt) -> list[tuple[torch.Tensor, ...]]:
+    """Per picture the attention of every layer of the tower, tiles x heads x rows x rows."""
+    pictures = prompt.pixels if prompt.sizes is not None else prompt.pixels.unsqueeze(1)  # type: ignore[union-attr]
+    return [model.model.vision_tower(one, output_attentions=True).attentions for one in pictures]
 
 
 def tower_attention(
@@ -115,14 +123,10 @@ def tower_attention(
     if prompt.pixels is None:
         return []
     layer = model.config.vision_feature_layer if layer is None else layer
-    tiles = prompt.pixels.unsqueeze(1)
-    strategy = model.config.vision_feature_select_strategy
-    first = 1 if strategy == "default" else 0
-    if prompt.sizes is not None:
-        tiles = prompt.pixels
+    first = 1 if model.config.vision_feature_select_strategy == "default" else 0
     scores = []
-    for picture in tiles:
-        weights = model.model.vision_tower(picture, output_attentions=True).attentions[layer]
+    for attention in _tower(model, prompt):
+        weights = attention[layer]
         asking = weights[:, :, first:] if received else weights[:, :, :1]
         scores.append(asking[..., first:].mean((1, 2)))
     return _packed(model, prompt, scores, torch.inf)
