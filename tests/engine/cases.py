@@ -16,7 +16,7 @@ MAX_MODEL_LEN = 512
 LONG_ANSWER = 32
 """Tokens; fills a block of them whatever it began with."""
 ANSWER = 12 if v2_cpu.wanted() else 20
-"""Of most answers: tests' time is that of steps, which Model Runner V2's kernels, interpreted on a CPU, make longest."""
+"""Of most answers. Steps are what tests take time for, most of all under Model Runner V2: a CPU interprets its kernels."""
 
 
 @dataclass(frozen=True)

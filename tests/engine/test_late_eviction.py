@@ -14,7 +14,7 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import BlockHash
 
 from tests.engine import v2_cpu
-from tests.engine.cases import LONG, one_image
+from tests.engine.cases import LONG, LONG_ANSWER, one_image
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import BLOCK_SIZE, assert_exact, differ, params_of, tokens_of
 from tests.engine.policy_cases import late_mixed
@@ -131,8 +131,9 @@ def test_late_evictions_in_a_pool_that_thrashes(open_engine: OpenEngine, cached:
     """What was preempted computes its prompt with the image anew, and what it had answered without."""
     options = {"kv_cache_memory_bytes": 2 << 20, "enable_prefix_caching": cached}
     engine = open_engine(LONG, 2, **options)
+    cliffs = (1, 2, 3, 0, None)
     asks = [
-        replace(one_image(540 + i % 5, (1, 2, 3, 0, None)[i % 5]), late=i % 5 < 4)
+        replace(one_image(540 + i % 5, cliffs[i % 5]), late=i % 5 < 4, max_tokens=LONG_ANSWER)
         for i in range(15)
     ]
     with engine.count_preemptions() as preempted:

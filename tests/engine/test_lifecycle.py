@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.engine import v2_cpu
-from tests.engine.cases import LONG, Ask, mixed, one_image, text_only, two_images
+from tests.engine.cases import LONG, LONG_ANSWER, Ask, mixed, one_image, text_only, two_images
 from tests.engine.fixtures import OpenEngine
 from tests.engine.harness import Engine, assert_exact, params_of, tokens_of
 from tests.longer import some
@@ -29,6 +31,8 @@ def test_preempted_requests_stay_exact(
         LONG, group_layers, kv_cache_memory_bytes=TINY_POOL, async_scheduling=asynchronous
     )
     asks = mixed(LONG.layers)
+    # So that they fill the pool where a block is of one layer alone, too.
+    asks = v2_cpu.reduced([replace(ask, max_tokens=LONG_ANSWER) for ask in asks], to=asks)
     with engine.count_preemptions() as preempted:
         outputs = engine.run(asks)
     assert preempted, "the pool is too large for this test"
