@@ -16,7 +16,7 @@ MAX_MODEL_LEN = 512
 LONG_ANSWER = 32
 """Tokens; fills a block of them whatever it began with."""
 ANSWER = 12 if v2_cpu.wanted() else 20
-"""Of most answers. Steps are what tests take time for, most of all under Model Runner V2: a CPU interprets its kernels."""
+"""Of most answers: steps take the tests' time, most of all those of Model Runner V2, whose kernels a CPU interprets."""
 
 
 @dataclass(frozen=True)
