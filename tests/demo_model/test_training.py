@@ -97,7 +97,7 @@ def same(one: Path, other: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
-@pytest.mark.long  # the later stages stand for it
+@pytest.mark.long
 def test_the_vision_stage_goes_on_exactly_where_it_was_stopped(
     tmp_path: Path, assets: Assets, monkeypatch: pytest.MonkeyPatch, quick_checks: None
 ) -> None:
@@ -130,6 +130,7 @@ def test_products_of_sixteen_bits_are_near() -> None:
         torch.testing.assert_close(one, other, atol=0.1, rtol=0.1)
 
 
+@pytest.mark.long
 def test_the_later_stages_go_on_exactly_where_they_were_stopped(
     tmp_path: Path, assets: Assets, monkeypatch: pytest.MonkeyPatch, quick_checks: None
 ) -> None:

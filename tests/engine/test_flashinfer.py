@@ -17,7 +17,7 @@ from tests.engine.harness import STOCK, assert_exact
 from tests.engine.options import DRAFTS
 from tests.engine.policy_cases import device_mixed, late_mixed, place_mixed
 from tests.engine.test_speculative import ASKS, counted
-from tests.longer import some
+from tests.longer import long_under_v2, some
 from vllm_flow.engine.worker import variant_builders
 
 
@@ -60,6 +60,7 @@ def test_with_one_builder_they_are_not(open_engine: OpenEngine, device: str) -> 
         assert_exact(engine, asks, engine.run(asks))
 
 
+@long_under_v2
 @on_some("xqa")
 def test_chunks_and_cached_prefixes_are_exact(open_engine: OpenEngine, device: str) -> None:
     """Six layers in one group, chunks that end inside an image; then the same again, found."""

@@ -184,6 +184,7 @@ def test_stages_that_are_told_choose_what_one_worker_chooses(
     assert told == ()
 
 
+@settings(max_examples=25)
 @given(choosing_batches())
 def test_a_worker_with_all_layers_is_told_nothing(batch: list[tuple[Staged, int, int]]) -> None:
     plan = plan_step([ScheduledRequest(a, b - a, case.layout) for case, a, b in batch])
@@ -191,6 +192,7 @@ def test_a_worker_with_all_layers_is_told_nothing(batch: list[tuple[Staged, int,
     assert not NOTHING
 
 
+@settings(max_examples=25)
 @given(choosing_batches())
 def test_nothing_is_told_of_a_step_behind_the_images(
     batch: list[tuple[Staged, int, int]],
