@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -67,6 +69,30 @@ def test_the_last_event_is_the_sentence(path: str, says: Any) -> None:
     event = json.loads(data)
     assert (kind, event["type"]) == ("event: error", "error")
     assert event.get("error", event)["message"].startswith(SENTENCE)
+
+
+def test_nothing_is_sent_behind_the_sentence() -> None:
+    """A server takes no message behind the last one of an answer."""
+
+    async def goes_on(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        with contextlib.suppress(RefusedRequest):
+            refuse()
+        for more in (True, True, False):
+            await send({"type": "http.response.body", "body": b"data: x\n\n", "more_body": more})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    sent: list[dict[str, Any]] = []
+    asyncio.run(RefusedStreams(goes_on)({"type": "http", "path": "/v1/messages"}, receive, send))
+    begun, last = sent
+    assert begun["status"] == 200 and not last["more_body"]
+    assert SENTENCE in last["body"].decode()
 
 
 def test_everything_else_goes_through_as_it_is() -> None:
