@@ -97,7 +97,7 @@ bench: setup
 JOBS   ?= 3
 # Two of Ray's clusters at a time are more than two cores bear: these run one after the other.
 STARTS_RAY := tests/commands/test_cluster.py tests/commands/test_interrupt.py
-# The longest first, so that all lanes end at about the same time; times are taken while others run as well.
+# The longest first, so that all lanes end at about the same time. Not the shortest last, which would leave a core idle.
 SUITES := test-engine test-eval test-engine-v2 test-rest test-unit test-speed test-server test-upstream
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not long"
 PYTEST_LONG := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "long"

@@ -53,8 +53,8 @@ def install() -> None:
     builder.create_masked_store = lambda self, ptrs, value, mask, *args: store(
         self, ptrs, value, truth(mask), *args
     )
-    one = interpreter.interpreter_builder
-    one.options = replace(one.options, sanitize_overflow=False)
+    shared = interpreter.interpreter_builder
+    shared.options = replace(shared.options, sanitize_overflow=False)
     interpreter._patch_lang = patch_once
     interpreter.GridExecutor._init_args_hst = as_they_are
     interpreter.GridExecutor._restore_args_dev = lambda self, *args: None

@@ -32,6 +32,11 @@ LONG_RUN = "VLLM_FLOW_UPSTREAM_LONG"
 """Environment variable: 1 for the long run."""
 
 
+def is_long() -> bool:
+    """Whether this is the long run."""
+    return os.environ.get(LONG_RUN) == "1"
+
+
 @dataclass(frozen=True)
 class Run:
     """One way to run vLLM's tests."""
@@ -42,7 +47,7 @@ class Run:
     """Holds vLLM's ``tests``."""
     scratch: Path
     """Where the stand-ins for hub models go."""
-    long: bool = field(default_factory=lambda: os.environ.get(LONG_RUN) == "1")
+    long: bool = field(default_factory=is_long)
     """Whether :data:`LONG` are run, too."""
 
     def command(self, *options: str, files: Sequence[str] = FILES) -> list[str]:

@@ -6,7 +6,6 @@ own; its results are one test here.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -14,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.upstream import fetch
-from tests.upstream.run import LONG_RUN, Run
+from tests.upstream.run import Run, is_long
 
-CHECKED = ("1", "2") if os.environ.get(LONG_RUN) == "1" else ("2",)
+CHECKED = ("1", "2") if is_long() else ("2",)
 """Storage groups of each run."""
 SUMMARY = re.compile(r"\d+ (passed|failed|error).* in [\d.]+s")
 
