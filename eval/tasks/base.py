@@ -211,10 +211,10 @@ def partly_measured(task: Task, metrics: Iterable[str], scored: Iterable[Scored]
     for name in metrics:
         parts = task.parts.get(name, ())
         there = [part for part in parts if part in groups]
-        if there and len(there) < len(parts):
+        if len(there) < len(parts):
+            named = f" ({', '.join(there)})" if there else ""
             found.append(
-                f"{name} is over {len(there)} of its {len(parts)} parts ({', '.join(there)}); "
-                "nothing was answered of the others"
+                f"{name} is over {len(there)} of its {len(parts)} parts{named}; nothing was answered of the others"
             )
     return found
 

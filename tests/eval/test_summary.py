@@ -245,12 +245,16 @@ def test_a_part_that_nothing_was_asked_of_has_no_figure(run: Run) -> None:
     ]
 
 
-def test_a_mean_over_some_of_its_parts_says_so(run: Run) -> None:
-    """Points of 2000, whatever the mean is of."""
-    truth = {"label": "yes", "image_id": "count/1.png"}
-    items = [Item(f"count/1.png#{number}", "Q", None, truth, "count") for number in (1, 2)]
+@pytest.mark.parametrize(
+    ("group", "of"),
+    [("count", "1 of its 10 parts (count)"), ("code_reasoning", "0 of its 10 parts")],
+)
+def test_a_mean_over_some_of_its_parts_says_so(run: Run, group: str, of: str) -> None:
+    """Points of 2000, whatever the mean is of; the headline is there even where it is of nothing."""
+    truth = {"label": "yes", "image_id": f"{group}/1.png"}
+    items = [Item(f"{group}/1.png#{number}", "Q", None, truth, group) for number in (1, 2)]
     given = next(row for row in run.answers().to_pylist() if row["policy"] == "baseline")
     rows = [given | {"task": "mme", "item_id": item.id, "answer": "Yes"} for item in items]
     found = gaps(summarise(run.meta, {"mme": items}, rows, {"mme": get_task("mme")}, OPTIONS), {})
-    said = "MME: perception is over 1 of its 10 parts (count); nothing was answered of the others."
-    assert [gap for gap in found if "parts" in gap] == [said]
+    said = f"MME: perception is over {of}; nothing was answered of the others."
+    assert [gap for gap in found if "perception" in gap] == [said]
